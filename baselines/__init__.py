@@ -1,0 +1,104 @@
+"""Gradient synchronisation methods for DistributedDataParallel, one file a method.
+
+A method is a module of this package that defines
+
+* ``LABEL``, ``COLOR``, ``MARKER``: how figures show it,
+* ``State``: a dataclass (``@parameters``) whose fields are the method's parameters,
+* ``<module name>_hook(state, bucket) -> Future[Tensor]``: a DDP communication hook.
+
+Every such file is found by itself; nothing is registered by hand. The same door serves anyone's own training::
+
+    import baselines
+
+    method = baselines.get("pactrain")
+    state = method.State(density=0.2, values="ternary")
+    baselines.register(ddp_model, state, optimizer=optimizer)
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
+
+from baselines._state import MethodState
+
+__all__ = ["Method", "MethodState", "get", "method_of", "names", "register"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method as its file declares it.
+
+    ``summary`` is the first line of the file's docstring; ``color`` and ``marker`` are matplotlib's.
+    """
+
+    name: str
+    label: str
+    color: str
+    marker: str
+    summary: str
+    State: type[MethodState]
+    hook: Callable[[Any, Any], Future[torch.Tensor]]
+
+
+def names() -> list[str]:
+    """The names of all methods, sorted. Imports none of them."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+
+
+def get(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+        KeyError: no file of this package has that name.
+    """
+    if name not in names():
+        raise KeyError(f"no method named {name!r}; there are {', '.join(names())}")
+    return _describe(importlib.import_module(f"{__name__}.{name}"))
+
+
+def method_of(state: MethodState) -> Method:
+    """The method that a state belongs to."""
+    return _describe(sys.modules[type(state).__module__])
+
+
+def _describe(module: ModuleType) -> Method:
+    name = module.__name__.rpartition(".")[2]
+    return Method(
+        name=name,
+        label=module.LABEL,
+        color=module.COLOR,
+        marker=module.MARKER,
+        summary=(module.__doc__ or "").partition("\n")[0],
+        State=module.State,
+        hook=getattr(module, f"{name}_hook"),
+    )
+
+
+def register(ddp: DistributedDataParallel, state: MethodState, *, optimizer: torch.optim.Optimizer) -> None:
+    """Synchronise ``ddp``'s gradients by the method of ``state`` from the next backward pass on.
+
+    Call it once, on every rank, before training. The optimizer is needed because methods act at step boundaries
+    (pruning, averaging) and own some of its state (momentum correction, masks).
+
+    Raises:
+        ValueError: the method cannot run with this world size or optimizer.
+    """
+    method = method_of(state)
+    state.bind(ddp, optimizer)
+
+    def hook(state, bucket):  # type: ignore[no-untyped-def]  # DDP refuses annotations that are strings
+        state.stopwatch.bucket_ready()
+        return method.hook(state, bucket)
+
+    ddp.register_comm_hook(state, hook)
+    optimizer.register_step_post_hook(lambda *_: state.end_step())

@@ -1,0 +1,54 @@
+"""A second lane for collectives, beside the backward pass and in the same order on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch.futures import Future
+
+
+class Lane:
+    """A thread with a process group of its own, for methods that need one collective's result to begin the next.
+
+    A Future's callback must not begin a collective: callbacks run as results arrive, so ranks would begin them in
+    different orders and add up numbers that do not belong together. Here jobs begin one after the other in the order
+    in which DDP hands over its buckets, which is the same on every rank, while the backward pass goes on beside them.
+    The own group keeps them apart from what the main thread sends meanwhile.
+
+    Making one is collective: every rank of ``process_group`` must do so.
+    """
+
+    def __init__(self, process_group: dist.ProcessGroup, device: torch.device) -> None:
+        group = dist.new_group(
+            dist.get_process_group_ranks(process_group),
+            backend=dist.get_backend(process_group),
+            timeout=process_group._get_backend(device).options._timeout,  # the user's, which new_group forgets
+            use_local_synchronization=True,
+        )
+        self.process_group = cast(dist.ProcessGroup, group)
+        self._device = device
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="collectives")
+
+    def submit(self, job: Callable[[], Future[torch.Tensor]]) -> Future[torch.Tensor]:
+        """What ``job`` will return, or raise. Its last collective may still be under way when it returns."""
+        result: Future[Any] = Future(devices=[self._device] if self._device.type == "cuda" else None)
+
+        def settle(done: Future[torch.Tensor]) -> None:
+            try:
+                result.set_result(done.value())
+            except Exception as error:
+                result.set_exception(error)
+
+        def run() -> None:
+            try:
+                job().add_done_callback(settle)
+            except Exception as error:
+                result.set_exception(error)
+
+        self._thread.submit(run)
+        # DDP understands an error only when a callback raised it: an exception that was set reads as a result to it.
+        return result.then(lambda done: done.value())

@@ -1,0 +1,61 @@
+"""Sparse gradients on the wire: how many entries to send, how they travel, and how their mean is taken."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch.futures import Future
+
+from baselines._state import MethodState, Shapes, all_gather_bytes, numel
+
+INDEX = torch.int32
+
+
+def share(ratio: float, size: int) -> int:
+    """How many of ``size`` entries a ratio in (0, 1] stands for: at least one."""
+    return max(1, round(ratio * size))
+
+
+def sparse_bytes(ratio: float, shapes: Shapes, world_size: int) -> float:
+    """Bytes each rank sends when it sends that share of its fp32 gradient, each value with its index."""
+    return all_gather_bytes(ratio * numel(shapes) * (4 + INDEX.itemsize), world_size)
+
+
+def pack(values: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """One block of bytes (uint8), values first, so that both travel in one collective."""
+    return torch.cat((values.view(torch.uint8), indices.to(INDEX).view(torch.uint8)))
+
+
+def unpack(block: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """The values, of type ``dtype``, and the int32 indices of a packed block."""
+    count = block.numel() // (dtype.itemsize + INDEX.itemsize)
+    values, indices = block.split((count * dtype.itemsize, count * INDEX.itemsize))
+    return values.view(dtype), indices.clone().view(INDEX)  # cloned: a view must start at a multiple of its item size
+
+
+def all_gather_mean(
+    state: MethodState, values: torch.Tensor, indices: torch.Tensor, out: torch.Tensor
+) -> Future[torch.Tensor]:
+    """Fill ``out`` with the mean over all ranks of their sparse gradients, zero where no rank sent anything.
+
+    Args:
+        values: (k,), overwritten; k must be the same on every rank.
+        indices: (k,), integers; where the values belong. No place may appear twice, unless to pad with zeros.
+        out: (n,), of the type of ``values``.
+    """
+    with state.stopwatch("encode"):
+        block = pack(values.div_(state.world_size), indices)
+        blocks = [torch.empty_like(block) for _ in range(state.world_size)]
+    work = dist.all_gather(blocks, block, group=state.process_group, async_op=True)
+
+    def decode(done: Future[object]) -> torch.Tensor:
+        done.value()  # raises what the collective raised
+        with state.stopwatch("decode"):
+            out.zero_()
+            # Rank by rank: within one rank no place appears twice, so that even where additions run in parallel
+            # their order, and with it the last bit, is the same on every rank.
+            for values, indices in (unpack(block, out.dtype) for block in blocks):
+                out.index_add_(0, indices, values)
+        return out
+
+    return work.get_future().then(decode)

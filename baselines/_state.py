@@ -1,0 +1,170 @@
+"""What the states of all methods share: parameters, step count, time keeping, per-parameter memory, byte formulas."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from threading import get_ident
+from time import perf_counter
+from typing import Any, Literal, NamedTuple, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass as validated_dataclass
+from torch.nn.parallel import DistributedDataParallel
+from typing_extensions import dataclass_transform
+
+T = TypeVar("T")
+Shapes = Sequence[Sequence[int]]
+
+
+@dataclass_transform(kw_only_default=True)
+def parameters(cls: type[T]) -> type[T]:
+    """Make a state's annotated fields its checked, keyword-only parameters.
+
+    An unknown name, a wrong type or a value out of range raises pydantic's ``ValidationError``, a ``ValueError``.
+    """
+    checked: Any = validated_dataclass(kw_only=True, config=ConfigDict(extra="forbid", strict=True))(cls)
+    return cast(type[T], checked)
+
+
+class Lap(NamedTuple):
+    """What a method did since the lap before."""
+
+    encode_s: float
+    decode_s: float
+    before_ready_s: float
+    """Seconds of codec work within the backward pass, on its own thread, until the last bucket was ready."""
+    buckets_ready_at: float
+    """``perf_counter()`` when DDP handed over the last bucket: here the backward computation ends."""
+
+
+class Stopwatch:
+    """Times what a method does, for whoever wants to know. Blocks may be timed on any thread."""
+
+    def __init__(self) -> None:
+        self._spans: list[tuple[str, float, float, int]] = []
+        self._bucket_ready = (0.0, 0)
+
+    @contextmanager
+    def __call__(self, phase: Literal["encode", "decode"]) -> Iterator[None]:
+        """Time a block of codec work; waiting for a collective is none."""
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            self._spans.append((phase, start, perf_counter(), get_ident()))
+
+    def bucket_ready(self) -> None:
+        """DDP hands over a bucket, on the thread that runs the backward pass."""
+        self._bucket_ready = (perf_counter(), get_ident())
+
+    def lap(self) -> Lap:
+        """What happened since the last lap."""
+        spans, self._spans = self._spans, []
+        ready_at, backward_thread = self._bucket_ready
+        seconds = {"encode": 0.0, "decode": 0.0}
+        before_ready_s = 0.0
+        for phase, start, end, thread in spans:
+            seconds[phase] += end - start
+            if thread == backward_thread and end <= ready_at:
+                before_ready_s += end - start
+        return Lap(seconds["encode"], seconds["decode"], before_ready_s, ready_at)
+
+
+class MethodState:
+    """Base of every method's ``State``.
+
+    Until ``bind`` it holds parameters only and can tell a plan what it will cost. After it, it lives on one rank of
+    one training, and ``step`` counts the optimizer's steps from 0.
+    """
+
+    def __post_init__(self) -> None:
+        self.step = 0
+        self.stopwatch = Stopwatch()
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters with their values, as a scenario would give them."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+
+    @property
+    def steady_from_step(self) -> int:
+        """The first step that runs as all later ones do: after warm-up, pruning or a ramp of the sparsity."""
+        return 0
+
+    def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
+        """Payload bytes that each worker sends in a step, by the method's formula.
+
+        Args:
+            shapes: shapes of the model's parameters (fp32).
+            step: which step; None for the steady state.
+        """
+        raise NotImplementedError(f"{type(self).__module__} states no byte formula")
+
+    def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
+        """Take a place on this rank; collective where a method needs it to be.
+
+        Raises:
+            ValueError: the method cannot run so.
+        """
+        self.model = ddp.module
+        self.optimizer = optimizer
+        self.process_group: dist.ProcessGroup = ddp.process_group
+        self.world_size = dist.get_world_size(ddp.process_group)
+
+    def end_step(self) -> None:
+        """Called on every rank after each step of the optimizer."""
+        self.step += 1
+
+
+class BucketMemory:
+    """Tensors aligned with DDP's buckets whose contents belong to parameters, not to buckets.
+
+    DDP rebuilds its buckets after the first step, so what a method remembers (residuals, momentum) must follow the
+    parameter. ``like(bucket)`` gives a flat tensor of the bucket's layout; after a rebuild the contents have moved
+    along. It starts as zeros.
+    """
+
+    def __init__(self) -> None:
+        self._of_parameter: dict[torch.Tensor, torch.Tensor] = {}
+        self._of_layout: dict[tuple[int, ...], torch.Tensor] = {}
+
+    def like(self, bucket: dist.GradBucket) -> torch.Tensor:
+        """A tensor of the bucket's numel, dtype and device, the same one each time until the layout changes."""
+        members = bucket.parameters()
+        layout = tuple(map(id, members))
+        flat = self._of_layout.get(layout)
+        if flat is None:
+            flat = self._regroup(bucket, members)
+            stale = [old for old in self._of_layout if not set(layout).isdisjoint(old)]
+            for old in stale:
+                del self._of_layout[old]
+            self._of_layout[layout] = flat
+        return flat
+
+    def _regroup(self, bucket: dist.GradBucket, members: list[torch.Tensor]) -> torch.Tensor:
+        flat = torch.zeros_like(bucket.buffer())
+        for parameter, view in zip(members, flat.split([m.numel() for m in members]), strict=True):
+            if (remembered := self._of_parameter.get(parameter)) is not None:
+                view.copy_(remembered)
+            self._of_parameter[parameter] = view
+        return flat
+
+
+def numel(shapes: Shapes) -> int:
+    """How many numbers tensors of these shapes hold together."""
+    return sum(math.prod(shape) for shape in shapes)
+
+
+def ring_all_reduce_bytes(payload_bytes: float, world_size: int) -> float:
+    """Bytes each rank sends when a ring all-reduces ``payload_bytes`` (Patarasuk and Yuan, 2009)."""
+    return 2 * (world_size - 1) / world_size * payload_bytes
+
+
+def all_gather_bytes(payload_bytes: float, world_size: int) -> float:
+    """Bytes each rank sends when ``payload_bytes`` of each rank reach all others."""
+    return (world_size - 1) * payload_bytes

@@ -1,0 +1,31 @@
+"""Dense fp32 all-reduce: what DDP does by itself, and what every speedup is measured against.
+
+The hook divides by the world size before it sums, as torch's own ``allreduce_hook`` does.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch.futures import Future
+
+from baselines._state import MethodState, Shapes, numel, parameters, ring_all_reduce_bytes
+
+LABEL = "Dense"
+COLOR = "#555555"
+MARKER = "o"
+
+
+@parameters
+class State(MethodState):
+    """No parameters."""
+
+    def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
+        return ring_all_reduce_bytes(4 * numel(shapes), world_size)
+
+
+def dense_hook(state: MethodState, bucket: dist.GradBucket) -> Future[torch.Tensor]:
+    """All-reduce the mean of the bucket, in place."""
+    gradient = bucket.buffer().div_(state.world_size)
+    work = dist.all_reduce(gradient, group=state.process_group, async_op=True)
+    return work.get_future().then(lambda future: future.value()[0])

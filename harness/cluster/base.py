@@ -1,0 +1,179 @@
+"""What every cluster can do, and the harness's end of the conversation with an agent."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any, Protocol
+
+from typing_extensions import Self
+
+from harness.agent import Message
+from harness.errors import MeasurementError, UsageError
+from harness.linkprobe import Readings
+from harness.network import Topology
+
+READ_BYTES = 1 << 20
+STOP_GRACE_S = 10.0
+TICK_S = 1.0
+
+
+class TaskTimeoutError(Exception):
+    """A task took longer than it was given; it has been ended."""
+
+
+class ClusterBrokenError(MeasurementError):
+    """The cluster itself ended; nothing more can be run on it."""
+
+
+class Cluster(Protocol):
+    """A set of nodes that can be connected as a topology and made to run tasks. Closing removes all of it."""
+
+    name: str
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def check(self, topology: Topology) -> None:
+        """Raise UsageError where this machine cannot carry what the topology asks for."""
+
+    def use(self, topology: Topology) -> Readings:
+        """Make the topology current: built, shaped, read back, measured. What is current already costs nothing.
+
+        Raises:
+            MeasurementError: a link is not what was asked.
+        """
+
+    def preload(self, dataset: str | None = None, data_dir: str | None = None) -> None:
+        """Have torch, and a data set if one is named, ready before tasks start.
+
+        Raises:
+            UsageError: the data set is not there.
+        """
+
+    def run(self, task: str, spec: Mapping[str, Any], timeout_s: float) -> Iterator[Message]:
+        """Run a task on every worker of the current topology; yields what they say until all have ended.
+
+        Raises:
+            TaskTimeoutError: it took too long.
+            ClusterBrokenError: the cluster itself ended.
+        """
+
+
+class AgentConnection:
+    """A conversation with one agent process over its stdin and stdout. ``close`` ends the agent and all it started."""
+
+    def __init__(self, command: list[str], environment: Mapping[str, str]) -> None:
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the agent
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            env=dict(environment),
+            start_new_session=True,  # Ctrl-C reaches the harness alone, which then ends the agent in good order
+        )
+        assert self._process.stdin
+        assert self._process.stdout
+        self._requests, self._replies = self._process.stdin.fileno(), self._process.stdout.fileno()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._replies, selectors.EVENT_READ)
+        self._partial = b""
+        self._waiting: list[Message] = []
+
+    def request(self, message: Message, timeout_s: float) -> None:
+        """Ask for an operation and wait until it is done.
+
+        Raises:
+            UsageError, MeasurementError: it was refused.
+        """
+        self._send(message)
+        deadline = time.monotonic() + timeout_s
+        while True:
+            reply = self._next(deadline)
+            if reply["kind"] == "done":
+                return
+            if reply["kind"] == "refused":
+                kind = UsageError if reply["exit_code"] == UsageError.exit_code else MeasurementError
+                raise kind(reply["reason"])
+
+    def task(self, task: str, nodes: list[str], spec: Mapping[str, Any], timeout_s: float) -> Iterator[Message]:
+        """Run a task on nodes; yields messages until each node's worker has ended. Leaving early ends them all.
+
+        While nothing is said, a message of kind ``tick`` comes every second, so that whoever listens can give up.
+        """
+        self.request({"op": "start", "task": task, "nodes": nodes, "spec": dict(spec)}, STOP_GRACE_S)
+        running, deadline = set(nodes), time.monotonic() + timeout_s
+        try:
+            while running:
+                message = self._next_or_tick(deadline)
+                if message["kind"] == "exit":
+                    running.discard(message["node"])
+                yield message
+        finally:
+            if running and self._process.poll() is None:
+                self._end_tasks(running)
+
+    def close(self) -> None:
+        """End the agent; the kernel ends what it started."""
+        self._selector.close()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream:
+                stream.close()
+        try:
+            self._process.wait(STOP_GRACE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._stderr.close()
+
+    def _end_tasks(self, running: set[str]) -> None:
+        self._send({"op": "stop"})
+        deadline = time.monotonic() + STOP_GRACE_S
+        while running:
+            message = self._next(deadline)
+            if message["kind"] == "exit":
+                running.discard(message["node"])
+
+    def _send(self, message: Message) -> None:
+        data = memoryview(json.dumps(message).encode() + b"\n")
+        try:
+            while data:
+                data = data[os.write(self._requests, data) :]
+        except BrokenPipeError:
+            raise ClusterBrokenError(self._epitaph()) from None
+
+    def _next_or_tick(self, deadline: float) -> Message:
+        soon = time.monotonic() + TICK_S
+        try:
+            return self._next(min(deadline, soon))
+        except TaskTimeoutError:
+            if deadline <= soon:
+                raise
+            return {"kind": "tick"}
+
+    def _next(self, deadline: float) -> Message:
+        while not self._waiting:
+            if not self._selector.select(max(0.0, deadline - time.monotonic())):
+                raise TaskTimeoutError
+            chunk = os.read(self._replies, READ_BYTES)
+            if not chunk:
+                raise ClusterBrokenError(self._epitaph())
+            *lines, self._partial = (self._partial + chunk).split(b"\n")
+            self._waiting = [json.loads(line) for line in lines]
+        return self._waiting.pop(0)
+
+    def _epitaph(self) -> str:
+        self._process.wait(STOP_GRACE_S)
+        self._stderr.seek(0)
+        last_words = self._stderr.read().decode(errors="replace").strip().splitlines()[-1:]
+        return f"the cluster's agent ended with {self._process.returncode}: {' '.join(last_words) or 'it said nothing'}"

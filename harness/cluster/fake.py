@@ -1,0 +1,112 @@
+"""A cluster that measures nothing: its workers recite a script. For tests of everything from plan to report.
+
+The default script is a caricature that is easy to recognise: steps take the lower bound plus a fixed computation, with
+seeded noise; accuracy saturates. Rows carry ``cluster = "fake"`` and reports say so in large letters.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
+from typing import Any
+
+from typing_extensions import Self
+
+from harness.agent import Message
+from harness.linkprobe import LinkReading, Readings
+from harness.network import FRAME_HEADER_BYTES, Topology, worker_name
+from harness.plan import UNSETTLED_STEPS, Trial, lower_bound_s, state_of, wire_bytes
+
+COMPUTE_S = 0.01
+CODEC_S = 0.001
+UNSHAPED_BPS = 5e9
+RTT_S = 1e-4
+
+Script = Callable[[Trial], Iterator[Message]]
+
+
+def recite(trial: Trial) -> Iterator[Message]:
+    """What workers say of an uneventful trial."""
+    train, workers = trial.case.train, trial.case.cluster.workers
+    steady_from_step = max(state_of(trial.method).steady_from_step, UNSETTLED_STEPS)
+    steady_steps = train.steps - steady_from_step
+    payload = round(wire_bytes(trial) * steady_steps)
+    step_s = [
+        COMPUTE_S + CODEC_S + lower_bound_s(trial, step) * random.Random(f"{trial.id}/{step}").uniform(1.04, 1.08)
+        for step in range(train.steps)
+    ]
+    for worker in range(workers):
+        rows: list[list[Any]] = []
+        clock_s = 0.0
+        for step, seconds in enumerate(step_s):
+            clock_s += seconds
+            phases = {"step_s": seconds, "compute_s": COMPUTE_S, "encode_s": CODEC_S, "decode_s": 0.0}
+            phases["comm_s"] = seconds - COMPUTE_S - CODEC_S
+            rows.extend([step, clock_s, kind, value] for kind, value in phases.items())
+            done = step + 1
+            if worker == 0 and (done % train.eval_every == 0 or done == train.steps):
+                rows.append([done, clock_s, "accuracy", 0.97 - 0.87 * math.exp(-5 * done / train.steps)])
+        yield {"kind": "events", "node": worker_name(worker), "rows": rows}
+        yield {
+            "kind": "result",
+            "node": worker_name(worker),
+            "steps": train.steps,
+            "steady_from_step": steady_from_step,
+            "diverged": False,
+            "payload_bytes": payload,
+            "header_bytes": payload // 1448 * FRAME_HEADER_BYTES,
+            "train_time_s": clock_s,
+            "evaluation_time_s": 0.0,
+            "peak_memory_bytes": 300_000_000,
+            "own_memory_bytes": 100_000_000,
+            "parameter_hash": "0" * 16,
+            "parameters_identical": True,
+        }
+        yield {"kind": "exit", "node": worker_name(worker), "code": 0}
+
+
+class FakeCluster:
+    """See the module.
+
+    Args:
+        script: what the workers say of a trial; may raise TaskTimeoutError or end early, as real ones do.
+    """
+
+    name = "fake"
+
+    def __init__(self, script: Script = recite) -> None:
+        self._script = script
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing was made."""
+
+    def check(self, topology: Topology) -> None:
+        """Any rate can be recited."""
+
+    def use(self, topology: Topology) -> Readings:
+        """Links that are exactly what was asked."""
+        asked = topology.link.rate_bps
+        links = tuple(
+            LinkReading(
+                worker=queue.worker,
+                direction=queue.direction,
+                rate_bps_asked=asked,
+                rate_bps_measured=asked or UNSHAPED_BPS,
+            )
+            for queue in topology.queues()
+        )
+        return Readings(links=links, rtt_s=(RTT_S,) * topology.workers, took_s=0.0)
+
+    def preload(self, dataset: str | None = None, data_dir: str | None = None) -> None:
+        """Nothing is loaded."""
+
+    def run(self, task: str, spec: Mapping[str, Any], timeout_s: float) -> Iterator[Message]:
+        """Recite the script of the spec's trial."""
+        return self._script(Trial.model_validate(spec["trial"]))

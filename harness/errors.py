@@ -1,0 +1,33 @@
+"""The errors a user may meet. Each is one line that names what was found and what is allowed, and has an exit code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+
+class PacbenchError(Exception):
+    """Base of all errors that end a command with one clear line."""
+
+    exit_code: ClassVar[int] = 5
+
+
+class UsageError(PacbenchError):
+    """Something the user gave cannot be used as it is. Nothing was started."""
+
+    exit_code = 2
+
+    @classmethod
+    def at(cls, where: Path | str, field: str, found: object, allowed: str) -> UsageError:
+        """An error in a field of a file or command line: where it stands, what it holds, what it may hold."""
+        return cls(f"{where}: {field}: found {found!r}; allowed: {allowed}")
+
+
+class MeasurementError(PacbenchError):
+    """Nothing could be measured, or what was measured cannot be trusted."""
+
+    exit_code = 5
+
+
+EXIT_INTERRUPTED = 130
+"""A command ended by Ctrl-C (128 + SIGINT, as shells report it)."""

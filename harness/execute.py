@@ -1,0 +1,268 @@
+"""Run a plan: every pending trial on a cluster whose links were verified, each stored as soon as it has ended."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.agent import Message
+from harness.cluster.base import Cluster, ClusterBrokenError, TaskTimeoutError
+from harness.errors import MeasurementError, UsageError
+from harness.linkprobe import Readings
+from harness.network import Topology, worker_number
+from harness.plan import Plan, Trial, lower_bound_s, wire_bytes
+from harness.provenance import code_digest, commit
+from harness.store import DONE, Event, Store, runs
+
+LOG_TAIL_LINES = 40
+LAST_WORDS_S = 2.0
+"""How long the others may still talk once one worker has failed: their logs help, their waiting for it does not."""
+
+FIRST_PORT, PORTS = 29500, 1000
+
+MIN_SHARE_SEEN = 0.5
+"""Of the bytes a method must send, the share below which they cannot have crossed the shaped link."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a watcher may show while trials run."""
+
+    trial: Trial
+    step: int
+    samples_per_s: float
+
+
+Watch = Callable[[Progress], None]
+Ended = Callable[[Trial, str, str | None], None]
+"""Hears of each trial's status and reason."""
+
+
+@dataclass
+class Outcome:
+    """What is known of a trial when it has ended, however it ended."""
+
+    status: str = DONE
+    reason: str | None = None
+    readings: Readings | None = None
+    events: list[Event] = field(default_factory=list)
+    results: dict[int, Message] = field(default_factory=dict)
+    log: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_TAIL_LINES))
+
+
+def run(plan: Plan, store: Store, cluster: Cluster, watch: Watch, ended: Ended) -> None:
+    """Run the trials that the store does not hold as done, in the plan's order.
+
+    A trial that fails becomes a row with its reason, and the next one runs.
+
+    Raises:
+        UsageError: the machine cannot carry a case, or the store holds other trials. Nothing was run.
+        ClusterBrokenError: the cluster itself ended.
+        KeyboardInterrupt: passed on once the trial that it hit is stored as interrupted.
+    """
+    attempts = store.attempts()
+    if strangers := plan.strangers(attempts):
+        raise UsageError(
+            f"{store.folder}: holds {len(strangers)} trials of other code or of another kind of cluster, "
+            "which are not to be mixed with new ones; choose another --out"
+        )
+    pending = plan.pending(attempts)
+    for topology in dict.fromkeys(topology_of(trial) for trial in pending):
+        cluster.check(topology)
+    for dataset, data_dir in dict.fromkeys((trial.case.train.dataset, trial.case.train.data_dir) for trial in pending):
+        cluster.preload(dataset, data_dir)
+    ports = itertools.cycle(range(FIRST_PORT, FIRST_PORT + PORTS))
+    for trial in pending:
+        started = time.monotonic()
+        outcome = Outcome()
+        try:
+            _attempt(trial, cluster, next(ports), outcome, watch)
+        except KeyboardInterrupt:
+            outcome.status, outcome.reason = "interrupted", "interrupted by the user"
+            raise
+        except MeasurementError as error:
+            outcome.status, outcome.reason = "failed", str(error)
+            if isinstance(error, ClusterBrokenError):
+                raise
+        finally:
+            attempt = int((attempts["trial_id"] == trial.id).sum())
+            row = _row(trial, attempt, outcome, time.monotonic() - started)
+            store.append(row, outcome.events)
+        ended(trial, outcome.status, outcome.reason)
+
+
+def unfinished_run(plan: Plan, results: Path) -> Path | None:
+    """The newest run of this plan under ``results`` that something is left to do of, if there is one."""
+    for store in runs(results, plan.scenario):
+        attempts = store.attempts()
+        if not plan.strangers(attempts) and plan.pending(attempts):
+            return store.folder
+    return None
+
+
+def topology_of(trial: Trial) -> Topology:
+    """The network that a trial asks for."""
+    return Topology(workers=trial.case.cluster.workers, link=trial.case.link)
+
+
+def _attempt(trial: Trial, cluster: Cluster, port: int, outcome: Outcome, watch: Watch) -> None:
+    """Run one trial on a verified network and gather what comes of it."""
+    train = trial.case.train
+    outcome.readings = cluster.use(topology_of(trial))
+    spec = {"trial": trial.model_dump(mode="json", by_alias=True), "port": port}
+    try:
+        for message in _until_failure(cluster.run("train", spec, train.timeout_s), outcome):
+            _take(message, trial, outcome, watch)
+    except TaskTimeoutError:
+        outcome.status, outcome.reason = "timeout", f"it took longer than {train.timeout_s:g} s (train.timeout)"
+    if outcome.status == DONE:
+        _check_results(trial, outcome)
+
+
+def _until_failure(messages: Iterator[Message], outcome: Outcome) -> Iterator[Message]:
+    """Messages until all workers ended, or until shortly after one of them failed."""
+    deadline = None
+    for message in messages:
+        yield message
+        if outcome.status != DONE and deadline is None:
+            deadline = time.monotonic() + LAST_WORDS_S
+        if deadline is not None and time.monotonic() > deadline:
+            break
+
+
+def _take(message: Message, trial: Trial, outcome: Outcome, watch: Watch) -> None:
+    node = message.get("node", "")
+    match message["kind"]:
+        case "events":
+            rank = worker_number(node)
+            rows = [Event(rank, *row) for row in message["rows"]]
+            outcome.events.extend(rows)
+            if rank == 0 and rows:
+                watch(_progress(trial, rows))
+        case "result":
+            outcome.results[worker_number(node)] = message
+        case "log":
+            outcome.log.append(f"{node}: {message['text']}")
+        case "error" if outcome.status == DONE:
+            outcome.status, outcome.reason = "crashed", f"{node}: {message['reason']}"
+        case "exit" if message["code"] and outcome.status == DONE:
+            how = f"signal {-message['code']}" if message["code"] < 0 else f"exit code {message['code']}"
+            outcome.status, outcome.reason = "crashed", f"{node} ended with {how}"
+
+
+def _progress(trial: Trial, rows: list[Event]) -> Progress:
+    steps = [row.value for row in rows if row.kind == "step_s"]
+    samples = trial.case.train.batch_size * trial.case.cluster.workers
+    return Progress(trial, rows[-1].step + 1, samples * len(steps) / sum(steps) if steps else 0.0)
+
+
+def _check_results(trial: Trial, outcome: Outcome) -> None:
+    """The proofs that make a finished trial count."""
+    results = outcome.results
+    if len(results) < trial.case.cluster.workers:
+        outcome.status, outcome.reason = "crashed", "a worker ended without a result"
+    elif any(result["diverged"] for result in results.values()):
+        outcome.status, outcome.reason = "diverged", f"the test loss was not finite after step {results[0]['steps']}"
+    elif not all(result["parameters_identical"] for result in results.values()):
+        outcome.status, outcome.reason = "failed", "the ranks ended with different parameters"
+    elif (seen := _payload_per_step(outcome)) < MIN_SHARE_SEEN * (expected := wire_bytes(trial)):
+        outcome.status = "failed"
+        outcome.reason = f"only {seen:.0f} of {expected:.0f} bytes a step crossed the shaped link"
+
+
+def _row(trial: Trial, attempt: int, outcome: Outcome, wall_time_s: float) -> dict[str, Any]:
+    """The trial's row in the columns of ``store.TRIAL_SCHEMA``; what is not known stays out of it."""
+    case, train = trial.case, trial.case.train
+    row = {
+        "trial_id": trial.id,
+        "attempt": attempt,
+        "scenario": trial.scenario,
+        "cluster": trial.cluster,
+        "method": trial.method.name,
+        "label": trial.method.label,
+        "params": json.dumps(trial.method.params),
+        "model": train.model,
+        "dataset": train.dataset,
+        "workers": case.cluster.workers,
+        "batch_size": train.batch_size,
+        "rate_bps": case.link.rate_bps,
+        "delay_s": 0.0,
+        "loss": 0.0,
+        "seed": trial.seed,
+        "round": trial.round,
+        "status": outcome.status,
+        "reason": outcome.reason,
+        "target_accuracy": train.target_accuracy,
+        "wall_time_s": wall_time_s,
+        "commit": commit(),
+        "code_digest": code_digest(),
+        "log_tail": "\n".join(outcome.log) or None,
+        "formula_bytes_per_step": wire_bytes(trial),
+        "lower_bound_s_per_step": lower_bound_s(trial) or None,
+    }
+    if outcome.readings:
+        row |= {
+            "measured_rate_bps": outcome.readings.slowest_bps,
+            "measured_rtt_s": outcome.readings.rtt_median_s,
+            "links": json.dumps([link.model_dump() for link in outcome.readings.links]),
+        }
+    if len(outcome.results) == case.cluster.workers:
+        row |= _measured(trial, outcome)
+    return row
+
+
+def _measured(trial: Trial, outcome: Outcome) -> dict[str, Any]:
+    """The figures of a trial whose ranks all reported: those a step belong to the steady state."""
+    results = list(outcome.results.values())
+    first = outcome.results[0]
+    steady_from_step, steps = first["steady_from_step"], first["steps"]
+    steady = [event for event in outcome.events if event.step >= steady_from_step]
+    step_s = [event.value for event in steady if event.kind == "step_s" and event.rank == 0]
+    before_s = [e.value for e in outcome.events if e.kind == "step_s" and e.rank == 0 and e.step < steady_from_step]
+    accuracies = [(event.time_s, event.value) for event in outcome.events if event.kind == "accuracy"]
+    reached = [time_s for time_s, accuracy in accuracies if accuracy >= trial.case.train.target_accuracy]
+    samples_per_step = trial.case.train.batch_size * trial.case.cluster.workers
+
+    def mean_of(*kinds: str) -> float:
+        """Seconds a step over all ranks and steady steps, in these phases together."""
+        total = sum(event.value for event in steady if event.kind in kinds)
+        return total / max(len(step_s) * len(results), 1)
+
+    return {
+        "steps": steps,
+        "steady_from_step": steady_from_step,
+        "steady_steps": len(step_s),
+        "samples_per_s": samples_per_step * len(step_s) / sum(step_s) if step_s else None,
+        "step_time_median_s": statistics.median(step_s) if step_s else None,
+        "compute_s_per_step": mean_of("compute_s"),
+        "codec_s_per_step": mean_of("encode_s", "decode_s"),
+        "comm_s_per_step": mean_of("comm_s"),
+        "wire_bytes_per_step": _payload_per_step(outcome),
+        "header_bytes_per_step": _per_steady_step(outcome, "header_bytes"),
+        "before_steady_s": sum(before_s),
+        "final_accuracy": accuracies[-1][1] if accuracies else None,
+        "time_to_target_s": min(reached, default=None),
+        "train_time_s": first["train_time_s"],
+        "evaluation_time_s": first["evaluation_time_s"],
+        "peak_memory_bytes": max(result["peak_memory_bytes"] for result in results),
+        "own_memory_bytes": max(result["own_memory_bytes"] for result in results),
+        "parameter_hash": first["parameter_hash"],
+    }
+
+
+def _payload_per_step(outcome: Outcome) -> float:
+    return _per_steady_step(outcome, "payload_bytes")
+
+
+def _per_steady_step(outcome: Outcome, counter: str) -> float:
+    """A counter's mean over ranks and steps of the steady state."""
+    steps = max(int(outcome.results[0]["steps"]) - int(outcome.results[0]["steady_from_step"]), 1)
+    total: float = sum(float(result[counter]) for result in outcome.results.values())
+    return total / len(outcome.results) / steps

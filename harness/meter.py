@@ -1,0 +1,86 @@
+"""What a worker measures of itself: time per phase, bytes that left its shaped interface, memory."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from harness.network import FRAME_HEADER_BYTES
+
+FLUSH_S = 1.0
+"""How often events leave a worker, so that whoever watches sees it live."""
+
+
+@dataclass(frozen=True)
+class WireBytes:
+    """Bytes that left an interface since it was shaped."""
+
+    payload: int
+    headers: int
+
+    def __sub__(self, earlier: WireBytes) -> WireBytes:
+        return WireBytes(self.payload - earlier.payload, self.headers - earlier.headers)
+
+
+def wire_bytes(interface: str) -> WireBytes:
+    """Read the kernel's counters of the interface's queue.
+
+    The queue counts every segment with its own headers, also those that offloads sent down as one; so payload and
+    headers can be told apart exactly, up to TCP options beyond the timestamp.
+    """
+    shown = subprocess.run(
+        ["tc", "-s", "-j", "qdisc", "show", "dev", interface, "root"], capture_output=True, check=True, timeout=30
+    )
+    (queue,) = json.loads(shown.stdout)
+    headers = FRAME_HEADER_BYTES * queue["packets"]
+    return WireBytes(payload=queue["bytes"] - headers, headers=headers)
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process ever had resident, shared pages included (VmHWM, proc_pid_status(5))."""
+    return _kilobytes("/proc/self/status", "VmHWM")
+
+
+def own_memory_bytes() -> int:
+    """This process's proportional share of the memory it uses (PSS): pages shared by n count as 1 / n each."""
+    return _kilobytes("/proc/self/smaps_rollup", "Pss")
+
+
+def _kilobytes(path: str, field: str) -> int:
+    found = re.search(rf"^{field}:\s+(\d+) kB", Path(path).read_text(), re.MULTILINE)
+    return 1024 * int(found[1]) if found else 0
+
+
+class Recorder:
+    """Events of one rank: held in memory while a step runs, sent in batches between steps.
+
+    ``clock_s`` is the training clock: it advances by the steps' times and stands still while anything else happens.
+    """
+
+    def __init__(self, send: Callable[[dict[str, Any]], None]) -> None:
+        self.clock_s = 0.0
+        self._send = send
+        self._rows: list[tuple[int, float, str, float]] = []
+        self._flushed_at = perf_counter()
+
+    def advance(self, step: int, seconds: dict[str, float]) -> None:
+        """A step ended: add its time (``step_s``) to the clock, and note its phases."""
+        self.clock_s += seconds["step_s"]
+        self._rows.extend((step, self.clock_s, kind, value) for kind, value in seconds.items())
+        if perf_counter() - self._flushed_at > FLUSH_S:
+            self.flush()
+
+    def note(self, step: int, kind: str, value: float) -> None:
+        """Add an event at the clock's present time."""
+        self._rows.append((step, self.clock_s, kind, value))
+
+    def flush(self) -> None:
+        """Send what has gathered."""
+        self._send({"kind": "events", "rows": self._rows})
+        self._rows, self._flushed_at = [], perf_counter()

@@ -1,0 +1,196 @@
+"""From a scenario to its ordered trials, each with an id, the bytes it will send and the time it cannot beat.
+
+Rounds are the outermost loop. Within a round the cases follow one another, and within a case every method runs once;
+odd rounds run the methods in reverse, so that a machine that drifts favours nobody.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+
+import pandas as pd
+
+import baselines
+from baselines import MethodState
+from harness.errors import UsageError
+from harness.provenance import code_digest
+from harness.scenario import Case, MethodSpec, Scenario, Section
+from harness.store import DONE
+from harness.workload.data import DATASETS, Dataset
+from harness.workload.models import MODELS, Model
+
+ASSUMED_FLOPS_PER_CORE = 2e10
+"""For estimates before anything has run; what a trial computes in is measured, never assumed."""
+
+BRING_UP_S = 6.0
+TRIAL_OVERHEAD_S = 0.6
+
+UNSETTLED_STEPS = 2
+"""DDP regroups its buckets after the first step, and TCP finds its pace: never part of a steady state."""
+
+
+class Trial(Section):
+    """One training run of one method on one case, in one round. It is what a worker receives."""
+
+    id: str
+    scenario: str
+    cluster: str
+    """The kind of cluster it runs on: trials on different kinds are different trials."""
+    case: Case
+    method: MethodSpec
+    seed: int
+    round: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is known of a trial before it runs."""
+
+    wire_bytes_per_step: float
+    """Payload that each worker sends in a step of the steady state, by the method's formula."""
+    lower_bound_s_per_step: float
+    """The least time those bytes need on the case's links; 0 where they are unshaped."""
+    time_s: float
+    """Estimated wall time of the trial."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The trials of a scenario, in the order in which they run."""
+
+    scenario: Scenario
+    trials: tuple[Trial, ...]
+
+    def pending(self, attempts: pd.DataFrame) -> list[Trial]:
+        """The trials that are not yet done, in order; ``attempts`` are those of the store."""
+        done = set(attempts.loc[attempts["status"] == DONE, "trial_id"])
+        return [trial for trial in self.trials if trial.id not in done]
+
+    def strangers(self, attempts: pd.DataFrame) -> set[str]:
+        """Ids of trials in a store that are none of this plan's: other code made them, or another kind of cluster."""
+        return set(attempts["trial_id"]) - {trial.id for trial in self.trials}
+
+
+def make(scenario: Scenario, cluster: str) -> Plan:
+    """Order the scenario's trials on a kind of cluster, such as ``"netns"``.
+
+    Raises:
+        UsageError: a model, a data set, or their combination with the cluster, cannot be used.
+    """
+    for case in scenario.cases:
+        _check_workload(scenario, case)
+        _check_steps(scenario, case)
+    return Plan(
+        scenario,
+        tuple(
+            _trial(scenario, cluster, case, method, round_number)
+            for round_number in range(scenario.rounds)
+            for case in scenario.cases
+            for method in _alternating(scenario.methods, round_number)
+        ),
+    )
+
+
+def wire_bytes(trial: Trial, step: int | None = None) -> float:
+    """Payload bytes that each worker sends in a step, by the method's formula; in the steady state without a step."""
+    shapes, _ = _model_facts(trial.case.train.model)
+    return state_of(trial.method).wire_bytes(shapes, trial.case.cluster.workers, step)
+
+
+def lower_bound_s(trial: Trial, step: int | None = None) -> float:
+    """The least time that a step's bytes need on the trial's links; 0 where they are unshaped."""
+    rate_bps = trial.case.link.rate_bps
+    return 8 * wire_bytes(trial, step) / rate_bps if rate_bps else 0.0
+
+
+def estimate(trial: Trial, cpu_count: int) -> Estimate:
+    """Bytes, lower bound and time of a trial, from the method's byte formula and the model's operation count."""
+    train, workers = trial.case.train, trial.case.cluster.workers
+    _, flops = _model_facts(train.model)
+    ramp = min(state_of(trial.method).steady_from_step, train.steps)
+    wire_s = sum(lower_bound_s(trial, step) for step in range(ramp)) + (train.steps - ramp) * lower_bound_s(trial)
+    flops_per_s = ASSUMED_FLOPS_PER_CORE * min(cpu_count, workers)
+    compute_s = train.steps * flops * train.batch_size * workers / flops_per_s
+    evaluations = math.ceil(train.steps / train.eval_every)
+    forward_share = 1 / 3  # of the operations of a forward and backward pass
+    evaluation_s = evaluations * forward_share * flops * DATASETS[train.dataset].test_size / flops_per_s
+    return Estimate(
+        wire_bytes_per_step=wire_bytes(trial),
+        lower_bound_s_per_step=lower_bound_s(trial),
+        time_s=TRIAL_OVERHEAD_S + wire_s + compute_s + evaluation_s,
+    )
+
+
+def total_s(trials: Iterable[Trial], cpu_count: int) -> float:
+    """Estimated wall time of these trials on a fresh cluster."""
+    return BRING_UP_S + sum(estimate(trial, cpu_count).time_s for trial in trials)
+
+
+def state_of(method: MethodSpec) -> MethodState:
+    """A fresh, unbound state with the method's parameters."""
+    return baselines.get(method.name).State(**method.params)
+
+
+def _alternating(methods: tuple[MethodSpec, ...], round_number: int) -> tuple[MethodSpec, ...]:
+    return methods[::-1] if round_number % 2 else methods
+
+
+def _trial(scenario: Scenario, cluster: str, case: Case, method: MethodSpec, round_number: int) -> Trial:
+    """The seed advances with the round, so that curves have a spread over seeds and methods are paired within one."""
+    seed = scenario.seed + round_number
+    identity = {
+        "cluster": cluster,
+        "case": case.model_dump(mode="json"),
+        "method": method.model_dump(mode="json"),
+        "seed": seed,
+        "round": round_number,
+        "code": code_digest(),
+    }
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return Trial(
+        id=digest[:16],
+        scenario=scenario.name,
+        cluster=cluster,
+        case=case,
+        method=method,
+        seed=seed,
+        round=round_number,
+    )
+
+
+@cache
+def _model_facts(name: str) -> tuple[list[tuple[int, ...]], int]:
+    model = MODELS[name]
+    return model.shapes(), model.flops_per_sample()
+
+
+def _check_workload(scenario: Scenario, case: Case) -> None:
+    train = case.train
+    model, data = _known(scenario, "model", train.model, MODELS), _known(scenario, "dataset", train.dataset, DATASETS)
+    if (model.input_shape, model.classes) != (data.input_shape, data.classes):
+        fitting = [name for name, other in MODELS.items() if other.input_shape == data.input_shape]
+        raise UsageError.at(scenario.name, "train.model", train.model, f"for {train.dataset}: {', '.join(fitting)}")
+    if case.cluster.workers * train.batch_size > data.train_size:
+        found = f"{train.batch_size} x {case.cluster.workers} workers"
+        raise UsageError.at(
+            scenario.name, "train.batch_size", found, f"at most {data.train_size} samples a step ({train.dataset})"
+        )
+
+
+def _check_steps(scenario: Scenario, case: Case) -> None:
+    for method in scenario.methods:
+        warmup = max(state_of(method).steady_from_step, UNSETTLED_STEPS)
+        if case.train.steps <= warmup:
+            allowed = f"more than {warmup}, the steps before the steady state of {method.label}"
+            raise UsageError.at(scenario.name, "train.steps", case.train.steps, allowed)
+
+
+def _known(scenario: Scenario, field: str, name: str, registry: dict[str, Model] | dict[str, Dataset]):  # type: ignore[no-untyped-def]
+    if name not in registry:
+        raise UsageError.at(scenario.name, f"train.{field}", name, ", ".join(registry))
+    return registry[name]

@@ -1,0 +1,557 @@
+"""One function a figure. Each is written as a vector file (pdf), an image (png) and the plotted numbers (csv).
+
+Several cases become small multiples, one panel a case. Methods are told apart by colour and marker, which their own
+files declare; variants of one method share both, and differ in lightness and line. Nothing here touches pyplot.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.textpath import TextPath
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter, NullLocator, PercentFormatter
+
+import baselines
+from harness.scenario import MethodSpec
+from harness.stats import CaseResult, Estimate, MethodResult, accuracy_curves, per_case
+
+FONT_PT = 8.5
+HEADING_PT = 10
+"""Larger, not bolder: a second font would double what each pdf embeds, and the time that takes."""
+
+
+STYLE: dict[Any, Any] = {
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.labelsize": 9,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 9,
+    "axes.titley": 1.0,  # stated, it need not be searched for in each panel, which takes a tenth of the time
+    "errorbar.capsize": 2.5,
+    "font.size": FONT_PT,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6,
+    "legend.borderaxespad": 0,
+    "legend.borderpad": 0,
+    "legend.columnspacing": 1.4,
+    "legend.fontsize": FONT_PT,
+    "legend.frameon": False,
+    "legend.handlelength": 2.2,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 4.5,
+    "pdf.fonttype": 42,  # whole TrueType outlines: what journals ask for
+    "savefig.dpi": 200,
+}
+
+WIDTH_IN = 7.2
+"""The text width of a page."""
+
+NARROW_IN = 5.2
+BAR_IN = 0.3
+BAR_SHARE = 0.62
+"""Of a row's height."""
+
+LINE_IN = 0.2
+EDGE_IN = 0.1
+TITLE_IN = 0.3
+TICKS_IN = 0.3
+AXIS_LABEL_IN = 0.2
+LEGEND_KEY_IN = 0.55
+"""What a legend's entry takes beside its text."""
+
+MORE_THAN_MARKERS = 12
+FEW_DECADES = 30
+INK = "#222222"
+
+PHASES = {"compute": "#332288", "codec": "#AA4499", "comm": "#DDCC77"}
+"""Dark, middle and light, so that they differ in grey too; no method has them."""
+
+PHASE_LABELS = {"compute": "compute", "codec": "encode and decode", "comm": "exposed communication"}
+
+LINE_STYLES = ("-", "--", ":", "-.")
+TINTS = (0.0, -0.45, 0.5, -0.7)
+"""Of variants, in order: towards white where positive, towards black where negative."""
+
+
+class Look(NamedTuple):
+    """How a method's variant is drawn, in every figure the same."""
+
+    color: tuple[float, float, float]
+    line_style: str
+    marker: str
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure, what it says, and exactly the numbers in it."""
+
+    name: str
+    title: str
+    caption: str
+    figure: Figure
+    data: pd.DataFrame
+
+
+def write_all(
+    folder: Path, cases: Sequence[CaseResult], events: pd.DataFrame, methods: Sequence[MethodSpec], baseline: str
+) -> list[Drawing]:
+    """Draw all figures that the trials give rise to, each into ``folder`` as ``<name>.pdf``, ``.png`` and ``.csv``.
+
+    Args:
+        events: of the trials, in the columns of ``EVENT_SCHEMA``.
+        methods: of the scenario, in the order in which they are shown.
+        baseline: the label that speedups are ratios to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(STYLE):
+        drawings = list(_draw_all(cases, events, looks(methods), baseline))
+        for drawing in drawings:
+            _write(drawing, folder)
+    return drawings
+
+
+def looks(methods: Sequence[MethodSpec]) -> dict[str, Look]:
+    """Label -> look. Variants of one method get its tints in the order in which they come."""
+    siblings: Counter[str] = Counter()
+    found = {}
+    for method in methods:
+        variant = siblings[method.name] % len(TINTS)
+        siblings[method.name] += 1
+        declared = baselines.get(method.name)
+        found[method.label] = Look(_tinted(declared.color, TINTS[variant]), LINE_STYLES[variant], declared.marker)
+    return found
+
+
+def throughput(cases: Sequence[CaseResult], looks: Mapping[str, Look], baseline: str) -> Drawing:
+    """Steady-state samples per second of each method: each round, mean and interval."""
+    keys = [Line2D([], [], color=INK, marker="o", ls="", label="a round"), *_mean_keys()]
+    parts, axis, beside = [case.parts for case in cases], "steady-state samples/s", f"over {baseline}"
+    figure, panels = _bar_panels(parts, looks, keys, axis, beside)
+    for axes, case in zip(panels, cases, strict=True):
+        rows = [(y, result, mean) for y, result in _rows(axes, case) if (mean := result.samples_per_s)]
+        heights, colors = [y for y, _, _ in rows], [looks[result.label].color for _, result, _ in rows]
+        faces = [_tinted(color, 0.6) for color in colors]
+        axes.barh(heights, [mean.value for _, _, mean in rows], BAR_SHARE, color=faces, edgecolor=colors)
+        _whiskers(axes, heights, [mean for _, _, mean in rows])
+        for y, result, _ in rows:
+            look, rounds = looks[result.label], result.done["samples_per_s"]
+            axes.plot(rounds, y + _spread_out(len(rounds)), look.marker, color=look.color, mec="white", mew=0.4, ms=4)
+            if result.speedup and result.label != baseline:
+                _beside(axes, y, f"{result.speedup.value:.2f}×")
+
+    def plotted(case: CaseResult) -> pd.DataFrame:
+        rows = [
+            {
+                "label": result.label,
+                "round": trial.round,
+                "samples_per_s": trial.samples_per_s,
+                **_bounds("mean_samples_per_s", result.samples_per_s),
+                "speedup_over_baseline": result.speedup.value if result.speedup else None,
+            }
+            for result in case.methods
+            for trial in result.done.sort_values("round").itertuples()
+        ]
+        return pd.DataFrame(rows)
+
+    caption = (
+        "Training throughput in the steady state, evaluations and warm-up excluded. A point is a round, a bar their "
+        "geometric mean, a whisker its 95 % t interval; at the right the speedup, paired within rounds."
+    )
+    return Drawing("throughput", "Throughput", caption, figure, per_case(cases, plotted))
+
+
+def accuracy(cases: Sequence[CaseResult], curves: pd.DataFrame, looks: Mapping[str, Look]) -> Drawing:
+    """Test accuracy against training time, and against steps: mean and extremes over rounds.
+
+    Args:
+        curves: of the cases, by ``stats.accuracy_curves``.
+    """
+    heading, titles = _shared_and_own([case.parts for case in cases])
+    keys = _method_keys(looks, set(curves["label"]))
+    keys += [Line2D([], [], color=INK, ls=(0, (4, 3)), lw=0.9, label="target")]
+    figure, grid = _grid(
+        len(cases),
+        2,
+        WIDTH_IN,
+        1.6,
+        heading,
+        keys,
+        left_in=0.75,
+        between_in=0.25,
+        right_in=0.15,
+        titled=any(titles),
+        sharey=True,
+    )
+    for row, case, title in zip(grid, cases, titles, strict=True):
+        own = _of_case(curves, case)
+        for axes, x in zip(row, ("time_s", "step"), strict=True):
+            for label, curve in own.groupby("label", sort=False):
+                _line_with_band(axes, curve, x, looks[str(label)])
+            axes.axhline(case.key["target_accuracy"], color=INK, ls=(0, (4, 3)), lw=0.9)
+            axes.set_xlim(left=0)
+        row[1].set_xlim(right=1.02 * curves["step"].max())
+        row[0].set_ylabel("test accuracy")
+        row[0].yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+        row[0].set_title(title)
+    grid[-1][0].set_xlabel("training time (s), evaluations excluded")
+    grid[-1][1].set_xlabel("steps")
+    caption = (
+        "Test accuracy over training time, warm-up and pruning included, and over steps. A line is the mean over "
+        "rounds, its band reaches from the least to the greatest of them; dashed: the target."
+    )
+    return Drawing("accuracy", "Accuracy", caption, figure, curves)
+
+
+def step_time(cases: Sequence[CaseResult], looks: Mapping[str, Look]) -> Drawing:
+    """Where a steady step's time goes, beside the least time that its bytes need on the link."""
+    keys: list[Artist] = [Patch(color=color, label=PHASE_LABELS[phase]) for phase, color in PHASES.items()]
+    keys += [Line2D([], [], color=INK, marker="|", ls="", ms=9, mew=1.8, label="network lower bound")]
+    figure, panels = _bar_panels([case.parts for case in cases], looks, keys, "time per step (ms)")
+    for axes, case in zip(panels, cases, strict=True):
+        rows = _rows(axes, case)
+        heights, left_ms = [y for y, _ in rows], np.zeros(len(rows))
+        for phase, color in PHASES.items():
+            width_ms = np.array([1e3 * result.mean(f"{phase}_s_per_step") for _, result in rows])
+            axes.barh(heights, width_ms, BAR_SHARE, left_ms, color=color, edgecolor="white", linewidth=0.4)
+            left_ms += width_ms
+        bounds_ms = [1e3 * result.mean("lower_bound_s_per_step") for _, result in rows]
+        for color, width in (("white", 3.4), (INK, 1.8)):
+            axes.plot(bounds_ms, heights, "|", color=color, ms=18, mew=width)
+    columns = ["compute_s_per_step", "codec_s_per_step", "comm_s_per_step", "lower_bound_s_per_step"]
+    caption = (
+        "Mean over ranks and steady steps: computation; encoding and decoding; communication that neither hides. "
+        "The black mark is the least time in which the step's payload can cross the link."
+    )
+    return Drawing("step-time", "Step time", caption, figure, per_case(cases, lambda case: _means(case, columns)))
+
+
+def bytes_per_step(cases: Sequence[CaseResult], looks: Mapping[str, Look]) -> Drawing:
+    """Payload that a worker sends in a steady step: what the kernel counted, and what the method's formula says.
+
+    It does not depend on the links' rate, so that cases which differ in nothing else share a panel.
+    """
+    groups = _by_all_but_rate(cases)
+    measured_key = Line2D([], [], color=INK, marker="o", ls="", ms=7, label="read from the kernel")
+    formula_key = Line2D([], [], color=INK, marker="|", ls="", ms=12, mew=1.4, label="the method's formula")
+    axis, beside = "payload per worker and step (log scale)", "measured / formula"
+    figure, panels = _bar_panels(list(groups), looks, [measured_key, formula_key], axis, beside)
+    data = per_case(cases, lambda case: _means(case, ["wire_bytes_per_step", "formula_bytes_per_step"]))
+    for axes, group in zip(panels, groups.values(), strict=True):
+        for y, label in enumerate(looks):
+            results = [result for case in group if len((result := case.method(label)).done)]
+            measured = [result.mean("wire_bytes_per_step") for result in results]
+            formula = [result.mean("formula_bytes_per_step") for result in results]
+            axes.plot(formula, [y] * len(formula), "|", color=INK, ms=17, mew=1.4)
+            axes.plot(measured, [y] * len(measured), looks[label].marker, color=looks[label].color, ms=7, mec="white")
+            _beside(axes, y, _range([m / f for m, f in zip(measured, formula, strict=True) if f > 0]))
+            if not results:
+                _nothing(axes, y)
+        _log_bytes_axis(axes)
+    caption = "Payload bytes of a worker's steady step, packet headers apart, against the method's formula."
+    return Drawing("bytes-per-step", "Bytes per step", caption, figure, data)
+
+
+def bandwidth(cases: Sequence[CaseResult], looks: Mapping[str, Look], baseline: str) -> Drawing:
+    """Speedup over the baseline against the links' rate; a panel for cases that share all but the rate."""
+    groups = _by_all_but_rate(cases)
+    heading, titles = _shared_and_own(list(groups))
+    figure, grid = _grid(
+        len(groups),
+        1,
+        NARROW_IN,
+        2.4,
+        heading,
+        _method_keys(looks, set(looks)),
+        left_in=0.75,
+        between_in=0,
+        right_in=0.35,
+        titled=any(titles),
+    )
+    data = per_case(cases, lambda case: _speedups(case))
+    for axes, title, group in zip(grid.flat, titles, groups.values(), strict=True):
+        rates = sorted(case.rate_bps for case in group if case.rate_bps)
+        unshaped_at = 4 * max(rates, default=1e9)
+        for label, look in looks.items():
+            _speedup_line(axes, group, label, look, unshaped_at, is_baseline=label == baseline)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        ticks = [*rates, *([unshaped_at] if len(rates) < len(group) else [])]
+        name_of = EngFormatter(places=0)
+        axes.set_xticks(ticks, [name_of(rate) for rate in rates] + ["unshaped"] * (len(ticks) - len(rates)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_title(title)
+        axes.set_ylabel(f"speedup over {baseline}")
+    grid[-1][0].set_xlabel("link rate (bit/s)")
+    caption = (
+        "Ratio of steady-state samples/s to the baseline's, paired within rounds: geometric mean and 95 % t interval. "
+        "Below 1× a method costs more than it saves."
+    )
+    return Drawing("bandwidth", "Speedup against bandwidth", caption, figure, data)
+
+
+def _draw_all(
+    cases: Sequence[CaseResult], events: pd.DataFrame, looks: Mapping[str, Look], baseline: str
+) -> Iterator[Drawing]:
+    yield throughput(cases, looks, baseline)
+    if any(len(group) > 1 for group in _by_all_but_rate(cases).values()):
+        yield bandwidth(cases, looks, baseline)
+    if len(curves := accuracy_curves(cases, events)):
+        yield accuracy(cases, curves, looks)
+    yield step_time(cases, looks)
+    yield bytes_per_step(cases, looks)
+
+
+def _write(drawing: Drawing, folder: Path) -> None:
+    stem = folder / drawing.name
+    drawing.figure.savefig(stem.with_suffix(".pdf"), metadata={"CreationDate": None, "Title": drawing.title})
+    drawing.figure.savefig(stem.with_suffix(".png"))
+    drawing.data.to_csv(stem.with_suffix(".csv"), index=False)
+
+
+def _bar_panels(
+    parts: Sequence[Sequence[str]], looks: Mapping[str, Look], keys: Sequence[Artist], x_label: str, beside: str = ""
+) -> tuple[Figure, list[Axes]]:
+    """A figure with a panel for each of ``parts``, each with a row a method, the first at the top.
+
+    Args:
+        parts: of each panel: what it shows, in words.
+        keys: of the legend.
+        beside: the heading of what will stand at the right of the rows, if anything will.
+    """
+    heading, titles = _shared_and_own(parts)
+    columns = min(2, len(titles))
+    beside_in = max(0.5, _text_in([beside])) + 0.1 if beside else 0.0
+    figure, grid = _grid(
+        -(-len(titles) // columns),
+        columns,
+        WIDTH_IN if columns > 1 else NARROW_IN,
+        BAR_IN * len(looks),
+        heading,
+        keys,
+        left_in=_text_in(looks) + 0.2,
+        between_in=beside_in + 0.25,
+        right_in=beside_in + 0.15,
+        titled=any(titles) or bool(beside),
+        sharey=True,
+    )
+    panels: list[Axes] = list(grid.flat)
+    for spare in panels[len(titles) :]:
+        spare.remove()
+    panels = panels[: len(titles)]
+    panels[0].set_yticks(range(len(looks)), list(looks))
+    panels[0].set_ylim(len(looks) - 0.5, -0.5)
+    for axes, title in zip(panels, titles, strict=True):
+        axes.grid(False, axis="y")
+        axes.tick_params(axis="y", length=0)
+        axes.set_title(title)
+        _heading_beside(axes, beside)
+    for axes in panels[-columns:]:
+        axes.set_xlabel(x_label)
+    return figure, panels
+
+
+def _grid(
+    rows: int,
+    columns: int,
+    width_in: float,
+    panel_in: float,
+    heading: str,
+    keys: Sequence[Artist],
+    *,
+    left_in: float,
+    between_in: float,
+    right_in: float,
+    titled: bool,
+    sharey: bool = False,
+) -> tuple[Figure, np.ndarray[Any, Any]]:
+    """A figure of (rows, columns) panels, each ``panel_in`` high, under a heading and a legend that hides no data.
+
+    Laid out by arithmetic in inches: matplotlib's own engines take seconds where there are many panels.
+
+    Args:
+        titled: whether panels need room for titles.
+    """
+    legend_columns = int((width_in - 2 * EDGE_IN) / (LEGEND_KEY_IN + _text_in(str(key.get_label()) for key in keys)))
+    legend_columns = min(len(keys), max(1, legend_columns))
+    legend_top_in = EDGE_IN + 1.2 * LINE_IN
+    title_in = TITLE_IN if titled else EDGE_IN
+    above_in = legend_top_in + LINE_IN * -(-len(keys) // legend_columns) + title_in
+    below_in, gap_in = TICKS_IN + AXIS_LABEL_IN, TICKS_IN + title_in
+    height_in = above_in + rows * panel_in + (rows - 1) * gap_in + below_in
+    figure = Figure(figsize=(width_in, height_in))
+    figure.text(EDGE_IN / width_in, 1 - EDGE_IN / height_in, heading, va="top", fontsize=HEADING_PT)
+    figure.legend(
+        handles=keys,
+        loc="upper left",
+        bbox_to_anchor=(EDGE_IN / width_in, 1 - legend_top_in / height_in),
+        ncols=legend_columns,
+    )
+    grid = figure.add_gridspec(
+        rows,
+        columns,
+        left=left_in / width_in,
+        right=1 - right_in / width_in,
+        top=1 - above_in / height_in,
+        bottom=below_in / height_in,
+        wspace=between_in * columns / (width_in - left_in - right_in - (columns - 1) * between_in),
+        hspace=gap_in / panel_in,
+    )
+    return figure, grid.subplots(squeeze=False, sharey=sharey)
+
+
+def _text_in(texts: Iterable[str]) -> float:
+    """The width of the widest text, in inches."""
+    return max((TextPath((0, 0), text, size=FONT_PT).get_extents().width for text in texts if text), default=0.0) / 72
+
+
+def _shared_and_own(parts: Sequence[Sequence[str]]) -> tuple[str, list[str]]:
+    """In words what all panels have in common, and what each has of its own."""
+    shared = set.intersection(*map(set, parts))
+    own = [", ".join(part for part in panel if part not in shared) for panel in parts]
+    return ", ".join(part for part in parts[0] if part in shared), own
+
+
+def _rows(axes: Axes, case: CaseResult) -> list[tuple[int, MethodResult]]:
+    """Height and result of each method that has something to show; the others are said to have nothing."""
+    for y, result in enumerate(case.methods):
+        if result.done.empty:
+            _nothing(axes, y)
+    return [(y, result) for y, result in enumerate(case.methods) if not result.done.empty]
+
+
+def _nothing(axes: Axes, y: float) -> None:
+    axes.text(0.02, y, "no trial finished", transform=axes.get_yaxis_transform(), va="center", color="#777777")
+
+
+def _beside(axes: Axes, y: float, text: str) -> None:
+    """Text to the right of a row."""
+    axes.text(1.02, y, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
+
+
+def _heading_beside(axes: Axes, text: str) -> None:
+    """The heading of what stands beside the rows, on the line of the panel's title."""
+    axes.annotate(text, (1.02, 1), (0, 6), xycoords="axes fraction", textcoords="offset points", fontsize=8)
+
+
+def _range(values: Sequence[float]) -> str:
+    """Least to greatest; one number where they agree, nothing where there are none."""
+    ends = dict.fromkeys(f"{end:.3f}" for end in (min(values), max(values))) if values else {}
+    return "–".join(ends)
+
+
+def _log_bytes_axis(axes: Axes) -> None:
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    low, high = low / 1.5, high * 1.5
+    axes.set_xlim(low, high)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < FEW_DECADES else (1,)))
+    axes.xaxis.set_major_formatter(EngFormatter(unit="B", places=0))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _whiskers(axes: Axes, heights: Sequence[int], estimates: Sequence[Estimate]) -> None:
+    """Intervals, where there are any: matplotlib passes over NaN."""
+    middles = np.array([estimate.value for estimate in estimates])
+    ends = np.array([(estimate.low, estimate.high) for estimate in estimates], dtype=float).reshape(-1, 2)
+    errors = np.abs(ends.T - middles)
+    axes.errorbar(middles, heights, xerr=errors, fmt="none", ecolor=INK, elinewidth=1, zorder=3)
+
+
+def _line_with_band(axes: Axes, curve: pd.DataFrame, x: str, look: Look) -> None:
+    every = -(-len(curve) // MORE_THAN_MARKERS)
+    there_and_back = np.concatenate([curve[x], curve[x][::-1]])
+    edge = np.concatenate([curve["accuracy_min"], curve["accuracy_max"][::-1]])
+    axes.fill(there_and_back, edge, color=look.color, alpha=0.15, lw=0)
+    axes.plot(
+        curve[x], curve["accuracy"], color=look.color, ls=look.line_style, marker=look.marker, markevery=every, ms=3.5
+    )
+
+
+def _speedup_line(
+    axes: Axes, group: Sequence[CaseResult], label: str, look: Look, unshaped_at: float, is_baseline: bool
+) -> None:
+    """A method's speedups over the rates; the unshaped link, which has no place on the axis, is not joined."""
+    known = [(case.rate_bps, result.speedup) for case in group if (result := case.method(label)).speedup]
+    for shaped in (True, False):
+        points = [(rate or unshaped_at, speedup) for rate, speedup in known if bool(rate) == shaped and speedup]
+        if not points:
+            continue
+        x = [rate for rate, _ in points]
+        y = [speedup.value for _, speedup in points]
+        axes.plot(x, y, color=look.color, ls=look.line_style, marker=look.marker)
+        for rate, speedup in points:
+            if speedup.low is not None and speedup.high is not None and not is_baseline:
+                axes.plot([rate] * 2, [speedup.low, speedup.high], color=look.color, lw=1, alpha=0.8)
+
+
+def _speedups(case: CaseResult) -> pd.DataFrame:
+    return pd.DataFrame(
+        [{"label": result.label, **_bounds("speedup", result.speedup)} for result in case.methods if result.speedup]
+    )
+
+
+def _means(case: CaseResult, columns: Sequence[str]) -> pd.DataFrame:
+    finished = [result for result in case.methods if len(result.done)]
+    return pd.DataFrame(
+        [{"label": result.label, **{column: result.mean(column) for column in columns}} for result in finished]
+    )
+
+
+def _bounds(name: str, estimate: Estimate | None) -> dict[str, float | None]:
+    value, low, high, rounds = estimate or (None, None, None, 0)
+    return {name: value, f"{name}_low": low, f"{name}_high": high, "rounds": rounds}
+
+
+def _by_all_but_rate(cases: Sequence[CaseResult]) -> dict[tuple[str, ...], list[CaseResult]]:
+    """Parts -> the cases that differ in their links' rate alone."""
+    groups: dict[tuple[str, ...], list[CaseResult]] = {}
+    for case in cases:
+        groups.setdefault(case.parts[1:], []).append(case)
+    return groups
+
+
+def _of_case(frame: pd.DataFrame, case: CaseResult) -> pd.DataFrame:
+    same = [frame[column].isna() if pd.isna(value) else frame[column] == value for column, value in case.key.items()]
+    return frame[np.logical_and.reduce(same)]
+
+
+def _method_keys(looks: Mapping[str, Look], labels: set[str]) -> list[Artist]:
+    return [
+        Line2D([], [], color=look.color, ls=look.line_style, marker=look.marker, label=label)
+        for label, look in looks.items()
+        if label in labels
+    ]
+
+
+def _mean_keys() -> list[Artist]:
+    bar = Patch(facecolor="#cccccc", edgecolor=INK, label="geometric mean")
+    return [bar, Line2D([], [], color=INK, lw=1, marker="|", label="95 % t interval")]
+
+
+def _spread_out(count: int) -> np.ndarray[Any, Any]:
+    """Offsets that keep the points of a row apart."""
+    return np.linspace(-0.16, 0.16, count) if count > 1 else np.zeros(count)
+
+
+def _tinted(color: Any, tint: float) -> tuple[float, float, float]:
+    """Towards white by a share ``tint``, or towards black by ``-tint``."""
+    red, green, blue = ((1 - abs(tint)) * part + max(tint, 0.0) for part in to_rgb(color))
+    return red, green, blue

@@ -1,0 +1,109 @@
+"""Where a figure comes from: the code, the machine, the kernel and the versions that made it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+import time
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+LIBRARIES = ("torch", "torchvision", "numpy", "pandas", "scikit-learn", "scipy", "pyarrow")
+SYSCTLS = (
+    "net/ipv4/tcp_congestion_control",
+    "net/ipv4/tcp_rmem",
+    "net/ipv4/tcp_wmem",
+    "net/core/rmem_max",
+    "net/core/wmem_max",
+    "net/core/default_qdisc",
+)
+
+
+@cache
+def code_digest() -> str:
+    """A hash of every Python file of harness/ and baselines/: what makes two trials the same experiment.
+
+    Unlike a commit it is right in a dirty tree and in an installed package, and an edit of the README leaves it alone.
+    """
+    digest = hashlib.sha256()
+    for package in ("baselines", "harness"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+@cache
+def commit() -> str:
+    """The commit that is checked out, with ``-dirty`` for changes of tracked files; the version without a checkout."""
+    described = _output("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+    if (ROOT / ".git").exists() and described:
+        return described
+    try:
+        return f"pacbench-{version('pacbench')}"
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def collect(command: list[str]) -> dict[str, Any]:
+    """Everything about this machine and code that a reader of a figure may ask for.
+
+    Args:
+        command: the command line that is making the figures.
+    """
+    import psutil
+
+    return {
+        "command": command,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "commit": commit(),
+        "code_digest": code_digest(),
+        "python": sys.version.split()[0],
+        "libraries": {name: _version(name) for name in LIBRARIES},
+        "kernel": platform.release(),
+        "system": _os_name(),
+        "cpu": _cpu_model(),
+        "cpu_count": os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "load_average": os.getloadavg(),
+        "sysctls": {name.replace("/", "."): value for name in SYSCTLS if (value := _read(f"/proc/sys/{name}"))},
+        "iproute2": _output("tc", "-V"),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _os_name() -> str:
+    lines = dict(line.split("=", 1) for line in _read("/etc/os-release").splitlines() if "=" in line)
+    return lines.get("PRETTY_NAME", platform.platform()).strip('"')
+
+
+def _cpu_model() -> str:
+    models = [line.partition(":")[2] for line in _read("/proc/cpuinfo").splitlines() if line.startswith("model name")]
+    return models[0].strip() if models else platform.processor()
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
+
+
+def _output(*command: str) -> str:
+    """What a command prints, or nothing where it is missing or fails."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

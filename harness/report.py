@@ -1,0 +1,341 @@
+"""The report of a run: one self-contained HTML page, the same as Markdown, and the figures beside them.
+
+Nothing is fetched and no script is needed to read it. Whatever a trial or a log says is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import shlex
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup
+
+from harness import plots, stats
+from harness.scenario import Scenario
+from harness.stats import CaseResult, Estimate, MethodResult, Spread, TimeToTarget
+from harness.store import DONE, Store, require_done
+from harness.units import format_rate, format_size, format_time
+
+NOTHING = "–"
+SCRIPTED = "SCRIPTED, not measured"
+
+FILE_WIDTH = 160
+"""Of tables that go into a file or a pipe, in characters: room enough to wrap nothing."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a terminal shows of a run."""
+
+    rows: list[dict[str, str]]
+    """A row a method and case: column -> text. ``case`` is the same in every row of a case."""
+    sentences: list[str]
+    """One for each case."""
+
+    def print(self) -> None:
+        """A table a case, then the sentences."""
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+
+        console = Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
+        for case in dict.fromkeys(row["case"] for row in self.rows):
+            own = [{k: v for k, v in row.items() if k != "case"} for row in self.rows if row["case"] == case]
+            table = Table(title=case, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1))
+            for number, column in enumerate(own[0]):
+                table.add_column(column, justify="left" if number == 0 else "right", no_wrap=number == 0)
+            for row in own:
+                table.add_row(*row.values())
+            console.print(table)
+        for sentence in self.sentences:
+            console.print(sentence, markup=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class LinkReading:
+    """What one verification of the links found, and how many trials ran on them before the next one."""
+
+    links: list[dict[str, Any]]
+    """Of each worker and direction: ``worker``, ``direction``, ``rate_bps_asked``, ``rate_bps_measured``."""
+    rtt_s: float
+    trials: int
+
+
+@dataclass(frozen=True)
+class VerifiedLinks:
+    """All verifications of a case's links."""
+
+    case: str
+    asked_bps: float | None
+    readings: list[LinkReading]
+
+    @property
+    def low_bps(self) -> float:
+        """The slowest direction of any link."""
+        return min(self._measured_bps)
+
+    @property
+    def high_bps(self) -> float:
+        """The fastest direction of any link."""
+        return max(self._measured_bps)
+
+    @property
+    def _measured_bps(self) -> list[float]:
+        return [link["rate_bps_measured"] for reading in self.readings for link in reading.links]
+
+    @property
+    def ratio_range(self) -> str:
+        """Measured over asked, least to greatest."""
+        if self.asked_bps is None:
+            return NOTHING
+        return f"{self.low_bps / self.asked_bps:.3f}–{self.high_bps / self.asked_bps:.3f}"
+
+    @property
+    def rtt_s(self) -> float:
+        """The median over the verifications."""
+        return statistics.median(reading.rtt_s for reading in self.readings)
+
+    @property
+    def trials(self) -> int:
+        """How many trials ran on these links."""
+        return sum(reading.trials for reading in self.readings)
+
+
+def write(store: Store) -> Path:
+    """Write ``report.html``, ``report.md`` and ``plots/`` into the run's folder; returns the page.
+
+    Raises:
+        MeasurementError: no trial finished.
+        UsageError: a file of the run is damaged.
+    """
+    attempts, scenario = store.attempts(), store.scenario()
+    trials = attempts.drop_duplicates("trial_id", keep="last")  # as store.trials(), without reading it all again
+    require_done(trials, store.folder)
+    cases = stats.case_results(trials, scenario)
+    figures = store.folder / "plots"
+    drawings = plots.write_all(figures, cases, store.events(), scenario.methods, scenario.baseline)
+    content = {
+        "scenario": scenario,
+        "cases": cases,
+        "sentences": _sentences(cases, scenario),
+        "notes": _notes(cases, scenario),
+        "scripted": SCRIPTED if (trials["cluster"] == stats.FAKE).any() else "",
+        "drawings": drawings,
+        "images": {drawing.name: (figures / f"{drawing.name}.png").read_bytes() for drawing in drawings},
+        "verified": [links for case in cases if (links := _verified_links(case)).readings],
+        "commits": sorted(set(trials["commit"].dropna())),
+        "ended": _ended(trials),
+        "unfinished": _unfinished(cases, attempts, trials),
+        "provenance": [_flat(entry) for entry in store.provenance()],
+        "settings": scenario.model_dump_json(by_alias=True, indent=1),
+    }
+    _render(store.folder / "report.md", content, finalize=_escaped_for_markdown)
+    return _render(store.folder / "report.html", content, autoescape=True)
+
+
+def summary(store: Store) -> Summary:
+    """The figures that matter most, as text.
+
+    Raises:
+        MeasurementError: no trial finished.
+        UsageError: a file of the run is damaged.
+    """
+    trials, scenario = store.trials(), store.scenario()
+    require_done(trials, store.folder)
+    cases = stats.case_results(trials, scenario)
+    rows = [
+        {
+            "case": case.title,
+            "method": result.label,
+            "samples/s": _fixed(result.samples_per_s.value if result.samples_per_s else None, 1),
+            f"over {scenario.baseline}": _ratio(result.speedup),
+            "accuracy": _percent(result.final_accuracy.mean if result.final_accuracy else None),
+            "to target": _to_target(result.time_to_target),
+            "bytes/step": _size(result.mean("wire_bytes_per_step")),
+        }
+        | ({} if (trials["status"] == DONE).all() else {"finished": f"{len(result.done)} of {result.trials}"})
+        for case in cases
+        for result in case.methods
+    ]
+    return Summary(rows, _sentences(cases, scenario))
+
+
+def headline(case: CaseResult, baseline: str) -> str:
+    """One sentence on the fastest method of a case; honest where none beats the baseline, or none clearly."""
+    link, *rest = case.parts
+    place = f"{'at' if case.rate_bps else 'over'} {link} ({', '.join(rest)}"
+    others = [(result, result.speedup) for result in case.methods if result.label != baseline and result.speedup]
+    if not others:
+        return f"No speedup over {baseline} can be given {place}): in no round both it and another method finished."
+    result, speedup = max(others, key=lambda pair: pair[1].value)
+    place += f"; steady-state samples/s, {_rounds(speedup)})"
+    accuracies = f"final accuracy {_mean_percent(result)} against {_mean_percent(case.method(baseline))}"
+    ratio = _ratio(speedup)
+    if speedup.value <= 1:
+        return f"No method trained faster than {baseline} {place}: {result.label} came closest with {ratio}."
+    if speedup.low is not None and speedup.low <= 1:
+        return (
+            f"No method was clearly faster than {baseline} {place}: the interval of the fastest, {result.label}, "
+            f"{ratio}, holds 1; {accuracies}."
+        )
+    return f"{result.label} trained {ratio} faster than {baseline} {place}, {accuracies}."
+
+
+def _sentences(cases: Sequence[CaseResult], scenario: Scenario) -> list[str]:
+    return [
+        (f"{SCRIPTED}: " if case.key["cluster"] == stats.FAKE else "") + headline(case, scenario.baseline)
+        for case in cases
+    ]
+
+
+def _notes(cases: Sequence[CaseResult], scenario: Scenario) -> list[str]:
+    """What a reader should know before believing a ratio."""
+    notes = []
+    for method in scenario.methods:
+        density = method.params.get("density", 1.0)
+        measured = [saving for case in cases if (saving := case.method(method.label).saving)]
+        if method.params.get("values") == "fp32" and density < 1 and measured:
+            notes.append(
+                f"{method.label} keeps a share of {density:g} of the weights and sends them as fp32: that cannot save "
+                f"more than {1 / density:.3g}x in bytes against {scenario.baseline}; measured: {max(measured):.3g}x. "
+                "A higher speedup would have another cause."
+            )
+    if any(speedup.n == 1 for case in cases for result in case.methods if (speedup := result.speedup)):
+        notes.append("Where there is one round only, no interval can be given: a second run may say otherwise.")
+    return notes
+
+
+def _verified_links(case: CaseResult) -> VerifiedLinks:
+    """Each verification once: trials that follow one another on the same links share it."""
+    seen = Counter(zip(case.trials["links"], case.trials["measured_rtt_s"], strict=True))
+    readings = [
+        LinkReading(json.loads(links), rtt_s, trials) for (links, rtt_s), trials in seen.items() if not pd.isna(links)
+    ]
+    return VerifiedLinks(case.title, case.rate_bps, readings)
+
+
+def _ended(trials: pd.DataFrame) -> str:
+    """For example ``16 done, 1 crashed, 1 timeout``."""
+    return ", ".join(f"{count} {status}" for status, count in Counter(trials["status"]).most_common())
+
+
+def _unfinished(cases: Sequence[CaseResult], attempts: pd.DataFrame, trials: pd.DataFrame) -> list[dict[Any, Any]]:
+    """Every attempt that did not finish, as its row and its ``case``; ``outcome`` tells whether it was run again."""
+    titles = {trial_id: case.title for case in cases for trial_id in case.trials["trial_id"]}
+    last = trials.set_index("trial_id")[["attempt", "status"]].add_suffix("_of_last")
+    ended = attempts[attempts["status"] != DONE].join(last, on="trial_id")
+    later = ended["attempt_of_last"] > ended["attempt"]
+    return (
+        ended.assign(
+            case=ended["trial_id"].map(titles),
+            outcome=("run again: " + ended["status_of_last"]).where(later, "not run again"),
+        )
+        .fillna({"reason": "no reason was recorded", "log_tail": ""})
+        .to_dict("records")
+    )
+
+
+def _flat(entry: dict[str, Any]) -> dict[str, str]:
+    """Nested entries as ``outer.inner``, the command as a shell would take it."""
+    flat: dict[str, str] = {}
+    for key, value in entry.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{inner}": text for inner, text in _flat(value).items()}
+        else:
+            flat[key] = shlex.join(value) if key == "command" and isinstance(value, list) else str(value)
+    return flat
+
+
+def _render(page: Path, content: dict[str, Any], **how_to_escape: Any) -> Path:
+    template = _environment(**how_to_escape).get_template(f"{page.name}.j2")
+    page.write_text(template.render(content), encoding="utf-8")
+    return page
+
+
+def _environment(**how_to_escape: Any) -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        **how_to_escape,
+    )
+    environment.filters |= {
+        "base64": lambda content: base64.b64encode(content).decode(),
+        "code_block": lambda text: Markup("\n".join(f"    {line}" for line in text.splitlines())),
+        "fixed": _fixed,
+        "ms": lambda seconds: _fixed(1e3 * seconds, 2),
+        "percent_range": _percent_range,
+        "rate": lambda rate_bps: format_rate(rate_bps) if rate_bps else "unshaped",
+        "ratio": _ratio,
+        "size": _size,
+        "time": _time,
+        "to_target": _to_target,
+    }
+    return environment
+
+
+def _fixed(value: float | None, decimals: int) -> str:
+    return f"{value:.{decimals}f}" if value is not None and math.isfinite(value) else NOTHING
+
+
+def _percent(share: float | None) -> str:
+    return f"{100 * share:.1f} %" if share is not None and math.isfinite(share) else NOTHING
+
+
+def _percent_range(found: Spread | None) -> str:
+    return f"{_percent(found.mean)} ({100 * found.low:.1f}–{100 * found.high:.1f})" if found else NOTHING
+
+
+def _mean_percent(result: MethodResult) -> str:
+    return _percent(result.final_accuracy.mean if result.final_accuracy else None)
+
+
+def _ratio(estimate: Estimate | None) -> str:
+    """``4.10x [3.80, 4.40]``, from ten on with one decimal; one round has no interval."""
+    if estimate is None:
+        return NOTHING
+    decimals = 1 if estimate.value >= 10 else 2
+    interval = f" [{estimate.low:.{decimals}f}, {estimate.high:.{decimals}f}]" if estimate.low is not None else ""
+    return f"{estimate.value:.{decimals}f}x{interval}"
+
+
+def _rounds(estimate: Estimate) -> str:
+    return f"{estimate.n} paired rounds, 95 % t interval" if estimate.n > 1 else "one round, so no interval"
+
+
+def _size(size_bytes: float) -> str:
+    return format_size(size_bytes) if math.isfinite(size_bytes) else NOTHING
+
+
+def _time(time_s: float | None) -> str:
+    return format_time(time_s) if time_s is not None and math.isfinite(time_s) else NOTHING
+
+
+def _to_target(found: TimeToTarget) -> str:
+    """The median, unless most never reached it; and how many did, unless all."""
+    counted = f"{found.reached} of {found.of} reached"
+    if found.median_s is None:
+        return counted if found.of else NOTHING
+    return format_time(found.median_s) if found.reached == found.of else f"{format_time(found.median_s)} ({counted})"
+
+
+def _escaped_for_markdown(value: object) -> str:
+    """Text that can neither end a table's cell nor begin markup; ``Markup`` is left as it is."""
+    if isinstance(value, Markup):
+        return value
+    text = str(value).replace("&", "&amp;").replace("<", "&lt;").replace("\\", "\\\\").replace("](", "]\\(")
+    for mark in "|`*_":
+        text = text.replace(mark, f"\\{mark}")
+    return " ".join(text.split())

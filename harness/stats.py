@@ -1,0 +1,293 @@
+"""Statistics on the frame of trials: paired speedups with intervals, spreads, and times that some never reached.
+
+Everything is pure. Only trials that are done enter a figure; how many were run stands beside it. Ratios are taken
+between trials of the same round and case, which share their seed and their moment on the machine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.special import stdtrit  # the quantile of Student's t, without the slow import of scipy.stats
+
+from harness.errors import MeasurementError
+from harness.scenario import Scenario
+from harness.store import DONE
+from harness.units import format_rate, format_time
+
+CONFIDENCE = 0.95
+
+FAKE = "fake"
+"""The cluster whose numbers are scripted: whatever is made of them must say so."""
+
+CASE_COLUMNS = (
+    "rate_bps",
+    "delay_s",
+    "loss",
+    "workers",
+    "model",
+    "dataset",
+    "batch_size",
+    "target_accuracy",
+    "cluster",
+)
+"""What trials must have in common to be compared."""
+
+
+class Estimate(NamedTuple):
+    """A mean over ``n`` rounds and its interval of ``CONFIDENCE``; one round gives no interval."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+class Spread(NamedTuple):
+    """A mean over rounds, and the extremes."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class TimeToTarget(NamedTuple):
+    """When a method reached the target accuracy, in seconds of training."""
+
+    reached: int
+    of: int
+    """How many finished; those that did not reach the target are counted here, not dropped."""
+    median_s: float | None
+    """Over all of them, whoever never reached it being the slowest; None where that leaves the median unknown."""
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """What the trials of one method in one case say."""
+
+    label: str
+    method: str
+    params: dict[str, Any]
+    trials: int
+    """How many were run; ``len(done)`` of them finished."""
+    done: pd.DataFrame
+    """The finished ones, a row each in the columns of ``TRIAL_SCHEMA``."""
+    samples_per_s: Estimate | None
+    speedup: Estimate | None
+    """Over the baseline; None where no round has both."""
+    final_accuracy: Spread | None
+    time_to_target: TimeToTarget
+    saving: float | None
+    """The baseline's bytes over this method's."""
+
+    def mean(self, column: str) -> float:
+        """Mean over the finished trials; NaN where none of them knows."""
+        return float(self.done[column].mean())
+
+    @property
+    def peak_memory_bytes(self) -> float:
+        """The most that a worker held in any finished trial; NaN where none is known."""
+        return float(self.done["peak_memory_bytes"].max())
+
+    @property
+    def bytes_over_formula(self) -> float:
+        """Payload that the kernel counted over what the method's formula says."""
+        return self.mean("wire_bytes_per_step") / self.mean("formula_bytes_per_step")
+
+    @property
+    def at_least_s(self) -> float:
+        """What no step can beat, in seconds: its computation or its bytes on the link, whichever takes longer."""
+        return float(np.fmax(self.mean("compute_s_per_step"), self.mean("lower_bound_s_per_step")))
+
+    @property
+    def serial_s(self) -> float:
+        """What a step takes in seconds if nothing overlaps: computation, codec, payload and headers on the link."""
+        on_link_s = np.nansum([self.mean("lower_bound_s_per_step"), self.headers_s_per_step])
+        return float(self.mean("compute_s_per_step") + self.mean("codec_s_per_step") + on_link_s)
+
+    @property
+    def headers_s_per_step(self) -> float:
+        """Seconds that a step's packet headers take on the link; NaN where it is unshaped."""
+        return 8 * self.mean("header_bytes_per_step") / self.mean("rate_bps")
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """One combination of link, workers and workload, with each method's result in the scenario's order."""
+
+    rate_bps: float | None
+    """None: unshaped."""
+    key: dict[str, Any]
+    """``CASE_COLUMNS`` and their values, as every table that is written names the case."""
+    parts: tuple[str, ...]
+    """The case in words: rate first, delay and loss if any, workers, workload; of the rest, where cases differ."""
+    trials: pd.DataFrame
+    """All of them, finished or not."""
+    methods: tuple[MethodResult, ...]
+
+    @property
+    def title(self) -> str:
+        """For example ``100 Mbit/s, 4 workers, digits-cnn on digits``."""
+        return ", ".join(self.parts)
+
+    def method(self, label: str) -> MethodResult:
+        """The result of the method with that label."""
+        return next(result for result in self.methods if result.label == label)
+
+
+def case_results(trials: pd.DataFrame, scenario: Scenario) -> list[CaseResult]:
+    """The cases that the trials hold, sorted by link, workers and workload; unshaped links last.
+
+    Args:
+        trials: a row a trial, in the columns of ``TRIAL_SCHEMA``, of any status.
+
+    Raises:
+        MeasurementError: two trials of one method, case and round, which nothing in the frame tells apart.
+    """
+    frames = [frame for _, frame in trials.groupby(list(CASE_COLUMNS), dropna=False)]
+    frames.sort(key=lambda frame: tuple(math.inf if pd.isna(value) else value for value in _key(frame).values()))
+    settings = [set(_told_where_cases_differ(_key(frame))) for frame in frames]
+    shared = set.intersection(*settings)
+    return [_case_result(frame, shared, scenario) for frame in frames]
+
+
+def paired_speedup(trials: pd.DataFrame, label: str, baseline: str) -> Estimate | None:
+    """How many times the samples per second of ``baseline`` the method ``label`` has, in trials of one case.
+
+    The ratios are taken within each round in which both finished; None where there is no such round.
+    """
+    done = trials[trials["status"] == DONE]
+    own, base = (done[done["label"] == each].set_index("round")["samples_per_s"] for each in (label, baseline))
+    ratios = (own / base).dropna()
+    return geometric_mean(ratios.to_numpy()) if len(ratios) else None
+
+
+def geometric_mean(values: Sequence[float] | np.ndarray[Any, Any]) -> Estimate:
+    """The geometric mean of positive values, with a t interval on their logarithms.
+
+    Raises:
+        ValueError: there are no values, or one is not positive and finite.
+    """
+    values = np.asarray(values, dtype=float)
+    if not len(values) or not np.all((values > 0) & np.isfinite(values)):
+        raise ValueError(f"positive finite values are needed, not {values.tolist()}")
+    logs, n = np.log(values), len(values)
+    middle = float(logs.mean())
+    if n == 1:
+        return Estimate(math.exp(middle), None, None, n)
+    half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2) * logs.std(ddof=1) / math.sqrt(n))
+    return Estimate(math.exp(middle), math.exp(middle - half), math.exp(middle + half), n)
+
+
+def spread(values: pd.Series[float]) -> Spread | None:
+    """Mean and extremes of the values that are known; None where none is."""
+    known = values.dropna()
+    return Spread(float(known.mean()), float(known.min()), float(known.max())) if len(known) else None
+
+
+def time_to_target(done: pd.DataFrame) -> TimeToTarget:
+    """When finished trials reached the target; one that never did counts as later than any that did."""
+    times_s = done["time_to_target_s"].astype(float)
+    median_s = float(times_s.fillna(math.inf).median()) if len(times_s) else math.inf
+    return TimeToTarget(int(times_s.notna().sum()), len(times_s), median_s if math.isfinite(median_s) else None)
+
+
+def accuracy_curves(cases: Sequence[CaseResult], events: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy over training, per case, method and evaluation: mean, least and greatest over the finished rounds.
+
+    Args:
+        events: in the columns of ``EVENT_SCHEMA``.
+
+    Returns:
+        A row a case, label and step, with ``step`` (done), ``time_s`` (mean training clock), ``accuracy``,
+        ``accuracy_min``, ``accuracy_max`` (shares), ``rounds``.
+    """
+    evaluations = events.loc[events["kind"] == "accuracy", ["trial_id", "step", "time_s", "value"]]
+    return per_case(cases, lambda case: _curves_of(case, evaluations))
+
+
+def per_case(cases: Sequence[CaseResult], frame_of: Callable[[CaseResult], pd.DataFrame]) -> pd.DataFrame:
+    """The frames of all cases as one, each row naming its case in the columns of ``CASE_COLUMNS``."""
+    frames = [(case, frame_of(case)) for case in cases]
+    return pd.concat(
+        [frame.assign(**case.key)[[*CASE_COLUMNS, *frame.columns]] for case, frame in frames], ignore_index=True
+    )
+
+
+def _curves_of(case: CaseResult, evaluations: pd.DataFrame) -> pd.DataFrame:
+    done = case.trials.loc[case.trials["status"] == DONE, ["trial_id", "label"]]
+    grouped = evaluations.merge(done, on="trial_id").groupby(["label", "step"])
+    return grouped.agg(
+        time_s=("time_s", "mean"),
+        accuracy=("value", "mean"),
+        accuracy_min=("value", "min"),
+        accuracy_max=("value", "max"),
+        rounds=("value", "size"),
+    ).reset_index()
+
+
+def _key(frame: pd.DataFrame) -> dict[str, Any]:
+    first = frame.iloc[0]
+    return {column: first[column] for column in CASE_COLUMNS}
+
+
+def _always_told(key: dict[str, Any]) -> list[str]:
+    return [
+        format_rate(key["rate_bps"]) if key["rate_bps"] > 0 else "unshaped links",
+        *([f"{format_time(key['delay_s'])} delay"] if key["delay_s"] > 0 else []),
+        *([f"{100 * key['loss']:g} % loss"] if key["loss"] > 0 else []),
+        f"{key['workers']} workers",
+        f"{key['model']} on {key['dataset']}",
+        *(["SCRIPTED"] if key["cluster"] == FAKE else []),
+    ]
+
+
+def _told_where_cases_differ(key: dict[str, Any]) -> list[str]:
+    return [f"batch {key['batch_size']}", f"target {100 * key['target_accuracy']:g} %", str(key["cluster"])]
+
+
+def _case_result(frame: pd.DataFrame, shared_settings: set[str], scenario: Scenario) -> CaseResult:
+    key = _key(frame)
+    parts = _always_told(key) + [part for part in _told_where_cases_differ(key) if part not in shared_settings]
+    repeated = frame[frame.duplicated(["label", "round"])]
+    if not repeated.empty:
+        twice = repeated.iloc[0]
+        raise MeasurementError(
+            f"{twice['label']} has several trials in round {twice['round']} of one case ({', '.join(parts)}): "
+            "the run varies something by which trials cannot be told apart"
+        )
+    return CaseResult(
+        rate_bps=float(key["rate_bps"]) if key["rate_bps"] > 0 else None,
+        key=key,
+        parts=tuple(parts),
+        trials=frame,
+        methods=tuple(
+            _method_result(frame, method.label, method.name, method.params, scenario.baseline)
+            for method in scenario.methods
+        ),
+    )
+
+
+def _method_result(frame: pd.DataFrame, label: str, method: str, params: dict[str, Any], baseline: str) -> MethodResult:
+    own = frame[frame["label"] == label]
+    done = own[own["status"] == DONE]
+    base = frame[(frame["label"] == baseline) & (frame["status"] == DONE)]
+    known = done["samples_per_s"].dropna()
+    saving = base["wire_bytes_per_step"].mean() / done["wire_bytes_per_step"].mean()
+    return MethodResult(
+        label=label,
+        method=method,
+        params=params,
+        trials=len(own),
+        done=done,
+        samples_per_s=geometric_mean(known.to_numpy()) if len(known) else None,
+        speedup=paired_speedup(frame, label, baseline),
+        final_accuracy=spread(done["final_accuracy"]),
+        time_to_target=time_to_target(done),
+        saving=float(saving) if np.isfinite(saving) else None,
+    )

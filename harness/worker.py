@@ -1,0 +1,256 @@
+"""A rank: from its place in the cluster to a process group, DDP, a communication hook and a metered training loop.
+
+It runs inside the cluster and knows nothing of clusters, reports or stores. Importing this module imports torch and all
+that DDP needs: the agent does so once, before it forks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import statistics
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+import torch._dynamo  # DDP imports it when it is made, which would cost every worker over a second
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import BatchSampler, DistributedSampler
+
+import baselines
+from harness import meter
+from harness.agent import Send
+from harness.meter import Recorder
+from harness.network import WORKER_INTERFACE, address, worker_number
+from harness.plan import UNSETTLED_STEPS, Trial, state_of
+from harness.workload.data import DATASETS, Data
+from harness.workload.models import MODELS
+
+PEER_TIMEOUT = timedelta(seconds=60)
+"""How long a collective waits for a peer. The trial's own limit is kept outside, where a hang cannot reach it."""
+
+EVALUATION_BATCH = 500
+
+REPETITIONS = 5
+
+
+def preload(dataset: str, data_dir: str | None) -> None:
+    """Load a data set before the fork, so that all workers share one copy."""
+    _data(dataset, data_dir)
+
+
+@cache
+def _data(dataset: str, data_dir: str | None) -> Data:
+    return DATASETS[dataset].load(Path(data_dir) if data_dir else None)
+
+
+def train(spec: Mapping[str, Any], node: str, send: Send) -> None:
+    """Train one trial on this rank.
+
+    Args:
+        spec: ``trial``, the Trial as JSON; ``port``, where the ranks meet on the first worker.
+    """
+    trial = Trial.model_validate(spec["trial"])
+    rank, world_size = worker_number(node), trial.case.cluster.workers
+    with process_group(rank, world_size, spec["port"]):
+        _Training(trial, rank, world_size, Recorder(send), send).run()
+
+
+def time_all_reduce(spec: Mapping[str, Any], node: str, send: Send) -> None:
+    """Time a large all-reduce, repeated; rank 0 sends the median ``seconds``.
+
+    Args:
+        spec: ``bytes`` of the tensor, ``workers`` and ``port``.
+    """
+    rank = worker_number(node)
+    with process_group(rank, spec["workers"], spec["port"]):
+        tensor = torch.ones(spec["bytes"] // 4)
+        dist.all_reduce(tensor[: tensor.numel() // 10])  # connections, and TCP's first look at the path
+        send({"kind": "first_collective"})
+        seconds = []
+        for _ in range(REPETITIONS):
+            dist.barrier()
+            start = perf_counter()
+            dist.all_reduce(tensor)
+            seconds.append(perf_counter() - start)
+        if rank == 0:
+            send({"kind": "result", "seconds": statistics.median(seconds)})
+
+
+@contextmanager
+def process_group(rank: int, world_size: int, port: int) -> Iterator[None]:
+    """The default Gloo group of all workers, on the shaped interface and nowhere else."""
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = WORKER_INTERFACE
+    dist.init_process_group(
+        "gloo", init_method=f"tcp://{address(0)}:{port}", rank=rank, world_size=world_size, timeout=PEER_TIMEOUT
+    )
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Of the whole test set, the same on every rank."""
+
+    accuracy: float
+    loss: float
+
+
+class _Training:
+    """One trial on one rank. Ranks decide alike: by step number, or by numbers that were all-reduced."""
+
+    def __init__(self, trial: Trial, rank: int, world_size: int, recorder: Recorder, send: Send) -> None:
+        self.settings = trial.case.train
+        self.seed = trial.seed
+        self.rank, self.world_size = rank, world_size
+        self.recorder, self.send = recorder, send
+        self.data = _data(self.settings.dataset, self.settings.data_dir)
+
+        torch.manual_seed(trial.seed)
+        model = MODELS[self.settings.model].build()
+        self.ddp = DistributedDataParallel(
+            model, bucket_cap_mb=self.settings.bucket_bytes / 2**20, gradient_as_bucket_view=True
+        )
+        self.optimizer = torch.optim.SGD(
+            model.parameters(),
+            lr=self.settings.lr,
+            momentum=self.settings.momentum,
+            weight_decay=self.settings.weight_decay,
+        )
+        self.method = state_of(trial.method)
+        baselines.register(self.ddp, self.method, optimizer=self.optimizer)
+        self.steady_from_step = max(self.method.steady_from_step, UNSETTLED_STEPS)
+        self.paused_s = 0.0
+
+    def run(self) -> None:
+        steps, batches = 0, self._batches()
+        at_steady = meter.wire_bytes(WORKER_INTERFACE)
+        dist.barrier()
+        for step in range(self.settings.steps):
+            if step == self.steady_from_step:
+                with self._paused():
+                    at_steady = meter.wire_bytes(WORKER_INTERFACE)
+            self._step(step, next(batches))
+            steps = step + 1
+            if steps % self.settings.eval_every == 0 or steps == self.settings.steps:
+                with self._paused():
+                    evaluation = self._evaluate()
+                if self.rank == 0:
+                    self.recorder.note(steps, "accuracy", evaluation.accuracy)
+                    self.recorder.note(steps, "test_loss", evaluation.loss)
+                if not evaluation.loss < float("inf"):  # NaN too
+                    break
+        sent = meter.wire_bytes(WORKER_INTERFACE) - at_steady
+        smallest, largest = self._parameter_hash_range()
+        self.recorder.flush()
+        self.send(
+            {
+                "kind": "result",
+                "steps": steps,
+                "steady_from_step": self.steady_from_step,
+                "diverged": steps < self.settings.steps or not evaluation.loss < float("inf"),
+                "payload_bytes": sent.payload,
+                "header_bytes": sent.headers,
+                "train_time_s": self.recorder.clock_s,
+                "evaluation_time_s": self.paused_s,
+                "peak_memory_bytes": meter.peak_memory_bytes(),
+                "own_memory_bytes": meter.own_memory_bytes(),
+                "parameter_hash": f"{smallest:016x}",
+                "parameters_identical": smallest == largest,
+            }
+        )
+
+    def _step(self, step: int, batch: list[int]) -> None:
+        start = perf_counter()
+        images, labels = self.data.train_images[batch], self.data.train_labels[batch]
+        loss = functional.cross_entropy(self.ddp(images), labels)
+        loss.backward()
+        synchronised = perf_counter()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        end = perf_counter()
+
+        codec = self.method.stopwatch.lap()
+        compute_s = (codec.buckets_ready_at - start - codec.before_ready_s) + (end - synchronised)
+        seconds = {
+            "step_s": end - start,
+            "compute_s": compute_s,
+            "encode_s": codec.encode_s,
+            "decode_s": codec.decode_s,
+            "comm_s": max(0.0, end - start - compute_s - codec.encode_s - codec.decode_s),
+        }
+        self.recorder.advance(step, seconds)
+        if self.rank == 0:
+            self.recorder.note(step, "loss", loss.item())
+
+    def _batches(self) -> Iterator[list[int]]:
+        """Indices of this rank's samples, batch by batch: each epoch in a new order, each sample on one rank."""
+        sampler: DistributedSampler[int] = DistributedSampler(
+            range(len(self.data.train_labels)),  # type: ignore[arg-type]
+            self.world_size,
+            self.rank,
+            shuffle=True,
+            seed=self.seed,
+            drop_last=True,
+        )
+        for epoch in itertools.count():
+            sampler.set_epoch(epoch)
+            yield from BatchSampler(sampler, self.settings.batch_size, drop_last=True)
+
+    @contextmanager
+    def _paused(self) -> Iterator[None]:
+        """Do something off the training clock; the ranks go on together."""
+        start = perf_counter()
+        yield
+        dist.barrier()
+        self.paused_s += perf_counter() - start
+
+    @torch.no_grad()
+    def _evaluate(self) -> Evaluation:
+        """Each rank looks at its share of the test set; the sums are all-reduced."""
+        self.ddp.eval()
+        images, labels = (
+            self.data.test_images[self.rank :: self.world_size],
+            self.data.test_labels[self.rank :: self.world_size],
+        )
+        sums = torch.zeros(2, dtype=torch.float64)
+        for some_images, some_labels in zip(
+            images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True
+        ):
+            scores = self.ddp.module(some_images)
+            sums[0] += (scores.argmax(1) == some_labels).sum()
+            sums[1] += functional.cross_entropy(scores, some_labels, reduction="sum").double()
+        self.ddp.train()
+        dist.all_reduce(sums)
+        correct, loss = (sums / len(self.data.test_labels)).tolist()
+        return Evaluation(correct, loss)
+
+    def _parameter_hash_range(self) -> tuple[int, int]:
+        """The least and the greatest of all ranks' hashes: equal when every rank holds the same bits."""
+        own = parameter_hash(self.ddp.module)
+        extremes = torch.tensor([own, -own])
+        dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
+        largest, negated_smallest = extremes.tolist()
+        return -negated_smallest, largest
+
+
+def parameter_hash(model: nn.Module) -> int:
+    """63 bits of SHA-256 over all parameters and buffers, in their order."""
+    digest = hashlib.sha256()
+    tensors: Iterator[Tensor] = itertools.chain(model.parameters(), model.buffers())
+    for tensor in tensors:
+        digest.update(tensor.detach().contiguous().numpy().tobytes())
+    return int.from_bytes(digest.digest()[:8], "big") >> 1

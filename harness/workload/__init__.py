@@ -1,0 +1,1 @@
+"""What the workers train: models and data sets."""

@@ -1,0 +1,134 @@
+"""Data sets that trials train on, held in memory as tensors. To add one, write a loader and put ``@dataset`` above it.
+
+Real data only. Loaders look at the folder a scenario names, then at the usual places, and download last.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Data:
+    """Images (N, C, H, W) float32, roughly zero mean and unit deviation; labels (N,) int64."""
+
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set by name: how to load it from an optional folder, and how many samples it has."""
+
+    name: str
+    summary: str
+    load: Callable[[Path | None], Data]
+    train_size: int
+    test_size: int
+    input_shape: tuple[int, ...]
+    classes: int
+
+
+DATASETS: dict[str, Dataset] = {}
+
+Loader = Callable[[Path | None], Data]
+
+
+def dataset(
+    name: str, *, train_size: int, test_size: int, input_shape: tuple[int, ...], classes: int
+) -> Callable[[Loader], Loader]:
+    """Enter the decorated loader under ``name``; the first line of its docstring describes it in lists."""
+
+    def enter(load: Loader) -> Loader:
+        summary = (load.__doc__ or "").partition("\n")[0]
+        DATASETS[name] = Dataset(name, summary, load, train_size, test_size, input_shape, classes)
+        return load
+
+    return enter
+
+
+@dataset("digits", train_size=1437, test_size=360, input_shape=(1, 8, 8), classes=10)
+def digits(folder: Path | None) -> Data:
+    """Handwritten digits, 8x8 grey (UCI ML, bundled with scikit-learn): 1437 to train on, 360 to test."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    bunch = load_digits()
+    split = train_test_split(
+        bunch.images.astype(np.float32), bunch.target, test_size=360, random_state=0, stratify=bunch.target
+    )
+    return _as_data(*split)
+
+
+FASHION_FOLDERS = ("/usr/share/datasets/fashion-mnist",)
+"""Where Linux distributions put Fashion-MNIST (Debian: the package dataset-fashion-mnist)."""
+
+
+@dataset("fashion-mnist", train_size=60000, test_size=10000, input_shape=(1, 28, 28), classes=10)
+def fashion_mnist(folder: Path | None) -> Data:
+    """Fashion-MNIST, 28x28 grey (Xiao et al., 2017): 60000 to train on, 10000 to test."""
+    candidates = [folder] if folder else [Path(place) for place in FASHION_FOLDERS]
+    found = next((place for place in candidates if (place / "train-images-idx3-ubyte.gz").is_file()), None)
+    if found is None and folder is not None:
+        raise UsageError.at(
+            "scenario", "train.data_dir", str(folder), "a folder with train-images-idx3-ubyte.gz and its three siblings"
+        )
+    if found is None:
+        return _download_fashion_mnist()
+    return _as_data(
+        _read_idx(found / "train-images-idx3-ubyte.gz"),
+        _read_idx(found / "t10k-images-idx3-ubyte.gz"),
+        _read_idx(found / "train-labels-idx1-ubyte.gz"),
+        _read_idx(found / "t10k-labels-idx1-ubyte.gz"),
+    )
+
+
+def _download_fashion_mnist() -> Data:
+    from torchvision.datasets import FashionMNIST
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pacbench"
+    try:
+        train, test = (FashionMNIST(cache, train=part, download=True) for part in (True, False))
+    except (OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(
+            f"scenario: train.dataset: 'fashion-mnist' is not on this machine and its download failed ({reason}); "
+            "install Debian's dataset-fashion-mnist, or set train.data_dir to a folder with its four .gz files"
+        ) from None
+    return _as_data(train.data.numpy(), test.data.numpy(), train.targets.numpy(), test.targets.numpy())
+
+
+def _read_idx(path: Path) -> np.ndarray:
+    """An array of unsigned bytes from a gzipped IDX file (format: yann.lecun.com/exdb/mnist)."""
+    try:
+        content = gzip.decompress(path.read_bytes())
+        dimensions = content[3]
+        shape = np.frombuffer(content, ">i4", count=dimensions, offset=4)
+        return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+    except (OSError, EOFError, IndexError, ValueError) as error:
+        raise UsageError(f"{path}: not a readable IDX file: {error}") from None
+
+
+def _as_data(
+    train_images: np.ndarray, test_images: np.ndarray, train_labels: np.ndarray, test_labels: np.ndarray
+) -> Data:
+    """Tensors of both parts, standardised by the training part's mean and deviation."""
+    mean, deviation = float(train_images.mean()), float(train_images.std())
+    train, test = (
+        ((torch.from_numpy(images.astype(np.float32)) - mean) / deviation).unsqueeze(1)
+        for images in (train_images, test_images)
+    )
+    labels = (torch.from_numpy(labels.astype(np.int64)) for labels in (train_labels, test_labels))
+    return Data(train, next(labels), test, next(labels))

@@ -1,0 +1,72 @@
+"""``nox -s quickstart``, ``tests``, ``lint``, ``bench``: all share one environment."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import venv
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).resolve().parent
+ENVIRONMENT = ROOT / ".nox" / "environment"
+STAMP = ENVIRONMENT / "installed"
+DEPENDENCIES = ("pyproject.toml", "constraints.txt")
+
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+nox.options.sessions = ["lint", "tests"]
+nox.options.default_venv_backend = "none"
+
+
+@nox.session
+def quickstart(session: nox.Session) -> None:
+    """Run the quickstart scenario and write its report. Further arguments go to ``pacbench run``."""
+    run(session, "pacbench", "run", "quickstart", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Pass all tests. Further arguments go to pytest: ``nox -s tests -- tests/unit -k plan``."""
+    run(session, "pytest", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and types."""
+    run(session, "ruff", "check", ".")
+    run(session, "ruff", "format", "--check", ".")
+    run(session, "mypy")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure speed, as ratios: codecs against a memcpy, networks against their bounds."""
+    run(session, "pytest", "tests/bench", "--benchmark-only", *session.posargs, env=ONE_THREAD)
+
+
+def run(session: nox.Session, program: str, *arguments: str, env: dict[str, str] | None = None) -> None:
+    """Run a program of the shared environment."""
+    session.run(str(environment(session) / program), *arguments, env=env, external=True)
+
+
+def environment(session: nox.Session) -> Path:
+    """The folder of the shared environment's programs; installed when what it is made from has changed."""
+    programs = ENVIRONMENT / ("Scripts" if sys.platform == "win32" else "bin")
+    wanted = fingerprint()
+    if not STAMP.exists() or STAMP.read_text() != wanted:
+        session.log(f"installing into {ENVIRONMENT} (torch is large: minutes, once)")
+        venv.create(ENVIRONMENT, with_pip=True, clear=True)
+        python = str(programs / "python")
+        session.run(
+            python, "-m", "pip", "install", "-q", "-c", "constraints.txt", "-e", ".[dev]", silent=False, external=True
+        )
+        STAMP.write_text(wanted)
+    return programs
+
+
+def fingerprint() -> str:
+    """Changes whenever the environment must be made anew."""
+    parts = [sys.version, str(ROOT), *((ROOT / name).read_text() for name in DEPENDENCIES)]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()

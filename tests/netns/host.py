@@ -1,0 +1,35 @@
+"""A look at the host: what pacbench runs on it, and that its network stays as it was."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+
+def universes() -> list[int]:
+    """Processes of any universe on this machine, inside and out."""
+    found = []
+    for process in psutil.process_iter(["pid", "cmdline"]):
+        if "harness.cluster.universe" in (process.info["cmdline"] or []):
+            found.append(process.info["pid"])
+    return found
+
+
+def host_network() -> str:
+    """Everything about the host's own network that pacbench must not touch."""
+    commands = ["ip -o link", "ip -o addr", "ip route", "ip netns list", "tc qdisc show"]
+    shown = [subprocess.run(command.split(), capture_output=True, text=True).stdout for command in commands]
+    settings = [Path(f"/proc/sys/net/ipv4/{name}").read_text() for name in ("ip_forward", "tcp_congestion_control")]
+    return "\n".join(shown + settings)
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
+    """Wait for a condition, and fail when it does not come."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)

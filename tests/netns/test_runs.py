@@ -1,0 +1,120 @@
+"""Real training on real namespaces: figures that add up, and nothing lost however a run ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+from host import universes, wait_until
+
+from harness.store import Store
+
+pytestmark = pytest.mark.netns
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+Start = Callable[..., "subprocess.Popen[str]"]
+
+SMALL = ("quickstart", "--set", "train.steps=24", "--set", "link.rate=200mbit", "--set", "train.eval_every=8")
+TWO_METHODS = (*SMALL, "--method", "pactrain-ternary", "--rounds", "2")
+
+
+def trials(folder: Path) -> pd.DataFrame:
+    return Store.open(folder).trials()
+
+
+def rows_stored(folder: Path) -> int:
+    return len(list((folder / "trials.parquet").glob("[!.]*.parquet")))
+
+
+def test_a_run_measures_every_method_and_writes_its_report(pacbench: Run, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = pacbench("run", *SMALL, "--rounds", "1", "--out", str(out))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == "", "quiet when not on a terminal"
+    assert "faster than dense" in done.stdout
+    assert (out / "report.html").is_file()
+
+    rows = trials(out).set_index("label")
+    assert set(rows.index) == {"dense", "fp16", "topk", "dgc", "pactrain-fp32", "pactrain-ternary"}
+    assert (rows["status"] == "done").all()
+    ratio = rows["wire_bytes_per_step"] / rows["formula_bytes_per_step"]
+    assert ratio.between(0.95, 1.05).all(), ratio.to_dict()
+    assert (rows["step_time_median_s"] > rows["lower_bound_s_per_step"]).all(), "nothing beats its bound"
+    assert rows["final_accuracy"].between(0.3, 1.0).all(), "ten classes: chance is 0.1"
+    assert rows["parameter_hash"].nunique() == len(rows), "methods differ in what they do to parameters"
+    assert (rows["own_memory_bytes"] < 400e6).all()
+
+    phases = rows[["compute_s_per_step", "codec_s_per_step", "comm_s_per_step"]].sum(axis=1)
+    mean_step_s = 128 / rows["samples_per_s"]
+    assert (phases / mean_step_s).between(0.9, 1.1).all(), (phases / mean_step_s).to_dict()
+
+
+def test_the_same_seed_trains_the_same_parameters(pacbench: Run, tmp_path: Path) -> None:
+    hashes = []
+    for name in ("one", "two"):
+        done = pacbench("run", *TWO_METHODS, "--rounds", "1", "--out", str(tmp_path / name))
+        assert done.returncode == 0, done.stderr
+        hashes.append(dict(trials(tmp_path / name)[["label", "parameter_hash"]].itertuples(index=False)))
+    assert hashes[0] == hashes[1]
+    assert set(hashes[0]) == {"dense", "pactrain-ternary"}
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_stopped_leaves_nothing_and_the_next_one_completes_it(
+    pacbench: Run, start: Start, tmp_path: Path, sent: signal.Signals
+) -> None:
+    process = start("run", *TWO_METHODS)
+    wait_until(lambda: list(tmp_path.glob("results/quickstart-*")), 60)
+    (folder,) = tmp_path.glob("results/quickstart-*")
+    wait_until(lambda: rows_stored(folder) >= 1, 60)
+    os.kill(process.pid, sent)
+    output, _ = process.communicate(timeout=30)
+    wait_until(lambda: not universes())
+
+    assert process.returncode == (-signal.SIGKILL if sent == signal.SIGKILL else 130)
+    assert "Traceback" not in output
+    kept = trials(folder)
+    finished = set(kept.loc[kept["status"] == "done", "trial_id"])
+    assert finished
+    assert set(kept["status"]) <= {"done", "interrupted"}
+
+    again = pacbench("run", *TWO_METHODS)
+    assert again.returncode == 0, again.stderr
+    assert f"{len(finished)} of 4 trials are done" in again.stdout
+    attempts = Store.open(folder).attempts()
+    assert (attempts[attempts["trial_id"].isin(finished)].groupby("trial_id").size() == 1).all(), "none ran twice"
+    assert (trials(folder)["status"] == "done").all()
+    assert len(trials(folder)) == 4
+
+    once_more = pacbench("run", *TWO_METHODS, "--out", str(folder))
+    assert "all 4 trials are done already" in once_more.stdout
+
+
+def test_a_worker_that_is_killed_costs_one_trial(start: Start, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = start("run", *TWO_METHODS, "--set", "train.steps=60", "--out", str(out))
+    wait_until(lambda: len(workers()) == 4, 60)
+    victim = workers()[2]
+    wait_until(lambda: victim.cpu_times().user > 0.5)
+    victim.kill()
+    output, _ = process.communicate(timeout=90)
+
+    assert process.returncode == 5
+    rows = trials(out)
+    assert sorted(rows["status"]) == ["crashed", "done", "done", "done"]
+    crashed = rows[rows["status"] == "crashed"].iloc[0]
+    assert "signal 9" in crashed["reason"] or "closed" in crashed["reason"].lower()
+    assert crashed["reason"] in output
+    assert "crashed" in (out / "report.md").read_text()
+
+
+def workers() -> list[psutil.Process]:
+    """Forked workers of the one universe that runs: children of its process 1."""
+    agents = [psutil.Process(pid) for pid in universes()]
+    return [child for agent in agents if "unshare" not in agent.name() for child in agent.children()]

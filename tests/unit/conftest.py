@@ -1,0 +1,22 @@
+"""What unit tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from ranks import Ranks
+
+
+@pytest.fixture(scope="session")
+def on_ranks() -> Iterator[Callable[..., list[Any]]]:
+    """Call ``on_ranks(p, check, *arguments)``: what ``check`` returns on each of p ranks of one process group."""
+    groups: dict[int, Ranks] = {}
+
+    def run(world_size: int, check: Callable[..., Any], *arguments: Any) -> list[Any]:
+        return groups.setdefault(world_size, Ranks(world_size)).run(check, *arguments)
+
+    yield run
+    for group in groups.values():
+        group.close()

@@ -1,0 +1,146 @@
+"""Runs that nothing was measured for: made through the real store, with numbers that tests choose or can recompute."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness import plan
+from harness.plan import Trial
+from harness.scenario import load
+from harness.store import Event, Store
+
+COMPUTE_S = 0.012
+CODEC_S = {"dense": 0.0, "fp16": 0.001, "topk": 0.02, "dgc": 0.008, "pactrain": 0.003}
+OVERLAPPED_BPS = 4e9
+"""What an unshaped link carries."""
+
+
+def make_store(
+    folder: Path,
+    overrides: Sequence[str] = (),
+    scenario: str = "quickstart",
+    cluster: str = "netns",
+    methods: Sequence[str] = (),
+    ends: Mapping[tuple[str, int], Mapping[str, Any]] = {},
+) -> Store:
+    """A run of a scenario, each of whose trials is invented.
+
+    Args:
+        overrides: of the scenario's fields, as the command line takes them.
+        methods: those to keep beside the baseline; all when empty.
+        ends: (label, round) -> columns that replace the invented ones; a trial with another status than ``done``
+            keeps none of the measured columns.
+    """
+    loaded = load(scenario, overrides, methods)
+    store = Store.create(folder, loaded)
+    for trial in plan.make(loaded, cluster).trials:
+        row, events = invent(trial)
+        changed = ends.get((trial.method.label, trial.round), {})
+        if changed.get("status", "done") != "done":
+            row, events = {key: row[key] for key in IDENTITY}, []
+        store.append({**row, **changed}, events)
+    store.add_provenance(
+        {"command": ["pacbench", "run", scenario], "commit": "0123456789ab", "libraries": {"torch": "2.13"}}
+    )
+    return store
+
+
+def invent(trial: Trial) -> tuple[dict[str, Any], list[Event]]:
+    """A trial's row and events: the lower bound and some overhead, with seeded noise; accuracy saturates."""
+    dice = random.Random(f"{trial.method.label}/{trial.case.link.rate_bps}/{trial.round}")
+    train, workers, rate_bps = trial.case.train, trial.case.cluster.workers, trial.case.link.rate_bps
+    payload, bound_s = plan.wire_bytes(trial), plan.lower_bound_s(trial)
+    codec_s = CODEC_S.get(trial.method.name, 0.005) * dice.uniform(0.9, 1.1)
+    comm_s = (bound_s or 8 * payload / OVERLAPPED_BPS) * dice.uniform(1.05, 1.12) + 0.002
+    step_s = COMPUTE_S + codec_s + comm_s
+    steady_from_step = max(plan.state_of(trial.method).steady_from_step, plan.UNSETTLED_STEPS)
+    ceiling = {"dense": 0.967, "topk": 0.945, "dgc": 0.955}.get(trial.method.name, 0.963)
+    events = list(_events(trial, step_s, codec_s, comm_s, ceiling + dice.uniform(-0.006, 0.006)))
+    accuracies = [event for event in events if event.kind == "accuracy"]
+    reached = [event.time_s for event in accuracies if event.value >= train.target_accuracy]
+    row = {
+        "trial_id": trial.id,
+        "attempt": 0,
+        "scenario": trial.scenario,
+        "cluster": trial.cluster,
+        "method": trial.method.name,
+        "label": trial.method.label,
+        "params": json.dumps(trial.method.params),
+        "model": train.model,
+        "dataset": train.dataset,
+        "workers": workers,
+        "batch_size": train.batch_size,
+        "rate_bps": rate_bps,
+        "delay_s": 0.0,
+        "loss": 0.0,
+        "seed": trial.seed,
+        "round": trial.round,
+        "status": "done",
+        "steps": train.steps,
+        "steady_from_step": steady_from_step,
+        "steady_steps": train.steps - steady_from_step,
+        "samples_per_s": workers * train.batch_size / step_s,
+        "step_time_median_s": step_s,
+        "compute_s_per_step": COMPUTE_S,
+        "codec_s_per_step": codec_s,
+        "comm_s_per_step": comm_s,
+        "wire_bytes_per_step": payload * dice.uniform(1.0, 1.01),
+        "header_bytes_per_step": payload * 66 / 1448,
+        "formula_bytes_per_step": payload,
+        "lower_bound_s_per_step": bound_s or None,
+        "before_steady_s": steady_from_step * step_s,
+        "final_accuracy": accuracies[-1].value,
+        "target_accuracy": train.target_accuracy,
+        "time_to_target_s": min(reached, default=None),
+        "train_time_s": train.steps * step_s,
+        "evaluation_time_s": 0.5,
+        "wall_time_s": train.steps * step_s + 2.0,
+        "peak_memory_bytes": 4.1e8,
+        "own_memory_bytes": 1.6e8,
+        "measured_rate_bps": 0.968 * (rate_bps or OVERLAPPED_BPS),
+        "measured_rtt_s": 1.1e-4,
+        "links": json.dumps(_links(workers, rate_bps, dice)),
+        "parameter_hash": "0" * 16,
+        "commit": "0123456789ab",
+        "code_digest": "ba9876543210",
+        "log_tail": None,
+    }
+    return row, events
+
+
+IDENTITY = (
+    *("trial_id", "attempt", "scenario", "cluster", "method", "label", "params", "model", "dataset", "workers"),
+    *("batch_size", "rate_bps", "delay_s", "loss", "seed", "round", "target_accuracy"),
+)
+"""The columns that a trial has also when it failed at once."""
+
+
+def _events(trial: Trial, step_s: float, codec_s: float, comm_s: float, ceiling: float) -> Iterator[Event]:
+    train = trial.case.train
+    phases = {"step_s": step_s, "compute_s": COMPUTE_S, "encode_s": codec_s, "decode_s": 0.0, "comm_s": comm_s}
+    for rank in range(trial.case.cluster.workers):
+        for step in range(train.steps):
+            clock_s = (step + 1) * step_s
+            for kind, value in phases.items():
+                yield Event(rank, step, clock_s, kind, value)
+            done = step + 1
+            if rank == 0 and (done % train.eval_every == 0 or done == train.steps):
+                yield Event(0, done, clock_s, "accuracy", ceiling * (1 - 0.9 * math.exp(-6 * done / train.steps)))
+
+
+def _links(workers: int, rate_bps: int | None, dice: random.Random) -> list[dict[str, Any]]:
+    return [
+        {
+            "worker": worker,
+            "direction": direction,
+            "rate_bps_asked": rate_bps,
+            "rate_bps_measured": (rate_bps or OVERLAPPED_BPS) * dice.uniform(0.965, 0.985),
+        }
+        for worker in range(workers)
+        for direction in ("up", "down")
+    ]

@@ -1,0 +1,149 @@
+"""The command line, in processes of its own on the fake cluster: what it prints, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Pacbench = Callable[..., "subprocess.CompletedProcess[str]"]
+
+FAST = ("quickstart", "--on", "fake", "--set", "train.steps=20")
+
+
+@pytest.fixture
+def pacbench(tmp_path: Path) -> Pacbench:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "harness", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        )
+
+    return run
+
+
+def test_help_names_every_verb(pacbench: Pacbench) -> None:
+    done = pacbench()
+    assert done.returncode == 0
+    for verb in ("list", "plan", "run", "report", "probe", "doctor", "clean"):
+        assert verb in done.stdout
+    assert done.stdout == pacbench("--help").stdout
+
+
+def test_help_imports_nothing_heavy() -> None:
+    heavy = {"docker", "matplotlib", "numpy", "pandas", "pydantic", "torch"}
+    code = f"import sys, harness.cli; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"
+
+
+def test_list_shows_what_can_be_named(pacbench: Pacbench) -> None:
+    everything = pacbench("list").stdout
+    for name in ("quickstart", "pactrain", "digits-cnn", "fashion-mnist"):
+        assert name in everything
+    assert "quickstart" not in pacbench("list", "methods").stdout
+
+
+def test_plan_starts_nothing_and_adds_up(pacbench: Pacbench, tmp_path: Path) -> None:
+    plan = json.loads(pacbench("plan", "quickstart", "--json").stdout)
+    assert len(plan["trials"]) == 18
+    assert plan["total_s"] > sum(trial["time_s"] for trial in plan["trials"])
+    dense = next(trial for trial in plan["trials"] if trial["label"] == "dense")
+    topk = next(trial for trial in plan["trials"] if trial["label"] == "topk")
+    # methods.md's crossover: top-k sends k * p of what dense does, here 4 %.
+    assert topk["wire_bytes_per_step"] == pytest.approx(0.04 * dense["wire_bytes_per_step"], rel=0.01)
+    assert list(tmp_path.iterdir()) == []
+    assert "pactrain-ternary" in pacbench("plan", "quickstart").stdout
+
+
+def test_a_run_goes_from_scenario_to_report_and_resumes(pacbench: Pacbench, tmp_path: Path) -> None:
+    done = pacbench("run", *FAST, "--rounds", "2")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    (folder,) = (tmp_path / "results").iterdir()
+    assert "12 trials" in done.stdout
+    assert "faster than dense at 100 Mbit/s" in done.stdout
+    assert str(folder.relative_to(tmp_path) / "report.html") in done.stdout
+    assert {path.name for path in folder.iterdir()} >= {"trials.parquet", "events.parquet", "report.html", "report.md"}
+
+    (folder / "report.html").unlink()
+    assert pacbench("report", str(folder)).returncode == 0
+    assert (folder / "report.html").exists()
+
+    next(iter((folder / "trials.parquet").glob("*.parquet"))).unlink()
+    again = pacbench("run", *FAST, "--rounds", "2")
+    assert "11 of 12 trials are done" in again.stdout
+    assert "all 12 trials are done" in pacbench("run", *FAST, "--rounds", "2", "--out", str(folder)).stdout
+
+
+def test_several_scenarios_get_a_folder_each(pacbench: Pacbench, tmp_path: Path) -> None:
+    done = pacbench(
+        "run", "quickstart", "ci", "--on", "fake", "--rounds", "1", "--method", "topk", "--out", str(tmp_path / "all")
+    )
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (tmp_path / "all").iterdir()} == {"quickstart", "ci"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["run", "nosuch"], 2, "SCENARIO: found 'nosuch'"),
+        (["run", *FAST, "--on", "mars"], 2, "--on: found 'mars'; allowed: netns, fake"),
+        (["run", *FAST, "--set", "train.lr=x"], 2, "train.lr: found 'x'"),
+        (["run", *FAST, "--method", "zip"], 2, "--method: found 'zip'"),
+        (["run", *FAST, "--out", "/dev/null/x"], 2, "--out: found '/dev/null/x'"),
+        (["run", *FAST, "--rounds", "0"], 2, "rounds: found 0"),
+        (["run", *FAST, "--rounds", "many"], 2, "--rounds"),
+        (["plan"], 2, "SCENARIO"),
+        (["list", "beer"], 2, "found 'beer'; allowed: scenarios, methods, models, datasets"),
+        (["report", "."], 2, "RUN_DIR: found '.'"),
+        (["probe", "--rate", "5"], 2, "link.rate: found '5'"),
+        (["probe", "--workers", "1"], 2, "workers: found 1"),
+        (["fly"], 2, "No such command 'fly'"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(pacbench: Pacbench, arguments: list[str], code: int, says: str) -> None:
+    done = pacbench(*arguments)
+    assert done.returncode == code
+    assert says in done.stderr
+    assert done.stderr.startswith("pacbench: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_damaged_run_is_one_line_and_stays_as_it_is(pacbench: Pacbench, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert pacbench("run", *FAST, "--rounds", "1", "--out", str(out)).returncode == 0
+    damaged = next(iter((out / "trials.parquet").glob("*.parquet")))
+    damaged.write_bytes(b"not parquet")
+    before = sorted(path.name for path in (out / "trials.parquet").iterdir())
+    for command in (["report", str(out)], ["run", *FAST, "--rounds", "1", "--out", str(out)]):
+        done = pacbench(*command)
+        assert done.returncode == 2
+        assert f"{damaged.name}: damaged" in done.stderr
+        assert done.stderr.count("\n") == 1
+    assert sorted(path.name for path in (out / "trials.parquet").iterdir()) == before
+
+
+def test_an_empty_run_measured_nothing(pacbench: Pacbench, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert pacbench("run", *FAST, "--rounds", "1", "--out", str(out)).returncode == 0
+    for path in (out / "trials.parquet").glob("*.parquet"):
+        path.unlink()
+    done = pacbench("report", str(out))
+    assert done.returncode == 5
+    assert "nothing was measured" in done.stderr
+
+
+def test_clean_deletes_only_what_dead_processes_left_half_written(pacbench: Pacbench, tmp_path: Path) -> None:
+    folder = tmp_path / "results" / "run" / "trials.parquet"
+    folder.mkdir(parents=True)
+    (folder / "whole-0.parquet").write_bytes(b"x")
+    (folder / ".half-0.parquet.4194304").write_bytes(b"x")  # beyond any process number of Linux
+    (folder / f".mine-0.parquet.{os.getpid()}").write_bytes(b"x")
+    assert ".half-0.parquet.4194304" in pacbench("clean").stdout
+    assert {path.name for path in folder.iterdir()} == {"whole-0.parquet", f".mine-0.parquet.{os.getpid()}"}
+    assert pacbench("clean").stdout == "nothing was left\n"

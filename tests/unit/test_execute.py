@@ -1,0 +1,179 @@
+"""From plan to store on a scripted cluster: every way a trial may end, resumption, and proofs that can fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import execute
+from harness.agent import Message
+from harness.cluster.base import ClusterBrokenError, TaskTimeoutError
+from harness.cluster.fake import FakeCluster, Script, recite
+from harness.errors import MeasurementError, UsageError
+from harness.plan import Plan, Trial, make
+from harness.scenario import load
+from harness.store import Store
+
+
+@pytest.fixture
+def plan() -> Plan:
+    return make(load("quickstart", ["rounds=2", "train.steps=20"], ["topk"]), "fake")
+
+
+@pytest.fixture
+def store(tmp_path: Path, plan: Plan) -> Store:
+    return Store.create(tmp_path / "run", plan.scenario)
+
+
+def run(plan: Plan, store: Store, cluster: FakeCluster | Script = recite) -> list[tuple[str, str, str | None]]:
+    """Run a plan; what became of each trial."""
+    ended: list[tuple[str, str, str | None]] = []
+    with cluster if isinstance(cluster, FakeCluster) else FakeCluster(cluster) as opened:
+        execute.run(
+            plan, store, opened, lambda progress: None, lambda trial, *how: ended.append((trial.method.label, *how))
+        )
+    return ended
+
+
+def only_topk(script: Callable[[Trial, Iterator[Message]], Iterator[Message]]) -> Script:
+    """The usual script, but for top-k's trials."""
+    return lambda trial: script(trial, recite(trial)) if trial.method.name == "topk" else recite(trial)
+
+
+def with_result(**changes: Any) -> Script:
+    def script(trial: Trial, messages: Iterator[Message]) -> Iterator[Message]:
+        for message in messages:
+            yield {**message, **changes} if message["kind"] == "result" else message
+
+    return only_topk(script)
+
+
+def test_all_trials_become_rows_with_figures(plan: Plan, store: Store) -> None:
+    assert [status for _, status, _ in run(plan, store)] == ["done"] * 4
+    trials = store.trials()
+    assert (trials["samples_per_s"] > 0).all()
+    assert (trials["cluster"] == "fake").all()
+    phases = trials[["compute_s_per_step", "codec_s_per_step", "comm_s_per_step"]].sum(axis=1)
+    assert phases.to_numpy() == pytest.approx((4 * 32 / trials["samples_per_s"]).to_numpy())
+    assert (trials["wire_bytes_per_step"] / trials["formula_bytes_per_step"]).between(0.999, 1.001).all()
+    assert trials["steady_steps"].tolist() == [18] * 4
+    events = store.events()
+    assert set(events["kind"]) >= {"step_s", "compute_s", "encode_s", "decode_s", "comm_s", "accuracy"}
+    steps = events[events["kind"] == "step_s"]
+    assert (steps.groupby(["trial_id", "rank"]).size() == 20).all()
+
+
+def test_time_to_target_counts_everything_before_it(plan: Plan, store: Store) -> None:
+    run(plan, store)
+    trials, events = store.trials(), store.events()
+    for trial in trials.itertuples():
+        accuracy = events[(events["trial_id"] == trial.trial_id) & (events["kind"] == "accuracy")]
+        reached = accuracy[accuracy["value"] >= trial.target_accuracy]["time_s"].min()
+        assert trial.time_to_target_s == reached
+
+
+def test_what_is_done_is_not_run_again(plan: Plan, store: Store) -> None:
+    assert len(run(plan, store)) == 4
+    assert run(plan, store) == []
+    assert len(store.attempts()) == 4
+
+
+def crash(trial: Trial, messages: Iterator[Message]) -> Iterator[Message]:
+    yield {"kind": "log", "node": "w2", "text": "about to die"}
+    yield {"kind": "exit", "node": "w2", "code": -9}
+
+
+def complain(trial: Trial, messages: Iterator[Message]) -> Iterator[Message]:
+    yield {"kind": "error", "node": "w1", "reason": "ValueError: no such thing"}
+    yield {"kind": "error", "node": "w0", "reason": "RuntimeError: connection closed by peer"}
+
+
+def hang(trial: Trial, messages: Iterator[Message]) -> Iterator[Message]:
+    yield next(messages)
+    raise TaskTimeoutError
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "reason"),
+    [
+        (only_topk(crash), "crashed", "w2 ended with signal 9"),
+        (only_topk(complain), "crashed", "w1: ValueError: no such thing"),
+        (only_topk(hang), "timeout", "longer than 300 s"),
+        (only_topk(lambda trial, messages: iter(())), "crashed", "without a result"),
+        (with_result(parameters_identical=False), "failed", "different parameters"),
+        (with_result(diverged=True), "diverged", "not finite"),
+        (with_result(payload_bytes=0), "failed", "only 0 of .* bytes a step crossed the shaped link"),
+    ],
+)
+def test_a_trial_that_fails_is_kept_with_its_reason_and_run_again_later(
+    plan: Plan, store: Store, script: Script, status: str, reason: str
+) -> None:
+    ended = run(plan, store, script)
+    assert [how for _, how, _ in ended] == ["done", status, status, "done"]
+    trials = store.trials().set_index("label")
+    assert trials.loc["topk", "reason"].str.contains(reason).all()
+    assert [label for label, _, _ in run(plan, store)] == ["topk", "topk"]
+    assert (store.trials()["status"] == "done").all()
+    assert sorted(store.attempts()["status"]) == sorted(["done"] * 4 + [status] * 2)
+
+
+def test_the_log_of_a_failed_trial_is_kept(plan: Plan, store: Store) -> None:
+    run(plan, store, only_topk(crash))
+    assert store.trials().set_index("label").loc["topk", "log_tail"].tolist() == ["w2: about to die"] * 2
+
+
+class SickLink(FakeCluster):
+    def use(self, topology: Any) -> Any:
+        raise MeasurementError("link w1 up: asked 100 Mbit/s, measured 60 Mbit/s")
+
+
+def test_a_link_out_of_tolerance_fails_its_trials_before_they_start(plan: Plan, store: Store) -> None:
+    assert set(run(plan, store, SickLink())) == {
+        (label, "failed", "link w1 up: asked 100 Mbit/s, measured 60 Mbit/s") for label in ("dense", "topk")
+    }
+    assert store.trials()["samples_per_s"].isna().all()
+
+
+class Weak(FakeCluster):
+    def check(self, topology: Any) -> None:
+        raise UsageError.at("scenario", "link.rate", "100 Mbit/s", "up to 1 Mbit/s")
+
+
+def test_a_rate_that_the_machine_cannot_carry_stops_everything_first(plan: Plan, store: Store) -> None:
+    with pytest.raises(UsageError, match=r"link\.rate"):
+        run(plan, store, Weak())
+    assert store.attempts().empty
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(KeyboardInterrupt(), "interrupted"), (ClusterBrokenError("the agent ended"), "failed")]
+)
+def test_what_ends_the_run_leaves_a_row_and_what_came_before(
+    plan: Plan, store: Store, error: BaseException, status: str
+) -> None:
+    def fail(trial: Trial, messages: Iterator[Message]) -> Iterator[Message]:
+        raise error
+        yield
+
+    with pytest.raises(type(error)):
+        run(plan, store, only_topk(fail))
+    assert sorted(store.trials()["status"]) == sorted(["done", status])
+    assert len(run(plan, store)) == 3
+
+
+def test_trials_of_other_code_are_not_mixed_in(plan: Plan, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(plan, store)
+    monkeypatch.setattr("harness.plan.code_digest", lambda: "edited")
+    with pytest.raises(UsageError, match="not to be mixed"):
+        run(make(plan.scenario, "fake"), store)
+
+
+def test_an_unfinished_run_is_found_and_a_finished_one_is_not(plan: Plan, tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "quickstart-20260101-000000", plan.scenario)
+    run(plan, store, only_topk(crash))
+    assert execute.unfinished_run(plan, tmp_path) == store.folder
+    run(plan, store)
+    assert execute.unfinished_run(plan, tmp_path) is None

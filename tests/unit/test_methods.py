@@ -1,0 +1,259 @@
+"""What every synchronisation method must hold, found by ``baselines.names()``; and the two that torch has as well."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from dataclasses import fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import Training, flat, gradients
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.nn.parallel import DistributedDataParallel
+
+import baselines
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+EVERY_P = pytest.mark.parametrize("p", [2, 3, 4])
+EVERY_METHOD = pytest.mark.parametrize("name", baselines.names())
+VARIANTS = [
+    *((name, {}) for name in baselines.names()),
+    ("dgc", {"momentum_masking": False, "clip_norm": 0.1, "ratio": 0.1}),
+    ("pactrain", {"values": "ternary"}),
+    ("topk", {"error_feedback": False, "ratio": 0.1}),
+]
+EVERY_VARIANT = pytest.mark.parametrize(("name", "parameters"), VARIANTS, ids=lambda value: str(value).strip("{}"))
+
+
+def brisk(name: str, **parameters: Any) -> baselines.MethodState:
+    """A state whose warm-up, where the method has one, ends within a test."""
+    state_type = baselines.get(name).State
+    if "warmup_steps" in {field.name for field in fields(state_type)}:
+        parameters = {"warmup_steps": 2, **parameters}
+    return state_type(**parameters)
+
+
+# The same on every rank
+
+
+class Branches(nn.Module):
+    """One layer that all ranks use, one that a rank uses in some steps only, and one that nobody ever uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.always = nn.Sequential(nn.Linear(12, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 4))
+        self.sometimes = nn.Linear(12, 4)
+        self.never = nn.Linear(12, 4)
+
+    def forward(self, inputs: torch.Tensor, detour: bool) -> torch.Tensor:
+        outputs = self.always(inputs)
+        return outputs + self.sometimes(inputs) if detour else outputs
+
+
+def train_branches(name: str, parameters: dict[str, Any], ddp_options: dict[str, Any]) -> list[torch.Tensor]:
+    """All parameters after each of six steps on data of this rank's own."""
+    torch.manual_seed(0)
+    unused = ddp_options.get("find_unused_parameters", False)
+    model = Branches() if unused else Branches().always
+    ddp = DistributedDataParallel(model, bucket_cap_mb=1e-4, **ddp_options)
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
+    baselines.register(ddp, brisk(name, **parameters), optimizer=optimizer)
+
+    torch.manual_seed(1 + dist.get_rank())
+    history = []
+    for step in range(6):
+        optimizer.zero_grad()
+        detour = (step + dist.get_rank()) % 3 == 0
+        outputs = ddp(torch.randn(8, 12), *([detour] if unused else []))
+        nn.functional.cross_entropy(outputs, torch.randint(4, (8,))).backward()
+        optimizer.step()
+        history.append(flat(list(ddp.parameters())))
+    if unused:
+        assert model.never.weight.grad is None
+    return history
+
+
+@EVERY_P
+@EVERY_VARIANT
+@pytest.mark.parametrize("unused", [False, True], ids=["", "unused"])
+@pytest.mark.parametrize("view", [False, True], ids=["", "view"])
+def test_every_rank_ends_every_step_with_the_same_parameters(on_ranks, name, parameters, p, view, unused):
+    options = {"gradient_as_bucket_view": view, "find_unused_parameters": unused}
+    first, *others = on_ranks(p, train_branches, name, parameters, options)
+    assert all(later.isfinite().all() and not torch.equal(later, sooner) for sooner, later in pairwise(first))
+    for other in others:
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(first, other, strict=True))
+
+
+# The byte formulas
+
+
+LARGE_SHAPES = ((200, 100), (300, 50), (70,))
+
+
+def sent_and_stated(name: str, parameters: dict[str, Any]) -> list[tuple[float, float]]:
+    """For each step, the bytes of the tensors that this rank hands to torch.distributed, and what the formula says."""
+    sent = 0.0
+    p = dist.get_world_size()
+    all_reduce, all_gather = dist.all_reduce, dist.all_gather
+
+    def counted_all_reduce(tensor, *arguments, **options):  # type: ignore[no-untyped-def]
+        nonlocal sent
+        sent += 2 * (p - 1) / p * tensor.nbytes
+        return all_reduce(tensor, *arguments, **options)
+
+    def counted_all_gather(tensors, tensor, *arguments, **options):  # type: ignore[no-untyped-def]
+        nonlocal sent
+        sent += (p - 1) * tensor.nbytes
+        return all_gather(tensors, tensor, *arguments, **options)
+
+    state = brisk(name, **parameters)
+    training = Training(state, shapes=LARGE_SHAPES, bucket_cap_mb=25)
+    steps = []
+    with (
+        mock.patch.object(dist, "all_reduce", counted_all_reduce),
+        mock.patch.object(dist, "all_gather", counted_all_gather),
+    ):
+        for step in range(5):
+            sent = 0.0
+            training.step(gradients(step, dist.get_rank(), LARGE_SHAPES))
+            steps.append((sent, state.wire_bytes(LARGE_SHAPES, p, step)))
+    return steps
+
+
+@EVERY_P
+@EVERY_VARIANT
+def test_the_byte_formula_states_what_is_sent_in_each_step(on_ranks, name, parameters, p):
+    rounding_and_hash = 40
+    for steps in on_ranks(p, sent_and_stated, name, parameters):
+        for sent, stated in steps:
+            assert sent == pytest.approx(stated, rel=0.01, abs=rounding_and_hash)
+
+
+@EVERY_METHOD
+def test_the_byte_formula_is_steady_when_the_method_says_so(name):
+    state = brisk(name)
+    steady = state.wire_bytes(LARGE_SHAPES, 4)
+    assert steady == state.wire_bytes(LARGE_SHAPES, 4, state.steady_from_step)
+    assert steady == state.wire_bytes(LARGE_SHAPES, 4, state.steady_from_step + 1000)
+
+
+@EVERY_METHOD
+def test_alone_a_worker_sends_nothing(name):
+    assert brisk(name).wire_bytes(LARGE_SHAPES, 1) == 0
+
+
+# What torch has as well
+
+
+def train_beside(name: str, oracle: str, dtype: torch.dtype) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Each step's gradients as the method and as torch's own hook synchronise them."""
+    ours = Training(brisk(name), dtype=dtype)
+    theirs = Training(getattr(default_hooks, oracle), dtype=dtype)
+    steps = (gradients(step, dist.get_rank(), dtype=dtype) for step in range(4))
+    return [(ours.step(given), theirs.step(given)) for given in steps]
+
+
+@EVERY_P
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
+@pytest.mark.parametrize(("name", "oracle"), [("dense", "allreduce_hook"), ("fp16", "fp16_compress_hook")])
+def test_a_hook_that_torch_has_too_gives_the_same_bits(on_ranks, name, oracle, dtype, p):
+    for steps in on_ranks(p, train_beside, name, oracle, dtype):
+        assert all(torch.equal(ours, theirs) and ours.any() for ours, theirs in steps)
+
+
+def synchronise_in_fp64(name: str, parameters: dict[str, Any]) -> list[torch.dtype]:
+    training = Training(brisk(name, **parameters), dtype=torch.float64)
+    return [training.step(gradients(step, dist.get_rank(), dtype=torch.float64)).dtype for step in range(4)]
+
+
+@EVERY_VARIANT
+def test_double_precision_works(on_ranks, name, parameters):
+    assert on_ranks(2, synchronise_in_fp64, name, parameters) == [[torch.float64] * 4] * 2
+
+
+def codec_seconds(name: str, parameters: dict[str, Any]) -> tuple[float, float]:
+    state = brisk(name, **parameters)
+    training = Training(state)
+    for step in range(3):
+        training.step(gradients(step, dist.get_rank()))
+    lap = state.stopwatch.lap()
+    return lap.encode_s, lap.decode_s
+
+
+@EVERY_VARIANT
+def test_codec_work_is_timed(on_ranks, name, parameters):
+    for encode_s, decode_s in on_ranks(2, codec_seconds, name, parameters):
+        assert (encode_s > 0) == (decode_s > 0) == (name != "dense")
+
+
+# How methods present themselves
+
+
+def test_methods_differ_in_name_colour_and_marker():
+    methods = [baselines.get(name) for name in baselines.names()]
+    for trait in ("label", "color", "marker", "summary"):
+        assert len({getattr(method, trait) for method in methods}) == len(methods), trait
+    assert all(re.fullmatch("#[0-9A-F]{6}", method.color) for method in methods)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "complaint"),
+    [
+        ("topk", {"ratio": 0.0}, "ratio.*greater than 0"),
+        ("topk", {"ratio": 1.5}, "ratio.*less than or equal to 1"),
+        ("dgc", {"momentum": 1.0}, "momentum.*less than 1"),
+        ("dgc", {"sample_ratio": 0.001}, "sample_ratio.*greater than or equal to 0.01"),
+        ("dgc", {"warmup_steps": -1}, "warmup_steps.*greater than or equal to 0"),
+        ("pactrain", {"density": 2}, "density.*less than or equal to 1"),
+        ("pactrain", {"values": "int4"}, "values.*'fp32' or 'ternary'"),
+        ("pactrain", {"warmup_steps": 2.5}, "warmup_steps.*valid integer"),
+        ("dense", {"ratio": 0.1}, "ratio.*[Uu]nexpected"),
+    ],
+)
+def test_a_parameter_out_of_range_is_named(name, parameters, complaint):
+    with pytest.raises(ValueError, match=f"(?s){complaint}"):
+        baselines.get(name).State(**parameters)
+
+
+def test_a_whole_number_will_do_for_a_share():
+    assert baselines.get("topk").State(ratio=1).parameters == {"ratio": 1, "error_feedback": True}
+
+
+# Anyone's own script
+
+
+def test_the_example_trains(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo"}
+    ranks = [
+        subprocess.Popen(  # what torchrun does, less its own start
+            [sys.executable, REPOSITORY / "examples" / "plain_ddp.py"],
+            cwd=tmp_path,
+            env={**os.environ, **place, "RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        (said, _), (nothing, _) = outputs = [rank.communicate(timeout=100) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0, 0], outputs
+    assert float(said.removeprefix("accuracy ").removesuffix(" %\n")) > 90
+    assert nothing == ""

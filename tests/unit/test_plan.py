@@ -1,0 +1,96 @@
+"""Plans: order, identity, and what is known before anything runs."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness import plan as planning
+from harness.errors import UsageError
+from harness.plan import Plan, estimate, lower_bound_s, make, wire_bytes
+from harness.scenario import load
+
+
+def quickstart(*overrides: str) -> Plan:
+    return make(load("quickstart", overrides), "fake")
+
+
+def test_rounds_are_outermost_and_methods_alternate() -> None:
+    plan = quickstart("rounds=2", 'link.rate=["10mbit", "1gbit"]')
+    labels = [method.label for method in plan.scenario.methods]
+    order = [(trial.round, trial.case.link.rate_bps, trial.method.label) for trial in plan.trials]
+    assert order == [
+        (number, rate, label)
+        for number in (0, 1)
+        for rate in (10**7, 10**9)
+        for label in (labels if number == 0 else labels[::-1])
+    ]
+
+
+def test_methods_of_a_round_share_their_seed_and_rounds_do_not() -> None:
+    seeds = {(trial.round, trial.seed) for trial in quickstart("seed=7").trials}
+    assert seeds == {(0, 7), (1, 8), (2, 9)}
+
+
+@given(st.sampled_from(["train.lr=0.07", "seed=5", "link.rate=99mbit", "cluster.workers=3", "train.eval_every=9"]))
+def test_an_id_changes_with_whatever_changes_the_experiment(override: str) -> None:
+    before, after = quickstart("rounds=1"), quickstart("rounds=1", override)
+    assert not {trial.id for trial in before.trials} & {trial.id for trial in after.trials}
+
+
+def test_ids_are_stable_and_unique_and_know_the_cluster_and_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = quickstart()
+    ids = [trial.id for trial in plan.trials]
+    assert ids == [trial.id for trial in quickstart().trials]
+    assert len(set(ids)) == len(ids)
+    assert not set(ids) & {trial.id for trial in make(load("quickstart"), "netns").trials}
+    monkeypatch.setattr(planning, "code_digest", lambda: "other")
+    assert not set(ids) & {trial.id for trial in quickstart().trials}
+
+
+def test_only_done_trials_are_skipped() -> None:
+    plan = quickstart("rounds=1")
+    first, second, third = (trial.id for trial in plan.trials[:3])
+    attempts = pd.DataFrame(
+        {"trial_id": [first, second, third, third], "status": ["done", "crashed", "timeout", "done"]}
+    )
+    assert [trial.id for trial in plan.pending(attempts)] == [
+        trial.id for trial in plan.trials if trial.id not in (first, third)
+    ]
+    assert plan.strangers(attempts) == set()
+    assert plan.strangers(pd.DataFrame({"trial_id": ["x", first]})) == {"x"}
+
+
+def test_dense_bytes_and_bound_follow_the_ring() -> None:
+    dense = next(trial for trial in quickstart().trials if trial.method.label == "dense")
+    parameters = sum(map(planning.math.prod, planning.MODELS["digits-cnn"].shapes()))
+    assert wire_bytes(dense) == 2 * 3 / 4 * 4 * parameters
+    assert lower_bound_s(dense) == pytest.approx(8 * wire_bytes(dense) / 1e8)
+
+
+def test_an_unshaped_link_has_no_bound() -> None:
+    assert lower_bound_s(quickstart("link.rate=unshaped").trials[0]) == 0
+
+
+def test_a_slower_link_costs_time_but_no_bytes() -> None:
+    slow, fast = (estimate(quickstart(f"link.rate={rate}").trials[0], 2) for rate in ("10mbit", "100mbit"))
+    assert slow.wire_bytes_per_step == fast.wire_bytes_per_step
+    assert slow.lower_bound_s_per_step == pytest.approx(10 * fast.lower_bound_s_per_step)
+    assert slow.time_s > fast.time_s
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("train.model=vgg", r"train\.model: found 'vgg'; allowed: .*digits-cnn"),
+        ("train.dataset=cats", r"train\.dataset: found 'cats'; allowed: .*digits"),
+        ("train.model=fashion-cnn", r"train\.model: found 'fashion-cnn'; allowed: for digits: digits-cnn"),
+        ("train.batch_size=400", r"train\.batch_size: found '400 x 4 workers'; allowed: at most 1437 samples"),
+        ("train.steps=16", r"train\.steps: found 16; allowed: more than 1\d"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_starts(override: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        quickstart(override)

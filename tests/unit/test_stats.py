@@ -1,0 +1,182 @@
+"""Ratios, intervals and censored times: what they promise holds for any numbers, and an interval covers as it says."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness import stats
+from harness.errors import MeasurementError
+from harness.scenario import load
+from harness.stats import Estimate, geometric_mean, paired_speedup, spread, time_to_target
+from harness.store import TRIAL_SCHEMA
+
+settings.register_profile("patient", deadline=None)  # a busy machine proves nothing
+settings.load_profile("patient")
+
+rates = st.floats(1e-3, 1e6)
+rounds_of_two = st.lists(st.tuples(rates, rates), min_size=1, max_size=8)
+
+
+def trials_of(**samples_per_s: list[float | None]) -> pd.DataFrame:
+    """Trials of one case: label -> samples per second by round; None is a trial that crashed."""
+    rows = [
+        {"label": label, "round": number, "status": "crashed" if value is None else "done", "samples_per_s": value}
+        for label, values in samples_per_s.items()
+        for number, value in enumerate(values)
+    ]
+    return pd.DataFrame(rows).astype({"samples_per_s": float})
+
+
+def speedup_of(trials: pd.DataFrame, label: str = "a", baseline: str = "b") -> Estimate:
+    found = paired_speedup(trials, label, baseline)
+    assert found is not None
+    return found
+
+
+@given(st.lists(rates, min_size=1, max_size=8))
+def test_a_method_is_exactly_as_fast_as_itself(values: list[float]) -> None:
+    found = speedup_of(trials_of(a=[*values]), "a", "a")
+    assert (found.value, found.n) == (1.0, len(values))
+    assert (found.low, found.high) == ((1.0, 1.0) if len(values) > 1 else (None, None))
+
+
+@given(rounds_of_two, st.floats(1e-3, 1e3))
+def test_a_faster_machine_changes_no_ratio(pairs: list[tuple[float, float]], scale: float) -> None:
+    a, b = zip(*pairs, strict=True)
+    found = speedup_of(trials_of(a=[*a], b=[*b]))
+    scaled = speedup_of(trials_of(a=[scale * each for each in a], b=[scale * each for each in b]))
+    assert [*filter(None, scaled)] == pytest.approx([*filter(None, found)])
+
+
+@given(rounds_of_two)
+def test_the_inverse_question_has_the_inverse_answer(pairs: list[tuple[float, float]]) -> None:
+    a, b = zip(*pairs, strict=True)
+    trials = trials_of(a=[*a], b=[*b])
+    forth, back = speedup_of(trials, "a", "b"), speedup_of(trials, "b", "a")
+    assert back.value == pytest.approx(1 / forth.value)
+    if forth.low is not None and forth.high is not None:
+        assert (back.low, back.high) == pytest.approx((1 / forth.high, 1 / forth.low))
+
+
+@given(st.lists(rates, min_size=2, max_size=8))
+def test_an_interval_holds_its_mean_and_the_mean_lies_among_the_values(values: list[float]) -> None:
+    found = geometric_mean(values)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low <= found.value <= found.high
+    assert min(values) * (1 - 1e-9) <= found.value <= max(values) * (1 + 1e-9)
+
+
+def test_the_mean_and_interval_are_those_of_the_textbook() -> None:
+    """Logs 0, 1, 2: mean 1, standard error 1/sqrt(3), t(0.975, 2) = 4.302653."""
+    found = geometric_mean([1.0, math.e, math.e**2])
+    half = 4.302653 / math.sqrt(3)
+    assert found == pytest.approx((math.e, math.exp(1 - half), math.exp(1 + half), 3), rel=1e-6)
+
+
+def test_one_round_gives_no_interval() -> None:
+    assert geometric_mean([2.5]) == (pytest.approx(2.5), None, None, 1)
+
+
+@pytest.mark.parametrize("values", [[], [1.0, 0.0], [1.0, -1.0], [math.inf], [math.nan]])
+def test_what_has_no_logarithm_is_refused(values: list[float]) -> None:
+    with pytest.raises(ValueError, match="positive finite values"):
+        geometric_mean(values)
+
+
+@pytest.mark.parametrize("rounds", [3, 5])
+def test_intervals_cover_the_truth_as_often_as_they_say(rounds: int) -> None:
+    dice, truth, repetitions = np.random.default_rng(7), 1.3, 2000
+    samples = truth * np.exp(dice.normal(0, 0.2, (repetitions, rounds)))
+    found = [geometric_mean(row) for row in samples]
+    covered = np.mean([each.low <= truth <= each.high for each in found if each.low and each.high])
+    assert 0.93 <= covered <= 0.97
+
+
+def test_pairing_removes_what_a_round_has_in_common() -> None:
+    """The machine was ten times slower in round 1; the ratio was 2 all the same."""
+    found = speedup_of(trials_of(a=[200.0, 20.0, 200.0], b=[100.0, 10.0, 100.0]))
+    assert found == pytest.approx((2.0, 2.0, 2.0, 3))
+
+
+def test_only_rounds_in_which_both_finished_are_compared() -> None:
+    found = speedup_of(trials_of(a=[200.0, None, 600.0], b=[100.0, 1.0, None]))
+    assert (found.value, found.n) == (pytest.approx(2.0), 1)
+    assert paired_speedup(trials_of(a=[200.0, None], b=[None, 100.0]), "a", "b") is None
+    assert paired_speedup(trials_of(a=[200.0]), "a", "b") is None
+
+
+def test_a_failed_trial_enters_nothing_even_where_it_has_figures() -> None:
+    trials = trials_of(a=[200.0, 999.0], b=[100.0, 100.0])
+    trials.loc[(trials["label"] == "a") & (trials["round"] == 1), "status"] = "failed"
+    assert speedup_of(trials) == (pytest.approx(2.0), None, None, 1)
+
+
+def times_of(*times_s: float | None) -> pd.DataFrame:
+    return pd.DataFrame({"time_to_target_s": times_s}, dtype=float)
+
+
+def test_a_trial_that_never_reached_the_target_is_the_slowest_not_dropped() -> None:
+    assert time_to_target(times_of(3.0, 1.0, 2.0)) == (3, 3, 2.0)
+    assert time_to_target(times_of(3.0, 1.0, None)) == (2, 3, 3.0)
+    assert time_to_target(times_of(None, 1.0, None)) == (1, 3, None)
+    assert time_to_target(times_of(1.0, None)) == (1, 2, None)
+    assert time_to_target(times_of(None, None)) == (0, 2, None)
+    assert time_to_target(times_of()) == (0, 0, None)
+
+
+@given(st.lists(st.none() | rates, min_size=1, max_size=8))
+def test_censoring_never_makes_a_method_look_faster(times_s: list[float | None]) -> None:
+    """Whatever the unknown times turn out to be, if they are later than those seen, the median is no earlier."""
+    reached, of, median_s = time_to_target(times_of(*times_s))
+    assert (reached, of) == (sum(each is not None for each in times_s), len(times_s))
+    if median_s is not None:
+        latest = max(each for each in times_s if each is not None)
+        assert median_s == pytest.approx(np.median([latest + 1 if each is None else each for each in times_s]))
+
+
+def test_a_spread_passes_over_what_is_not_known() -> None:
+    assert spread(pd.Series([0.9, math.nan, 0.7])) == pytest.approx((0.8, 0.7, 0.9))
+    assert spread(pd.Series([math.nan])) is None
+
+
+def frame_of(*rows: dict[str, Any]) -> pd.DataFrame:
+    usual = {"cluster": "netns", "workers": 4, "model": "m", "dataset": "d", "batch_size": 32, "delay_s": 0.0}
+    usual |= {"loss": 0.0, "status": "done", "samples_per_s": 1.0, "target_accuracy": 0.9, "round": 0}
+    rows = tuple({"label": "dense", "rate_bps": 1e8, "workers": 4, **row} for row in rows)
+    return pd.DataFrame([{**usual, **row} for row in rows], columns=TRIAL_SCHEMA.names)
+
+
+def parts_of(*rows: dict[str, Any]) -> list[tuple[str, ...]]:
+    return [case.parts for case in stats.case_results(frame_of(*rows), load("quickstart"))]
+
+
+def test_cases_are_told_apart_sorted_and_named() -> None:
+    assert parts_of({"rate_bps": None}, {"rate_bps": 1e9}, {"rate_bps": 1e7, "delay_s": 0.02, "loss": 0.01}) == [
+        ("10 Mbit/s", "20 ms delay", "1 % loss", "4 workers", "m on d"),
+        ("1 Gbit/s", "4 workers", "m on d"),
+        ("unshaped links", "4 workers", "m on d"),
+    ]
+
+
+def test_batch_size_target_and_cluster_are_named_only_where_cases_differ_in_them() -> None:
+    assert parts_of({"batch_size": 16}, {"batch_size": 32}) == [
+        ("100 Mbit/s", "4 workers", "m on d", "batch 16"),
+        ("100 Mbit/s", "4 workers", "m on d", "batch 32"),
+    ]
+
+
+def test_scripted_numbers_are_named_so() -> None:
+    assert "SCRIPTED" in parts_of({"cluster": "fake"})[0]
+
+
+def test_trials_that_nothing_tells_apart_are_refused() -> None:
+    with pytest.raises(MeasurementError, match="dense has several trials in round 0 of one case"):
+        parts_of({}, {})

@@ -1,0 +1,133 @@
+"""The run's folder: appended atomically, read back whole, and honest about damage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from harness.errors import MeasurementError, UsageError
+from harness.scenario import Scenario, load
+from harness.store import EVENT_SCHEMA, TRIAL_SCHEMA, Event, Store, new_folder, require_done, runs
+
+
+@pytest.fixture
+def scenario() -> Scenario:
+    return load("quickstart")
+
+
+@pytest.fixture
+def store(tmp_path: Path, scenario: Scenario) -> Store:
+    return Store.create(tmp_path / "run", scenario)
+
+
+def row(trial_id: str, status: str = "done", attempt: int = 0, **fields: object) -> dict[str, object]:
+    return {"trial_id": trial_id, "attempt": attempt, "status": status, "round": 0, **fields}
+
+
+def test_what_is_appended_is_read_back_also_by_pandas_alone(store: Store) -> None:
+    events = [Event(0, 1, 0.5, "loss", 2.25), Event(3, 1, 0.5, "step_s", 0.125)]
+    store.append(row("a", samples_per_s=100.5), events)
+    store.append(row("b", samples_per_s=7.0), [])
+    alone = pd.read_parquet(store.folder / "trials.parquet")
+    assert list(alone.columns) == TRIAL_SCHEMA.names
+    assert dict(zip(alone["trial_id"], alone["samples_per_s"], strict=True)) == {"a": 100.5, "b": 7.0}
+    assert [tuple(event) for event in store.events()[EVENT_SCHEMA.names[1:]].itertuples(index=False)] == events
+    assert len(pd.read_parquet(store.folder / "events.parquet")) == 2
+
+
+def test_the_last_attempt_counts_and_all_are_kept(store: Store) -> None:
+    store.append(row("a", "crashed", 0, reason="boom"), [Event(0, 0, 0.0, "loss", 1.0)])
+    store.append(row("a", "done", 1), [Event(0, 0, 0.0, "loss", 2.0)])
+    assert store.attempts()["status"].tolist() == ["crashed", "done"]
+    assert store.trials()["status"].tolist() == ["done"]
+    assert store.events()["value"].tolist() == [2.0]
+
+
+def test_a_trial_is_written_once(store: Store) -> None:
+    store.append(row("a", samples_per_s=1.0), [])
+    with pytest.raises(MeasurementError, match="a trial is written once"):
+        store.append(row("a", samples_per_s=2.0), [])
+    assert store.trials()["samples_per_s"].tolist() == [1.0]
+
+
+def test_a_run_that_died_between_a_trials_events_and_its_row_can_write_it_again(store: Store) -> None:
+    store.append(row("a", samples_per_s=1.0), [Event(0, 0, 0.0, "loss", 1.0)])
+    (store.folder / "trials.parquet" / "a-0.parquet").unlink()
+    store.append(row("a", samples_per_s=2.0), [Event(0, 0, 0.0, "loss", 2.0)])
+    assert store.trials()["samples_per_s"].tolist() == [2.0]
+    assert store.events()["value"].tolist() == [2.0]
+
+
+def test_a_file_that_was_being_written_when_its_process_died_is_not_read(store: Store) -> None:
+    store.append(row("a"), [])
+    (store.folder / "trials.parquet" / ".b-0.parquet.4711").write_bytes(b"PAR1 half")
+    assert store.trials()["trial_id"].tolist() == ["a"]
+    assert len(pd.read_parquet(store.folder / "trials.parquet")) == 1
+
+
+def test_a_damaged_file_is_named_and_nothing_is_lost(store: Store) -> None:
+    store.append(row("a"), [])
+    store.append(row("b"), [])
+    damaged = store.folder / "trials.parquet" / "b-0.parquet"
+    whole = damaged.read_bytes()
+    for content in (b"", b"garbage", whole[: len(whole) // 2]):
+        damaged.write_bytes(content)
+        with pytest.raises(UsageError, match=r"b-0\.parquet: damaged"):
+            store.trials()
+    damaged.rename(store.folder / "kept-aside")
+    assert store.trials()["trial_id"].tolist() == ["a"]
+
+
+def test_a_folder_belongs_to_one_scenario(store: Store) -> None:
+    assert Store.create(store.folder, load("quickstart")).folder == store.folder
+    with pytest.raises(UsageError, match="--out"):
+        Store.create(store.folder, load("quickstart", ["rounds=9"]))
+    with pytest.raises(UsageError, match=r"scenario\.json"):
+        Store.open(store.folder.parent)
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, scenario: Scenario) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UsageError, match="--out: found .*allowed: a folder that can be written"):
+        Store.create(tmp_path / "file" / "run", scenario)
+
+
+def test_a_scenario_of_another_version_is_one_clear_line(store: Store) -> None:
+    (store.folder / "scenario.json").write_text('{"name": "old", "beer": 1}')
+    with pytest.raises(UsageError, match="not a scenario this version can read"):
+        store.scenario()
+
+
+def test_two_runs_cannot_share_a_folder(store: Store) -> None:
+    with store.locked(), pytest.raises(UsageError, match="another pacbench run"), Store(store.folder).locked():
+        pass
+    with store.locked():
+        pass
+
+
+def test_runs_of_a_scenario_are_found_newest_first(tmp_path: Path, scenario: Scenario) -> None:
+    for name in ("quickstart-20260101-000000", "quickstart-20260102-000000"):
+        Store.create(tmp_path / name, scenario)
+    Store.create(tmp_path / "quickstart-20260103-000000", load("quickstart", ["rounds=9"]))
+    (tmp_path / "quickstart-20260104-000000").mkdir()
+    assert [store.folder.name for store in runs(tmp_path, scenario)] == [
+        "quickstart-20260102-000000",
+        "quickstart-20260101-000000",
+    ]
+    assert new_folder(tmp_path, scenario).name.startswith("quickstart-20")
+
+
+def test_provenance_grows_by_one_entry_a_start(store: Store) -> None:
+    store.add_provenance({"command": ["one"]})
+    store.add_provenance({"command": ["two"]})
+    assert [entry["command"] for entry in store.provenance()] == [["one"], ["two"]]
+
+
+def test_nothing_measured_is_its_own_error(store: Store) -> None:
+    with pytest.raises(MeasurementError, match="the run is empty"):
+        require_done(store.trials(), store.folder)
+    store.append(row("a", "crashed", reason="w1 ended with signal 9"), [])
+    with pytest.raises(MeasurementError, match="w1 ended with signal 9"):
+        require_done(store.trials(), store.folder)
