@@ -98,10 +98,12 @@ def test_a_run_that_is_stopped_leaves_nothing_and_the_next_one_completes_it(
 
 def test_a_worker_that_is_killed_costs_one_trial(start: Start, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    process = start("run", *TWO_METHODS, "--set", "train.steps=60", "--out", str(out))
-    wait_until(lambda: len(workers()) == 4, 60)
-    victim = workers()[2]
-    wait_until(lambda: victim.cpu_times().user > 0.5)
+    process = start("run", *TWO_METHODS, "--set", "train.steps=100", "--out", str(out))
+    wait_until(lambda: rows_stored(out) == 1, 60)
+    first_trial = set(workers())
+    wait_until(lambda: len(set(workers()) - first_trial) == 4)
+    victim = max(set(workers()) - first_trial, key=lambda worker: worker.pid)
+    wait_until(lambda: victim.cpu_times().user > 0.1)
     victim.kill()
     output, _ = process.communicate(timeout=90)
 
