@@ -97,11 +97,13 @@ class Topology(Section):
             commands.append(Command("ip", SWITCH, f"addr add {gateway(worker)}/30 dev {port}"))
             commands.append(Command("ip", SWITCH, f"link set {port} up"))
         for worker in range(self.workers):
-            name = worker_name(worker)
+            name, congestion_control = worker_name(worker), self.link.congestion_control
             commands.append(Command("ip", name, f"addr add {address(worker)}/30 dev {WORKER_INTERFACE}"))
             commands.append(Command("ip", name, f"link set {WORKER_INTERFACE} up"))
             commands.append(Command("ip", name, "link set lo up"))
-            commands.append(Command("ip", name, f"route add default via {gateway(worker)}"))
+            commands.append(
+                Command("ip", name, f"route add default via {gateway(worker)} congctl {congestion_control}")
+            )
         return commands
 
     def shape(self) -> list[Command]:

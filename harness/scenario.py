@@ -68,6 +68,9 @@ class Link(Section):
     burst_bytes: Annotated[SizeBytes | None, Field(alias="burst")] = None
     """The token bucket's size; None chooses one that neither stalls the rate nor hides it."""
     mtu_bytes: int = Field(1500, alias="mtu", ge=576, le=9000)
+    congestion_control: str = Field("cubic", pattern=r"^[a-z0-9_]{1,15}$")
+    """TCP's, on every worker, whatever the host's own is. BBR pauses for 0.2 s every 10 s to look at the path's RTT,
+    which shows in single steps."""
 
 
 class Train(Section):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -29,6 +30,8 @@ SURELY_CARRIED_BPS = 1_000_000_000
 
 HEADROOM = 1.1
 """How much more than a link's rate the machine must carry before the rate may be called the limit."""
+
+CONGESTION_CONTROLS = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
 
 OWN_NAMESPACES = ["--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child"]
 
@@ -81,6 +84,11 @@ class NetnsCluster:
 
     def check(self, topology: Topology) -> None:
         """See ``Cluster.check``; what this machine carries is measured, once for each number of workers."""
+        known = CONGESTION_CONTROLS.read_text().split()
+        if topology.link.congestion_control not in known:
+            raise UsageError.at(
+                "scenario", "link.congestion_control", topology.link.congestion_control, ", ".join(sorted(known))
+            )
         asked, workers = topology.link.rate_bps, topology.workers
         if asked is None or asked * workers <= SURELY_CARRIED_BPS:
             return

@@ -66,6 +66,12 @@ def test_a_rate_beyond_the_machine_is_refused_with_what_it_carries(cluster: Netn
         cluster.check(star(2, "1000gbit"))
 
 
+def test_a_congestion_control_that_the_kernel_lacks_is_refused_with_those_it_has(cluster: NetnsCluster) -> None:
+    link = Link.model_validate({"rate": "50mbit", "congestion_control": "carrier_pigeon"})
+    with pytest.raises(UsageError, match=r"congestion_control: found 'carrier_pigeon'.*reno"):
+        cluster.check(Topology(workers=2, link=link))
+
+
 def test_a_task_that_fails_is_reported_with_its_log(cluster: NetnsCluster) -> None:
     cluster.use(star(2, "50mbit"))
     messages = list(cluster.run("train", {"trial": {}, "port": 29999}, timeout_s=60))

@@ -47,6 +47,12 @@ def test_both_directions_of_every_link_get_exactly_one_queue(workers: int) -> No
         assert f"tc -n switch qdisc replace dev to{worker} root {qdisc(topology.link)}" in lines
 
 
+def test_workers_reach_each_other_by_routes_that_name_their_congestion_control() -> None:
+    topology = Topology(workers=2, link=link(congestion_control="reno"))
+    routes = [str(command) for command in topology.build() if "route" in command.line]
+    assert routes == [f"ip -n w{worker} route add default via {gateway(worker)} congctl reno" for worker in range(2)]
+
+
 def test_nothing_is_ever_done_to_the_place_the_nodes_are_made_from_but_making_and_deleting_nodes() -> None:
     topology = Topology(workers=3, link=link())
     outside = [command.line for command in topology.build() + topology.shape() if command.node is None]

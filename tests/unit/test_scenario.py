@@ -85,6 +85,7 @@ def test_a_scenario_survives_its_own_json(write: Any) -> None:
         ("colour=3", r"colour: unknown key; allowed: name, description, rounds"),
         ("link.rate=100", r"link\.rate: found 100; allowed: a rate such as '100mbit'"),
         ("link.rate=-5mbit", r"link\.rate: found '-5mbit'; allowed"),
+        ("link.congestion_control=cubic up", r"link\.congestion_control: found 'cubic up'"),
         ("link.rate=5mbps", r"link\.rate: found '5mbps'; allowed"),
         ("cluster.workers=1", r"cluster\.workers: found 1; allowed: greater than or equal to 2"),
         ("cluster.workers=4.5", r"cluster\.workers: found 4\.5; allowed: a valid integer"),
