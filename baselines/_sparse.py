@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.distributed as dist
 from torch.futures import Future
+from torch.nn.functional import pad
 
 from baselines._state import MethodState, Shapes, all_gather_bytes, numel
 
 INDEX = torch.int32
+
+SURPLUS, SHORTAGE, CORRECTIONS = 1.3, 0.8, 10
+"""A sampled threshold may pass this much more or less than asked, and is corrected so many times (authors' code)."""
 
 
 def share(ratio: float, size: int) -> int:
@@ -19,6 +25,43 @@ def share(ratio: float, size: int) -> int:
 def sparse_bytes(ratio: float, shapes: Shapes, world_size: int) -> float:
     """Bytes each rank sends when it sends that share of its fp32 gradient, each value with its index."""
     return all_gather_bytes(ratio * numel(shapes) * (4 + INDEX.itemsize), world_size)
+
+
+def sampled_top(importance: torch.Tensor, k: int, sample_ratio: float, start: int) -> torch.Tensor:
+    """Indices (int64) of about the ``k`` largest entries of (n,), never more than k, by a threshold from a sample.
+
+    The sample is strided: one entry in so many, from entry ``start`` (modulo the stride) on.
+    """
+    n = importance.numel()
+    if k == n:
+        return torch.arange(n, device=importance.device)
+    stride = sampling_stride(n, k, sample_ratio)
+    sample = importance[start % stride :: stride]
+    threshold = sample.topk(math.ceil(sample.numel() * k / n), sorted=False).values.min()
+    for _ in range(1 + CORRECTIONS):
+        passed = (importance >= threshold).nonzero().view(-1)
+        if passed.numel() > SURPLUS * k:
+            largest = importance.index_select(0, passed).topk(k, sorted=False).indices
+            return passed.index_select(0, largest)
+        if passed.numel() >= SHORTAGE * k:
+            break
+        threshold *= SHORTAGE
+    return passed[:k]
+
+
+def sampling_stride(n: int, k: int, sample_ratio: float) -> int:
+    """The widest odd stride through n entries whose sample holds ``sample_ratio`` of them and two of the top k.
+
+    Odd, lest it fall into step with the rows of a weight, which are mostly powers of two.
+    """
+    wanted = max(math.ceil(n * sample_ratio), math.ceil(2 * n / k))
+    return (max(n // wanted, 1) - 1) | 1
+
+
+def padded(values: torch.Tensor, indices: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values and indices lengthened to k entries by zeros, which add nothing to place 0."""
+    shortage = (0, k - indices.numel())
+    return pad(values, shortage), pad(indices, shortage)
 
 
 def pack(values: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:

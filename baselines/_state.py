@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from threading import get_ident
@@ -85,6 +85,7 @@ class MethodState:
     def __post_init__(self) -> None:
         self.step = 0
         self.stopwatch = Stopwatch()
+        self._notes: list[tuple[str, float]] = []
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -96,14 +97,26 @@ class MethodState:
         """The first step that runs as all later ones do: after warm-up, pruning or a ramp of the sparsity."""
         return 0
 
+    @property
+    def agrees_every(self) -> int:
+        """Steps from one point where all ranks hold the same parameters to the next; 1 for all that send gradients."""
+        return 1
+
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
-        """Payload bytes that each worker sends in a step, by the method's formula.
+        """Payload bytes that a worker sends in a step, by the method's formula; the mean where workers differ.
+
+        Where they depend on the gradients' values this is an expectation, and the method notes what its formula gives
+        for the values it met, as ``formula_bytes``, in each step.
 
         Args:
             shapes: shapes of the model's parameters (fp32).
-            step: which step; None for the steady state.
+            step: which step; None for the steady state's mean.
         """
         raise NotImplementedError(f"{type(self).__module__} states no byte formula")
+
+    def busiest_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
+        """Payload bytes that cross the busiest direction of any worker's link in a step."""
+        return self.wire_bytes(shapes, world_size, step)
 
     def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
         """Take a place on this rank; collective where a method needs it to be.
@@ -119,6 +132,39 @@ class MethodState:
     def end_step(self) -> None:
         """Called on every rank after each step of the optimizer."""
         self.step += 1
+
+    def note(self, kind: str, value: float) -> None:
+        """Tell whoever watches the training of something that happened in this step, such as a decision."""
+        self._notes.append((kind, value))
+
+    def take_notes(self) -> list[tuple[str, float]]:
+        """What was noted since this was last asked."""
+        notes, self._notes = self._notes, []
+        return notes
+
+    def held_bytes(self) -> int:
+        """Memory that the method holds between steps on this rank, beyond model and optimizer: residuals, masks."""
+        weights = {weight.data_ptr() for weight in self.model.parameters()}
+        held = {
+            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+            for tensor in tensors_within({k: v for k, v in vars(self).items() if k not in ("model", "optimizer")})
+            if tensor.data_ptr() not in weights
+        }
+        return sum(held.values())
+
+
+def tensors_within(thing: Any) -> Iterator[torch.Tensor]:
+    """All tensors that are reached from a thing by containers and the package's own objects."""
+    if isinstance(thing, torch.Tensor):
+        yield thing
+    elif isinstance(thing, Mapping):
+        for pair in thing.items():
+            yield from tensors_within(pair)
+    elif isinstance(thing, (list, tuple, set)):
+        for item in thing:
+            yield from tensors_within(item)
+    elif type(thing).__module__.startswith(f"{__package__}.") and hasattr(thing, "__dict__"):
+        yield from tensors_within(vars(thing))
 
 
 class BucketMemory:

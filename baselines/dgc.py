@@ -10,7 +10,9 @@ Lin, Han, Mao, Wang and Dally, ICLR 2018 (arXiv 1712.01887). Per worker and step
 
 Where the paper leaves room, or a DDP bucket differs from its layers:
 
-* The top is taken per bucket, of all its parameters together; biases and norms are not exempt.
+* The top is taken per bucket, of all its parameters together.
+* Parameters of fewer than two dimensions (biases, norms) travel dense, as in the authors' code: few entries, each of
+  which matters. What travels is their momentum, whose mean is the momentum of the mean.
 * Each rank sends exactly ``ratio`` of a bucket: a surplus of the sampled threshold (at most 30 %) waits in v, as in
   the authors' code, and a shortage is padded with zeros. So one all-gather does, and ranks need not agree on sizes.
 * Clipping is per parameter, as in the authors' code: the whole gradient's norm is not known when a bucket is ready.
@@ -22,17 +24,16 @@ Where the paper leaves room, or a DDP bucket differs from its layers:
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.distributed as dist
 from pydantic import Field
 from torch.futures import Future
-from torch.nn.functional import pad
 from torch.nn.parallel import DistributedDataParallel
 
-from baselines._sparse import all_gather_mean, share, sparse_bytes
-from baselines._state import BucketMemory, MethodState, Shapes, parameters
+from baselines._sparse import all_gather_mean, padded, sampled_top, share, sparse_bytes
+from baselines._state import BucketMemory, MethodState, Shapes, numel, parameters, ring_all_reduce_bytes
 
 LABEL = "DGC"
 COLOR = "#D55E00"
@@ -40,9 +41,6 @@ MARKER = "v"
 
 WARM_UP = (0.25, 0.0625, 0.015625, 0.004, 0.001)
 """The paper's ratios while the sparsity is warmed up: 75, 93.75, 98.4375, 99.6 and 99.9 % are held back."""
-
-SURPLUS, SHORTAGE, CORRECTIONS = 1.3, 0.8, 10
-"""A sampled threshold may pass this much more or less than asked, and is corrected so many times (authors' code)."""
 
 
 @parameters
@@ -57,6 +55,7 @@ class State(MethodState):
         momentum_masking: whether momentum is forgotten where it was sent.
         clip_norm: largest L2 norm of a parameter's mean gradient; each worker clips to ``clip_norm / sqrt(workers)``.
             None for no clipping.
+        dense_vectors: whether parameters of fewer than two dimensions travel dense.
         sample_ratio: the share of entries from which the threshold is estimated.
     """
 
@@ -65,12 +64,14 @@ class State(MethodState):
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
     momentum_masking: bool = True
     clip_norm: Annotated[float, Field(gt=0)] | None = None
+    dense_vectors: bool = True
     sample_ratio: Annotated[float, Field(ge=0.01, le=1)] = 0.01
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.u = BucketMemory()
         self.v = BucketMemory()
+        self._vectors: dict[tuple[int, ...], torch.Tensor] = {}
 
     @property
     def steady_from_step(self) -> int:
@@ -85,7 +86,9 @@ class State(MethodState):
 
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
         ratio = self.ratio if step is None else self.ratio_at(step)
-        return sparse_bytes(ratio, shapes, world_size)
+        dense = [shape for shape in shapes if self.dense_vectors and len(shape) < 2]
+        sparse = [shape for shape in shapes if shape not in dense]
+        return ring_all_reduce_bytes(4 * numel(dense), world_size) + sparse_bytes(ratio, sparse, world_size)
 
     def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
         super().bind(ddp, optimizer)
@@ -93,6 +96,15 @@ class State(MethodState):
         self.m = taken if self.momentum is None else self.momentum
         self.decay: dict[torch.Tensor, torch.Tensor] = {}
         optimizer.register_step_pre_hook(lambda *_: self._carry_decay())
+
+    def vectors(self, bucket: dist.GradBucket) -> torch.Tensor:
+        """Places (int64) of the bucket's entries that travel dense."""
+        members = bucket.parameters()
+        layout = tuple(map(id, members))
+        if layout not in self._vectors:
+            dense = [torch.full((m.numel(),), self.dense_vectors and m.ndim < 2, device=m.device) for m in members]
+            self._vectors[layout] = torch.cat(dense).nonzero().view(-1)
+        return self._vectors[layout]
 
     @torch.no_grad()
     def _carry_decay(self) -> None:
@@ -118,47 +130,32 @@ def dgc_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
             for part in gradient.split([weight.numel() for weight in bucket.parameters()]):
                 clip(part, state.clip_norm / math.sqrt(state.world_size))
         u = state.u.like(bucket).mul_(state.m).add_(gradient)
-        v = state.v.like(bucket).add_(u)
-        k = share(state.ratio_at(state.step), v.numel())
-        indices = sampled_top(v.abs(), k, state.sample_ratio, start=state.step)
+        vectors = state.vectors(bucket)
+        own = u.index_select(0, vectors)
+        v = state.v.like(bucket).add_(u).index_fill_(0, vectors, 0)
+        places = v.numel() - vectors.numel()
+        k = share(state.ratio_at(state.step), places)
+        if k == places:
+            indices = torch.ones_like(v, dtype=torch.bool).index_fill_(0, vectors, False).nonzero().view(-1)
+        else:
+            indices = sampled_top(v.abs(), k, state.sample_ratio, start=state.step)
         values = v.index_select(0, indices)
         v.index_fill_(0, indices, 0)
         if state.momentum_masking:
-            u.index_fill_(0, indices, 0)
-        shortage = (0, k - indices.numel())
-        values, indices = pad(values, shortage), pad(indices, shortage)
-    return all_gather_mean(state, values, indices, out=gradient)
+            # Where nothing was to be sent, the top may reach into vectors: their momentum is not forgotten.
+            u.index_fill_(0, indices, 0).index_copy_(0, vectors, own)
+    sparse = all_gather_mean(state, *padded(values, indices, k), out=gradient)
+    if not vectors.numel():
+        return sparse
+    whole = own / state.world_size
+    dense = dist.all_reduce(whole, group=state.process_group, async_op=True).get_future()
 
+    def join(done: Future[list[Future[Any]]]) -> torch.Tensor:
+        mean, (vector_mean,) = (part.value() for part in done.value())
+        with state.stopwatch("decode"):
+            return mean.index_copy_(0, vectors, vector_mean)  # type: ignore[no-any-return]
 
-def sampled_top(importance: torch.Tensor, k: int, sample_ratio: float, start: int) -> torch.Tensor:
-    """Indices (int64) of about the ``k`` largest entries of (n,), never more than k, by a threshold from a sample.
-
-    The sample is strided: one entry in so many, from entry ``start`` (modulo the stride) on.
-    """
-    n = importance.numel()
-    if k == n:
-        return torch.arange(n, device=importance.device)
-    stride = sampling_stride(n, k, sample_ratio)
-    sample = importance[start % stride :: stride]
-    threshold = sample.topk(math.ceil(sample.numel() * k / n), sorted=False).values.min()
-    for _ in range(1 + CORRECTIONS):
-        passed = (importance >= threshold).nonzero().view(-1)
-        if passed.numel() > SURPLUS * k:
-            largest = importance.index_select(0, passed).topk(k, sorted=False).indices
-            return passed.index_select(0, largest)
-        if passed.numel() >= SHORTAGE * k:
-            break
-        threshold *= SHORTAGE
-    return passed[:k]
-
-
-def sampling_stride(n: int, k: int, sample_ratio: float) -> int:
-    """The widest odd stride through n entries whose sample holds ``sample_ratio`` of them and two of the top k.
-
-    Odd, lest it fall into step with the rows of a weight, which are mostly powers of two.
-    """
-    wanted = max(math.ceil(n * sample_ratio), math.ceil(2 * n / k))
-    return (max(n // wanted, 1) - 1) | 1
+    return torch.futures.collect_all([sparse, dense]).then(join)
 
 
 def clip(gradient: torch.Tensor, norm: float) -> None:

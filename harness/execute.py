@@ -243,6 +243,8 @@ def _measured(trial: Trial, outcome: Outcome) -> dict[str, Any]:
         "step_time_median_s": statistics.median(step_s) if step_s else None,
         "compute_s_per_step": mean_of("compute_s"),
         "codec_s_per_step": mean_of("encode_s", "decode_s"),
+        "encode_s_per_step": mean_of("encode_s"),
+        "decode_s_per_step": mean_of("decode_s"),
         "comm_s_per_step": mean_of("comm_s"),
         "wire_bytes_per_step": _payload_per_step(outcome),
         "header_bytes_per_step": _per_steady_step(outcome, "header_bytes"),
@@ -253,6 +255,9 @@ def _measured(trial: Trial, outcome: Outcome) -> dict[str, Any]:
         "evaluation_time_s": first["evaluation_time_s"],
         "peak_memory_bytes": max(result["peak_memory_bytes"] for result in results),
         "own_memory_bytes": max(result["own_memory_bytes"] for result in results),
+        "held_memory_bytes": max(result["held_memory_bytes"] for result in results),
+        # A method whose bytes depend on the gradients' values notes what its formula gives for those it met.
+        **({"formula_bytes_per_step": noted} if (noted := mean_of("formula_bytes")) else {}),
         "parameter_hash": first["parameter_hash"],
     }
 

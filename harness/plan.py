@@ -103,9 +103,11 @@ def wire_bytes(trial: Trial, step: int | None = None) -> float:
 
 
 def lower_bound_s(trial: Trial, step: int | None = None) -> float:
-    """The least time that a step's bytes need on the trial's links; 0 where they are unshaped."""
+    """The least time that a step's bytes need on the trial's busiest link; 0 where links are unshaped."""
     rate_bps = trial.case.link.rate_bps
-    return 8 * wire_bytes(trial, step) / rate_bps if rate_bps else 0.0
+    shapes, _ = _model_facts(trial.case.train.model)
+    busiest_bytes = state_of(trial.method).busiest_bytes(shapes, trial.case.cluster.workers, step)
+    return 8 * busiest_bytes / rate_bps if rate_bps else 0.0
 
 
 def estimate(trial: Trial, cpu_count: int) -> Estimate:
@@ -188,6 +190,11 @@ def _check_steps(scenario: Scenario, case: Case) -> None:
         if case.train.steps <= warmup:
             allowed = f"more than {warmup}, the steps before the steady state of {method.label}"
             raise UsageError.at(scenario.name, "train.steps", case.train.steps, allowed)
+        period = state_of(method).agrees_every
+        for field, steps in (("steps", case.train.steps), ("eval_every", case.train.eval_every)):
+            if steps % period:
+                allowed = f"multiples of {period}: only then do the workers of {method.label} hold the same parameters"
+                raise UsageError.at(scenario.name, f"train.{field}", steps, allowed)
 
 
 def _known(scenario: Scenario, field: str, name: str, registry: dict[str, Model] | dict[str, Dataset]):  # type: ignore[no-untyped-def]

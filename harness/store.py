@@ -58,7 +58,9 @@ TRIAL_SCHEMA = pa.schema(
         ("samples_per_s", pa.float64()),
         ("step_time_median_s", pa.float64()),
         ("compute_s_per_step", pa.float64()),
-        ("codec_s_per_step", pa.float64()),
+        ("codec_s_per_step", pa.float64()),  # encode and decode together
+        ("encode_s_per_step", pa.float64()),
+        ("decode_s_per_step", pa.float64()),
         ("comm_s_per_step", pa.float64()),
         ("wire_bytes_per_step", pa.float64()),
         ("header_bytes_per_step", pa.float64()),
@@ -73,6 +75,7 @@ TRIAL_SCHEMA = pa.schema(
         ("wall_time_s", pa.float64()),
         ("peak_memory_bytes", pa.float64()),
         ("own_memory_bytes", pa.float64()),
+        ("held_memory_bytes", pa.float64()),  # by the method between steps: residuals, masks
         ("measured_rate_bps", pa.float64()),
         ("measured_rtt_s", pa.float64()),
         ("links", pa.string()),  # JSON: every link and direction, asked and measured

@@ -168,6 +168,7 @@ class _Training:
                 "evaluation_time_s": self.paused_s,
                 "peak_memory_bytes": meter.peak_memory_bytes(),
                 "own_memory_bytes": meter.own_memory_bytes(),
+                "held_memory_bytes": self.method.held_bytes(),
                 "parameter_hash": f"{smallest:016x}",
                 "parameters_identical": smallest == largest,
             }
@@ -193,6 +194,8 @@ class _Training:
             "comm_s": max(0.0, end - start - compute_s - codec.encode_s - codec.decode_s),
         }
         self.recorder.advance(step, seconds)
+        for kind, value in self.method.take_notes():
+            self.recorder.note(step, kind, value)
         if self.rank == 0:
             self.recorder.note(step, "loss", loss.item())
 

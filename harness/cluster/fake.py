@@ -61,6 +61,7 @@ def recite(trial: Trial) -> Iterator[Message]:
             "evaluation_time_s": 0.0,
             "peak_memory_bytes": 300_000_000,
             "own_memory_bytes": 100_000_000,
+            "held_memory_bytes": 1_000_000,
             "parameter_hash": "0" * 16,
             "parameters_identical": True,
         }

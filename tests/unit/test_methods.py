@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
+from statistics import mean
 from typing import Any
 from unittest import mock
 
@@ -30,17 +34,18 @@ VARIANTS = [
     *((name, {}) for name in baselines.names()),
     ("dgc", {"momentum_masking": False, "clip_norm": 0.1, "ratio": 0.1}),
     ("pactrain", {"values": "ternary"}),
-    ("topk", {"error_feedback": False, "ratio": 0.1}),
+    ("dgc", {"dense_vectors": False}),
+    ("topk", {"error_feedback": False, "ratio": 0.1, "selection": "exact"}),
 ]
 EVERY_VARIANT = pytest.mark.parametrize(("name", "parameters"), VARIANTS, ids=lambda value: str(value).strip("{}"))
 
 
 def brisk(name: str, **parameters: Any) -> baselines.MethodState:
-    """A state whose warm-up, where the method has one, ends within a test."""
+    """A state whose warm-up and whose period, where the method has one, end within a test."""
     state_type = baselines.get(name).State
-    if "warmup_steps" in {field.name for field in fields(state_type)}:
-        parameters = {"warmup_steps": 2, **parameters}
-    return state_type(**parameters)
+    known = {field.name for field in fields(state_type)}
+    short = {key: 2 for key in ("warmup_steps", "period") if key in known}
+    return state_type(**{**short, **parameters})
 
 
 # The same on every rank
@@ -61,13 +66,14 @@ class Branches(nn.Module):
 
 
 def train_branches(name: str, parameters: dict[str, Any], ddp_options: dict[str, Any]) -> list[torch.Tensor]:
-    """All parameters after each of six steps on data of this rank's own."""
+    """All parameters whenever the ranks should agree, in six steps on data of this rank's own."""
     torch.manual_seed(0)
     unused = ddp_options.get("find_unused_parameters", False)
     model = Branches() if unused else Branches().always
     ddp = DistributedDataParallel(model, bucket_cap_mb=1e-4, **ddp_options)
     optimizer = torch.optim.SGD(ddp.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
-    baselines.register(ddp, brisk(name, **parameters), optimizer=optimizer)
+    state = brisk(name, **parameters)
+    baselines.register(ddp, state, optimizer=optimizer)
 
     torch.manual_seed(1 + dist.get_rank())
     history = []
@@ -77,7 +83,8 @@ def train_branches(name: str, parameters: dict[str, Any], ddp_options: dict[str,
         outputs = ddp(torch.randn(8, 12), *([detour] if unused else []))
         nn.functional.cross_entropy(outputs, torch.randint(4, (8,))).backward()
         optimizer.step()
-        history.append(flat(list(ddp.parameters())))
+        if (step + 1) % state.agrees_every == 0:
+            history.append(flat(list(ddp.parameters())))
     if unused:
         assert model.never.weight.grad is None
     return history
@@ -87,7 +94,7 @@ def train_branches(name: str, parameters: dict[str, Any], ddp_options: dict[str,
 @EVERY_VARIANT
 @pytest.mark.parametrize("unused", [False, True], ids=["", "unused"])
 @pytest.mark.parametrize("view", [False, True], ids=["", "view"])
-def test_every_rank_ends_every_step_with_the_same_parameters(on_ranks, name, parameters, p, view, unused):
+def test_every_rank_holds_the_same_parameters(on_ranks, name, parameters, p, view, unused):
     options = {"gradient_as_bucket_view": view, "find_unused_parameters": unused}
     first, *others = on_ranks(p, train_branches, name, parameters, options)
     assert all(later.isfinite().all() and not torch.equal(later, sooner) for sooner, later in pairwise(first))
@@ -101,33 +108,57 @@ def test_every_rank_ends_every_step_with_the_same_parameters(on_ranks, name, par
 LARGE_SHAPES = ((200, 100), (300, 50), (70,))
 
 
+SENT_BYTES: dict[str, Callable[..., float]] = {
+    "all_reduce": lambda p, tensor: 2 * (p - 1) / p * tensor.nbytes,
+    "all_gather": lambda p, tensor: (p - 1) * tensor.nbytes,
+    "all_gather_into_tensor": lambda p, input_tensor: (p - 1) * input_tensor.nbytes,
+    "reduce_scatter_tensor": lambda p, input: (p - 1) / p * input.nbytes,
+    "all_to_all_single": lambda p, input, input_split_sizes: input.nbytes - own_share(p, input, input_split_sizes),
+    "broadcast": lambda p, tensor, src: (p - 1) * tensor.nbytes * (src == dist.get_rank()),
+    "isend": lambda p, tensor: tensor.nbytes,
+    "send": lambda p, tensor: tensor.nbytes,
+}
+"""What a rank sends in a collective, from the arguments of that name."""
+
+
+def own_share(p: int, rows: torch.Tensor, splits: list[int] | None) -> float:
+    return rows[: splits[dist.get_rank()]].nbytes if splits else rows.nbytes / p
+
+
+@contextmanager
+def counted() -> Iterator[list[float]]:
+    """The bytes of every collective that this rank begins meanwhile."""
+    sent: list[float] = []
+
+    def counting(name: str, collective: Callable[..., Any]) -> Callable[..., Any]:
+        signature, formula = inspect.signature(collective), SENT_BYTES[name]
+        wanted = list(inspect.signature(formula).parameters)[1:]
+
+        def wrapper(*arguments: Any, **options: Any) -> Any:
+            bound = signature.bind(*arguments, **options)
+            bound.apply_defaults()
+            sent.append(formula(dist.get_world_size(), *(bound.arguments[argument] for argument in wanted)))
+            return collective(*arguments, **options)
+
+        return wrapper
+
+    with ExitStack() as patches:
+        for name in SENT_BYTES:
+            patches.enter_context(mock.patch.object(dist, name, counting(name, getattr(dist, name))))
+        yield sent
+
+
 def sent_and_stated(name: str, parameters: dict[str, Any]) -> list[tuple[float, float]]:
-    """For each step, the bytes of the tensors that this rank hands to torch.distributed, and what the formula says."""
-    sent = 0.0
-    p = dist.get_world_size()
-    all_reduce, all_gather = dist.all_reduce, dist.all_gather
-
-    def counted_all_reduce(tensor, *arguments, **options):  # type: ignore[no-untyped-def]
-        nonlocal sent
-        sent += 2 * (p - 1) / p * tensor.nbytes
-        return all_reduce(tensor, *arguments, **options)
-
-    def counted_all_gather(tensors, tensor, *arguments, **options):  # type: ignore[no-untyped-def]
-        nonlocal sent
-        sent += (p - 1) * tensor.nbytes
-        return all_gather(tensors, tensor, *arguments, **options)
-
+    """For each step, the bytes that this rank sends, and what the formula says: for the values met, if it depends."""
     state = brisk(name, **parameters)
     training = Training(state, shapes=LARGE_SHAPES, bucket_cap_mb=25)
     steps = []
-    with (
-        mock.patch.object(dist, "all_reduce", counted_all_reduce),
-        mock.patch.object(dist, "all_gather", counted_all_gather),
-    ):
-        for step in range(5):
-            sent = 0.0
+    for step in range(6):
+        state.take_notes()
+        with counted() as sent:
             training.step(gradients(step, dist.get_rank(), LARGE_SHAPES))
-            steps.append((sent, state.wire_bytes(LARGE_SHAPES, p, step)))
+        noted = sum(value for kind, value in state.take_notes() if kind == "formula_bytes")
+        steps.append((sum(sent), noted or state.wire_bytes(LARGE_SHAPES, dist.get_world_size(), step)))
     return steps
 
 
@@ -135,17 +166,24 @@ def sent_and_stated(name: str, parameters: dict[str, Any]) -> list[tuple[float, 
 @EVERY_VARIANT
 def test_the_byte_formula_states_what_is_sent_in_each_step(on_ranks, name, parameters, p):
     rounding_and_hash = 40
-    for steps in on_ranks(p, sent_and_stated, name, parameters):
-        for sent, stated in steps:
-            assert sent == pytest.approx(stated, rel=0.01, abs=rounding_and_hash)
+    for on_each_rank in zip(*on_ranks(p, sent_and_stated, name, parameters), strict=True):
+        sent, stated = (mean(figures) for figures in zip(*on_each_rank, strict=True))
+        assert sent == pytest.approx(stated, rel=0.01, abs=rounding_and_hash)
 
 
 @EVERY_METHOD
 def test_the_byte_formula_is_steady_when_the_method_says_so(name):
     state = brisk(name)
     steady = state.wire_bytes(LARGE_SHAPES, 4)
-    assert steady == state.wire_bytes(LARGE_SHAPES, 4, state.steady_from_step)
-    assert steady == state.wire_bytes(LARGE_SHAPES, 4, state.steady_from_step + 1000)
+    for start in (state.steady_from_step, state.steady_from_step + 1000 * state.agrees_every):
+        period = [state.wire_bytes(LARGE_SHAPES, 4, start + step) for step in range(state.agrees_every)]
+        assert steady == pytest.approx(mean(period))
+
+
+@EVERY_METHOD
+def test_no_link_carries_less_than_the_mean(name):
+    state = brisk(name)
+    assert state.busiest_bytes(LARGE_SHAPES, 4) >= state.wire_bytes(LARGE_SHAPES, 4)
 
 
 @EVERY_METHOD
@@ -227,7 +265,11 @@ def test_a_parameter_out_of_range_is_named(name, parameters, complaint):
 
 
 def test_a_whole_number_will_do_for_a_share():
-    assert baselines.get("topk").State(ratio=1).parameters == {"ratio": 1, "error_feedback": True}
+    assert baselines.get("topk").State(ratio=1).parameters == {
+        "ratio": 1,
+        "selection": "sampled",
+        "error_feedback": True,
+    }
 
 
 # Anyone's own script

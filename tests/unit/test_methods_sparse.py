@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from ranks import SHAPES, Training, assert_regrouped, flat, gradients
 
 import baselines
-from baselines._sparse import pack, share, unpack
+from baselines._sparse import pack, sampled_top, sampling_stride, share, unpack
 from baselines._state import BucketMemory
-from baselines.dgc import State, sampled_top, sampling_stride, take_momentum
+from baselines.dgc import State, take_momentum
 
 EVERY_P = pytest.mark.parametrize("p", [2, 3, 4])
 DOUBLE = {"dtype": torch.float64}
@@ -99,7 +99,7 @@ def slow_topk(p: int, ratio: float, error_feedback: bool) -> list[torch.Tensor]:
 def test_topk_sends_what_a_slow_reference_sends(on_ranks, error_feedback, p):
     parameters = {"ratio": 0.03, "error_feedback": error_feedback}
     expected = slow_topk(p, **parameters)
-    for results in on_ranks(p, synchronise_one_bucket, "topk", parameters, {"lr": 0.1}):
+    for results in on_ranks(p, synchronise_one_bucket, "topk", {"selection": "exact", **parameters}, {"lr": 0.1}):
         assert all(torch.equal(*pair) for pair in zip(results, expected, strict=True))
 
 
@@ -143,7 +143,9 @@ def test_dgc_sends_what_a_slow_reference_sends(on_ranks, momentum_masking, p):
     parameters = {"ratio": 0.03, "momentum_masking": momentum_masking}
     expected = slow_dgc(p, momentum=0.9, **parameters)
     settings = {"lr": 0.1, "momentum": 0.9}
-    for results in on_ranks(p, synchronise_one_bucket, "dgc", {"warmup_steps": 0, **parameters}, settings):
+    for results in on_ranks(
+        p, synchronise_one_bucket, "dgc", {"warmup_steps": 0, "dense_vectors": False, **parameters}, settings
+    ):
         assert all(torch.equal(*pair) for pair in zip(results, expected, strict=True))
 
 
@@ -256,8 +258,12 @@ def drain(name: str, parameters: dict[str, Any]) -> tuple[torch.Tensor, torch.Te
 @EVERY_P
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("topk", {"ratio": 0.2}), ("dgc", {"ratio": 0.2, "momentum": 0.0, "warmup_steps": 3})],
-    ids=["topk", "dgc"],
+    [
+        ("topk", {"ratio": 0.2, "selection": "exact"}),
+        ("topk", {"ratio": 0.4}),
+        ("dgc", {"ratio": 0.2, "momentum": 0.0, "warmup_steps": 3}),
+    ],
+    ids=["topk", "sampled topk", "dgc"],
 )
 def test_all_that_was_sent_is_all_that_was_given(on_ranks, name, parameters, p):
     given, told, layouts = zip(*on_ranks(p, drain, name, parameters), strict=True)
@@ -303,8 +309,21 @@ def test_dgc_of_everything_without_masking_is_momentum_sgd(on_ranks, p):
 @EVERY_P
 def test_dgc_of_everything_with_masking_is_plain_sgd(on_ranks, p):
     settings = {"lr": 0.1, "momentum": 0.9}
-    for dgc, sgd in on_ranks(p, train_twice, "dgc", {"ratio": 1.0}, settings, {"lr": 0.1}):
+    parameters = {"ratio": 1.0, "dense_vectors": False}
+    for dgc, sgd in on_ranks(p, train_twice, "dgc", parameters, settings, {"lr": 0.1}):
         torch.testing.assert_close(dgc, sgd, rtol=1e-12, atol=1e-14)
+
+
+@EVERY_P
+def test_dgc_sends_vectors_dense_with_their_momentum(on_ranks, p):
+    settings, vectors = {"lr": 0.1, "momentum": 0.9}, places_of_vectors()
+    for dgc, momentum_sgd in on_ranks(p, train_twice, "dgc", {"ratio": 0.05}, settings, settings):
+        torch.testing.assert_close(dgc[vectors], momentum_sgd[vectors], rtol=1e-12, atol=1e-14)
+        assert not torch.isclose(dgc[~vectors], momentum_sgd[~vectors]).all()
+
+
+def places_of_vectors() -> torch.Tensor:
+    return torch.cat([torch.full((math.prod(shape),), len(shape) < 2) for shape in SHAPES])
 
 
 # DGC's other parts
