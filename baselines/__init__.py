@@ -18,6 +18,7 @@ Every such file is found by itself; nothing is registered by hand. The same door
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 import sys
 from collections.abc import Callable
@@ -38,7 +39,8 @@ __all__ = ["Method", "MethodState", "get", "method_of", "names", "register"]
 class Method:
     """A method as its file declares it.
 
-    ``summary`` is the first line of the file's docstring; ``color`` and ``marker`` are matplotlib's.
+    ``summary`` is the first line of the file's docstring, ``details`` the rest of it; ``color`` and ``marker`` are
+    matplotlib's.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Method:
     color: str
     marker: str
     summary: str
+    details: str
     State: type[MethodState]
     hook: Callable[[Any, Any], Future[torch.Tensor]]
 
@@ -73,12 +76,14 @@ def method_of(state: MethodState) -> Method:
 
 def _describe(module: ModuleType) -> Method:
     name = module.__name__.rpartition(".")[2]
+    summary, _, details = inspect.cleandoc(module.__doc__ or "").partition("\n")
     return Method(
         name=name,
         label=module.LABEL,
         color=module.COLOR,
         marker=module.MARKER,
-        summary=(module.__doc__ or "").partition("\n")[0],
+        summary=summary,
+        details=details.strip(),
         State=module.State,
         hook=getattr(module, f"{name}_hook"),
     )
@@ -98,6 +103,7 @@ def register(ddp: DistributedDataParallel, state: MethodState, *, optimizer: tor
 
     def hook(state, bucket):  # type: ignore[no-untyped-def]  # DDP refuses annotations that are strings
         state.stopwatch.bucket_ready()
+        state.look_for_non_finite(bucket)
         return method.hook(state, bucket)
 
     ddp.register_comm_hook(state, hook)

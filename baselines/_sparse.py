@@ -39,7 +39,7 @@ def sampled_top(importance: torch.Tensor, k: int, sample_ratio: float, start: in
     sample = importance[start % stride :: stride]
     threshold = sample.topk(math.ceil(sample.numel() * k / n), sorted=False).values.min()
     for _ in range(1 + CORRECTIONS):
-        passed = (importance >= threshold).nonzero().view(-1)
+        passed = (importance < threshold).logical_not_().nonzero().view(-1)  # a NaN passes, lest it wait for ever
         if passed.numel() > SURPLUS * k:
             largest = importance.index_select(0, passed).topk(k, sorted=False).indices
             return passed.index_select(0, largest)

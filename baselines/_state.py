@@ -133,6 +133,18 @@ class MethodState:
         """Called on every rank after each step of the optimizer."""
         self.step += 1
 
+    def look_for_non_finite(self, bucket: dist.GradBucket) -> None:
+        """Note ``non_finite_gradient``, with the parameter's place in the model, for each of this rank's own.
+
+        It raises nothing: with loss scaling an overflow is an everyday event. One sum tells whether to look closer.
+        """
+        if math.isfinite(bucket.buffer().sum().item()):
+            return
+        places = {id(weight): place for place, weight in enumerate(self.model.parameters())}
+        for weight, gradient in zip(bucket.parameters(), bucket.gradients(), strict=True):
+            if not gradient.isfinite().all():
+                self.note("non_finite_gradient", places[id(weight)])
+
     def note(self, kind: str, value: float) -> None:
         """Tell whoever watches the training of something that happened in this step, such as a decision."""
         self._notes.append((kind, value))

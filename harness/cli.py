@@ -48,11 +48,19 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @app.command("list")
 def list_things(
     kind: Annotated[str | None, typer.Argument(metavar="[scenarios|methods|models|datasets]")] = None,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Methods only: all facts, as Markdown.")] = False,
 ) -> None:
     """Show what can be named: scenarios, methods, models, data sets."""
     catalogues = {"scenarios": _scenarios, "methods": _methods, "models": _models, "datasets": _datasets}
     if kind is not None and kind not in catalogues:
         raise UsageError.at("command line", "list", kind, ", ".join(catalogues))
+    if verbose:
+        if kind != "methods":
+            raise UsageError.at("command line", "-v", f"list {kind or ''}".strip(), "list methods -v")
+        from harness import catalogue
+
+        print(catalogue.page(), end="")
+        return
     for name in [kind] if kind else catalogues:
         print(f"{name}:")
         entries = catalogues[name]()

@@ -7,7 +7,7 @@ import json
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -169,12 +169,21 @@ def _check_results(trial: Trial, outcome: Outcome) -> None:
     if len(results) < trial.case.cluster.workers:
         outcome.status, outcome.reason = "crashed", "a worker ended without a result"
     elif any(result["diverged"] for result in results.values()):
-        outcome.status, outcome.reason = "diverged", f"the test loss was not finite after step {results[0]['steps']}"
+        outcome.status, outcome.reason = "diverged", _divergence(results)
     elif not all(result["parameters_identical"] for result in results.values()):
         outcome.status, outcome.reason = "failed", "the ranks ended with different parameters"
     elif (seen := _payload_per_step(outcome)) < MIN_SHARE_SEEN * (expected := wire_bytes(trial)):
         outcome.status = "failed"
         outcome.reason = f"only {seen:.0f} of {expected:.0f} bytes a step crossed the shaped link"
+
+
+def _divergence(results: Mapping[int, Message]) -> str:
+    reason = f"the test loss was not finite after step {results[0]['steps']}"
+    found = [(*first, rank) for rank, result in results.items() if (first := result.get("first_non_finite"))]
+    if not found:
+        return f"{reason}; every gradient was"
+    step, parameter, rank = min(found)
+    return f"{reason}; the first gradient that was not: {parameter} on rank {rank} in step {step}"
 
 
 def _row(trial: Trial, attempt: int, outcome: Outcome, wall_time_s: float) -> dict[str, Any]:

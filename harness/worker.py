@@ -134,6 +134,7 @@ class _Training:
         baselines.register(self.ddp, self.method, optimizer=self.optimizer)
         self.steady_from_step = max(self.method.steady_from_step, UNSETTLED_STEPS)
         self.paused_s = 0.0
+        self.first_non_finite: tuple[int, str] | None = None
 
     def run(self) -> None:
         steps, batches = 0, self._batches()
@@ -161,6 +162,7 @@ class _Training:
                 "kind": "result",
                 "steps": steps,
                 "steady_from_step": self.steady_from_step,
+                "first_non_finite": self.first_non_finite,
                 "diverged": steps < self.settings.steps or not evaluation.loss < float("inf"),
                 "payload_bytes": sent.payload,
                 "header_bytes": sent.headers,
@@ -196,6 +198,9 @@ class _Training:
         self.recorder.advance(step, seconds)
         for kind, value in self.method.take_notes():
             self.recorder.note(step, kind, value)
+            if kind == "non_finite_gradient" and self.first_non_finite is None:
+                name, _ = list(self.ddp.module.named_parameters())[int(value)]
+                self.first_non_finite = (step, name)
         if self.rank == 0:
             self.recorder.note(step, "loss", loss.item())
 

@@ -41,6 +41,11 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_methods_md_is_what_the_code_says(pacbench: Pacbench) -> None:
+    page = (Path(__file__).resolve().parents[2] / "METHODS.md").read_text()
+    assert page == pacbench("list", "methods", "-v").stdout, "run: pacbench list methods -v > METHODS.md"
+
+
 def test_list_shows_what_can_be_named(pacbench: Pacbench) -> None:
     everything = pacbench("list").stdout
     for name in ("quickstart", "pactrain", "digits-cnn", "fashion-mnist"):
@@ -99,6 +104,7 @@ def test_several_scenarios_get_a_folder_each(pacbench: Pacbench, tmp_path: Path)
         (["run", *FAST, "--rounds", "0"], 2, "rounds: found 0"),
         (["run", *FAST, "--rounds", "many"], 2, "--rounds"),
         (["plan"], 2, "SCENARIO"),
+        (["list", "models", "-v"], 2, "found 'list models'; allowed: list methods -v"),
         (["list", "beer"], 2, "found 'beer'; allowed: scenarios, methods, models, datasets"),
         (["report", "."], 2, "RUN_DIR: found '.'"),
         (["probe", "--rate", "5"], 2, "link.rate: found '5'"),

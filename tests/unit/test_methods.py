@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import re
 import socket
@@ -233,6 +234,30 @@ def codec_seconds(name: str, parameters: dict[str, Any]) -> tuple[float, float]:
 def test_codec_work_is_timed(on_ranks, name, parameters):
     for encode_s, decode_s in on_ranks(2, codec_seconds, name, parameters):
         assert (encode_s > 0) == (decode_s > 0) == (name != "dense")
+
+
+def train_with_a_nan(name: str) -> tuple[bool, list[tuple[str, float]]]:
+    """Whether what came out is finite, and what was noted, when one parameter's gradient is not on rank 1."""
+    state = brisk(name)
+    training = Training(state)
+    for step in range(3):
+        training.step(gradients(step, dist.get_rank()))
+    state.take_notes()
+    given = gradients(3, dist.get_rank())
+    if dist.get_rank() == 1:
+        given[4].fill_(math.nan)
+    training.step(given)
+    if state.agrees_every > 1:  # what is shared is the parameters
+        training.step(gradients(4, dist.get_rank()))
+    finite = bool(flat(training.weights).isfinite().all())
+    return finite, [note for note in state.take_notes() if note[0] == "non_finite_gradient"]
+
+
+@EVERY_METHOD
+def test_a_gradient_that_is_not_finite_shows_on_every_rank_and_is_named_where_it_is(on_ranks, name):
+    finite, notes = zip(*on_ranks(3, train_with_a_nan, name), strict=True)
+    assert not any(finite)
+    assert [set(each) for each in notes] == [set(), {("non_finite_gradient", 4)}, set()]
 
 
 # How methods present themselves
