@@ -1,0 +1,90 @@
+"""What codecs cost on 25 M floats and one core, as multiples of a copy of the same tensor in the same run."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from time import perf_counter
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import baselines
+
+SIDE = 5000
+REPETITIONS = 5
+
+PARAMETERS: dict[tuple[str, str], dict[str, Any]] = {
+    ("pactrain", "fp32"): {"density": 0.2, "warmup_steps": 0},
+    ("pactrain", "ternary"): {"density": 0.2, "warmup_steps": 0, "values": "ternary"},
+    ("topk", "sampled"): {"ratio": 0.01},
+    ("topk", "exact"): {"ratio": 0.01, "selection": "exact"},
+    ("dgc", ""): {"ratio": 0.01, "warmup_steps": 0},
+}
+OTHERS = [(name, "") for name in baselines.names() if name not in {"dense", *(name for name, _ in PARAMETERS)}]
+
+
+@dataclass
+class Bucket:
+    """A bucket of one parameter."""
+
+    weight: nn.Parameter
+    gradient: torch.Tensor
+
+    def parameters(self) -> list[torch.Tensor]:
+        return [self.weight]
+
+    def gradients(self) -> list[torch.Tensor]:
+        return [self.gradient.view_as(self.weight)]
+
+    def buffer(self) -> torch.Tensor:
+        return self.gradient
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A process group of one: codecs run whole, and what travels costs nothing."""
+    torch.set_num_threads(1)
+    store = tmp_path_factory.mktemp("group") / "store"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(("name", "kind"), [*PARAMETERS, *OTHERS], ids=lambda value: value or "-")
+@torch.no_grad()
+def test_codec(benchmark, alone, name, kind) -> None:  # type: ignore[no-untyped-def]
+    method = baselines.get(name)
+    parameters = PARAMETERS.get((name, kind), {})
+    if not parameters and "warmup_steps" in {field.name for field in fields(method.State)}:
+        parameters = {"warmup_steps": 0}
+    torch.manual_seed(0)
+    model = nn.Linear(SIDE, SIDE, bias=False)
+    state = method.State(**parameters)
+    state.bind(SimpleNamespace(module=model, process_group=dist.group.WORLD), torch.optim.SGD(model.parameters(), 0.1))
+    fresh = torch.randn(SIDE * SIDE)
+    bucket = Bucket(model.weight, fresh.clone())
+
+    def step() -> float:
+        bucket.gradient.copy_(fresh)
+        method.hook(state, bucket).wait()
+        state.end_step()
+        lap = state.stopwatch.lap()
+        return lap.encode_s + lap.decode_s
+
+    def copy() -> float:
+        start = perf_counter()
+        bucket.gradient.copy_(fresh)
+        return perf_counter() - start
+
+    step()  # lists survivors, makes memory
+    pairs = [(step(), copy()) for _ in range(REPETITIONS)]
+    copies = statistics.median(codec for codec, _ in pairs) / statistics.median(copy for _, copy in pairs)
+    benchmark.extra_info["copies"] = round(copies, 2)
+    benchmark.pedantic(step, rounds=1)
+    print(f"{name} {kind}: {copies:.1f} copies")
