@@ -277,7 +277,7 @@ def test_reasons_and_logs_are_escaped(with_failures: Run) -> None:
 def test_tables_in_markdown_are_whole(with_failures: Run, three_rates: Run) -> None:
     for run in (with_failures, three_rates):
         tables = re.findall(r"(?:^\|.*\n)+", run.markdown, re.MULTILINE)
-        assert len(tables) == 1 + 2 * len({row["case"] for row in run.summary.rows})
+        assert len(tables) == 1 + 3 * len({row["case"] for row in run.summary.rows})
         for table in tables:
             assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
 
