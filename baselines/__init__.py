@@ -89,16 +89,24 @@ def _describe(module: ModuleType) -> Method:
     )
 
 
-def register(ddp: DistributedDataParallel, state: MethodState, *, optimizer: torch.optim.Optimizer) -> None:
+def register(
+    ddp: DistributedDataParallel,
+    state: MethodState,
+    *,
+    optimizer: torch.optim.Optimizer,
+    loss: Callable[[], torch.Tensor] | None = None,
+) -> None:
     """Synchronise ``ddp``'s gradients by the method of ``state`` from the next backward pass on.
 
     Call it once, on every rank, before training. The optimizer is needed because methods act at step boundaries
-    (pruning, averaging) and own some of its state (momentum correction, masks).
+    (pruning, averaging) and own some of its state (momentum correction, masks). ``loss`` gives the loss, a scalar, of
+    ``ddp.module`` on this rank's batch of the moment: for what gradients alone do not tell (GraSP's Hessian).
 
     Raises:
         ValueError: the method cannot run with this world size or optimizer.
     """
     method = method_of(state)
+    state.loss = loss
     state.bind(ddp, optimizer)
 
     def hook(state, bucket):  # type: ignore[no-untyped-def]  # DDP refuses annotations that are strings
@@ -107,4 +115,9 @@ def register(ddp: DistributedDataParallel, state: MethodState, *, optimizer: tor
         return method.hook(state, bucket)
 
     ddp.register_comm_hook(state, hook)
-    optimizer.register_step_post_hook(lambda *_: state.end_step())
+
+    def end_step(*_: object) -> None:
+        with state.stopwatch("end_step"):
+            state.end_step()
+
+    optimizer.register_step_post_hook(end_step)

@@ -9,6 +9,9 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
+
+from baselines._state import MethodState
 
 
 class Lane:
@@ -52,3 +55,18 @@ class Lane:
         self._thread.submit(run)
         # DDP understands an error only when a callback raised it: an exception that was set reads as a result to it.
         return result.then(lambda done: done.value())
+
+
+class LaneState(MethodState):
+    """Base of a ``State`` whose collectives depend on each other."""
+
+    def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
+        super().bind(ddp, optimizer)
+        self.lane = Lane(self.process_group, next(self.model.parameters()).device)
+
+
+def settled(result: torch.Tensor) -> Future[torch.Tensor]:
+    """A Future that has its result already."""
+    future: Future[Any] = Future(devices=[result.device] if result.is_cuda else None)
+    future.set_result(result)
+    return future

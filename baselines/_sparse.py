@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch.futures import Future
 from torch.nn.functional import pad
 
+from baselines._pieces import pieces
 from baselines._state import MethodState, Shapes, all_gather_bytes, numel
 
 INDEX = torch.int32
@@ -27,26 +28,47 @@ def sparse_bytes(ratio: float, shapes: Shapes, world_size: int) -> float:
     return all_gather_bytes(ratio * numel(shapes) * (4 + INDEX.itemsize), world_size)
 
 
-def sampled_top(importance: torch.Tensor, k: int, sample_ratio: float, start: int) -> torch.Tensor:
-    """Indices (int64) of about the ``k`` largest entries of (n,), never more than k, by a threshold from a sample.
+def exact_top(vector: torch.Tensor, k: int) -> torch.Tensor:
+    """Indices (int64) of the ``k`` entries of (n,) whose magnitude is largest. A NaN is."""
+    return vector.abs().topk(k, sorted=False).indices
+
+
+def sampled_top(vector: torch.Tensor, k: int, sample_ratio: float, start: int) -> torch.Tensor:
+    """About those that ``exact_top`` gives, never more than k, by a threshold from a sample.
 
     The sample is strided: one entry in so many, from entry ``start`` (modulo the stride) on.
     """
-    n = importance.numel()
+    n = vector.numel()
     if k == n:
-        return torch.arange(n, device=importance.device)
+        return torch.arange(n, device=vector.device)
     stride = sampling_stride(n, k, sample_ratio)
-    sample = importance[start % stride :: stride]
+    sample = vector[start % stride :: stride].abs()
     threshold = sample.topk(math.ceil(sample.numel() * k / n), sorted=False).values.min()
     for _ in range(1 + CORRECTIONS):
-        passed = (importance < threshold).logical_not_().nonzero().view(-1)  # a NaN passes, lest it wait for ever
+        passed = not_below(vector, threshold)
         if passed.numel() > SURPLUS * k:
-            largest = importance.index_select(0, passed).topk(k, sorted=False).indices
-            return passed.index_select(0, largest)
+            return passed.index_select(0, exact_top(vector.index_select(0, passed), k))
         if passed.numel() >= SHORTAGE * k:
             break
         threshold *= SHORTAGE
     return passed[:k]
+
+
+def not_below(vector: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
+    """Indices (int64) of the entries of (n,) whose magnitude is not below a threshold. A NaN passes, lest it hide."""
+    found, before = [], 0
+    for (some,) in pieces(vector):
+        found.append(few_places((some.abs() < threshold).logical_not_()).add_(before))
+        before += some.numel()
+    return torch.cat(found)
+
+
+def few_places(flags: torch.Tensor) -> torch.Tensor:
+    """Where flags (n,), bool, are true, which few are: words of eight are looked at first."""
+    ragged = pad(flags, (0, -flags.numel() % 8))
+    words = ragged.view(torch.int64).nonzero().view(-1)
+    word, place = ragged.view(-1, 8).index_select(0, words).nonzero().unbind(1)
+    return words.index_select(0, word).mul_(8).add_(place)
 
 
 def sampling_stride(n: int, k: int, sample_ratio: float) -> int:

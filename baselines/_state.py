@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from threading import get_ident
@@ -38,6 +38,8 @@ class Lap(NamedTuple):
     decode_s: float
     before_ready_s: float
     """Seconds of codec work within the backward pass, on its own thread, until the last bucket was ready."""
+    end_step_s: float
+    """Seconds from the optimizer's step to the method's end of it: averaging, pruning; codec work included."""
     buckets_ready_at: float
     """``perf_counter()`` when DDP handed over the last bucket: here the backward computation ends."""
 
@@ -50,8 +52,8 @@ class Stopwatch:
         self._bucket_ready = (0.0, 0)
 
     @contextmanager
-    def __call__(self, phase: Literal["encode", "decode"]) -> Iterator[None]:
-        """Time a block of codec work; waiting for a collective is none."""
+    def __call__(self, phase: Literal["encode", "decode", "end_step"]) -> Iterator[None]:
+        """Time a block of codec work, in which waiting for a collective has no place; or all of the end of a step."""
         start = perf_counter()
         try:
             yield
@@ -66,13 +68,13 @@ class Stopwatch:
         """What happened since the last lap."""
         spans, self._spans = self._spans, []
         ready_at, backward_thread = self._bucket_ready
-        seconds = {"encode": 0.0, "decode": 0.0}
+        seconds = {"encode": 0.0, "decode": 0.0, "end_step": 0.0}
         before_ready_s = 0.0
         for phase, start, end, thread in spans:
             seconds[phase] += end - start
             if thread == backward_thread and end <= ready_at:
                 before_ready_s += end - start
-        return Lap(seconds["encode"], seconds["decode"], before_ready_s, ready_at)
+        return Lap(seconds["encode"], seconds["decode"], before_ready_s, seconds["end_step"], ready_at)
 
 
 class MethodState:
@@ -86,6 +88,7 @@ class MethodState:
         self.step = 0
         self.stopwatch = Stopwatch()
         self._notes: list[tuple[str, float]] = []
+        self.loss: Callable[[], torch.Tensor] | None = None
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -128,6 +131,7 @@ class MethodState:
         self.optimizer = optimizer
         self.process_group: dist.ProcessGroup = ddp.process_group
         self.world_size = dist.get_world_size(ddp.process_group)
+        self.rank = dist.get_rank(ddp.process_group)
 
     def end_step(self) -> None:
         """Called on every rank after each step of the optimizer."""

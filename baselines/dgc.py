@@ -138,7 +138,7 @@ def dgc_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
         if k == places:
             indices = torch.ones_like(v, dtype=torch.bool).index_fill_(0, vectors, False).nonzero().view(-1)
         else:
-            indices = sampled_top(v.abs(), k, state.sample_ratio, start=state.step)
+            indices = sampled_top(v, k, state.sample_ratio, start=state.step)
         values = v.index_select(0, indices)
         v.index_fill_(0, indices, 0)
         if state.momentum_masking:

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.futures import Future
 
+from baselines._pieces import pieces
 from baselines._state import MethodState, Shapes, numel, parameters, ring_all_reduce_bytes
 
 LABEL = "FP16"
@@ -27,9 +28,16 @@ class State(MethodState):
 
 def fp16_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
     """All-reduce the mean of the bucket in half precision."""
+    return half_all_reduce(state, bucket, torch.float16)
+
+
+def half_all_reduce(state: MethodState, bucket: dist.GradBucket, dtype: torch.dtype) -> Future[torch.Tensor]:
+    """All-reduce the mean of the bucket as numbers of a narrower type."""
     gradient: torch.Tensor = bucket.buffer()
     with state.stopwatch("encode"):
-        half = gradient.to(torch.float16).div_(state.world_size)
+        half = torch.empty_like(gradient, dtype=dtype)
+        for some, some_half in pieces(gradient, half):
+            some_half.copy_(some).div_(state.world_size)
     work = dist.all_reduce(half, group=state.process_group, async_op=True)
 
     def decode(done: Future[list[torch.Tensor]]) -> torch.Tensor:

@@ -30,15 +30,13 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from baselines._lane import Lane
+from baselines._quantise import Dice, add_scaled, own_scales, refuse_overflow, ternarise
 from baselines._state import MethodState, Shapes, numel, parameters, ring_all_reduce_bytes
 from baselines.dense import dense_hook
 
 LABEL = "PacTrain"
 COLOR = "#009E73"
 MARKER = "D"
-
-SIGMAS = 2.5
-"""Where TernGrad clips a gradient, in deviations."""
 
 
 @parameters
@@ -80,7 +78,7 @@ class State(MethodState):
             refuse_overflow(self.world_size)
             device = next(self.model.parameters()).device
             self.lane = Lane(self.process_group, device)
-            self.dice = torch.Generator(device).manual_seed(self.seed + dist.get_rank(self.process_group))
+            self.dice = Dice(device, self.seed + dist.get_rank(self.process_group))
         if self.warmup_steps == 0:
             self.prune()
 
@@ -199,35 +197,6 @@ def ternary_all_reduce(state: State, gradient: torch.Tensor, survivors: Survivor
     return work.get_future().then(decode)
 
 
-def own_scales(compact: torch.Tensor, counts: list[int]) -> torch.Tensor:
-    """This rank's scale of each part of ``compact``, which has parts of ``counts`` entries: min(max, 2.5 sigma)."""
-    scales = compact.new_empty(len(counts))
-    for scale, part in zip(scales, compact.split(counts), strict=True):
-        sigma = part.norm() / math.sqrt(part.numel())
-        torch.minimum(part.abs().amax(), SIGMAS * sigma, out=scale)
-    # Gloo's MAX may lose a NaN, but no infinity: what is not finite on one rank must show on all.
-    return scales.nan_to_num_(nan=math.inf, posinf=math.inf).clamp_(min=torch.finfo(scales.dtype).tiny)
-
-
-def ternarise(compact: torch.Tensor, counts: list[int], scales: torch.Tensor, dice: torch.Generator) -> torch.Tensor:
-    """Codes -1, 0 or +1 (int8) that are ``compact / scale`` on average. Overwrites ``compact``.
-
-    floor(x + u), with u uniform in [0, 1), is x on average; what lies beyond the scale saturates.
-    """
-    for part, scale in zip(compact.split(counts), scales, strict=True):
-        part.div_(scale)
-    u = torch.rand(compact.shape, generator=dice, dtype=compact.dtype, device=compact.device)
-    return u.add_(compact).floor_().clamp_(-1, 1).to(torch.int8)
-
-
-def scaled(codes: torch.Tensor, counts: list[int], scales: torch.Tensor) -> torch.Tensor:
-    """Sums of codes, each times the scale of its part, in the type of ``scales``."""
-    values = codes.to(scales.dtype)
-    for part, scale in zip(values.split(counts), scales, strict=True):
-        part.mul_(scale)
-    return values
-
-
 def largest(weights: Sequence[torch.Tensor], density: float) -> list[torch.Tensor]:
     """Masks (bool, shaped like the weights) of that share of all entries together whose magnitude is largest."""
     magnitude = torch.cat([weight.detach().abs().flatten() for weight in weights])
@@ -252,14 +221,3 @@ def prove_equal(masks: Sequence[torch.Tensor], process_group: dist.ProcessGroup)
     greatest, least = extremes[0], -extremes[1]
     if greatest != least:
         raise RuntimeError("the ranks' pruning masks differ, because their weights do: they must start from the same")
-
-
-def refuse_overflow(world_size: int) -> None:
-    """Raises:
-    ValueError: int8 cannot hold the sum of so many codes.
-    """
-    if world_size > 127:
-        raise ValueError(
-            f"ternary codes of {world_size} workers can add up to {world_size}, and int8 ends at 127: "
-            "use values='fp32', or at most 127 workers"
-        )

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from pydantic import Field
 from torch.futures import Future
 
-from baselines._sparse import all_gather_mean, padded, sampled_top, share, sparse_bytes
+from baselines._sparse import all_gather_mean, exact_top, padded, sampled_top, share, sparse_bytes
 from baselines._state import BucketMemory, MethodState, Shapes, parameters
 
 LABEL = "Top-k"
@@ -55,9 +55,9 @@ def topk_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
         a = state.residual.like(bucket).add_(gradient) if state.error_feedback else gradient
         k = share(state.ratio, a.numel())
         if state.selection == "exact":
-            indices = a.abs().topk(k, sorted=False).indices
+            indices = exact_top(a, k)
         else:
-            indices = sampled_top(a.abs(), k, SAMPLE_RATIO, start=state.step)
+            indices = sampled_top(a, k, SAMPLE_RATIO, start=state.step)
         values = a.index_select(0, indices)
         a.index_fill_(0, indices, 0)  # a is now the residual: what was not sent
     return all_gather_mean(state, *padded(values, indices, k), out=gradient)

@@ -187,7 +187,7 @@ class _Training:
         end = perf_counter()
 
         codec = self.method.stopwatch.lap()
-        compute_s = (codec.buckets_ready_at - start - codec.before_ready_s) + (end - synchronised)
+        compute_s = (codec.buckets_ready_at - start - codec.before_ready_s) + (end - synchronised - codec.end_step_s)
         seconds = {
             "step_s": end - start,
             "compute_s": compute_s,

@@ -1,0 +1,22 @@
+"""Codec work piece by piece, so that what is written is still in the core's cache when it is read again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+ENTRIES = 1 << 17
+"""In one piece: half a megabyte of fp32. A multiple of 128, as bits, words and QSGD's buckets want."""
+
+
+def pieces(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Views of the tensors, which have one length, cut alike along it; on a GPU, which has no need of it, whole.
+
+    Scratch memory of a piece's size is recycled by the allocator, while that of a whole gradient is mapped afresh, page
+    by page, which costs more than most codecs' arithmetic.
+    """
+    if tensors[0].is_cuda:
+        yield tensors
+    else:
+        yield from zip(*(tensor.split(ENTRIES) for tensor in tensors), strict=True)

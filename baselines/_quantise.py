@@ -1,0 +1,123 @@
+"""Numbers as few bits: rounding at random, ternary codes with a scale for each parameter, packing."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from baselines._pieces import pieces
+
+SIGMAS = 2.5
+"""Where TernGrad clips a gradient, in deviations."""
+
+DICE_BITS, OFFSETS = 16, 128
+"""Random bits of an entry's own, and the number of offsets below them that entries drawn together share."""
+
+SMALLEST_BYTE = 0x0101010101010101
+"""A word whose eight bytes are 1."""
+
+
+class Dice:
+    """Uniform random numbers in [0, 1), for rounding: ``floor(x + u)`` is x on average.
+
+    An entry has 16 random bits of its own; what lies below them is drawn once for all entries of a call. So each number
+    is uniform to 23 bits, as torch's are, for a third of the time.
+    """
+
+    def __init__(self, device: torch.device, seed: int) -> None:
+        self._generator = torch.Generator(device).manual_seed(seed)
+
+    def like(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Numbers of the shape, dtype and device of (n,)."""
+        n, device = tensor.numel(), tensor.device
+        per_word = 64 // DICE_BITS
+        words = torch.empty(-(-n // per_word), dtype=torch.int64, device=device)
+        bits = words.random_(-(2**63), None, generator=self._generator).view(torch.int16)[:n]
+        offset = torch.randint(OFFSETS, (), generator=self._generator, device=device) / OFFSETS
+        return bits.to(tensor.dtype).add_(2 ** (DICE_BITS - 1) + offset).mul_(2.0**-DICE_BITS)
+
+
+def own_scales(values: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    """This rank's scale of each part of ``values``, which has parts of ``counts`` entries: min(max, 2.5 sigma).
+
+    Sigma is taken about zero, not about the mean, so that a part whose entries are all alike, or a single number, is
+    not clipped to nothing. What is not finite gives an infinite scale: Gloo's MAX may lose a NaN, but no infinity, and
+    it must show on all ranks.
+    """
+    scales = values.new_empty(len(counts))
+    for scale, part in zip(scales, values.split(counts), strict=True):
+        sigma = torch.linalg.vector_norm(part) / math.sqrt(part.numel())
+        torch.minimum(torch.linalg.vector_norm(part, math.inf), SIGMAS * sigma, out=scale)
+    return scales.nan_to_num_(nan=math.inf, posinf=math.inf).clamp_(min=torch.finfo(scales.dtype).tiny)
+
+
+def ternarise(values: torch.Tensor, counts: list[int], scales: torch.Tensor, dice: Dice | None) -> torch.Tensor:
+    """Codes -1, 0 or +1 (int8) of ``values / scale``; what lies beyond a scale saturates.
+
+    Rounded at random, so that they are right on average, or, without dice, to the nearest.
+    """
+    codes = torch.empty_like(values, dtype=torch.int8)
+    for part, part_codes, scale in zip(values.split(counts), codes.split(counts), scales, strict=True):
+        for some, some_codes in pieces(part, part_codes):
+            ratios = some / scale
+            rounded = ratios.round_() if dice is None else ratios.add_(dice.like(some)).floor_()
+            some_codes.copy_(rounded.clamp_(-1, 1))
+    return codes
+
+
+def add_scaled(values: torch.Tensor, codes: torch.Tensor, counts: list[int], scales: torch.Tensor) -> torch.Tensor:
+    """``values`` (n,) plus ``codes`` (n,), each times the scale of its part, in place."""
+    parts = (tensor.split(counts) for tensor in (values, codes))
+    for part, part_codes, scale in zip(*parts, scales, strict=True):
+        for some, some_codes in pieces(part, part_codes):
+            some.addcmul_(some_codes.to(values.dtype), scale)
+    return values
+
+
+def refuse_overflow(world_size: int) -> None:
+    """Raises:
+    ValueError: int8 cannot hold the sum of so many ternary codes.
+    """
+    if world_size > 127:
+        raise ValueError(
+            f"ternary codes of {world_size} workers can add up to {world_size}, and int8 ends at 127: "
+            "use a method with fp32 values, or at most 127 workers"
+        )
+
+
+def packed_bits(flags: torch.Tensor) -> torch.Tensor:
+    """Flags (n,), bool, n a multiple of 8, as n / 8 bytes (uint8), first flag first.
+
+    Eight flags are the bytes of one word; the product moves the lowest bit of each into its top byte.
+    """
+    words = flags.view(torch.int64)
+    return words.mul(0x0102040810204080).bitwise_right_shift_(56).to(torch.uint8)
+
+
+def unpacked_bits(packed: torch.Tensor) -> torch.Tensor:
+    """The flags (8 n,), bool, of n bytes that ``packed_bits`` made."""
+    words = packed.to(torch.int64).mul_(SMALLEST_BYTE).bitwise_and_(BIT_OF_ITS_PLACE)
+    return words.view(torch.uint8).ne(0)
+
+
+BIT_OF_ITS_PLACE = int.from_bytes(bytes(1 << place for place in range(8)), "little", signed=True)
+"""A word whose bytes have one bit each: the first the lowest, the last the highest."""
+
+
+def packed_fields(fields: torch.Tensor, bits: int) -> torch.Tensor:
+    """Fields (n,), uint8, below 2^bits, as n * bits / 8 bytes; n a multiple of 8 / bits, and bits 2, 4 or 8."""
+    if bits == 8:
+        return fields
+    packed, *others = fields.view(-1, 8 // bits).unbind(1)
+    for place, field in enumerate(others, start=1):
+        packed = packed | (field << (bits * place))
+    return packed
+
+
+def unpacked_fields(packed: torch.Tensor, bits: int) -> torch.Tensor:
+    """The fields (n,), uint8, that ``packed_fields`` packed."""
+    if bits == 8:
+        return packed
+    fields = [(packed >> (bits * place)) & (2**bits - 1) for place in range(8 // bits)]
+    return torch.stack(fields, dim=1).view(-1)

@@ -1,0 +1,92 @@
+"""1-bit: each worker sends the signs of its gradient and remembers what they missed (error feedback).
+
+After 1-bit SGD (Seide et al., Interspeech 2014) and EF-signSGD (Karimireddy et al., ICML 2019, arXiv 1901.09847): with
+a = g + e, each parameter's part of a is sent as its signs, one bit each, and one scale, mean(abs(a)); e = a - scale *
+sign. The mean over all workers is applied.
+
+1-bit SGD has two scales, of the positive and the negative entries, for each column of a matrix; this has the one of
+EF-signSGD for each parameter, as most later systems do.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch.futures import Future
+from torch.nn.functional import pad
+
+from baselines._pieces import pieces
+from baselines._quantise import packed_bits, unpacked_bits
+from baselines._state import BucketMemory, MethodState, Shapes, all_gather_bytes, parameters
+
+LABEL = "1-bit"
+COLOR = "#999933"
+MARKER = "d"
+
+
+@parameters
+class State(MethodState):
+    """No parameters."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.residual = BucketMemory()
+
+    def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
+        return all_gather_bytes(sum(packed_size(math.prod(shape)) + 4 for shape in shapes), world_size)
+
+
+def onebit_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
+    """Replace the bucket by the mean of all ranks' signs times scales."""
+    gradient = bucket.buffer()
+    counts = [weight.numel() for weight in bucket.parameters()]
+    with state.stopwatch("encode"):
+        a = state.residual.like(bucket).add_(gradient)
+        scales = mean_magnitudes(a, counts)
+        block = torch.cat((take_signs(a, counts, scales), scales.view(torch.uint8)))
+        blocks = [torch.empty_like(block) for _ in range(state.world_size)]
+    work = dist.all_gather(blocks, block, group=state.process_group, async_op=True)
+
+    def decode(done: Future[object]) -> torch.Tensor:
+        done.value()  # raises what the collective raised
+        with state.stopwatch("decode"):
+            gradient.zero_()
+            for block in blocks:
+                signs, scales = block.split((sum(map(packed_size, counts)), len(counts) * gradient.itemsize))
+                add_signs(gradient, counts, signs, scales.clone().view(gradient.dtype) / state.world_size)
+        return gradient
+
+    return work.get_future().then(decode)
+
+
+def packed_size(count: int) -> int:
+    """Bytes that so many signs take."""
+    return -(-count // 8)
+
+
+def mean_magnitudes(values: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    """The mean of abs of each part of ``values``, which has parts of ``counts`` entries."""
+    sums = [torch.linalg.vector_norm(part, 1) / max(part.numel(), 1) for part in values.split(counts)]
+    return torch.stack(sums)
+
+
+def take_signs(values: torch.Tensor, counts: list[int], scales: torch.Tensor) -> torch.Tensor:
+    """The signs of ``values``, packed part by part (uint8); each sign times its scale is subtracted from them."""
+    packed = []
+    for part, scale in zip(values.split(counts), scales, strict=True):
+        for (some,) in pieces(part):
+            positive = some >= 0
+            packed.append(packed_bits(pad(positive, (0, -positive.numel() % 8))))
+            some.add_(scale).addcmul_(positive.to(some.dtype), scale, value=-2)
+    return torch.cat(packed)
+
+
+def add_signs(values: torch.Tensor, counts: list[int], packed: torch.Tensor, scales: torch.Tensor) -> None:
+    """Add to ``values`` the signs, packed part by part, each times the scale of its part."""
+    packed_parts = packed.split([packed_size(count) for count in counts])
+    for part, packed_part, scale in zip(values.split(counts), packed_parts, scales, strict=True):
+        flags = unpacked_bits(packed_part)[: part.numel()]
+        for some, positive in pieces(part, flags):
+            some.sub_(scale).addcmul_(positive.to(some.dtype), scale, value=2)

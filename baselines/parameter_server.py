@@ -1,0 +1,78 @@
+"""Parameter server: workers push their gradients to servers, which send back the mean. Not an all-reduce.
+
+Li et al., OSDI 2014. The servers live on the first workers; each owns an equal shard of every bucket. With one server
+all traffic of p workers meets on one link, which is what an all-reduce avoids; with as many servers as workers
+(BytePS without extra machines, Jiang et al., OSDI 2020) each link carries what a ring would.
+
+Synchronous: servers wait for all workers. A real server keeps the weights and sends those back, which are as many bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+import torch.distributed as dist
+from pydantic import Field
+from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
+
+from baselines._lane import LaneState, settled
+from baselines._state import Shapes, numel, parameters
+
+LABEL = "Parameter server"
+COLOR = "#BB5566"
+MARKER = "1"
+
+
+@parameters
+class State(LaneState):
+    """What a worker, and a server, keeps.
+
+    Args:
+        servers: how many workers are servers too, each of an equal share of every bucket.
+    """
+
+    servers: Annotated[int, Field(ge=1)] = 1
+
+    def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
+        return 2 * (world_size - 1) / world_size * 4 * numel(shapes)
+
+    def busiest_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
+        shard = 4 * numel(shapes) / self.servers
+        pushed, pulled = (self.servers - 1) * shard, (world_size - 1) * shard
+        return pushed + pulled
+
+    def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
+        super().bind(ddp, optimizer)
+        if self.servers > self.world_size:
+            raise ValueError(f"servers: {self.servers} of {self.world_size} workers cannot be; at most all of them")
+
+
+def parameter_server_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
+    """Replace the bucket by the mean that the servers send."""
+    gradient = bucket.buffer()
+    return state.lane.submit(lambda: push_and_pull(state, gradient))
+
+
+def push_and_pull(state: State, gradient: torch.Tensor) -> Future[torch.Tensor]:
+    """The mean of ``gradient`` (n,), in place. Runs in the lane."""
+    p, group = state.world_size, state.lane.process_group
+    shards = shard_sizes(gradient.numel(), state.servers) + [0] * (p - state.servers)
+    own = shards[state.rank]
+
+    pushed = gradient.new_empty(p * own)
+    dist.all_to_all_single(pushed, gradient, [own] * p, shards, group=group)
+    with state.stopwatch("encode"):
+        total = pushed.view(p, own)[0].clone()
+        for other in pushed.view(p, own)[1:]:  # in the order of ranks
+            total.add_(other)
+        answers = total.div_(p).repeat(p)
+    dist.all_to_all_single(gradient, answers, shards, [own] * p, group=group)
+    with state.stopwatch("decode"):
+        return settled(gradient)
+
+
+def shard_sizes(n: int, servers: int) -> list[int]:
+    """Sizes of as many shards of n entries, as equal as can be."""
+    return [n // servers + (server < n % servers) for server in range(servers)]

@@ -1,0 +1,94 @@
+"""Random-k: all workers send the same random entries of their gradients, so that no index travels.
+
+Wangni et al. (NeurIPS 2018, arXiv 1710.09854) and Stich et al. (arXiv 1809.07599). All ranks draw with the same seed, so
+the chosen entries are one short dense tensor for an ordinary all-reduce. With error feedback, a = g + e: the chosen
+entries of a are sent and the others remembered. Without it the chosen ones are multiplied by n / k, which makes the
+result right on average but noisy.
+
+Where it differs: one entry is drawn from each of k equal stretches of a bucket, not k from all of it. Each entry is
+chosen as often as any other, none twice, and drawing costs k numbers rather than a permutation of n.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+import torch.distributed as dist
+from pydantic import Field
+from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
+
+from baselines._sparse import share
+from baselines._state import BucketMemory, MethodState, Shapes, numel, parameters, ring_all_reduce_bytes
+
+LABEL = "Random-k"
+COLOR = "#DDAA33"
+MARKER = "p"
+
+
+@parameters
+class State(MethodState):
+    """What random-k keeps on one rank.
+
+    Args:
+        ratio: the share of each bucket's entries that is sent.
+        error_feedback: whether entries that were not sent are remembered and added to the next gradient.
+        seed: of the choice, the same on every rank.
+    """
+
+    ratio: Annotated[float, Field(gt=0, le=1)] = 0.01
+    error_feedback: bool = True
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.residual = BucketMemory()
+
+    def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
+        return ring_all_reduce_bytes(4 * self.ratio * numel(shapes), world_size)
+
+    def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
+        super().bind(ddp, optimizer)
+        self.dice = torch.Generator(next(self.model.parameters()).device).manual_seed(self.seed)
+
+
+def randomk_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
+    """Replace the bucket by the mean of all ranks' chosen entries, and by zero elsewhere."""
+    gradient = bucket.buffer()
+    with state.stopwatch("encode"):
+        n = gradient.numel()
+        k = share(state.ratio, n)
+        indices = one_of_each_stretch(n, k, state.dice)
+        if state.error_feedback:
+            a = state.residual.like(bucket).add_(gradient)
+            chosen = a.index_select(0, indices)
+            a.index_fill_(0, indices, 0)
+        else:
+            chosen = gradient.index_select(0, indices).mul_(n / k)
+        chosen.div_(state.world_size)
+    work = dist.all_reduce(chosen, group=state.process_group, async_op=True)
+
+    def decode(done: Future[list[torch.Tensor]]) -> torch.Tensor:
+        (mean,) = done.value()
+        with state.stopwatch("decode"):
+            return gradient.zero_().index_copy_(0, indices, mean)
+
+    return work.get_future().then(decode)
+
+
+def one_of_each_stretch(n: int, k: int, dice: torch.Generator) -> torch.Tensor:
+    """Indices (k,), int64, ascending: one from each of k stretches into which n entries are cut, from a random start.
+
+    The start goes round: so each entry is as likely as any other also where n / k is no whole number.
+    """
+    position = torch.rand(k, generator=dice, dtype=torch.float64, device=dice.device)
+    position.add_(torch.arange(k, device=dice.device)).mul_(n / k)
+    # Stretches begin at places that need not be whole: two positions less than 1 apart may share an entry.
+    indices = position.long().clamp_(max=n - 1)
+    return indices if n >= 2 * k else distinct(n, k, dice)
+
+
+def distinct(n: int, k: int, dice: torch.Generator) -> torch.Tensor:
+    """Indices (k,), int64: any k of n, by a permutation."""
+    return torch.randperm(n, generator=dice, device=dice.device)[:k]
