@@ -44,8 +44,11 @@ def all_gather_records_bytes(state: LaneState, count: int, width: int) -> int:
 
 def to_records(*columns: torch.Tensor) -> torch.Tensor:
     """Rows of bytes (n, width), uint8, each with what the columns, (n,) or (n, m), have in that row."""
-    return torch.cat([column.view(len(column), -1).view(torch.uint8) for column in columns if len(column)] or
-                     [torch.empty(0, 1, dtype=torch.uint8)], dim=1)
+    return torch.cat(
+        [column.view(len(column), -1).view(torch.uint8) for column in columns if len(column)]
+        or [torch.empty(0, 1, dtype=torch.uint8)],
+        dim=1,
+    )
 
 
 def from_records(records: torch.Tensor, *dtypes_and_sizes: tuple[torch.dtype, int]) -> list[torch.Tensor]:

@@ -1,8 +1,8 @@
 """DiLoCo: long stretches of local training, whose mean change is a gradient for an outer Nesterov optimizer.
 
 Douillard et al., 2023 (arXiv 2311.08105). Every ``period`` steps each worker's change since the last common parameters
-is averaged; an outer SGD with Nesterov momentum applies the mean as if it were a gradient, and all go on from there. Not
-an all-reduce of gradients: the bytes of dense training are divided by ``period``.
+is averaged; an outer SGD with Nesterov momentum applies the mean as if it were a gradient, and all go on from there.
+Not an all-reduce of gradients: the bytes of dense training are divided by ``period``.
 
 The paper's inner optimizer is AdamW and its period 500; here the inner optimizer is the training's own, whose memory
 stays each worker's. Without outer momentum and with an outer rate of 1 it is local SGD.

@@ -1,8 +1,9 @@
-"""Local SGD: each worker trains alone for some steps, then all average their parameters. Not an all-reduce of gradients.
+"""Local SGD: each worker trains alone for some steps, then all average their parameters.
 
-Stich, ICLR 2019 (arXiv 1805.09767); Lin et al., ICLR 2020 (arXiv 1808.07217). With ``period`` steps between averages,
-the bytes of dense training are divided by it. Workers drift apart meanwhile: with unlike data or a long period it
-converges worse per step. What the optimizer remembers (momentum) stays each worker's own.
+Not an all-reduce of gradients. Stich, ICLR 2019 (arXiv 1805.09767); Lin et al., ICLR 2020 (arXiv 1808.07217). With
+``period`` steps between averages, the bytes of dense training are divided by it. Workers drift apart meanwhile: with
+unlike data or a long period it converges worse per step. What the optimizer remembers (momentum) stays each worker's
+own.
 
 Between two averages the ranks hold different parameters, so accuracies are measured right after one.
 """

@@ -40,7 +40,7 @@ class State(MethodState):
 
 def onebit_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
     """Replace the bucket by the mean of all ranks' signs times scales."""
-    gradient = bucket.buffer()
+    gradient: torch.Tensor = bucket.buffer()
     counts = [weight.numel() for weight in bucket.parameters()]
     with state.stopwatch("encode"):
         a = state.residual.like(bucket).add_(gradient)

@@ -12,14 +12,12 @@ Arxiv 2505.18563 (DAC 2025). Its parts, by the paper's names:
 * **Ternary quantisation** (optional) of the survivors, as TernGrad (Wen et al., NeurIPS 2017, arXiv 1705.07878) does
   it: each parameter's gradient becomes a scale times -1, 0 or +1, rounded at random so that it is right on average.
   The scale, min(largest entry, 2.5 sigma), is the largest of all workers': with private scales the mean of the codes
-  would mean nothing. Entries beyond it saturate. Sigma is taken about zero, not about the mean, so that a parameter
-  whose gradients are all alike, or a single number, is not clipped to nothing.
+  would mean nothing. Entries beyond it saturate.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from typing import Annotated, Literal, NamedTuple
 
@@ -112,6 +110,12 @@ class Survivors(NamedTuple):
     """(kept,) int32: their places in the bucket."""
     counts: list[int]
     """How many each parameter has, in the bucket's order; parameters that have none are left out."""
+    compact: torch.Tensor
+    """(kept,), of the bucket's dtype: what ``gather`` fills, step after step."""
+
+    def gather(self, whole: torch.Tensor) -> torch.Tensor:
+        """The survivors of (n,), valid until the next call."""
+        return torch.index_select(whole, 0, self.indices, out=self.compact)
 
 
 class MaskTracker:
@@ -141,7 +145,8 @@ class MaskTracker:
             parts = [self._in_memory_order(parameter) for parameter in members]
             counts = [int(part.sum()) for part in parts]
             indices = torch.cat(parts).nonzero().view(-1).to(torch.int32)
-            self._of_layout[layout] = Survivors(indices, [count for count in counts if count])
+            compact = torch.empty_like(indices, dtype=bucket.buffer().dtype)
+            self._of_layout[layout] = Survivors(indices, [count for count in counts if count], compact)
         return self._of_layout[layout]
 
     def _in_memory_order(self, parameter: torch.Tensor) -> torch.Tensor:
@@ -167,7 +172,7 @@ def pactrain_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]
 def compact_all_reduce(state: State, gradient: torch.Tensor, survivors: Survivors) -> Future[torch.Tensor]:
     """The masked mean of ``gradient`` (n,), in place."""
     with state.stopwatch("encode"):
-        compact = gradient.index_select(0, survivors.indices).div_(state.world_size)
+        compact = survivors.gather(gradient).div_(state.world_size)
     work = dist.all_reduce(compact, group=state.process_group, async_op=True)
 
     def decode(done: Future[list[torch.Tensor]]) -> torch.Tensor:
@@ -181,7 +186,7 @@ def compact_all_reduce(state: State, gradient: torch.Tensor, survivors: Survivor
 def ternary_all_reduce(state: State, gradient: torch.Tensor, survivors: Survivors) -> Future[torch.Tensor]:
     """The masked mean of ``gradient`` (n,), in place, right on average. Runs in the lane: its collectives depend."""
     with state.stopwatch("encode"):
-        compact = gradient.index_select(0, survivors.indices)
+        compact = survivors.gather(gradient)
         scales = own_scales(compact, survivors.counts)
     dist.all_reduce(scales, op=dist.ReduceOp.MAX, group=state.lane.process_group)
     with state.stopwatch("encode"):
@@ -191,7 +196,7 @@ def ternary_all_reduce(state: State, gradient: torch.Tensor, survivors: Survivor
     def decode(done: Future[list[torch.Tensor]]) -> torch.Tensor:
         (total,) = done.value()
         with state.stopwatch("decode"):
-            mean = scaled(total, survivors.counts, scales / state.world_size)
+            mean = add_scaled(compact.zero_(), total, survivors.counts, scales / state.world_size)
             return gradient.zero_().index_add_(0, survivors.indices, mean)
 
     return work.get_future().then(decode)

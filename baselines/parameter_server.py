@@ -4,7 +4,7 @@ Li et al., OSDI 2014. The servers live on the first workers; each owns an equal 
 all traffic of p workers meets on one link, which is what an all-reduce avoids; with as many servers as workers
 (BytePS without extra machines, Jiang et al., OSDI 2020) each link carries what a ring would.
 
-Synchronous: servers wait for all workers. A real server keeps the weights and sends those back, which are as many bytes.
+Synchronous: servers wait for all workers. A real server keeps the weights and sends those back: as many bytes.
 """
 
 from __future__ import annotations

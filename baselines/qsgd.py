@@ -1,8 +1,8 @@
 """QSGD: entries rounded at random to a few levels of their bucket's L2 norm; unbiased, so nothing is remembered.
 
-Alistarh et al., NeurIPS 2017 (arXiv 1610.02132). Stretches of 128 entries are divided by their L2 norm, and each entry is
-rounded at random to one of the s = 2^(bits - 1) - 1 levels beneath or above it, so that it is right on average. Codes
-and norms are all-gathered, because sums of codes with different norms would mean nothing.
+Alistarh et al., NeurIPS 2017 (arXiv 1610.02132). Stretches of 128 entries are divided by their L2 norm, and each entry
+is rounded at random to one of the s = 2^(bits - 1) - 1 levels beneath or above it, so that it is right on average.
+Codes and norms are all-gathered, because sums of codes with different norms would mean nothing.
 
 The paper codes levels with Elias' code, whose length depends on them; here they have a fixed number of bits, as in
 practice. Stretches run through a DDP bucket, across parameters.
@@ -45,7 +45,7 @@ class State(MethodState):
     @property
     def levels(self) -> int:
         """Above zero, and as many beneath."""
-        return 2 ** (self.bits - 1) - 1
+        return int(2 ** (self.bits - 1)) - 1
 
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
         return all_gather_bytes(numel(shapes) * (self.bits / 8 + 4 / STRETCH), world_size)
@@ -57,7 +57,7 @@ class State(MethodState):
 
 def qsgd_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
     """Replace the bucket by the mean of all ranks' rounded gradients."""
-    gradient = bucket.buffer()
+    gradient: torch.Tensor = bucket.buffer()
     with state.stopwatch("encode"):
         codes, norms = quantise(gradient, state.levels, state.dice)
         packed = packed_fields(codes.add_(state.levels).view(torch.uint8), state.bits)

@@ -1,12 +1,12 @@
 """Random-k: all workers send the same random entries of their gradients, so that no index travels.
 
-Wangni et al. (NeurIPS 2018, arXiv 1710.09854) and Stich et al. (arXiv 1809.07599). All ranks draw with the same seed, so
-the chosen entries are one short dense tensor for an ordinary all-reduce. With error feedback, a = g + e: the chosen
+Wangni et al. (NeurIPS 2018, arXiv 1710.09854) and Stich et al. (arXiv 1809.07599). All ranks draw with the same seed,
+so the chosen entries are one short dense tensor for an ordinary all-reduce. With error feedback, a = g + e: the chosen
 entries of a are sent and the others remembered. Without it the chosen ones are multiplied by n / k, which makes the
 result right on average but noisy.
 
 Where it differs: one entry is drawn from each of k equal stretches of a bucket, not k from all of it. Each entry is
-chosen as often as any other, none twice, and drawing costs k numbers rather than a permutation of n.
+chosen as often as any other, and drawing costs k numbers rather than a permutation of n.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class State(MethodState):
 
 def randomk_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
     """Replace the bucket by the mean of all ranks' chosen entries, and by zero elsewhere."""
-    gradient = bucket.buffer()
+    gradient: torch.Tensor = bucket.buffer()
     with state.stopwatch("encode"):
         n = gradient.numel()
         k = share(state.ratio, n)
@@ -72,23 +72,20 @@ def randomk_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
     def decode(done: Future[list[torch.Tensor]]) -> torch.Tensor:
         (mean,) = done.value()
         with state.stopwatch("decode"):
-            return gradient.zero_().index_copy_(0, indices, mean)
+            gradient.zero_()
+            # What is drawn twice is one entry of a residual, but two draws of an estimate.
+            put = gradient.index_copy_ if state.error_feedback else gradient.index_add_
+            return put(0, indices, mean)
 
     return work.get_future().then(decode)
 
 
 def one_of_each_stretch(n: int, k: int, dice: torch.Generator) -> torch.Tensor:
-    """Indices (k,), int64, ascending: one from each of k stretches into which n entries are cut, from a random start.
+    """Indices (k,), int64, ascending: one from each of k equal stretches into which n entries are cut.
 
-    The start goes round: so each entry is as likely as any other also where n / k is no whole number.
+    Where n / k is no whole number, two stretches share an entry at their border, which both may draw; taken as often as
+    it is drawn, each entry counts k / n times on average.
     """
     position = torch.rand(k, generator=dice, dtype=torch.float64, device=dice.device)
     position.add_(torch.arange(k, device=dice.device)).mul_(n / k)
-    # Stretches begin at places that need not be whole: two positions less than 1 apart may share an entry.
-    indices = position.long().clamp_(max=n - 1)
-    return indices if n >= 2 * k else distinct(n, k, dice)
-
-
-def distinct(n: int, k: int, dice: torch.Generator) -> torch.Tensor:
-    """Indices (k,), int64: any k of n, by a permutation."""
-    return torch.randperm(n, generator=dice, device=dice.device)[:k]
+    return position.long().clamp_(max=n - 1)

@@ -1,8 +1,8 @@
 """TernGrad: each gradient entry as -1, 0 or +1 times a scale that all workers share; unbiased.
 
-Wen et al., NeurIPS 2017 (arXiv 1705.07878). Each parameter's gradient is clipped at 2.5 sigma and rounded at random to a
-scale times -1, 0 or +1. The scale is the largest of all workers' (one small all-reduce), so that codes of one byte can
-be summed by an ordinary all-reduce. The paper's parameter server sends two bits up and the sum's bits down.
+Wen et al., NeurIPS 2017 (arXiv 1705.07878). Each parameter's gradient is clipped at 2.5 sigma and rounded at random to
+a scale times -1, 0 or +1. The scale is the largest of all workers' (one small all-reduce), so that codes of one byte
+can be summed by an ordinary all-reduce. The paper's parameter server sends two bits up and the sum's bits down.
 
 Sigma is taken about zero. What PacTrain's ``values = "ternary"`` does to survivors, this does to all entries.
 """

@@ -54,10 +54,8 @@ def topk_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
     with state.stopwatch("encode"):
         a = state.residual.like(bucket).add_(gradient) if state.error_feedback else gradient
         k = share(state.ratio, a.numel())
-        if state.selection == "exact":
-            indices = exact_top(a, k)
-        else:
-            indices = sampled_top(a, k, SAMPLE_RATIO, start=state.step)
+        exact = state.selection == "exact"
+        indices = exact_top(a, k) if exact else sampled_top(a, k, SAMPLE_RATIO, start=state.step)
         values = a.index_select(0, indices)
         a.index_fill_(0, indices, 0)  # a is now the residual: what was not sent
     return all_gather_mean(state, *padded(values, indices, k), out=gradient)

@@ -20,7 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import baselines
 from baselines import pactrain
-from baselines.pactrain import State, largest, own_scales, prove_equal, refuse_overflow, ternarise
+from baselines._quantise import Dice, own_scales, refuse_overflow, ternarise
+from baselines.pactrain import State, largest, prove_equal
 
 EVERY_P = pytest.mark.parametrize("p", [2, 3, 4])
 EVERY_KIND = pytest.mark.parametrize("values", ["fp32", "ternary"])
@@ -234,7 +235,7 @@ def test_codes_are_ternary_and_saturate_beyond_the_scale(seed):
     generator = torch.Generator().manual_seed(seed)
     x = 2 * torch.randn(50, generator=generator)
     ratio = torch.cat([x[:20] / 0.5, x[20:] / 2])
-    codes = ternarise(x, [20, 30], torch.tensor([0.5, 2.0]), generator)
+    codes = ternarise(x, [20, 30], torch.tensor([0.5, 2.0]), Dice(torch.device("cpu"), seed))
     assert codes.dtype == torch.int8
     assert set(codes.tolist()) <= {-1, 0, 1}
     assert (codes * ratio >= 0).all()
@@ -245,16 +246,16 @@ def test_codes_are_ternary_and_saturate_beyond_the_scale(seed):
 def test_a_code_is_never_two_even_if_the_sum_of_ratio_and_dice_is_rounded_up():
     almost_one = torch.tensor([1 - 2**-24])
     assert almost_one + 1 == 2
-    with mock.patch.object(torch, "rand", return_value=almost_one):
-        assert ternarise(torch.ones(1), [1], torch.ones(1), torch.Generator()) == 1
+    dice = mock.Mock(spec=Dice, like=lambda values: almost_one)
+    assert ternarise(torch.ones(1), [1], torch.ones(1), dice) == 1
 
 
 def test_codes_are_right_on_average():
     """Power: a bias of 1 % of the scale, away from or towards zero, would be 10 standard errors; 5 are allowed."""
     draws = 4000
     x = torch.linspace(-1, 1, 101, dtype=torch.float64)
-    dice = torch.Generator().manual_seed(0)
-    codes = torch.stack([ternarise(x.clone(), [101], torch.ones(1), dice) for _ in range(draws)])
+    dice = Dice(torch.device("cpu"), 0)
+    codes = torch.stack([ternarise(x, [101], torch.ones(1), dice) for _ in range(draws)])
     error = codes.double().mean(0) - x
     variance = x.abs() * (1 - x.abs()) / draws
     assert 0.01 * x.abs().gt(0).sum() / variance.sum().sqrt() > 10
@@ -364,7 +365,7 @@ def synchronise_out_of_step(steps: int) -> tuple[list[torch.Tensor], torch.Tenso
         return delayed
 
     training = Training(State(density=0.5, values="ternary", warmup_steps=0))
-    codecs = {name: sluggish(getattr(pactrain, name)) for name in ("own_scales", "ternarise", "scaled")}
+    codecs = {name: sluggish(getattr(pactrain, name)) for name in ("own_scales", "ternarise", "add_scaled")}
     with mock.patch.multiple(pactrain, **codecs):
         results = [training.step(signs(step, rank, p)) for step in range(steps)]
     return results, flat(training.weights) != 0, training.layouts
@@ -389,6 +390,6 @@ def fail_in_the_lane(name: str) -> str:
     return str(failure.value)
 
 
-@pytest.mark.parametrize("name", ["own_scales", "ternarise", "scaled"])
+@pytest.mark.parametrize("name", ["own_scales", "ternarise", "add_scaled"])
 def test_a_failure_beside_the_backward_pass_ends_it(on_ranks, name):
     assert all(f"ArithmeticError: no {name} today" in failure for failure in on_ranks(2, fail_in_the_lane, name))
