@@ -34,7 +34,7 @@ def all_gather(state: LaneState, records: torch.Tensor) -> tuple[torch.Tensor, l
 
 def all_to_all_bytes(state: LaneState, counts: list[int], width: int) -> int:
     """What this rank sends to others when it does so."""
-    return width * (sum(counts) - counts[state.rank]) + SIZE_BYTES * (state.world_size - 1)
+    return width * (sum(counts) - counts[state.own_rank]) + SIZE_BYTES * (state.world_size - 1)
 
 
 def all_gather_records_bytes(state: LaneState, count: int, width: int) -> int:
@@ -44,18 +44,25 @@ def all_gather_records_bytes(state: LaneState, count: int, width: int) -> int:
 
 def to_records(*columns: torch.Tensor) -> torch.Tensor:
     """Rows of bytes (n, width), uint8, each with what the columns, (n,) or (n, m), have in that row."""
-    return torch.cat(
-        [column.view(len(column), -1).view(torch.uint8) for column in columns if len(column)]
-        or [torch.empty(0, 1, dtype=torch.uint8)],
-        dim=1,
-    )
+    tables = [column if column.ndim == 2 else column.unsqueeze(1) for column in columns]
+    return torch.cat([table.view(torch.uint8) for table in tables], dim=1)
 
 
-def from_records(records: torch.Tensor, *dtypes_and_sizes: tuple[torch.dtype, int]) -> list[torch.Tensor]:
-    """The columns (n, m) of records, each given by its dtype and m."""
-    widths = [dtype.itemsize * m for dtype, m in dtypes_and_sizes]
-    columns = records.split(widths, dim=1)
-    # A copy, because a view as a wider type must start at a multiple of its size, and be without gaps.
-    return [
-        column.contiguous().clone().view(dtype) for column, (dtype, _) in zip(columns, dtypes_and_sizes, strict=True)
-    ]
+def from_records(records: torch.Tensor, *columns: tuple[torch.dtype, int]) -> list[torch.Tensor]:
+    """The columns (n, m) of records, each asked for by its dtype and m."""
+    parts = records.split([dtype.itemsize * m for dtype, m in columns], dim=1)
+    # Copied, because a view as a wider type must be without gaps and start at a multiple of its size.
+    copies = [part.clone(memory_format=torch.contiguous_format) for part in parts]
+    return [copy.view(dtype) for copy, (dtype, _) in zip(copies, columns, strict=True)]
+
+
+def shard_sizes(n: int, owners: int) -> list[int]:
+    """Sizes of as many shards of n entries, as equal as can be, in order."""
+    return [n // owners + (owner < n % owners) for owner in range(owners)]
+
+
+def counts_by_owner(places: torch.Tensor, shards: list[int]) -> list[int]:
+    """How many of the places (k,), ascending, lie in each shard."""
+    ends = torch.tensor(shards, device=places.device).cumsum(0)
+    below = torch.searchsorted(places, ends)
+    return below.diff(prepend=below.new_zeros(1)).tolist()

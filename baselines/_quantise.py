@@ -45,8 +45,10 @@ def own_scales(values: torch.Tensor, counts: list[int]) -> torch.Tensor:
     not clipped to nothing. What is not finite gives an infinite scale: Gloo's MAX may lose a NaN, but no infinity, and
     it must show on all ranks.
     """
-    scales = values.new_empty(len(counts))
+    scales = values.new_zeros(len(counts))
     for scale, part in zip(scales, values.split(counts), strict=True):
+        if not part.numel():
+            continue
         sigma = torch.linalg.vector_norm(part) / math.sqrt(part.numel())
         torch.minimum(torch.linalg.vector_norm(part, math.inf), SIGMAS * sigma, out=scale)
     return scales.nan_to_num_(nan=math.inf, posinf=math.inf).clamp_(min=torch.finfo(scales.dtype).tiny)

@@ -131,7 +131,7 @@ class MethodState:
         self.optimizer = optimizer
         self.process_group: dist.ProcessGroup = ddp.process_group
         self.world_size = dist.get_world_size(ddp.process_group)
-        self.rank = dist.get_rank(ddp.process_group)
+        self.own_rank = dist.get_rank(ddp.process_group)
 
     def end_step(self) -> None:
         """Called on every rank after each step of the optimizer."""

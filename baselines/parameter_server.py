@@ -17,6 +17,7 @@ from pydantic import Field
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
+from baselines._exchange import shard_sizes
 from baselines._lane import LaneState, settled
 from baselines._state import Shapes, numel, parameters
 
@@ -59,7 +60,7 @@ def push_and_pull(state: State, gradient: torch.Tensor) -> Future[torch.Tensor]:
     """The mean of ``gradient`` (n,), in place. Runs in the lane."""
     p, group = state.world_size, state.lane.process_group
     shards = shard_sizes(gradient.numel(), state.servers) + [0] * (p - state.servers)
-    own = shards[state.rank]
+    own = shards[state.own_rank]
 
     pushed = gradient.new_empty(p * own)
     dist.all_to_all_single(pushed, gradient, [own] * p, shards, group=group)
@@ -71,8 +72,3 @@ def push_and_pull(state: State, gradient: torch.Tensor) -> Future[torch.Tensor]:
     dist.all_to_all_single(gradient, answers, shards, [own] * p, group=group)
     with state.stopwatch("decode"):
         return settled(gradient)
-
-
-def shard_sizes(n: int, servers: int) -> list[int]:
-    """Sizes of as many shards of n entries, as equal as can be."""
-    return [n // servers + (server < n % servers) for server in range(servers)]

@@ -52,7 +52,7 @@ class State(MethodState):
 
     def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
         super().bind(ddp, optimizer)
-        self.dice = Dice(next(self.model.parameters()).device, self.seed + self.rank)
+        self.dice = Dice(next(self.model.parameters()).device, self.seed + self.own_rank)
 
 
 def qsgd_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:

@@ -42,7 +42,7 @@ class State(LaneState):
     def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
         super().bind(ddp, optimizer)
         refuse_overflow(self.world_size)
-        self.dice = Dice(next(self.model.parameters()).device, self.seed + self.rank)
+        self.dice = Dice(next(self.model.parameters()).device, self.seed + self.own_rank)
 
 
 def terngrad_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:

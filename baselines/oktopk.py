@@ -1,0 +1,152 @@
+"""Ok-Topk: a sparse all-reduce whose bytes do not grow with the number of workers.
+
+Li and Hoefler, PPoPP 2022 (arXiv 2201.07598). With a = g + e, each worker selects its own top k by a threshold and
+sends each selected entry to the worker that owns its region of the bucket (split and reduce); the owners sum, select by
+a second threshold what belongs to the top k of the sum, and send that to all. Regions are cut so that they hold equally
+many selected entries. An entry of e is cleared only if it was both selected and in the final top k.
+
+Both thresholds and the regions are computed exactly in every 32nd step and reused in between, because they change
+slowly. The paper also evens out the final all-gather; here the owners send what they have.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+import torch.distributed as dist
+from pydantic import Field
+from torch.futures import Future
+
+from baselines._exchange import (
+    all_gather,
+    all_gather_records_bytes,
+    all_to_all,
+    all_to_all_bytes,
+    counts_by_owner,
+    from_records,
+    to_records,
+)
+from baselines._lane import LaneState, settled
+from baselines._sparse import INDEX, not_below, share, sparse_bytes
+from baselines._state import BucketMemory, Shapes, parameters, ring_all_reduce_bytes
+
+LABEL = "Ok-Topk"
+COLOR = "#44AA99"
+MARKER = "*"
+
+REUSED_STEPS = 32
+
+
+class Cut:
+    """What is computed anew in every 32nd step for a bucket."""
+
+    def __init__(self) -> None:
+        self.age = 0
+        self.local_threshold = torch.empty(0)
+        self.global_threshold = torch.empty(0)
+        self.regions: list[int] = []
+        """The sizes of the regions, in the order of their owners."""
+
+
+@parameters
+class State(LaneState):
+    """What Ok-Topk keeps on one rank.
+
+    Args:
+        ratio: the share of each bucket's entries that is selected, by each worker and in the end.
+    """
+
+    ratio: Annotated[float, Field(gt=0, le=1)] = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.residual = BucketMemory()
+        self.cuts: dict[tuple[int, ...], Cut] = {}
+
+    def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
+        """If thresholds fit: a k-th of the entries leaves for their owners, and a p-th of them goes to p - 1 others."""
+        return 2 * sparse_bytes(self.ratio, shapes, world_size) / world_size
+
+
+def oktopk_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
+    """Replace the bucket by the mean of all ranks' entries that belong to the top of the sum."""
+    gradient = bucket.buffer()
+    with state.stopwatch("encode"):
+        a = state.residual.like(bucket).add_(gradient)
+    cut = state.cuts.setdefault(tuple(map(id, bucket.parameters())), Cut())
+    return state.lane.submit(lambda: sparse_all_reduce(state, a, cut, gradient))
+
+
+def sparse_all_reduce(state: State, a: torch.Tensor, cut: Cut, out: torch.Tensor) -> Future[torch.Tensor]:
+    """Fill ``out`` (n,) with the sparse mean of all ranks' ``a`` (n,), which becomes the residual. Runs in the lane."""
+    k, renew = share(state.ratio, a.numel()), cut.age % REUSED_STEPS == 0
+    cut.age += 1
+    with state.stopwatch("encode"):
+        if renew:
+            cut.local_threshold = kth_largest(a, k)
+        selected = not_below(a, cut.local_threshold)
+    if renew:
+        cut.regions = agree_on_regions(state, selected, a.numel())
+    places, sums = split_and_reduce(state, a, selected, cut.regions)
+    if renew:
+        cut.global_threshold = agree_on_threshold(state, sums, k)
+    with state.stopwatch("encode"):
+        top = not_below(sums, cut.global_threshold)
+        records = to_records(sums.index_select(0, top).div_(state.world_size), places.index_select(0, top).to(INDEX))
+    gathered, _ = all_gather(state, records)
+    state.note("formula_bytes", all_gather_records_bytes(state, len(records), records.shape[1]))
+    with state.stopwatch("decode"):
+        values, places = (column.view(-1) for column in from_records(gathered, (a.dtype, 1), (INDEX, 1)))
+        places = places.long()
+        contributed = (a.index_select(0, places).abs() < cut.local_threshold).logical_not_()
+        a.index_fill_(0, places[contributed], 0)
+        return settled(out.zero_().index_copy_(0, places, values))
+
+
+def kth_largest(values: torch.Tensor, k: int) -> torch.Tensor:
+    """The least magnitude of the top k of (n,), but more than zero: zeros need not travel."""
+    top = values.abs().topk(min(k, values.numel()), sorted=False).values
+    return (top.min() if len(top) else values.new_zeros(())).clamp_(min=torch.finfo(values.dtype).tiny)
+
+
+def agree_on_regions(state: State, selected: torch.Tensor, n: int) -> list[int]:
+    """Sizes of p regions of n entries with about equally many of all ranks' selected places (ascending)."""
+    p = state.world_size
+    quantiles = torch.arange(1, p, device=selected.device) * len(selected) // p
+    even = torch.arange(1, p, device=selected.device) * n // p
+    borders = selected.index_select(0, quantiles) if len(selected) else even
+    dist.all_reduce(borders, group=state.lane.process_group)
+    state.note("formula_bytes", ring_all_reduce_bytes(borders.nbytes, p))
+    ends = borders.div_(p, rounding_mode="floor")
+    return ends.diff(prepend=ends.new_zeros(1), append=ends.new_full((1,), n)).tolist()
+
+
+def split_and_reduce(
+    state: State, a: torch.Tensor, selected: torch.Tensor, regions: list[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The places (int64) in this rank's region that any rank selected, and the sums of what those ranks have there."""
+    with state.stopwatch("encode"):
+        counts = counts_by_owner(selected, regions)
+        records = to_records(a.index_select(0, selected), selected.to(INDEX))
+    arrived, sources = all_to_all(state, records, counts)
+    state.note("formula_bytes", all_to_all_bytes(state, counts, records.shape[1]))
+    with state.stopwatch("encode"):
+        first = sum(regions[: state.own_rank])
+        region = a.new_zeros(regions[state.own_rank])
+        touched = torch.zeros_like(region, dtype=torch.bool)
+        for own in arrived.split(sources):  # rank by rank, for one order of additions
+            values, places = (column.view(-1) for column in from_records(own, (a.dtype, 1), (INDEX, 1)))
+            within = places.long().sub_(first)
+            region.index_add_(0, within, values)
+            touched.index_fill_(0, within, True)
+        union = touched.nonzero().view(-1)
+        return union + first, region.index_select(0, union)
+
+
+def agree_on_threshold(state: State, sums: torch.Tensor, k: int) -> torch.Tensor:
+    """The least magnitude of the top k of all ranks' sums."""
+    gathered, _ = all_gather(state, to_records(sums))
+    state.note("formula_bytes", all_gather_records_bytes(state, len(sums), sums.itemsize))
+    (everything,) = from_records(gathered, (sums.dtype, 1))
+    return kth_largest(everything.view(-1), k)

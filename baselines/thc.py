@@ -1,0 +1,204 @@
+"""THC: 4-bit codes up whose sums are codes themselves, 8 bits down, after a random rotation that evens entries out.
+
+Li et al., NSDI 2024 (tensor homomorphic compression, arXiv 2302.08545). With a = g + e:
+
+* A randomised Hadamard transform, the same on all ranks, makes entries look normal, whatever they were.
+* All ranks agree on the range: 2.15 sigma of the largest norm (1/32 of normal entries lie beyond, and are clipped).
+* Entries are rounded at random to 16 of the 31 points of a grid; the 16 are those of least expected error for normal
+  entries. A code says which of the 16.
+* The owner of a shard looks the grid points up, adds them, and returns the sums, one byte each: no decompression.
+
+Error feedback makes up for the clipping. Not a ring, but a sharded parameter server, whose servers are the workers.
+
+Where it differs: the transform mixes 256 entries that lie evenly spread over a DDP bucket rather than all of it. Sums
+of more than 8 workers exceed a byte; they travel as two.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import combinations
+from typing import Annotated, Literal
+
+import torch
+import torch.distributed as dist
+from pydantic import Field
+from torch.distributions import Normal
+from torch.futures import Future
+from torch.nn.functional import pad
+from torch.nn.parallel import DistributedDataParallel
+
+from baselines._exchange import shard_sizes
+from baselines._lane import LaneState, settled
+from baselines._pieces import pieces
+from baselines._quantise import Dice, packed_fields, unpacked_fields
+from baselines._state import BucketMemory, Shapes, numel, parameters
+
+LABEL = "THC"
+COLOR = "#AA4499"
+MARKER = "<"
+
+SIDE = 16
+MIXED = SIDE * SIDE
+GRANULARITY = 30
+"""The grid's highest point; its points are the whole numbers from 0."""
+
+CLIPPED = 1 / 32
+
+
+@parameters
+class State(LaneState):
+    """What THC keeps on one rank.
+
+    Args:
+        bits: of a code.
+        error_feedback: whether what codes missed is added to the next gradient.
+        seed: of the rotation, and, each rank adding its own number, of the rounding.
+    """
+
+    bits: Literal[2, 4] = 4
+    error_feedback: bool = True
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.residual = BucketMemory()
+
+    def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
+        up, down = self.bits / 8, sum_bytes(world_size)
+        return (up + down) * numel(shapes) * (world_size - 1) / world_size
+
+    def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
+        super().bind(ddp, optimizer)
+        device = next(self.model.parameters()).device
+        self.dice = Dice(device, self.seed + self.own_rank)
+        self.common_dice = torch.Generator(device).manual_seed(self.seed)
+
+
+def sum_bytes(world_size: int) -> int:
+    """Bytes of a sum of one grid point of each worker."""
+    return 1 if GRANULARITY * world_size <= 255 else 2
+
+
+def thc_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
+    """Replace the bucket by the mean of all ranks' codes."""
+    gradient = bucket.buffer()
+    residual = state.residual.like(bucket) if state.error_feedback else None
+    return state.lane.submit(lambda: homomorphic_all_reduce(state, gradient, residual))
+
+
+def homomorphic_all_reduce(state: State, gradient: torch.Tensor, residual: torch.Tensor | None) -> Future[torch.Tensor]:
+    """The mean of ``gradient`` (n,), in place, but for the ``residual`` (n,), if there is one. Runs in the lane."""
+    n, p, group = gradient.numel(), state.world_size, state.lane.process_group
+    with state.stopwatch("encode"):
+        a = gradient if residual is None else residual.add_(gradient)
+        signs = random_signs(n, state.common_dice, a.dtype)
+        rotated = rotate(a, signs)
+        # Gloo's MAX may lose a NaN, but no infinity: what is not finite on one rank must show on all.
+        norm = torch.linalg.vector_norm(a).nan_to_num_(nan=torch.inf, posinf=torch.inf)
+    dist.all_reduce(norm, op=dist.ReduceOp.MAX, group=group)
+    with state.stopwatch("encode"):
+        table = best_table(state.bits).to(a.device)
+        sigma = norm.clamp(min=torch.finfo(a.dtype).tiny) / len(rotated) ** 0.5
+        step = 2 * reach() * sigma / GRANULARITY
+        codes = quantise(rotated, step, table, state.dice)
+        if residual is not None:
+            own = table.to(a.dtype)[codes.long()].sub_(GRANULARITY / 2).mul_(step)
+            residual.sub_(unrotate(own, signs)[:n]).nan_to_num_(nan=0, posinf=0, neginf=0)
+        packed = packed_fields(codes, state.bits)
+        shards = shard_sizes(len(packed), p)
+    size = shards[state.own_rank]
+    arrived = packed.new_empty(p * size)
+    dist.all_to_all_single(arrived, packed, [size] * p, shards, group=group)
+    with state.stopwatch("encode"):
+        sums = torch.zeros(size * 8 // state.bits, dtype=torch.int32, device=a.device)
+        for theirs in arrived.split(size) if size else ():
+            sums.add_(table.index_select(0, unpacked_fields(theirs, state.bits).int()))
+        answer = to_bytes(sums, p).repeat(p)
+    per_shard = [shard * 8 // state.bits * sum_bytes(p) for shard in shards]
+    answers = answer.new_empty(sum(per_shard))
+    dist.all_to_all_single(answers, answer, per_shard, [per_shard[state.own_rank]] * p, group=group)
+    with state.stopwatch("decode"):
+        means = from_bytes(answers, p).to(a.dtype).div_(p).sub_(GRANULARITY / 2).mul_(step)
+        return settled(gradient.copy_(unrotate(means, signs)[:n]))
+
+
+def random_signs(n: int, dice: torch.Generator, dtype: torch.dtype) -> torch.Tensor:
+    """-1 or 1 (m,), where m is n lengthened to a multiple of 256."""
+    signs = torch.randint(2, (n + -n % MIXED,), generator=dice, dtype=torch.int8, device=dice.device)
+    return signs.to(dtype).mul_(2).sub_(1)
+
+
+@cache
+def hadamard(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """The orthogonal Hadamard matrix (16, 16)."""
+    two = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=dtype, device=device) / 2**0.5
+    four = torch.kron(two, two)
+    return torch.kron(four, four)
+
+
+def mix(values: torch.Tensor) -> torch.Tensor:
+    """The Hadamard transform of each 256 entries of (m,) that lie m / 256 apart: its own inverse."""
+    h = hadamard(values.dtype, values.device)
+    outer = h @ values.view(SIDE, -1)
+    return (h @ outer.view(SIDE, SIDE, -1)).view(-1)
+
+
+def rotate(values: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:
+    """(n,), lengthened by zeros to (m,), with random signs, mixed."""
+    return mix(pad(values, (0, len(signs) - len(values))).mul(signs))
+
+
+def unrotate(rotated: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:
+    """The inverse of ``rotate``: (m,)."""
+    return mix(rotated).mul_(signs)
+
+
+def reach() -> float:
+    """How many sigma the grid reaches from zero."""
+    return float(Normal(0.0, 1.0).icdf(torch.tensor(1 - CLIPPED / 2, dtype=torch.float64)))
+
+
+@cache
+def best_table(bits: int) -> torch.Tensor:
+    """The grid points (2^bits,), int32, of least expected error of rounding at random a clipped normal number.
+
+    Between neighbours l and h, x is off by (h - x)(x - l) in the mean square. Points lie symmetrically, ends included.
+    """
+    grid = torch.arange(GRANULARITY + 1)
+    fine = torch.linspace(0, GRANULARITY, 50 * GRANULARITY + 1, dtype=torch.float64)
+    weight = torch.exp(-((fine / GRANULARITY * 2 - 1) * reach()).square() / 2)
+    cell = torch.zeros(GRANULARITY + 1, GRANULARITY + 1, dtype=torch.float64)
+    for low, high in combinations(range(GRANULARITY + 1), 2):
+        inside = slice(50 * low, 50 * high)
+        cell[low, high] = ((high - fine[inside]) * (fine[inside] - low) * weight[inside]).sum()
+    inner = torch.tensor(list(combinations(range(1, GRANULARITY // 2), 2**bits // 2 - 1)))
+    lower = torch.cat((torch.zeros(len(inner), 1, dtype=torch.int64), inner), dim=1)
+    tables = torch.cat((lower, GRANULARITY - lower.flip(1)), dim=1)
+    error = cell[tables[:, :-1], tables[:, 1:]].sum(1)
+    return grid[tables[error.argmin()]].to(torch.int32)
+
+
+def quantise(values: torch.Tensor, step: torch.Tensor, table: torch.Tensor, dice: Dice) -> torch.Tensor:
+    """Codes (uint8) of ``values`` (m,) on a grid of that step about zero, rounded at random, so right on average."""
+    point = torch.arange(GRANULARITY + 1, device=table.device)
+    lower_code = (torch.searchsorted(table, point.int(), right=True) - 1).clamp_(max=len(table) - 2)
+    low, high = table[lower_code].to(values.dtype), table[lower_code + 1].to(values.dtype)
+    codes = torch.empty_like(values, dtype=torch.uint8)
+    for some, some_codes in pieces(values, codes):
+        x = (some / step).add_(GRANULARITY / 2).nan_to_num_(nan=0.0).clamp_(0, GRANULARITY)
+        cell = x.int()
+        share = x.sub_(low.index_select(0, cell)).div_((high - low).index_select(0, cell))
+        some_codes.copy_(share.add_(dice.like(some)).floor_().add_(lower_code.index_select(0, cell)))
+    return codes
+
+
+def to_bytes(sums: torch.Tensor, world_size: int) -> torch.Tensor:
+    """Sums (int32) of one grid point of each worker as bytes."""
+    narrow = sums.to(torch.uint8 if sum_bytes(world_size) == 1 else torch.int16)
+    return narrow.view(torch.uint8)
+
+
+def from_bytes(packed: torch.Tensor, world_size: int) -> torch.Tensor:
+    """The inverse of ``to_bytes``."""
+    return packed if sum_bytes(world_size) == 1 else packed.view(torch.int16)

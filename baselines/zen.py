@@ -1,0 +1,150 @@
+"""Zen: non-zero entries are spread over all workers by a hash, summed there, and come back with a bitmap of places.
+
+Wang et al., OSDI 2025 (arXiv 2309.13254). Sparse gradients cluster, so that contiguous shards would load one server
+more than the others; a hash balances them. Each worker sends each non-zero entry, with its index, to the entry's
+server; servers send all workers the sums and one bit for each entry they own, which costs less than indices. It loses
+nothing. Meant for gradients that are sparse, such as embeddings'; where all ranks' non-zeros together show that a dense
+all-reduce sends less, a bucket is all-reduced. With ``ratio`` below 1 the largest entries only are taken, with error
+feedback, as with top-k.
+
+Where it differs: the hash turns each group of p neighbours, so that every server owns one of them and knows its place
+without a table; the paper's has several levels and resolves collisions on a GPU. The servers are the workers.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+import torch.distributed as dist
+from pydantic import Field
+from torch.futures import Future
+from torch.nn.functional import pad
+
+from baselines._exchange import (
+    all_gather,
+    all_gather_records_bytes,
+    all_to_all,
+    all_to_all_bytes,
+    from_records,
+    to_records,
+)
+from baselines._lane import LaneState, settled
+from baselines._quantise import packed_bits, unpacked_bits
+from baselines._sparse import INDEX, sampled_top, share
+from baselines._state import BucketMemory, Shapes, numel, parameters, ring_all_reduce_bytes
+
+LABEL = "Zen"
+COLOR = "#6699CC"
+MARKER = "$Z$"
+
+SAMPLE_RATIO = 0.01
+COUNT_BYTES = 8
+
+
+@parameters
+class State(LaneState):
+    """What Zen keeps on one rank.
+
+    Args:
+        ratio: the share of each bucket's entries that is taken; 1 takes all that are not zero.
+    """
+
+    ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.residual = BucketMemory()
+
+    def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
+        """For gradients without zeros, whose largest entries are anywhere."""
+        n, p = numel(shapes), world_size
+        union = (1 - (1 - self.ratio) ** p) * n
+        return min(ring_all_reduce_bytes(4 * n, p), sparse_bytes(self.ratio * n, union, n, p))
+
+
+def sparse_bytes(entries: float, union: float, n: int, world_size: int) -> float:
+    """Bytes each rank sends of n fp32 numbers if so many are its own non-zeros, and so many all ranks' together."""
+    up, down = (4 + INDEX.itemsize) * entries, 4 * union + n / 8
+    return (up + down) * (world_size - 1) / world_size
+
+
+def zen_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
+    """Replace the bucket by the mean of all ranks' entries."""
+    gradient = bucket.buffer()
+    residual = state.residual.like(bucket) if state.ratio < 1 else None
+    return state.lane.submit(lambda: hashed_all_reduce(state, gradient, residual))
+
+
+def hashed_all_reduce(state: State, gradient: torch.Tensor, residual: torch.Tensor | None) -> Future[torch.Tensor]:
+    """The mean of ``gradient`` (n,), in place, but for the ``residual`` (n,), if there is one. Runs in the lane."""
+    n, p = gradient.numel(), state.world_size
+    with state.stopwatch("encode"):
+        if residual is not None:
+            taken = sampled_top(residual.add_(gradient), share(state.ratio, n), SAMPLE_RATIO, start=state.step)
+            gradient.zero_().index_copy_(0, taken, residual.index_select(0, taken))
+            residual.index_fill_(0, taken, 0)
+        entries = gradient.count_nonzero()
+    dist.all_reduce(entries, group=state.lane.process_group)
+    state.note("formula_bytes", ring_all_reduce_bytes(COUNT_BYTES, p))
+    total = int(entries)
+    if sparse_bytes(total / p, min(n, total), n, p) >= ring_all_reduce_bytes(4 * n, p):
+        return dense_mean(state, gradient)
+    return sparse_mean(state, gradient)
+
+
+def dense_mean(state: State, gradient: torch.Tensor) -> Future[torch.Tensor]:
+    with state.stopwatch("encode"):
+        gradient.div_(state.world_size)
+    state.note("formula_bytes", ring_all_reduce_bytes(gradient.nbytes, state.world_size))
+    dist.all_reduce(gradient, group=state.lane.process_group)
+    with state.stopwatch("decode"):
+        return settled(gradient)
+
+
+def sparse_mean(state: State, gradient: torch.Tensor) -> Future[torch.Tensor]:
+    n, p, dtype = gradient.numel(), state.world_size, gradient.dtype
+    groups = -(-n // p)
+    with state.stopwatch("encode"):
+        places = gradient.nonzero().view(-1)
+        servers = server_of(places, p)
+        order = servers.argsort(stable=True)
+        counts = servers.bincount(minlength=p).tolist()
+        places = places.index_select(0, order)
+        records = to_records(gradient.index_select(0, places), places.to(INDEX))
+    arrived, sources = all_to_all(state, records, counts)
+    with state.stopwatch("encode"):
+        shard = gradient.new_zeros(groups)
+        touched = torch.zeros(groups, dtype=torch.bool, device=gradient.device)
+        for own in arrived.split(sources):  # rank by rank, for one order of additions
+            values, their_places = from_records(own, (dtype, 1), (INDEX, 1))
+            group = their_places.view(-1).long().div_(p, rounding_mode="floor")
+            shard.index_add_(0, group, values.view(-1))
+            touched.index_fill_(0, group, True)
+        bitmap = packed_bits(pad(touched, (0, -groups % 8)))
+        answer = torch.cat((bitmap, shard[touched].div_(p).view(torch.uint8))).unsqueeze_(1)
+    answers, lengths = all_gather(state, answer)
+    sent = all_to_all_bytes(state, counts, records.shape[1]) + all_gather_records_bytes(state, len(answer), 1)
+    state.note("formula_bytes", sent)
+    with state.stopwatch("decode"):
+        gradient.zero_()
+        for server, own in enumerate(answers.view(-1).split(lengths)):
+            bits, values = own[: len(bitmap)], own[len(bitmap) :].clone().view(dtype)
+            group = unpacked_bits(bits.clone()).nonzero().view(-1)
+            gradient.index_copy_(0, place_in(group, server, p), values)
+        return settled(gradient)
+
+
+def turn(group: torch.Tensor) -> torch.Tensor:
+    """By how much each group (int64) of neighbours is turned: Knuth's multiplicative hash."""
+    return (group * 2654435761 >> 16) & 0x7FFFFFFF
+
+
+def server_of(places: torch.Tensor, p: int) -> torch.Tensor:
+    """The server, 0 to p - 1, that owns each place (int64)."""
+    return (places % p + turn(places // p)) % p
+
+
+def place_in(group: torch.Tensor, server: int, p: int) -> torch.Tensor:
+    """The place (int64) that a server owns in each group: the inverse of ``server_of``."""
+    return group * p + (server - turn(group)) % p

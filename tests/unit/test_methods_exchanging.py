@@ -1,0 +1,275 @@
+"""Methods with exchanges of their own: sparse ones, low rank, codes that add; what they lose and what they keep."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
+from ranks import Training, flat, gradients
+from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
+
+import baselines
+from baselines import thc
+from baselines._quantise import Dice
+from baselines.spardl import rounds
+from baselines.zen import place_in, server_of
+
+EVERY_P = pytest.mark.parametrize("p", [2, 3, 4])
+MANY_P = pytest.mark.parametrize("p", [2, 3, 5, 8])
+DOUBLE = {"dtype": torch.float64}
+CPU = torch.device("cpu")
+SHAPE = ((40, 30),)
+
+
+def sparse_gradients(step: int, rank: int) -> list[torch.Tensor]:
+    """Few entries, in a clump that all ranks share a part of."""
+    generator = torch.Generator().manual_seed(1000 * step + rank)
+    whole = torch.zeros(1200, **DOUBLE)
+    start = 300 + 20 * rank
+    whole[start : start + 40] = torch.randn(40, generator=generator, **DOUBLE)
+    return [whole.view(40, 30)]
+
+
+def synchronise_sparse(name: str, parameters: dict[str, Any]) -> tuple[list[torch.Tensor], float]:
+    state = baselines.get(name).State(**parameters)
+    training = Training(state, shapes=SHAPE, bucket_cap_mb=25, dtype=torch.float64)
+    results = [training.step(sparse_gradients(step, dist.get_rank())) for step in range(3)]
+    return results, sum(value for kind, value in state.take_notes() if kind == "formula_bytes") / 3
+
+
+# What loses nothing
+
+
+@MANY_P
+@pytest.mark.parametrize("name", ["omnireduce", "zen"])
+def test_sparse_gradients_give_the_plain_mean_for_fewer_bytes(on_ranks, name, p):
+    for results, bytes_sent in on_ranks(p, synchronise_sparse, name, {}):
+        for step, result in enumerate(results):
+            mean = sum(flat(sparse_gradients(step, rank)) for rank in range(p)) / p
+            torch.testing.assert_close(result, mean)
+        assert bytes_sent < 0.9 * 2 * (p - 1) / p * 1200 * 8
+
+
+@given(p=st.integers(2, 9), groups=st.integers(1, 300))
+def test_zen_s_servers_own_one_of_each_group_and_know_its_place(p, groups):
+    servers = server_of(torch.arange(p * groups), p).view(groups, p)
+    assert torch.equal(servers.sort(dim=1).values, torch.arange(p).expand(groups, p))
+    for server in range(p):
+        places = place_in(torch.arange(groups), server, p)
+        assert torch.equal(server_of(places, p), torch.full((groups,), server))
+        assert torch.equal(places // p, torch.arange(groups))
+
+
+def test_zen_s_servers_share_a_clump_evenly():
+    clump = torch.arange(10_000, 14_000)
+    column = torch.arange(0, 1_000_000, 64)  # of a matrix whose width the number of servers divides
+    for places in (clump, column):
+        load = server_of(places, 8).bincount(minlength=8)
+        assert load.max() < 1.1 * load.float().mean()
+
+
+@pytest.mark.parametrize("p", range(2, 33))
+def test_spardl_s_rounds_sum_every_block_at_its_owner(p):
+    held = [{(rank + i) % p: {rank} for i in range(p)} for rank in range(p)]
+    for distance, count in rounds(p):
+        sent = []
+        for rank in range(p):
+            sent.append([(block := (rank + distance + i) % p, held[rank].pop(block)) for i in range(count)])
+        for rank in range(p):
+            for block, ranks in sent[(rank - distance) % p]:
+                assert not held[rank][block] & ranks
+                held[rank][block] |= ranks
+    assert all(held[rank] == {rank: set(range(p))} for rank in range(p))
+    assert sum(count for _, count in rounds(p)) == p - 1
+
+
+# What is not sent is remembered
+
+
+def sent_and_held(name: str, parameters: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Sums over steps of what came out and of this rank's gradients, and what this rank still holds."""
+    state = baselines.get(name).State(**parameters)
+    training = Training(state, shapes=SHAPE, bucket_cap_mb=25, dtype=torch.float64)
+    came_out, went_in = torch.zeros(1200, **DOUBLE), torch.zeros(1200, **DOUBLE)
+    for step in range(10):
+        given = gradients(step, dist.get_rank(), SHAPE, **DOUBLE)
+        came_out += training.step(given)
+        went_in += flat(given)
+    (held,) = state.residual._of_layout.values()
+    return came_out, went_in, held
+
+
+@MANY_P
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("spardl", {"ratio": 0.05}),
+        ("zen", {"ratio": 0.05}),
+        ("omnireduce", {"ratio": 0.3}),
+        ("thc", {}),
+        ("powersgd", {"rank": 1}),
+        ("topk", {"ratio": 0.05}),
+    ],
+    ids=lambda value: str(value),
+)
+def test_all_that_went_in_came_out_or_is_held(on_ranks, name, parameters, p):
+    results = on_ranks(p, sent_and_held, name, parameters)
+    came_out = results[0][0]
+    held = sum(held for _, _, held in results) / p
+    went_in = sum(went_in for _, went_in, _ in results) / p
+    assert came_out.any()
+    assert held.any()
+    torch.testing.assert_close(came_out + held, went_in)
+
+
+@EVERY_P
+def test_oktopk_clears_only_what_was_selected_and_applied(on_ranks, p):
+    """What a worker sent without success stays with it, so the whole is that of top-k: sent entries of the selected."""
+    for came_out, went_in, held in on_ranks(p, sent_and_held, "oktopk", {"ratio": 0.05}):
+        untouched = came_out == 0
+        torch.testing.assert_close(held[untouched], went_in[untouched])
+        assert (held[~untouched] != went_in[~untouched]).any()
+
+
+def applied_by_oktopk() -> tuple[torch.Tensor, torch.Tensor]:
+    training = Training(baselines.get("oktopk").State(ratio=0.05), shapes=SHAPE, bucket_cap_mb=25, dtype=torch.float64)
+    own = gradients(0, dist.get_rank(), SHAPE, **DOUBLE)
+    return training.step(own), flat(own)
+
+
+@MANY_P
+def test_oktopk_applies_the_top_of_the_sum_of_tops(on_ranks, p):
+    results = on_ranks(p, applied_by_oktopk)
+    k = 60
+    total = torch.zeros(1200, **DOUBLE)
+    for _, own in results:
+        top = own.abs().topk(k).indices
+        total.index_add_(0, top, own[top])
+    expected = torch.zeros_like(total)
+    places = total.abs().topk(k).indices
+    expected[places] = total[places] / p
+    for applied, _ in results:
+        torch.testing.assert_close(applied, expected)
+
+
+# Low rank
+
+
+def beside_torch_s(rank: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Each step's gradients from the method and from torch's hook, which is given the method's random start."""
+    shape = ((40, 30),)
+    state = baselines.get("powersgd").State(rank=rank)
+    ours = Training(state, shapes=shape, bucket_cap_mb=25, dtype=torch.float64)
+    start = state.q_of(ours.weights[0]).clone()
+    reference = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=rank, start_powerSGD_iter=2)
+    theirs = Training(
+        lambda _, bucket: powerSGD_hook.powerSGD_hook(reference, bucket),
+        shapes=shape,
+        bucket_cap_mb=25,
+        dtype=torch.float64,
+    )
+    steps = []
+    given_in = {step: gradients(10 + step, dist.get_rank(), shape, **DOUBLE) for step in range(-2, 4)}
+    with mock.patch.object(torch, "randn", side_effect=lambda *size, **options: start.clone()):
+        for step, given in given_in.items():
+            result = theirs.step(given)
+            if step >= 0:  # before, torch's hook sends everything
+                steps.append((ours.step(given), result))
+    return steps
+
+
+@EVERY_P
+@pytest.mark.parametrize("rank", [1, 4])
+def test_powersgd_is_torch_s(on_ranks, rank, p):
+    for steps in on_ranks(p, beside_torch_s, rank):
+        for ours, theirs in steps:
+            torch.testing.assert_close(ours, theirs)
+
+
+def train_full_rank() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    full = baselines.get("powersgd").State(rank=99, min_compression_rate=1e-9)
+    ours, dense = Training(full, dtype=torch.float64), Training(baselines.get("dense").State(), dtype=torch.float64)
+    steps = (gradients(step, dist.get_rank(), **DOUBLE) for step in range(3))
+    return [(ours.step(given), dense.step(given)) for given in steps]
+
+
+@EVERY_P
+def test_full_rank_is_dense(on_ranks, p):
+    for steps in on_ranks(p, train_full_rank):
+        for ours, dense in steps:
+            torch.testing.assert_close(ours, dense)
+
+
+# Codes that add
+
+
+@pytest.mark.parametrize("n", [1, 255, 256, 5000])
+def test_a_rotation_is_undone_and_keeps_the_norm(n):
+    values = torch.randn(n, generator=torch.Generator().manual_seed(0), **DOUBLE)
+    signs = thc.random_signs(n, torch.Generator().manual_seed(1), torch.float64)
+    rotated = thc.rotate(values, signs)
+    torch.testing.assert_close(rotated.norm(), values.norm())
+    torch.testing.assert_close(thc.unrotate(rotated, signs)[:n], values)
+
+
+def test_a_rotation_spreads_a_spike_over_all_it_is_mixed_with():
+    spike = torch.zeros(256, **DOUBLE)
+    spike[17] = 16
+    rotated = thc.rotate(spike, thc.random_signs(256, torch.Generator().manual_seed(1), torch.float64))
+    torch.testing.assert_close(rotated.abs(), torch.ones(256, **DOUBLE))
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_the_table_is_symmetric_and_denser_where_entries_are(bits):
+    table = thc.best_table(bits)
+    assert len(table) == 2**bits
+    assert torch.equal(table + table.flip(0), torch.full_like(table, 30))
+    gaps = table.diff()
+    assert (gaps > 0).all()
+    assert gaps[len(gaps) // 2] <= gaps[0]
+
+
+def test_codes_on_the_grid_are_right_on_average():
+    """Power: a bias of a tenth of a grid step would be over 7 standard errors; 5 are allowed."""
+    draws, table, step = 4000, thc.best_table(4), torch.tensor(0.1, **DOUBLE)
+    x = torch.linspace(-1.5, 1.5, 101, **DOUBLE)
+    dice = Dice(CPU, 0)
+    decoded = [table[thc.quantise(x, step, table, dice).long()].double().sub(15).mul(step) for _ in range(draws)]
+    errors = torch.stack(decoded) - x
+    widest = table.diff().max() * step
+    assert errors.abs().max() <= widest + 1e-9
+    assert (errors.mean(0).abs() <= 5 * widest / 2 / math.sqrt(draws)).all()
+
+
+# Any number of workers, any shape
+
+
+ODD_SHAPES = ((1,), (1, 1), (3, 1, 5), (0,), (129,), (16, 17))
+
+
+def train_odd_shapes(name: str) -> list[torch.Tensor]:
+    state_type = baselines.get(name).State
+    known = state_type.__dataclass_fields__
+    state = state_type(**{key: 2 for key in ("warmup_steps", "period") if key in known})
+    training = Training(state, shapes=ODD_SHAPES, settings={"lr": 0.1})
+    history = []
+    for step in range(4):
+        training.step(gradients(step, dist.get_rank(), ODD_SHAPES))
+        if (step + 1) % state.agrees_every == 0:
+            history.append(flat(training.weights))
+    return history
+
+
+@pytest.mark.parametrize("name", baselines.names())
+@pytest.mark.parametrize("p", [5, 6, 7, 8])
+def test_any_number_of_workers_and_any_shape(on_ranks, name, p):
+    first, *others = on_ranks(p, train_odd_shapes, name)
+    assert all(weights.isfinite().all() for weights in first)
+    for other in others:
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(first, other, strict=True))
