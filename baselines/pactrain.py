@@ -1,228 +1,400 @@
 """PacTrain: prune the model, keep the pruned gradients at zero, and all-reduce the survivors as one short dense tensor.
 
-Arxiv 2505.18563 (DAC 2025). Its parts, by the paper's names:
+Arxiv 2505.18563 (DAC 2025). Its parts, by the paper's names, each with the parameter that switches it off:
 
-* **Pruning**: unstructured, global, by magnitude, once, after ``warmup_steps`` dense steps. Weights of two or more
-  dimensions are pruned; biases and norms stay.
-* **GSE**, gradient sparsity enforcement: a gradient is zero wherever its weight is pruned. The optimizer's memory is
-  cleared there too, so that neither momentum nor weight decay brings a weight back.
-* **Mask Tracker**: knows whether the mask is stable and where each bucket's survivors are. Before: dense all-reduce.
-* **Compact all-reduce**: all workers hold the same mask, so no index ever travels. It loses nothing: the result is the
-  masked mean of the gradients.
-* **Ternary quantisation** (optional) of the survivors, as TernGrad (Wen et al., NeurIPS 2017, arXiv 1705.07878) does
-  it: each parameter's gradient becomes a scale times -1, 0 or +1, rounded at random so that it is right on average.
-  The scale, min(largest entry, 2.5 sigma), is the largest of all workers': with private scales the mean of the codes
-  would mean nothing. Entries beyond it saturate.
+* **Pruning** (``density = 1``): unstructured, global, after ``warmup_steps`` dense steps; at once, or in
+  ``prune_steps`` events on a cubic schedule (Zhu and Gupta, arXiv 1710.01878), so that the density follows the stage of
+  training. Weights of two or more dimensions are pruned; biases and norms stay. Kept are the largest weights, or by
+  GraSP (Wang et al., ICLR 2020, arXiv 2002.07376) those with the greatest theta * H g, whose removal would hurt the
+  gradient's flow most.
+* **GSE**, gradient sparsity enforcement (``gse = false``): a gradient is zero wherever its weight is pruned. The
+  optimizer's memory is cleared there too, so that neither momentum nor weight decay brings a weight back. Without it
+  pruned weights come back, their gradients are not zero, and nothing can be left out of what travels.
+* **Mask Tracker**: knows whether the mask is stable, which it is ``stable_after`` steps after it last changed, and where
+  each bucket's survivors are. Until then all entries travel.
+* **Compact all-reduce** (``compact = false``): all workers hold the same mask, so no index ever travels. It loses
+  nothing: the result is the masked mean of the gradients. Without it the zeros travel too.
+* **Ternary quantisation** (``values = "fp32"``) of the survivors, as TernGrad (Wen et al., NeurIPS 2017, arXiv
+  1705.07878) does it: each parameter's gradient becomes a scale times -1, 0 or +1, rounded at random so that it is
+  right on average. The scale, min(largest entry, 2.5 sigma), is the largest of all workers'. Entries beyond it
+  saturate.
+* **Adaptive** (``adaptive = false``): for each bucket rank 0 chooses whether it travels whole, compact, or compact and
+  ternary: what it expects to take least, from the goodput that collectives reach and from what the codecs cost here,
+  both measured. It tells all ranks, and chooses anew when the goodput has changed by more than 20 %.
+
+Three variants name sets of these parameters, which others given beside them override:
+
+* ``faithful``, the default: as the paper describes it, ternary only where it is asked for.
+* ``prototype``, what public prototype code of this shape does: largest weights of each layer by itself, at once;
+  ternary codes rounded to the nearest, each worker with a scale of its own, of which the mean is applied; sums that are
+  not divided by the number of workers; a mask that counts as stable after 10 steps. Its result is biased and p times as
+  large: it shows what such shortcuts cost.
+* ``best``, what is thought right: ternary codes with error feedback, which is not in the paper. Codes are then rounded
+  to the nearest: an error of random rounding may exceed what was rounded, and fed back it would grow without end.
+
+The density of weights is not that of all parameters; formulas count what is never pruned.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from typing import Annotated, Literal, NamedTuple
+import math
+from bisect import bisect_right
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.distributed as dist
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import ArgsKwargs
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from baselines._lane import Lane
+from baselines._adaptive import DECIDE_EVERY, Chooser, Mode
+from baselines._lane import LaneState
+from baselines._pruning import cubic_density, hessian_gradient, mean_over_ranks, most_important, prove_equal
 from baselines._quantise import Dice, add_scaled, own_scales, refuse_overflow, ternarise
-from baselines._state import MethodState, Shapes, numel, parameters, ring_all_reduce_bytes
-from baselines.dense import dense_hook
+from baselines._state import BucketMemory, Shapes, numel, parameters, ring_all_reduce_bytes
 
 LABEL = "PacTrain"
 COLOR = "#009E73"
 MARKER = "D"
 
+VARIANTS: dict[str, dict[str, Any]] = {
+    "faithful": {},
+    "prototype": {
+        "values": "ternary",
+        "warmup_steps": 0,
+        "scope": "layer",
+        "rounding": "nearest",
+        "scales": "private",
+        "average": False,
+        "stable_after": 10,
+    },
+    "best": {"values": "ternary", "rounding": "nearest", "error_feedback": True},
+}
+
 
 @parameters
-class State(MethodState):
+class State(LaneState):
     """What PacTrain keeps on one rank.
 
     Args:
-        density: the share of prunable weights that is kept.
+        density: the share of prunable weights that is kept in the end.
         values: how survivors travel: as they are, or as ternary codes of one byte.
         warmup_steps: dense steps before pruning; 0 prunes the model as it is given.
+        prune: by which weights are kept: the largest, or those that matter most to the gradient's flow.
+        scope: whether weights compete with all others, or with those of their own layer.
+        prune_steps: pruning events in which the density comes down.
+        prune_every: steps from one of them to the next.
+        gse: whether the gradients of pruned weights are kept at zero. If not, everything travels.
+        compact: whether survivors travel alone. If not, with zeros in between.
+        stable_after: steps without a change after which the mask counts as stable.
+        rounding: of ternary codes.
+        scales: of ternary codes: one for all workers, or each worker's own, whose mean is applied.
+        average: whether sums are divided by the number of workers.
+        error_feedback: whether what ternary codes missed is added to the next gradient.
+        adaptive: whether each bucket travels as rank 0 expects it to take least; ``values`` is then not looked at.
         seed: of the random rounding; each rank adds its own number to it.
+        variant: a name for a set of the others, which apply unless given.
     """
 
     density: Annotated[float, Field(gt=0, le=1)] = 0.2
     values: Literal["fp32", "ternary"] = "fp32"
     warmup_steps: Annotated[int, Field(ge=0)] = 20
+    prune: Literal["magnitude", "grasp"] = "magnitude"
+    scope: Literal["global", "layer"] = "global"
+    prune_steps: Annotated[int, Field(ge=1)] = 1
+    prune_every: Annotated[int, Field(ge=1)] = 10
+    gse: bool = True
+    compact: bool = True
+    stable_after: Annotated[int, Field(ge=0)] = 0
+    rounding: Literal["random", "nearest"] = "random"
+    scales: Literal["shared", "private"] = "shared"
+    average: bool = True
+    error_feedback: bool = False
+    adaptive: bool = False
     seed: Annotated[int, Field(ge=0)] = 0
+    variant: Literal["faithful", "prototype", "best"] = "faithful"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_the_variant_has_it(cls, given: ArgsKwargs) -> ArgsKwargs:
+        explicit = given.kwargs or {}
+        return ArgsKwargs(given.args, {**VARIANTS.get(explicit.get("variant", ""), {}), **explicit})
+
+    @field_validator("error_feedback")
+    @classmethod
+    def _has_an_error_that_shrinks(cls, error_feedback: bool, others: ValidationInfo) -> bool:
+        if error_feedback and (others.data.get("values"), others.data.get("rounding")) != ("ternary", "nearest"):
+            raise ValueError("true goes with values='ternary' and rounding='nearest' only: other errors vanish or grow")
+        return error_feedback
+
+    @field_validator("adaptive")
+    @classmethod
+    def _has_a_choice(cls, adaptive: bool, others: ValidationInfo) -> bool:
+        if adaptive and not (others.data.get("gse") and others.data.get("compact")):
+            raise ValueError("true goes with gse=true and compact=true only: else there is nothing to choose from")
+        if adaptive and others.data.get("error_feedback"):
+            raise ValueError("true goes with error_feedback=false only: a bucket may not always be ternary")
+        return adaptive
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.tracker = MaskTracker()
+        self.tracker = MaskTracker(self.stable_after)
+        self.residual = BucketMemory()
+
+    @property
+    def pruning_steps(self) -> range:
+        """The steps before which the model is pruned."""
+        return range(self.warmup_steps, self.warmup_steps + self.prune_steps * self.prune_every, self.prune_every)
+
+    def density_at(self, step: int) -> float:
+        """The share of prunable weights that is kept during a step."""
+        return cubic_density(self.density, bisect_right(self.pruning_steps, step), self.prune_steps)
+
+    def stable_at(self, step: int) -> bool:
+        """Whether only survivors travel in a step."""
+        events = bisect_right(self.pruning_steps, step)
+        return events > 0 and step >= self.pruning_steps[events - 1] + self.stable_after
 
     @property
     def steady_from_step(self) -> int:
         # The first compact step lists the survivors; so does step 1, for which DDP regroups its buckets.
-        return max(self.warmup_steps, 1) + 1
+        listed = max(self.pruning_steps[-1] + self.stable_after, 1) + 1
+        return listed + DECIDE_EVERY if self.adaptive else listed
 
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
-        if step is not None and step < self.warmup_steps:
+        """If adaptive, of the least that a bucket may choose to send: ternary codes."""
+        if step is not None and not self.stable_at(step):
             return ring_all_reduce_bytes(4 * numel(shapes), world_size)
         prunable = numel([shape for shape in shapes if len(shape) >= 2])
-        survivors = self.density * prunable + numel(shapes) - prunable
-        payload = 4 * survivors if self.values == "fp32" else survivors + 4 * len(shapes)
-        return ring_all_reduce_bytes(payload, world_size)
+        density = self.density if step is None else self.density_at(step)
+        sent = numel(shapes) - ((1 - density) * prunable if self.gse and self.compact else 0)
+        ternary = self.adaptive or self.values == "ternary"
+        return ring_all_reduce_bytes(sent + 4 * len(shapes) if ternary else 4 * sent, world_size)
 
     def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
         super().bind(ddp, optimizer)
-        if self.values == "ternary":
+        if self.prune == "grasp" and self.loss is None:
+            raise ValueError("prune='grasp' needs the Hessian: register the state with loss=..., or prune by magnitude")
+        if self.adaptive or self.values == "ternary":
             refuse_overflow(self.world_size)
-            device = next(self.model.parameters()).device
-            self.lane = Lane(self.process_group, device)
-            self.dice = Dice(device, self.seed + dist.get_rank(self.process_group))
-        if self.warmup_steps == 0:
-            self.prune()
+        self.dice = Dice(next(self.model.parameters()).device, self.seed + self.own_rank)
+        self.chooser = Chooser(self) if self.adaptive else None
+        self._prune_if_due()
 
     def end_step(self) -> None:
         super().end_step()
-        if self.step == self.warmup_steps:
-            self.prune()
+        self.tracker.end_step()
+        self._prune_if_due()
+        if self.chooser is not None:
+            self.chooser.end_step(self.tracker.stable)
+
+    def mode(self, bucket: dist.GradBucket) -> Mode:
+        """How a bucket travels now."""
+        if not self.tracker.stable:
+            return Mode.DENSE
+        if self.chooser is not None:
+            return self.chooser.mode(bucket)
+        return Mode.TERNARY if self.values == "ternary" else Mode.COMPACT
 
     @torch.no_grad()
-    def prune(self) -> None:
-        """Set all but the largest weights to zero, for good.
+    def _prune_if_due(self) -> None:
+        """At a pruning step, set all but the most important weights to zero.
 
         Raises:
             RuntimeError: the ranks would not prune the same weights.
         """
+        if self.step not in self.pruning_steps:
+            return
         weights = [weight for weight in self.model.parameters() if weight.requires_grad and weight.ndim >= 2]
-        masks = largest(weights, self.density)
+        importance = self._importance(weights)
+        for each, weight in zip(importance, weights, strict=True):
+            if (kept := self.tracker.mask_of(weight)) is not None:
+                each.masked_fill_(~kept, -math.inf)  # pruned stays pruned, even beside survivors that happen to be 0
+        groups = [importance] if self.scope == "global" else [[each] for each in importance]
+        masks = [mask for group in groups for mask in most_important(group, self.density_at(self.step))]
         prove_equal(masks, self.process_group)
         for weight, mask in zip(weights, masks, strict=True):
-            memory = self.optimizer.state.get(weight, {}).values()
+            memory = self.optimizer.state.get(weight, {}).values() if self.gse else ()
             for tensor in (weight, *memory):
                 if isinstance(tensor, torch.Tensor) and tensor.shape == mask.shape:
                     tensor.masked_fill_(~mask, 0)
         self.tracker.settle(dict(zip(weights, masks, strict=True)))
 
+    def _importance(self, weights: list[torch.Tensor]) -> list[torch.Tensor]:
+        """How much each entry of the weights matters, in their shapes and the same on every rank."""
+        if self.prune == "magnitude" or self.loss is None:
+            return [weight.abs() for weight in weights]
+        with torch.enable_grad():
+            own = hessian_gradient(self.loss(), weights, self.process_group)
+        return [weight * mean for weight, mean in zip(weights, mean_over_ranks(own, self.process_group), strict=True)]
 
-class Survivors(NamedTuple):
-    """The entries of a bucket that are not pruned."""
 
-    indices: torch.Tensor
-    """(kept,) int32: their places in the bucket."""
-    counts: list[int]
-    """How many each parameter has, in the bucket's order; parameters that have none are left out."""
-    compact: torch.Tensor
-    """(kept,), of the bucket's dtype: what ``gather`` fills, step after step."""
+class Survivors:
+    """The entries of a bucket that travel when its mask is stable."""
+
+    def __init__(self, kept: torch.Tensor, counts: list[int], like: torch.Tensor) -> None:
+        """``kept`` (n,), bool; ``counts``: of each parameter, in the bucket's order, those that have none left out."""
+        self.counts = [count for count in counts if count]
+        self.pruned = ~kept if not kept.all() else None
+        self.indices = kept.nonzero().view(-1).to(torch.int32)
+        self._compact = torch.empty_like(self.indices, dtype=like.dtype)
 
     def gather(self, whole: torch.Tensor) -> torch.Tensor:
-        """The survivors of (n,), valid until the next call."""
-        return torch.index_select(whole, 0, self.indices, out=self.compact)
+        """The survivors (kept,) of (n,), valid until the next call."""
+        return torch.index_select(whole, 0, self.indices, out=self._compact)
+
+    def scatter(self, compact: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+        """(n,), overwritten: the survivors where they belong, and zeros."""
+        return whole.zero_().index_add_(0, self.indices, compact)
+
+    def enforce(self, whole: torch.Tensor) -> torch.Tensor:
+        """GSE: (n,) with zeros where weights are pruned, in place."""
+        return whole if self.pruned is None else whole.masked_fill_(self.pruned, 0)
 
 
 class MaskTracker:
     """Knows which gradient entries survive: per parameter, because DDP regroups its buckets."""
 
-    def __init__(self) -> None:
+    def __init__(self, stable_after: int) -> None:
+        self._stable_after = stable_after
+        self._unchanged_steps = 0
         self._masks: dict[torch.Tensor, torch.Tensor] = {}
         self._of_layout: dict[tuple[int, ...], Survivors] = {}
 
     @property
     def stable(self) -> bool:
-        """Whether the mask is settled, so that compact synchronisation loses nothing."""
-        return bool(self._masks)
+        """Whether there is a mask that has not changed for long enough, so that sending survivors loses nothing."""
+        return bool(self._masks) and self._unchanged_steps >= self._stable_after
 
     def settle(self, masks: dict[torch.Tensor, torch.Tensor]) -> None:
         """From now on these are the masks (True: kept) of these parameters; all others are kept whole."""
-        self._masks = masks
+        self._masks, self._unchanged_steps = masks, 0
         self._of_layout.clear()
 
-    def survivors(self, bucket: dist.GradBucket) -> Survivors:
-        """Where the bucket's survivors are; listed anew when its layout or the mask has changed."""
+    def end_step(self) -> None:
+        """A step has passed."""
+        self._unchanged_steps += 1
+
+    def mask_of(self, weight: torch.Tensor) -> torch.Tensor | None:
+        """The weight's mask, shaped like it; None if it is kept whole."""
+        return self._masks.get(weight)
+
+    def survivors(self, bucket: dist.GradBucket, enforced: bool = True) -> Survivors:
+        """Where the bucket's survivors are, all if masks are not enforced; listed anew when its layout has changed."""
         members = bucket.parameters()
         layout = tuple(map(id, members))
         if layout not in self._of_layout:
             for stale in [old for old in self._of_layout if not set(layout).isdisjoint(old)]:
                 del self._of_layout[stale]
-            parts = [self._in_memory_order(parameter) for parameter in members]
-            counts = [int(part.sum()) for part in parts]
-            indices = torch.cat(parts).nonzero().view(-1).to(torch.int32)
-            compact = torch.empty_like(indices, dtype=bucket.buffer().dtype)
-            self._of_layout[layout] = Survivors(indices, [count for count in counts if count], compact)
+            parts = [self._in_memory_order(parameter, enforced) for parameter in members]
+            self._of_layout[layout] = Survivors(torch.cat(parts), [int(part.sum()) for part in parts], bucket.buffer())
         return self._of_layout[layout]
 
-    def _in_memory_order(self, parameter: torch.Tensor) -> torch.Tensor:
+    def _in_memory_order(self, parameter: torch.Tensor, enforced: bool) -> torch.Tensor:
         """The parameter's mask, flat as DDP's buckets are: a channels-last weight is not in the order of its shape."""
         kept = torch.ones_like(parameter, dtype=torch.bool)
-        if (mask := self._masks.get(parameter)) is not None:
+        if enforced and (mask := self.mask_of(parameter)) is not None:
             kept.copy_(mask)
         return kept.as_strided((kept.numel(),), (1,))
 
 
 def pactrain_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
     """Replace the bucket by the mean of all ranks' gradients where weights survive, and by zero elsewhere."""
-    if not state.tracker.stable:
-        return dense_hook(state, bucket)
-    gradient = bucket.buffer()
+    gradient, mode = bucket.buffer(), state.mode(bucket)
     with state.stopwatch("encode"):
-        survivors = state.tracker.survivors(bucket)
-    if state.values == "ternary":
-        return state.lane.submit(lambda: ternary_all_reduce(state, gradient, survivors))
-    return compact_all_reduce(state, gradient, survivors)
+        survivors = state.tracker.survivors(bucket, state.gse)
+        residual = state.residual.like(bucket) if state.error_feedback and mode is Mode.TERNARY else None
+    if state.chooser is not None:
+        state.note("formula_bytes", mode_bytes(mode, survivors, gradient, state.world_size))
+        state.chooser.sends(bucket, mode)
+    if mode is Mode.TERNARY:
+        done = state.lane.submit(lambda: ternary_all_reduce(state, gradient, survivors, residual))
+    elif mode is Mode.COMPACT and state.compact:
+        done = compact_all_reduce(state, gradient, survivors)
+    else:
+        done = whole_all_reduce(state, gradient, survivors)
+    return done if state.chooser is None else state.chooser.watch(bucket, done)
+
+
+def mode_bytes(mode: Mode, survivors: Survivors, gradient: torch.Tensor, world_size: int) -> float:
+    """Bytes that a rank sends of a bucket."""
+    kept = survivors.indices.numel()
+    payload = {
+        Mode.DENSE: gradient.nbytes,
+        Mode.COMPACT: kept * gradient.itemsize,
+        Mode.TERNARY: kept + len(survivors.counts) * gradient.itemsize,
+    }
+    return ring_all_reduce_bytes(payload[mode], world_size)
+
+
+def whole_all_reduce(state: State, gradient: torch.Tensor, survivors: Survivors) -> Future[torch.Tensor]:
+    """The masked mean of ``gradient`` (n,), in place; all of it travels."""
+    with state.stopwatch("encode"):
+        survivors.enforce(gradient)
+        if state.average:
+            gradient.div_(state.world_size)
+    work = dist.all_reduce(gradient, group=state.process_group, async_op=True)
+
+    def decode(done: Future[list[torch.Tensor]]) -> torch.Tensor:
+        (mean,) = done.value()
+        with state.stopwatch("decode"):
+            return mean
+
+    return work.get_future().then(decode)
 
 
 def compact_all_reduce(state: State, gradient: torch.Tensor, survivors: Survivors) -> Future[torch.Tensor]:
     """The masked mean of ``gradient`` (n,), in place."""
     with state.stopwatch("encode"):
-        compact = survivors.gather(gradient).div_(state.world_size)
+        compact = survivors.gather(gradient)
+        if state.average:
+            compact.div_(state.world_size)
     work = dist.all_reduce(compact, group=state.process_group, async_op=True)
 
     def decode(done: Future[list[torch.Tensor]]) -> torch.Tensor:
         (mean,) = done.value()
         with state.stopwatch("decode"):
-            return gradient.zero_().index_add_(0, survivors.indices, mean)
+            return survivors.scatter(mean, gradient)
 
     return work.get_future().then(decode)
 
 
-def ternary_all_reduce(state: State, gradient: torch.Tensor, survivors: Survivors) -> Future[torch.Tensor]:
-    """The masked mean of ``gradient`` (n,), in place, right on average. Runs in the lane: its collectives depend."""
+def ternary_all_reduce(
+    state: State, gradient: torch.Tensor, survivors: Survivors, residual: torch.Tensor | None
+) -> Future[torch.Tensor]:
+    """The masked mean of ``gradient`` (n,), in place: right on average, or but for the ``residual`` (n,), if any.
+
+    Runs in the lane: its second collective depends on its first.
+    """
+    counts, dice = survivors.counts, state.dice if state.rounding == "random" else None
     with state.stopwatch("encode"):
+        if residual is not None:
+            gradient.add_(residual)
         compact = survivors.gather(gradient)
-        scales = own_scales(compact, survivors.counts)
-    dist.all_reduce(scales, op=dist.ReduceOp.MAX, group=state.lane.process_group)
+        scales = own_scales(compact, counts)
+        agreed = scales.clone()
+    op = dist.ReduceOp.MAX if state.scales == "shared" else dist.ReduceOp.SUM
+    dist.all_reduce(agreed, op=op, group=state.lane.process_group)
     with state.stopwatch("encode"):
-        codes = ternarise(compact, survivors.counts, scales, state.dice)
-    work = dist.all_reduce(codes, group=state.lane.process_group, async_op=True)
+        if state.scales == "shared":
+            scales = agreed
+        else:
+            agreed.div_(state.world_size)
+        codes = ternarise(compact, counts, scales, dice)
+        if residual is not None:
+            missed = add_scaled(compact, codes, counts, -scales)
+            survivors.scatter(missed.nan_to_num_(nan=0, posinf=0, neginf=0), residual)
+        sent = codes if state.compact else survivors.scatter(codes, codes.new_empty(len(gradient)))
+    work = dist.all_reduce(sent, group=state.lane.process_group, async_op=True)
 
     def decode(done: Future[list[torch.Tensor]]) -> torch.Tensor:
         (total,) = done.value()
         with state.stopwatch("decode"):
-            mean = add_scaled(compact.zero_(), total, survivors.counts, scales / state.world_size)
-            return gradient.zero_().index_add_(0, survivors.indices, mean)
+            if not state.compact:
+                total = total.index_select(0, survivors.indices)
+            weight = agreed / state.world_size if state.average else agreed
+            mean = add_scaled(compact.zero_(), total, counts, weight)
+            return survivors.scatter(mean, gradient)
 
     return work.get_future().then(decode)
-
-
-def largest(weights: Sequence[torch.Tensor], density: float) -> list[torch.Tensor]:
-    """Masks (bool, shaped like the weights) of that share of all entries together whose magnitude is largest."""
-    magnitude = torch.cat([weight.detach().abs().flatten() for weight in weights])
-    kept = magnitude.topk(max(1, round(density * magnitude.numel())), sorted=False).indices
-    mask = torch.zeros_like(magnitude, dtype=torch.bool).index_fill_(0, kept, True)
-    parts = mask.split([weight.numel() for weight in weights])
-    return [part.view(weight.shape) for part, weight in zip(parts, weights, strict=True)]
-
-
-def prove_equal(masks: Sequence[torch.Tensor], process_group: dist.ProcessGroup) -> None:
-    """Compare the masks of all ranks, by a hash; collective.
-
-    Raises:
-        RuntimeError: they differ. Were they used, ranks would add up gradients of different weights.
-    """
-    digest = hashlib.blake2b(digest_size=7)
-    for mask in masks:
-        digest.update(mask.cpu().numpy().data)
-    own = int.from_bytes(digest.digest(), "big")
-    extremes = torch.tensor([own, -own], device=masks[0].device)
-    dist.all_reduce(extremes, op=dist.ReduceOp.MAX, group=process_group)
-    greatest, least = extremes[0], -extremes[1]
-    if greatest != least:
-        raise RuntimeError("the ranks' pruning masks differ, because their weights do: they must start from the same")

@@ -131,20 +131,23 @@ class _Training:
             weight_decay=self.settings.weight_decay,
         )
         self.method = state_of(trial.method)
-        baselines.register(self.ddp, self.method, optimizer=self.optimizer)
+        self.batches = self._batches()
+        self.batch = next(self.batches)
+        baselines.register(self.ddp, self.method, optimizer=self.optimizer, loss=lambda: self._loss(model))
         self.steady_from_step = max(self.method.steady_from_step, UNSETTLED_STEPS)
         self.paused_s = 0.0
         self.first_non_finite: tuple[int, str] | None = None
 
     def run(self) -> None:
-        steps, batches = 0, self._batches()
+        steps = 0
         at_steady = meter.wire_bytes(WORKER_INTERFACE)
         dist.barrier()
         for step in range(self.settings.steps):
             if step == self.steady_from_step:
                 with self._paused():
                     at_steady = meter.wire_bytes(WORKER_INTERFACE)
-            self._step(step, next(batches))
+            self._step(step)
+            self.batch = next(self.batches)
             steps = step + 1
             if steps % self.settings.eval_every == 0 or steps == self.settings.steps:
                 with self._paused():
@@ -176,10 +179,14 @@ class _Training:
             }
         )
 
-    def _step(self, step: int, batch: list[int]) -> None:
+    def _loss(self, model: nn.Module) -> Tensor:
+        """The mean loss on the batch of the moment."""
+        images, labels = self.data.train_images[self.batch], self.data.train_labels[self.batch]
+        return functional.cross_entropy(model(images), labels)
+
+    def _step(self, step: int) -> None:
         start = perf_counter()
-        images, labels = self.data.train_images[batch], self.data.train_labels[batch]
-        loss = functional.cross_entropy(self.ddp(images), labels)
+        loss = self._loss(self.ddp)
         loss.backward()
         synchronised = perf_counter()
         self.optimizer.step()

@@ -35,6 +35,12 @@ VARIANTS = [
     *((name, {}) for name in baselines.names()),
     ("dgc", {"momentum_masking": False, "clip_norm": 0.1, "ratio": 0.1}),
     ("pactrain", {"values": "ternary"}),
+    ("pactrain", {"variant": "best"}),
+    ("pactrain", {"variant": "prototype", "stable_after": 2}),
+    ("pactrain", {"values": "ternary", "compact": False}),
+    ("pactrain", {"gse": False}),
+    ("pactrain", {"prune_steps": 2, "prune_every": 1}),
+    ("pactrain", {"adaptive": True}),
     ("dgc", {"dense_vectors": False}),
     ("topk", {"error_feedback": False, "ratio": 0.1, "selection": "exact"}),
 ]

@@ -20,8 +20,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 import baselines
 from baselines import pactrain
+from baselines._pruning import most_important, prove_equal
 from baselines._quantise import Dice, own_scales, refuse_overflow, ternarise
-from baselines.pactrain import State, largest, prove_equal
+from baselines.pactrain import State
 
 EVERY_P = pytest.mark.parametrize("p", [2, 3, 4])
 EVERY_KIND = pytest.mark.parametrize("values", ["fp32", "ternary"])
@@ -49,7 +50,7 @@ def exact_mean(step: int, p: int) -> torch.Tensor:
 def test_the_mask_keeps_exactly_that_share_and_the_largest(sizes, density, levels, seed):
     generator = torch.Generator().manual_seed(seed)
     weights = [torch.randint(-levels, levels + 1, size, generator=generator).float() for size in sizes]
-    masks = largest(weights, density)
+    masks = most_important([weight.abs() for weight in weights], density)
     assert [mask.shape for mask in masks] == [weight.shape for weight in weights]
     magnitude, mask = flat(weights).abs(), flat(masks)
     assert mask.sum() == max(1, round(density * mask.numel()))
