@@ -5,13 +5,14 @@ sends each selected entry to the worker that owns its region of the bucket (spli
 a second threshold what belongs to the top k of the sum, and send that to all. Regions are cut so that they hold equally
 many selected entries. An entry of e is cleared only if it was both selected and in the final top k.
 
-Both thresholds and the regions are computed exactly in every 32nd step and reused in between, because they change
-slowly. The paper also evens out the final all-gather; here the owners send what they have.
+The global threshold and the regions are computed exactly in every 32nd step and reused in between, because they change
+slowly. The paper reuses the local threshold as well; a sample finds it in each step for less than it costs when entries
+that wait have outgrown it. The paper also evens out the final all-gather; here the owners send what they have.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.distributed as dist
@@ -28,13 +29,14 @@ from baselines._exchange import (
     to_records,
 )
 from baselines._lane import LaneState, settled
-from baselines._sparse import INDEX, not_below, share, sparse_bytes
+from baselines._sparse import INDEX, exact_top, not_below, sampled_top, share, sparse_bytes
 from baselines._state import BucketMemory, Shapes, parameters, ring_all_reduce_bytes
 
 LABEL = "Ok-Topk"
 COLOR = "#44AA99"
 MARKER = "*"
 
+SAMPLE_RATIO = 0.01
 REUSED_STEPS = 32
 
 
@@ -43,7 +45,6 @@ class Cut:
 
     def __init__(self) -> None:
         self.age = 0
-        self.local_threshold = torch.empty(0)
         self.global_threshold = torch.empty(0)
         self.regions: list[int] = []
         """The sizes of the regions, in the order of their owners."""
@@ -55,9 +56,11 @@ class State(LaneState):
 
     Args:
         ratio: the share of each bucket's entries that is selected, by each worker and in the end.
+        selection: by each worker: of exactly its largest entries, or by a threshold from a strided sample of 1 %.
     """
 
     ratio: Annotated[float, Field(gt=0, le=1)] = 0.01
+    selection: Literal["sampled", "exact"] = "sampled"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,9 +86,9 @@ def sparse_all_reduce(state: State, a: torch.Tensor, cut: Cut, out: torch.Tensor
     k, renew = share(state.ratio, a.numel()), cut.age % REUSED_STEPS == 0
     cut.age += 1
     with state.stopwatch("encode"):
-        if renew:
-            cut.local_threshold = kth_largest(a, k)
-        selected = not_below(a, cut.local_threshold)
+        exact = state.selection == "exact"
+        selected = exact_top(a, k) if exact else sampled_top(a, k, SAMPLE_RATIO, start=state.step)
+        selected = selected[a.index_select(0, selected).ne(0)].sort().values
     if renew:
         cut.regions = agree_on_regions(state, selected, a.numel())
     places, sums = split_and_reduce(state, a, selected, cut.regions)
@@ -99,8 +102,8 @@ def sparse_all_reduce(state: State, a: torch.Tensor, cut: Cut, out: torch.Tensor
     with state.stopwatch("decode"):
         values, places = (column.view(-1) for column in from_records(gathered, (a.dtype, 1), (INDEX, 1)))
         places = places.long()
-        contributed = (a.index_select(0, places).abs() < cut.local_threshold).logical_not_()
-        a.index_fill_(0, places[contributed], 0)
+        mine = torch.zeros_like(a, dtype=torch.bool).index_fill_(0, selected, True)
+        a.index_fill_(0, places[mine.index_select(0, places)], 0)
         return settled(out.zero_().index_copy_(0, places, values))
 
 

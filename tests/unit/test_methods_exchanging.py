@@ -138,7 +138,12 @@ def test_oktopk_clears_only_what_was_selected_and_applied(on_ranks, p):
 
 
 def applied_by_oktopk() -> tuple[torch.Tensor, torch.Tensor]:
-    training = Training(baselines.get("oktopk").State(ratio=0.05), shapes=SHAPE, bucket_cap_mb=25, dtype=torch.float64)
+    training = Training(
+        baselines.get("oktopk").State(ratio=0.05, selection="exact"),
+        shapes=SHAPE,
+        bucket_cap_mb=25,
+        dtype=torch.float64,
+    )
     own = gradients(0, dist.get_rank(), SHAPE, **DOUBLE)
     return training.step(own), flat(own)
 
