@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch.futures import Future
 from torch.nn.functional import pad
 
-from baselines._pieces import pieces
+from baselines._pieces import ENTRIES, pieces
 from baselines._quantise import packed_bits, unpacked_bits
 from baselines._state import BucketMemory, MethodState, Shapes, all_gather_bytes, parameters
 
@@ -87,6 +87,7 @@ def add_signs(values: torch.Tensor, counts: list[int], packed: torch.Tensor, sca
     """Add to ``values`` the signs, packed part by part, each times the scale of its part."""
     packed_parts = packed.split([packed_size(count) for count in counts])
     for part, packed_part, scale in zip(values.split(counts), packed_parts, scales, strict=True):
-        flags = unpacked_bits(packed_part)[: part.numel()]
-        for some, positive in pieces(part, flags):
+        size = max(part.numel(), 1) if part.is_cuda else ENTRIES
+        for some, some_packed in zip(part.split(size), packed_part.split(packed_size(size)), strict=True):
+            positive = unpacked_bits(some_packed)[: some.numel()]
             some.sub_(scale).addcmul_(positive.to(some.dtype), scale, value=2)
