@@ -10,7 +10,7 @@ Arxiv 2505.18563 (DAC 2025). Its parts, by the paper's names, each with the para
 * **GSE**, gradient sparsity enforcement (``gse = false``): a gradient is zero wherever its weight is pruned. The
   optimizer's memory is cleared there too, so that neither momentum nor weight decay brings a weight back. Without it,
   pruned weights come back, their gradients are not zero, and nothing can be left out of what travels.
-* **Mask Tracker**: knows where each bucket's survivors are, and whether the mask is stable: it is ``stable_after`` steps
+* **Mask Tracker**: knows where a bucket's survivors are, and whether the mask is stable: it is ``stable_after`` steps
   after it last changed. Until then all entries travel.
 * **Compact all-reduce** (``compact = false``): all workers hold the same mask, so no index ever travels. It loses
   nothing: the result is the masked mean of the gradients. Without it the zeros travel too.
