@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import pandas as pd
 
@@ -152,6 +153,7 @@ def _trial(scenario: Scenario, cluster: str, case: Case, method: MethodSpec, rou
         "seed": seed,
         "round": round_number,
         "code": code_digest(),
+        "checkpoint": _content_digest(case.train.checkpoint),
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return Trial(
@@ -166,6 +168,12 @@ def _trial(scenario: Scenario, cluster: str, case: Case, method: MethodSpec, rou
 
 
 @cache
+def _content_digest(checkpoint: str | None) -> str | None:
+    """Of a checkpoint's content, which may change under the same name."""
+    return hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest() if checkpoint else None
+
+
+@cache
 def _model_facts(name: str) -> tuple[list[tuple[int, ...]], int]:
     model = MODELS[name]
     return model.shapes(), model.flops_per_sample()
@@ -177,6 +185,8 @@ def _check_workload(scenario: Scenario, case: Case) -> None:
     if (model.input_shape, model.classes) != (data.input_shape, data.classes):
         fitting = [name for name, other in MODELS.items() if other.input_shape == data.input_shape]
         raise UsageError.at(scenario.name, "train.model", train.model, f"for {train.dataset}: {', '.join(fitting)}")
+    if train.checkpoint:
+        model.build_from(Path(train.checkpoint))
     if case.cluster.workers * train.batch_size > data.train_size:
         found = f"{train.batch_size} x {case.cluster.workers} workers"
         raise UsageError.at(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +27,16 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullForma
 
 import baselines
 from harness.scenario import MethodSpec
-from harness.stats import CaseResult, Estimate, MethodResult, accuracy_curves, per_case
+from harness.stats import (
+    TOLERATED_LOSS,
+    CaseResult,
+    Estimate,
+    MethodResult,
+    Sweep,
+    accuracy_curves,
+    per_case,
+    sweeps,
+)
 
 FONT_PT = 8.5
 HEADING_PT = 10
@@ -307,6 +317,87 @@ def bandwidth(cases: Sequence[CaseResult], looks: Mapping[str, Look], baseline: 
     return Drawing("bandwidth", "Speedup against bandwidth", caption, figure, data)
 
 
+def sweep(cases: Sequence[CaseResult], looks: Mapping[str, Look], baseline: str) -> Drawing:
+    """Final accuracy against the share of entries that is kept, with the share where it stops to hold marked."""
+    swept = [(case, found) for case in cases if (found := sweeps(case, baseline))]
+    heading, titles = _shared_and_own([case.parts for case, _ in swept])
+    shown = {each.points[0][1].label: each.title for _, found in swept for each in found}
+    keys: list[Artist] = [*_method_keys({shown[label]: looks[label] for label in shown}, set(shown.values()))]
+    keys += [
+        Line2D(
+            [], [], color=INK, ls=(0, (4, 3)), lw=0.9, label=f"{baseline}, and {100 * TOLERATED_LOSS:g} points less"
+        ),
+        Line2D([], [], color=INK, marker="o", mfc="none", ls="", ms=9, label="convergence limit"),
+    ]
+    figure, grid = _grid(
+        len(swept),
+        1,
+        NARROW_IN,
+        2.4,
+        heading,
+        keys,
+        left_in=0.75,
+        between_in=0,
+        right_in=0.15,
+        titled=any(titles),
+    )
+    for axes, (case, found), title in zip(grid.flat, swept, titles, strict=True):
+        if reference := case.method(baseline).final_accuracy:
+            axes.axhline(reference.mean, color=INK, ls=(0, (4, 3)), lw=0.9)
+            axes.axhspan(reference.mean - TOLERATED_LOSS, reference.mean, color=INK, alpha=0.08, lw=0)
+        for each in found:
+            _sweep_line(axes, each, looks[each.points[0][1].label])
+        axes.set_xscale("log")
+        axes.invert_xaxis()
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+        axes.set_title(title)
+        axes.set_ylabel("final test accuracy")
+    grid[-1][0].set_xlabel(" or ".join(sorted({each.parameter for _, found in swept for each in found})))
+    caption = (
+        "Final test accuracy against the share of entries that is kept, most pruned at the right: mean over rounds and "
+        f"extremes. The circle marks the convergence limit: down to it the mean stays within {100 * TOLERATED_LOSS:g} "
+        f"points of {baseline}'s."
+    )
+    return Drawing(
+        "sweep", "Accuracy against what is kept", caption, figure, per_case(cases, partial(_swept, baseline))
+    )
+
+
+def _sweep_line(axes: Axes, found: Sweep, look: Look) -> None:
+    spreads = [(share, spread) for share, result in found.points if (spread := result.final_accuracy)]
+    shares = [share for share, _ in spreads]
+    axes.plot(shares, [spread.mean for _, spread in spreads], color=look.color, ls=look.line_style, marker=look.marker)
+    for share, spread in spreads:
+        axes.plot([share] * 2, [spread.low, spread.high], color=look.color, lw=1, alpha=0.8)
+        if share == found.limit:
+            axes.plot(share, spread.mean, "o", ms=11, mfc="none", mec=INK)
+            axes.annotate(f"{share:g}", (share, spread.mean), (0, -16), textcoords="offset points", ha="center")
+
+
+def _swept(baseline: str, case: CaseResult) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {
+                "sweep": found.title,
+                "parameter": found.parameter,
+                "share": share,
+                "label": result.label,
+                "final_accuracy": spread.mean,
+                "final_accuracy_min": spread.low,
+                "final_accuracy_max": spread.high,
+                "rounds": len(result.done),
+                "is_limit": share == found.limit,
+            }
+            for found in sweeps(case, baseline)
+            for share, result in found.points
+            if (spread := result.final_accuracy)
+        ]
+    )
+
+
 def _draw_all(
     cases: Sequence[CaseResult], events: pd.DataFrame, looks: Mapping[str, Look], baseline: str
 ) -> Iterator[Drawing]:
@@ -315,6 +406,8 @@ def _draw_all(
         yield bandwidth(cases, looks, baseline)
     if len(curves := accuracy_curves(cases, events)):
         yield accuracy(cases, curves, looks)
+    if any(sweeps(case, baseline) for case in cases):
+        yield sweep(cases, looks, baseline)
     yield step_time(cases, looks)
     yield bytes_per_step(cases, looks)
 

@@ -80,6 +80,8 @@ class Train(Section):
     dataset: str = "digits"
     data_dir: str | None = None
     """A folder that holds the data set; None looks in the usual places, then downloads."""
+    checkpoint: str | None = None
+    """A file with the model's ``state_dict()``, by ``torch.save``, to start from; None draws weights by the seed."""
     steps: int = Field(100, ge=4)
     batch_size: int = Field(32, ge=1)
     """Samples per worker and step."""

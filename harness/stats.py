@@ -7,6 +7,7 @@ between trials of the same round and case, which share their seed and their mome
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -37,6 +38,14 @@ CASE_COLUMNS = (
     "cluster",
 )
 """What trials must have in common to be compared."""
+
+
+TOLERATED_LOSS = 0.02
+"""Of final accuracy against the baseline: what PacTrain's authors say that pruning may cost."""
+
+SWEPT_PARAMETERS = ("density", "ratio")
+LEAST_SWEEP = 3
+"""Points below which a line would show nothing."""
 
 
 class Estimate(NamedTuple):
@@ -154,6 +163,52 @@ def case_results(trials: pd.DataFrame, scenario: Scenario) -> list[CaseResult]:
     settings = [set(_told_where_cases_differ(_key(frame))) for frame in frames]
     shared = set.intersection(*settings)
     return [_case_result(frame, shared, scenario) for frame in frames]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Variants of one method that differ in nothing but the share of entries that they keep."""
+
+    title: str
+    parameter: str
+    points: tuple[tuple[float, MethodResult], ...]
+    """Share and result of each variant that finished, from the largest share down."""
+    limit: float | None
+    """The convergence limit: the share down to which the mean final accuracy stays within ``TOLERATED_LOSS`` of the
+    baseline's; None where not even the largest does, or the baseline has none."""
+
+
+def sweeps(case: CaseResult, baseline: str) -> list[Sweep]:
+    """The sweeps over ``SWEPT_PARAMETERS`` that a case holds."""
+    return [
+        _sweep(parameter, family, case, baseline)
+        for parameter in SWEPT_PARAMETERS
+        for family in _families(case, parameter)
+        if len(family) >= LEAST_SWEEP
+    ]
+
+
+def _families(case: CaseResult, parameter: str) -> list[list[MethodResult]]:
+    """The methods that have such a parameter and an accuracy, grouped by all else."""
+    families: dict[str, list[MethodResult]] = {}
+    for result in case.methods:
+        if parameter in result.params and result.final_accuracy:
+            families.setdefault(repr((result.method, {**result.params, parameter: None})), []).append(result)
+    return list(families.values())
+
+
+def _sweep(parameter: str, family: list[MethodResult], case: CaseResult, baseline: str) -> Sweep:
+    points = sorted(((float(result.params[parameter]), result) for result in family), key=lambda point: -point[0])
+    reference = case.method(baseline).final_accuracy
+    limit = None
+    for share, result in points:
+        if not (reference and result.final_accuracy):
+            break
+        if result.final_accuracy.mean < reference.mean - TOLERATED_LOSS:
+            break
+        limit = share
+    title = re.sub(rf"-?{parameter}=[^-]*", "", family[0].label)
+    return Sweep(title, parameter, tuple(points), limit)
 
 
 def paired_speedup(trials: pd.DataFrame, label: str, baseline: str) -> Estimate | None:

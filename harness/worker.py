@@ -120,7 +120,8 @@ class _Training:
         self.data = _data(self.settings.dataset, self.settings.data_dir)
 
         torch.manual_seed(trial.seed)
-        model = MODELS[self.settings.model].build()
+        known, checkpoint = MODELS[self.settings.model], self.settings.checkpoint
+        model = known.build_from(Path(checkpoint)) if checkpoint else known.build()
         self.ddp = DistributedDataParallel(
             model, bucket_cap_mb=self.settings.bucket_bytes / 2**20, gradient_as_bucket_view=True
         )

@@ -194,6 +194,31 @@ def test_the_bandwidth_figure_holds_ratios_paired_within_rounds(three_rates: Run
         assert (row.speedup, row.speedup_low, row.speedup_high, row.rounds) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("accuracies", "limit"),
+    [
+        ([0.85, 0.85, 0.84, 0.831, 0.82, 0.7, 0.5], 0.1),  # 0.05 is 2.1 points below
+        ([0.85, 0.80, 0.85, 0.85, 0.85, 0.85, 0.85], 1.0),  # what recovers further down does not hold
+        ([0.82, 0.85, 0.85, 0.85, 0.85, 0.85, 0.85], None),
+    ],
+)
+def test_the_sweep_figure_marks_where_accuracy_stops_to_hold(
+    tmp_path: Path, accuracies: list[float], limit: float | None
+) -> None:
+    densities = [1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01]
+    labels = ["dense", *(f"pactrain-density={density}" for density in densities)]
+    ends = {
+        (label, number): {"final_accuracy": accuracy + offset}
+        for label, accuracy in zip(labels, [0.841, *accuracies], strict=True)
+        for number, offset in enumerate((-0.01, 0.0, 0.01))
+    }
+    swept = Run(make_store(tmp_path / "run", scenario="pruning_sweep", ends=ends)).csv("sweep")
+    assert set(swept["sweep"]) == {"pactrain"}
+    assert swept["share"].tolist() == densities
+    assert swept["final_accuracy"].tolist() == pytest.approx(accuracies)
+    assert swept.loc[swept["is_limit"], "share"].tolist() == ([] if limit is None else [limit])
+
+
 def test_columns_name_their_units(three_rates: Run) -> None:
     plain = {"loss", "workers", "model", "dataset", "batch_size", "cluster", "label", "round", "rounds", "step"}
     for name in FIGURES | {"bandwidth"}:
