@@ -41,7 +41,15 @@ RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a field: train.steps=50.")]
 Method = Annotated[list[str] | None, typer.Option("--method", help="Only these methods, and the baseline.")]
 Rounds = Annotated[int | None, typer.Option("--rounds", help="Override the scenario's rounds.")]
-On = Annotated[str, typer.Option("--on", help="Where: netns (network namespaces), or fake (scripted, for tests).")]
+On = Annotated[
+    str,
+    typer.Option(
+        "--on",
+        help="Where: netns (network namespaces), docker (containers), auto (netns where it works, else docker), "
+        "or fake (scripted, for tests).",
+    ),
+]
+Keep = Annotated[bool, typer.Option("--keep", help="On docker: leave the containers up, and say how to enter them.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -72,7 +80,7 @@ def list_things(
 @app.command("plan")
 def show_plan(
     scenario: ScenarioName,
-    on: On = "netns",
+    on: On = "auto",
     set_: Set = None,
     method: Method = None,
     rounds: Rounds = None,
@@ -81,7 +89,7 @@ def show_plan(
     """Show each trial with its bytes, lower bound and estimated time. Starts nothing."""
     from harness.plan import estimate, total_s
 
-    plan = _plan(_load(scenario, set_, method, rounds), on)
+    plan = _plan(_load(scenario, set_, method, rounds), _cluster(on))
     estimates = [estimate(trial, _cpu_count()) for trial in plan.trials]
     seconds = total_s(plan.trials, _cpu_count())
     if as_json:
@@ -111,18 +119,23 @@ def show_plan(
 @app.command()
 def run(
     scenarios: ScenarioNames,
-    on: On = "netns",
+    on: On = "auto",
     out: Annotated[Path | None, typer.Option(help="The run's folder; default: results/SCENARIO-TIME.")] = None,
     set_: Set = None,
     method: Method = None,
     rounds: Rounds = None,
+    keep: Keep = False,
 ) -> None:
     """Run scenarios, store every trial as it ends, and write the report. Goes on where an earlier run stopped."""
+    from harness.cluster import kinds
+
     failed = 0
+    kind, why = kinds.choose(on)
     for name in scenarios:
-        plan = _plan(_load(name, set_, method, rounds), on)
+        cluster = kinds.make(kind, keep)
+        plan = _plan(_load(name, set_, method, rounds), cluster)
         folder = out / plan.scenario.name if out and len(scenarios) > 1 else out
-        failed += _run_one(plan, _open_store(plan, folder), on)
+        failed += _run_one(plan, _open_store(plan, folder), cluster, why)
     if failed:
         raise MeasurementError(f"{failed} of the trials did not finish; the report lists each with its reason")
 
@@ -136,11 +149,26 @@ def report(run_dir: RunDir) -> None:
 
 
 @app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a run.")],
+    second: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Another of the same scenario; it gets the page.")],
+) -> None:
+    """Compare two runs of a scenario on different kinds of cluster: speed, accuracy curves and parameters."""
+    from harness import compare as comparison
+    from harness.store import Store
+
+    page = comparison.write(Store.open(first), Store.open(second))
+    print(page.read_text())
+    _say(f"comparison: {page}")
+
+
+@app.command()
 def probe(
     workers: Annotated[int, typer.Option(help="How many.")] = 4,
     rate: Annotated[str, typer.Option(help="Of each link and direction, such as 100mbit; or unshaped.")] = "100mbit",
-    on: On = "netns",
+    on: On = "auto",
     as_json: AsJson = False,
+    keep: Keep = False,
 ) -> None:
     """Make a cluster, measure every link and one large all-reduce against its ring bound."""
     from harness.network import Topology
@@ -148,7 +176,7 @@ def probe(
     from harness.scenario import checked_section
 
     values = {"workers": workers, "link": {"rate": rate}}
-    report = probe_cluster(_cluster(on), checked_section(Topology, values, "command line"))
+    report = probe_cluster(_cluster(on, keep), checked_section(Topology, values, "command line"))
     if as_json:
         print(json.dumps(report.as_json(), indent=1))
         return
@@ -162,6 +190,21 @@ def probe(
     ratio = f", {reduced.ratio_to_ring_bound:.3f} x its ring bound" if reduced.ratio_to_ring_bound else ""
     print(f"all-reduce of {format_size(reduced.bytes)}: {format_time(reduced.seconds)}{ratio}")
     print(f"round trip: {format_time(report.readings.rtt_median_s)}; brought up in {format_time(report.bring_up_s)}")
+
+
+@app.command()
+def image(
+    base: Annotated[str | None, typer.Option(help="The image to start from; default: the Dockerfile's.")] = None,
+    torch: Annotated[str | None, typer.Option(help="As pip takes it, such as torch==2.13.0.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Take wheels from docker/wheels alone.")] = False,
+    certificate: Annotated[Path | None, typer.Option(help="Of a proxy that opens TLS.")] = None,
+) -> None:
+    """Build the image of the workers for --on docker. It holds no code of pacbench, so an edit needs no new one."""
+    from harness.cluster.engine import build_image
+    from harness.units import format_size
+
+    facts = build_image(base=base, torch=torch, offline=offline, certificate=certificate)
+    print(f"{facts['image']}: {format_size(facts['size_bytes'])}, {facts['digest']}")
 
 
 @app.command()
@@ -184,7 +227,7 @@ def doctor(as_json: AsJson = False) -> None:
 def clean(
     results: Annotated[Path, typer.Option(help="Where runs are kept.")] = RESULTS,
 ) -> None:
-    """Remove what a killed run may have left: universes without a harness, and files half written."""
+    """Remove what a killed run may have left: universes and containers without a harness, and files half written."""
     from harness.clean import clean_up
 
     removed = clean_up(results)
@@ -219,19 +262,16 @@ def _load(name: str, set_: list[str] | None, method: list[str] | None, rounds: i
     return load(name, overrides, method or [])
 
 
-def _plan(scenario: Scenario, on: str) -> Plan:
+def _plan(scenario: Scenario, cluster: Cluster) -> Plan:
     from harness import plan
 
-    return plan.make(scenario, _cluster(on).name)
+    return plan.make(scenario, cluster.name, cluster.image_digest())
 
 
-def _cluster(on: str) -> Cluster:
-    from harness.cluster import fake, netns
+def _cluster(on: str, keep: bool = False) -> Cluster:
+    from harness.cluster import kinds
 
-    kinds: dict[str, type[Cluster]] = {"netns": netns.NetnsCluster, "fake": fake.FakeCluster}
-    if on not in kinds:
-        raise UsageError.at("command line", "--on", on, ", ".join(kinds))
-    return kinds[on]()
+    return kinds.make(kinds.choose(on)[0], keep)
 
 
 def _open_store(plan: Plan, folder: Path | None) -> Store:
@@ -242,23 +282,22 @@ def _open_store(plan: Plan, folder: Path | None) -> Store:
     return Store.create(folder, plan.scenario)
 
 
-def _run_one(plan: Plan, store: Store, on: str) -> int:
+def _run_one(plan: Plan, store: Store, cluster: Cluster, why: str) -> int:
     """Run what is pending and report; how many trials did not finish."""
     from harness import execute, provenance
 
-    cluster = _cluster(on)
     with store.locked():
         pending = plan.pending(store.attempts())
-        _announce(plan, store, pending)
+        _announce(plan, store, pending, f"on {cluster.name} ({why})")
         if pending:
-            store.add_provenance(provenance.collect(["pacbench", *sys.argv[1:]]))
+            store.add_provenance({**provenance.collect(["pacbench", *sys.argv[1:]]), **cluster.provenance()})
             with _progress_bar(plan, pending) as watcher, cluster:
                 execute.run(plan, store, cluster, watcher.watch, watcher.ended)
     _report(store)
     return len(plan.pending(store.attempts()))
 
 
-def _announce(plan: Plan, store: Store, pending: list[Trial]) -> None:
+def _announce(plan: Plan, store: Store, pending: list[Trial], where: str) -> None:
     from harness.plan import total_s
     from harness.units import format_time
 
@@ -270,7 +309,7 @@ def _announce(plan: Plan, store: Store, pending: list[Trial]) -> None:
         again = f"; {tried - done} that did not finish run again" if tried > done else ""
         _say(f"resuming {store.folder}: {done} of {len(plan.trials)} trials are done{again}")
     about = format_time(total_s(pending, _cpu_count()))
-    _say(f"{plan.scenario.name}: {len(pending)} trials, about {about}, into {store.folder}")
+    _say(f"{plan.scenario.name}: {len(pending)} trials, about {about}, {where}, into {store.folder}")
 
 
 def _report(store: Store) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from harness.agent import Message
 from harness.cluster.base import Cluster, ClusterBrokenError, TaskTimeoutError
-from harness.errors import MeasurementError, UsageError
+from harness.errors import PacbenchError, UsageError
 from harness.linkprobe import Readings
 from harness.network import Topology, worker_number
 from harness.plan import Plan, Trial, lower_bound_s, wire_bytes
@@ -63,7 +63,7 @@ def run(plan: Plan, store: Store, cluster: Cluster, watch: Watch, ended: Ended) 
     A trial that fails becomes a row with its reason, and the next one runs.
 
     Raises:
-        UsageError: the machine cannot carry a case, or the store holds other trials. Nothing was run.
+        UsageError: the machine cannot carry a case, or the store holds other trials.
         ClusterBrokenError: the cluster itself ended.
         KeyboardInterrupt: passed on once the trial that it hit is stored as interrupted.
     """
@@ -74,10 +74,10 @@ def run(plan: Plan, store: Store, cluster: Cluster, watch: Watch, ended: Ended) 
             "which are not to be mixed with new ones; choose another --out"
         )
     pending = plan.pending(attempts)
-    for topology in dict.fromkeys(topology_of(trial) for trial in pending):
-        cluster.check(topology)
     for dataset, data_dir in dict.fromkeys((trial.case.train.dataset, trial.case.train.data_dir) for trial in pending):
         cluster.preload(dataset, data_dir)
+    for wanted in dict.fromkeys((topology_of(trial), trial.case.cluster.resources) for trial in pending):
+        cluster.check(*wanted)
     ports = itertools.cycle(range(FIRST_PORT, FIRST_PORT + PORTS))
     for trial in pending:
         started = time.monotonic()
@@ -87,9 +87,9 @@ def run(plan: Plan, store: Store, cluster: Cluster, watch: Watch, ended: Ended) 
         except KeyboardInterrupt:
             outcome.status, outcome.reason = "interrupted", "interrupted by the user"
             raise
-        except MeasurementError as error:
+        except PacbenchError as error:
             outcome.status, outcome.reason = "failed", str(error)
-            if isinstance(error, ClusterBrokenError):
+            if isinstance(error, (ClusterBrokenError, UsageError)):
                 raise
         finally:
             attempt = int((attempts["trial_id"] == trial.id).sum())
@@ -115,7 +115,7 @@ def topology_of(trial: Trial) -> Topology:
 def _attempt(trial: Trial, cluster: Cluster, port: int, outcome: Outcome, watch: Watch) -> None:
     """Run one trial on a verified network and gather what comes of it."""
     train = trial.case.train
-    outcome.readings = cluster.use(topology_of(trial))
+    outcome.readings = cluster.use(topology_of(trial), trial.case.cluster.resources)
     spec = {"trial": trial.model_dump(mode="json", by_alias=True), "port": port}
     try:
         for message in _until_failure(cluster.run("train", spec, train.timeout_s), outcome):
@@ -212,6 +212,9 @@ def _row(trial: Trial, attempt: int, outcome: Outcome, wall_time_s: float) -> di
         "wall_time_s": wall_time_s,
         "commit": commit(),
         "code_digest": code_digest(),
+        "image_digest": trial.image or None,
+        "cpuset": case.cluster.cpuset,
+        "memory_limit_bytes": case.cluster.memory_bytes,
         "log_tail": "\n".join(outcome.log) or None,
         "formula_bytes_per_step": wire_bytes(trial),
         "lower_bound_s_per_step": lower_bound_s(trial) or None,

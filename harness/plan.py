@@ -13,17 +13,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 import baselines
 from baselines import MethodState
 from harness.errors import UsageError
 from harness.provenance import code_digest
 from harness.scenario import Case, MethodSpec, Scenario, Section
-from harness.store import DONE
+from harness.status import DONE
 from harness.workload.data import DATASETS, Dataset
 from harness.workload.models import MODELS, Model
+
+if TYPE_CHECKING:
+    import pandas as pd  # a worker reads a Trial and needs none of it
 
 ASSUMED_FLOPS_PER_CORE = 2e10
 """For estimates before anything has run; what a trial computes in is measured, never assumed."""
@@ -42,6 +44,8 @@ class Trial(Section):
     scenario: str
     cluster: str
     """The kind of cluster it runs on: trials on different kinds are different trials."""
+    image: str = ""
+    """The digest of the workers' image, where they have one."""
     case: Case
     method: MethodSpec
     seed: int
@@ -77,8 +81,8 @@ class Plan:
         return set(attempts["trial_id"]) - {trial.id for trial in self.trials}
 
 
-def make(scenario: Scenario, cluster: str) -> Plan:
-    """Order the scenario's trials on a kind of cluster, such as ``"netns"``.
+def make(scenario: Scenario, cluster: str, image: str = "") -> Plan:
+    """Order the scenario's trials on a kind of cluster, such as ``"netns"``, whose workers may have an image.
 
     Raises:
         UsageError: a model, a data set, or their combination with the cluster, cannot be used.
@@ -89,7 +93,7 @@ def make(scenario: Scenario, cluster: str) -> Plan:
     return Plan(
         scenario,
         tuple(
-            _trial(scenario, cluster, case, method, round_number)
+            _trial(scenario, cluster, image, case, method, round_number)
             for round_number in range(scenario.rounds)
             for case in scenario.cases
             for method in _alternating(scenario.methods, round_number)
@@ -143,11 +147,12 @@ def _alternating(methods: tuple[MethodSpec, ...], round_number: int) -> tuple[Me
     return methods[::-1] if round_number % 2 else methods
 
 
-def _trial(scenario: Scenario, cluster: str, case: Case, method: MethodSpec, round_number: int) -> Trial:
+def _trial(scenario: Scenario, cluster: str, image: str, case: Case, method: MethodSpec, round_number: int) -> Trial:
     """The seed advances with the round, so that curves have a spread over seeds and methods are paired within one."""
     seed = scenario.seed + round_number
     identity = {
         "cluster": cluster,
+        "image": image,
         "case": case.model_dump(mode="json"),
         "method": method.model_dump(mode="json"),
         "seed": seed,
@@ -160,6 +165,7 @@ def _trial(scenario: Scenario, cluster: str, case: Case, method: MethodSpec, rou
         id=digest[:16],
         scenario=scenario.name,
         cluster=cluster,
+        image=image,
         case=case,
         method=method,
         seed=seed,

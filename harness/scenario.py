@@ -54,10 +54,32 @@ class Section(BaseModel):
 SectionT = TypeVar("SectionT", bound=Section)
 
 
-class Cluster(Section):
-    """Who takes part."""
+class Resources(Section):
+    """What each worker may use of the machine; None and the defaults leave it as it is."""
+
+    cpuset: str | None = Field(None, pattern=r"^[0-9]+([-,][0-9]+)*(;[0-9]+([-,][0-9]+)*)*$")
+    """CPUs, as taskset(1) takes them: one set for all workers, or several, parted by ``;``, that they take in turn."""
+    memory_bytes: Annotated[SizeBytes | None, Field(alias="memory")] = None
+    """A worker that needs more is ended by the kernel."""
+
+    def cpuset_of(self, worker: int) -> str | None:
+        """The CPUs of one worker."""
+        sets = self.cpuset.split(";") if self.cpuset else [None]
+        return sets[worker % len(sets)]
+
+
+NO_LIMITS = Resources.model_validate({})
+
+
+class Cluster(Resources):
+    """Who takes part, and what each may use."""
 
     workers: int = Field(4, ge=2, le=128)
+
+    @property
+    def resources(self) -> Resources:
+        """The part that is not the network's."""
+        return Resources.model_validate({"cpuset": self.cpuset, "memory": self.memory_bytes})
 
 
 class Link(Section):

@@ -27,10 +27,8 @@ from pydantic import ValidationError
 
 from harness.errors import MeasurementError, UsageError
 from harness.scenario import Scenario
-
-DONE = "done"
-STATUSES = (DONE, "failed", "crashed", "diverged", "timeout", "interrupted")
-"""How a trial may end. ``failed``: its links or its proofs did not hold, see the reason."""
+from harness.status import DONE as DONE
+from harness.status import STATUSES as STATUSES
 
 TRIAL_SCHEMA = pa.schema(
     [
@@ -82,6 +80,9 @@ TRIAL_SCHEMA = pa.schema(
         ("parameter_hash", pa.string()),
         ("commit", pa.string()),
         ("code_digest", pa.string()),
+        ("image_digest", pa.string()),  # null: workers run in the harness's own environment
+        ("cpuset", pa.string()),  # of each worker; null: any CPU
+        ("memory_limit_bytes", pa.float64()),  # of each worker; null: none
         ("log_tail", pa.string()),
     ]
 )

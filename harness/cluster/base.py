@@ -18,6 +18,7 @@ from harness.agent import Message
 from harness.errors import MeasurementError, UsageError
 from harness.linkprobe import Readings
 from harness.network import Topology
+from harness.scenario import NO_LIMITS, Resources
 
 READ_BYTES = 1 << 20
 STOP_GRACE_S = 10.0
@@ -43,10 +44,10 @@ class Cluster(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def check(self, topology: Topology) -> None:
-        """Raise UsageError where this machine cannot carry what the topology asks for."""
+    def check(self, topology: Topology, resources: Resources = NO_LIMITS) -> None:
+        """Raise UsageError where this machine, or this kind of cluster, cannot give what is asked for."""
 
-    def use(self, topology: Topology) -> Readings:
+    def use(self, topology: Topology, resources: Resources = NO_LIMITS) -> Readings:
         """Make the topology current: built, shaped, read back, measured. What is current already costs nothing.
 
         Raises:
@@ -67,6 +68,12 @@ class Cluster(Protocol):
             TaskTimeoutError: it took too long.
             ClusterBrokenError: the cluster itself ended.
         """
+
+    def image_digest(self) -> str:
+        """What identifies the workers' environment, where it is not the harness's own; empty where it is."""
+
+    def provenance(self) -> dict[str, Any]:
+        """What a reader may ask of this kind of cluster, beyond what ``provenance.collect`` tells of the machine."""
 
 
 class AgentConnection:
@@ -100,6 +107,8 @@ class AgentConnection:
         deadline = time.monotonic() + timeout_s
         while True:
             reply = self._next(deadline)
+            if reply.get("op") != message["op"]:
+                continue  # what is left of a task that was ended early
             if reply["kind"] == "done":
                 return
             if reply["kind"] == "refused":
@@ -120,11 +129,20 @@ class AgentConnection:
                     running.discard(message["node"])
                 yield message
         finally:
-            if running and self._process.poll() is None:
+            if running and self.alive:
                 self._end_tasks(running)
 
+    @property
+    def alive(self) -> bool:
+        """Whether the agent still runs."""
+        return self._process.poll() is None
+
+    def stop(self) -> None:
+        """End the task that runs; its workers' exits are heard by whoever listens to ``task``. For another thread."""
+        self._send({"op": "stop"})
+
     def close(self) -> None:
-        """End the agent; the kernel ends what it started."""
+        """End the agent and what it started."""
         self._selector.close()
         for stream in (self._process.stdin, self._process.stdout):
             if stream:
@@ -137,7 +155,7 @@ class AgentConnection:
         self._stderr.close()
 
     def _end_tasks(self, running: set[str]) -> None:
-        self._send({"op": "stop"})
+        self.stop()
         deadline = time.monotonic() + STOP_GRACE_S
         while running:
             message = self._next(deadline)

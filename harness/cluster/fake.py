@@ -18,6 +18,7 @@ from harness.agent import Message
 from harness.linkprobe import LinkReading, Readings
 from harness.network import FRAME_HEADER_BYTES, Topology, worker_name
 from harness.plan import UNSETTLED_STEPS, Trial, lower_bound_s, state_of, wire_bytes
+from harness.scenario import NO_LIMITS, Resources
 
 COMPUTE_S = 0.01
 CODEC_S = 0.001
@@ -88,10 +89,10 @@ class FakeCluster:
     ) -> None:
         """Nothing was made."""
 
-    def check(self, topology: Topology) -> None:
+    def check(self, topology: Topology, resources: Resources = NO_LIMITS) -> None:
         """Any rate can be recited."""
 
-    def use(self, topology: Topology) -> Readings:
+    def use(self, topology: Topology, resources: Resources = NO_LIMITS) -> Readings:
         """Links that are exactly what was asked."""
         asked = topology.link.rate_bps
         links = tuple(
@@ -107,6 +108,14 @@ class FakeCluster:
 
     def preload(self, dataset: str | None = None, data_dir: str | None = None) -> None:
         """Nothing is loaded."""
+
+    def image_digest(self) -> str:
+        """No image."""
+        return ""
+
+    def provenance(self) -> dict[str, Any]:
+        """Nothing beyond this machine."""
+        return {}
 
     def run(self, task: str, spec: Mapping[str, Any], timeout_s: float) -> Iterator[Message]:
         """Recite the script of the spec's trial."""

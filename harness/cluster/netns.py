@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -15,23 +14,13 @@ from typing_extensions import Self
 
 from harness.agent import Message
 from harness.cluster.base import AgentConnection
+from harness.cluster.emulated import PRELOAD_TIMEOUT_S, EmulatedCluster, as_json
+from harness.cluster.iproute import check_congestion_control
 from harness.errors import MeasurementError, UsageError
-from harness.linkprobe import Readings
 from harness.network import Topology
-from harness.scenario import UNSHAPED, Link
-from harness.units import format_rate
+from harness.scenario import NO_LIMITS, Resources
 
 BUILD_TIMEOUT_S = 60.0
-PRELOAD_TIMEOUT_S = 300.0
-PROBE_TIMEOUT_S = 120.0
-
-SURELY_CARRIED_BPS = 1_000_000_000
-"""Sum over all workers up to which the ceiling of this machine is not even asked for."""
-
-HEADROOM = 1.1
-"""How much more than a link's rate the machine must carry before the rate may be called the limit."""
-
-CONGESTION_CONTROLS = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
 
 OWN_NAMESPACES = ["--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child"]
 
@@ -63,14 +52,10 @@ def universe_command() -> tuple[str, ...]:
     )
 
 
-class NetnsCluster:
+class NetnsCluster(EmulatedCluster):
     """See the module. Entered, it runs one process outside and a universe inside."""
 
     name = "netns"
-
-    def __init__(self) -> None:
-        self._current: tuple[Topology, Readings] | None = None
-        self._ceilings: dict[int, float] = {}
 
     def __enter__(self) -> Self:
         command = [*universe_command(), sys.executable, "-m", "harness.cluster.universe"]
@@ -82,39 +67,12 @@ class NetnsCluster:
     ) -> None:
         self._agent.close()
 
-    def check(self, topology: Topology) -> None:
-        """See ``Cluster.check``; what this machine carries is measured, once for each number of workers."""
-        known = CONGESTION_CONTROLS.read_text().split()
-        if topology.link.congestion_control not in known:
-            raise UsageError.at(
-                "scenario", "link.congestion_control", topology.link.congestion_control, ", ".join(sorted(known))
-            )
-        asked, workers = topology.link.rate_bps, topology.workers
-        if asked is None or asked * workers <= SURELY_CARRIED_BPS:
-            return
-        ceiling_bps = self.ceiling_bps(workers)
-        if asked * HEADROOM > ceiling_bps:
-            allowed = f"up to {format_rate(ceiling_bps / HEADROOM)}, what this machine carries for {workers} workers"
-            raise UsageError.at("scenario", "link.rate", format_rate(asked), allowed)
-
-    def ceiling_bps(self, workers: int) -> float:
-        """What each of so many workers can send while all do, with nothing shaped, in bits per second."""
-        if workers not in self._ceilings:
-            topology = Topology(workers=workers, link=Link.model_validate({"rate": UNSHAPED}))
-            self._build(topology)
-            self._ceilings[workers] = self._probe("probe_ceiling", topology)["ceiling_bps"]
-        return self._ceilings[workers]
-
-    def use(self, topology: Topology) -> Readings:
-        """See ``Cluster.use``."""
-        if self._current and self._current[0] == topology:
-            return self._current[1]
-        self._build(topology)
-        readings = Readings.model_validate_json(self._probe("probe_links", topology)["readings"])
-        if complaints := readings.complaints():
-            raise MeasurementError("; ".join(complaints))
-        self._current = (topology, readings)
-        return readings
+    def check(self, topology: Topology, resources: Resources = NO_LIMITS) -> None:
+        """See ``Cluster.check``."""
+        for field, value in resources.model_dump(by_alias=True, exclude_defaults=True).items():
+            raise UsageError.at("scenario", f"cluster.{field}", value, "nothing on netns; containers can: --on docker")
+        check_congestion_control(topology.link.congestion_control)
+        super().check(topology, resources)
 
     def preload(self, dataset: str | None = None, data_dir: str | None = None) -> None:
         """See ``Cluster.preload``."""
@@ -123,24 +81,19 @@ class NetnsCluster:
     def run(self, task: str, spec: Mapping[str, Any], timeout_s: float) -> Iterator[Message]:
         """See ``Cluster.run``."""
         assert self._current, "a topology must be in use"
-        workers = self._current[0].nodes[:-1]
-        return self._agent.task(task, workers, spec, timeout_s)
+        return self._task(task, self._current[0].nodes[:-1], spec, timeout_s)
 
-    def _build(self, topology: Topology) -> None:
+    def image_digest(self) -> str:
+        """No image: what runs is what lies here."""
+        return ""
+
+    def provenance(self) -> dict[str, Any]:
+        """Nothing beyond this machine."""
+        return {}
+
+    def _build(self, topology: Topology, resources: Resources) -> None:
         self._current = None
-        self._agent.request({"op": "build", "topology": _as_json(topology)}, BUILD_TIMEOUT_S)
+        self._agent.request({"op": "build", "topology": as_json(topology)}, BUILD_TIMEOUT_S)
 
-    def _probe(self, task: str, topology: Topology) -> Message:
-        """Run a probing task on all nodes; what the switch found."""
-        found: Message = {}
-        for message in self._agent.task(task, topology.nodes, {"topology": _as_json(topology)}, PROBE_TIMEOUT_S):
-            if message["kind"] == "error":
-                raise MeasurementError(f"the links cannot be measured: {message['node']}: {message['reason']}")
-            if message["kind"] == "result":
-                found = message
-        return found
-
-
-def _as_json(topology: Topology) -> dict[str, Any]:
-    dumped: dict[str, Any] = topology.model_dump(mode="json", by_alias=True)
-    return dumped
+    def _task(self, task: str, nodes: list[str], spec: Mapping[str, Any], timeout_s: float) -> Iterator[Message]:
+        return self._agent.task(task, nodes, spec, timeout_s)

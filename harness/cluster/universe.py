@@ -12,11 +12,11 @@ import itertools
 import json
 import os
 import socket
-import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
 from harness.agent import Agent, Message
+from harness.cluster.iproute import run, run_lines
 from harness.errors import MeasurementError
 from harness.network import SWITCH, Command, Topology, check_read_back
 
@@ -34,15 +34,15 @@ class Universe:
 
     def __init__(self) -> None:
         self._current: Topology | None = None
-        _run(["mount", "-t", "tmpfs", "tmpfs", "/run"])
+        run(["mount", "-t", "tmpfs", "tmpfs", "/run"])
         NAMESPACES.mkdir()
-        _run_lines("ip", None, ["link set lo up"])
+        run_lines("ip", None, ["link set lo up"])
         # Names must resolve without asking anybody: a resolver that cannot answer costs seconds, now and then.
         HOSTS.write_text("")
         NSSWITCH.write_text("hosts: files\n")
         for own, system in ((HOSTS, "/etc/hosts"), (NSSWITCH, "/etc/nsswitch.conf")):
             if Path(system).exists():
-                _run(["mount", "--bind", str(own), system])
+                run(["mount", "--bind", str(own), system])
 
     def build(self, request: Message) -> None:
         """Replace what is there by the topology that is asked for, and read back every queue."""
@@ -90,7 +90,7 @@ def _allow_forwarding() -> None:
 def _check_queues(topology: Topology) -> None:
     queues = list(topology.queues())
     for node in topology.nodes:
-        shown = json.loads(_run(["tc", "-n", node, "-j", "qdisc", "show"]))
+        shown = json.loads(run(["tc", "-n", node, "-j", "qdisc", "show"]))
         for queue in queues:
             if queue.node == node:
                 try:
@@ -102,23 +102,7 @@ def _check_queues(topology: Topology) -> None:
 def _apply(commands: Iterable[Command]) -> None:
     """Run commands in order, those that follow one another on one node by a single process."""
     for (program, node), group in itertools.groupby(commands, key=lambda command: (command.program, command.node)):
-        _run_lines(program, node, [command.line for command in group])
-
-
-def _run_lines(program: str, node: str | None, lines: list[str]) -> None:
-    on_node = ["-n", node] if node else []
-    _run([program, *on_node, "-batch", "-"], "\n".join(lines) + "\n")
-
-
-def _run(command: list[str], text: str | None = None) -> str:
-    try:
-        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=60)
-    except FileNotFoundError:
-        raise MeasurementError(f"{command[0]} is missing; on Debian: apt-get install iproute2 util-linux") from None
-    if done.returncode:
-        complaint = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
-        raise MeasurementError(f"{' '.join(command)}: {complaint} {(text or '').strip()!r}")
-    return done.stdout
+        run_lines(program, node, [command.line for command in group])
 
 
 def main() -> None:

@@ -97,7 +97,7 @@ def test_several_scenarios_get_a_folder_each(pacbench: Pacbench, tmp_path: Path)
     ("arguments", "code", "says"),
     [
         (["run", "nosuch"], 2, "SCENARIO: found 'nosuch'"),
-        (["run", *FAST, "--on", "mars"], 2, "--on: found 'mars'; allowed: netns, fake"),
+        (["run", *FAST, "--on", "mars"], 2, "--on: found 'mars'; allowed: auto, netns, docker, fake"),
         (["run", *FAST, "--set", "train.lr=x"], 2, "train.lr: found 'x'"),
         (["run", *FAST, "--method", "zip"], 2, "--method: found 'zip'"),
         (["run", *FAST, "--out", "/dev/null/x"], 2, "--out: found '/dev/null/x'"),

@@ -126,7 +126,7 @@ def test_the_log_of_a_failed_trial_is_kept(plan: Plan, store: Store) -> None:
 
 
 class SickLink(FakeCluster):
-    def use(self, topology: Any) -> Any:
+    def use(self, topology: Any, resources: Any = None) -> Any:
         raise MeasurementError("link w1 up: asked 100 Mbit/s, measured 60 Mbit/s")
 
 
@@ -138,7 +138,7 @@ def test_a_link_out_of_tolerance_fails_its_trials_before_they_start(plan: Plan, 
 
 
 class Weak(FakeCluster):
-    def check(self, topology: Any) -> None:
+    def check(self, topology: Any, resources: Any = None) -> None:
         raise UsageError.at("scenario", "link.rate", "100 Mbit/s", "up to 1 Mbit/s")
 
 
