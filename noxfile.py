@@ -1,4 +1,4 @@
-"""``nox -s quickstart``, ``tests``, ``lint``, ``bench``: all share one environment."""
+"""``nox -s quickstart``, ``tests``, ``compose``, ``lint``, ``bench``: all share one environment."""
 
 from __future__ import annotations
 
@@ -30,6 +30,12 @@ def quickstart(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Pass all tests. Further arguments go to pytest: ``nox -s tests -- tests/unit -k plan``."""
     run(session, "pytest", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def compose(session: nox.Session) -> None:
+    """Pass the tests that need a container engine and the image of the workers (``pacbench image``)."""
+    run(session, "pytest", "tests/compose", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session

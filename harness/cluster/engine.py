@@ -34,8 +34,8 @@ FIXES = {
     "again), or run pacbench with sudo",
     "no space left": "the engine's disk is full: free some (docker system df; docker builder prune)",
     "disk quota": "the engine's disk is full: free some (docker system df; docker builder prune)",
-    "overlap": "another network has the addresses: see docker network ls; pacbench clean removes what runs left",
     "non-overlapping ipv4 address pool": "remove networks that nobody uses: docker network prune, pacbench clean",
+    "overlap": "another network has the addresses: see docker network ls; pacbench clean removes what runs left",
     "incorrect label": "another project has a network of that name: see docker network ls",
     "is already in use by container": "another container has that name: see docker ps -a; pacbench clean removes what "
     "runs left",

@@ -1,0 +1,130 @@
+"""Real containers: links that are what was asked, files that are valid, and what cannot be had, in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from docker.client import DockerClient
+
+from harness.cluster import engine
+from harness.cluster.compose import ComposeCluster
+from harness.errors import UsageError
+from harness.network import Topology
+from harness.scenario import Link
+
+pytestmark = pytest.mark.compose
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+BY_HAND = ["compose", "-f", str(ROOT / "docker" / "compose.yaml")]
+
+
+def star(workers: int, rate: str, **fields: object) -> Topology:
+    return Topology(workers=workers, link=Link.model_validate({"rate": rate, **fields}))
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[ComposeCluster]:
+    with ComposeCluster() as opened:
+        opened.use(star(8, "20mbit"))
+        yield opened
+
+
+@pytest.mark.parametrize(("workers", "rate"), [(8, "20mbit"), (4, "100mbit"), (3, "37mbit")])
+def test_every_direction_of_every_link_has_the_rate_that_was_asked(
+    cluster: ComposeCluster, client: DockerClient, workers: int, rate: str
+) -> None:
+    before = [container.id for container in client.containers.list()]
+    readings = cluster.use(star(workers, rate))
+    assert [(link.worker, link.direction) for link in readings.links] == [
+        (worker, direction) for direction in ("up", "down") for worker in range(workers)
+    ]
+    assert readings.complaints() == []
+    assert [container.id for container in client.containers.list()] == before, "one cluster serves them all"
+
+
+def test_a_congestion_control_that_the_kernel_lacks_is_refused_with_those_it_has(cluster: ComposeCluster) -> None:
+    with pytest.raises(UsageError, match=r"congestion_control: found 'carrier_pigeon'.*reno"):
+        cluster.use(star(2, "50mbit", congestion_control="carrier_pigeon"))
+    assert cluster.use(star(2, "50mbit")).complaints() == []
+
+
+def test_probe_says_what_the_cluster_is_worth(pacbench: Run) -> None:
+    done = pacbench("probe", "--on", "docker", "--workers", "4", "--rate", "100mbit", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert len(report["links"]) == 8
+    # A ring of four cannot beat its bound by more than the token bucket's first gulp.
+    assert report["all_reduce"]["ratio_to_ring_bound"] > 0.98
+
+
+def test_the_cluster_by_hand_trains_and_prints_a_result(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text('[train]\nsteps = 16\neval_every = 8\n[[methods]]\nname = "dense"\n')
+    workers = [f"w{worker}" for worker in range(4)]
+    extra = {"environment": {"SCENARIO": "/tiny/tiny.toml"}, "volumes": [f"{tmp_path}:/tiny:ro"]}
+    (tmp_path / "tiny.json").write_text(json.dumps({"services": dict.fromkeys([*workers, "switch"], extra)}))
+    files = [*BY_HAND, "-f", str(tmp_path / "tiny.json")]
+    try:
+        done = subprocess.run(
+            ["docker", *files, "up", "--no-build"], capture_output=True, text=True, timeout=120, cwd=tmp_path
+        )
+    finally:
+        engine.command([*files, "down", "-t", "0"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("Mbit/s") == 8, done.stdout
+    assert "dense: " in done.stdout
+    assert "% after 16 steps" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+@pytest.fixture
+def docker_without_compose(tmp_path: Path) -> str:
+    """A folder for PATH in which ``docker`` knows no ``compose``."""
+    shim = tmp_path / "docker"
+    refusal = "echo \"docker: 'compose' is not a docker command.\" >&2; exit 1"
+    shim.write_text(f'#!/bin/sh\n[ "$1" = compose ] && {{ {refusal}; }}\nexec {shutil.which("docker")} "$@"\n')
+    shim.chmod(0o755)
+    return os.pathsep.join([str(tmp_path), os.environ["PATH"]])
+
+
+def one_line(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 5, done.stdout + done.stderr
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def test_without_an_engine_one_line_says_so(pacbench: Run) -> None:
+    said = one_line(pacbench("probe", "--on", "docker", DOCKER_HOST="unix:///nowhere/docker.sock"))
+    assert "no container engine answers at unix:///nowhere/docker.sock" in said
+    assert "start the engine" in said
+
+
+def test_without_the_plugin_one_line_says_so(pacbench: Run, docker_without_compose: str) -> None:
+    assert "install the compose plugin" in one_line(pacbench("probe", "--on", "docker", PATH=docker_without_compose))
+
+
+def test_without_permission_one_line_says_so(pacbench: Run, tmp_path: Path) -> None:
+    socket_of_root = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    tmp_path.chmod(0o755)
+    said = one_line(pacbench("probe", "--on", "docker", prefix=socket_of_root, HOME="/nonexistent"))
+    assert "group of the engine's socket" in said
+
+
+def test_without_the_image_one_line_says_so() -> None:
+    with pytest.raises(engine.EngineError, match="'pacbench-nowhere' is missing; build it: pacbench image"):
+        ComposeCluster(image="pacbench-nowhere").__enter__()
+
+
+def test_doctor_knows_the_engine(pacbench: Run) -> None:
+    done = pacbench("doctor", "--json")
+    assert done.returncode == 0, done.stderr
+    checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+    for name in ("container engine", "compose plugin", "worker image"):
+        assert checks[name]["ok"], checks[name]
