@@ -226,9 +226,8 @@ class ComposeCluster(EmulatedCluster):
     def provenance(self) -> dict[str, Any]:
         """See ``Cluster.provenance``: engine, image, and the versions inside it."""
         client = engine.connect()
-        shown = engine.command(
-            ["run", "--rm", "--network=none", f"--label={engine.RUN_LABEL}={self._run}", self._image, *LIST_LIBRARIES]
-        )
+        marks = [f"--label={name}={value}" for name, value in engine.labels(self._run).items()]
+        shown = engine.command(["run", "--rm", "--network=none", *marks, self._image, *LIST_LIBRARIES])
         return {
             "engine": client.version()["Version"],
             "compose": engine.compose_version(),

@@ -81,7 +81,7 @@ class Fleet:
                 yield {"kind": "error", "node": heard.node, "reason": f"its container has ended ({heard.error})"}
         finally:
             for node in running:
-                with contextlib.suppress(ClusterBrokenError):
+                with contextlib.suppress(ClusterBrokenError, OSError, KeyError):  # lost, or closed meanwhile
                     self._agents[node].stop()
             for listener in listeners:
                 listener.join(STOP_GRACE_S)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT
 from docker.client import DockerClient
 
 from harness.cluster import engine
-from harness.cluster.compose import ComposeCluster
+from harness.cluster.compose import ComposeCluster, engine_address, project, wires
 from harness.errors import UsageError
 from harness.network import Topology
-from harness.scenario import Link
+from harness.scenario import NO_LIMITS, Link
 
 pytestmark = pytest.mark.compose
 
@@ -82,6 +84,36 @@ def test_the_cluster_by_hand_trains_and_prints_a_result(tmp_path: Path) -> None:
     assert "dense: " in done.stdout
     assert "% after 16 steps" in done.stdout
     assert "Traceback" not in done.stdout
+
+
+def test_the_file_by_hand_is_the_cluster_that_pacbench_makes() -> None:
+    by_hand = json.loads(engine.command([*BY_HAND, "config", "--format", "json"]))
+    subnets = {
+        f"switch-{name}": ipaddress.IPv4Network(network["ipam"]["config"][0]["subnet"])
+        for name, network in by_hand["networks"].items()
+    }
+    topology = star(4, "100mbit")
+    made = project(
+        "x", topology=topology, resources=NO_LIMITS, mounts={}, subnets=subnets, image=engine.IMAGE, labels={}
+    )
+    assert set(by_hand["services"]) == set(made["services"])
+    for node, service in by_hand["services"].items():
+        ours = made["services"][node]
+        for field in ("image", "hostname", "init", "cap_add", "cap_drop", "security_opt"):
+            assert service[field] == ours[field], (node, field)
+        assert set(service.get("sysctls", {})) == set(ours.get("sysctls", {}))
+        assert addresses(service) == addresses(ours)
+    interfaces = {
+        str(engine_address(subnets[wire.name], number)): end.interface
+        for wire in wires(topology)
+        for number, end in enumerate(wire.ends)
+        if end.node == "switch"
+    }
+    assert json.loads(by_hand["services"]["switch"]["command"][-1]) == interfaces
+
+
+def addresses(service: dict[str, Any]) -> set[str]:
+    return {network["ipv4_address"] for network in service["networks"].values()}
 
 
 @pytest.fixture
