@@ -29,6 +29,13 @@ OWNER_LABEL = "pacbench.owner"
 MIN_ENGINE = (20, 10)
 COMMAND_TIMEOUT_S = 180.0
 
+LINE_LENGTH = 240
+"""Of a complaint, in characters: its end says what happened, and much before it only where."""
+
+NO_BASE = (
+    "no registry that can be reached has this image: make a base image (docker/offline_base.sh) and name it by --base"
+)
+
 FIXES = {
     "permission denied": "add yourself to the group of the engine's socket (usermod -aG docker $USER, then log in "
     "again), or run pacbench with sudo",
@@ -41,6 +48,10 @@ FIXES = {
     "runs left",
     "port is already allocated": "another program has that port: see docker ps",
     "no such image": "build it: pacbench image",
+    "no matching distribution": "put its wheel into docker/wheels, or let pip reach an index (PIP_EXTRA_INDEX_URL)",
+    "failed to do request": NO_BASE,
+    "failed to resolve source metadata": NO_BASE,
+    "pull access denied": NO_BASE,
     "mounts denied": "let the engine share this folder (Docker Desktop: Settings, Resources, File sharing)",
     "could not select device driver": "GPUs need the NVIDIA container toolkit on the engine's machine",
     "cannot connect to the docker daemon": "start the engine (pacbench doctor says more)",
@@ -138,7 +149,7 @@ def command(arguments: list[str], text: str | None = None, timeout_s: float = CO
 
 def explain(complaint: str) -> str:
     """The line of a complaint that says most, with its fix where one is known."""
-    lines = [" ".join(line.split()) for line in complaint.splitlines() if line.strip()]
+    lines = [" ".join(line.split())[-LINE_LENGTH:] for line in complaint.splitlines() if line.strip()]
     for line in reversed(lines):
         for sign, fix in FIXES.items():
             if sign in line.lower():
@@ -224,5 +235,5 @@ def build_image(
     arguments += [f"--secret=id=ca,src={certificate}"] if certificate else []
     # The host's network reaches a proxy that listens on it; without an index there is nothing to reach.
     arguments.append(f"--network={'none' if offline else 'host'}")
-    command(["build", "-q", "-f", str(dockerfile), "-t", tag, *arguments, str(ROOT)], timeout_s=3600)
+    command(["build", "--progress=plain", "-f", str(dockerfile), "-t", tag, *arguments, str(ROOT)], timeout_s=3600)
     return image_facts(client, tag)

@@ -99,6 +99,8 @@ def test_subnets_avoid_those_of_others_and_run_out_with_one_line() -> None:
         ("network x was found but has incorrect label com.docker.compose.network", "another project has a network"),
         ('Conflict. The container name "/x" is already in use by container "y"', "another container has that name"),
         ("Bind for 0.0.0.0:80 failed: port is already allocated", "docker ps"),
+        ("#9 3.1 ERROR: No matching distribution found for torch==9.9", "docker/wheels"),
+        ('failed to do request: Head "https://registry/v2/x": dial tcp: lookup registry', "docker/offline_base.sh"),
         ("Error response from daemon: No such image: pacbench:latest", "pacbench image"),
         ('could not select device driver "nvidia" with capabilities: [[gpu]]', "NVIDIA container toolkit"),
         ("Cannot connect to the Docker daemon at unix:///x. Is the docker daemon running?", "start the engine"),
