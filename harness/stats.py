@@ -1,7 +1,8 @@
 """Statistics on the frame of trials: paired speedups with intervals, spreads, and times that some never reached.
 
-Everything is pure. Only trials that are done enter a figure; how many were run stands beside it. Ratios are taken
-between trials of the same round and case, which share their seed and their moment on the machine.
+Everything is pure; intervals were chosen by simulation, which is kept as a test. Only trials that are done enter a
+figure; how many were run stands beside it. Ratios are taken between trials of the same round and case, which share
+their seed and their moment on the machine.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from harness.store import DONE
 from harness.units import format_rate, format_time
 
 CONFIDENCE = 0.95
+
+FEWEST_ROUNDS = 5
+"""Before which rounds are not ended because an interval looks narrow: after three, that is chance too often."""
 
 FAKE = "fake"
 """The cluster whose numbers are scripted: whatever is made of them must say so."""
@@ -55,6 +59,15 @@ class Estimate(NamedTuple):
     low: float | None
     high: float | None
     n: int
+
+
+class Noise(NamedTuple):
+    """By how much a ratio to the baseline differs from itself when nothing has changed."""
+
+    sd: float
+    """Standard deviation of the ratio's logarithm in one round; 0.02 reads as 2 %."""
+    pairs: int
+    """A/A pairs it was taken from."""
 
 
 class Spread(NamedTuple):
@@ -211,19 +224,63 @@ def _sweep(parameter: str, family: list[MethodResult], case: CaseResult, baselin
     return Sweep(title, parameter, tuple(points), limit)
 
 
+def paired_ratios(trials: pd.DataFrame, label: str, baseline: str) -> pd.Series[float]:
+    """Samples per second of the method over the baseline's, by round: of rounds in which both finished, in order."""
+    done = trials[trials["status"] == DONE]
+    own, base = (done[done["label"] == each].set_index("round")["samples_per_s"] for each in (label, baseline))
+    return (own / base).dropna().sort_index()
+
+
 def paired_speedup(trials: pd.DataFrame, label: str, baseline: str) -> Estimate | None:
     """How many times the samples per second of ``baseline`` the method ``label`` has, in trials of one case.
 
     The ratios are taken within each round in which both finished; None where there is no such round.
     """
-    done = trials[trials["status"] == DONE]
-    own, base = (done[done["label"] == each].set_index("round")["samples_per_s"] for each in (label, baseline))
-    ratios = (own / base).dropna()
+    ratios = paired_ratios(trials, label, baseline)
     return geometric_mean(ratios.to_numpy()) if len(ratios) else None
+
+
+def noise(cases: Sequence[CaseResult], baseline: str) -> Noise | None:
+    """The machine's noise, from A/A pairs: each method's ratio to the baseline against the same a round later.
+
+    Neighbours in time differ by noise alone, also where a machine drifts over the whole run. Of the methods' noise the
+    median is taken: a method that is restless by nature says nothing of the machine. None where nothing has two rounds.
+    """
+    jumps = [
+        np.diff(np.log(paired_ratios(case.trials, result.label, baseline).to_numpy()))
+        for case in cases
+        for result in case.methods
+        if result.label != baseline
+    ]
+    own = [math.sqrt(float(np.mean(each**2)) / 2) for each in jumps if len(each)]
+    return Noise(float(np.median(own)), sum(map(len, jumps))) if own else None
+
+
+def widest(cases: Sequence[CaseResult]) -> float | None:
+    """The widest of all speedups' intervals, as the share by which its ends lie beside its middle.
+
+    None where a method that has finished trials has no interval yet.
+    """
+    speedups = [result.speedup for case in cases for result in case.methods if len(result.done)]
+    if not speedups or any(each is None or each.low is None for each in speedups):
+        return None
+    return max(math.sqrt(each.high / each.low) - 1 for each in speedups if each and each.low and each.high)
+
+
+def narrow_enough(trials: pd.DataFrame, scenario: Scenario, share: float) -> bool:
+    """Whether there are at least ``FEWEST_ROUNDS`` and every speedup's interval reaches no further than ``share``."""
+    done = trials[trials["status"] == DONE]
+    if done.empty or done["round"].nunique() < FEWEST_ROUNDS:
+        return False
+    widest_share = widest(case_results(trials, scenario))
+    return widest_share is not None and widest_share <= share
 
 
 def geometric_mean(values: Sequence[float] | np.ndarray[Any, Any]) -> Estimate:
     """The geometric mean of positive values, with a t interval on their logarithms.
+
+    With five values a t interval covers the truth as often as it says, also where single trials are much too slow and
+    the machine drifts; the percentile bootstrap does so in five cases of six (``tests/unit/test_stats.py``).
 
     Raises:
         ValueError: there are no values, or one is not positive and finite.

@@ -54,7 +54,8 @@ TRIAL_SCHEMA = pa.schema(
         ("reason", pa.string()),
         ("steps", pa.int32()),  # completed
         ("steady_from_step", pa.int32()),
-        ("steady_steps", pa.int32()),
+        ("settling_steps", pa.int32()),  # beyond the declared warm-up, left out of all times by ``steady``'s rule
+        ("steady_steps", pa.int32()),  # timed ones
         ("samples_per_s", pa.float64()),
         ("step_time_median_s", pa.float64()),
         ("compute_s_per_step", pa.float64()),

@@ -1,0 +1,268 @@
+"""What changed between two runs of one scenario: ratios to the baseline, bytes, accuracy, each with its interval.
+
+What is compared is a method's speedup over the baseline of its own run, so that the two runs need not come from one
+machine or one hour. Within a run ratios are paired by round; between runs there is no pairing but the seed, which
+accuracies share.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from scipy.special import stdtrit
+
+from harness.errors import EXIT_INCONCLUSIVE, EXIT_REGRESSION, MeasurementError
+from harness.reference import Measured, require_comparable
+from harness.stats import CONFIDENCE, CaseResult, Estimate, MethodResult, Noise, paired_ratios
+from harness.store import DONE
+
+FEWEST_ROUNDS = 2
+"""Of either side: one value has no spread."""
+
+Kind = Literal["faster", "slower", "no clear change", "unknown"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean difference over seeds that both runs share, and its interval; one seed gives no interval."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Change:
+    """One method in one case, before and after."""
+
+    case: str
+    label: str
+    before: MethodResult | None
+    """None: that side does not have the method."""
+    after: MethodResult | None
+    speedup: Estimate | None
+    """The speedup over the baseline after, as a multiple of that before; no interval where a side has one round."""
+    absolute: Estimate | None
+    """Likewise samples per second as such, which tell of the method only if the machine is the same."""
+    accuracy: Difference | None
+    """Final accuracy after minus before, as a share, paired by seed."""
+    bytes_ratio: float | None
+    """Payload a step after over before."""
+    unfinished: tuple[str, ...]
+    """Trials after that did not finish, each as round, status and reason."""
+    problem: str = ""
+    """Why nothing can be said of the speedup, where that is so."""
+
+    @property
+    def kind(self) -> Kind:
+        """What the speedup's interval says."""
+        if self.speedup is None or self.speedup.low is None or self.speedup.high is None:
+            return "unknown"
+        if self.speedup.high < 1:
+            return "slower"
+        return "faster" if self.speedup.low > 1 else "no clear change"
+
+
+def changes(before: Measured, after: Measured) -> list[Change]:
+    """All methods of all cases, the baseline first shown as it is: its speedup over itself cannot change.
+
+    Raises:
+        UsageError: the two are of different scenarios.
+        MeasurementError: they have no case in common.
+    """
+    require_comparable(before, after)
+    old_cases = {_hashable(case): case for case in before.cases}
+    pairs = [(old_cases[_hashable(case)], case) for case in after.cases if _hashable(case) in old_cases]
+    if not pairs:
+        raise MeasurementError(f"{after.where} and {before.where} have measured no case in common")
+    labels = dict.fromkeys(
+        [method.label for method in after.scenario.methods] + [method.label for method in before.scenario.methods]
+    )
+    return [_change(before, after, case_pair, label) for case_pair in pairs for label in labels]
+
+
+def exit_code(found: Sequence[Change], baseline: str) -> int:
+    """0: nothing is clearly slower; 3: something is; 4: of nothing can that be said."""
+    kinds = {change.kind for change in found if change.label != baseline}
+    if "slower" in kinds:
+        return EXIT_REGRESSION
+    return EXIT_INCONCLUSIVE if kinds <= {"unknown"} else 0
+
+
+def log_change(
+    before: np.ndarray[Any, Any], after: np.ndarray[Any, Any], noise: tuple[Noise | None, Noise | None]
+) -> Estimate:
+    """By what factor a positive quantity changed between two runs: the geometric means' ratio, with Welch's interval.
+
+    No side is taken to be quieter than the machine was: few rounds that agree by chance would make the interval too
+    narrow.
+
+    Args:
+        before: one value a round.
+        after: likewise.
+        noise: of the machine, before and after, if it is known.
+    """
+    sides = [np.log(before), np.log(after)]
+    value = math.exp(sides[1].mean() - sides[0].mean())
+    if min(map(len, sides)) < FEWEST_ROUNDS:
+        return Estimate(value, None, None, min(map(len, sides)))
+    floors = [each.sd if each else 0.0 for each in noise]
+    variances = [
+        max(float(side.std(ddof=1)), floor) ** 2 / len(side) for side, floor in zip(sides, floors, strict=True)
+    ]
+    half = _welch_half_width(variances, [len(side) for side in sides])
+    return Estimate(value, value * math.exp(-half), value * math.exp(half), min(map(len, sides)))
+
+
+def _welch_half_width(variances: Sequence[float], counts: Sequence[int]) -> float:
+    """Of the interval of a difference of two means, whose variances these are (Welch, 1947)."""
+    total = sum(variances)
+    if total == 0:
+        return 0.0
+    freedom = total**2 / sum(variance**2 / (count - 1) for variance, count in zip(variances, counts, strict=True))
+    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * math.sqrt(total)
+
+
+def _change(before: Measured, after: Measured, cases: tuple[CaseResult, CaseResult], label: str) -> Change:
+    baseline, is_baseline = after.scenario.baseline, label == after.scenario.baseline
+    old, new = (_result(case, label) for case in cases)
+    ratios = [paired_ratios(case.trials, label, baseline).to_numpy() for case in cases]
+    rates = [_samples_per_s(case, label) for case in cases]
+    noise = before.noise, after.noise
+    return Change(
+        case=cases[1].title,
+        label=label,
+        before=old,
+        after=new,
+        speedup=log_change(ratios[0], ratios[1], noise) if all(map(len, ratios)) and not is_baseline else None,
+        absolute=log_change(rates[0], rates[1], (None, None)) if all(map(len, rates)) else None,
+        accuracy=_accuracy_change(cases[0].trials, cases[1].trials, label),
+        bytes_ratio=_bytes_ratio(old, new),
+        unfinished=_unfinished(cases[1].trials, label),
+        problem="" if is_baseline else _problem([old, new], [before.where, after.where], ratios),
+    )
+
+
+def _problem(
+    results: Sequence[MethodResult | None], wheres: Sequence[Path], ratios: Sequence[np.ndarray[Any, Any]]
+) -> str:
+    for result, where, found in zip(results, wheres, ratios, strict=True):
+        if result is None:
+            return f"{where} does not have it"
+        if len(found) < FEWEST_ROUNDS:
+            rounds = f"{len(found)} round{'' if len(found) == 1 else 's'}"
+            return f"{where} has {rounds} in which both it and the baseline finished; {FEWEST_ROUNDS} are needed"
+    return ""
+
+
+def _result(case: CaseResult, label: str) -> MethodResult | None:
+    return next((result for result in case.methods if result.label == label), None)
+
+
+def _samples_per_s(case: CaseResult, label: str) -> np.ndarray[Any, Any]:
+    done = case.trials[(case.trials["label"] == label) & (case.trials["status"] == DONE)]
+    return done["samples_per_s"].dropna().to_numpy(dtype=float)
+
+
+def _accuracy_change(old: pd.DataFrame, new: pd.DataFrame, label: str) -> Difference | None:
+    by_seed = [
+        frame[(frame["label"] == label) & (frame["status"] == DONE)].set_index("seed")["final_accuracy"].astype(float)
+        for frame in (old, new)
+    ]
+    differences = (by_seed[1] - by_seed[0]).dropna().to_numpy()
+    if not len(differences):
+        return None
+    mean, n = float(differences.mean()), len(differences)
+    if n == 1:
+        return Difference(mean, None, None, n)
+    half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2) * differences.std(ddof=1) / math.sqrt(n))
+    return Difference(mean, mean - half, mean + half, n)
+
+
+def _bytes_ratio(before: MethodResult | None, after: MethodResult | None) -> float | None:
+    if before is None or after is None:
+        return None
+    ratio = after.mean("wire_bytes_per_step") / before.mean("wire_bytes_per_step")
+    return ratio if math.isfinite(ratio) else None
+
+
+def _unfinished(trials: pd.DataFrame, label: str) -> tuple[str, ...]:
+    ended = trials[(trials["label"] == label) & (trials["status"] != DONE)].fillna({"reason": "no reason was recorded"})
+    return tuple(f"round {row['round']} {row['status']}: {row['reason']}" for _, row in ended.iterrows())
+
+
+def _hashable(case: CaseResult) -> tuple[Any, ...]:
+    return tuple(None if pd.isna(value) else value for value in case.key.values())
+
+
+def cells(change: Change) -> dict[str, str]:
+    """A row for a terminal: column -> text."""
+    return {
+        "method": change.label,
+        "speedup before": _times(change.before.speedup if change.before else None),
+        "after": _times(change.after.speedup if change.after else None),
+        "after ÷ before": _times(change.speedup),
+        "": change.problem or ("" if change.speedup is None else change.kind),
+        "samples/s, after ÷ before": _times(change.absolute),
+        "accuracy": _points(change.accuracy),
+        "bytes, after ÷ before": "–" if change.bytes_ratio is None else f"{change.bytes_ratio:.3f}",
+    }
+
+
+def notes(before: Measured, after: Measured, found: Sequence[Change]) -> list[str]:
+    """One sentence on what changed, and what a reader should know beside it."""
+    counts = Counter(change.kind for change in found if change.label != after.scenario.baseline)
+    lines = [f"{change.label}, {unfinished} (in {after.where})" for change in found for unfinished in change.unfinished]
+    for name, side in (("before", before), ("after", after)):
+        noise = f", noise {100 * side.noise.sd:.1f} % a round" if side.noise else ""
+        lines.append(f"{name}: {side.where}, commit {', '.join(side.commits) or 'unknown'}, {side.machine}{noise}")
+    lines.append(f"speedups over {after.scenario.baseline}: " + ", ".join(f"{n} {kind}" for kind, n in counts.items()))
+    return lines
+
+
+def as_json(before: Measured, after: Measured, found: Sequence[Change]) -> dict[str, Any]:
+    """All of it, for programs."""
+    return {
+        "exit_code": exit_code(found, after.scenario.baseline),
+        "before": str(before.where),
+        "after": str(after.where),
+        "changes": [
+            {
+                "case": change.case,
+                "label": change.label,
+                "kind": change.kind,
+                "problem": change.problem,
+                "speedup": change.speedup and change.speedup._asdict(),
+                "samples_per_s": change.absolute and change.absolute._asdict(),
+                "final_accuracy": change.accuracy and asdict(change.accuracy),
+                "bytes_ratio": change.bytes_ratio,
+                "unfinished": list(change.unfinished),
+            }
+            for change in found
+        ],
+    }
+
+
+def _times(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "–"
+    interval = f" [{estimate.low:.2f}, {estimate.high:.2f}]" if estimate.low is not None else ""
+    return f"{estimate.value:.2f}x{interval}"
+
+
+def _points(difference: Difference | None) -> str:
+    """In percentage points."""
+    if difference is None:
+        return "–"
+    interval = ""
+    if difference.low is not None and difference.high is not None:
+        interval = f" [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+    return f"{100 * difference.value:+.1f} points{interval}"

@@ -1,0 +1,266 @@
+"""A regression gate: a run's speedups against a reference's, a verdict for each method, and an exit code for CI.
+
+A slowdown of 10 % means that a step takes 10 % longer, compared with dense in the same run. With the interval of what
+the slowdown may truly be,
+
+* ``pass``: a slowdown as large as the limit is ruled out,
+* ``regression``: it is not, and no slowdown at all is ruled out,
+* ``inconclusive``: neither is; more rounds or a quieter machine would tell,
+* ``failed``: a trial of the method did not finish.
+
+So a true slowdown as large as the limit passes in one case of forty, and a run of unchanged code is called a
+regression only where it is both unlucky and noisy.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Literal
+from xml.etree import ElementTree
+
+from harness import compare
+from harness.compare import Change
+from harness.errors import EXIT_INCONCLUSIVE, EXIT_REGRESSION, MeasurementError
+from harness.reference import Measured
+from harness.stats import MethodResult
+
+MAX_SLOWDOWN = 0.10
+
+Verdict = Literal["pass", "regression", "inconclusive", "failed"]
+
+EXIT_CODES: dict[Verdict, int] = {
+    "regression": EXIT_REGRESSION,
+    "failed": MeasurementError.exit_code,
+    "inconclusive": EXIT_INCONCLUSIVE,
+    "pass": 0,
+}
+"""The gate's own verdict is the first of these that any method has."""
+
+MARKS: dict[Verdict, str] = {"pass": "✅", "regression": "❌", "inconclusive": "❔", "failed": "💥"}
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The verdict on one method in one case, and why."""
+
+    change: Change
+    verdict: Verdict
+    reason: str
+
+    @property
+    def slowdown(self) -> tuple[float, float | None, float | None] | None:
+        """By what share a step takes longer than in the reference, and the ends of its interval; negative: faster."""
+        found = self.change.speedup
+        if found is None:
+            return None
+        ends = (None, None) if found.low is None or found.high is None else (1 / found.high - 1, 1 / found.low - 1)
+        return (1 / found.value - 1, *ends)
+
+    @property
+    def slowdown_text(self) -> str:
+        """For example ``+1.2 % [-0.6, +3.0]``."""
+        if self.slowdown is None:
+            return "–"
+        value, low, high = self.slowdown
+        interval = f" [{100 * low:+.1f}, {100 * high:+.1f}]" if low is not None and high is not None else ""
+        return f"{100 * value:+.1f} %{interval}"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """All verdicts of a run."""
+
+    run: Measured
+    reference: Measured
+    max_slowdown: float
+    judgements: tuple[Judgement, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        """The gravest of all."""
+        verdicts = {judgement.verdict for judgement in self.judgements}
+        return next(verdict for verdict in EXIT_CODES if verdict in verdicts)
+
+    @property
+    def exit_code(self) -> int:
+        """Of the command."""
+        return EXIT_CODES[self.verdict]
+
+    @property
+    def sentence(self) -> str:
+        """All in one line."""
+        found = Counter(judgement.verdict for judgement in self.judgements)
+        counts = ", ".join(f"{found[verdict]} {verdict}" for verdict in EXIT_CODES if verdict in found)
+        return f"{self.verdict} at a limit of {100 * self.max_slowdown:g} %: {counts}"
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader should know beside the verdicts."""
+        notes = []
+        for name, side in (("this run", self.run), ("the reference", self.reference)):
+            if noise := side.noise:
+                notes.append(f"noise of {name}: {100 * noise.sd:.1f} % a round, from {noise.pairs} A/A pairs")
+        if self.run.machine != self.reference.machine:
+            notes.append(
+                f"the reference was measured on another machine ({self.reference.machine}; here {self.run.machine}): "
+                "ratios to the baseline still compare, as far as computation and network keep their proportion"
+            )
+        if self.run.trials["cluster"].eq("fake").any():
+            notes.append("SCRIPTED, not measured: a fake cluster recited these numbers")
+        return notes
+
+
+def judge(run: Measured, reference: Measured, max_slowdown: float = MAX_SLOWDOWN) -> Gate:
+    """Hold a run against a reference.
+
+    Args:
+        max_slowdown: the slowdown that is no longer accepted, as a share.
+
+    Raises:
+        UsageError: the two are of different scenarios.
+        MeasurementError: there is no method beside the baseline, so that nothing would be judged.
+    """
+    judged = [
+        _judge(change, max_slowdown)
+        for change in compare.changes(reference, run)
+        if change.label != run.scenario.baseline or change.unfinished
+    ]
+    if not any(judgement.change.label != run.scenario.baseline for judgement in judged):
+        raise MeasurementError(f"{run.where}: it has no method beside {run.scenario.baseline}; nothing can be judged")
+    return Gate(run, reference, max_slowdown, tuple(judged))
+
+
+def _judge(change: Change, max_slowdown: float) -> Judgement:
+    if change.unfinished:
+        return Judgement(change, "failed", "; ".join(change.unfinished))
+    found = change.speedup
+    if change.problem or found is None or found.low is None or found.high is None:
+        return Judgement(change, "inconclusive", change.problem)
+    limit = f"{100 * max_slowdown:g} %"
+    if found.low > 1 / (1 + max_slowdown):
+        return Judgement(change, "pass", f"a slowdown of {limit} is ruled out")
+    if found.high < 1:
+        return Judgement(change, "regression", f"it is slower, and a slowdown of {limit} is not ruled out")
+    both = f"no slowdown and one of {limit} are both possible: more rounds or less noise would tell"
+    return Judgement(change, "inconclusive", both)
+
+
+def as_json(gate: Gate) -> dict[str, Any]:
+    """All that the gate found, for programs."""
+    return {
+        "verdict": gate.verdict,
+        "exit_code": gate.exit_code,
+        "scenario": gate.run.scenario.name,
+        "max_slowdown": gate.max_slowdown,
+        "run": _side(gate.run),
+        "reference": _side(gate.reference),
+        "notes": gate.notes,
+        "methods": [
+            {
+                "case": judgement.change.case,
+                "label": judgement.change.label,
+                "verdict": judgement.verdict,
+                "reason": judgement.reason,
+                "slowdown": judgement.slowdown and dict(zip(("value", "low", "high"), judgement.slowdown, strict=True)),
+                "speedup_reference": _speedup(judgement.change.before),
+                "speedup": _speedup(judgement.change.after),
+                "unfinished": list(judgement.change.unfinished),
+            }
+            for judgement in gate.judgements
+        ],
+    }
+
+
+def as_markdown(gate: Gate) -> str:
+    """A summary for a pull request."""
+    lines = [
+        f"### {MARKS[gate.verdict]} pacbench gate, {_cell(gate.run.scenario.name)}: {gate.sentence}",
+        "",
+        "| method | verdict | step takes longer by | over the baseline: reference | now | why |",
+        "|---|---|--:|--:|--:|---|",
+    ]
+    for judgement in gate.judgements:
+        change = judgement.change
+        cells = (
+            f"{change.label} ({change.case})",
+            f"{MARKS[judgement.verdict]} {judgement.verdict}",
+            judgement.slowdown_text,
+            *(f"{side.speedup.value:.2f}x" if side and side.speedup else "–" for side in (change.before, change.after)),
+            judgement.reason,
+        )
+        lines.append("| " + " | ".join(map(_cell, cells)) + " |")
+    lines += ["", *(f"* {_cell(note)}" for note in gate.notes)]
+    lines.append(f"* reference: `{gate.reference.where.name}`, commit {', '.join(gate.reference.commits) or 'unknown'}")
+    return "\n".join(lines) + "\n"
+
+
+def as_junit(gate: Gate) -> str:
+    """JUnit's XML: a case a method; a regression is a failure, what is failed or inconclusive an error."""
+    suite = ElementTree.Element(
+        "testsuite",
+        name=f"pacbench.{gate.run.scenario.name}",
+        tests=str(len(gate.judgements)),
+        failures=str(sum(judgement.verdict == "regression" for judgement in gate.judgements)),
+        errors=str(sum(judgement.verdict in ("failed", "inconclusive") for judgement in gate.judgements)),
+        skipped="0",
+    )
+    for judgement in gate.judgements:
+        own_s = _total_s(judgement.change)
+        case = ElementTree.SubElement(
+            suite, "testcase", classname=_xml(judgement.change.case), name=_xml(judgement.change.label), time=own_s
+        )
+        if judgement.verdict != "pass":
+            kind = "failure" if judgement.verdict == "regression" else "error"
+            found = ElementTree.SubElement(case, kind, type=judgement.verdict, message=_xml(judgement.reason))
+            found.text = f"step takes longer by {judgement.slowdown_text}"
+        if judgement.change.unfinished:
+            ElementTree.SubElement(case, "system-err").text = _xml("\n".join(judgement.change.unfinished))
+    root = ElementTree.Element("testsuites")
+    root.append(suite)
+    ElementTree.indent(root)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def cells(judgement: Judgement) -> dict[str, str]:
+    """A row for a terminal: column -> text."""
+    return {
+        "method": judgement.change.label,
+        "verdict": judgement.verdict,
+        "step takes longer by": judgement.slowdown_text,
+        "why": judgement.reason,
+    }
+
+
+def _side(side: Measured) -> dict[str, Any]:
+    noise = side.noise
+    return {
+        "where": str(side.where),
+        "commits": side.commits,
+        "machine": side.machine,
+        "noise": noise and {"sd": noise.sd, "pairs": noise.pairs},
+        "trials": {str(status): int(count) for status, count in side.trials["status"].value_counts().items()},
+    }
+
+
+def _speedup(result: MethodResult | None) -> dict[str, Any] | None:
+    return result.speedup._asdict() if result and result.speedup else None
+
+
+def _total_s(change: Change) -> str:
+    """Training time of all its finished trials."""
+    return f"{change.after.done['train_time_s'].sum():.3f}" if change.after else "0"
+
+
+def _cell(text: str) -> str:
+    """Text that can neither end a table's cell nor begin markup."""
+    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace("\\", "\\\\")
+    for mark in "|`*_[":
+        escaped = escaped.replace(mark, f"\\{mark}")
+    return " ".join(escaped.split())
+
+
+def _xml(text: str) -> str:
+    """Without the control characters that XML cannot hold."""
+    return re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "?", text)
