@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,25 @@ FEWEST_ROUNDS = 2
 """Of either side: one value has no spread."""
 
 Kind = Literal["faster", "slower", "no clear change", "unknown"]
+
+
+class Shift(NamedTuple):
+    """How the logarithm of a positive quantity differs between two runs."""
+
+    log: float
+    error: float | None
+    """Standard error; None where a side has one round."""
+    freedom: float
+    """Degrees of freedom of the error."""
+    n: int
+    """Rounds, of the side that has fewer."""
+
+    def estimate(self, confidence: float = CONFIDENCE) -> Estimate:
+        """The quantity after as a multiple of that before, with an interval of this confidence."""
+        if self.error is None:
+            return Estimate(math.exp(self.log), None, None, self.n)
+        half = float(stdtrit(self.freedom, (1 + confidence) / 2)) * self.error if self.error else 0.0
+        return Estimate(math.exp(self.log), math.exp(self.log - half), math.exp(self.log + half), self.n)
 
 
 @dataclass(frozen=True)
@@ -48,10 +67,10 @@ class Change:
     before: MethodResult | None
     """None: that side does not have the method."""
     after: MethodResult | None
-    speedup: Estimate | None
-    """The speedup over the baseline after, as a multiple of that before; no interval where a side has one round."""
+    shift: Shift | None
+    """Of the speedup over the baseline."""
     absolute: Estimate | None
-    """Likewise samples per second as such, which tell of the method only if the machine is the same."""
+    """Samples per second after, as a multiple of those before: of the method they tell on the same machine alone."""
     accuracy: Difference | None
     """Final accuracy after minus before, as a share, paired by seed."""
     bytes_ratio: float | None
@@ -60,6 +79,11 @@ class Change:
     """Trials after that did not finish, each as round, status and reason."""
     problem: str = ""
     """Why nothing can be said of the speedup, where that is so."""
+
+    @property
+    def speedup(self) -> Estimate | None:
+        """The speedup over the baseline after, as a multiple of that before."""
+        return self.shift.estimate() if self.shift else None
 
     @property
     def kind(self) -> Kind:
@@ -97,13 +121,13 @@ def exit_code(found: Sequence[Change], baseline: str) -> int:
     return EXIT_INCONCLUSIVE if kinds <= {"unknown"} else 0
 
 
-def log_change(
+def log_shift(
     before: np.ndarray[Any, Any], after: np.ndarray[Any, Any], noise: tuple[Noise | None, Noise | None]
-) -> Estimate:
-    """By what factor a positive quantity changed between two runs: the geometric means' ratio, with Welch's interval.
+) -> Shift:
+    """How the logarithm of a positive quantity differs between two runs, with Welch's error and freedom (1947).
 
-    No side is taken to be quieter than the machine was: few rounds that agree by chance would make the interval too
-    narrow.
+    No side is taken to be quieter than the machine was: few rounds that agree by chance would make the error too
+    small.
 
     Args:
         before: one value a round.
@@ -111,24 +135,15 @@ def log_change(
         noise: of the machine, before and after, if it is known.
     """
     sides = [np.log(before), np.log(after)]
-    value = math.exp(sides[1].mean() - sides[0].mean())
-    if min(map(len, sides)) < FEWEST_ROUNDS:
-        return Estimate(value, None, None, min(map(len, sides)))
-    floors = [each.sd if each else 0.0 for each in noise]
-    variances = [
-        max(float(side.std(ddof=1)), floor) ** 2 / len(side) for side, floor in zip(sides, floors, strict=True)
+    log, n = float(sides[1].mean() - sides[0].mean()), min(map(len, sides))
+    if n < FEWEST_ROUNDS:
+        return Shift(log, None, 0.0, n)
+    deviations = [
+        max(float(side.std(ddof=1)), each.sd if each else 0.0) for side, each in zip(sides, noise, strict=True)
     ]
-    half = _welch_half_width(variances, [len(side) for side in sides])
-    return Estimate(value, value * math.exp(-half), value * math.exp(half), min(map(len, sides)))
-
-
-def _welch_half_width(variances: Sequence[float], counts: Sequence[int]) -> float:
-    """Of the interval of a difference of two means, whose variances these are (Welch, 1947)."""
-    total = sum(variances)
-    if total == 0:
-        return 0.0
-    freedom = total**2 / sum(variance**2 / (count - 1) for variance, count in zip(variances, counts, strict=True))
-    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * math.sqrt(total)
+    variances = [deviation**2 / len(side) for deviation, side in zip(deviations, sides, strict=True)]
+    weights = sum(variance**2 / (len(side) - 1) for variance, side in zip(variances, sides, strict=True))
+    return Shift(log, math.sqrt(sum(variances)), sum(variances) ** 2 / weights if weights else math.inf, n)
 
 
 def _change(before: Measured, after: Measured, cases: tuple[CaseResult, CaseResult], label: str) -> Change:
@@ -142,8 +157,8 @@ def _change(before: Measured, after: Measured, cases: tuple[CaseResult, CaseResu
         label=label,
         before=old,
         after=new,
-        speedup=log_change(ratios[0], ratios[1], noise) if all(map(len, ratios)) and not is_baseline else None,
-        absolute=log_change(rates[0], rates[1], (None, None)) if all(map(len, rates)) else None,
+        shift=log_shift(ratios[0], ratios[1], noise) if all(map(len, ratios)) and not is_baseline else None,
+        absolute=log_shift(rates[0], rates[1], (None, None)).estimate() if all(map(len, rates)) else None,
         accuracy=_accuracy_change(cases[0].trials, cases[1].trials, label),
         bytes_ratio=_bytes_ratio(old, new),
         unfinished=_unfinished(cases[1].trials, label),

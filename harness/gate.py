@@ -4,12 +4,12 @@ A slowdown of 10 % means that a step takes 10 % longer, compared with dense in t
 the slowdown may truly be,
 
 * ``pass``: a slowdown as large as the limit is ruled out,
-* ``regression``: it is not, and no slowdown at all is ruled out,
+* ``regression``: it is not, and that nothing has become slower is ruled out,
 * ``inconclusive``: neither is; more rounds or a quieter machine would tell,
 * ``failed``: a trial of the method did not finish.
 
-So a true slowdown as large as the limit passes in one case of forty, and a run of unchanged code is called a
-regression only where it is both unlucky and noisy.
+A true slowdown as large as the limit passes in one case of forty. Of runs whose code has not changed, one in a hundred
+may be called a regression on a machine of any noise, however many methods there are, and next to none on a quiet one.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ from typing import Any, Literal
 from xml.etree import ElementTree
 
 from harness import compare
-from harness.compare import Change
+from harness.compare import Change, Shift
 from harness.errors import EXIT_INCONCLUSIVE, EXIT_REGRESSION, MeasurementError
 from harness.reference import Measured
 from harness.stats import MethodResult
 
 MAX_SLOWDOWN = 0.10
+
+FALSE_ALARMS = 0.01
+"""The share of gates over unchanged code that may find a regression in any of their methods (Bonferroni)."""
 
 Verdict = Literal["pass", "regression", "inconclusive", "failed"]
 
@@ -122,29 +125,47 @@ def judge(run: Measured, reference: Measured, max_slowdown: float = MAX_SLOWDOWN
         UsageError: the two are of different scenarios.
         MeasurementError: there is no method beside the baseline, so that nothing would be judged.
     """
-    judged = [
-        _judge(change, max_slowdown)
-        for change in compare.changes(reference, run)
-        if change.label != run.scenario.baseline or change.unfinished
-    ]
-    if not any(judgement.change.label != run.scenario.baseline for judgement in judged):
-        raise MeasurementError(f"{run.where}: it has no method beside {run.scenario.baseline}; nothing can be judged")
-    return Gate(run, reference, max_slowdown, tuple(judged))
+    baseline, changes = run.scenario.baseline, compare.changes(reference, run)
+    judged = sum(change.label != baseline for change in changes)
+    if not judged:
+        raise MeasurementError(f"{run.where}: it has no method beside {baseline}; nothing can be judged")
+    return Gate(
+        run,
+        reference,
+        max_slowdown,
+        tuple(
+            _judge(change, max_slowdown, judged) for change in changes if change.label != baseline or change.unfinished
+        ),
+    )
 
 
-def _judge(change: Change, max_slowdown: float) -> Judgement:
+def _judge(change: Change, max_slowdown: float, judged: int) -> Judgement:
     if change.unfinished:
         return Judgement(change, "failed", "; ".join(change.unfinished))
-    found = change.speedup
-    if change.problem or found is None or found.low is None or found.high is None:
+    if change.problem or change.shift is None or change.shift.error is None:
         return Judgement(change, "inconclusive", change.problem)
     limit = f"{100 * max_slowdown:g} %"
-    if found.low > 1 / (1 + max_slowdown):
-        return Judgement(change, "pass", f"a slowdown of {limit} is ruled out")
-    if found.high < 1:
-        return Judgement(change, "regression", f"it is slower, and a slowdown of {limit} is not ruled out")
-    both = f"no slowdown and one of {limit} are both possible: more rounds or less noise would tell"
-    return Judgement(change, "inconclusive", both)
+    reasons: dict[Verdict, str] = {
+        "pass": f"a slowdown of {limit} is ruled out",
+        "regression": f"it is surely slower, and a slowdown of {limit} is not ruled out",
+        "inconclusive": f"no slowdown and one of {limit} are both possible: more rounds or less noise would tell",
+    }
+    verdict = verdict_on(change.shift, max_slowdown, judged)
+    return Judgement(change, verdict, reasons[verdict])
+
+
+def verdict_on(shift: Shift, max_slowdown: float, judged: int) -> Verdict:
+    """What a speedup's shift says of a slowdown as large as the limit.
+
+    Args:
+        judged: how many methods and cases the gate judges, among which its false alarms are shared.
+    """
+    likely, surely = shift.estimate(), shift.estimate(1 - 2 * FALSE_ALARMS / judged)
+    assert likely.low is not None
+    assert surely.high is not None
+    if likely.low > 1 / (1 + max_slowdown):
+        return "pass"
+    return "regression" if surely.high < 1 else "inconclusive"
 
 
 def as_json(gate: Gate) -> dict[str, Any]:

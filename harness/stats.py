@@ -246,12 +246,19 @@ def noise(cases: Sequence[CaseResult], baseline: str) -> Noise | None:
     Neighbours in time differ by noise alone, also where a machine drifts over the whole run. Of the methods' noise the
     median is taken: a method that is restless by nature says nothing of the machine. None where nothing has two rounds.
     """
-    jumps = [
-        np.diff(np.log(paired_ratios(case.trials, result.label, baseline).to_numpy()))
-        for case in cases
-        for result in case.methods
-        if result.label != baseline
-    ]
+    return noise_of(
+        [
+            paired_ratios(case.trials, result.label, baseline).to_numpy()
+            for case in cases
+            for result in case.methods
+            if result.label != baseline
+        ]
+    )
+
+
+def noise_of(ratios: Sequence[np.ndarray[Any, Any]]) -> Noise | None:
+    """See ``noise``; the ratios of each method, in the order of their rounds."""
+    jumps = [np.diff(np.log(each)) for each in ratios]
     own = [math.sqrt(float(np.mean(each**2)) / 2) for each in jumps if len(each)]
     return Noise(float(np.median(own)), sum(map(len, jumps))) if own else None
 
