@@ -223,13 +223,17 @@ class Store:
         """
         return self.attempts().drop_duplicates("trial_id", keep="last").reset_index(drop=True)
 
-    def events(self) -> pd.DataFrame:
+    def events(self, trials: pd.DataFrame | None = None) -> pd.DataFrame:
         """The events of the last attempt of every trial, in the columns of ``EVENT_SCHEMA``.
+
+        Args:
+            trials: what ``trials`` gave, where that has been read already.
 
         Raises:
             UsageError: a file is damaged.
         """
-        names = [f"{row.trial_id}-{row.attempt}.parquet" for row in self.trials().itertuples()]
+        trials = self.trials() if trials is None else trials
+        names = [f"{row.trial_id}-{row.attempt}.parquet" for row in trials.itertuples()]
         return _read_tables(self._events, EVENT_SCHEMA, only=names)
 
     def add_provenance(self, entry: Mapping[str, Any]) -> None:
