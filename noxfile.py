@@ -1,4 +1,4 @@
-"""``nox -s quickstart``, ``tests``, ``lint``, ``bench``: all share one environment."""
+"""``nox -s quickstart``, ``tests``, ``lint``, ``browser``, ``bench``, ``gates``: all share one environment."""
 
 from __future__ import annotations
 
@@ -38,6 +38,12 @@ def lint(session: nox.Session) -> None:
     run(session, "ruff", "check", ".")
     run(session, "ruff", "format", "--check", ".")
     run(session, "mypy")
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    """Look at the report in headless Chromium (Debian: chromium, chromium-driver)."""
+    run(session, "pytest", "tests/browser", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session
