@@ -141,11 +141,21 @@ def run(
 
 
 @app.command()
-def report(run_dir: RunDir) -> None:
+def report(
+    run_dir: RunDir,
+    for_paper: Annotated[
+        bool, typer.Option("--paper", help="Also write paper/: figures and tables for LaTeX.")
+    ] = False,
+) -> None:
     """Write report.html, report.md and plots/ into a run's folder."""
     from harness.store import Store
 
-    _report(Store.open(run_dir))
+    store = Store.open(run_dir)
+    _report(store)
+    if for_paper:
+        from harness import paper
+
+        _say(f"paper: {paper.write(store)}")
 
 
 @app.command()

@@ -214,7 +214,8 @@ def when_it_pays(cases: Sequence[CaseResult], looks: Mapping[str, Look], baselin
     for axes, title, group in zip(grid.flat, titles, groups.values(), strict=True):
         for label, look in looks.items():
             curve = _modelled(group, label, baseline)
-            axes.plot(curve["rate_bps"], curve["speedup"], color=look.color, ls=look.line_style, lw=1.1)
+            markers = {"marker": look.marker, "markevery": (3, 9), "ms": 3.5, "mfc": "white"}  # hollow: not measured
+            axes.plot(curve["rate_bps"], curve["speedup"], color=look.color, ls=look.line_style, lw=1.1, **markers)
             for case in group:
                 if case.rate_bps and label != baseline and (found := case.method(label).speedup):
                     _speedup_point(axes, case.rate_bps, found, look)

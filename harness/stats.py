@@ -99,6 +99,8 @@ class MethodResult:
     """How many were run; ``len(done)`` of them finished."""
     done: pd.DataFrame
     """The finished ones, a row each in the columns of ``TRIAL_SCHEMA``."""
+    ways_lost: tuple[str, ...]
+    """The statuses of those that did not finish, such as ``crashed``."""
     samples_per_s: Estimate | None
     speedup: Estimate | None
     """Over the baseline; None where no round has both."""
@@ -460,6 +462,7 @@ def _method_result(frame: pd.DataFrame, label: str, method: str, params: dict[st
         params=params,
         trials=len(own),
         done=done,
+        ways_lost=tuple(sorted(set(own["status"]) - {DONE})),
         samples_per_s=geometric_mean(known.to_numpy()) if len(known) else None,
         speedup=paired_speedup(frame, label, baseline),
         final_accuracy=spread(done["final_accuracy"]),

@@ -79,7 +79,8 @@ def test_a_run_goes_from_scenario_to_report_and_resumes(pacbench: Pacbench, tmp_
     assert {path.name for path in folder.iterdir()} >= {"trials.parquet", "events.parquet", "report.html", "report.md"}
 
     (folder / "report.html").unlink()
-    assert pacbench("report", str(folder)).returncode == 0
+    assert pacbench("report", str(folder), "--paper").returncode == 0
+    assert (folder / "paper" / "results.tex").exists()
     assert (folder / "report.html").exists()
 
     next(iter((folder / "trials.parquet").glob("*.parquet"))).unlink()
