@@ -52,6 +52,12 @@ def bench(session: nox.Session) -> None:
     run(session, "pytest", "tests/bench", "--benchmark-only", *session.posargs, env=ONE_THREAD)
 
 
+@nox.session
+def gates(session: nox.Session) -> None:
+    """Make real regression gates over unchanged and over slower code, and count their verdicts: hours."""
+    run(session, "python", "tests/bench/gates.py", *session.posargs)
+
+
 def run(session: nox.Session, program: str, *arguments: str, env: dict[str, str] | None = None) -> None:
     """Run a program of the shared environment."""
     session.run(str(environment(session) / program), *arguments, env=env, external=True)

@@ -69,17 +69,17 @@ class Measured:
 
 
 def read(where: Path) -> Measured:
-    """A run's folder, a reference's file, or the name of one in ``results/reference/``.
+    """A run's folder, a reference's file, or the name of one in ``results/reference/``, here or of pacbench itself.
 
     Raises:
         UsageError: it is none of them, is damaged, or was written by another version of pacbench.
         MeasurementError: no trial of it finished, or none of the baseline.
     """
-    by_name = REFERENCES / f"{where}.json"
+    files = [where, *(folder / f"{where}.json" for folder in (Path("results/reference"), REFERENCES))]
     if where.is_dir():
         found = _of_store(Store.open(where))
-    elif where.is_file() or by_name.is_file():
-        found = _of_file(where if where.is_file() else by_name)
+    elif file := next((path for path in files if path.is_file()), None):
+        found = _of_file(file)
     else:
         known = ", ".join(sorted(path.stem for path in REFERENCES.glob("*.json"))) or "none so far"
         allowed = f"the folder of a run, the file of a reference, or the name of one ({known})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -138,6 +139,15 @@ def test_a_gate_holds_a_run_against_a_reference_made_by_one_command(pacbench: Pa
     assert again.returncode == 0, again.stderr
     assert pacbench("compare", str(tmp_path / "other.json"), str(out)).returncode == 0
     assert pacbench("reference", "ci", "--from", str(out)).returncode == 2
+
+
+def test_the_workflow_that_is_shown_uses_options_that_there_are(pacbench: Pacbench) -> None:
+    workflow = (Path(__file__).resolve().parents[2] / "examples" / "github-actions.yml").read_text()
+    commands = re.findall(r"pacbench (run|gate|doctor)\b(.*)", workflow.replace("\\\n", " "))
+    assert {verb for verb, _ in commands} == {"run", "gate", "doctor"}
+    for verb, arguments in commands:
+        known = pacbench(verb, "--help").stdout
+        assert all(option in known for option in re.findall(r"--[a-z-]+", arguments)), (verb, arguments)
 
 
 @pytest.mark.parametrize(
