@@ -161,7 +161,7 @@ def _change(before: Measured, after: Measured, cases: tuple[CaseResult, CaseResu
         absolute=log_shift(rates[0], rates[1], (None, None)).estimate() if all(map(len, rates)) else None,
         accuracy=_accuracy_change(cases[0].trials, cases[1].trials, label),
         bytes_ratio=_bytes_ratio(old, new),
-        unfinished=_unfinished(cases[1].trials, label),
+        unfinished=unfinished(cases[1].trials, label),
         problem="" if is_baseline else _problem([old, new], [before.where, after.where], ratios),
     )
 
@@ -209,7 +209,8 @@ def _bytes_ratio(before: MethodResult | None, after: MethodResult | None) -> flo
     return ratio if math.isfinite(ratio) else None
 
 
-def _unfinished(trials: pd.DataFrame, label: str) -> tuple[str, ...]:
+def unfinished(trials: pd.DataFrame, label: str) -> tuple[str, ...]:
+    """The method's trials that did not finish, each as round, status and reason."""
     ended = trials[(trials["label"] == label) & (trials["status"] != DONE)].fillna({"reason": "no reason was recorded"})
     return tuple(f"round {row['round']} {row['status']}: {row['reason']}" for _, row in ended.iterrows())
 

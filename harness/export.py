@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.compare import unfinished
 from harness.reference import Measured
 from harness.stats import CaseResult, MethodResult
 
@@ -64,7 +65,7 @@ def _benchmark(scenario: str, case: CaseResult, result: MethodResult) -> dict[st
             "speedup": result.speedup._asdict() if result.speedup else None,
             "wire_bytes_per_step": _known(result.mean("wire_bytes_per_step")),
             "final_accuracy": _known(result.mean("final_accuracy")),
-            "unfinished": result.trials - len(result.done),
+            "unfinished": list(unfinished(case.trials, result.label)),
         },
         "options": {"timer": "perf_counter", "warmup": False},
         "stats": _stats(step_s),

@@ -110,6 +110,10 @@ class Gate:
                 f"the reference was measured on another machine ({self.reference.machine}; here {self.run.machine}): "
                 "ratios to the baseline still compare, as far as computation and network keep their proportion"
             )
+        scenario = self.run.scenario
+        planned = scenario.rounds * len(scenario.cases) * len(scenario.methods)
+        if (never := planned - len(self.run.trials)) > 0:
+            notes.append(f"{never} of the {planned} trials that the scenario asks for were never started")
         if self.run.trials["cluster"].eq("fake").any():
             notes.append("SCRIPTED, not measured: a fake cluster recited these numbers")
         return notes

@@ -334,7 +334,7 @@ def test_pytest_benchmark_reads_the_export_as_its_own(
     from pytest_benchmark import cli
 
     rates = around(500.0)
-    run = make_run(rates)
+    run = make_run([*rates, None])
     path = tmp_path / "benchmarks.json"
     path.write_text(json.dumps(export.benchmark_json(run), allow_nan=False))
     monkeypatch.setattr(sys, "argv", ["pytest-benchmark", "compare", str(path), "--csv", str(tmp_path / "table.csv")])
@@ -345,6 +345,16 @@ def test_pytest_benchmark_reads_the_export_as_its_own(
     assert row["mean"] == pytest.approx(np.mean(step_s))
     assert row["stddev"] == pytest.approx(np.std(step_s, ddof=1))
     assert row["rounds"] == 5
+    topk = next(each for each in json.loads(path.read_text())["benchmarks"] if each["param"] == "topk")
+    assert topk["extra_info"]["unfinished"] == [f"round 5 crashed: {EVIL}"]
+
+
+def test_what_was_never_started_is_noted(make_run: MakeRun) -> None:
+    run = make_run(around(500.0))
+    run = Measured(run.where, run.scenario, run.trials.query("round < 4"), run.provenance)
+    assert (
+        "2 of the 10 trials that the scenario asks for were never started" in judge(run, make_run(around(500.0))).notes
+    )
 
 
 # Comparisons
