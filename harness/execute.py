@@ -17,8 +17,9 @@ from harness.cluster.base import Cluster, ClusterBrokenError, TaskTimeoutError
 from harness.errors import PacbenchError, UsageError
 from harness.linkprobe import Readings
 from harness.network import Topology, worker_number
-from harness.plan import Plan, Trial, lower_bound_s, wire_bytes
+from harness.plan import Plan, Trial, lower_bound_s, state_of, wire_bytes
 from harness.provenance import code_digest, commit
+from harness.steady import settling_steps
 from harness.store import DONE, Event, Store, runs
 
 LOG_TAIL_LINES = 40
@@ -57,10 +58,18 @@ class Outcome:
     log: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_TAIL_LINES))
 
 
-def run(plan: Plan, store: Store, cluster: Cluster, watch: Watch, ended: Ended) -> None:
+def run(
+    plan: Plan,
+    store: Store,
+    cluster: Cluster,
+    watch: Watch,
+    ended: Ended,
+    enough: Callable[[], bool] = lambda: False,
+) -> None:
     """Run the trials that the store does not hold as done, in the plan's order.
 
-    A trial that fails becomes a row with its reason, and the next one runs.
+    A trial that fails becomes a row with its reason, and the next one runs. Between two rounds ``enough`` is asked;
+    where it is true, the later rounds are not run.
 
     Raises:
         UsageError: the machine cannot carry a case, or the store holds other trials.
@@ -79,7 +88,9 @@ def run(plan: Plan, store: Store, cluster: Cluster, watch: Watch, ended: Ended) 
     for wanted in dict.fromkeys((topology_of(trial), trial.case.cluster.resources) for trial in pending):
         cluster.check(*wanted)
     ports = itertools.cycle(range(FIRST_PORT, FIRST_PORT + PORTS))
-    for trial in pending:
+    for before, trial in zip([None, *pending], pending, strict=False):
+        if before and before.round < trial.round and enough():
+            return
         started = time.monotonic()
         outcome = Outcome()
         try:
@@ -231,13 +242,18 @@ def _row(trial: Trial, attempt: int, outcome: Outcome, wall_time_s: float) -> di
 
 
 def _measured(trial: Trial, outcome: Outcome) -> dict[str, Any]:
-    """The figures of a trial whose ranks all reported: those a step belong to the steady state."""
+    """The figures of a trial whose ranks all reported: those a step belong to the steady state.
+
+    Times begin where the steps have settled, bytes where the method declares its steady state.
+    """
     results = list(outcome.results.values())
     first = outcome.results[0]
     steady_from_step, steps = first["steady_from_step"], first["steps"]
-    steady = [event for event in outcome.events if event.step >= steady_from_step]
-    step_s = [event.value for event in steady if event.kind == "step_s" and event.rank == 0]
-    before_s = [e.value for e in outcome.events if e.kind == "step_s" and e.rank == 0 and e.step < steady_from_step]
+    all_step_s = [event.value for event in outcome.events if event.kind == "step_s" and event.rank == 0]
+    settling = settling_steps(all_step_s[steady_from_step:], state_of(trial.method).agrees_every)
+    timed_from_step = steady_from_step + settling
+    steady = [event for event in outcome.events if event.step >= timed_from_step]
+    step_s = all_step_s[timed_from_step:]
     accuracies = [(event.time_s, event.value) for event in outcome.events if event.kind == "accuracy"]
     reached = [time_s for time_s, accuracy in accuracies if accuracy >= trial.case.train.target_accuracy]
     samples_per_step = trial.case.train.batch_size * trial.case.cluster.workers
@@ -250,6 +266,7 @@ def _measured(trial: Trial, outcome: Outcome) -> dict[str, Any]:
     return {
         "steps": steps,
         "steady_from_step": steady_from_step,
+        "settling_steps": settling,
         "steady_steps": len(step_s),
         "samples_per_s": samples_per_step * len(step_s) / sum(step_s) if step_s else None,
         "step_time_median_s": statistics.median(step_s) if step_s else None,
@@ -260,7 +277,7 @@ def _measured(trial: Trial, outcome: Outcome) -> dict[str, Any]:
         "comm_s_per_step": mean_of("comm_s"),
         "wire_bytes_per_step": _payload_per_step(outcome),
         "header_bytes_per_step": _per_steady_step(outcome, "header_bytes"),
-        "before_steady_s": sum(before_s),
+        "before_steady_s": sum(all_step_s[:timed_from_step]),
         "final_accuracy": accuracies[-1][1] if accuracies else None,
         "time_to_target_s": min(reached, default=None),
         "train_time_s": first["train_time_s"],

@@ -52,7 +52,8 @@ TRIAL_SCHEMA = pa.schema(
         ("reason", pa.string()),
         ("steps", pa.int32()),  # completed
         ("steady_from_step", pa.int32()),
-        ("steady_steps", pa.int32()),
+        ("settling_steps", pa.int32()),  # beyond the declared warm-up, left out of all times by ``steady``'s rule
+        ("steady_steps", pa.int32()),  # timed ones
         ("samples_per_s", pa.float64()),
         ("step_time_median_s", pa.float64()),
         ("compute_s_per_step", pa.float64()),
@@ -223,13 +224,17 @@ class Store:
         """
         return self.attempts().drop_duplicates("trial_id", keep="last").reset_index(drop=True)
 
-    def events(self) -> pd.DataFrame:
+    def events(self, trials: pd.DataFrame | None = None) -> pd.DataFrame:
         """The events of the last attempt of every trial, in the columns of ``EVENT_SCHEMA``.
+
+        Args:
+            trials: what ``trials`` gave, where that has been read already.
 
         Raises:
             UsageError: a file is damaged.
         """
-        names = [f"{row.trial_id}-{row.attempt}.parquet" for row in self.trials().itertuples()]
+        trials = self.trials() if trials is None else trials
+        names = [f"{row.trial_id}-{row.attempt}.parquet" for row in trials.itertuples()]
         return _read_tables(self._events, EVENT_SCHEMA, only=names)
 
     def add_provenance(self, entry: Mapping[str, Any]) -> None:

@@ -45,6 +45,18 @@ def parse_time_s(text: object) -> float:
     return _parse(text, TIME_UNITS, "a time such as '20ms' (units: us, ms, s, min, h)")
 
 
+def parse_share(text: object) -> float:
+    """The share of, for example, ``"10%"``.
+
+    Raises:
+        ValueError: not a positive number followed by a percent sign.
+    """
+    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*%\s*", str(text))
+    if not match or not float(match[1]) > 0:
+        raise ValueError("a percentage above zero, such as '10%'")
+    return float(match[1]) / 100
+
+
 def format_rate(rate_bps: float) -> str:
     """``1e8`` -> ``"100 Mbit/s"``."""
     return _scaled(rate_bps, [(1e9, "Gbit/s"), (1e6, "Mbit/s"), (1e3, "kbit/s"), (1.0, "bit/s")])

@@ -81,6 +81,35 @@ def test_what_is_done_is_not_run_again(plan: Plan, store: Store) -> None:
     assert len(store.attempts()) == 4
 
 
+def test_between_rounds_it_is_asked_whether_they_are_enough(plan: Plan, store: Store) -> None:
+    asked: list[int] = []
+
+    def enough() -> bool:
+        asked.append(len(store.attempts()))
+        return True
+
+    with FakeCluster() as cluster:
+        execute.run(plan, store, cluster, lambda progress: None, lambda *how: None, enough)
+    assert asked == [2], "once, after the first round"
+    assert set(store.trials()["round"]) == {0}
+
+
+def test_steps_that_have_not_settled_are_left_out_of_times(plan: Plan, store: Store) -> None:
+    def slow_start(trial: Trial) -> Iterator[Message]:
+        for message in recite(trial):
+            if message["kind"] == "events":
+                for row in message["rows"]:
+                    if row[0] < 6:
+                        row[3] *= 10
+            yield message
+
+    run(plan, store, slow_start)
+    trials = store.trials()
+    assert trials["settling_steps"].tolist() == [4] * 4
+    assert trials["steady_steps"].tolist() == [14] * 4
+    assert trials.set_index("label")["samples_per_s"]["dense"].mean() == pytest.approx(760, rel=0.05)
+
+
 def crash(trial: Trial, messages: Iterator[Message]) -> Iterator[Message]:
     yield {"kind": "log", "node": "w2", "text": "about to die"}
     yield {"kind": "exit", "node": "w2", "code": -9}
