@@ -42,7 +42,23 @@ class Lap(NamedTuple):
     end_step_s: float
     """Seconds from the optimizer's step to the method's end of it: averaging, pruning; codec work included."""
     buckets_ready_at: float
-    """``perf_counter()`` when DDP handed over the last bucket: here the backward computation ends."""
+    """When, on the stopwatch's clock, DDP handed over the last bucket: here the backward computation ends."""
+
+
+class Clock:
+    """When is the work done that was asked for until now? On a CPU: now. A device that lags behind has its own."""
+
+    def restart(self) -> Any:
+        """A mark to count from."""
+        return self.mark()
+
+    def mark(self) -> Any:
+        """The present place in the work of this thread."""
+        return perf_counter()
+
+    def seconds(self, mark: Any) -> float:
+        """When that place was reached, on a clock that all marks since ``restart`` share."""
+        return float(mark)
 
 
 MOST_KEPT = 10_000
@@ -53,34 +69,37 @@ class Stopwatch:
     """Times what a method does, for whoever wants to know. Blocks may be timed on any thread."""
 
     def __init__(self) -> None:
+        self.clock = Clock()
         self.codec_s = 0.0
-        """Seconds of encoding and decoding since the beginning."""
-        self._spans: deque[tuple[str, float, float, int]] = deque(maxlen=MOST_KEPT)
-        self._bucket_ready = (0.0, 0)
+        """Seconds of encoding and decoding since the beginning, as the host saw them."""
+        self._spans: deque[tuple[str, Any, Any, int]] = deque(maxlen=MOST_KEPT)
+        self._bucket_ready: tuple[Any, int] | None = None
 
     @contextmanager
     def __call__(self, phase: Literal["encode", "decode", "end_step"]) -> Iterator[None]:
         """Time a block of codec work, in which waiting for a collective has no place; or all of the end of a step."""
-        start = perf_counter()
+        start, host_start = self.clock.mark(), perf_counter()
         try:
             yield
         finally:
-            end = perf_counter()
-            self._spans.append((phase, start, end, get_ident()))
+            self._spans.append((phase, start, self.clock.mark(), get_ident()))
             if phase != "end_step":
-                self.codec_s += end - start
+                self.codec_s += perf_counter() - host_start
 
     def bucket_ready(self) -> None:
         """DDP hands over a bucket, on the thread that runs the backward pass."""
-        self._bucket_ready = (perf_counter(), get_ident())
+        self._bucket_ready = (self.clock.mark(), get_ident())
 
     def lap(self) -> Lap:
         """What happened since the last lap."""
         spans, self._spans = self._spans, deque(maxlen=MOST_KEPT)
-        ready_at, backward_thread = self._bucket_ready
+        ready_at, backward_thread = 0.0, 0
+        if self._bucket_ready:
+            ready_at, backward_thread = self.clock.seconds(self._bucket_ready[0]), self._bucket_ready[1]
         seconds = {"encode": 0.0, "decode": 0.0, "end_step": 0.0}
         before_ready_s = 0.0
-        for phase, start, end, thread in spans:
+        for phase, start_mark, end_mark, thread in spans:
+            start, end = self.clock.seconds(start_mark), self.clock.seconds(end_mark)
             seconds[phase] += end - start
             if thread == backward_thread and end <= ready_at:
                 before_ready_s += end - start

@@ -51,6 +51,7 @@ On = Annotated[
         "or fake (scripted, for tests).",
     ),
 ]
+Gpu = Annotated[bool, typer.Option("--gpu", help="On docker: short for --set cluster.device=cuda.")]
 Keep = Annotated[bool, typer.Option("--keep", help="On docker: leave the containers up, and say how to enter them.")]
 Until = Annotated[
     str | None,
@@ -135,6 +136,7 @@ def run(
     rounds: Rounds = None,
     until: Until = None,
     keep: Keep = False,
+    gpu: Gpu = False,
 ) -> None:
     """Run scenarios, store every trial as it ends, and write the report. Goes on where an earlier run stopped."""
     from harness.cluster import kinds
@@ -146,7 +148,7 @@ def run(
     kind, why = kinds.choose(on)
     for name in scenarios:
         cluster = kinds.make(kind, keep)
-        plan = _plan(_load(name, set_, method, rounds), cluster)
+        plan = _plan(_load(name, [*(set_ or []), *(["cluster.device=cuda"] if gpu else [])], method, rounds), cluster)
         folder = out / plan.scenario.name if out and len(scenarios) > 1 else out
         failed += _run_one(plan, _open_store(plan, folder), cluster, why, share)
     if failed:

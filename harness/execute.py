@@ -226,6 +226,7 @@ def _row(trial: Trial, attempt: int, outcome: Outcome, wall_time_s: float) -> di
         "image_digest": trial.image or None,
         "cpuset": case.cluster.cpuset,
         "memory_limit_bytes": case.cluster.memory_bytes,
+        "device": case.cluster.device,
         "log_tail": "\n".join(outcome.log) or None,
         "formula_bytes_per_step": wire_bytes(trial),
         "lower_bound_s_per_step": lower_bound_s(trial) or None,
@@ -283,6 +284,7 @@ def _measured(trial: Trial, outcome: Outcome) -> dict[str, Any]:
         "train_time_s": first["train_time_s"],
         "evaluation_time_s": first["evaluation_time_s"],
         "peak_memory_bytes": max(result["peak_memory_bytes"] for result in results),
+        "peak_gpu_memory_bytes": max(result.get("peak_gpu_memory_bytes") or 0 for result in results) or None,
         "own_memory_bytes": max(result["own_memory_bytes"] for result in results),
         "held_memory_bytes": max(result["held_memory_bytes"] for result in results),
         # A method whose bytes depend on the gradients' values notes what its formula gives for those it met.

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
@@ -61,12 +61,18 @@ class Resources(Section):
     """CPUs, as taskset(1) takes them: one set for all workers, or several, parted by ``;``, that they take in turn."""
     memory_bytes: Annotated[SizeBytes | None, Field(alias="memory")] = None
     """A worker that needs more is ended by the kernel."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where workers compute. On GPUs NCCL synchronises them, or Gloo, where there are fewer GPUs than workers."""
 
     def cpuset_of(self, worker: int) -> str | None:
         """The CPUs of one worker."""
         sets = self.cpuset.split(";") if self.cpuset else [None]
         return sets[worker % len(sets)]
 
+
+GLOO = "gloo"
+BACKEND_VARIABLE = "PACBENCH_BACKEND"
+"""Which collectives training uses: whoever gives out GPUs knows whether each worker has its own, as NCCL asks."""
 
 NO_LIMITS = Resources.model_validate({})
 
@@ -79,7 +85,7 @@ class Cluster(Resources):
     @property
     def resources(self) -> Resources:
         """The part that is not the network's."""
-        return Resources.model_validate({"cpuset": self.cpuset, "memory": self.memory_bytes})
+        return Resources.model_validate({"cpuset": self.cpuset, "memory": self.memory_bytes, "device": self.device})
 
 
 class Link(Section):

@@ -84,6 +84,8 @@ TRIAL_SCHEMA = pa.schema(
         ("image_digest", pa.string()),  # null: workers run in the harness's own environment
         ("cpuset", pa.string()),  # of each worker; null: any CPU
         ("memory_limit_bytes", pa.float64()),  # of each worker; null: none
+        ("device", pa.string()),  # cpu or cuda
+        ("peak_gpu_memory_bytes", pa.float64()),  # null: on a CPU
         ("log_tail", pa.string()),
     ]
 )

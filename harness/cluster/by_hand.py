@@ -34,7 +34,7 @@ WORKERS = 4
 
 
 def main() -> None:
-    """Be the node that the arguments name, as for ``node.py``; the scenario's name is in SCENARIO."""
+    """Be the node that the arguments name, as for ``node.py``; SCENARIO and DEVICE name what to train, and on what."""
     try:
         take_part(sys.argv[1], json.loads(sys.argv[2]), os.environ["SCENARIO"])
     except PacbenchError as error:
@@ -48,7 +48,7 @@ def take_part(name: str, interfaces: dict[str, str], scenario: str) -> None:
         UsageError: the scenario is for other than four workers.
         MeasurementError: a link is not what was asked.
     """
-    plan = make(load(scenario, ["rounds=1"]), "docker")
+    plan = make(load(scenario, ["rounds=1", f"cluster.device={os.environ['DEVICE']}"]), "docker")
     case = plan.scenario.cases[0]
     if case.cluster.workers != WORKERS:
         raise UsageError.at(scenario, "cluster.workers", case.cluster.workers, f"{WORKERS}, as in the compose file")

@@ -29,17 +29,27 @@ from harness.cluster import engine
 from harness.cluster.base import AgentConnection
 from harness.cluster.emulated import PRELOAD_TIMEOUT_S, EmulatedCluster, as_json
 from harness.cluster.fleet import Fleet
-from harness.errors import MeasurementError
+from harness.errors import MeasurementError, UsageError
 from harness.linkprobe import Readings
-from harness.network import SWITCH, Topology, worker_name, worker_number
+from harness.network import SWITCH, WORKER_INTERFACE, Topology, worker_name, worker_number
 from harness.provenance import ROOT, code_digest
-from harness.scenario import NO_LIMITS, Resources
+from harness.scenario import BACKEND_VARIABLE, GLOO, NO_LIMITS, Resources
 from harness.workload.data import DATASETS, cache, places
 
 CODE = ("harness", "baselines")
 """What is mounted into every container, read-only."""
 
 WORKDIR, CACHE = "/pacbench", "/cache"
+
+ENVIRONMENT = {"XDG_CACHE_HOME": CACHE}
+
+ONLY_BY_THE_LINK = {
+    "NCCL_SOCKET_IFNAME": WORKER_INTERFACE,
+    "NCCL_IB_DISABLE": "1",
+    "NCCL_P2P_DISABLE": "1",
+    "NCCL_SHM_DISABLE": "1",
+}
+"""Without these, GPUs of one host would pass the shaped link by; the counters of its queue would tell."""
 
 LIST_LIBRARIES = (
     "python3",
@@ -114,6 +124,7 @@ def project(
     resources: Resources,
     mounts: Mapping[Path, str],
     subnets: Mapping[str, ipaddress.IPv4Network],
+    gpus: int,
     image: str,
     labels: Mapping[str, str],
 ) -> dict[str, Any]:
@@ -123,6 +134,7 @@ def project(
         name: of the project, and the prefix of all its objects.
         mounts: folders that workers read, and where; the code is always mounted.
         subnets: one for each wire, by its name.
+        gpus: how many there are, for workers to compute on.
     """
     plugs: dict[str, dict[str, Any]] = {node: {} for node in topology.nodes}
     for wire in wires(topology):
@@ -144,11 +156,11 @@ def project(
             {"type": "bind", "source": str(source), "target": target, "read_only": True}
             for source, target in folders.items()
         ],
-        "environment": {"XDG_CACHE_HOME": CACHE},
+        "environment": ENVIRONMENT,
     }
     services = {}
     for node in topology.nodes:
-        limits = _limits(resources, worker_number(node)) if node in workers else {}
+        limits = _limits(resources, worker_number(node), len(workers), gpus) if node in workers else {}
         forwards = {} if node in workers else {"sysctls": {"net.ipv4.ip_forward": 1}}
         services[node] = {
             **common,
@@ -169,12 +181,18 @@ def project(
     return {"name": name, "services": services, "networks": networks}
 
 
-def _limits(resources: Resources, worker: int) -> dict[str, Any]:
+def _limits(resources: Resources, worker: int, workers: int, gpus: int) -> dict[str, Any]:
     limits: dict[str, Any] = {}
     if resources.cpuset is not None:
         limits["cpuset"] = resources.cpuset_of(worker)
     if resources.memory_bytes is not None:
         limits |= {"mem_limit": resources.memory_bytes, "memswap_limit": resources.memory_bytes}
+    if resources.device == "cuda":
+        own = {"driver": "nvidia", "device_ids": [str(worker % gpus)], "capabilities": ["gpu"]}
+        limits["deploy"] = {"resources": {"reservations": {"devices": [own]}}}
+        # NCCL refuses two workers on one GPU; Gloo carries what is on GPUs, by way of the CPU.
+        backend = {BACKEND_VARIABLE: "nccl" if gpus >= workers else GLOO}
+        limits["environment"] = {**ENVIRONMENT, **ONLY_BY_THE_LINK, **backend}
     return limits
 
 
@@ -211,7 +229,8 @@ class ComposeCluster(EmulatedCluster):
         with _undisturbed():
             if self._keep and self._made:
                 self._fleet.close()
-                print(f"kept: docker exec -it {self._name}-w0 bash (-w1, ..., -{SWITCH}); removed by: pacbench clean")
+                enter = f"docker exec -it {self._name}-w0 bash (-w1, ..., -{SWITCH})"
+                print(f"kept: {enter}; removed by: pacbench clean", file=sys.stderr)
                 return
             try:
                 self._take_down()
@@ -233,6 +252,12 @@ class ComposeCluster(EmulatedCluster):
             "compose": engine.compose_version(),
             "container": {**engine.image_facts(client, self._image), "libraries": json.loads(shown)},
         }
+
+    def check(self, topology: Topology, resources: Resources = NO_LIMITS) -> None:
+        """See ``Cluster.check``."""
+        if resources.device == "cuda" and not engine.gpu_count():
+            raise UsageError.at("scenario", "cluster.device", "cuda", "cpu, as `nvidia-smi -L` names no GPU here")
+        super().check(topology, resources)
 
     def preload(self, dataset: str | None = None, data_dir: str | None = None) -> None:
         """See ``Cluster.preload``. A data set is looked for, or downloaded, here; the workers read it from here."""
@@ -277,7 +302,7 @@ class ComposeCluster(EmulatedCluster):
             self._take_down()
             names = [wire.name for wire in wires(topology)]
             subnets = dict(zip(names, free_subnets(len(names), list(engine.subnets(self._client))), strict=True))
-            self._made = Made(topology, resources, dict(self._mounts), subnets)
+            self._made = Made(topology, resources, dict(self._mounts), subnets, engine.gpu_count())
         missing = [node for node in self._made.topology.nodes if not self._fleet.serves(node)]
         if missing:
             self._compose("up", "-d", "--no-build")
@@ -321,6 +346,7 @@ class Made:
     resources: Resources
     mounts: dict[Path, str]
     subnets: dict[str, ipaddress.IPv4Network]
+    gpus: int
 
     def covers(self, topology: Topology, resources: Resources, mounts: Mapping[Path, str]) -> bool:
         """Whether they can serve this too: a star of eight contains a star of four."""

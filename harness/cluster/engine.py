@@ -202,6 +202,15 @@ def subnets(client: DockerClient) -> Iterator[str]:
                 yield entry["Subnet"]
 
 
+def gpu_count() -> int:
+    """How many GPUs this machine's driver names."""
+    try:
+        shown = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return 0
+    return sum(line.startswith("GPU ") for line in shown.stdout.splitlines()) if shown.returncode == 0 else 0
+
+
 def build_image(
     tag: str = IMAGE,
     base: str | None = None,

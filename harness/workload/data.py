@@ -8,7 +8,7 @@ from __future__ import annotations
 import gzip
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,10 @@ class Data:
     train_labels: Tensor
     test_images: Tensor
     test_labels: Tensor
+
+    def on(self, device: torch.device) -> Data:
+        """The same in a device's memory."""
+        return Data(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 @dataclass(frozen=True)

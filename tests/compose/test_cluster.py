@@ -16,14 +16,16 @@ from conftest import ROOT
 from docker.client import DockerClient
 
 from harness.cluster import engine
-from harness.cluster.compose import ComposeCluster, engine_address, project, wires
+from harness.cluster.compose import ONLY_BY_THE_LINK, ComposeCluster, engine_address, project, wires
 from harness.errors import UsageError
 from harness.network import Topology
-from harness.scenario import NO_LIMITS, Link
+from harness.scenario import NO_LIMITS, Link, Resources
 
 pytestmark = pytest.mark.compose
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+ON_GPU = Resources.model_validate({"device": "cuda"})
 
 BY_HAND = ["compose", "-f", str(ROOT / "docker" / "compose.yaml")]
 
@@ -94,7 +96,7 @@ def test_the_file_by_hand_is_the_cluster_that_pacbench_makes() -> None:
     }
     topology = star(4, "100mbit")
     made = project(
-        "x", topology=topology, resources=NO_LIMITS, mounts={}, subnets=subnets, image=engine.IMAGE, labels={}
+        "x", topology=topology, resources=NO_LIMITS, mounts={}, subnets=subnets, gpus=0, image=engine.IMAGE, labels={}
     )
     assert set(by_hand["services"]) == set(made["services"])
     for node, service in by_hand["services"].items():
@@ -110,6 +112,28 @@ def test_the_file_by_hand_is_the_cluster_that_pacbench_makes() -> None:
         if end.node == "switch"
     }
     assert json.loads(by_hand["services"]["switch"]["command"][-1]) == interfaces
+
+
+def test_the_file_for_gpus_gives_each_worker_what_pacbench_gives() -> None:
+    with_gpus = [*BY_HAND, "-f", str(ROOT / "docker" / "compose.gpu.yaml")]
+    by_hand = json.loads(engine.command([*with_gpus, "config", "--format", "json"]))["services"]
+    for worker in range(4):
+        service = by_hand[f"w{worker}"]
+        (reserved,) = service["deploy"]["resources"]["reservations"]["devices"]
+        assert (reserved["driver"], reserved["device_ids"], reserved["capabilities"]) == (
+            *("nvidia", [str(worker)]),
+            ["gpu"],
+        )
+        expected = {"DEVICE": "cuda", "PACBENCH_BACKEND": "nccl", **ONLY_BY_THE_LINK}
+        assert expected.items() <= service["environment"].items()
+
+
+def test_gpus_that_are_not_there_are_refused(cluster: ComposeCluster) -> None:
+    if engine.gpu_count():
+        cluster.check(star(2, "50mbit"), ON_GPU)
+    else:
+        with pytest.raises(UsageError, match="cluster.device: found 'cuda'; allowed: cpu"):
+            cluster.check(star(2, "50mbit"), ON_GPU)
 
 
 def addresses(service: dict[str, Any]) -> set[str]:

@@ -126,7 +126,7 @@ def test_a_run_that_is_stopped_leaves_nothing_in_the_end(
 def test_a_cluster_that_is_kept_can_be_entered_until_it_is_cleaned(pacbench: Run, client: DockerClient) -> None:
     done = pacbench("probe", "--on", "docker", "--workers", "2", "--keep")
     assert done.returncode == 0, done.stderr
-    enter = next(line for line in done.stdout.splitlines() if line.startswith("kept: "))
+    enter = next(line for line in done.stderr.splitlines() if line.startswith("kept: "))
     name = enter.split()[4]
     shaped = client.containers.get(name).exec_run(["tc", "qdisc", "show", "dev", "eth0"]).output.decode()
     assert "rate 100Mbit" in shaped

@@ -19,14 +19,15 @@ def star(workers: int, **link: Any) -> Topology:
     return Topology(workers=workers, link=Link.model_validate(link))
 
 
-def file(topology: Topology, resources: Resources = NO_LIMITS, mounts: dict[Path, str] | None = None) -> Any:
+def file(topology: Topology, resources: Resources = NO_LIMITS, gpus: int = 0) -> Any:
     names = [wire.name for wire in wires(topology)]
     return project(
         "pacbench-test",
         topology=topology,
         resources=resources,
-        mounts=mounts or {},
+        mounts={},
         subnets=dict(zip(names, free_subnets(len(names), []), strict=True)),
+        gpus=gpus,
         image="pacbench",
         labels={"pacbench.run": "test"},
     )
@@ -71,8 +72,22 @@ def test_limits_hold_for_workers_in_turn() -> None:
     assert "cpuset" not in services["switch"]
 
 
+@pytest.mark.parametrize(("gpus", "backend", "given"), [(2, "nccl", ["0", "1"]), (1, "gloo", ["0", "0"])])
+def test_gpus_are_given_in_turn_and_only_the_link_connects_them(gpus: int, backend: str, given: list[str]) -> None:
+    services = file(star(2), Resources.model_validate({"device": "cuda"}), gpus)["services"]
+    for worker, device in enumerate(given):
+        service = services[f"w{worker}"]
+        (reserved,) = service["deploy"]["resources"]["reservations"]["devices"]
+        assert (reserved["driver"], reserved["device_ids"], reserved["capabilities"]) == ("nvidia", [device], ["gpu"])
+        assert service["environment"]["PACBENCH_BACKEND"] == backend
+        assert service["environment"]["NCCL_SOCKET_IFNAME"] == "eth0"
+        for bypass in ("IB", "P2P", "SHM"):
+            assert service["environment"][f"NCCL_{bypass}_DISABLE"] == "1"
+    assert "deploy" not in services["switch"]
+
+
 def test_a_larger_star_serves_a_smaller_one() -> None:
-    made = Made(star(8), NO_LIMITS, {Path("/data"): "/data"}, {})
+    made = Made(star(8), NO_LIMITS, {Path("/data"): "/data"}, {}, 0)
     assert made.covers(star(4, rate="20mbit"), NO_LIMITS, {})
     assert not made.covers(star(9), NO_LIMITS, {})
     assert not made.covers(star(4, mtu=9000), NO_LIMITS, {})
