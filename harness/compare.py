@@ -75,6 +75,8 @@ class Change:
     """Final accuracy after minus before, as a share, paired by seed."""
     bytes_ratio: float | None
     """Payload a step after over before."""
+    computing: float
+    """How much longer the machine surely computes after than before, by the baseline's steps; 1: no difference seen."""
     unfinished: tuple[str, ...]
     """Trials after that did not finish, each as round, status and reason."""
     problem: str = ""
@@ -150,7 +152,7 @@ def _change(before: Measured, after: Measured, cases: tuple[CaseResult, CaseResu
     baseline, is_baseline = after.scenario.baseline, label == after.scenario.baseline
     old, new = (_result(case, label) for case in cases)
     ratios = [paired_ratios(case.trials, label, baseline).to_numpy() for case in cases]
-    rates = [_samples_per_s(case, label) for case in cases]
+    rates = [_column(case, label, "samples_per_s") for case in cases]
     noise = before.noise, after.noise
     return Change(
         case=cases[1].title,
@@ -161,6 +163,7 @@ def _change(before: Measured, after: Measured, cases: tuple[CaseResult, CaseResu
         absolute=log_shift(rates[0], rates[1], (None, None)).estimate() if all(map(len, rates)) else None,
         accuracy=_accuracy_change(cases[0].trials, cases[1].trials, label),
         bytes_ratio=_bytes_ratio(old, new),
+        computing=machine_factor(*(_column(case, baseline, "compute_s_per_step") for case in cases)),
         unfinished=unfinished(cases[1].trials, label),
         problem="" if is_baseline else _problem([old, new], [before.where, after.where], ratios),
     )
@@ -182,9 +185,10 @@ def _result(case: CaseResult, label: str) -> MethodResult | None:
     return next((result for result in case.methods if result.label == label), None)
 
 
-def _samples_per_s(case: CaseResult, label: str) -> np.ndarray[Any, Any]:
+def _column(case: CaseResult, label: str, column: str) -> np.ndarray[Any, Any]:
+    """Of the method's finished trials, where it is known."""
     done = case.trials[(case.trials["label"] == label) & (case.trials["status"] == DONE)]
-    return done["samples_per_s"].dropna().to_numpy(dtype=float)
+    return done[column].dropna().to_numpy(dtype=float)
 
 
 def _accuracy_change(old: pd.DataFrame, new: pd.DataFrame, label: str) -> Difference | None:
@@ -207,6 +211,23 @@ def _bytes_ratio(before: MethodResult | None, after: MethodResult | None) -> flo
         return None
     ratio = after.mean("wire_bytes_per_step") / before.mean("wire_bytes_per_step")
     return ratio if math.isfinite(ratio) else None
+
+
+def machine_factor(before_s: np.ndarray[Any, Any], after_s: np.ndarray[Any, Any]) -> float:
+    """By what factor a machine surely computes longer after than before: the end of the interval that is nearer to 1.
+
+    1 where the interval holds it, or there are too few rounds to tell.
+
+    Args:
+        before_s: what the baseline computed in a step, a value a round.
+        after_s: likewise.
+    """
+    if min(len(before_s), len(after_s)) < FEWEST_ROUNDS:
+        return 1.0
+    found = log_shift(before_s, after_s, (None, None)).estimate()
+    assert found.low is not None
+    assert found.high is not None
+    return min(max(found.low, 1.0), found.high)
 
 
 def unfinished(trials: pd.DataFrame, label: str) -> tuple[str, ...]:
@@ -260,6 +281,7 @@ def as_json(before: Measured, after: Measured, found: Sequence[Change]) -> dict[
                 "samples_per_s": change.absolute and change.absolute._asdict(),
                 "final_accuracy": change.accuracy and asdict(change.accuracy),
                 "bytes_ratio": change.bytes_ratio,
+                "computing": change.computing,
                 "unfinished": list(change.unfinished),
             }
             for change in found

@@ -8,6 +8,11 @@ the slowdown may truly be,
 * ``inconclusive``: neither is; more rounds or a quieter machine would tell,
 * ``failed``: a trial of the method did not finish.
 
+A machine that computes more slowly than the reference's did, because it is another one or has other work, slows methods
+that compute much more than the baseline, which waits for the network. So much of a slowdown as this can explain is not
+held against a method, and so much as a faster machine can hide is not held to its credit: where machines differ by more
+than the limit, the gate is inconclusive, and a reference of this machine is what it needs.
+
 A true slowdown as large as the limit passes in one case of forty. Of runs whose code has not changed, one in a hundred
 may be called a regression on a machine of any noise, however many methods there are, and next to none on a quiet one.
 """
@@ -154,22 +159,28 @@ def _judge(change: Change, max_slowdown: float, judged: int) -> Judgement:
         "regression": f"it is surely slower, and a slowdown of {limit} is not ruled out",
         "inconclusive": f"no slowdown and one of {limit} are both possible: more rounds or less noise would tell",
     }
-    verdict = verdict_on(change.shift, max_slowdown, judged)
+    if abs(change.computing - 1) > max_slowdown:
+        reasons["inconclusive"] = (
+            f"this machine surely took {change.computing:.2f} times as long to compute a step of the baseline as the "
+            "reference's, which may explain it, or hide it: make a reference here, with nothing else running"
+        )
+    verdict = verdict_on(change.shift, max_slowdown, judged, change.computing)
     return Judgement(change, verdict, reasons[verdict])
 
 
-def verdict_on(shift: Shift, max_slowdown: float, judged: int) -> Verdict:
+def verdict_on(shift: Shift, max_slowdown: float, judged: int, computing: float = 1.0) -> Verdict:
     """What a speedup's shift says of a slowdown as large as the limit.
 
     Args:
         judged: how many methods and cases the gate judges, among which its false alarms are shared.
+        computing: how long the machine computes, as a multiple of the reference's.
     """
     likely, surely = shift.estimate(), shift.estimate(1 - 2 * FALSE_ALARMS / judged)
     assert likely.low is not None
     assert surely.high is not None
-    if likely.low > 1 / (1 + max_slowdown):
+    if likely.low * min(computing, 1.0) > 1 / (1 + max_slowdown):
         return "pass"
-    return "regression" if surely.high < 1 else "inconclusive"
+    return "regression" if surely.high * max(computing, 1.0) < 1 else "inconclusive"
 
 
 def as_json(gate: Gate) -> dict[str, Any]:
@@ -188,6 +199,7 @@ def as_json(gate: Gate) -> dict[str, Any]:
                 "label": judgement.change.label,
                 "verdict": judgement.verdict,
                 "reason": judgement.reason,
+                "computing": judgement.change.computing,
                 "slowdown": judgement.slowdown and dict(zip(("value", "low", "high"), judgement.slowdown, strict=True)),
                 "speedup_reference": _speedup(judgement.change.before),
                 "speedup": _speedup(judgement.change.after),

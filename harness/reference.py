@@ -16,10 +16,11 @@ from typing import Any
 import pandas as pd
 from pydantic import ValidationError
 
+import baselines
 from harness import stats
 from harness.errors import MeasurementError, UsageError
 from harness.provenance import ROOT
-from harness.scenario import Case, Scenario
+from harness.scenario import Case, MethodSpec, Scenario
 from harness.stats import CaseResult, Noise
 from harness.store import TRIAL_SCHEMA, Store, require_done
 
@@ -32,7 +33,14 @@ ROUNDS = 10
 
 COLUMNS = (
     *("trial_id", "label", "round", "seed", *stats.CASE_COLUMNS, "status", "reason", "samples_per_s"),
-    *("step_time_median_s", "wire_bytes_per_step", "final_accuracy", "time_to_target_s", "peak_memory_bytes"),
+    *(
+        "step_time_median_s",
+        "compute_s_per_step",
+        "wire_bytes_per_step",
+        "final_accuracy",
+        "time_to_target_s",
+        "peak_memory_bytes",
+    ),
 )
 
 
@@ -141,11 +149,24 @@ def _differences(before: Scenario, after: Scenario) -> list[str]:
         found.append(f"{len(after.cases)} cases now and {len(before.cases)} before")
     for old, new in zip(before.cases, after.cases, strict=False):
         found += _differences_of_cases(old, new)
-    old_params = {method.label: (method.name, method.params) for method in before.methods}
+    old_methods = {method.label: method for method in before.methods}
     for method in after.methods:
-        if method.label in old_params and old_params[method.label] != (method.name, method.params):
-            found.append(f"{method.label} is {method.name} {method.params} and was {old_params[method.label]}")
+        if then := old_methods.get(method.label):
+            found += _differences_of_methods(then, method)
     return found
+
+
+def _differences_of_methods(old: MethodSpec, new: MethodSpec) -> list[str]:
+    """A parameter that only one side knows came or went with a version: it is taken to have its default there."""
+    if old.name != new.name:
+        return [f"{new.label} is {new.name} and was {old.name}"]
+    defaults = baselines.get(new.name).State().parameters
+    return [
+        f"{new.label}'s {parameter} is {now!r} and was {then!r}"
+        for parameter in dict.fromkeys([*old.params, *new.params])
+        if (now := new.params.get(parameter, defaults.get(parameter)))
+        != (then := old.params.get(parameter, defaults.get(parameter)))
+    ]
 
 
 def _differences_of_cases(old: Case, new: Case) -> list[str]:

@@ -85,6 +85,28 @@ def test_a_verdict_is_what_the_interval_rules_out(
     assert verdict_of(found) == (verdict, code)
 
 
+@pytest.mark.parametrize(
+    ("now", "computing", "verdict"),
+    [
+        (300.0, 6.8, "inconclusive"),  # the rest of the machine was busy
+        (300.0, 1.05, "regression"),  # a slowdown of 67 % is more than it explains
+        (500.0, 6.8, "pass"),  # nothing became slower, in spite of it
+        (500.0, 0.5, "inconclusive"),  # a slowdown may hide behind a faster machine
+        (500.0, 0.97, "pass"),
+    ],
+)
+def test_what_the_machine_explains_is_held_neither_against_a_method_nor_to_its_credit(
+    make_run: MakeRun, now: float, computing: float, verdict: str
+) -> None:
+    run, before = make_run(around(now)), make_run(around(500.0))
+    run.trials["compute_s_per_step"] *= computing
+    found = judge(run, before)
+    assert verdict_of(found)[0] == verdict
+    assert found.judgements[0].change.computing == pytest.approx(computing)
+    if verdict == "inconclusive":
+        assert f"surely took {computing:.2f} times as long to compute" in found.judgements[0].reason
+
+
 def test_the_limit_is_the_one_that_is_given(make_run: MakeRun) -> None:
     run, before = make_run(around(500 / 1.25)), make_run(around(500.0))
     assert verdict_of(judge(run, before, 0.2)) == ("regression", 3)
@@ -202,8 +224,16 @@ def test_a_method_with_other_parameters_is_another_scenario(tmp_path: Path, make
         for method in scenario.methods
     )
     after = Measured(tmp_path, scenario.model_copy(update={"methods": methods}), before.trials, [])
-    with pytest.raises(UsageError, match="topk is topk"):
+    with pytest.raises(UsageError, match="topk's ratio is 0.02 and was 0.01"):
         judge(after, before)
+
+
+def test_a_parameter_that_came_with_a_later_version_is_taken_to_have_had_its_default(make_run: MakeRun) -> None:
+    run = make_run(around(500.0))
+    methods = tuple(method.model_copy(update={"params": {}}) for method in run.scenario.methods)
+    before = Measured(run.where, run.scenario.model_copy(update={"methods": methods}), run.trials, [])
+    assert run.scenario.methods[1].params["ratio"] == 0.01, "its default"
+    assert judge(run, before).verdict == "pass"
 
 
 def test_scripted_and_measured_runs_are_not_compared(make_run: MakeRun) -> None:
@@ -399,37 +429,46 @@ RUN_ROUNDS = 5
 SLOWED = "topk"
 
 
-def real_residuals() -> np.ndarray:  # type: ignore[type-arg]
-    """By how much real rounds' log ratios to dense differ from their mean, of every run that comes with pacbench."""
+def real_residuals() -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+    """By how much real rounds differ from their mean, of every run that comes with pacbench.
+
+    Of the log ratios to dense, and of the log times in which dense computes.
+    """
     runs = [read(path) for path in (*reference.REFERENCES.glob("*.json"), reference.REFERENCES / "quickstart")]
-    residuals = []
+    of_ratios, of_computing = [], []
     for run in runs:
         logs = np.log(run.trials.pivot(index="round", columns="label", values="samples_per_s"))
-        ratios = logs.sub(logs["dense"], axis=0).drop(columns="dense")
-        spread_lost = math.sqrt(len(ratios) / (len(ratios) - 1))
-        residuals.append(spread_lost * (ratios - ratios.mean()).to_numpy().ravel())
-    return np.concatenate(residuals)
+        computing = np.log(run.trials[run.trials["label"] == "dense"][["compute_s_per_step"]])
+        of_ratios.append(residuals_of(logs.sub(logs["dense"], axis=0).drop(columns="dense")))
+        of_computing.append(residuals_of(computing))
+    return np.concatenate(of_ratios), np.concatenate(of_computing)
+
+
+def residuals_of(rounds: pd.DataFrame) -> np.ndarray:  # type: ignore[type-arg]
+    spread_lost = math.sqrt(len(rounds) / (len(rounds) - 1))
+    return (spread_lost * (rounds - rounds.mean())).to_numpy().ravel()
 
 
 METHODS = ("topk", "pactrain")
 
 
-def simulated_verdict(before: np.ndarray, after: np.ndarray) -> str:  # type: ignore[type-arg]
+def simulated_verdict(before: np.ndarray, after: np.ndarray, computing: float = 1.0) -> str:  # type: ignore[type-arg]
     """The verdict of a gate on these log ratios, (rounds, methods), by the functions that a gate uses."""
     old, new = (list(np.exp(logs).T) for logs in (before, after))
     noise = noise_of(old), noise_of(new)
     shifts = [compare.log_shift(*sides, noise) for sides in zip(old, new, strict=True)]
-    verdicts = {gate.verdict_on(shift, gate.MAX_SLOWDOWN, len(METHODS)) for shift in shifts}
+    verdicts = {gate.verdict_on(shift, gate.MAX_SLOWDOWN, len(METHODS), computing) for shift in shifts}
     return next(verdict for verdict in gate.EXIT_CODES if verdict in verdicts)
 
 
-def as_run(like: Measured, logs: np.ndarray) -> Measured:  # type: ignore[type-arg]
-    """A run of dense and ``METHODS`` with these log ratios."""
+def as_run(like: Measured, logs: np.ndarray, computing: np.ndarray) -> Measured:  # type: ignore[type-arg]
+    """A run of dense and ``METHODS`` with these log ratios, on a machine that computes so long in each round."""
     labels = ["dense", *METHODS]
     template = like.trials.drop_duplicates("label").set_index("label", drop=False).loc[labels]
     trials = pd.concat([template] * len(logs), ignore_index=True)
     trials["round"] = np.repeat(np.arange(len(logs)), len(labels))
     trials["samples_per_s"] = np.exp(np.insert(logs, 0, 0.0, axis=1).ravel())
+    trials["compute_s_per_step"] = np.repeat(computing, len(labels))
     return Measured(like.where, like.scenario, trials, like.provenance)
 
 
@@ -439,17 +478,19 @@ def test_the_gate_finds_a_slowdown_at_its_limit_and_leaves_unchanged_code_alone(
 ) -> None:
     """1,000 gates of five rounds against references of ten, with the noise of rounds that were measured."""
     like = read(make_store(tmp_path / "ci", scenario="ci").folder)
-    dice, residuals = np.random.default_rng(2026), real_residuals()
+    dice, (residuals, of_computing) = np.random.default_rng(2026), real_residuals()
     verdicts: Counter[str] = Counter()
     for number in range(GATES):
         before, after = (
             math.log(5) + dice.choice(residuals, (rounds, len(METHODS))) for rounds in (reference.ROUNDS, RUN_ROUNDS)
         )
         after[:, METHODS.index(SLOWED)] -= math.log(1 + slowdown)
-        verdict = simulated_verdict(before, after)
+        computing = [np.exp(dice.choice(of_computing, rounds)) for rounds in (reference.ROUNDS, RUN_ROUNDS)]
+        verdict = simulated_verdict(before, after, compare.machine_factor(*computing))
         verdicts[verdict] += 1
         if number < 5:
-            assert judge(as_run(like, after), as_run(like, before)).verdict == verdict, "the short cut is the gate"
+            by_gate = judge(as_run(like, after, computing[1]), as_run(like, before, computing[0])).verdict
+            assert by_gate == verdict, "the short cut is the gate"
     print(dict(verdicts))
     if slowdown:
         assert verdicts["regression"] >= 0.95 * GATES, verdicts

@@ -308,7 +308,7 @@ def test_a_label_may_hold_any_sign(tmp_path: Path) -> None:
 def test_a_trial_can_be_looked_into(with_failures: Run) -> None:
     attempts = with_failures.store.attempts()
     rows = with_failures.html.split('<section id="trials">')[1].split("</section>")[0]
-    assert rows.count('<th scope="row">') == len(attempts)
+    assert rows.count('<th scope="row"') == len(attempts)
     assert rows.count('<tr class="lost">') == (attempts["status"] != DONE).sum()
     assert rows.count("<polyline") == len(with_failures.done) - 1, "the one that ran again has no events"
     for trial_id in attempts["trial_id"]:
