@@ -179,7 +179,7 @@ def compare(
     after: Annotated[Path, typer.Argument(metavar="RUN_B", help="Likewise.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show what changed from RUN_A to RUN_B. Exit code: 0 nothing is slower, 3 something is, 4 none can be judged.
+    """Show what changed from RUN_A to RUN_B. Exit code: 0 nothing is slower, 3 something is, 4 unknown, 5 failed.
 
     Runs on two kinds of cluster are held against each other instead: speeds, accuracy curves, bits.
     """

@@ -89,12 +89,12 @@ class Change:
 
     @property
     def kind(self) -> Kind:
-        """What the speedup's interval says."""
+        """What the speedup's interval says, apart from what the machine explains."""
         if self.speedup is None or self.speedup.low is None or self.speedup.high is None:
             return "unknown"
-        if self.speedup.high < 1:
+        if self.speedup.high * max(self.computing, 1.0) < 1:
             return "slower"
-        return "faster" if self.speedup.low > 1 else "no clear change"
+        return "faster" if self.speedup.low * min(self.computing, 1.0) > 1 else "no clear change"
 
 
 def changes(before: Measured, after: Measured) -> list[Change]:
@@ -116,10 +116,12 @@ def changes(before: Measured, after: Measured) -> list[Change]:
 
 
 def exit_code(found: Sequence[Change], baseline: str) -> int:
-    """0: nothing is clearly slower; 3: something is; 4: of nothing can that be said."""
+    """0: nothing is clearly slower; 3: something is; 5: a method never finished; 4: of nothing can it be said."""
     kinds = {change.kind for change in found if change.label != baseline}
     if "slower" in kinds:
         return EXIT_REGRESSION
+    if any(change.unfinished and change.after and change.after.done.empty for change in found):
+        return MeasurementError.exit_code
     return EXIT_INCONCLUSIVE if kinds <= {"unknown"} else 0
 
 
@@ -258,6 +260,11 @@ def notes(before: Measured, after: Measured, found: Sequence[Change]) -> list[st
     """One sentence on what changed, and what a reader should know beside it."""
     counts = Counter(change.kind for change in found if change.label != after.scenario.baseline)
     lines = [f"{change.label}, {unfinished} (in {after.where})" for change in found for unfinished in change.unfinished]
+    lines += [
+        f"{case}: the machine computed {factor:.2f} times as long after as before; what that explains is no change"
+        for case, factor in dict.fromkeys((change.case, change.computing) for change in found)
+        if factor != 1
+    ]
     for name, side in (("before", before), ("after", after)):
         noise = f", noise {100 * side.noise.sd:.1f} % a round" if side.noise else ""
         lines.append(f"{name}: {side.where}, commit {', '.join(side.commits) or 'unknown'}, {side.machine}{noise}")

@@ -400,6 +400,19 @@ def test_a_comparison_tells_faster_from_slower_from_neither(make_run: MakeRun) -
     assert kinds == {400.0: "slower", 500.0: "no clear change", 600.0: "faster"}
 
 
+def test_a_comparison_calls_no_change_what_the_machine_explains(make_run: MakeRun) -> None:
+    before, after = make_run(around(500.0)), make_run(around(400.0))
+    after.trials["compute_s_per_step"] *= 2
+    changes = compare.changes(before, after)
+    assert {change.kind for change in changes if change.label == "topk"} == {"no clear change"}
+    assert any("the machine computed 2.00 times as long" in line for line in compare.notes(before, after, changes))
+
+
+def test_a_method_that_never_finished_is_an_error_of_a_comparison(make_run: MakeRun) -> None:
+    changes = compare.changes(make_run(around(500.0)), make_run([None] * 5))
+    assert compare.exit_code(changes, "dense") == 5
+
+
 def test_of_one_round_a_comparison_says_that_it_cannot_tell(make_run: MakeRun) -> None:
     changes = compare.changes(make_run([500.0]), make_run([400.0]))
     assert compare.exit_code(changes, "dense") == 4
