@@ -83,6 +83,8 @@ def run(
             "which are not to be mixed with new ones; choose another --out"
         )
     pending = plan.pending(attempts)
+    for checkpoint in {named for trial in pending if (named := trial.case.train.checkpoint)}:
+        cluster.lend(Path(checkpoint))
     for dataset, data_dir in dict.fromkeys((trial.case.train.dataset, trial.case.train.data_dir) for trial in pending):
         cluster.preload(dataset, data_dir)
     for wanted in dict.fromkeys((topology_of(trial), trial.case.cluster.resources) for trial in pending):

@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -53,6 +54,9 @@ class Cluster(Protocol):
         Raises:
             MeasurementError: a link is not what was asked.
         """
+
+    def lend(self, file: Path) -> None:
+        """Let workers read a file of this machine by the same name; before tasks start."""
 
     def preload(self, dataset: str | None = None, data_dir: str | None = None) -> None:
         """Have torch, and a data set if one is named, ready before tasks start.

@@ -259,6 +259,10 @@ class ComposeCluster(EmulatedCluster):
             raise UsageError.at("scenario", "cluster.device", "cuda", "cpu, as `nvidia-smi -L` names no GPU here")
         super().check(topology, resources)
 
+    def lend(self, file: Path) -> None:
+        """See ``Cluster.lend``."""
+        self._mounts[file.resolve()] = os.path.join(WORKDIR, file)
+
     def preload(self, dataset: str | None = None, data_dir: str | None = None) -> None:
         """See ``Cluster.preload``. A data set is looked for, or downloaded, here; the workers read it from here."""
         if dataset is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -105,6 +106,9 @@ class FakeCluster:
             for queue in topology.queues()
         )
         return Readings(links=links, rtt_s=(RTT_S,) * topology.workers, took_s=0.0)
+
+    def lend(self, file: Path) -> None:
+        """Nobody reads."""
 
     def preload(self, dataset: str | None = None, data_dir: str | None = None) -> None:
         """Nothing is loaded."""

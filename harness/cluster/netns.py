@@ -74,6 +74,9 @@ class NetnsCluster(EmulatedCluster):
         check_congestion_control(topology.link.congestion_control)
         super().check(topology, resources)
 
+    def lend(self, file: Path) -> None:
+        """See ``Cluster.lend``: workers share the host's files."""
+
     def preload(self, dataset: str | None = None, data_dir: str | None = None) -> None:
         """See ``Cluster.preload``."""
         self._agent.request({"op": "preload", "dataset": dataset, "data_dir": data_dir}, PRELOAD_TIMEOUT_S)

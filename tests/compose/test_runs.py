@@ -15,11 +15,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from conftest import ROOT, labelled, wait_until
 from docker.client import DockerClient
 
 from harness.cluster import engine
 from harness.store import Store
+from harness.workload.models import MODELS
 
 pytestmark = pytest.mark.compose
 
@@ -62,7 +64,10 @@ def image_libraries() -> dict[str, str]:
 
 
 def test_containers_and_namespaces_train_the_same_bits(pacbench: Run, client: DockerClient, tmp_path: Path) -> None:
-    done = pacbench("run", *TWO_METHODS, "--on", "docker", "--out", str(tmp_path / "docker"))
+    weights = tmp_path / "weights.pt"
+    torch.save(MODELS["digits-cnn"].build().state_dict(), weights)
+    both = (*TWO_METHODS, "--set", f"train.checkpoint={weights}")
+    done = pacbench("run", *both, "--on", "docker", "--out", str(tmp_path / "docker"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     rows = trials(tmp_path / "docker")
@@ -74,7 +79,7 @@ def test_containers_and_namespaces_train_the_same_bits(pacbench: Run, client: Do
 
     image_torch(tmp_path)
     path = os.pathsep.join([str(ROOT), str(tmp_path)])
-    done = pacbench("run", *TWO_METHODS, "--on", "netns", "--out", str(tmp_path / "netns"), PYTHONPATH=path)
+    done = pacbench("run", *both, "--on", "netns", "--out", str(tmp_path / "netns"), PYTHONPATH=path)
     assert done.returncode == 0, done.stdout + done.stderr
     compared = pacbench("compare", str(tmp_path / "netns"), str(tmp_path / "docker"))
     assert compared.returncode == 0, compared.stderr
