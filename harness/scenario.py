@@ -85,7 +85,7 @@ class Cluster(Resources):
     @property
     def resources(self) -> Resources:
         """The part that is not the network's."""
-        return Resources.model_validate({"cpuset": self.cpuset, "memory": self.memory_bytes, "device": self.device})
+        return Resources.model_validate(self.model_dump(by_alias=True, include=set(Resources.model_fields)))
 
 
 class Link(Section):

@@ -227,7 +227,8 @@ def test_limits_are_the_containers_and_are_recorded(
 ) -> None:
     limits = ("--set", 'cluster.cpuset="0;1"', "--set", "cluster.memory=1GB")
     out = tmp_path / "run"
-    process = start("run", "ci", *TWO_METHODS[1:], *limits, "--on", "docker", "--out", str(out))
+    fashion = ("ci", *SMALL[1:], "--method", "pactrain", "--rounds", "1")
+    process = start("run", *fashion, *limits, "--on", "docker", "--out", str(out))
     wait_until(lambda: rows_stored(out) == 1)
     by_node = {container.name.rpartition("-")[2]: container.attrs for container in client.containers.list()}
     assert [by_node[f"w{worker}"]["HostConfig"]["CpusetCpus"] for worker in range(4)] == ["0", "1", "0", "1"]

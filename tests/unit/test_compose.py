@@ -12,7 +12,7 @@ from harness.cluster import engine
 from harness.cluster.compose import SUBNETS, End, Made, free_subnets, project, wires
 from harness.errors import MeasurementError
 from harness.network import Topology
-from harness.scenario import NO_LIMITS, Link, Resources
+from harness.scenario import NO_LIMITS, Cluster, Link, Resources
 
 
 def star(workers: int, **link: Any) -> Topology:
@@ -70,6 +70,12 @@ def test_limits_hold_for_workers_in_turn() -> None:
     assert [services[f"w{worker}"]["cpuset"] for worker in range(3)] == ["0-1", "2", "0-1"]
     assert services["w0"]["mem_limit"] == services["w0"]["memswap_limit"] == 10**9
     assert "cpuset" not in services["switch"]
+
+
+def test_a_scenario_names_them_beside_its_workers() -> None:
+    given = {"cpuset": "0;1", "memory": "1GB", "device": "cuda"}
+    assert Cluster.model_validate({"workers": 4, **given}).resources == Resources.model_validate(given)
+    assert Cluster.model_validate({"workers": 4}).resources == NO_LIMITS
 
 
 @pytest.mark.parametrize(("gpus", "backend", "given"), [(2, "nccl", ["0", "1"]), (1, "gloo", ["0", "0"])])
