@@ -63,7 +63,8 @@ def write(store: Store) -> Path:
     folder = store.folder / "paper"
     for name, changes in COLUMNS.items():
         small = dict.fromkeys(SMALLER, changes["font.size"]) if "font.size" in changes else {}
-        plots.write_all(folder / name, cases, events, scenario.methods, scenario.baseline, {**changes, **small})
+        style = {**changes, **small}
+        plots.write_all(folder / name, cases, events, scenario.methods, scenario.baseline, style, for_paper=True)
     (folder / "results.tex").write_text(results_table(cases, scenario), encoding="utf-8")
     trials[list(TRIAL_COLUMNS)].to_csv(folder / "trials.csv", index=False)
     return folder

@@ -108,6 +108,7 @@ def write_all(
     methods: Sequence[MethodSpec],
     baseline: str,
     changes: Mapping[Any, Any] = {},
+    for_paper: bool = False,
 ) -> list[Drawing]:
     """Draw all figures that the trials give rise to, each into ``folder`` as ``<name>.pdf``, ``.png`` and ``.csv``.
 
@@ -116,10 +117,13 @@ def write_all(
         methods: of the scenario, in the order in which they are shown.
         baseline: the label that speedups are ratios to.
         changes: of settings in the style file, such as ``figure.figsize``, whose width no figure exceeds.
+        for_paper: also those that show apart what a report shows beside other things.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(fname=STYLE_FILE), matplotlib.rc_context(dict(changes)):
         drawings = list(_draw_all(cases, events, looks(methods), baseline))
+        if for_paper:
+            drawings += _draw_for_paper(cases, looks(methods), baseline)
         return [_write(drawing, folder) for drawing in drawings]
 
 
@@ -513,17 +517,21 @@ def _draw_all(
     cases: Sequence[CaseResult], events: pd.DataFrame, looks: Mapping[str, Look], baseline: str
 ) -> Iterator[Drawing]:
     yield throughput(cases, looks, baseline)
-    yield speedup(cases, looks, baseline)
     yield when_it_pays(cases, looks, baseline)
     if any(len(group) > 1 for group in _by_all_but_rate(cases).values()):
         yield bandwidth(cases, looks, baseline)
-        yield throughput_over_bandwidth(cases, looks)
     if len(curves := accuracy_curves(cases, events)):
         yield accuracy(cases, curves, looks)
     if any(sweeps(case, baseline) for case in cases):
         yield sweep(cases, looks, baseline)
     yield step_time(cases, looks)
     yield bytes_per_step(cases, looks)
+
+
+def _draw_for_paper(cases: Sequence[CaseResult], looks: Mapping[str, Look], baseline: str) -> Iterator[Drawing]:
+    yield speedup(cases, looks, baseline)
+    if any(len(group) > 1 for group in _by_all_but_rate(cases).values()):
+        yield throughput_over_bandwidth(cases, looks)
 
 
 def _write(drawing: Drawing, folder: Path) -> Drawing:

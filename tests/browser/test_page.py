@@ -111,7 +111,7 @@ def test_text_of_scenarios_and_logs_is_only_text(page: webdriver.Chrome) -> None
 
 def test_every_figure_is_drawn(page: webdriver.Chrome) -> None:
     widths = page.execute_script("return [...document.images].map((image) => image.complete && image.naturalWidth)")
-    assert len(widths) == 8
+    assert len(widths) == 6
     assert all(widths)
 
 

@@ -27,8 +27,7 @@ from harness.store import DONE, Store
 EVIL = "w1: <script>alert(1)</script> | `x` *y* \"&'"
 CRASHED = {"status": "crashed", "reason": EVIL, "log_tail": f"{EVIL}\n</pre><b>bold</b>"}
 
-FIGURES = {"accuracy", "bytes-per-step", "speedup", "step-time", "throughput", "when-it-pays"}
-OVER_RATES = {"bandwidth", "throughput-bandwidth"}
+FIGURES = {"accuracy", "bytes-per-step", "step-time", "throughput", "when-it-pays"}
 
 
 class Page(HTMLParser):
@@ -111,7 +110,7 @@ def summary_of(folder: Path, *, topk: list[float | None], dense: list[float | No
 
 
 def test_every_figure_is_a_pdf_a_png_and_a_table(one_case: Run, three_rates: Run) -> None:
-    for run, names in ((one_case, FIGURES), (three_rates, FIGURES | OVER_RATES)):
+    for run, names in ((one_case, FIGURES), (three_rates, FIGURES | {"bandwidth"})):
         assert {path.name for path in run.plots.iterdir()} == {
             f"{name}.{kind}" for name in names for kind in ("pdf", "png", "csv")
         }
@@ -223,7 +222,7 @@ def test_the_sweep_figure_marks_where_accuracy_stops_to_hold(
 
 def test_columns_name_their_units(three_rates: Run) -> None:
     plain = {"loss", "workers", "model", "dataset", "batch_size", "cluster", "label", "round", "rounds", "step"}
-    for name in FIGURES | OVER_RATES:
+    for name in FIGURES | {"bandwidth"}:
         for column in set(three_rates.csv(name).columns) - plain:
             assert re.search(r"(_|^)(bps|s|s_per_step|bytes_per_step|accuracy|speedup)(_|$)", column), column
 
