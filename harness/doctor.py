@@ -10,10 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.cluster.netns import NetnsCluster, universe_command
+from harness.cluster.uml import INSTALL, KERNEL
+from harness.cluster.universe import timer_resolution_s
 from harness.errors import MeasurementError
-from harness.units import format_rate
+from harness.units import format_rate, format_time
 
 CEILING_WORKERS = 4
+
+COARSE_S = 1e-3
+"""Timers later than this blur whatever is emulated."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ def examine() -> list[Check]:
     tools = list(_tools())
     universe = _universe()
     inside = [*_qdiscs(), _ceiling()] if universe.ok and all(tool.ok for tool in tools) else []
-    return [*tools, universe, *inside, _cpus(), _clock(), _congestion_controls(), _engine()]
+    return [*tools, universe, *inside, _netem_kernel(), _cpus(), _clock(), _timers(), _congestion_controls(), _engine()]
 
 
 def able(checks: list[Check]) -> bool:
@@ -61,7 +66,7 @@ def _qdiscs() -> Iterator[Check]:
         "tbf": ("tbf rate 1mbit burst 64kb latency 300ms", "the kernel needs CONFIG_NET_SCH_TBF", True),
         "netem": (
             "netem delay 1ms",
-            "delay, jitter and loss need CONFIG_NET_SCH_NETEM (try: modprobe sch_netem); rates work without",
+            "delay and loss need CONFIG_NET_SCH_NETEM (try: modprobe sch_netem), or --on uml; rates work",
             False,
         ),
     }
@@ -79,11 +84,24 @@ def _ceiling() -> Check:
     return Check("ceiling", True, found)
 
 
+def _netem_kernel() -> Check:
+    missing = [program for program in (KERNEL, "busybox", "setpriv") if shutil.which(program) is None]
+    found = f"{', '.join(missing)} missing" if missing else "--on uml runs a kernel with netem, on one CPU"
+    return Check("user-mode-linux", not missing, found, f"for netem on any kernel: {INSTALL}" if missing else "")
+
+
+def _timers() -> Check:
+    late_s = timer_resolution_s()
+    ok = late_s <= COARSE_S
+    fix = "" if ok else "an idle machine, or a kernel with high-resolution timers: bursts must be long, delays are late"
+    return Check("timers", ok, f"{format_time(late_s)} late; no finer jitter can be emulated", fix)
+
+
 def _cpus() -> Check:
     count = len(os.sched_getaffinity(0))
     ok = count >= 2
     fix = "" if ok else "with one CPU the workers' computations delay the network: read step times with care"
-    return Check("CPUs", ok, str(count), fix)
+    return Check("CPUs", ok, f"{count}; workers beyond that share them, and their computation is metered apart", fix)
 
 
 def _clock() -> Check:

@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -52,6 +53,9 @@ class Cluster(Protocol):
         Raises:
             MeasurementError: a link is not what was asked.
         """
+
+    def verify(self) -> Readings:
+        """Measure the topology in use once more; what is off is in the readings' ``complaints``."""
 
     def preload(self, dataset: str | None = None, data_dir: str | None = None) -> None:
         """Have torch, and a data set if one is named, ready before tasks start.
@@ -97,6 +101,10 @@ class AgentConnection:
             UsageError, MeasurementError: it was refused.
         """
         self._send(message)
+        self.wait_until_done(timeout_s)
+
+    def wait_until_done(self, timeout_s: float) -> None:
+        """Wait until what was begun is done; see ``request``."""
         deadline = time.monotonic() + timeout_s
         while True:
             reply = self._next(deadline)
@@ -106,15 +114,30 @@ class AgentConnection:
                 kind = UsageError if reply["exit_code"] == UsageError.exit_code else MeasurementError
                 raise kind(reply["reason"])
 
-    def task(self, task: str, nodes: list[str], spec: Mapping[str, Any], timeout_s: float) -> Iterator[Message]:
+    def task(
+        self,
+        task: str,
+        nodes: list[str],
+        spec: Mapping[str, Any],
+        timeout_s: float,
+        beside: tuple[str, str, Mapping[str, Any]] | None = None,
+    ) -> Iterator[Message]:
         """Run a task on nodes; yields messages until each node's worker has ended. Leaving early ends them all.
+
+        Args:
+            beside: a further task, its node and its spec, which is ended when the others have.
 
         While nothing is said, a message of kind ``tick`` comes every second, so that whoever listens can give up.
         """
-        self.request({"op": "start", "task": task, "nodes": nodes, "spec": dict(spec)}, STOP_GRACE_S)
         running, deadline = set(nodes), time.monotonic() + timeout_s
+        if beside:
+            side_task, side_node, side_spec = beside
+            start = {"op": "start", "task": side_task, "nodes": [side_node], "spec": dict(side_spec)}
+            self.request(start, STOP_GRACE_S)
+            running.add(side_node)
+        self.request({"op": "start", "task": task, "nodes": nodes, "spec": dict(spec)}, STOP_GRACE_S)
         try:
-            while running:
+            while running & set(nodes):
                 message = self._next_or_tick(deadline)
                 if message["kind"] == "exit":
                     running.discard(message["node"])
@@ -125,6 +148,8 @@ class AgentConnection:
 
     def close(self) -> None:
         """End the agent; the kernel ends what it started."""
+        with suppress(ClusterBrokenError):
+            self._send({"op": "quit"})
         self._selector.close()
         for stream in (self._process.stdin, self._process.stdout):
             if stream:

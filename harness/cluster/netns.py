@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -19,19 +18,11 @@ from harness.errors import MeasurementError, UsageError
 from harness.linkprobe import Readings
 from harness.network import Topology
 from harness.scenario import UNSHAPED, Link
+from harness.trace import PLAYER
 from harness.units import format_rate
-
-BUILD_TIMEOUT_S = 60.0
-PRELOAD_TIMEOUT_S = 300.0
-PROBE_TIMEOUT_S = 120.0
-
-SURELY_CARRIED_BPS = 1_000_000_000
-"""Sum over all workers up to which the ceiling of this machine is not even asked for."""
 
 HEADROOM = 1.1
 """How much more than a link's rate the machine must carry before the rate may be called the limit."""
-
-CONGESTION_CONTROLS = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
 
 OWN_NAMESPACES = ["--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child"]
 
@@ -68,6 +59,13 @@ class NetnsCluster:
 
     name = "netns"
 
+    surely_carried_bps = 1_000_000_000
+    """Sum over all workers up to which the ceiling of this machine is not even asked for."""
+
+    build_timeout_s = 60.0
+    preload_timeout_s = 300.0
+    probe_timeout_s = 120.0
+
     def __init__(self) -> None:
         self._current: tuple[Topology, Readings] | None = None
         self._ceilings: dict[int, float] = {}
@@ -84,13 +82,10 @@ class NetnsCluster:
 
     def check(self, topology: Topology) -> None:
         """See ``Cluster.check``; what this machine carries is measured, once for each number of workers."""
-        known = CONGESTION_CONTROLS.read_text().split()
-        if topology.link.congestion_control not in known:
-            raise UsageError.at(
-                "scenario", "link.congestion_control", topology.link.congestion_control, ", ".join(sorted(known))
-            )
-        asked, workers = topology.link.rate_bps, topology.workers
-        if asked is None or asked * workers <= SURELY_CARRIED_BPS:
+        self._agent.request({"op": "check", "topology": _as_json(topology)}, self.build_timeout_s)
+        rates = [queue.pipe.rate_bps for queue in topology.queues() if queue.pipe.rate_bps]
+        asked, workers = max(rates, default=0), topology.workers
+        if asked * workers <= self.surely_carried_bps:
             return
         ceiling_bps = self.ceiling_bps(workers)
         if asked * HEADROOM > ceiling_bps:
@@ -109,31 +104,53 @@ class NetnsCluster:
         """See ``Cluster.use``."""
         if self._current and self._current[0] == topology:
             return self._current[1]
-        self._build(topology)
-        readings = Readings.model_validate_json(self._probe("probe_links", topology)["readings"])
+        readings = self.measure(topology)
         if complaints := readings.complaints():
             raise MeasurementError("; ".join(complaints))
         self._current = (topology, readings)
         return readings
 
+    def verify(self) -> Readings:
+        """See ``Cluster.verify``."""
+        assert self._current, "a topology must be in use"
+        if self._current[0].link.trace:
+            self._agent.request({"op": "reset"}, self.build_timeout_s)
+        readings = self._measured(self._current[0])
+        if readings.complaints():
+            self._current = None  # it must not be used again
+        return readings
+
+    def measure(self, topology: Topology, counted: int | None = None) -> Readings:
+        """Build a topology and say what it is, whatever that is; see ``linkprobe.measure``."""
+        self._build(topology)
+        return self._measured(topology, counted)
+
     def preload(self, dataset: str | None = None, data_dir: str | None = None) -> None:
         """See ``Cluster.preload``."""
-        self._agent.request({"op": "preload", "dataset": dataset, "data_dir": data_dir}, PRELOAD_TIMEOUT_S)
+        self._agent.request({"op": "preload", "dataset": dataset, "data_dir": data_dir}, self.preload_timeout_s)
 
     def run(self, task: str, spec: Mapping[str, Any], timeout_s: float) -> Iterator[Message]:
         """See ``Cluster.run``."""
         assert self._current, "a topology must be in use"
-        workers = self._current[0].nodes[:-1]
-        return self._agent.task(task, workers, spec, timeout_s)
+        topology = self._current[0]
+        if topology.link.trace is None or "start_file" not in spec:
+            return self._agent.task(task, topology.worker_nodes, spec, timeout_s)
+        self._agent.request({"op": "reset"}, self.build_timeout_s)
+        player = ("play", PLAYER, {"topology": _as_json(topology), "start_file": spec["start_file"]})
+        return self._agent.task(task, topology.worker_nodes, spec, timeout_s, beside=player)
 
     def _build(self, topology: Topology) -> None:
         self._current = None
-        self._agent.request({"op": "build", "topology": _as_json(topology)}, BUILD_TIMEOUT_S)
+        self._agent.request({"op": "build", "topology": _as_json(topology)}, self.build_timeout_s)
 
-    def _probe(self, task: str, topology: Topology) -> Message:
+    def _measured(self, topology: Topology, counted: int | None = None) -> Readings:
+        return Readings.model_validate_json(self._probe("probe_links", topology, counted)["readings"])
+
+    def _probe(self, task: str, topology: Topology, counted: int | None = None) -> Message:
         """Run a probing task on all nodes; what the switch found."""
         found: Message = {}
-        for message in self._agent.task(task, topology.nodes, {"topology": _as_json(topology)}, PROBE_TIMEOUT_S):
+        spec = {"topology": _as_json(topology), "counted": counted}
+        for message in self._agent.task(task, topology.nodes, spec, self.probe_timeout_s):
             if message["kind"] == "error":
                 raise MeasurementError(f"the links cannot be measured: {message['node']}: {message['reason']}")
             if message["kind"] == "result":
