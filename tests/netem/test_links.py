@@ -45,7 +45,7 @@ def test_a_link_is_what_was_asked(cluster: UmlCluster, name: str) -> None:
 
 ELSEWHERE: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"delay": "5ms"}, {"delay": "7ms"}, "round trip"),
-    ({"delay": "10ms"}, {"delay": "10ms", "jitter": "3ms"}, "jitter"),
+    ({"delay": "40ms"}, {"delay": "40ms", "jitter": "10ms"}, "jitter"),
     ({"delay": "1ms", "loss": "4%"}, {"delay": "1ms", "loss": "1%"}, "packets lost"),
     ({"delay": "1ms", "loss": "5%"}, {"delay": "1ms", "loss_bursts": {"p": 0.0125, "r": 0.25}}, "in a burst"),
     ({"delay": "1ms", "rate": "10mbit"}, {"delay": "1ms"}, "asked 20 Mbit/s, measured"),
