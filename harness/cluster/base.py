@@ -194,7 +194,7 @@ class AgentConnection:
             if not chunk:
                 raise ClusterBrokenError(self._epitaph())
             *lines, self._partial = (self._partial + chunk).split(b"\n")
-            self._waiting = [json.loads(line) for line in lines]
+            self._waiting = [json.loads(line) for line in lines if line.startswith(b"{")]  # a kernel may speak first
         return self._waiting.pop(0)
 
     def _epitaph(self) -> str:

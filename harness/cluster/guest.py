@@ -38,6 +38,7 @@ def main() -> None:
 
 def prepare() -> None:
     """What a system's own start would have done: file systems, modules, the loopback."""
+    Path("/dev/shm").mkdir(exist_ok=True)
     for kind, place in (("proc", "/proc"), ("sysfs", "/sys"), ("tmpfs", "/dev/shm"), ("tmpfs", "/run")):
         if Path(place).is_dir():
             subprocess.run(["mount", "-t", kind, kind, place], check=True)

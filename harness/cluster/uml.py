@@ -51,7 +51,8 @@ class UmlCluster(NetnsCluster):
         folder = Path(self._folder.name)
         settings = {"environment": _environment(folder), "folder": str(Path.cwd())}
         (folder / "settings.json").write_text(json.dumps(settings))
-        self._agent = AgentConnection(command(folder), {**os.environ, "TMPDIR": str(folder)})
+        scratch = {"TMPDIR": str(folder), "HOME": str(folder)}  # its memory, and the sockets of its own console
+        self._agent = AgentConnection(command(folder), {**os.environ, **scratch})
         self._agent.wait_until_done(BOOT_TIMEOUT_S)
         return self
 
