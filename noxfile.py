@@ -1,4 +1,4 @@
-"""``nox -s quickstart``, ``tests``, ``lint``, ``bench``: all share one environment."""
+"""``nox -s quickstart tests compose browser lint bench gates``: sessions that all share one environment."""
 
 from __future__ import annotations
 
@@ -33,6 +33,12 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def compose(session: nox.Session) -> None:
+    """Pass the tests that need a container engine and the image of the workers (``pacbench image``)."""
+    run(session, "pytest", "tests/compose", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style and types."""
     run(session, "ruff", "check", ".")
@@ -41,9 +47,21 @@ def lint(session: nox.Session) -> None:
 
 
 @nox.session
+def browser(session: nox.Session) -> None:
+    """Look at the report in headless Chromium (Debian: chromium, chromium-driver)."""
+    run(session, "pytest", "tests/browser", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure speed, as ratios: codecs against a memcpy, networks against their bounds."""
     run(session, "pytest", "tests/bench", "--benchmark-only", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def gates(session: nox.Session) -> None:
+    """Make real regression gates over unchanged and over slower code, and count their verdicts: hours."""
+    run(session, "python", "tests/bench/gates.py", *session.posargs)
 
 
 def run(session: nox.Session, program: str, *arguments: str, env: dict[str, str] | None = None) -> None:

@@ -4,7 +4,8 @@ A method is a module of this package that defines
 
 * ``LABEL``, ``COLOR``, ``MARKER``: how figures show it,
 * ``State``: a dataclass (``@parameters``) whose fields are the method's parameters,
-* ``<module name>_hook(state, bucket) -> Future[Tensor]``: a DDP communication hook.
+* ``<module name>_hook(state, bucket) -> Future[Tensor]``: a DDP communication hook,
+* ``MOST_LOSS``, if it is known: the final accuracy that it may lose to dense in ``scenarios/convergence.toml``.
 
 Every such file is found by itself; nothing is registered by hand. The same door serves anyone's own training::
 
@@ -40,7 +41,7 @@ class Method:
     """A method as its file declares it.
 
     ``summary`` is the first line of the file's docstring, ``details`` the rest of it; ``color`` and ``marker`` are
-    matplotlib's.
+    matplotlib's; ``most_loss`` is a share of all test samples, None where it was not measured.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Method:
     marker: str
     summary: str
     details: str
+    most_loss: float | None
     State: type[MethodState]
     hook: Callable[[Any, Any], Future[torch.Tensor]]
 
@@ -84,6 +86,7 @@ def _describe(module: ModuleType) -> Method:
         marker=module.MARKER,
         summary=summary,
         details=details.strip(),
+        most_loss=getattr(module, "MOST_LOSS", None),
         State=module.State,
         hook=getattr(module, f"{name}_hook"),
     )

@@ -1,31 +1,32 @@
-"""How each bucket of PacTrain travels: chosen by rank 0 from what links and codecs were seen to do."""
+"""How each bucket of PacTrain travels: chosen by rank 0 from what links, codecs and collectives were seen to take."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
 from threading import Lock
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch.futures import Future
 
-from baselines._quantise import add_scaled, own_scales, ternarise
 from baselines._state import ring_all_reduce_bytes
 
 if TYPE_CHECKING:
     from baselines.pactrain import State
+
+UNSETTLED_STEPS, SAMPLED_STEPS = 1, 8
+"""Of each mode that is explored: one step in which it lists survivors and makes memory, then those that count."""
 
 DECIDE_EVERY = 10
 """Steps from one look at the goodput to the next."""
 
 CHANGE = 0.2
 """The relative change of the goodput that calls for a new choice."""
-
-TRIAL_ENTRIES, TRIALS = 1 << 20, 3
 
 
 class Mode(IntEnum):
@@ -36,44 +37,117 @@ class Mode(IntEnum):
     TERNARY = 2
 
 
-class Chooser:
-    """Chooses between the modes on rank 0, and holds what it chose on every rank.
+class Contents(NamedTuple):
+    """What a bucket is made of."""
 
-    The goodput is what the collectives of a step reached: bytes by formula over the time in which any of them was under
-    way. Few bytes reach less of it than many, so after each choice the next window is what later ones are compared
-    with, and a change is applied, as a factor, to the goodput that the choice was made from.
+    entries: int
+    survivors: int
+    parts: int
+    """Parameters that have survivors: each has a scale."""
+    entry_bytes: int
+
+    def sent_bytes(self, mode: Mode, world_size: int) -> float:
+        """Bytes that a rank sends of it."""
+        payload = {
+            Mode.DENSE: self.entries * self.entry_bytes,
+            Mode.COMPACT: self.survivors * self.entry_bytes,
+            Mode.TERNARY: self.survivors + self.parts * self.entry_bytes,
+        }
+        return ring_all_reduce_bytes(payload[mode], world_size)
+
+
+class Sample(NamedTuple):
+    """A step in which all buckets travelled alike, on this rank."""
+
+    sync_s: float
+    """From the first bucket's handing over to the end of the optimizer's step."""
+    busy_s: float
+    """In which any bucket was under way."""
+    codec_s: float
+    sent_bytes: float
+
+
+class Cost(NamedTuple):
+    """What a mode takes beside the time of its bytes on the link."""
+
+    codec_s_per_entry: float
+    bucket_s: float
+    """Of its collectives, waiting for threads and peers included; 0 for the mode that has least."""
+
+
+def exploration(dense_steps: int) -> list[Mode]:
+    """The modes of the steps in which they are tried, once the mask is stable after so many dense steps."""
+    known = dense_steps >= 2 * UNSETTLED_STEPS + SAMPLED_STEPS  # DDP regroups its buckets, too
+    modes = (Mode.COMPACT, Mode.TERNARY) if known else (Mode.DENSE, Mode.COMPACT, Mode.TERNARY)
+    return [mode for mode in modes for _ in range(UNSETTLED_STEPS + SAMPLED_STEPS)]
+
+
+def measured_goodput_bps(samples: Iterable[Sample]) -> float:
+    """What collectives reached in the median: bits by formula over the time in which any was under way."""
+    return statistics.median(8 * sample.sent_bytes / sample.busy_s for sample in samples)
+
+
+def measured_costs(
+    samples: Mapping[Mode, Sequence[Sample]], goodput_bps: float, entries: int, buckets: int
+) -> dict[Mode, Cost]:
+    """What each mode takes, so that the sum over buckets gives the steps' times again, but for a constant."""
+    codec_s = {mode: statistics.median(sample.codec_s for sample in own) for mode, own in samples.items()}
+    rest_s = {
+        mode: statistics.median(sample.sync_s - 8 * sample.sent_bytes / goodput_bps for sample in own) - codec_s[mode]
+        for mode, own in samples.items()
+    }
+    least_s = min(rest_s.values())
+    return {mode: Cost(codec_s[mode] / entries, (rest_s[mode] - least_s) / buckets) for mode in samples}
+
+
+def best_mode(contents: Contents, costs: Mapping[Mode, Cost], goodput_bps: float, world_size: int) -> Mode:
+    """The mode that is expected to take a bucket least time."""
+
+    def expected_s(mode: Mode) -> float:
+        wire_s = 8 * contents.sent_bytes(mode, world_size) / goodput_bps
+        return wire_s + costs[mode].codec_s_per_entry * contents.entries + costs[mode].bucket_s
+
+    return min(costs, key=expected_s)
+
+
+class Chooser:
+    """Explores the modes once the mask is stable, then chooses between them, the same on every rank.
+
+    Few bytes reach less goodput than many, so after each choice the next window is what later ones are compared with,
+    and a change is applied, as a factor, to the goodput that the choice was made from. What modes cost beside it is
+    believed to stay.
     """
 
     def __init__(self, state: State) -> None:
         self._state = state
         self._modes: dict[tuple[int, ...], Mode] = {}
-        self._seen: dict[tuple[int, ...], tuple[int, int, int]] = {}
-        """Each bucket's entries, survivors and parts, in the order in which DDP hands them over."""
-        self._lock = Lock()
-        self._spans: list[tuple[float, float]] = []
-        self._bytes = 0.0
-        self._goodputs_bps: list[float] = []
-        self._believed_bps: float | None = None
+        self._schedule: deque[Mode] | None = None
+        self._samples: dict[Mode, deque[Sample]] = {mode: deque(maxlen=SAMPLED_STEPS) for mode in Mode}
+        self._costs: dict[Mode, Cost] = {}
+        self._believed_bps = 0.0
         self._reference_bps: float | None = None
-        self._codec_s_per_entry: dict[Mode, float] = {}
-        self._round_trip_s = 0.0
-        self._stable_steps = 0
+        self._goodputs_bps: list[float] = []
+        self._stable = False
+        self._dense_steps = 0
+        self._steps_since_choice = 0
+        self._lock = Lock()
+        self._begin_step()
 
     def mode(self, bucket: dist.GradBucket) -> Mode:
-        """How a bucket travels; compact until there was a choice."""
+        """How a bucket travels; compact until there is a schedule or a choice."""
+        if self._schedule:
+            return self._schedule[0]
         return self._modes.get(tuple(map(id, bucket.parameters())), Mode.COMPACT)
 
-    def sends(self, bucket: dist.GradBucket, mode: Mode) -> None:
-        """Remember what a bucket is made of, and what it sends."""
-        from baselines.pactrain import mode_bytes
+    def sends(self, bucket: dist.GradBucket, mode: Mode, contents: Contents) -> None:
+        """Remember what a bucket is made of, and how it travels; before its codec begins."""
+        if not self._buckets:
+            self._began_at = perf_counter()
+        self._buckets[tuple(map(id, bucket.parameters()))] = contents
+        self._used.add(mode)
+        self._sent_bytes += contents.sent_bytes(mode, self._state.world_size)
 
-        gradient, survivors = bucket.buffer(), self._state.tracker.survivors(bucket)
-        layout = tuple(map(id, bucket.parameters()))
-        with self._lock:
-            self._seen[layout] = gradient.numel(), survivors.indices.numel(), len(survivors.counts)
-            self._bytes += mode_bytes(mode, survivors, gradient, self._state.world_size)
-
-    def watch(self, bucket: dist.GradBucket, done: Future[torch.Tensor]) -> Future[torch.Tensor]:
+    def watch(self, done: Future[torch.Tensor]) -> Future[torch.Tensor]:
         """Time a bucket from now until it is synchronised."""
         start = perf_counter()
 
@@ -85,42 +159,79 @@ class Chooser:
         return done.then(ended)
 
     def end_step(self, stable: bool) -> None:
-        """Look at the step; at its time, choose. Collective in the same steps on every rank."""
-        busy_s = covered(self._spans)
-        if busy_s > 0:
-            self._goodputs_bps.append(8 * self._bytes / busy_s)
-        self._spans, self._bytes = [], 0.0
-        if not stable:
-            return
-        if self._stable_steps % DECIDE_EVERY == 0:
-            self._decide()
-        self._stable_steps += 1
+        """Look at the step; at its time, choose. Collective in the same steps on every rank.
 
-    def _decide(self) -> None:
-        if not self._codec_s_per_entry:
-            self._try_codecs()
-        goodput_bps = statistics.median(self._goodputs_bps) if self._goodputs_bps else None
+        Args:
+            stable: whether the mask will be so in the next step.
+        """
+        self._take_sample()
+        was_stable, self._stable = self._stable, stable
+        if self._schedule is None:
+            self._dense_steps += 1
+            if stable:
+                self._schedule = deque(exploration(self._dense_steps))
+        elif was_stable:
+            self._advance()
+        self._begin_step()
+
+    def _begin_step(self) -> None:
+        self._buckets: dict[tuple[int, ...], Contents] = {}
+        """Of this step, in the order in which DDP hands them over."""
+        self._used: set[Mode] = set()
+        self._spans: list[tuple[float, float]] = []
+        self._began_at = self._sent_bytes = 0.0
+        self._codec_s_before = self._state.stopwatch.codec_s
+
+    def _take_sample(self) -> None:
+        busy_s = covered(self._spans)
+        if busy_s <= 0:
+            return
+        self._goodputs_bps.append(8 * self._sent_bytes / busy_s)
+        if len(self._used) == 1:
+            codec_s = self._state.stopwatch.codec_s - self._codec_s_before
+            sample = Sample(perf_counter() - self._began_at, busy_s, codec_s, self._sent_bytes)
+            self._samples[next(iter(self._used))].append(sample)
+
+    def _advance(self) -> None:
+        """A step with a stable mask has passed."""
+        if self._schedule:
+            self._schedule.popleft()
+            if not self._schedule:
+                self._learn()
+                self._choose(news=True)
+            return
+        self._steps_since_choice += 1
+        if self._steps_since_choice % DECIDE_EVERY == 0:
+            self._choose(news=self._changed(statistics.median(self._goodputs_bps)))
+            self._goodputs_bps = []
+
+    def _learn(self) -> None:
+        """Costs from what the exploration saw."""
+        self._believed_bps = measured_goodput_bps(self._samples[Mode.DENSE])
+        entries = sum(contents.entries for contents in self._buckets.values())
+        self._costs = measured_costs(self._samples, self._believed_bps, entries, len(self._buckets))
         self._goodputs_bps = []
-        choice = torch.zeros(1 + len(self._seen), dtype=torch.int64, device=self._device)
-        if self._state.own_rank == 0 and goodput_bps is not None and self._changed(goodput_bps):
-            modes = [self._best(*each) for each in self._seen.values()]
+
+    def _choose(self, news: bool) -> None:
+        """Take over rank 0's choice, which is a new one if it has news."""
+        choice = torch.zeros(1 + len(self._buckets), dtype=torch.int64, device=self._device)
+        if self._state.own_rank == 0 and news:
+            p = self._state.world_size
+            modes = [best_mode(each, self._costs, self._believed_bps, p) for each in self._buckets.values()]
             choice = torch.tensor([1, *modes], device=self._device)
         group = self._state.process_group
         dist.broadcast(choice, dist.get_global_rank(group, 0), group=group)
-        changed, *chosen = choice.tolist()
-        if changed:
-            self._modes = dict(zip(self._seen, map(Mode, chosen), strict=True))
-            if self._state.own_rank == 0 and self._believed_bps is not None:
-                self._state.note("adaptive_goodput_bps", self._believed_bps)
-                for mode in Mode:
-                    self._state.note(f"adaptive_{mode.name.lower()}_buckets", chosen.count(mode))
-        self._seen.clear()  # DDP may regroup its buckets; the next step tells them anew
+        is_new, *chosen = choice.tolist()
+        if not is_new:
+            return
+        self._modes = dict(zip(self._buckets, map(Mode, chosen), strict=True))
+        if self._state.own_rank == 0:
+            self._state.note("adaptive_goodput_bps", self._believed_bps)
+            for mode in Mode:
+                self._state.note(f"adaptive_{mode.name.lower()}_buckets", chosen.count(mode))
 
     def _changed(self, goodput_bps: float) -> bool:
-        """Whether to choose anew; takes note of the goodput."""
-        if self._believed_bps is None:
-            self._believed_bps = goodput_bps
-            return True
+        """Whether the goodput of a window calls for a new choice; takes note of it."""
         if self._reference_bps is None:
             self._reference_bps = goodput_bps
             return False
@@ -130,45 +241,6 @@ class Chooser:
         self._believed_bps *= factor
         self._reference_bps = None
         return True
-
-    def _best(self, entries: int, kept: int, parts: int) -> Mode:
-        """The mode that is expected to take least."""
-        payload = {Mode.DENSE: 4 * entries, Mode.COMPACT: 4 * kept, Mode.TERNARY: kept + 4 * parts}
-        collectives = {Mode.DENSE: 1, Mode.COMPACT: 1, Mode.TERNARY: 2}
-        believed_bps = self._believed_bps or 1.0
-
-        def expected_s(mode: Mode) -> float:
-            wire_s = 8 * ring_all_reduce_bytes(payload[mode], self._state.world_size) / believed_bps
-            return wire_s + collectives[mode] * self._round_trip_s + self._codec_s_per_entry[mode] * entries
-
-        return min(Mode, key=expected_s)
-
-    def _try_codecs(self) -> None:
-        """Time each codec, and the smallest all-reduce, on all ranks at once, as they will run."""
-        n = TRIAL_ENTRIES
-        survivors = max(1, round(self._state.density * n))
-        gradient = torch.randn(n, device=self._device)
-        indices = torch.randperm(n, device=self._device)[:survivors].sort().values.int()
-        pruned = torch.ones(n, dtype=torch.bool, device=self._device).index_fill_(0, indices.long(), False)
-        compact = torch.empty(survivors, device=self._device)
-
-        def dense() -> None:
-            gradient.masked_fill_(pruned, 0).div_(2)
-
-        def gathered() -> None:
-            torch.index_select(gradient, 0, indices, out=compact).div_(2)
-            gradient.zero_().index_add_(0, indices, compact)
-
-        def ternary() -> None:
-            torch.index_select(gradient, 0, indices, out=compact)
-            scales = own_scales(compact, [survivors])
-            codes = ternarise(compact, [survivors], scales, self._state.dice)
-            gradient.zero_().index_add_(0, indices, add_scaled(compact.zero_(), codes, [survivors], scales))
-
-        codecs = {Mode.DENSE: dense, Mode.COMPACT: gathered, Mode.TERNARY: ternary}
-        self._codec_s_per_entry = {mode: median_s(codec) / n for mode, codec in codecs.items()}
-        little = torch.zeros(1, device=self._device)
-        self._round_trip_s = median_s(lambda: dist.all_reduce(little, group=self._state.process_group))
 
     @property
     def _device(self) -> torch.device:
@@ -183,13 +255,3 @@ def covered(spans: list[tuple[float, float]]) -> float:
         total_s += max(0.0, end - max(start, until))
         until = max(until, end)
     return total_s
-
-
-def median_s(action: Callable[[], object]) -> float:
-    """Seconds that an action takes, once it is warm."""
-    times = []
-    for _ in range(1 + TRIALS):
-        start = perf_counter()
-        action()
-        times.append(perf_counter() - start)
-    return statistics.median(times[1:])

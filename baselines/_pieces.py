@@ -20,3 +20,8 @@ def pieces(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
         yield tensors
     else:
         yield from zip(*(tensor.split(ENTRIES) for tensor in tensors), strict=True)
+
+
+def scratch(tensor: torch.Tensor) -> torch.Tensor:
+    """Room for any one of a tensor's pieces, for work that would otherwise be mapped anew for each."""
+    return torch.empty_like(tensor if tensor.is_cuda else tensor[:ENTRIES])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -41,36 +42,64 @@ class Lap(NamedTuple):
     end_step_s: float
     """Seconds from the optimizer's step to the method's end of it: averaging, pruning; codec work included."""
     buckets_ready_at: float
-    """``perf_counter()`` when DDP handed over the last bucket: here the backward computation ends."""
+    """When, on the stopwatch's clock, DDP handed over the last bucket: here the backward computation ends."""
+
+
+class Clock:
+    """When is the work done that was asked for until now? On a CPU: now. A device that lags behind has its own."""
+
+    def restart(self) -> Any:
+        """A mark to count from."""
+        return self.mark()
+
+    def mark(self) -> Any:
+        """The present place in the work of this thread."""
+        return perf_counter()
+
+    def seconds(self, mark: Any) -> float:
+        """When that place was reached, on a clock that all marks since ``restart`` share."""
+        return float(mark)
+
+
+MOST_KEPT = 10_000
+"""Spans and notes that are kept for whoever asks; in a training where nobody does, the oldest go."""
 
 
 class Stopwatch:
     """Times what a method does, for whoever wants to know. Blocks may be timed on any thread."""
 
     def __init__(self) -> None:
-        self._spans: list[tuple[str, float, float, int]] = []
-        self._bucket_ready = (0.0, 0)
+        self.clock = Clock()
+        self.codec_s = 0.0
+        """Seconds of encoding and decoding since the beginning, as the host saw them."""
+        self._spans: deque[tuple[str, Any, Any, int]] = deque(maxlen=MOST_KEPT)
+        self._bucket_ready: tuple[Any, int] | None = None
 
     @contextmanager
     def __call__(self, phase: Literal["encode", "decode", "end_step"]) -> Iterator[None]:
         """Time a block of codec work, in which waiting for a collective has no place; or all of the end of a step."""
-        start = perf_counter()
+        start, host_start = self.clock.mark(), perf_counter()
         try:
             yield
         finally:
-            self._spans.append((phase, start, perf_counter(), get_ident()))
+            self._spans.append((phase, start, self.clock.mark(), get_ident()))
+            if phase != "end_step":
+                self.codec_s += perf_counter() - host_start
 
     def bucket_ready(self) -> None:
         """DDP hands over a bucket, on the thread that runs the backward pass."""
-        self._bucket_ready = (perf_counter(), get_ident())
+        self._bucket_ready = (self.clock.mark(), get_ident())
 
     def lap(self) -> Lap:
         """What happened since the last lap."""
-        spans, self._spans = self._spans, []
-        ready_at, backward_thread = self._bucket_ready
+        spans, self._spans = self._spans, deque(maxlen=MOST_KEPT)
+        ready_at, backward_thread = 0.0, 0
+        if self._bucket_ready:
+            ready_at, backward_thread = self.clock.seconds(self._bucket_ready[0]), self._bucket_ready[1]
         seconds = {"encode": 0.0, "decode": 0.0, "end_step": 0.0}
         before_ready_s = 0.0
-        for phase, start, end, thread in spans:
+        for phase, start_mark, end_mark, thread in spans:
+            start, end = self.clock.seconds(start_mark), self.clock.seconds(end_mark)
             seconds[phase] += end - start
             if thread == backward_thread and end <= ready_at:
                 before_ready_s += end - start
@@ -87,7 +116,7 @@ class MethodState:
     def __post_init__(self) -> None:
         self.step = 0
         self.stopwatch = Stopwatch()
-        self._notes: list[tuple[str, float]] = []
+        self._notes: deque[tuple[str, float]] = deque(maxlen=MOST_KEPT)
         self.loss: Callable[[], torch.Tensor] | None = None
 
     @property
@@ -155,7 +184,7 @@ class MethodState:
 
     def take_notes(self) -> list[tuple[str, float]]:
         """What was noted since this was last asked."""
-        notes, self._notes = self._notes, []
+        notes, self._notes = list(self._notes), deque(maxlen=MOST_KEPT)
         return notes
 
     def held_bytes(self) -> int:
@@ -163,24 +192,32 @@ class MethodState:
         weights = {weight.data_ptr() for weight in self.model.parameters()}
         held = {
             tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-            for tensor in tensors_within({k: v for k, v in vars(self).items() if k not in ("model", "optimizer")})
+            for tensor in tensors_within(
+                {k: v for k, v in vars(self).items() if k not in ("model", "optimizer")}, seen={id(self)}
+            )
             if tensor.data_ptr() not in weights
         }
         return sum(held.values())
 
 
-def tensors_within(thing: Any) -> Iterator[torch.Tensor]:
-    """All tensors that are reached from a thing by containers and the package's own objects."""
+def tensors_within(thing: Any, seen: set[int] | None = None) -> Iterator[torch.Tensor]:
+    """All tensors that are reached from a thing by containers and the package's own objects.
+
+    Args:
+        seen: ids of the objects that were looked into already; they may hold each other.
+    """
+    seen = set() if seen is None else seen
     if isinstance(thing, torch.Tensor):
         yield thing
     elif isinstance(thing, Mapping):
         for pair in thing.items():
-            yield from tensors_within(pair)
+            yield from tensors_within(pair, seen)
     elif isinstance(thing, (list, tuple, set)):
         for item in thing:
-            yield from tensors_within(item)
-    elif type(thing).__module__.startswith(f"{__package__}.") and hasattr(thing, "__dict__"):
-        yield from tensors_within(vars(thing))
+            yield from tensors_within(item, seen)
+    elif type(thing).__module__.startswith(f"{__package__}.") and hasattr(thing, "__dict__") and id(thing) not in seen:
+        seen.add(id(thing))
+        yield from tensors_within(vars(thing), seen)
 
 
 class BucketMemory:

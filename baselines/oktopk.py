@@ -29,7 +29,7 @@ from baselines._exchange import (
     to_records,
 )
 from baselines._lane import LaneState, settled
-from baselines._sparse import INDEX, exact_top, not_below, sampled_top, share, sparse_bytes
+from baselines._sparse import INDEX, exact_top, few_places, not_below, sampled_top, share, sparse_bytes
 from baselines._state import BucketMemory, Shapes, parameters, ring_all_reduce_bytes
 
 LABEL = "Ok-Topk"
@@ -102,9 +102,16 @@ def sparse_all_reduce(state: State, a: torch.Tensor, cut: Cut, out: torch.Tensor
     with state.stopwatch("decode"):
         values, places = (column.view(-1) for column in from_records(gathered, (a.dtype, 1), (INDEX, 1)))
         places = places.long()
-        mine = torch.zeros_like(a, dtype=torch.bool).index_fill_(0, selected, True)
-        a.index_fill_(0, places[mine.index_select(0, places)], 0)
+        a.index_fill_(0, both(places, selected), 0)
         return settled(out.zero_().index_copy_(0, places, values))
+
+
+def both(places: torch.Tensor, selected: torch.Tensor) -> torch.Tensor:
+    """Those of the places (int64) that are among the selected, which ascend."""
+    if not len(selected):
+        return selected
+    nearest = torch.searchsorted(selected, places).clamp_(max=len(selected) - 1)
+    return places[selected.index_select(0, nearest) == places]
 
 
 def kth_largest(values: torch.Tensor, k: int) -> torch.Tensor:
@@ -143,7 +150,7 @@ def split_and_reduce(
             within = places.long().sub_(first)
             region.index_add_(0, within, values)
             touched.index_fill_(0, within, True)
-        union = touched.nonzero().view(-1)
+        union = few_places(touched)
         return union + first, region.index_select(0, union)
 
 

@@ -19,8 +19,9 @@ Arxiv 2505.18563 (DAC 2025). Its parts, by the paper's names, each with the para
   right on average. The scale, min(largest entry, 2.5 sigma), is the largest of all workers'. Entries beyond it
   saturate.
 * **Adaptive** (``adaptive = false``): for each bucket rank 0 chooses whether it travels whole, compact, or compact and
-  ternary: what it expects to take least, from the goodput that collectives reach and from what the codecs cost here,
-  both measured. It tells all ranks, and chooses anew when the goodput has changed by more than 20 %.
+  ternary: what it expects to take least, from the goodput of dense steps and from what each way took beside it in a few
+  steps of exploration, codec and collectives apart. It tells all ranks, and chooses anew when the goodput has changed
+  by more than 20 %.
 
 Three variants name sets of these parameters, which others given beside them override:
 
@@ -48,7 +49,7 @@ from pydantic_core import ArgsKwargs
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from baselines._adaptive import DECIDE_EVERY, Chooser, Mode
+from baselines._adaptive import Chooser, Contents, Mode, exploration
 from baselines._lane import LaneState
 from baselines._pruning import cubic_density, hessian_gradient, mean_over_ranks, most_important, prove_equal
 from baselines._quantise import Dice, add_scaled, own_scales, refuse_overflow, ternarise
@@ -160,7 +161,7 @@ class State(LaneState):
     def steady_from_step(self) -> int:
         # The first compact step lists the survivors; so does step 1, for which DDP regroups its buckets.
         listed = max(self.pruning_steps[-1] + self.stable_after, 1) + 1
-        return listed + DECIDE_EVERY if self.adaptive else listed
+        return listed + len(exploration(self.pruning_steps[0] + self.stable_after)) if self.adaptive else listed
 
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
         """If adaptive, of the least that a bucket may choose to send: ternary codes."""
@@ -306,26 +307,16 @@ def pactrain_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]
         survivors = state.tracker.survivors(bucket, state.gse)
         residual = state.residual.like(bucket) if state.error_feedback and mode is Mode.TERNARY else None
     if state.chooser is not None:
-        state.note("formula_bytes", mode_bytes(mode, survivors, gradient, state.world_size))
-        state.chooser.sends(bucket, mode)
+        contents = Contents(gradient.numel(), survivors.indices.numel(), len(survivors.counts), gradient.itemsize)
+        state.note("formula_bytes", contents.sent_bytes(mode, state.world_size))
+        state.chooser.sends(bucket, mode, contents)
     if mode is Mode.TERNARY:
         done = state.lane.submit(lambda: ternary_all_reduce(state, gradient, survivors, residual))
     elif mode is Mode.COMPACT and state.compact:
         done = compact_all_reduce(state, gradient, survivors)
     else:
         done = whole_all_reduce(state, gradient, survivors)
-    return done if state.chooser is None else state.chooser.watch(bucket, done)
-
-
-def mode_bytes(mode: Mode, survivors: Survivors, gradient: torch.Tensor, world_size: int) -> float:
-    """Bytes that a rank sends of a bucket."""
-    kept = survivors.indices.numel()
-    payload = {
-        Mode.DENSE: gradient.nbytes,
-        Mode.COMPACT: kept * gradient.itemsize,
-        Mode.TERNARY: kept + len(survivors.counts) * gradient.itemsize,
-    }
-    return ring_all_reduce_bytes(payload[mode], world_size)
+    return done if state.chooser is None else state.chooser.watch(done)
 
 
 def whole_all_reduce(state: State, gradient: torch.Tensor, survivors: Survivors) -> Future[torch.Tensor]:

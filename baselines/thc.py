@@ -31,7 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 from baselines._exchange import shard_sizes
 from baselines._lane import LaneState, settled
 from baselines._pieces import pieces
-from baselines._quantise import Dice, packed_fields, unpacked_fields
+from baselines._quantise import Dice, by_byte, packed_fields
 from baselines._state import BucketMemory, Shapes, numel, parameters
 
 LABEL = "THC"
@@ -101,19 +101,22 @@ def homomorphic_all_reduce(state: State, gradient: torch.Tensor, residual: torch
         table = best_table(state.bits).to(a.device)
         sigma = norm.clamp(min=torch.finfo(a.dtype).tiny) / len(rotated) ** 0.5
         step = 2 * reach() * sigma / GRANULARITY
-        codes = quantise(rotated, step, table, state.dice)
+        packed = packed_fields(quantise(rotated, step, table, state.dice), state.bits)
         if residual is not None:
-            own = table.to(a.dtype)[codes.long()].sub_(GRANULARITY / 2).mul_(step)
-            residual.sub_(unrotate(own, signs)[:n]).nan_to_num_(nan=0, posinf=0, neginf=0)
-        packed = packed_fields(codes, state.bits)
+            own = by_byte((table.to(a.dtype) - GRANULARITY / 2) * step, state.bits)
+            for some, some_packed in pieces(rotated.view(-1, own.shape[1]), packed):
+                torch.index_select(own, 0, some_packed.int(), out=some)
+            residual.sub_(unrotate(rotated, signs)[:n]).nan_to_num_(nan=0, posinf=0, neginf=0)
         shards = shard_sizes(len(packed), p)
     size = shards[state.own_rank]
     arrived = packed.new_empty(p * size)
     dist.all_to_all_single(arrived, packed, [size] * p, shards, group=group)
     with state.stopwatch("encode"):
         sums = torch.zeros(size * 8 // state.bits, dtype=torch.int32, device=a.device)
+        points = by_byte(table, state.bits)
         for theirs in arrived.split(size) if size else ():
-            sums.add_(table.index_select(0, unpacked_fields(theirs, state.bits).int()))
+            for some_sums, some in pieces(sums.view(-1, points.shape[1]), theirs):
+                some_sums.add_(points.index_select(0, some.int()))
         answer = to_bytes(sums, p).repeat(p)
     per_shard = [shard * 8 // state.bits * sum_bytes(p) for shard in shards]
     answers = answer.new_empty(sum(per_shard))
@@ -125,8 +128,10 @@ def homomorphic_all_reduce(state: State, gradient: torch.Tensor, residual: torch
 
 def random_signs(n: int, dice: torch.Generator, dtype: torch.dtype) -> torch.Tensor:
     """-1 or 1 (m,), where m is n lengthened to a multiple of 256."""
-    signs = torch.randint(2, (n + -n % MIXED,), generator=dice, dtype=torch.int8, device=dice.device)
-    return signs.to(dtype).mul_(2).sub_(1)
+    words = torch.empty(-(-n // MIXED) * MIXED // 64, dtype=torch.int64, device=dice.device)
+    bits = words.random_(-(2**63), None, generator=dice).view(torch.uint8)
+    rows = by_byte(torch.tensor([-1, 1], dtype=dtype, device=dice.device), bits=1)
+    return rows.index_select(0, bits.int()).view(-1)
 
 
 @cache
@@ -140,8 +145,13 @@ def hadamard(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
 def mix(values: torch.Tensor) -> torch.Tensor:
     """The Hadamard transform of each 256 entries of (m,) that lie m / 256 apart: its own inverse."""
     h = hadamard(values.dtype, values.device)
-    outer = h @ values.view(SIDE, -1)
-    return (h @ outer.view(SIDE, SIDE, -1)).view(-1)
+    outer = (h @ values.view(SIDE, -1)).view(SIDE, SIDE, -1)
+    mixed = torch.empty_like(outer)
+    for part, mixed_part in zip(
+        outer, mixed, strict=True
+    ):  # one by one: a product of batches takes three times as long
+        torch.mm(h, part, out=mixed_part)
+    return mixed.view(-1)
 
 
 def rotate(values: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:
@@ -184,12 +194,14 @@ def quantise(values: torch.Tensor, step: torch.Tensor, table: torch.Tensor, dice
     point = torch.arange(GRANULARITY + 1, device=table.device)
     lower_code = (torch.searchsorted(table, point.int(), right=True) - 1).clamp_(max=len(table) - 2)
     low, high = table[lower_code].to(values.dtype), table[lower_code + 1].to(values.dtype)
+    slope = 1 / (high - low)
+    offset = lower_code - low * slope
     codes = torch.empty_like(values, dtype=torch.uint8)
     for some, some_codes in pieces(values, codes):
         x = (some / step).add_(GRANULARITY / 2).nan_to_num_(nan=0.0).clamp_(0, GRANULARITY)
         cell = x.int()
-        share = x.sub_(low.index_select(0, cell)).div_((high - low).index_select(0, cell))
-        some_codes.copy_(share.add_(dice.like(some)).floor_().add_(lower_code.index_select(0, cell)))
+        code = x.mul_(slope.index_select(0, cell)).add_(offset.index_select(0, cell))
+        some_codes.copy_(code.add_(dice.like(some)).clamp_(max=len(table) - 1))  # copied to whole numbers: cut off
     return codes
 
 

@@ -36,6 +36,7 @@ def section(method: Method) -> str:
         method.summary,
         method.details,
         parameters(method),
+        accuracy(method),
         bytes_table(method),
         "The formula:\n\n```python\n" + formula(method) + "\n```",
     ]
@@ -50,6 +51,13 @@ def parameters(method: Method) -> str:
         return "It has no parameters."
     lines = [f"* `{name} = {value!r}`: {described.get(name, '')}" for name, value in state.parameters.items()]
     return "Parameters:\n\n" + "\n".join(lines)
+
+
+def accuracy(method: Method) -> str:
+    """What training by the method may cost in accuracy."""
+    if method.most_loss is None:
+        return ""
+    return f"Final accuracy in `scenarios/convergence.toml`: at most {100 * method.most_loss:g} points below dense."
 
 
 def arguments(docstring: str) -> dict[str, str]:

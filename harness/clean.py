@@ -7,19 +7,22 @@ from pathlib import Path
 
 import psutil
 
+from harness.cluster import engine
+
 UNIVERSE_MODULE = "harness.cluster.universe"
 HALF_WRITTEN = re.compile(r"\.(?P<name>.+\.(?:parquet|json))\.(?P<pid>\d+)")
 
 
 def clean_up(results: Path) -> list[str]:
-    """End universes whose harness is gone, and delete files that a dead process left half written.
+    """End universes and remove containers whose harness is gone, and delete files that it left half written.
 
-    Only processes of this user and files under ``results`` that carry pacbench's own marks are touched.
+    Only processes of this user, objects of the engine and files under ``results`` that carry pacbench's own marks are
+    touched.
 
     Returns:
         One line for each thing that was removed.
     """
-    return [*_end_orphans(), *_delete_half_written(results)]
+    return [*_end_orphans(), *_remove_containers(), *_delete_half_written(results)]
 
 
 def _end_orphans() -> list[str]:
@@ -30,6 +33,14 @@ def _end_orphans() -> list[str]:
             process.kill()
             removed.append(f"ended universe {process.pid}")
     return removed
+
+
+def _remove_containers() -> list[str]:
+    try:
+        client = engine.connect()
+    except engine.EngineError:
+        return []  # no engine, no containers
+    return engine.remove(client)
 
 
 def _delete_half_written(results: Path) -> list[str]:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 RESULTS = Path("results")
 PIPE_COLUMNS = 160
+MOST_ROUNDS = 30
+"""Of a run with ``--until``, unless ``--rounds`` says otherwise."""
 
 app = typer.Typer(
     name="pacbench",
@@ -42,7 +44,23 @@ RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a field: train.steps=50.")]
 Method = Annotated[list[str] | None, typer.Option("--method", help="Only these methods, and the baseline.")]
 Rounds = Annotated[int | None, typer.Option("--rounds", help="Override the scenario's rounds.")]
-On = Annotated[str, typer.Option("--on", help="Where: netns (namespaces), uml (a kernel with netem), fake (scripted).")]
+On = Annotated[
+    str,
+    typer.Option(
+        "--on",
+        help="Where: netns (network namespaces), docker (containers), uml (a kernel with netem), auto (netns where it "
+        "works, else docker), or fake (scripted, for tests).",
+    ),
+]
+Gpu = Annotated[bool, typer.Option("--gpu", help="On docker: short for --set cluster.device=cuda.")]
+Keep = Annotated[bool, typer.Option("--keep", help="On docker: leave the containers up, and say how to enter them.")]
+Until = Annotated[
+    str | None,
+    typer.Option(
+        "--until", metavar="PCT", help="Run rounds until every speedup's interval reaches no further, such as 2%."
+    ),
+]
+RunOrReference = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or a reference.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -73,7 +91,7 @@ def list_things(
 @app.command("plan")
 def show_plan(
     scenario: ScenarioName,
-    on: On = "netns",
+    on: On = "auto",
     set_: Set = None,
     method: Method = None,
     rounds: Rounds = None,
@@ -85,7 +103,7 @@ def show_plan(
     """Show each trial with its bytes, lower bound and estimated time. Starts nothing."""
     from harness.plan import estimate, topology_of, total_s
 
-    plan = _plan(_load(scenario, set_, method, rounds), on)
+    plan = _plan(_load(scenario, set_, method, rounds), _cluster(on))
     if show_tc:
         for topology in dict.fromkeys(topology_of(trial.case) for trial in plan.trials):
             print(topology.script())
@@ -119,39 +137,162 @@ def show_plan(
 @app.command()
 def run(
     scenarios: ScenarioNames,
-    on: On = "netns",
+    on: On = "auto",
     out: Annotated[Path | None, typer.Option(help="The run's folder; default: results/SCENARIO-TIME.")] = None,
     set_: Set = None,
     method: Method = None,
     rounds: Rounds = None,
+    until: Until = None,
+    keep: Keep = False,
+    gpu: Gpu = False,
 ) -> None:
     """Run scenarios, store every trial as it ends, and write the report. Goes on where an earlier run stopped."""
+    from harness.cluster import kinds
+
+    share = _share("--until", until) if until else None
+    if share:
+        rounds = rounds or MOST_ROUNDS
     failed = 0
+    kind, why = kinds.choose(on)
     for name in scenarios:
-        plan = _plan(_load(name, set_, method, rounds), on)
+        cluster = kinds.make(kind, keep)
+        plan = _plan(_load(name, [*(set_ or []), *(["cluster.device=cuda"] if gpu else [])], method, rounds), cluster)
         folder = out / plan.scenario.name if out and len(scenarios) > 1 else out
-        failed += _run_one(plan, _open_store(plan, folder), on)
+        failed += _run_one(plan, _open_store(plan, folder), cluster, why, share)
     if failed:
         raise MeasurementError(f"{failed} of the trials did not finish; the report lists each with its reason")
 
 
 @app.command()
-def report(run_dir: RunDir) -> None:
+def report(
+    run_dir: RunDir,
+    for_paper: Annotated[
+        bool, typer.Option("--paper", help="Also write paper/: figures and tables for LaTeX.")
+    ] = False,
+) -> None:
     """Write report.html, report.md and plots/ into a run's folder."""
     from harness.store import Store
 
-    _report(Store.open(run_dir))
+    store = Store.open(run_dir)
+    _report(store)
+    if for_paper:
+        from harness import paper
+
+        _say(f"paper: {paper.write(store)}")
+
+
+@app.command()
+def compare(
+    before: Annotated[Path, typer.Argument(metavar="RUN_A", help="The folder of a run, or a reference.")],
+    after: Annotated[Path, typer.Argument(metavar="RUN_B", help="Likewise.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show what changed from RUN_A to RUN_B. Exit code: 0 nothing is slower, 3 something is, 4 unknown, 5 failed.
+
+    Runs on two kinds of cluster are held against each other instead: speeds, accuracy curves, bits.
+    """
+    from harness import compare as comparison
+    from harness import parity, reference
+    from harness.store import Store
+
+    old, new = reference.read(before), reference.read(after)
+    if old.clusters.isdisjoint(new.clusters):
+        page = parity.write(Store.open(before), Store.open(after))
+        print(page.read_text())
+        _say(f"comparison: {page}")
+        return
+    changes = comparison.changes(old, new)
+    if as_json:
+        print(json.dumps(comparison.as_json(old, new, changes), indent=1))
+    else:
+        for case in dict.fromkeys(change.case for change in changes):
+            own = [comparison.cells(change) for change in changes if change.case == case]
+            _print_table(case, list(own[0]), [list(cells.values()) for cells in own])
+        for line in comparison.notes(old, new, changes):
+            _say(line)
+    raise typer.Exit(comparison.exit_code(changes, new.scenario.baseline))
+
+
+@app.command()
+def gate(
+    run_dir: RunOrReference,
+    against: Annotated[
+        Path, typer.Option(help="A reference: a name from results/reference, a file, or a run's folder.")
+    ],
+    max_slowdown: Annotated[str, typer.Option(help="The slowdown that is no longer accepted.")] = "10%",
+    markdown: Annotated[Path | None, typer.Option(help="Write a summary for a pull request.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit's XML.")] = None,
+    json_: Annotated[Path | None, typer.Option("--json", help="Write JSON.")] = None,
+    benchmark_json: Annotated[Path | None, typer.Option(help="Write the run as pytest-benchmark's JSON.")] = None,
+) -> None:
+    """Hold a run's speedups against a reference's. Exit code: 0 pass, 3 regression, 4 inconclusive, 5 failed."""
+    from harness import export, reference
+    from harness import gate as gates
+
+    limit = _share("--max-slowdown", max_slowdown)
+    run_side = reference.read(run_dir)
+    found = gates.judge(run_side, reference.read(against), limit)
+    for path, content in (
+        (markdown, lambda: gates.as_markdown(found)),
+        (junit, lambda: gates.as_junit(found)),
+        (json_, lambda: json.dumps(gates.as_json(found), indent=1) + "\n"),
+        (benchmark_json, lambda: json.dumps(export.benchmark_json(run_side), indent=1) + "\n"),
+    ):
+        if path:
+            _write(path, content())
+    for case in dict.fromkeys(judgement.change.case for judgement in found.judgements):
+        own = [gates.cells(judgement) for judgement in found.judgements if judgement.change.case == case]
+        _print_table(case, list(own[0]), [list(cells.values()) for cells in own])
+    for note in found.notes:
+        _say(note)
+    _say(found.sentence)
+    raise typer.Exit(found.exit_code)
+
+
+@app.command("reference")
+def make_reference(
+    scenario: ScenarioName,
+    on: On = "auto",
+    out: Annotated[Path | None, typer.Option(help="The file; default: results/reference/SCENARIO.json.")] = None,
+    set_: Set = None,
+    method: Method = None,
+    rounds: Rounds = None,
+    from_run: Annotated[Path | None, typer.Option("--from", help="Make it of this run; nothing is run.")] = None,
+) -> None:
+    """Run a scenario, ten rounds unless said otherwise, and make of it a reference for gates."""
+    from harness import reference
+    from harness.cluster import kinds
+    from harness.store import Store
+
+    kind, why = kinds.choose(on)
+    cluster = kinds.make(kind)
+    plan = _plan(_load(scenario, set_, method, rounds or reference.ROUNDS), cluster)
+    if from_run:
+        store = Store.open(from_run)
+        if (found := store.scenario().name) != plan.scenario.name:
+            raise UsageError.at(
+                "command line", "--from", str(from_run), f"a run of {plan.scenario.name}, not of {found}"
+            )
+    else:
+        store = _open_store(plan, None)
+        if failed := _run_one(plan, store, cluster, why):
+            raise MeasurementError(
+                f"{store.folder}: {failed} trials did not finish; of such a run no reference is made"
+            )
+    path = reference.write(store, out or RESULTS / "reference" / f"{plan.scenario.name}.json")
+    _say(f"reference: {path}")
 
 
 @app.command()
 def probe(
     workers: Annotated[int, typer.Option(help="How many.")] = 4,
     rate: Annotated[str, typer.Option(help="Of each link and direction, such as 100mbit; or unshaped.")] = "100mbit",
-    on: On = "netns",
+    on: On = "auto",
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="More of the links: link.delay=5ms.")
     ] = None,
     as_json: AsJson = False,
+    keep: Keep = False,
 ) -> None:
     """Make a cluster, measure every link and one large all-reduce against its ring bound."""
     from harness.network import Topology
@@ -161,7 +302,7 @@ def probe(
     values: dict[str, Any] = {"workers": workers, "link": {"rate": rate}}
     for override in set_ or []:
         apply_override(values, override)
-    report = probe_cluster(_cluster(on), checked_section(Topology, values, "command line"))
+    report = probe_cluster(_cluster(on, keep), checked_section(Topology, values, "command line"))
     if as_json:
         print(json.dumps(report.as_json(), indent=1))
         return
@@ -210,6 +351,21 @@ def calibrate(
 
 
 @app.command()
+def image(
+    base: Annotated[str | None, typer.Option(help="The image to start from; default: the Dockerfile's.")] = None,
+    torch: Annotated[str | None, typer.Option(help="As pip takes it, such as torch==2.13.0.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Take wheels from docker/wheels alone.")] = False,
+    certificate: Annotated[Path | None, typer.Option(exists=True, help="Of a proxy that opens TLS.")] = None,
+) -> None:
+    """Build the image of the workers for --on docker. It holds no code of pacbench, so an edit needs no new one."""
+    from harness.cluster.engine import build_image
+    from harness.units import format_size
+
+    facts = build_image(base=base, torch=torch, offline=offline, certificate=certificate)
+    print(f"{facts['image']}: {format_size(facts['size_bytes'])}, {facts['digest']}")
+
+
+@app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Tell what this machine can do, and how to mend what it cannot."""
     from harness.doctor import able, examine
@@ -229,7 +385,7 @@ def doctor(as_json: AsJson = False) -> None:
 def clean(
     results: Annotated[Path, typer.Option(help="Where runs are kept.")] = RESULTS,
 ) -> None:
-    """Remove what a killed run may have left: universes without a harness, and files half written."""
+    """Remove what a killed run may have left: universes and containers without a harness, and files half written."""
     from harness.clean import clean_up
 
     removed = clean_up(results)
@@ -240,8 +396,11 @@ def main() -> None:
     """The console script: one clear line for every error, and the exit code that belongs to it."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what has finished is kept
     try:
-        if app(args=sys.argv[1:] or ["--help"], standalone_mode=False) == EXIT_INTERRUPTED:
+        code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
+        if code == EXIT_INTERRUPTED:
             raise KeyboardInterrupt  # typer made an exit code of it
+        if code:
+            sys.exit(code)  # a verdict
     except PacbenchError as error:
         _leave(str(error), error.exit_code)
     except typer.TyperException as error:
@@ -264,23 +423,16 @@ def _load(name: str, set_: list[str] | None, method: list[str] | None, rounds: i
     return load(name, overrides, method or [])
 
 
-def _plan(scenario: Scenario, on: str) -> Plan:
+def _plan(scenario: Scenario, cluster: Cluster) -> Plan:
     from harness import plan
 
-    return plan.make(scenario, _cluster(on).name)
+    return plan.make(scenario, cluster.name, cluster.image_digest())
 
 
-def _cluster(on: str) -> Cluster:
-    from harness.cluster import fake, netns, uml
+def _cluster(on: str, keep: bool = False) -> Cluster:
+    from harness.cluster import kinds
 
-    kinds: dict[str, type[Cluster]] = {
-        "netns": netns.NetnsCluster,
-        "uml": uml.UmlCluster,
-        "fake": fake.FakeCluster,
-    }
-    if on not in kinds:
-        raise UsageError.at("command line", "--on", on, ", ".join(kinds))
-    return kinds[on]()
+    return kinds.make(kinds.choose(on)[0], keep)
 
 
 def _open_store(plan: Plan, folder: Path | None) -> Store:
@@ -291,23 +443,38 @@ def _open_store(plan: Plan, folder: Path | None) -> Store:
     return Store.create(folder, plan.scenario)
 
 
-def _run_one(plan: Plan, store: Store, on: str) -> int:
-    """Run what is pending and report; how many trials did not finish."""
-    from harness import execute, provenance
+def _run_one(plan: Plan, store: Store, cluster: Cluster, why: str, until: float | None = None) -> int:
+    """Run what is pending and report; how many trials did not finish.
 
-    cluster = _cluster(on)
+    Args:
+        until: end with the round after which every speedup's interval is this narrow.
+    """
+    from harness import execute, provenance, stats
+
+    def enough() -> bool:
+        return until is not None and stats.narrow_enough(store.trials(), plan.scenario, until)
+
     with store.locked():
         pending = plan.pending(store.attempts())
-        _announce(plan, store, pending)
-        if pending:
-            store.add_provenance(provenance.collect(["pacbench", *sys.argv[1:]]))
-            with _progress_bar(plan, pending) as watcher, cluster:
-                execute.run(plan, store, cluster, watcher.watch, watcher.ended)
+        if pending and enough():
+            _say(f"{store.folder}: every interval is narrow enough already; nothing is run (--out starts another run)")
+        else:
+            _announce(plan, store, pending, f"on {cluster.name} ({why})")
+            if pending:
+                store.add_provenance({**provenance.collect(["pacbench", *sys.argv[1:]]), **cluster.provenance()})
+                with _progress_bar(plan, pending) as watcher, cluster:
+                    execute.run(plan, store, cluster, watcher.watch, watcher.ended, enough)
     _report(store)
-    return len(plan.pending(store.attempts()))
+    unfinished = plan.pending(store.attempts())
+    if until is None:
+        return len(unfinished)
+    tried = set(store.trials()["trial_id"])
+    if not enough():
+        _say(f"after {plan.scenario.rounds} rounds an interval still reaches further than {100 * until:g} %")
+    return sum(trial.id in tried for trial in unfinished)
 
 
-def _announce(plan: Plan, store: Store, pending: list[Trial]) -> None:
+def _announce(plan: Plan, store: Store, pending: list[Trial], where: str) -> None:
     from harness.plan import total_s
     from harness.units import format_time
 
@@ -319,7 +486,7 @@ def _announce(plan: Plan, store: Store, pending: list[Trial]) -> None:
         again = f"; {tried - done} that did not finish run again" if tried > done else ""
         _say(f"resuming {store.folder}: {done} of {len(plan.trials)} trials are done{again}")
     about = format_time(total_s(pending, _cpu_count()))
-    _say(f"{plan.scenario.name}: {len(pending)} trials, about {about}, into {store.folder}")
+    _say(f"{plan.scenario.name}: {len(pending)} trials, about {about}, {where}, into {store.folder}")
 
 
 def _report(store: Store) -> None:
@@ -372,6 +539,22 @@ def _calibration_row(each: Calibration) -> list[str]:
         "" if each.loss_measured is None else f"{each.loss_measured:.3%} of {each.counted}",
         "ok" if each.ok else "NO",
     ]
+
+
+def _share(option: str, text: str) -> float:
+    from harness.units import parse_share
+
+    try:
+        return parse_share(text)
+    except ValueError as error:
+        raise UsageError.at("command line", option, text, str(error)) from None
+
+
+def _write(path: Path, content: str) -> None:
+    try:
+        path.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise UsageError.at("command line", "output", str(path), f"a file that can be written ({error})") from None
 
 
 def _say(line: str) -> None:

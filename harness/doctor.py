@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.cluster import engine
 from harness.cluster.netns import NetnsCluster, universe_command
 from harness.cluster.uml import INSTALL, KERNEL
 from harness.cluster.universe import timer_resolution_s
 from harness.errors import MeasurementError
-from harness.units import format_rate, format_time
+from harness.units import format_rate, format_size, format_time
 
 CEILING_WORKERS = 4
 
@@ -34,10 +35,22 @@ class Check:
 
 def examine() -> list[Check]:
     """Look at everything. Nothing outside private universes is touched."""
-    tools = list(_tools())
-    universe = _universe()
-    inside = [*_qdiscs(), _ceiling()] if universe.ok and all(tool.ok for tool in tools) else []
-    return [*tools, universe, *inside, _netem_kernel(), _cpus(), _clock(), _timers(), _congestion_controls(), _engine()]
+    containers = list(_containers())
+    needed = not all(check.ok for check in containers)  # namespaces, where containers are no way round
+    tools = list(_tools(needed))
+    universe = _universe(needed)
+    inside = [*_qdiscs(needed), _ceiling()] if universe.ok and all(tool.ok for tool in tools) else []
+    return [
+        *tools,
+        universe,
+        *inside,
+        _netem_kernel(),
+        _cpus(),
+        _clock(),
+        _timers(),
+        _congestion_controls(),
+        *containers,
+    ]
 
 
 def able(checks: list[Check]) -> bool:
@@ -45,36 +58,36 @@ def able(checks: list[Check]) -> bool:
     return all(check.ok for check in checks if check.needed)
 
 
-def _tools() -> Iterator[Check]:
+def _tools(needed: bool) -> Iterator[Check]:
     for program, package in (("ip", "iproute2"), ("tc", "iproute2"), ("unshare", "util-linux")):
         path = shutil.which(program)
         fix = "" if path else f"install {package} (Debian: apt-get install {package})"
-        yield Check(program, path is not None, path or "missing", fix, needed=True)
+        yield Check(program, path is not None, path or "missing", fix, needed)
 
 
-def _universe() -> Check:
+def _universe(needed: bool) -> Check:
     try:
         command = universe_command()
     except MeasurementError as error:
-        return Check("private networks", False, "not allowed", str(error), needed=True)
+        return Check("private networks", False, "not allowed", str(error), needed)
     how = "rootless, by user namespaces" if "--user" in command else "as root"
-    return Check("private networks", True, how, needed=True)
+    return Check("private networks", True, how, needed=needed)
 
 
-def _qdiscs() -> Iterator[Check]:
+def _qdiscs(needed: bool) -> Iterator[Check]:
     trials = {
-        "tbf": ("tbf rate 1mbit burst 64kb latency 300ms", "the kernel needs CONFIG_NET_SCH_TBF", True),
+        "tbf": ("tbf rate 1mbit burst 64kb latency 300ms", "the kernel needs CONFIG_NET_SCH_TBF", needed),
         "netem": (
             "netem delay 1ms",
             "delay and loss need CONFIG_NET_SCH_NETEM (try: modprobe sch_netem), or --on uml; rates work",
             False,
         ),
     }
-    for name, (qdisc, fix, needed) in trials.items():
+    for name, (qdisc, fix, wanted) in trials.items():
         script = f"ip link add try0 type veth peer name try1 && tc qdisc add dev try0 root {qdisc}"
         done = subprocess.run([*universe_command(), "sh", "-c", script], capture_output=True, text=True, timeout=60)
         found = "works" if done.returncode == 0 else " ".join(done.stderr.split())
-        yield Check(f"qdisc {name}", done.returncode == 0, found, "" if done.returncode == 0 else fix, needed)
+        yield Check(f"qdisc {name}", done.returncode == 0, found, "" if done.returncode == 0 else fix, wanted)
 
 
 def _ceiling() -> Check:
@@ -98,7 +111,7 @@ def _timers() -> Check:
 
 
 def _cpus() -> Check:
-    count = len(os.sched_getaffinity(0))
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     ok = count >= 2
     fix = "" if ok else "with one CPU the workers' computations delay the network: read step times with care"
     return Check("CPUs", ok, f"{count}; workers beyond that share them, and their computation is metered apart", fix)
@@ -116,13 +129,19 @@ def _congestion_controls() -> Check:
     return Check("TCP congestion control", bool(current), f"{current} (available: {allowed})")
 
 
-def _engine() -> Check:
-    program = shutil.which("docker")
-    if not program:
-        return Check("container engine", False, "no docker command", "not needed: clusters run without one")
-    asked = subprocess.run([program, "info", "-f", "{{.ServerVersion}}"], capture_output=True, text=True, timeout=30)
-    ok = asked.returncode == 0 and bool(asked.stdout.strip())
-    return Check("container engine", ok, asked.stdout.strip() or "not running", "" if ok else "start the engine")
+def _containers() -> Iterator[Check]:
+    """What ``--on docker`` takes, in the order in which one needs the other."""
+    steps = {
+        "container engine": lambda: str(engine.connect().version()["Version"]),
+        "compose plugin": engine.compose_version,
+        "worker image": lambda: format_size(engine.image_facts(engine.connect(), engine.IMAGE)["size_bytes"]),
+    }
+    for name, look in steps.items():
+        try:
+            yield Check(name, True, look())
+        except engine.EngineError as error:
+            yield Check(name, False, "no containers", str(error))
+            return
 
 
 def _read(path: str) -> str:

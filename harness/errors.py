@@ -29,5 +29,11 @@ class MeasurementError(PacbenchError):
     exit_code = 5
 
 
+EXIT_REGRESSION = 3
+"""A gate or a comparison found something that is slower than it may be."""
+
+EXIT_INCONCLUSIVE = 4
+"""Neither can be said: too few rounds, or too much noise."""
+
 EXIT_INTERRUPTED = 130
 """A command ended by Ctrl-C (128 + SIGINT, as shells report it)."""

@@ -15,11 +15,13 @@ from typing import Any
 
 from harness.agent import Message
 from harness.cluster.base import Cluster, ClusterBrokenError, TaskTimeoutError
-from harness.errors import MeasurementError, UsageError
+from harness.errors import MeasurementError, PacbenchError, UsageError
 from harness.linkprobe import Readings
-from harness.network import worker_number
-from harness.plan import Plan, Trial, lower_bound_s, topology_of, wire_bytes
+from harness.network import Topology, worker_number
+from harness.plan import Plan, Trial, lower_bound_s, state_of, topology_of, wire_bytes
 from harness.provenance import code_digest, commit
+from harness.scenario import Resources
+from harness.steady import settling_steps
 from harness.store import DONE, Event, Store, runs
 
 LOG_TAIL_LINES = 40
@@ -63,13 +65,21 @@ class Outcome:
     log: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_TAIL_LINES))
 
 
-def run(plan: Plan, store: Store, cluster: Cluster, watch: Watch, ended: Ended) -> None:
+def run(
+    plan: Plan,
+    store: Store,
+    cluster: Cluster,
+    watch: Watch,
+    ended: Ended,
+    enough: Callable[[], bool] = lambda: False,
+) -> None:
     """Run the trials that the store does not hold as done, in the plan's order.
 
-    A trial that fails becomes a row with its reason, and the next one runs.
+    A trial that fails becomes a row with its reason, and the next one runs. Between two rounds ``enough`` is asked;
+    where it is true, the later rounds are not run.
 
     Raises:
-        UsageError: the machine cannot carry a case, or the store holds other trials. Nothing was run.
+        UsageError: the machine cannot carry a case, or the store holds other trials.
         ClusterBrokenError: the cluster itself ended.
         KeyboardInterrupt: passed on once the trial that it hit is stored as interrupted.
     """
@@ -80,12 +90,17 @@ def run(plan: Plan, store: Store, cluster: Cluster, watch: Watch, ended: Ended) 
             "which are not to be mixed with new ones; choose another --out"
         )
     pending = plan.pending(attempts)
-    for topology in dict.fromkeys(topology_of(trial.case) for trial in pending):
-        cluster.check(topology)
+    for checkpoint in {named for trial in pending if (named := trial.case.train.checkpoint)}:
+        cluster.lend(Path(checkpoint))
     for dataset, data_dir in dict.fromkeys((trial.case.train.dataset, trial.case.train.data_dir) for trial in pending):
         cluster.preload(dataset, data_dir)
+    for wanted in dict.fromkeys((topology_of(trial.case), trial.case.cluster.resources) for trial in pending):
+        cluster.check(*wanted)
     ports = itertools.cycle(range(FIRST_PORT, FIRST_PORT + PORTS))
-    for _, trials in itertools.groupby(pending, key=lambda trial: topology_of(trial.case)):
+    first_round = min((trial.round for trial in pending), default=0)
+    for (_, _, number), trials in itertools.groupby(pending, key=_network_and_round):
+        if number > first_round and enough():
+            return
         finished = [
             (trial, outcome)
             for trial in trials
@@ -93,6 +108,11 @@ def run(plan: Plan, store: Store, cluster: Cluster, watch: Watch, ended: Ended) 
         ]
         if finished:
             _verify_again(finished, store, cluster, ended)
+
+
+def _network_and_round(trial: Trial) -> tuple[Topology, Resources, int]:
+    """What trials that follow one another share until the links are measured again."""
+    return topology_of(trial.case), trial.case.cluster.resources, trial.round
 
 
 def _run_one(trial: Trial, store: Store, cluster: Cluster, port: int, watch: Watch, ended: Ended) -> Outcome:
@@ -103,9 +123,9 @@ def _run_one(trial: Trial, store: Store, cluster: Cluster, port: int, watch: Wat
     except KeyboardInterrupt:
         outcome.status, outcome.reason = "interrupted", "interrupted by the user"
         raise
-    except MeasurementError as error:
+    except PacbenchError as error:
         outcome.status, outcome.reason = "failed", str(error)
-        if isinstance(error, ClusterBrokenError):
+        if isinstance(error, (ClusterBrokenError, UsageError)):
             raise
     finally:
         store.append(_row(trial, store.attempts_of(trial.id), outcome, time.monotonic() - started), outcome.events)
@@ -143,7 +163,7 @@ def unfinished_run(plan: Plan, results: Path) -> Path | None:
 def _attempt(trial: Trial, cluster: Cluster, port: int, outcome: Outcome, watch: Watch) -> None:
     """Run one trial on a verified network and gather what comes of it."""
     train = trial.case.train
-    outcome.readings = cluster.use(topology_of(trial.case))
+    outcome.readings = cluster.use(topology_of(trial.case), trial.case.cluster.resources)
     spec = {"trial": trial.model_dump(mode="json", by_alias=True), "port": port}
     if trial.case.link.trace:
         spec["start_file"] = f"/run/trace-{port}"  # of the universe, which ends with the cluster
@@ -258,6 +278,10 @@ def _row(trial: Trial, attempt: int, outcome: Outcome, wall_time_s: float) -> di
         "wall_time_s": wall_time_s,
         "commit": commit(),
         "code_digest": code_digest(),
+        "image_digest": trial.image or None,
+        "cpuset": case.cluster.cpuset,
+        "memory_limit_bytes": case.cluster.memory_bytes,
+        "device": case.cluster.device,
         "log_tail": "\n".join(outcome.log) or None,
         "formula_bytes_per_step": wire_bytes(trial),
         "lower_bound_s_per_step": lower_bound_s(trial) or None,
@@ -279,13 +303,18 @@ def _as_json(readings: Readings) -> str:
 
 
 def _measured(trial: Trial, outcome: Outcome) -> dict[str, Any]:
-    """The figures of a trial whose ranks all reported: those a step belong to the steady state."""
+    """The figures of a trial whose ranks all reported: those a step belong to the steady state.
+
+    Times begin where the steps have settled, bytes where the method declares its steady state.
+    """
     results = list(outcome.results.values())
     first = outcome.results[0]
     steady_from_step, steps = first["steady_from_step"], first["steps"]
-    steady = [event for event in outcome.events if event.step >= steady_from_step]
-    step_s = [event.value for event in steady if event.kind == "step_s" and event.rank == 0]
-    before_s = [e.value for e in outcome.events if e.kind == "step_s" and e.rank == 0 and e.step < steady_from_step]
+    all_step_s = [event.value for event in outcome.events if event.kind == "step_s" and event.rank == 0]
+    settling = settling_steps(all_step_s[steady_from_step:], state_of(trial.method).agrees_every)
+    timed_from_step = steady_from_step + settling
+    steady = [event for event in outcome.events if event.step >= timed_from_step]
+    step_s = all_step_s[timed_from_step:]
     accuracies = [(event.time_s, event.value) for event in outcome.events if event.kind == "accuracy"]
     reached = [time_s for time_s, accuracy in accuracies if accuracy >= trial.case.train.target_accuracy]
     samples_per_step = trial.case.train.batch_size * trial.case.cluster.workers
@@ -298,6 +327,7 @@ def _measured(trial: Trial, outcome: Outcome) -> dict[str, Any]:
     return {
         "steps": steps,
         "steady_from_step": steady_from_step,
+        "settling_steps": settling,
         "steady_steps": len(step_s),
         "samples_per_s": samples_per_step * len(step_s) / sum(step_s) if step_s else None,
         "step_time_median_s": statistics.median(step_s) if step_s else None,
@@ -308,12 +338,13 @@ def _measured(trial: Trial, outcome: Outcome) -> dict[str, Any]:
         "comm_s_per_step": mean_of("comm_s"),
         "wire_bytes_per_step": _payload_per_step(outcome),
         "header_bytes_per_step": _per_steady_step(outcome, "header_bytes"),
-        "before_steady_s": sum(before_s),
+        "before_steady_s": sum(all_step_s[:timed_from_step]),
         "final_accuracy": accuracies[-1][1] if accuracies else None,
         "time_to_target_s": min(reached, default=None),
         "train_time_s": first["train_time_s"],
         "evaluation_time_s": first["evaluation_time_s"],
         "peak_memory_bytes": max(result["peak_memory_bytes"] for result in results),
+        "peak_gpu_memory_bytes": max(result.get("peak_gpu_memory_bytes") or 0 for result in results) or None,
         "own_memory_bytes": max(result["own_memory_bytes"] for result in results),
         "held_memory_bytes": max(result["held_memory_bytes"] for result in results),
         "retransmits": sum(result["retransmits"] for result in results),

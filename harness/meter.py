@@ -12,6 +12,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import torch
+
+from baselines._state import Clock
 from harness.network import FRAME_HEADER_BYTES
 
 FLUSH_S = 1.0
@@ -90,6 +93,11 @@ def peak_memory_bytes() -> int:
     return _kilobytes("/proc/self/status", "VmHWM")
 
 
+def peak_gpu_memory_bytes() -> int | None:
+    """The most memory that tensors of this process ever had on its GPU; None without one."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else None
+
+
 def own_memory_bytes() -> int:
     """This process's proportional share of the memory it uses (PSS): pages shared by n count as 1 / n each."""
     return _kilobytes("/proc/self/smaps_rollup", "Pss")
@@ -98,6 +106,29 @@ def own_memory_bytes() -> int:
 def _kilobytes(path: str, field: str) -> int:
     found = re.search(rf"^{field}:\s+(\d+) kB", Path(path).read_text(), re.MULTILINE)
     return 1024 * int(found[1]) if found else 0
+
+
+class CudaClock(Clock):
+    """A clock of events in the device's own stream of work, so that nothing waits for it before a step is over."""
+
+    def __init__(self) -> None:
+        self._origin = self.mark()
+
+    def restart(self) -> torch.cuda.Event:
+        """See ``Clock.restart``. The time between events is a 32-bit float, so it must not grow for hours."""
+        self._origin = self.mark()
+        return self._origin
+
+    def mark(self) -> torch.cuda.Event:
+        """See ``Clock.mark``."""
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self, mark: torch.cuda.Event) -> float:
+        """See ``Clock.seconds``; waits until the device has come there."""
+        mark.synchronize()
+        return float(self._origin.elapsed_time(mark)) / 1e3
 
 
 class Recorder:

@@ -12,8 +12,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-
-import pandas as pd
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import baselines
 from baselines import MethodState
@@ -21,9 +21,12 @@ from harness.errors import UsageError
 from harness.network import Topology
 from harness.provenance import code_digest
 from harness.scenario import Case, MethodSpec, Scenario, Section
-from harness.store import DONE
+from harness.status import DONE
 from harness.workload.data import DATASETS, Dataset
 from harness.workload.models import MODELS, Model
+
+if TYPE_CHECKING:
+    import pandas as pd  # a worker reads a Trial and needs none of it
 
 ASSUMED_FLOPS_PER_CORE = 2e10
 """For estimates before anything has run; what a trial computes in is measured, never assumed."""
@@ -42,6 +45,8 @@ class Trial(Section):
     scenario: str
     cluster: str
     """The kind of cluster it runs on: trials on different kinds are different trials."""
+    image: str = ""
+    """The digest of the workers' image, where they have one."""
     case: Case
     method: MethodSpec
     seed: int
@@ -78,8 +83,8 @@ class Plan:
         return set(attempts["trial_id"]) - {trial.id for trial in self.trials}
 
 
-def make(scenario: Scenario, cluster: str) -> Plan:
-    """Order the scenario's trials on a kind of cluster, such as ``"netns"``.
+def make(scenario: Scenario, cluster: str, image: str = "") -> Plan:
+    """Order the scenario's trials on a kind of cluster, such as ``"netns"``, whose workers may have an image.
 
     Raises:
         UsageError: a model, a data set, or their combination with the cluster, cannot be used.
@@ -90,7 +95,7 @@ def make(scenario: Scenario, cluster: str) -> Plan:
     return Plan(
         scenario,
         tuple(
-            _trial(scenario, cluster, case, method, round_number)
+            _trial(scenario, cluster, image, case, method, round_number)
             for round_number in range(scenario.rounds)
             for case in scenario.cases
             for method in _alternating(scenario.methods, round_number)
@@ -149,27 +154,36 @@ def _alternating(methods: tuple[MethodSpec, ...], round_number: int) -> tuple[Me
     return methods[::-1] if round_number % 2 else methods
 
 
-def _trial(scenario: Scenario, cluster: str, case: Case, method: MethodSpec, round_number: int) -> Trial:
+def _trial(scenario: Scenario, cluster: str, image: str, case: Case, method: MethodSpec, round_number: int) -> Trial:
     """The seed advances with the round, so that curves have a spread over seeds and methods are paired within one."""
     seed = scenario.seed + round_number
     identity = {
         "cluster": cluster,
+        "image": image,
         "case": case.model_dump(mode="json"),
         "method": method.model_dump(mode="json"),
         "seed": seed,
         "round": round_number,
         "code": code_digest(),
+        "checkpoint": _content_digest(case.train.checkpoint),
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return Trial(
         id=digest[:16],
         scenario=scenario.name,
         cluster=cluster,
+        image=image,
         case=case,
         method=method,
         seed=seed,
         round=round_number,
     )
+
+
+@cache
+def _content_digest(checkpoint: str | None) -> str | None:
+    """Of a checkpoint's content, which may change under the same name."""
+    return hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest() if checkpoint else None
 
 
 @cache
@@ -184,6 +198,8 @@ def _check_workload(scenario: Scenario, case: Case) -> None:
     if (model.input_shape, model.classes) != (data.input_shape, data.classes):
         fitting = [name for name, other in MODELS.items() if other.input_shape == data.input_shape]
         raise UsageError.at(scenario.name, "train.model", train.model, f"for {train.dataset}: {', '.join(fitting)}")
+    if train.checkpoint:
+        model.build_from(Path(train.checkpoint))
     if case.cluster.workers * train.batch_size > data.train_size:
         found = f"{train.batch_size} x {case.cluster.workers} workers"
         raise UsageError.at(

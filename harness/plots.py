@@ -6,11 +6,14 @@ files declare; variants of one method share both, and differ in lightness and li
 
 from __future__ import annotations
 
+import io
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -19,6 +22,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.textpath import TextPath
@@ -26,42 +30,29 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullForma
 
 import baselines
 from harness.scenario import MethodSpec
-from harness.stats import CASE_COLUMNS, CaseResult, Estimate, MethodResult, accuracy_curves, per_case
+from harness.stats import (
+    CASE_COLUMNS,
+    TOLERATED_LOSS,
+    CaseResult,
+    Estimate,
+    MethodResult,
+    Sweep,
+    accuracy_curves,
+    mean_model,
+    per_case,
+    step_models,
+    sweeps,
+)
 
-FONT_PT = 8.5
-HEADING_PT = 10
-"""Larger, not bolder: a second font would double what each pdf embeds, and the time that takes."""
-
-
-STYLE: dict[Any, Any] = {
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.labelsize": 9,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 9,
-    "axes.titley": 1.0,  # stated, it need not be searched for in each panel, which takes a tenth of the time
-    "errorbar.capsize": 2.5,
-    "font.size": FONT_PT,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.6,
-    "legend.borderaxespad": 0,
-    "legend.borderpad": 0,
-    "legend.columnspacing": 1.4,
-    "legend.fontsize": FONT_PT,
-    "legend.frameon": False,
-    "legend.handlelength": 2.2,
-    "lines.linewidth": 1.4,
-    "lines.markersize": 4.5,
-    "pdf.fonttype": 42,  # whole TrueType outlines: what journals ask for
-    "savefig.dpi": 200,
-}
+STYLE_FILE = Path(__file__).parent / "figures.mplstyle"
 
 WIDTH_IN = 7.2
 """The text width of a page."""
 
 NARROW_IN = 5.2
+WIDE_IN = 6.0
+"""From which width on two panels stand side by side."""
+
 BAR_IN = 0.3
 BAR_SHARE = 0.62
 """Of a row's height."""
@@ -73,6 +64,8 @@ TICKS_IN = 0.3
 AXIS_LABEL_IN = 0.2
 LEGEND_KEY_IN = 0.55
 """What a legend's entry takes beside its text."""
+
+MODEL_RATES_BPS = np.geomspace(1e6, 1e11, 61)
 
 MORE_THAN_MARKERS = 12
 FEW_DECADES = 30
@@ -105,10 +98,18 @@ class Drawing:
     caption: str
     figure: Figure
     data: pd.DataFrame
+    svg: str = ""
+    """The figure as it stands in pages; written by ``write_all``."""
 
 
 def write_all(
-    folder: Path, cases: Sequence[CaseResult], events: pd.DataFrame, methods: Sequence[MethodSpec], baseline: str
+    folder: Path,
+    cases: Sequence[CaseResult],
+    events: pd.DataFrame,
+    methods: Sequence[MethodSpec],
+    baseline: str,
+    changes: Mapping[Any, Any] = {},
+    for_paper: bool = False,
 ) -> list[Drawing]:
     """Draw all figures that the trials give rise to, each into ``folder`` as ``<name>.pdf``, ``.png`` and ``.csv``.
 
@@ -116,13 +117,15 @@ def write_all(
         events: of the trials, in the columns of ``EVENT_SCHEMA``.
         methods: of the scenario, in the order in which they are shown.
         baseline: the label that speedups are ratios to.
+        changes: of settings in the style file, such as ``figure.figsize``, whose width no figure exceeds.
+        for_paper: also those that show apart what a report shows beside other things.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(fname=STYLE_FILE), matplotlib.rc_context(dict(changes)):
         drawings = list(_draw_all(cases, events, looks(methods), baseline))
-        for drawing in drawings:
-            _write(drawing, folder)
-    return drawings
+        if for_paper:
+            drawings += _draw_for_paper(cases, looks(methods), baseline)
+        return [_write(drawing, folder) for drawing in drawings]
 
 
 def looks(methods: Sequence[MethodSpec]) -> dict[str, Look]:
@@ -175,6 +178,86 @@ def throughput(cases: Sequence[CaseResult], looks: Mapping[str, Look], baseline:
     return Drawing("throughput", "Throughput", caption, figure, per_case(cases, plotted))
 
 
+def speedup(cases: Sequence[CaseResult], looks: Mapping[str, Look], baseline: str) -> Drawing:
+    """How many times the baseline's samples per second each method has: mean and interval."""
+    keys = [*_mean_keys(), Line2D([], [], color=INK, ls=(0, (4, 3)), lw=0.9, label=baseline)]
+    others = {label: look for label, look in looks.items() if label != baseline} or looks
+    figure, panels = _bar_panels([case.parts for case in cases], others, keys, f"speedup over {baseline}", "times")
+    for axes, case in zip(panels, cases, strict=True):
+        axes.axvline(1, color=INK, ls=(0, (4, 3)), lw=0.9)
+        for y, label in enumerate(others):
+            if not (found := case.method(label).speedup):
+                _nothing(axes, y)
+                continue
+            look = looks[label]
+            axes.barh(y, found.value, BAR_SHARE, color=_tinted(look.color, 0.6), edgecolor=look.color)
+            _whiskers(axes, [y], [found])
+            _beside(axes, y, f"{found.value:.2f}×")
+    caption = (
+        "Ratio of steady-state samples/s to the baseline's, paired within rounds: geometric mean and 95 % t interval."
+    )
+    return Drawing("speedup", "Speedup", caption, figure, per_case(cases, _speedups))
+
+
+def when_it_pays(cases: Sequence[CaseResult], looks: Mapping[str, Look], baseline: str) -> Drawing:
+    """Speedup by the byte model over all rates, and where it falls to 1; points are what was measured."""
+    groups = _by_all_but_rate(cases)
+    heading, titles = _shared_and_own(list(groups))
+    keys = [*_method_keys(looks, set(looks)), Line2D([], [], color=INK, marker="o", ls="", label="measured")]
+    figure, grid = _grid(
+        len(groups),
+        1,
+        WIDTH_IN,
+        2.4,
+        heading,
+        keys,
+        left_in=0.75,
+        between_in=0,
+        right_in=0.2,
+        titled=any(titles),
+    )
+    for axes, title, group in zip(grid.flat, titles, groups.values(), strict=True):
+        for label, look in looks.items():
+            curve = _modelled(group, label, baseline)
+            markers = {"marker": look.marker, "markevery": (3, 9), "ms": 3.5, "mfc": "white"}  # hollow: not measured
+            axes.plot(curve["rate_bps"], curve["speedup"], color=look.color, ls=look.line_style, lw=1.1, **markers)
+            for case in group:
+                if case.rate_bps and label != baseline and (found := case.method(label).speedup):
+                    _speedup_point(axes, case.rate_bps, found, look)
+        axes.axhline(1, color=INK, lw=0.9)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.xaxis.set_major_formatter(EngFormatter(places=0))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_title(title)
+        axes.set_ylabel(f"speedup over {baseline}")
+    grid[-1][0].set_xlabel("link rate (bit/s)")
+
+    def plotted(case: CaseResult) -> pd.DataFrame:
+        frames = [_modelled([case], label, baseline).assign(label=label) for label in looks]
+        return pd.concat(frames, ignore_index=True).rename(columns={"rate_bps": "model_rate_bps"})
+
+    caption = (
+        "Lines: the byte model, in which a step's bytes take their time at any rate and all else stays as measured. "
+        "Below the line at 1× a method costs more than it saves. Points: measured, with their 95 % t intervals."
+    )
+    return Drawing("when-it-pays", "When it pays", caption, figure, per_case(cases, plotted))
+
+
+def _modelled(group: Sequence[CaseResult], label: str, baseline: str) -> pd.DataFrame:
+    """Speedups of the byte model over ``MODEL_RATES_BPS``, from the trials of all cases of the group; none unknown."""
+    method, base = (
+        mean_model([model for case in group for model in step_models(case.method(each).done)])
+        for each in (label, baseline)
+    )
+    if method is None or base is None:
+        return pd.DataFrame({"rate_bps": [], "speedup": []}, dtype=float)
+    speedups = [base.step_s(rate_bps) / method.step_s(rate_bps) for rate_bps in MODEL_RATES_BPS]
+    return pd.DataFrame({"rate_bps": MODEL_RATES_BPS, "speedup": speedups})
+
+
 def accuracy(cases: Sequence[CaseResult], curves: pd.DataFrame, looks: Mapping[str, Look]) -> Drawing:
     """Test accuracy against training time, and against steps: mean and extremes over rounds.
 
@@ -184,9 +267,10 @@ def accuracy(cases: Sequence[CaseResult], curves: pd.DataFrame, looks: Mapping[s
     heading, titles = _shared_and_own([case.parts for case in cases])
     keys = _method_keys(looks, set(curves["label"]))
     keys += [Line2D([], [], color=INK, ls=(0, (4, 3)), lw=0.9, label="target")]
+    columns = 2 if _width_in() >= WIDE_IN else 1
     figure, grid = _grid(
-        len(cases),
-        2,
+        2 * len(cases) // columns,
+        columns,
         WIDTH_IN,
         1.6,
         heading,
@@ -196,7 +280,9 @@ def accuracy(cases: Sequence[CaseResult], curves: pd.DataFrame, looks: Mapping[s
         right_in=0.15,
         titled=any(titles),
         sharey=True,
+        labelled=columns == 1,
     )
+    grid = grid.reshape(len(cases), 2)
     for row, case, title in zip(grid, cases, titles, strict=True):
         own = _of_case(curves, case)
         for axes, x in zip(row, ("time_s", "step"), strict=True):
@@ -205,11 +291,13 @@ def accuracy(cases: Sequence[CaseResult], curves: pd.DataFrame, looks: Mapping[s
             axes.axhline(case.key["target_accuracy"], color=INK, ls=(0, (4, 3)), lw=0.9)
             axes.set_xlim(left=0)
         row[1].set_xlim(right=1.02 * curves["step"].max())
-        row[0].set_ylabel("test accuracy")
+        for axes in row[: 3 - columns]:
+            axes.set_ylabel("test accuracy")
         row[0].yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
         row[0].set_title(title)
-    grid[-1][0].set_xlabel("training time (s), evaluations excluded")
-    grid[-1][1].set_xlabel("steps")
+    for row in grid if columns == 1 else grid[-1:]:
+        row[0].set_xlabel("training time (s), evaluations excluded")
+        row[1].set_xlabel("steps")
     caption = (
         "Test accuracy over training time, warm-up and pruning included, and over steps. A line is the mean over "
         "rounds, its band reaches from the least to the greatest of them; dashed: the target."
@@ -268,6 +356,48 @@ def bytes_per_step(cases: Sequence[CaseResult], looks: Mapping[str, Look]) -> Dr
 
 def bandwidth(cases: Sequence[CaseResult], looks: Mapping[str, Look], baseline: str) -> Drawing:
     """Speedup over the baseline against the links' rate; a panel for cases that share all but the rate."""
+
+    def known(result: MethodResult) -> Estimate | None:
+        return result.speedup
+
+    figure = _against_rate(cases, looks, known, f"speedup over {baseline}", "×", without_interval=baseline)
+    caption = (
+        "Ratio of steady-state samples/s to the baseline's, paired within rounds: geometric mean and 95 % t interval. "
+        "Below 1× a method costs more than it saves."
+    )
+    return Drawing("bandwidth", "Speedup against bandwidth", caption, figure, per_case(cases, _speedups))
+
+
+def throughput_over_bandwidth(cases: Sequence[CaseResult], looks: Mapping[str, Look]) -> Drawing:
+    """Samples per second against the links' rate; a panel for cases that share all but the rate."""
+
+    def known(result: MethodResult) -> Estimate | None:
+        return result.samples_per_s
+
+    def plotted(case: CaseResult) -> pd.DataFrame:
+        return pd.DataFrame(
+            [
+                {"label": result.label, **_bounds("samples_per_s", found)}
+                for result in case.methods
+                if (found := known(result))
+            ]
+        )
+
+    figure = _against_rate(cases, looks, known, "steady-state samples/s", "")
+    caption = "Training throughput in the steady state: geometric mean over rounds and 95 % t interval."
+    title = "Throughput against bandwidth"
+    return Drawing("throughput-bandwidth", title, caption, figure, per_case(cases, plotted))
+
+
+def _against_rate(
+    cases: Sequence[CaseResult],
+    looks: Mapping[str, Look],
+    known: Callable[[MethodResult], Estimate | None],
+    y_label: str,
+    unit: str,
+    without_interval: str | None = None,
+) -> Figure:
+    """What is known of each method, over the rate of the links, both on log scales."""
     groups = _by_all_but_rate(cases)
     heading, titles = _shared_and_own(list(groups))
     figure, grid = _grid(
@@ -282,12 +412,12 @@ def bandwidth(cases: Sequence[CaseResult], looks: Mapping[str, Look], baseline: 
         right_in=0.35,
         titled=any(titles),
     )
-    data = per_case(cases, lambda case: _speedups(case))
     for axes, title, group in zip(grid.flat, titles, groups.values(), strict=True):
         rates = sorted(case.rate_bps for case in group if case.rate_bps)
         unshaped_at = 4 * max(rates, default=1e9)
         for label, look in looks.items():
-            _speedup_line(axes, group, label, look, unshaped_at, is_baseline=label == baseline)
+            points = [(case.rate_bps, found) for case in group if (found := known(case.method(label)))]
+            _line_over_rates(axes, points, look, unshaped_at, with_intervals=label != without_interval)
         axes.set_xscale("log")
         axes.set_yscale("log")
         ticks = [*rates, *([unshaped_at] if len(rates) < len(group) else [])]
@@ -295,16 +425,93 @@ def bandwidth(cases: Sequence[CaseResult], looks: Mapping[str, Look], baseline: 
         axes.set_xticks(ticks, [name_of(rate) for rate in rates] + ["unshaped"] * (len(ticks) - len(rates)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}{unit}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_title(title)
-        axes.set_ylabel(f"speedup over {baseline}")
+        axes.set_ylabel(y_label)
     grid[-1][0].set_xlabel("link rate (bit/s)")
-    caption = (
-        "Ratio of steady-state samples/s to the baseline's, paired within rounds: geometric mean and 95 % t interval. "
-        "Below 1× a method costs more than it saves."
+    return figure
+
+
+def sweep(cases: Sequence[CaseResult], looks: Mapping[str, Look], baseline: str) -> Drawing:
+    """Final accuracy against the share of entries that is kept, with the share where it stops to hold marked."""
+    swept = [(case, found) for case in cases if (found := sweeps(case, baseline))]
+    heading, titles = _shared_and_own([case.parts for case, _ in swept])
+    shown = {each.points[0][1].label: each.title for _, found in swept for each in found}
+    keys: list[Artist] = [*_method_keys({shown[label]: looks[label] for label in shown}, set(shown.values()))]
+    keys += [
+        Line2D(
+            [], [], color=INK, ls=(0, (4, 3)), lw=0.9, label=f"{baseline}, and {100 * TOLERATED_LOSS:g} points less"
+        ),
+        Line2D([], [], color=INK, marker="o", mfc="none", ls="", ms=9, label="convergence limit"),
+    ]
+    figure, grid = _grid(
+        len(swept),
+        1,
+        NARROW_IN,
+        2.4,
+        heading,
+        keys,
+        left_in=0.75,
+        between_in=0,
+        right_in=0.15,
+        titled=any(titles),
     )
-    return Drawing("bandwidth", "Speedup against bandwidth", caption, figure, data)
+    for axes, (case, found), title in zip(grid.flat, swept, titles, strict=True):
+        if reference := case.method(baseline).final_accuracy:
+            axes.axhline(reference.mean, color=INK, ls=(0, (4, 3)), lw=0.9)
+            axes.axhspan(reference.mean - TOLERATED_LOSS, reference.mean, color=INK, alpha=0.08, lw=0)
+        for each in found:
+            _sweep_line(axes, each, looks[each.points[0][1].label])
+        axes.set_xscale("log")
+        axes.invert_xaxis()
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+        axes.set_title(title)
+        axes.set_ylabel("final test accuracy")
+    grid[-1][0].set_xlabel(" or ".join(sorted({each.parameter for _, found in swept for each in found})))
+    caption = (
+        "Final test accuracy against the share of entries that is kept, most pruned at the right: mean over rounds and "
+        f"extremes. The circle marks the convergence limit: down to it the mean stays within {100 * TOLERATED_LOSS:g} "
+        f"points of {baseline}'s."
+    )
+    return Drawing(
+        "sweep", "Accuracy against what is kept", caption, figure, per_case(cases, partial(_swept, baseline))
+    )
+
+
+def _sweep_line(axes: Axes, found: Sweep, look: Look) -> None:
+    spreads = [(share, spread) for share, result in found.points if (spread := result.final_accuracy)]
+    shares = [share for share, _ in spreads]
+    axes.plot(shares, [spread.mean for _, spread in spreads], color=look.color, ls=look.line_style, marker=look.marker)
+    for share, spread in spreads:
+        axes.plot([share] * 2, [spread.low, spread.high], color=look.color, lw=1, alpha=0.8)
+        if share == found.limit:
+            axes.plot(share, spread.mean, "o", ms=11, mfc="none", mec=INK)
+            axes.annotate(f"{share:g}", (share, spread.mean), (0, -16), textcoords="offset points", ha="center")
+
+
+def _swept(baseline: str, case: CaseResult) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {
+                "sweep": found.title,
+                "parameter": found.parameter,
+                "share": share,
+                "label": result.label,
+                "final_accuracy": spread.mean,
+                "final_accuracy_min": spread.low,
+                "final_accuracy_max": spread.high,
+                "rounds": len(result.done),
+                "is_limit": share == found.limit,
+            }
+            for found in sweeps(case, baseline)
+            for share, result in found.points
+            if (spread := result.final_accuracy)
+        ]
+    )
 
 
 def changing_links(cases: Sequence[CaseResult], events: pd.DataFrame, looks: Mapping[str, Look]) -> Drawing:
@@ -365,21 +572,38 @@ def _draw_all(
     cases: Sequence[CaseResult], events: pd.DataFrame, looks: Mapping[str, Look], baseline: str
 ) -> Iterator[Drawing]:
     yield throughput(cases, looks, baseline)
+    yield when_it_pays(cases, looks, baseline)
     if any(len(group) > 1 for group in _by_all_but_rate(cases).values()):
         yield bandwidth(cases, looks, baseline)
     if len(curves := accuracy_curves(cases, events)):
         yield accuracy(cases, curves, looks)
     if (events["kind"] == "link_rate_bps").any():
         yield changing_links(cases, events, looks)
+    if any(sweeps(case, baseline) for case in cases):
+        yield sweep(cases, looks, baseline)
     yield step_time(cases, looks)
     yield bytes_per_step(cases, looks)
 
 
-def _write(drawing: Drawing, folder: Path) -> None:
+def _draw_for_paper(cases: Sequence[CaseResult], looks: Mapping[str, Look], baseline: str) -> Iterator[Drawing]:
+    yield speedup(cases, looks, baseline)
+    if any(len(group) > 1 for group in _by_all_but_rate(cases).values()):
+        yield throughput_over_bandwidth(cases, looks)
+
+
+def _write(drawing: Drawing, folder: Path) -> Drawing:
     stem = folder / drawing.name
     drawing.figure.savefig(stem.with_suffix(".pdf"), metadata={"CreationDate": None, "Title": drawing.title})
     drawing.figure.savefig(stem.with_suffix(".png"))
     drawing.data.to_csv(stem.with_suffix(".csv"), index=False)
+    svg = io.StringIO()
+    drawing.figure.savefig(svg, format="svg", metadata={"Date": None})
+    return replace(drawing, svg=_rounded(svg.getvalue()))
+
+
+def _rounded(svg: str) -> str:
+    """Paths to a hundredth of a point: nobody sees more, and pages become a third smaller."""
+    return re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), svg)
 
 
 def _bar_panels(
@@ -393,7 +617,7 @@ def _bar_panels(
         beside: the heading of what will stand at the right of the rows, if anything will.
     """
     heading, titles = _shared_and_own(parts)
-    columns = min(2, len(titles))
+    columns = min(2, len(titles)) if _width_in() >= WIDE_IN else 1
     beside_in = max(0.5, _text_in([beside])) + 0.1 if beside else 0.0
     figure, grid = _grid(
         -(-len(titles) // columns),
@@ -437,23 +661,30 @@ def _grid(
     right_in: float,
     titled: bool,
     sharey: bool = False,
+    labelled: bool = False,
 ) -> tuple[Figure, np.ndarray[Any, Any]]:
     """A figure of (rows, columns) panels, each ``panel_in`` high, under a heading and a legend that hides no data.
+
+    It is no wider than the style allows.
 
     Laid out by arithmetic in inches: matplotlib's own engines take seconds where there are many panels.
 
     Args:
         titled: whether panels need room for titles.
+        labelled: whether every panel has a label of its x axis, not only the lowest ones.
     """
+    width_in = min(width_in, _width_in())
+    heading_lines = _wrapped(heading, width_in - 2 * EDGE_IN)
     legend_columns = int((width_in - 2 * EDGE_IN) / (LEGEND_KEY_IN + _text_in(str(key.get_label()) for key in keys)))
     legend_columns = min(len(keys), max(1, legend_columns))
-    legend_top_in = EDGE_IN + 1.2 * LINE_IN
+    legend_top_in = EDGE_IN + 1.2 * LINE_IN * len(heading_lines)
     title_in = TITLE_IN if titled else EDGE_IN
     above_in = legend_top_in + LINE_IN * -(-len(keys) // legend_columns) + title_in
-    below_in, gap_in = TICKS_IN + AXIS_LABEL_IN, TICKS_IN + title_in
+    below_in, gap_in = TICKS_IN + AXIS_LABEL_IN, TICKS_IN + title_in + (AXIS_LABEL_IN if labelled else 0.0)
     height_in = above_in + rows * panel_in + (rows - 1) * gap_in + below_in
     figure = Figure(figsize=(width_in, height_in))
-    figure.text(EDGE_IN / width_in, 1 - EDGE_IN / height_in, heading, va="top", fontsize=HEADING_PT)
+    size_pt = matplotlib.rcParams["figure.titlesize"]
+    figure.text(EDGE_IN / width_in, 1 - EDGE_IN / height_in, "\n".join(heading_lines), va="top", fontsize=size_pt)
     figure.legend(
         handles=keys,
         loc="upper left",
@@ -473,9 +704,27 @@ def _grid(
     return figure, grid.subplots(squeeze=False, sharey=sharey)
 
 
-def _text_in(texts: Iterable[str]) -> float:
-    """The width of the widest text, in inches."""
-    return max((TextPath((0, 0), text, size=FONT_PT).get_extents().width for text in texts if text), default=0.0) / 72
+def _width_in() -> float:
+    """The width that the style allows."""
+    return float(matplotlib.rcParams["figure.figsize"][0])
+
+
+def _text_in(texts: Iterable[str], size: Literal["font.size", "figure.titlesize"] = "font.size") -> float:
+    """The width of the widest text, in inches; in the size that the style has under this name."""
+    size_pt = FontProperties(size=matplotlib.rcParams[size]).get_size_in_points()
+    widths = (TextPath((0, 0), text, size=size_pt).get_extents().width for text in texts if text)
+    return max(widths, default=0.0) / 72
+
+
+def _wrapped(heading: str, width_in: float) -> list[str]:
+    """The heading in as many lines as it needs, broken behind commas."""
+    lines: list[str] = []
+    for part in heading.split(", "):
+        if lines and _text_in([f"{lines[-1]}, {part},"], "figure.titlesize") <= width_in:
+            lines[-1] += f", {part}"
+        else:
+            lines.append(part)
+    return [f"{line}," for line in lines[:-1]] + lines[-1:]
 
 
 def _shared_and_own(parts: Sequence[Sequence[str]]) -> tuple[str, list[str]]:
@@ -541,21 +790,29 @@ def _line_with_band(axes: Axes, curve: pd.DataFrame, x: str, look: Look) -> None
     )
 
 
-def _speedup_line(
-    axes: Axes, group: Sequence[CaseResult], label: str, look: Look, unshaped_at: float, is_baseline: bool
+def _line_over_rates(
+    axes: Axes,
+    known: Sequence[tuple[float | None, Estimate]],
+    look: Look,
+    unshaped_at: float,
+    with_intervals: bool,
 ) -> None:
-    """A method's speedups over the rates; the unshaped link, which has no place on the axis, is not joined."""
-    known = [(case.rate_bps, result.speedup) for case in group if (result := case.method(label)).speedup]
+    """Estimates over the rates; the unshaped link, which has no place on the axis, is not joined."""
     for shaped in (True, False):
-        points = [(rate or unshaped_at, speedup) for rate, speedup in known if bool(rate) == shaped and speedup]
+        points = [(rate or unshaped_at, found) for rate, found in known if bool(rate) == shaped]
         if not points:
             continue
-        x = [rate for rate, _ in points]
-        y = [speedup.value for _, speedup in points]
-        axes.plot(x, y, color=look.color, ls=look.line_style, marker=look.marker)
-        for rate, speedup in points:
-            if speedup.low is not None and speedup.high is not None and not is_baseline:
-                axes.plot([rate] * 2, [speedup.low, speedup.high], color=look.color, lw=1, alpha=0.8)
+        y = [found.value for _, found in points]
+        axes.plot([rate for rate, _ in points], y, color=look.color, ls=look.line_style, marker=look.marker)
+        for rate, found in points:
+            if found.low is not None and found.high is not None and with_intervals:
+                axes.plot([rate] * 2, [found.low, found.high], color=look.color, lw=1, alpha=0.8)
+
+
+def _speedup_point(axes: Axes, rate_bps: float, found: Estimate, look: Look) -> None:
+    axes.plot(rate_bps, found.value, look.marker, color=look.color, mec="white", mew=0.5, ms=6, zorder=3)
+    if found.low is not None and found.high is not None:
+        axes.plot([rate_bps] * 2, [found.low, found.high], color=look.color, lw=1)
 
 
 def _speedups(case: CaseResult) -> pd.DataFrame:

@@ -1,11 +1,13 @@
 """The report of a run: one self-contained HTML page, the same as Markdown, and the figures beside them.
 
-Nothing is fetched and no script is needed to read it. Whatever a trial or a log says is escaped.
+Nothing is fetched, the page forbids it to itself; it can be read without its one script, which sorts tables. Whatever
+a trial or a log says is escaped.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import math
 import shlex
@@ -18,17 +20,26 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
 from harness import plots, stats
 from harness.scenario import Scenario
-from harness.stats import CaseResult, Estimate, MethodResult, Spread, TimeToTarget
+from harness.stats import CaseResult, Estimate, MethodResult, Payoff, Spread, TimeToTarget
 from harness.store import DONE, Store, require_done
 from harness.units import format_rate, format_size, format_time
 
+TEMPLATES = Path(__file__).parent / "templates"
+
 NOTHING = "–"
 SCRIPTED = "SCRIPTED, not measured"
+
+NOISY = 0.05
+"""Deviation of a ratio from itself from which on a report warns."""
+
+SPARK_WIDTH, SPARK_HEIGHT = 120, 24
+"""Of the small picture of a trial's steps, in pixels; of more steps than pixels, the slowest of each group."""
 
 FILE_WIDTH = 160
 """Of tables that go into a file or a pipe, in characters: room enough to wrap nothing."""
@@ -60,6 +71,20 @@ class Summary:
             console.print(table)
         for sentence in self.sentences:
             console.print(sentence, markup=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Payback:
+    """When a method pays, by the byte model: where it is faster than the baseline, and over which rates that varies."""
+
+    label: str
+    payoff: Payoff
+    over_rounds: str
+    """The least and the greatest crossover of single rounds."""
+    extra_s: float
+    """What a step takes beyond the baseline's, bytes apart; negative: less."""
+    saved_bytes: float
+    """What a step sends less than the baseline's on the busiest link, headers included."""
 
 
 @dataclass(frozen=True)
@@ -145,8 +170,8 @@ def write(store: Store) -> Path:
     trials = attempts.drop_duplicates("trial_id", keep="last")  # as store.trials(), without reading it all again
     require_done(trials, store.folder)
     cases = stats.case_results(trials, scenario)
-    figures = store.folder / "plots"
-    drawings = plots.write_all(figures, cases, store.events(), scenario.methods, scenario.baseline)
+    events = store.events(trials)
+    drawings = plots.write_all(store.folder / "plots", cases, events, scenario.methods, scenario.baseline)
     content = {
         "scenario": scenario,
         "cases": cases,
@@ -154,7 +179,9 @@ def write(store: Store) -> Path:
         "notes": _notes(cases, scenario),
         "scripted": SCRIPTED if (trials["cluster"] == stats.FAKE).any() else "",
         "drawings": drawings,
-        "images": {drawing.name: (figures / f"{drawing.name}.png").read_bytes() for drawing in drawings},
+        "paybacks": {case.title: _paybacks(case, scenario.baseline) for case in cases},
+        "attempts": _attempts(cases, attempts, events),
+        "not_run": _not_run(cases, scenario),
         "verified": [links for case in cases if (links := _verified_links(case)).readings],
         "commits": sorted(set(trials["commit"].dropna())),
         "ended": _ended(trials),
@@ -233,6 +260,12 @@ def _notes(cases: Sequence[CaseResult], scenario: Scenario) -> list[str]:
                 f"more than {1 / density:.3g}x in bytes against {scenario.baseline}; measured: {max(measured):.3g}x. "
                 "A higher speedup would have another cause."
             )
+    if found := stats.noise(cases, scenario.baseline):
+        notes.append(
+            f"Noise: a method's ratio to {scenario.baseline} differs from itself a round later by a standard deviation "
+            f"of {100 * found.sd:.1f} % ({found.pairs} A/A pairs)."
+            + (" That is much: differences of this size say nothing." if found.sd > NOISY else "")
+        )
     if any(speedup.n == 1 for case in cases for result in case.methods if (speedup := result.speedup)):
         notes.append("Where there is one round only, no interval can be given: a second run may say otherwise.")
     return notes
@@ -273,6 +306,70 @@ def _unfinished(cases: Sequence[CaseResult], attempts: pd.DataFrame, trials: pd.
     )
 
 
+def _paybacks(case: CaseResult, baseline: str) -> list[Payback]:
+    """For each method that finished in a round in which the baseline did too."""
+    base = case.method(baseline).done.sort_values("round")
+    found = []
+    for result in case.methods:
+        rounds = set(result.done["round"]) & set(base["round"])
+        own, other = (
+            stats.step_models(done[done["round"].isin(rounds)].sort_values("round")) for done in (result.done, base)
+        )
+        method, dense = stats.mean_model(own), stats.mean_model(other)
+        if result.label == baseline or method is None or dense is None:
+            continue
+        found.append(
+            Payback(
+                result.label,
+                stats.payoff(method, dense),
+                _range_of([stats.payoff(*pair) for pair in zip(own, other, strict=True)]),
+                method.fixed_s - dense.fixed_s,
+                dense.link_bytes - method.link_bytes,
+            )
+        )
+    return found
+
+
+def _range_of(payoffs: Sequence[Payoff]) -> str:
+    """The least and the greatest of several crossovers, "at every rate" being beyond all."""
+    ordered = sorted(payoffs, key=lambda each: each.rate_bps or (math.inf if each.where == "at every rate" else 0.0))
+    ends = dict.fromkeys([str(ordered[0]), str(ordered[-1])]) if ordered else {}
+    return " to ".join(ends)
+
+
+def _not_run(cases: Sequence[CaseResult], scenario: Scenario) -> list[str]:
+    """What the scenario asks for and no trial was started of, in words."""
+    lost = []
+    for case in cases:
+        for method in scenario.methods:
+            ran = set(case.trials.loc[case.trials["label"] == method.label, "round"])
+            if rounds := [str(number) for number in range(scenario.rounds) if number not in ran]:
+                which = f"{'round' if len(rounds) == 1 else 'rounds'} {', '.join(rounds)}"
+                lost.append(f"{method.label}, {which} ({case.title})")
+    if len(cases) < len(scenario.cases):
+        lost.append(f"{len(scenario.cases) - len(cases)} of {len(scenario.cases)} cases, of which no trial was started")
+    return lost
+
+
+def _attempts(cases: Sequence[CaseResult], attempts: pd.DataFrame, events: pd.DataFrame) -> list[dict[Any, Any]]:
+    """Every attempt as its row, its ``case`` and the picture of its ``steps``."""
+    titles = {trial_id: case.title for case in cases for trial_id in case.trials["trial_id"]}
+    last = attempts.groupby("trial_id")["attempt"].transform("max") == attempts["attempt"]
+    step_s = events[(events["kind"] == "step_s") & (events["rank"] == 0)].sort_values("step")
+    sparks = {trial_id: _spark(own["value"].to_numpy()) for trial_id, own in step_s.groupby("trial_id")}
+    own_case, drawn = attempts["trial_id"].map(titles), attempts["trial_id"].map(sparks).where(last, "")
+    shown = attempts.assign(case=own_case, steps_drawn=drawn)
+    return shown.astype(object).fillna({"steps_drawn": "", "reason": "", "log_tail": ""}).to_dict("records")
+
+
+def _spark(step_s: np.ndarray[Any, Any]) -> str:
+    """Steps from left to right, longer ones higher: the points of an SVG polyline."""
+    slowest = [group.max() for group in np.array_split(step_s, min(len(step_s), SPARK_WIDTH))]
+    heights = SPARK_HEIGHT - 1 - (SPARK_HEIGHT - 2) * np.array(slowest) / max(slowest)
+    across = np.linspace(1, SPARK_WIDTH - 1, len(slowest))
+    return " ".join(f"{x:.0f},{y:.0f}" for x, y in zip(across, heights, strict=True))
+
+
 def _flat(entry: dict[str, Any]) -> dict[str, str]:
     """Nested entries as ``outer.inner``, the command as a shell would take it."""
     flat: dict[str, str] = {}
@@ -292,21 +389,32 @@ def _render(page: Path, content: dict[str, Any], **how_to_escape: Any) -> Path:
 
 def _environment(**how_to_escape: Any) -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=jinja2.FileSystemLoader(TEMPLATES),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         **how_to_escape,
     )
+    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
+    environment.globals |= {
+        "script": Markup(script),
+        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        "spark_width": SPARK_WIDTH,
+        "spark_height": SPARK_HEIGHT,
+    }
     environment.filters |= {
-        "base64": lambda content: base64.b64encode(content).decode(),
+        "base64": lambda text: base64.b64encode(text.encode()).decode(),
         "code_block": lambda text: Markup("\n".join(f"    {line}" for line in text.splitlines())),
         "fixed": _fixed,
+        "known": lambda value, otherwise: otherwise if pd.isna(value) else value,
+        "measured_rate": lambda rate_bps: NOTHING if pd.isna(rate_bps) else format_rate(rate_bps),
         "ms": lambda seconds: _fixed(1e3 * seconds, 2),
+        "percent": _percent,
         "percent_range": _percent_range,
         "rate": lambda rate_bps: format_rate(rate_bps) if rate_bps else "unshaped",
         "ratio": _ratio,
         "size": _size,
+        "sort_key": _sort_key,
         "time": _time,
         "to_target": _to_target,
     }
@@ -315,6 +423,11 @@ def _environment(**how_to_escape: Any) -> jinja2.Environment:
 
 def _fixed(value: float | None, decimals: int) -> str:
     return f"{value:.{decimals}f}" if value is not None and math.isfinite(value) else NOTHING
+
+
+def _sort_key(value: float | None) -> str:
+    """What the page sorts by; what is not known sorts last."""
+    return f"{value:.6g}" if value is not None and math.isfinite(value) else ""
 
 
 def _percent(share: float | None) -> str:

@@ -66,10 +66,38 @@ class Section(BaseModel):
 SectionT = TypeVar("SectionT", bound=Section)
 
 
-class Cluster(Section):
-    """Who takes part."""
+class Resources(Section):
+    """What each worker may use of the machine; None and the defaults leave it as it is."""
+
+    cpuset: str | None = Field(None, pattern=r"^[0-9]+([-,][0-9]+)*(;[0-9]+([-,][0-9]+)*)*$")
+    """CPUs, as taskset(1) takes them: one set for all workers, or several, parted by ``;``, that they take in turn."""
+    memory_bytes: Annotated[SizeBytes | None, Field(alias="memory")] = None
+    """A worker that needs more is ended by the kernel."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where workers compute. On GPUs NCCL synchronises them, or Gloo, where there are fewer GPUs than workers."""
+
+    def cpuset_of(self, worker: int) -> str | None:
+        """The CPUs of one worker."""
+        sets = self.cpuset.split(";") if self.cpuset else [None]
+        return sets[worker % len(sets)]
+
+
+GLOO = "gloo"
+BACKEND_VARIABLE = "PACBENCH_BACKEND"
+"""Which collectives training uses: whoever gives out GPUs knows whether each worker has its own, as NCCL asks."""
+
+NO_LIMITS = Resources.model_validate({})
+
+
+class Cluster(Resources):
+    """Who takes part, and what each may use."""
 
     workers: int = Field(4, ge=2, le=128)
+
+    @property
+    def resources(self) -> Resources:
+        """The part that is not the network's."""
+        return Resources.model_validate(self.model_dump(by_alias=True, include=set(Resources.model_fields)))
 
 
 class GilbertElliott(Section):
@@ -329,6 +357,8 @@ class Train(Section):
     dataset: str = "digits"
     data_dir: str | None = None
     """A folder that holds the data set; None looks in the usual places, then downloads."""
+    checkpoint: str | None = None
+    """A file with the model's ``state_dict()``, by ``torch.save``, to start from; None draws weights by the seed."""
     steps: int = Field(100, ge=4)
     batch_size: int = Field(32, ge=1)
     """Samples per worker and step."""

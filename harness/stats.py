@@ -1,15 +1,17 @@
 """Statistics on the frame of trials: paired speedups with intervals, spreads, and times that some never reached.
 
-Everything is pure. Only trials that are done enter a figure; how many were run stands beside it. Ratios are taken
-between trials of the same round and case, which share their seed and their moment on the machine.
+Everything is pure; intervals were chosen by simulation, which is kept as a test. Only trials that are done enter a
+figure; how many were run stands beside it. Ratios are taken between trials of the same round and case, which share
+their seed and their moment on the machine.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,6 +23,9 @@ from harness.store import DONE
 from harness.units import format_rate, format_time
 
 CONFIDENCE = 0.95
+
+FEWEST_ROUNDS = 5
+"""Before which rounds are not ended because an interval looks narrow: after three, that is chance too often."""
 
 FAKE = "fake"
 """The cluster whose numbers are scripted: whatever is made of them must say so."""
@@ -40,6 +45,14 @@ CASE_COLUMNS = (
 """What trials must have in common to be compared."""
 
 
+TOLERATED_LOSS = 0.02
+"""Of final accuracy against the baseline: what PacTrain's authors say that pruning may cost."""
+
+SWEPT_PARAMETERS = ("density", "ratio")
+LEAST_SWEEP = 3
+"""Points below which a line would show nothing."""
+
+
 class Estimate(NamedTuple):
     """A mean over ``n`` rounds and its interval of ``CONFIDENCE``; one round gives no interval."""
 
@@ -47,6 +60,15 @@ class Estimate(NamedTuple):
     low: float | None
     high: float | None
     n: int
+
+
+class Noise(NamedTuple):
+    """By how much a ratio to the baseline differs from itself when nothing has changed."""
+
+    sd: float
+    """Standard deviation of the ratio's logarithm in one round; 0.02 reads as 2 %."""
+    pairs: int
+    """A/A pairs it was taken from."""
 
 
 class Spread(NamedTuple):
@@ -78,6 +100,8 @@ class MethodResult:
     """How many were run; ``len(done)`` of them finished."""
     done: pd.DataFrame
     """The finished ones, a row each in the columns of ``TRIAL_SCHEMA``."""
+    ways_lost: tuple[str, ...]
+    """The statuses of those that did not finish, such as ``crashed``."""
     samples_per_s: Estimate | None
     speedup: Estimate | None
     """Over the baseline; None where no round has both."""
@@ -115,6 +139,62 @@ class MethodResult:
     def headers_s_per_step(self) -> float:
         """Seconds that a step's packet headers take on the link; NaN where it is unshaped."""
         return 8 * self.mean("header_bytes_per_step") / self.mean("rate_bps")
+
+
+@dataclass(frozen=True)
+class StepModel:
+    """The byte model of a step: bytes take their time on the busiest link at any rate, all else stays as measured."""
+
+    fixed_s: float
+    """Seconds that do not depend on the rate: computation, codec, latency, waiting for one another."""
+    link_bytes: float
+    """Payload and headers on the busiest direction of any link."""
+
+    def step_s(self, rate_bps: float) -> float:
+        """The step's time where links have this rate."""
+        return self.fixed_s + 8 * self.link_bytes / rate_bps
+
+
+class Payoff(NamedTuple):
+    """At which rates a method is faster than the baseline, by the byte model."""
+
+    where: Literal["below", "above", "at every rate", "at no rate"]
+    rate_bps: float | None
+    """The crossover; None where there is none."""
+
+    def __str__(self) -> str:
+        return f"{self.where} {format_rate(self.rate_bps)}" if self.rate_bps else self.where
+
+
+def payoff(method: StepModel, baseline: StepModel) -> Payoff:
+    """Where a method's step is shorter than the baseline's."""
+    extra_s = method.fixed_s - baseline.fixed_s
+    saved_bytes = baseline.link_bytes - method.link_bytes
+    if extra_s * saved_bytes > 0:
+        return Payoff("below" if saved_bytes > 0 else "above", 8 * saved_bytes / extra_s)
+    return Payoff("at every rate" if saved_bytes > 0 or extra_s < 0 else "at no rate", None)
+
+
+def step_models(done: pd.DataFrame) -> list[StepModel]:
+    """The model of each finished trial: its mean step without the time that its bytes need at the rate it ran at.
+
+    On unshaped links that time is taken to be none, and the bytes to be the mean of what the workers sent.
+    """
+    rate_bps, payload = done["rate_bps"], done["wire_bytes_per_step"]
+    headers = (done["header_bytes_per_step"] / payload).fillna(0.0)
+    link_bytes = (done["lower_bound_s_per_step"] * rate_bps / 8).fillna(payload) * (1 + headers)
+    step_s = done["workers"] * done["batch_size"] / done["samples_per_s"]
+    fixed_s = step_s - (8 * link_bytes / rate_bps).fillna(0.0)
+    return [StepModel(*each) for each in zip(fixed_s, link_bytes, strict=True) if all(map(math.isfinite, each))]
+
+
+def mean_model(models: Sequence[StepModel]) -> StepModel | None:
+    """The model of the mean trial; None where there is none."""
+    if not models:
+        return None
+    return StepModel(
+        float(np.mean([model.fixed_s for model in models])), float(np.mean([model.link_bytes for model in models]))
+    )
 
 
 @dataclass(frozen=True)
@@ -157,19 +237,116 @@ def case_results(trials: pd.DataFrame, scenario: Scenario) -> list[CaseResult]:
     return [_case_result(frame, shared, scenario) for frame in frames]
 
 
+@dataclass(frozen=True)
+class Sweep:
+    """Variants of one method that differ in nothing but the share of entries that they keep."""
+
+    title: str
+    parameter: str
+    points: tuple[tuple[float, MethodResult], ...]
+    """Share and result of each variant that finished, from the largest share down."""
+    limit: float | None
+    """The convergence limit: the share down to which the mean final accuracy stays within ``TOLERATED_LOSS`` of the
+    baseline's; None where not even the largest does, or the baseline has none."""
+
+
+def sweeps(case: CaseResult, baseline: str) -> list[Sweep]:
+    """The sweeps over ``SWEPT_PARAMETERS`` that a case holds."""
+    return [
+        _sweep(parameter, family, case, baseline)
+        for parameter in SWEPT_PARAMETERS
+        for family in _families(case, parameter)
+        if len(family) >= LEAST_SWEEP
+    ]
+
+
+def _families(case: CaseResult, parameter: str) -> list[list[MethodResult]]:
+    """The methods that have such a parameter and an accuracy, grouped by all else."""
+    families: dict[str, list[MethodResult]] = {}
+    for result in case.methods:
+        if parameter in result.params and result.final_accuracy:
+            families.setdefault(repr((result.method, {**result.params, parameter: None})), []).append(result)
+    return list(families.values())
+
+
+def _sweep(parameter: str, family: list[MethodResult], case: CaseResult, baseline: str) -> Sweep:
+    points = sorted(((float(result.params[parameter]), result) for result in family), key=lambda point: -point[0])
+    reference = case.method(baseline).final_accuracy
+    limit = None
+    for share, result in points:
+        if not (reference and result.final_accuracy):
+            break
+        if result.final_accuracy.mean < reference.mean - TOLERATED_LOSS:
+            break
+        limit = share
+    title = re.sub(rf"-?{parameter}=[^-]*", "", family[0].label)
+    return Sweep(title, parameter, tuple(points), limit)
+
+
+def paired_ratios(trials: pd.DataFrame, label: str, baseline: str) -> pd.Series[float]:
+    """Samples per second of the method over the baseline's, by round: of rounds in which both finished, in order."""
+    done = trials[trials["status"] == DONE]
+    own, base = (done[done["label"] == each].set_index("round")["samples_per_s"] for each in (label, baseline))
+    return (own / base).dropna().sort_index()
+
+
 def paired_speedup(trials: pd.DataFrame, label: str, baseline: str) -> Estimate | None:
     """How many times the samples per second of ``baseline`` the method ``label`` has, in trials of one case.
 
     The ratios are taken within each round in which both finished; None where there is no such round.
     """
-    done = trials[trials["status"] == DONE]
-    own, base = (done[done["label"] == each].set_index("round")["samples_per_s"] for each in (label, baseline))
-    ratios = (own / base).dropna()
+    ratios = paired_ratios(trials, label, baseline)
     return geometric_mean(ratios.to_numpy()) if len(ratios) else None
+
+
+def noise(cases: Sequence[CaseResult], baseline: str) -> Noise | None:
+    """The machine's noise, from A/A pairs: each method's ratio to the baseline against the same a round later.
+
+    Neighbours in time differ by noise alone, also where a machine drifts over the whole run. Of the methods' noise the
+    median is taken: a method that is restless by nature says nothing of the machine. None where nothing has two rounds.
+    """
+    return noise_of(
+        [
+            paired_ratios(case.trials, result.label, baseline).to_numpy()
+            for case in cases
+            for result in case.methods
+            if result.label != baseline
+        ]
+    )
+
+
+def noise_of(ratios: Sequence[np.ndarray[Any, Any]]) -> Noise | None:
+    """See ``noise``; the ratios of each method, in the order of their rounds."""
+    jumps = [np.diff(np.log(each)) for each in ratios]
+    own = [math.sqrt(float(np.mean(each**2)) / 2) for each in jumps if len(each)]
+    return Noise(float(np.median(own)), sum(map(len, jumps))) if own else None
+
+
+def widest(cases: Sequence[CaseResult]) -> float | None:
+    """The widest of all speedups' intervals, as the share by which its ends lie beside its middle.
+
+    None where a method that has finished trials has no interval yet.
+    """
+    speedups = [result.speedup for case in cases for result in case.methods if len(result.done)]
+    if not speedups or any(each is None or each.low is None for each in speedups):
+        return None
+    return max(math.sqrt(each.high / each.low) - 1 for each in speedups if each and each.low and each.high)
+
+
+def narrow_enough(trials: pd.DataFrame, scenario: Scenario, share: float) -> bool:
+    """Whether there are at least ``FEWEST_ROUNDS`` and every speedup's interval reaches no further than ``share``."""
+    done = trials[trials["status"] == DONE]
+    if done.empty or done["round"].nunique() < FEWEST_ROUNDS:
+        return False
+    widest_share = widest(case_results(trials, scenario))
+    return widest_share is not None and widest_share <= share
 
 
 def geometric_mean(values: Sequence[float] | np.ndarray[Any, Any]) -> Estimate:
     """The geometric mean of positive values, with a t interval on their logarithms.
+
+    With five values a t interval covers the truth as often as it says, also where single trials are much too slow and
+    the machine drifts; the percentile bootstrap does so in five cases of six (``tests/unit/test_stats.py``).
 
     Raises:
         ValueError: there are no values, or one is not positive and finite.
@@ -287,6 +464,7 @@ def _method_result(frame: pd.DataFrame, label: str, method: str, params: dict[st
         params=params,
         trials=len(own),
         done=done,
+        ways_lost=tuple(sorted(set(own["status"]) - {DONE})),
         samples_per_s=geometric_mean(known.to_numpy()) if len(known) else None,
         speedup=paired_speedup(frame, label, baseline),
         final_accuracy=spread(done["final_accuracy"]),

@@ -28,10 +28,8 @@ from pydantic import ValidationError
 
 from harness.errors import MeasurementError, UsageError
 from harness.scenario import Scenario
-
-DONE = "done"
-STATUSES = (DONE, "failed", "crashed", "diverged", "timeout", "interrupted")
-"""How a trial may end. ``failed``: its links or its proofs did not hold, see the reason."""
+from harness.status import DONE as DONE
+from harness.status import STATUSES as STATUSES
 
 TRIAL_SCHEMA = pa.schema(
     [
@@ -56,7 +54,8 @@ TRIAL_SCHEMA = pa.schema(
         ("reason", pa.string()),
         ("steps", pa.int32()),  # completed
         ("steady_from_step", pa.int32()),
-        ("steady_steps", pa.int32()),
+        ("settling_steps", pa.int32()),  # beyond the declared warm-up, left out of all times by ``steady``'s rule
+        ("steady_steps", pa.int32()),  # timed ones
         ("samples_per_s", pa.float64()),
         ("step_time_median_s", pa.float64()),
         ("compute_s_per_step", pa.float64()),
@@ -89,6 +88,11 @@ TRIAL_SCHEMA = pa.schema(
         ("parameter_hash", pa.string()),
         ("commit", pa.string()),
         ("code_digest", pa.string()),
+        ("image_digest", pa.string()),  # null: workers run in the harness's own environment
+        ("cpuset", pa.string()),  # of each worker; null: any CPU
+        ("memory_limit_bytes", pa.float64()),  # of each worker; null: none
+        ("device", pa.string()),  # cpu or cuda
+        ("peak_gpu_memory_bytes", pa.float64()),  # null: on a CPU
         ("log_tail", pa.string()),
     ]
 )
@@ -259,13 +263,17 @@ class Store:
         """
         return self.attempts().drop_duplicates("trial_id", keep="last").reset_index(drop=True)
 
-    def events(self) -> pd.DataFrame:
+    def events(self, trials: pd.DataFrame | None = None) -> pd.DataFrame:
         """The events of the last attempt of every trial, in the columns of ``EVENT_SCHEMA``.
+
+        Args:
+            trials: what ``trials`` gave, where that has been read already.
 
         Raises:
             UsageError: a file is damaged.
         """
-        names = [f"{row.trial_id}-{row.attempt}.parquet" for row in self.trials().itertuples()]
+        trials = self.trials() if trials is None else trials
+        names = [f"{row.trial_id}-{row.attempt}.parquet" for row in trials.itertuples()]
         return _read_tables(self._events, EVENT_SCHEMA, only=names)
 
     def add_provenance(self, entry: Mapping[str, Any]) -> None:

@@ -33,6 +33,7 @@ from harness.agent import Send
 from harness.meter import Recorder
 from harness.network import WORKER_INTERFACE, address, worker_number
 from harness.plan import UNSETTLED_STEPS, Trial, state_of
+from harness.scenario import BACKEND_VARIABLE, GLOO
 from harness.workload.data import DATASETS, Data
 from harness.workload.models import MODELS
 
@@ -63,7 +64,7 @@ def train(spec: Mapping[str, Any], node: str, send: Send) -> None:
     """
     trial = Trial.model_validate(spec["trial"])
     rank, world_size = worker_number(node), trial.case.cluster.workers
-    with process_group(rank, world_size, spec["port"]):
+    with process_group(rank, world_size, spec["port"], os.environ.get(BACKEND_VARIABLE, GLOO)):
         training = _Training(trial, rank, world_size, Recorder(send), send)
         training.start_file = Path(spec["start_file"]) if rank == 0 and "start_file" in spec else None
         training.run()
@@ -91,12 +92,12 @@ def time_all_reduce(spec: Mapping[str, Any], node: str, send: Send) -> None:
 
 
 @contextmanager
-def process_group(rank: int, world_size: int, port: int) -> Iterator[None]:
-    """The default Gloo group of all workers, on the shaped interface and nowhere else."""
+def process_group(rank: int, world_size: int, port: int, backend: str = GLOO) -> Iterator[None]:
+    """The default group of all workers, on the shaped interface and nowhere else."""
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = WORKER_INTERFACE
     dist.init_process_group(
-        "gloo", init_method=f"tcp://{address(0)}:{port}", rank=rank, world_size=world_size, timeout=PEER_TIMEOUT
+        backend, init_method=f"tcp://{address(0)}:{port}", rank=rank, world_size=world_size, timeout=PEER_TIMEOUT
     )
     try:
         yield
@@ -120,10 +121,13 @@ class _Training:
         self.seed = trial.seed
         self.rank, self.world_size = rank, world_size
         self.recorder, self.send = recorder, send
-        self.data = _data(self.settings.dataset, self.settings.data_dir)
+        self.device = torch.device(trial.case.cluster.device)
+        self.data = _data(self.settings.dataset, self.settings.data_dir).on(self.device)
 
         torch.manual_seed(trial.seed)
-        model = MODELS[self.settings.model].build()
+        known, checkpoint = MODELS[self.settings.model], self.settings.checkpoint
+        model = known.build_from(Path(checkpoint)) if checkpoint else known.build()
+        model.to(self.device)
         self.ddp = DistributedDataParallel(
             model, bucket_cap_mb=self.settings.bucket_bytes / 2**20, gradient_as_bucket_view=True
         )
@@ -134,6 +138,8 @@ class _Training:
             weight_decay=self.settings.weight_decay,
         )
         self.method = state_of(trial.method)
+        if self.device.type == "cuda":
+            self.method.stopwatch.clock = meter.CudaClock()
         self.batches = self._batches()
         self.batch = next(self.batches)
         baselines.register(self.ddp, self.method, optimizer=self.optimizer, loss=lambda: self._loss(model))
@@ -183,6 +189,7 @@ class _Training:
                 "train_time_s": self.recorder.clock_s,
                 "evaluation_time_s": self.paused_s,
                 "peak_memory_bytes": meter.peak_memory_bytes(),
+                "peak_gpu_memory_bytes": meter.peak_gpu_memory_bytes(),
                 "own_memory_bytes": meter.own_memory_bytes(),
                 "held_memory_bytes": self.method.held_bytes(),
                 "parameter_hash": f"{smallest:016x}",
@@ -196,14 +203,16 @@ class _Training:
         return functional.cross_entropy(model(images), labels)
 
     def _step(self, step: int) -> None:
-        start = perf_counter()
+        clock = self.method.stopwatch.clock
+        start_mark = clock.restart()
         loss = self._loss(self.ddp)
         loss.backward()
-        synchronised = perf_counter()
+        synchronised_mark = clock.mark()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        end = perf_counter()
+        end_mark = clock.mark()
 
+        start, synchronised, end = map(clock.seconds, (start_mark, synchronised_mark, end_mark))
         codec = self.method.stopwatch.lap()
         compute_s = (codec.buckets_ready_at - start - codec.before_ready_s) + (end - synchronised - codec.end_step_s)
         seconds = {
@@ -254,7 +263,7 @@ class _Training:
             self.data.test_images[self.rank :: self.world_size],
             self.data.test_labels[self.rank :: self.world_size],
         )
-        sums = torch.zeros(2, dtype=torch.float64)
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         for some_images, some_labels in zip(
             images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True
         ):
@@ -269,7 +278,7 @@ class _Training:
     def _parameter_hash_range(self) -> tuple[int, int]:
         """The least and the greatest of all ranks' hashes: equal when every rank holds the same bits."""
         own = parameter_hash(self.ddp.module)
-        extremes = torch.tensor([own, -own])
+        extremes = torch.tensor([own, -own], device=self.device)
         dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
         largest, negated_smallest = extremes.tolist()
         return -negated_smallest, largest
@@ -280,5 +289,5 @@ def parameter_hash(model: nn.Module) -> int:
     digest = hashlib.sha256()
     tensors: Iterator[Tensor] = itertools.chain(model.parameters(), model.buffers())
     for tensor in tensors:
-        digest.update(tensor.detach().contiguous().numpy().tobytes())
+        digest.update(tensor.detach().contiguous().cpu().numpy().tobytes())
     return int.from_bytes(digest.digest()[:8], "big") >> 1

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from harness.agent import Message
 from harness.errors import MeasurementError, UsageError
 from harness.linkprobe import Readings
 from harness.network import Topology
+from harness.scenario import NO_LIMITS, Resources
 
 READ_BYTES = 1 << 20
 STOP_GRACE_S = 10.0
@@ -44,10 +46,10 @@ class Cluster(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def check(self, topology: Topology) -> None:
-        """Raise UsageError where this machine cannot carry what the topology asks for."""
+    def check(self, topology: Topology, resources: Resources = NO_LIMITS) -> None:
+        """Raise UsageError where this machine, or this kind of cluster, cannot give what is asked for."""
 
-    def use(self, topology: Topology) -> Readings:
+    def use(self, topology: Topology, resources: Resources = NO_LIMITS) -> Readings:
         """Make the topology current: built, shaped, read back, measured. What is current already costs nothing.
 
         Raises:
@@ -56,6 +58,9 @@ class Cluster(Protocol):
 
     def verify(self) -> Readings:
         """Measure the topology in use once more; what is off is in the readings' ``complaints``."""
+
+    def lend(self, file: Path) -> None:
+        """Let workers read a file of this machine by the same name; before tasks start."""
 
     def preload(self, dataset: str | None = None, data_dir: str | None = None) -> None:
         """Have torch, and a data set if one is named, ready before tasks start.
@@ -71,6 +76,12 @@ class Cluster(Protocol):
             TaskTimeoutError: it took too long.
             ClusterBrokenError: the cluster itself ended.
         """
+
+    def image_digest(self) -> str:
+        """What identifies the workers' environment, where it is not the harness's own; empty where it is."""
+
+    def provenance(self) -> dict[str, Any]:
+        """What a reader may ask of this kind of cluster, beyond what ``provenance.collect`` tells of the machine."""
 
 
 class AgentConnection:
@@ -101,13 +112,15 @@ class AgentConnection:
             UsageError, MeasurementError: it was refused.
         """
         self._send(message)
-        self.wait_until_done(timeout_s)
+        self.wait_until_done(message["op"], timeout_s)
 
-    def wait_until_done(self, timeout_s: float) -> None:
-        """Wait until what was begun is done; see ``request``."""
+    def wait_until_done(self, op: str, timeout_s: float) -> None:
+        """Wait until an operation that was begun is done; see ``request``."""
         deadline = time.monotonic() + timeout_s
         while True:
             reply = self._next(deadline)
+            if reply.get("op") != op:
+                continue  # what is left of a task that was ended early
             if reply["kind"] == "done":
                 return
             if reply["kind"] == "refused":
@@ -143,11 +156,20 @@ class AgentConnection:
                     running.discard(message["node"])
                 yield message
         finally:
-            if running and self._process.poll() is None:
+            if running and self.alive:
                 self._end_tasks(running)
 
+    @property
+    def alive(self) -> bool:
+        """Whether the agent still runs."""
+        return self._process.poll() is None
+
+    def stop(self) -> None:
+        """End the task that runs; its workers' exits are heard by whoever listens to ``task``. For another thread."""
+        self._send({"op": "stop"})
+
     def close(self) -> None:
-        """End the agent; the kernel ends what it started."""
+        """End the agent and what it started."""
         with suppress(ClusterBrokenError):
             self._send({"op": "quit"})
         self._selector.close()
@@ -162,7 +184,7 @@ class AgentConnection:
         self._stderr.close()
 
     def _end_tasks(self, running: set[str]) -> None:
-        self._send({"op": "stop"})
+        self.stop()
         deadline = time.monotonic() + STOP_GRACE_S
         while running:
             message = self._next(deadline)

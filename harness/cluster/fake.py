@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -18,6 +19,7 @@ from harness.agent import Message
 from harness.linkprobe import LinkReading, Readings
 from harness.network import FRAME_HEADER_BYTES, Topology, worker_name
 from harness.plan import UNSETTLED_STEPS, Trial, lower_bound_s, state_of, wire_bytes
+from harness.scenario import NO_LIMITS, Resources
 
 COMPUTE_S = 0.01
 CODEC_S = 0.001
@@ -92,10 +94,10 @@ class FakeCluster:
     ) -> None:
         """Nothing was made."""
 
-    def check(self, topology: Topology) -> None:
+    def check(self, topology: Topology, resources: Resources = NO_LIMITS) -> None:
         """Any rate can be recited."""
 
-    def use(self, topology: Topology) -> Readings:
+    def use(self, topology: Topology, resources: Resources = NO_LIMITS) -> Readings:
         """Links that are exactly what was asked."""
         links = tuple(
             LinkReading(
@@ -117,8 +119,19 @@ class FakeCluster:
         """They stay so."""
         return self._readings
 
+    def lend(self, file: Path) -> None:
+        """Nobody reads."""
+
     def preload(self, dataset: str | None = None, data_dir: str | None = None) -> None:
         """Nothing is loaded."""
+
+    def image_digest(self) -> str:
+        """No image."""
+        return ""
+
+    def provenance(self) -> dict[str, Any]:
+        """Nothing beyond this machine."""
+        return {}
 
     def run(self, task: str, spec: Mapping[str, Any], timeout_s: float) -> Iterator[Message]:
         """Recite the script of the spec's trial."""

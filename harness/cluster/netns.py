@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -14,15 +15,12 @@ from typing_extensions import Self
 
 from harness.agent import Message
 from harness.cluster.base import AgentConnection
+from harness.cluster.emulated import EmulatedCluster, as_json
 from harness.errors import MeasurementError, UsageError
 from harness.linkprobe import Readings
 from harness.network import Topology
-from harness.scenario import UNSHAPED, Link
+from harness.scenario import NO_LIMITS, Resources
 from harness.trace import PLAYER
-from harness.units import format_rate
-
-HEADROOM = 1.1
-"""How much more than a link's rate the machine must carry before the rate may be called the limit."""
 
 OWN_NAMESPACES = ["--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child"]
 
@@ -54,21 +52,10 @@ def universe_command() -> tuple[str, ...]:
     )
 
 
-class NetnsCluster:
+class NetnsCluster(EmulatedCluster):
     """See the module. Entered, it runs one process outside and a universe inside."""
 
     name = "netns"
-
-    surely_carried_bps = 1_000_000_000
-    """Sum over all workers up to which the ceiling of this machine is not even asked for."""
-
-    build_timeout_s = 60.0
-    preload_timeout_s = 300.0
-    probe_timeout_s = 120.0
-
-    def __init__(self) -> None:
-        self._current: tuple[Topology, Readings] | None = None
-        self._ceilings: dict[int, float] = {}
 
     def __enter__(self) -> Self:
         command = [*universe_command(), sys.executable, "-m", "harness.cluster.universe"]
@@ -80,50 +67,22 @@ class NetnsCluster:
     ) -> None:
         self._agent.close()
 
-    def check(self, topology: Topology) -> None:
-        """See ``Cluster.check``; what this machine carries is measured, once for each number of workers."""
-        self._agent.request({"op": "check", "topology": _as_json(topology)}, self.build_timeout_s)
-        rates = [queue.pipe.rate_bps for queue in topology.queues() if queue.pipe.rate_bps]
-        asked, workers = max(rates, default=0), topology.workers
-        if asked * workers <= self.surely_carried_bps:
-            return
-        ceiling_bps = self.ceiling_bps(workers)
-        if asked * HEADROOM > ceiling_bps:
-            allowed = f"up to {format_rate(ceiling_bps / HEADROOM)}, what this machine carries for {workers} workers"
-            raise UsageError.at("scenario", "link.rate", format_rate(asked), allowed)
+    def check(self, topology: Topology, resources: Resources = NO_LIMITS) -> None:
+        """See ``Cluster.check``."""
+        for field, value in resources.model_dump(by_alias=True, exclude_defaults=True).items():
+            raise UsageError.at("scenario", f"cluster.{field}", value, "nothing on netns; containers can: --on docker")
+        self._agent.request({"op": "check", "topology": as_json(topology)}, self.build_timeout_s)
+        super().check(topology, resources)
 
-    def ceiling_bps(self, workers: int) -> float:
-        """What each of so many workers can send while all do, with nothing shaped, in bits per second."""
-        if workers not in self._ceilings:
-            topology = Topology(workers=workers, link=Link.model_validate({"rate": UNSHAPED}))
-            self._build(topology)
-            self._ceilings[workers] = self._probe("probe_ceiling", topology)["ceiling_bps"]
-        return self._ceilings[workers]
-
-    def use(self, topology: Topology) -> Readings:
-        """See ``Cluster.use``."""
-        if self._current and self._current[0] == topology:
-            return self._current[1]
-        readings = self.measure(topology)
-        if complaints := readings.complaints():
-            raise MeasurementError("; ".join(complaints))
-        self._current = (topology, readings)
-        return readings
+    def lend(self, file: Path) -> None:
+        """See ``Cluster.lend``: workers share the host's files."""
 
     def verify(self) -> Readings:
-        """See ``Cluster.verify``."""
+        """See ``Cluster.verify``; after a trace the links are first what they were before it."""
         assert self._current, "a topology must be in use"
         if self._current[0].link.trace:
             self._agent.request({"op": "reset"}, self.build_timeout_s)
-        readings = self._measured(self._current[0])
-        if readings.complaints():
-            self._current = None  # it must not be used again
-        return readings
-
-    def measure(self, topology: Topology, counted: int | None = None) -> Readings:
-        """Build a topology and say what it is, whatever that is; see ``linkprobe.measure``."""
-        self._build(topology)
-        return self._measured(topology, counted)
+        return super().verify()
 
     def preload(self, dataset: str | None = None, data_dir: str | None = None) -> None:
         """See ``Cluster.preload``."""
@@ -134,30 +93,22 @@ class NetnsCluster:
         assert self._current, "a topology must be in use"
         topology = self._current[0]
         if topology.link.trace is None or "start_file" not in spec:
-            return self._agent.task(task, topology.worker_nodes, spec, timeout_s)
+            return self._task(task, topology.worker_nodes, spec, timeout_s)
         self._agent.request({"op": "reset"}, self.build_timeout_s)
-        player = ("play", PLAYER, {"topology": _as_json(topology), "start_file": spec["start_file"]})
+        player = ("play", PLAYER, {"topology": as_json(topology), "start_file": spec["start_file"]})
         return self._agent.task(task, topology.worker_nodes, spec, timeout_s, beside=player)
 
-    def _build(self, topology: Topology) -> None:
+    def image_digest(self) -> str:
+        """No image: what runs is what lies here."""
+        return ""
+
+    def provenance(self) -> dict[str, Any]:
+        """Nothing beyond this machine."""
+        return {}
+
+    def _build(self, topology: Topology, resources: Resources) -> None:
         self._current = None
-        self._agent.request({"op": "build", "topology": _as_json(topology)}, self.build_timeout_s)
+        self._agent.request({"op": "build", "topology": as_json(topology)}, self.build_timeout_s)
 
-    def _measured(self, topology: Topology, counted: int | None = None) -> Readings:
-        return Readings.model_validate_json(self._probe("probe_links", topology, counted)["readings"])
-
-    def _probe(self, task: str, topology: Topology, counted: int | None = None) -> Message:
-        """Run a probing task on all nodes; what the switch found."""
-        found: Message = {}
-        spec = {"topology": _as_json(topology), "counted": counted}
-        for message in self._agent.task(task, topology.nodes, spec, self.probe_timeout_s):
-            if message["kind"] == "error":
-                raise MeasurementError(f"the links cannot be measured: {message['node']}: {message['reason']}")
-            if message["kind"] == "result":
-                found = message
-        return found
-
-
-def _as_json(topology: Topology) -> dict[str, Any]:
-    dumped: dict[str, Any] = topology.model_dump(mode="json", by_alias=True)
-    return dumped
+    def _task(self, task: str, nodes: list[str], spec: Mapping[str, Any], timeout_s: float) -> Iterator[Message]:
+        return self._agent.task(task, nodes, spec, timeout_s)

@@ -53,7 +53,7 @@ class UmlCluster(NetnsCluster):
         (folder / "settings.json").write_text(json.dumps(settings))
         scratch = {"TMPDIR": str(folder), "HOME": str(folder)}  # its memory, and the sockets of its own console
         self._agent = AgentConnection(command(folder), {**os.environ, **scratch})
-        self._agent.wait_until_done(BOOT_TIMEOUT_S)
+        self._agent.wait_until_done("boot", BOOT_TIMEOUT_S)
         return self
 
     def __exit__(

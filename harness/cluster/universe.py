@@ -13,12 +13,12 @@ import json
 import os
 import socket
 import statistics
-import subprocess
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from harness.agent import Agent, Message
+from harness.cluster.iproute import check_congestion_control, run, run_lines
 from harness.errors import MeasurementError, UsageError
 from harness.network import Command, Topology, check_read_back, qdisc
 from harness.scenario import Pipe
@@ -30,8 +30,6 @@ CLONE_NEWUTS = 0x04000000
 
 NAMESPACES = Path("/run/netns")
 HOSTS, NSSWITCH = Path("/run/hosts"), Path("/run/nsswitch.conf")
-
-_CONGESTION_CONTROLS = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
 
 TRIAL = "trial"
 """The node on which queues are tried; it has no neighbours."""
@@ -46,15 +44,15 @@ class Universe:
 
     def __init__(self) -> None:
         self._current: Topology | None = None
-        _run(["mount", "-t", "tmpfs", "tmpfs", "/run"])
+        run(["mount", "-t", "tmpfs", "tmpfs", "/run"])
         NAMESPACES.mkdir()
-        _run_lines("ip", None, ["link set lo up"])
+        run_lines("ip", None, ["link set lo up"])
         # Names must resolve without asking anybody: a resolver that cannot answer costs seconds, now and then.
         HOSTS.write_text("")
         NSSWITCH.write_text("hosts: files\n")
         for own, system in ((HOSTS, "/etc/hosts"), (NSSWITCH, "/etc/nsswitch.conf")):
             if Path(system).exists():
-                _run(["mount", "--bind", str(own), system])
+                run(["mount", "--bind", str(own), system])
 
     def build(self, request: Message) -> None:
         """Replace what is there by the topology that is asked for, and read back every queue."""
@@ -78,23 +76,19 @@ class Universe:
     def check(self, request: Message) -> None:
         """Refuse what this kernel cannot emulate, having tried every queue of the topology on a link of no one's."""
         topology = Topology.model_validate(request["topology"])
-        known = _CONGESTION_CONTROLS.read_text().split()
-        if topology.link.congestion_control not in known:
-            raise UsageError.at(
-                "scenario", "link.congestion_control", topology.link.congestion_control, ", ".join(sorted(known))
-            )
-        _run_lines("ip", None, [f"netns add {TRIAL}"])
-        _run_lines("ip", TRIAL, ["link add try0 type veth peer name try1"])
+        check_congestion_control(topology.link.congestion_control)
+        run_lines("ip", None, [f"netns add {TRIAL}"])
+        run_lines("ip", TRIAL, ["link add try0 type veth peer name try1"])
         try:
             for pipe in dict.fromkeys(queue.pipe for queue in topology.queues()):
                 _try_queue(pipe, topology.link.mtu_bytes)
         finally:
-            _run_lines("ip", None, [f"netns delete {TRIAL}"])
+            run_lines("ip", None, [f"netns delete {TRIAL}"])
 
 
 def _try_queue(pipe: Pipe, mtu_bytes: int) -> None:
     try:
-        _run_lines("tc", TRIAL, [f"qdisc replace dev try0 root {qdisc(pipe, mtu_bytes)}"])
+        run_lines("tc", TRIAL, [f"qdisc replace dev try0 root {qdisc(pipe, mtu_bytes)}"])
     except MeasurementError as error:
         field, found = next(((name, value) for name, value in _asked_of_netem(pipe) if value), ("rate", pipe.rate_bps))
         fix = "this kernel has no netem (modprobe sch_netem, or use --on uml)" if pipe.needs_netem else str(error)
@@ -155,7 +149,7 @@ def _allow_forwarding(node: str) -> None:
 def _check_queues(topology: Topology) -> None:
     queues = list(topology.queues())
     for node in topology.nodes:
-        shown = json.loads(_run(["tc", "-n", node, "-j", "qdisc", "show"]))
+        shown = json.loads(run(["tc", "-n", node, "-j", "qdisc", "show"]))
         for queue in queues:
             if queue.node == node:
                 try:
@@ -167,23 +161,7 @@ def _check_queues(topology: Topology) -> None:
 def _apply(commands: Iterable[Command]) -> None:
     """Run commands in order, those that follow one another on one node by a single process."""
     for (program, node), group in itertools.groupby(commands, key=lambda command: (command.program, command.node)):
-        _run_lines(program, node, [command.line for command in group])
-
-
-def _run_lines(program: str, node: str | None, lines: list[str]) -> None:
-    on_node = ["-n", node] if node else []
-    _run([program, *on_node, "-batch", "-"], "\n".join(lines) + "\n")
-
-
-def _run(command: list[str], text: str | None = None) -> str:
-    try:
-        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=60)
-    except FileNotFoundError:
-        raise MeasurementError(f"{command[0]} is missing; on Debian: apt-get install iproute2 util-linux") from None
-    if done.returncode:
-        complaint = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
-        raise MeasurementError(f"{' '.join(command)}: {complaint} {(text or '').strip()!r}")
-    return done.stdout
+        run_lines(program, node, [command.line for command in group])
 
 
 def main() -> None:

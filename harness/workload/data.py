@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,10 @@ class Data:
     train_labels: Tensor
     test_images: Tensor
     test_labels: Tensor
+
+    def on(self, device: torch.device) -> Data:
+        """The same in a device's memory."""
+        return Data(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -77,14 +81,14 @@ FASHION_FOLDERS = ("/usr/share/datasets/fashion-mnist",)
 @dataset("fashion-mnist", train_size=60000, test_size=10000, input_shape=(1, 28, 28), classes=10)
 def fashion_mnist(folder: Path | None) -> Data:
     """Fashion-MNIST, 28x28 grey (Xiao et al., 2017): 60000 to train on, 10000 to test."""
-    candidates = [folder] if folder else [Path(place) for place in FASHION_FOLDERS]
+    candidates = places(folder)
     found = next((place for place in candidates if (place / "train-images-idx3-ubyte.gz").is_file()), None)
     if found is None and folder is not None:
         raise UsageError.at(
             "scenario", "train.data_dir", str(folder), "a folder with train-images-idx3-ubyte.gz and its three siblings"
         )
     if found is None:
-        return _download_fashion_mnist()
+        found = _download_fashion_mnist()
     return _as_data(
         _read_idx(found / "train-images-idx3-ubyte.gz"),
         _read_idx(found / "t10k-images-idx3-ubyte.gz"),
@@ -93,19 +97,30 @@ def fashion_mnist(folder: Path | None) -> Data:
     )
 
 
-def _download_fashion_mnist() -> Data:
+def places(folder: Path | None) -> list[Path]:
+    """Where loaders look: in the folder that a scenario names; else where distributions and downloads put things."""
+    if folder is not None:
+        return [folder]
+    return [*map(Path, FASHION_FOLDERS), cache() / "FashionMNIST" / "raw"]
+
+
+def cache() -> Path:
+    """Where downloads are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pacbench"
+
+
+def _download_fashion_mnist() -> Path:
+    """The folder that it was downloaded to."""
     from torchvision.datasets import FashionMNIST
 
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pacbench"
     try:
-        train, test = (FashionMNIST(cache, train=part, download=True) for part in (True, False))
+        return Path(FashionMNIST(cache(), download=True).raw_folder)
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(
             f"scenario: train.dataset: 'fashion-mnist' is not on this machine and its download failed ({reason}); "
             "install Debian's dataset-fashion-mnist, or set train.data_dir to a folder with its four .gz files"
         ) from None
-    return _as_data(train.data.numpy(), test.data.numpy(), train.targets.numpy(), test.targets.numpy())
 
 
 def _read_idx(path: Path) -> np.ndarray:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from harness.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,23 @@ class Model:
     build: Callable[[], nn.Module]
     input_shape: tuple[int, ...]
     classes: int
+
+    def build_from(self, checkpoint: Path) -> nn.Module:
+        """The model with the weights of a file that holds its ``state_dict()``.
+
+        Raises:
+            UsageError: the file cannot be read, or belongs to another model.
+        """
+        model = self.build()
+        try:
+            weights = torch.load(checkpoint, map_location="cpu", weights_only=True)
+            model.load_state_dict(weights)
+        except Exception as error:  # reading what is no such file may raise anything
+            reason = textwrap.shorten(str(error) or type(error).__name__, 160)
+            raise UsageError.at(
+                "scenario", "train.checkpoint", str(checkpoint), f"a file with the state_dict of {self.name} ({reason})"
+            ) from None
+        return model
 
     def shapes(self) -> list[tuple[int, ...]]:
         """Shapes of its trainable parameters. Nothing is allocated."""

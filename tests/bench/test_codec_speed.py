@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -27,6 +28,16 @@ PARAMETERS: dict[tuple[str, str], dict[str, Any]] = {
     ("dgc", ""): {"ratio": 0.01, "warmup_steps": 0},
 }
 OTHERS = [(name, "") for name in baselines.names() if name not in {"dense", *(name for name, _ in PARAMETERS)}]
+
+MOST_COPIES = {
+    ("pactrain", "fp32"): 3.0,
+    ("pactrain", "ternary"): 7.0,
+    ("topk", "sampled"): 12.0,
+    ("qsgd", ""): 40.0,
+    ("onebit", ""): 6.0,
+}
+TOPK_OVER_SAMPLED = 6.0
+"""How many times as long torch.topk must take as the sampled selection, both with error feedback."""
 
 
 @dataclass
@@ -57,8 +68,24 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("name", "kind"), [*PARAMETERS, *OTHERS], ids=lambda value: value or "-")
-@torch.no_grad()
 def test_codec(benchmark, alone, name, kind) -> None:  # type: ignore[no-untyped-def]
+    copies = benchmark.pedantic(copies_of_a_step, (name, kind), rounds=1)
+    benchmark.extra_info["copies"] = round(copies, 2)
+    print(f"{name} {kind}: {copies:.1f} copies")
+    assert copies <= MOST_COPIES.get((name, kind), math.inf)
+
+
+def test_a_sampled_selection_against_torch_topk(benchmark, alone) -> None:  # type: ignore[no-untyped-def]
+    exact = copies_of_a_step("topk", "exact")
+    sampled = benchmark.pedantic(copies_of_a_step, ("topk", "sampled"), rounds=1)
+    benchmark.extra_info["exact_over_sampled"] = round(exact / sampled, 2)
+    print(f"exact selection takes {exact / sampled:.1f} times as long as sampled")
+    assert exact / sampled >= TOPK_OVER_SAMPLED
+
+
+@torch.no_grad()
+def copies_of_a_step(name: str, kind: str) -> float:
+    """The median time that a step's encoding and decoding take, in copies of the same tensor made in between."""
     method = baselines.get(name)
     parameters = PARAMETERS.get((name, kind), {})
     if not parameters and "warmup_steps" in {field.name for field in fields(method.State)}:
@@ -84,7 +111,4 @@ def test_codec(benchmark, alone, name, kind) -> None:  # type: ignore[no-untyped
 
     step()  # lists survivors, makes memory
     pairs = [(step(), copy()) for _ in range(REPETITIONS)]
-    copies = statistics.median(codec for codec, _ in pairs) / statistics.median(copy for _, copy in pairs)
-    benchmark.extra_info["copies"] = round(copies, 2)
-    benchmark.pedantic(step, rounds=1)
-    print(f"{name} {kind}: {copies:.1f} copies")
+    return statistics.median(codec for codec, _ in pairs) / statistics.median(copy for _, copy in pairs)

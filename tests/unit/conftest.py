@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 from ranks import Ranks
+
+hypothesis.settings.register_profile("timing is for benchmarks", deadline=None)
+hypothesis.settings.load_profile("timing is for benchmarks")
 
 
 @pytest.fixture(scope="session")

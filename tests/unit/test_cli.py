@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from synthetic import make_store
+
+from harness.store import Store
 
 Pacbench = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -29,7 +33,9 @@ def pacbench(tmp_path: Path) -> Pacbench:
 def test_help_names_every_verb(pacbench: Pacbench) -> None:
     done = pacbench()
     assert done.returncode == 0
-    for verb in ("list", "plan", "run", "report", "probe", "calibrate", "doctor", "clean"):
+    for verb in (
+        *("list", "plan", "run", "report", "compare", "gate", "reference", "probe", "calibrate", "doctor", "clean"),
+    ):
         assert verb in done.stdout
     assert done.stdout == pacbench("--help").stdout
 
@@ -76,7 +82,8 @@ def test_a_run_goes_from_scenario_to_report_and_resumes(pacbench: Pacbench, tmp_
     assert {path.name for path in folder.iterdir()} >= {"trials.parquet", "events.parquet", "report.html", "report.md"}
 
     (folder / "report.html").unlink()
-    assert pacbench("report", str(folder)).returncode == 0
+    assert pacbench("report", str(folder), "--paper").returncode == 0
+    assert (folder / "paper" / "results.tex").exists()
     assert (folder / "report.html").exists()
 
     next(iter((folder / "trials.parquet").glob("*.parquet"))).unlink()
@@ -93,16 +100,120 @@ def test_several_scenarios_get_a_folder_each(pacbench: Pacbench, tmp_path: Path)
     assert {path.name for path in (tmp_path / "all").iterdir()} == {"quickstart", "ci"}
 
 
+def test_rounds_end_when_every_interval_is_narrow_and_the_same_command_runs_no_more(
+    pacbench: Pacbench, tmp_path: Path
+) -> None:
+    command = ("run", *FAST, "--method", "topk", "--until", "20%")
+    done = pacbench(*command)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "results").iterdir()
+    assert sorted(set(Store.open(folder).trials()["round"])) == [0, 1, 2, 3, 4]
+    assert "every interval is narrow enough already" in pacbench(*command).stdout
+    assert list((tmp_path / "results").iterdir()) == [folder]
+
+
+def test_rounds_end_at_their_limit_though_intervals_are_wide(pacbench: Pacbench, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = pacbench("run", *FAST, "--method", "topk", "--until", "0.0001%", "--rounds", "6", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert Store.open(out).trials()["round"].max() == 5
+    assert "after 6 rounds an interval still reaches further than 0.0001 %" in done.stdout
+
+
+def test_a_gate_holds_a_run_against_a_reference_made_by_one_command(pacbench: Pacbench, tmp_path: Path) -> None:
+    made = pacbench("reference", *FAST, "--method", "topk")
+    assert made.returncode == 0, made.stderr
+    reference = tmp_path / "results" / "reference" / "quickstart.json"
+    assert json.loads(reference.read_text())["provenance"][0]["command"][:2] == ["pacbench", "reference"]
+    assert len(json.loads(reference.read_text())["trials"]) == 20
+
+    out = tmp_path / "run"
+    assert pacbench("run", *FAST, "--method", "topk", "--out", str(out)).returncode == 0
+    files = {kind: tmp_path / f"gate.{kind}" for kind in ("markdown", "junit", "json", "benchmark-json")}
+    options = [part for kind, path in files.items() for part in (f"--{kind}", str(path))]
+    done = pacbench("gate", str(out), "--against", str(reference), *options)
+    assert done.returncode == 0, done.stderr
+    assert "pass at a limit of 10 %: 1 pass" in done.stdout
+    assert all(path.stat().st_size > 100 for path in files.values())
+    assert json.loads(files["json"].read_text())["verdict"] == "pass"
+
+    again = pacbench("reference", "quickstart", "--from", str(out), "--out", str(tmp_path / "other.json"))
+    assert again.returncode == 0, again.stderr
+    assert pacbench("compare", str(tmp_path / "other.json"), str(out)).returncode == 0
+    assert pacbench("reference", "ci", "--from", str(out)).returncode == 2
+
+
+def test_the_workflow_that_is_shown_uses_options_that_there_are(pacbench: Pacbench) -> None:
+    workflow = (Path(__file__).resolve().parents[2] / "examples" / "github-actions.yml").read_text()
+    commands = re.findall(r"pacbench (run|gate|doctor)\b(.*)", workflow.replace("\\\n", " "))
+    assert {verb for verb, _ in commands} == {"run", "gate", "doctor"}
+    for verb, arguments in commands:
+        known = pacbench(verb, "--help").stdout
+        assert all(option in known for option in re.findall(r"--[a-z-]+", arguments)), (verb, arguments)
+
+
+@pytest.mark.parametrize(
+    ("topk", "code", "says"),
+    [
+        ([300.0, 301.0, 299.0], 3, "regression at a limit of 10 %: 1 regression"),
+        ([500.0, 900.0, 250.0], 4, "inconclusive at a limit of 10 %: 1 inconclusive"),
+        ([500.0, 501.0, None], 5, "failed at a limit of 10 %: 1 failed"),
+    ],
+)
+def test_every_verdict_has_its_exit_code(
+    pacbench: Pacbench, tmp_path: Path, topk: list[float | None], code: int, says: str
+) -> None:
+    for name, rates in (("before", [500.0, 501.0, 499.0]), ("after", topk)):
+        ends = {("dense", number): {"samples_per_s": 100.0} for number in range(3)} | {
+            ("topk", number): {"samples_per_s": rate} if rate else {"status": "timeout", "reason": "too long"}
+            for number, rate in enumerate(rates)
+        }
+        make_store(tmp_path / name, ["train.steps=8"], methods=["topk"], ends=ends)
+    done = pacbench("gate", "after", "--against", "before")
+    assert done.returncode == code
+    assert says in done.stdout
+    assert done.stderr == ""
+    compared = pacbench("compare", "before", "after", "--json")
+    assert compared.returncode == (3 if code == 3 else 0)
+    assert json.loads(compared.stdout)["changes"][1]["label"] == "topk"
+
+
+def test_what_cannot_be_compared_is_one_line(pacbench: Pacbench, tmp_path: Path) -> None:
+    make_store(tmp_path / "run", ["rounds=2", "train.steps=8"], methods=["topk"])
+    make_store(tmp_path / "other", ["rounds=2", "train.steps=9"], methods=["topk"])
+    make_store(tmp_path / "empty", ["rounds=2", "train.steps=8"], methods=["topk"])
+    for path in (tmp_path / "empty" / "trials.parquet").iterdir():
+        path.unlink()
+    (tmp_path / "old.json").write_text('{"format": 0}')
+    for before, after, code, says in (
+        ("other", "run", 2, "train.steps is 8 and was 9"),
+        ("run", "empty", 5, "nothing was measured"),
+        ("empty", "run", 5, "nothing was measured"),
+        ("old.json", "run", 2, "format: found 0"),
+        ("nowhere", "run", 2, "found 'nowhere'"),
+    ):
+        for command in (["gate", after, "--against", before], ["compare", before, after]):
+            done = pacbench(*command)
+            assert done.returncode == code, command
+            assert says in done.stderr
+            assert done.stderr.count("\n") == 1
+    done = pacbench("gate", "run", "--against", "run", "--max-slowdown", "ten")
+    assert done.returncode == 2
+    assert "--max-slowdown: found 'ten'; allowed: a percentage above zero, such as '10%'" in done.stderr
+    assert pacbench("gate", "run", "--against", "run", "--junit", "/nowhere/x").returncode == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
         (["run", "nosuch"], 2, "SCENARIO: found 'nosuch'"),
-        (["run", *FAST, "--on", "mars"], 2, "--on: found 'mars'; allowed: netns, uml, fake"),
+        (["run", *FAST, "--on", "mars"], 2, "--on: found 'mars'; allowed: auto, netns, uml, docker, fake"),
         (["run", *FAST, "--set", "train.lr=x"], 2, "train.lr: found 'x'"),
         (["run", *FAST, "--method", "zip"], 2, "--method: found 'zip'"),
         (["run", *FAST, "--out", "/dev/null/x"], 2, "--out: found '/dev/null/x'"),
         (["run", *FAST, "--rounds", "0"], 2, "rounds: found 0"),
         (["run", *FAST, "--rounds", "many"], 2, "--rounds"),
+        (["run", *FAST, "--until", "0%"], 2, "--until: found '0%'; allowed: a percentage above zero"),
         (["plan"], 2, "SCENARIO"),
         (["list", "models", "-v"], 2, "found 'list models'; allowed: list methods -v"),
         (["list", "beer"], 2, "found 'beer'; allowed: scenarios, methods, models, datasets"),

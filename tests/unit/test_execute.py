@@ -82,6 +82,35 @@ def test_what_is_done_is_not_run_again(plan: Plan, store: Store) -> None:
     assert len(store.attempts()) == 4
 
 
+def test_between_rounds_it_is_asked_whether_they_are_enough(plan: Plan, store: Store) -> None:
+    asked: list[int] = []
+
+    def enough() -> bool:
+        asked.append(len(store.attempts()))
+        return True
+
+    with FakeCluster() as cluster:
+        execute.run(plan, store, cluster, lambda progress: None, lambda *how: None, enough)
+    assert asked == [2], "once, after the first round"
+    assert set(store.trials()["round"]) == {0}
+
+
+def test_steps_that_have_not_settled_are_left_out_of_times(plan: Plan, store: Store) -> None:
+    def slow_start(trial: Trial) -> Iterator[Message]:
+        for message in recite(trial):
+            if message["kind"] == "events":
+                for row in message["rows"]:
+                    if row[0] < 6:
+                        row[3] *= 10
+            yield message
+
+    run(plan, store, slow_start)
+    trials = store.trials()
+    assert trials["settling_steps"].tolist() == [4] * 4
+    assert trials["steady_steps"].tolist() == [14] * 4
+    assert trials.set_index("label")["samples_per_s"]["dense"].mean() == pytest.approx(760, rel=0.05)
+
+
 def crash(trial: Trial, messages: Iterator[Message]) -> Iterator[Message]:
     yield {"kind": "log", "node": "w2", "text": "about to die"}
     yield {"kind": "exit", "node": "w2", "code": -9}
@@ -127,7 +156,7 @@ def test_the_log_of_a_failed_trial_is_kept(plan: Plan, store: Store) -> None:
 
 
 class SickLink(FakeCluster):
-    def use(self, topology: Any) -> Any:
+    def use(self, topology: Any, resources: Any = None) -> Any:
         raise MeasurementError("link w1 up: asked 100 Mbit/s, measured 60 Mbit/s")
 
 
@@ -165,11 +194,13 @@ def test_links_are_measured_after_the_last_trial_and_what_was_found_belongs_to_e
 def test_links_that_drifted_take_the_trials_on_them_away_and_those_run_again(plan: Plan, store: Store) -> None:
     ended = run(plan, store, Drifting())
     drift = "the links had changed after it: link w0 up: asked 100 Mbit/s, measured 60 Mbit/s"
-    assert [how for _, *how in ended] == [["done", None]] * 4 + [["failed", drift]] * 4
-    assert set(store.trials()["reason"]) == {drift}
-    assert store.trials()["samples_per_s"].isna().all(), "none of them counts"
+    first_round = [["done", None]] * 2 + [["failed", drift]] * 2
+    assert [how for _, *how in ended] == first_round + [["done", None]] * 2
+    taken_away = store.trials().query("round == 0")
+    assert set(taken_away["reason"]) == {drift}
+    assert taken_away["samples_per_s"].isna().all(), "none of them counts"
     assert store.attempts()["drift"].dropna().unique().tolist() == ["link w0 up: asked 100 Mbit/s, measured 60 Mbit/s"]
-    assert len(run(plan, store)) == 4
+    assert len(run(plan, store)) == 2
     assert (store.trials()["status"] == "done").all()
 
 
@@ -191,7 +222,7 @@ def test_each_network_is_measured_again_before_the_next_takes_its_place(store: S
 
 
 class Weak(FakeCluster):
-    def check(self, topology: Any) -> None:
+    def check(self, topology: Any, resources: Any = None) -> None:
         raise UsageError.at("scenario", "link.rate", "100 Mbit/s", "up to 1 Mbit/s")
 
 

@@ -21,7 +21,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import Training, flat, gradients
+from ranks import SHAPES, Training, flat, gradients
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
@@ -240,6 +240,25 @@ def codec_seconds(name: str, parameters: dict[str, Any]) -> tuple[float, float]:
 def test_codec_work_is_timed(on_ranks, name, parameters):
     for encode_s, decode_s in on_ranks(2, codec_seconds, name, parameters):
         assert (encode_s > 0) == (decode_s > 0) == (name != "dense")
+
+
+RESIDUAL_BYTES = 4 * sum(math.prod(shape) for shape in SHAPES)
+HELD_BYTES = {"dense": 0, "fp16": 0, "bf16": 0, "local_sgd": 0, "topk": RESIDUAL_BYTES, "onebit": RESIDUAL_BYTES}
+
+
+def held_after_training(name: str, parameters: dict[str, Any]) -> int:
+    state = brisk(name, **parameters)
+    training = Training(state)
+    for step in range(5):
+        training.step(gradients(step, dist.get_rank()))
+    return state.held_bytes()
+
+
+@EVERY_VARIANT
+def test_memory_that_is_held_is_counted(on_ranks, name, parameters):
+    for held in on_ranks(2, held_after_training, name, parameters):
+        assert held >= 0
+        assert parameters or held == HELD_BYTES.get(name, held)
 
 
 def train_with_a_nan(name: str) -> tuple[bool, list[tuple[str, float]]]:

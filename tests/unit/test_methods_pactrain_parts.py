@@ -16,7 +16,17 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import baselines
-from baselines._adaptive import Chooser, Mode, covered
+from baselines._adaptive import (
+    Chooser,
+    Contents,
+    Cost,
+    Mode,
+    Sample,
+    best_mode,
+    covered,
+    exploration,
+    measured_costs,
+)
 from baselines._pruning import cubic_density, hessian_gradient
 from baselines.pactrain import State
 
@@ -254,36 +264,56 @@ def test_overlapping_spans_count_once(spans):
     assert covered([(start, start + length) for start, length in spans]) == len(seconds)
 
 
-def chooser_that_believes(goodput_bps: float) -> Chooser:
-    state = State(adaptive=True)
-    state.world_size = 4
-    chooser = Chooser(state)
-    chooser._believed_bps = goodput_bps
-    chooser._codec_s_per_entry = {Mode.DENSE: 1e-9, Mode.COMPACT: 2e-9, Mode.TERNARY: 8e-9}
-    chooser._round_trip_s = 1e-4
-    return chooser
+CONTENTS = Contents(entries=1_000_000, survivors=200_000, parts=10, entry_bytes=4)
+COSTS = {Mode.DENSE: Cost(1e-9, 0.0), Mode.COMPACT: Cost(2e-9, 1e-4), Mode.TERNARY: Cost(8e-9, 3e-4)}
 
 
 @pytest.mark.parametrize(
     ("goodput_bps", "mode"), [(1e8, Mode.TERNARY), (2e10, Mode.COMPACT), (1e13, Mode.DENSE)], ids=str
 )
 def test_the_slower_the_link_the_shorter_what_travels(goodput_bps, mode):
-    assert chooser_that_believes(goodput_bps)._best(1_000_000, 200_000, 10) is mode
+    assert best_mode(CONTENTS, COSTS, goodput_bps, 4) is mode
+
+
+@given(
+    goodput_bps=st.floats(1e6, 1e12),
+    sync_s=st.lists(st.floats(1e-3, 10), min_size=3, max_size=3),
+    buckets=st.integers(1, 20),
+)
+def test_measured_costs_give_the_measured_times_again(goodput_bps, sync_s, buckets):
+    contents = Contents(1000, 200, 3, 4)
+    samples = {
+        mode: [Sample(seconds, seconds, 0.1 * seconds, buckets * contents.sent_bytes(mode, 4))] * 3
+        for mode, seconds in zip(Mode, sync_s, strict=True)
+    }
+    costs = measured_costs(samples, goodput_bps, buckets * contents.entries, buckets)
+    again_s = {
+        mode: buckets * (8 * contents.sent_bytes(mode, 4) / goodput_bps + contents.entries * codec_s + bucket_s)
+        for mode, (codec_s, bucket_s) in costs.items()
+    }
+    offsets_s = [again_s[mode] - seconds for mode, seconds in zip(Mode, sync_s, strict=True)]
+    assert offsets_s == pytest.approx([offsets_s[0]] * 3, abs=1e-6 * (1 + max(again_s.values())))
+    assert min(cost.bucket_s for cost in costs.values()) == 0
 
 
 def test_a_choice_is_made_anew_when_the_goodput_has_changed_by_more_than_a_fifth():
     chooser = Chooser(State(adaptive=True))
-    assert chooser._changed(1e9)
-    assert not chooser._changed(5e8)  # what the new choice's shorter messages reach: the reference from now on
+    chooser._believed_bps = 1e9
+    assert not chooser._changed(5e8)  # what the choice's shorter messages reach: the reference from now on
     assert not chooser._changed(5.9e8)
     assert chooser._changed(2.5e8)
     assert chooser._believed_bps == pytest.approx(5e8)
 
 
+@pytest.mark.parametrize(("dense_steps", "explored"), [(9, 3), (10, 2)])
+def test_what_dense_steps_have_shown_is_not_explored_again(dense_steps, explored):
+    assert len(set(exploration(dense_steps))) == explored
+
+
 def choose_on_ranks() -> tuple[list[Mode], list[str], torch.Tensor]:
     state = State(adaptive=True, warmup_steps=2, density=0.3)
     training = Training(state)
-    for step in range(16):
+    for step in range(state.steady_from_step + 1):
         training.step(gradients(step, dist.get_rank()))
     kinds = [kind for kind, _ in state.take_notes() if kind != "formula_bytes"]
     return list(state.chooser._modes.values()), kinds, flat(training.weights)

@@ -15,7 +15,7 @@ from ranks import Training, flat, gradients
 
 import baselines
 from baselines._quantise import Dice, packed_bits, packed_fields, unpacked_bits, unpacked_fields
-from baselines.onebit import add_signs, mean_magnitudes, take_signs
+from baselines.onebit import add_and_measure, put_signs, take_signs
 from baselines.qsgd import add_levels, quantise
 
 EVERY_P = pytest.mark.parametrize("p", [2, 3, 4])
@@ -77,8 +77,8 @@ def test_signs_and_what_they_missed_are_the_whole(counts, seed):
     generator = torch.Generator().manual_seed(seed)
     a = torch.randn(sum(counts), generator=generator, **DOUBLE)
     rest, sent = a.clone(), torch.zeros_like(a)
-    scales = mean_magnitudes(a, counts)
-    add_signs(sent, counts, take_signs(rest, counts, scales), scales)
+    scales = add_and_measure(rest, torch.zeros_like(a), counts)
+    put_signs(torch.Tensor.add_, sent, counts, take_signs(rest, counts, scales), scales)
     torch.testing.assert_close(sent + rest, a)
     for part, scale in zip(sent.split(counts), scales, strict=True):
         torch.testing.assert_close(part.abs(), scale.expand_as(part))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,6 +14,7 @@ from harness import plan as planning
 from harness.errors import UsageError
 from harness.plan import Plan, estimate, lower_bound_s, make, wire_bytes
 from harness.scenario import load
+from harness.workload.models import MODELS
 
 
 def quickstart(*overrides: str) -> Plan:
@@ -94,3 +98,28 @@ def test_a_slower_link_costs_time_but_no_bytes() -> None:
 def test_what_cannot_be_trained_is_refused_before_anything_starts(override: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         quickstart(override)
+
+
+def checkpoint(model: str, path: Path) -> Path:
+    torch.save(MODELS[model].build().state_dict(), path)
+    return path
+
+
+def test_an_id_knows_the_content_of_the_checkpoint(tmp_path: Path) -> None:
+    ids = []
+    for name in ("one", "two"):  # weights differ from build to build
+        file = checkpoint("digits-cnn", tmp_path / f"{name}.pt")
+        ids.append({trial.id for trial in quickstart("rounds=1", f"train.checkpoint={file}").trials})
+    assert not ids[0] & ids[1]
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "text", "another model's"])
+def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / "weights.pt"
+    if kind == "another model's":
+        checkpoint("fashion-cnn", file)
+    elif kind != "missing":
+        file.write_text("hello" * (kind == "text"))
+    with pytest.raises(UsageError, match=r"train\.checkpoint: found .*state_dict of digits-cnn \(.+\)") as refused:
+        quickstart(f"train.checkpoint={file}")
+    assert "\n" not in str(refused.value)

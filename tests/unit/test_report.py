@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.text import Text
@@ -26,7 +27,7 @@ from harness.store import DONE, Store
 EVIL = "w1: <script>alert(1)</script> | `x` *y* \"&'"
 CRASHED = {"status": "crashed", "reason": EVIL, "log_tail": f"{EVIL}\n</pre><b>bold</b>"}
 
-FIGURES = {"accuracy", "bytes-per-step", "step-time", "throughput"}
+FIGURES = {"accuracy", "bytes-per-step", "step-time", "throughput", "when-it-pays"}
 
 
 class Page(HTMLParser):
@@ -194,6 +195,31 @@ def test_the_bandwidth_figure_holds_ratios_paired_within_rounds(three_rates: Run
         assert (row.speedup, row.speedup_low, row.speedup_high, row.rounds) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("accuracies", "limit"),
+    [
+        ([0.85, 0.85, 0.84, 0.831, 0.82, 0.7, 0.5], 0.1),  # 0.05 is 2.1 points below
+        ([0.85, 0.80, 0.85, 0.85, 0.85, 0.85, 0.85], 1.0),  # what recovers further down does not hold
+        ([0.82, 0.85, 0.85, 0.85, 0.85, 0.85, 0.85], None),
+    ],
+)
+def test_the_sweep_figure_marks_where_accuracy_stops_to_hold(
+    tmp_path: Path, accuracies: list[float], limit: float | None
+) -> None:
+    densities = [1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01]
+    labels = ["dense", *(f"pactrain-density={density}" for density in densities)]
+    ends = {
+        (label, number): {"final_accuracy": accuracy + offset}
+        for label, accuracy in zip(labels, [0.841, *accuracies], strict=True)
+        for number, offset in enumerate((-0.01, 0.0, 0.01))
+    }
+    swept = Run(make_store(tmp_path / "run", scenario="pruning_sweep", ends=ends)).csv("sweep")
+    assert set(swept["sweep"]) == {"pactrain"}
+    assert swept["share"].tolist() == densities
+    assert swept["final_accuracy"].tolist() == pytest.approx(accuracies)
+    assert swept.loc[swept["is_limit"], "share"].tolist() == ([] if limit is None else [limit])
+
+
 def test_columns_name_their_units(three_rates: Run) -> None:
     plain = {
         "loss",
@@ -233,9 +259,12 @@ def test_methods_look_as_their_files_say_and_variants_share_the_hue() -> None:
 def test_the_page_stands_alone(one_case: Run, with_failures: Run) -> None:
     for run in (one_case, with_failures):
         tags = {tag for tag, _ in run.page.elements}
-        assert tags.isdisjoint({"script", "link", "iframe", "object", "embed", "base"})
+        assert tags.isdisjoint({"link", "iframe", "object", "embed", "base"})
+        assert len(re.findall(r"<script", run.html)) == 1, "its own, which sorts tables"
+        assert "default-src 'none'; img-src data:" in run.html
         for _, attributes in run.page.elements:
-            assert (attributes.get("src") or "data:image/png;base64,").startswith("data:image/png;base64,")
+            image = "data:image/svg+xml;base64,"
+            assert (attributes.get("src") or image).startswith(image)
             assert re.match(r"(#|plots/|$)", attributes.get("href") or "")
             assert not any(name.startswith("on") for name in attributes)
         assert not re.search(r"@import|url\(", run.html)
@@ -265,6 +294,80 @@ def test_the_command_that_made_it_is_shown(one_case: Run) -> None:
     assert "libraries.torch" in one_case.page.words
 
 
+def test_what_was_never_started_is_in_plain_sight(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "run", ["rounds=3", "train.steps=8"], methods=["topk"])
+    for row in store.trials().query("label == 'topk' and round > 0").itertuples():
+        (store.folder / "trials.parquet" / f"{row.trial_id}-0.parquet").unlink()
+    run = Run(store)
+    for text in (run.page.words, run.markdown):
+        assert "topk, rounds 1, 2 (100 Mbit/s, 4 workers, digits-cnn on digits)" in text
+
+
+def test_a_label_may_hold_any_sign(tmp_path: Path) -> None:
+    """Neither matplotlib's formulas, nor markup, nor a file's name may be made of it."""
+    scenario = tmp_path / "odd.toml"
+    label = "<b>$x_{$ & 'k' | \\"
+    scenario.write_text(
+        f"rounds = 1\n[train]\nsteps = 8\n[[methods]]\nname = 'dense'\n[[methods]]\nname = 'topk'\n"
+        f"label = {json.dumps(label)}\n"
+    )
+    run = Run(make_store(tmp_path / "run", scenario=str(scenario)))
+    assert label in run.page.text
+    assert "b" not in {tag for tag, _ in run.page.elements}
+
+
+def test_a_trial_can_be_looked_into(with_failures: Run) -> None:
+    attempts = with_failures.store.attempts()
+    rows = with_failures.html.split('<section id="trials">')[1].split("</section>")[0]
+    assert rows.count('<th scope="row"') == len(attempts)
+    assert rows.count('<tr class="lost">') == (attempts["status"] != DONE).sum()
+    assert rows.count("<polyline") == len(with_failures.done) - 1, "the one that ran again has no events"
+    for trial_id in attempts["trial_id"]:
+        assert f"trial {trial_id}" in rows
+
+
+def test_the_picture_of_steps_shows_the_slowest_of_each_group() -> None:
+    assert report._spark(np.array([1.0, 1.0, 2.0])) == "1,12 60,12 119,1"
+    points = report._spark(np.array([1.0] * 999 + [100.0])).split()
+    assert len(points) == report.SPARK_WIDTH
+    assert points[-1] == "119,1"
+
+
+# When it pays
+
+
+def test_when_it_pays_follows_from_bytes_and_times(one_case: Run) -> None:
+    (case,) = stats.case_results(one_case.store.trials(), one_case.store.scenario())
+    models = {result.label: stats.mean_model(stats.step_models(result.done)) for result in case.methods}
+    dense, topk = models["dense"], models["topk"]
+    assert dense is not None
+    assert topk is not None
+    rate_bps = case.rate_bps or 0.0
+    rounds = one_case.done.pivot(index="round", columns="label", values="samples_per_s")
+    measured = (1 / rounds["dense"]).mean() / (1 / rounds["topk"]).mean()
+    assert dense.step_s(rate_bps) / topk.step_s(rate_bps) == pytest.approx(measured), "there it is what was measured"
+    found = stats.payoff(topk, dense)
+    assert found.where == "below"
+    assert found.rate_bps is not None
+    assert dense.step_s(found.rate_bps) == pytest.approx(topk.step_s(found.rate_bps))
+    assert topk.step_s(found.rate_bps / 2) < dense.step_s(found.rate_bps / 2)
+    assert f"topk {found} " in one_case.page.words
+
+
+@pytest.mark.parametrize(
+    ("method", "where"),
+    [((0.02, 1e5), "below"), ((0.01, 1e5), "at every rate"), ((0.02, 1e6), "at no rate"), ((0.005, 2e6), "above")],
+)
+def test_a_method_pays_below_above_everywhere_or_nowhere(method: tuple[float, float], where: str) -> None:
+    dense, other = stats.StepModel(0.01, 1e6), stats.StepModel(*method)
+    found = stats.payoff(other, dense)
+    assert found.where == where
+    faster = [other.step_s(rate_bps) < dense.step_s(rate_bps) for rate_bps in (1e3, 1e12)]
+    assert faster == {"below": [True, False], "at every rate": [True, True], "above": [False, True]}.get(
+        where, [False] * 2
+    )
+
+
 def test_what_did_not_finish_is_in_plain_sight(with_failures: Run) -> None:
     words = with_failures.page.words
     assert "6 attempts did not finish" in words
@@ -278,7 +381,9 @@ def test_what_did_not_finish_is_in_plain_sight(with_failures: Run) -> None:
 
 
 def test_reasons_and_logs_are_escaped(with_failures: Run) -> None:
-    assert with_failures.page.words.count(EVIL) == 8  # four crashes, each with its reason and its log
+    assert (
+        with_failures.page.words.count(EVIL) == 16
+    )  # four crashes, each with reason and log, twice: at the top and with its trial
     assert "</pre><b>bold</b>" in with_failures.page.text
     assert "b" not in {tag for tag, _ in with_failures.page.elements}
     prose = [line for line in with_failures.markdown.splitlines() if not line.startswith("    ")]
@@ -289,7 +394,7 @@ def test_reasons_and_logs_are_escaped(with_failures: Run) -> None:
 def test_tables_in_markdown_are_whole(with_failures: Run, three_rates: Run) -> None:
     for run in (with_failures, three_rates):
         tables = re.findall(r"(?:^\|.*\n)+", run.markdown, re.MULTILINE)
-        assert len(tables) == 1 + 3 * len({row["case"] for row in run.summary.rows})
+        assert len(tables) == 1 + 4 * len({row["case"] for row in run.summary.rows})
         for table in tables:
             assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
 

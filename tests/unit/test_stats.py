@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from harness import stats
 from harness.errors import MeasurementError
 from harness.scenario import load
 from harness.stats import Estimate, geometric_mean, paired_speedup, spread, time_to_target
-from harness.store import TRIAL_SCHEMA
+from harness.store import TRIAL_SCHEMA, Store
 
 settings.register_profile("patient", deadline=None)  # a busy machine proves nothing
 settings.load_profile("patient")
@@ -98,6 +99,111 @@ def test_intervals_cover_the_truth_as_often_as_they_say(rounds: int) -> None:
     found = [geometric_mean(row) for row in samples]
     covered = np.mean([each.low <= truth <= each.high for each in found if each.low and each.high])
     assert 0.93 <= covered <= 0.97
+
+
+REAL_ROUNDS = Path(__file__).resolve().parents[2] / "results" / "reference" / "quickstart"
+
+
+def real_residuals() -> np.ndarray:  # type: ignore[type-arg]
+    """What is left of the reference run's log ratios to dense when each method's mean is taken away."""
+    trials = Store.open(REAL_ROUNDS).trials()
+    logs = np.log(trials.pivot(index="round", columns="label", values="samples_per_s"))
+    ratios = logs.sub(logs["dense"], axis=0).drop(columns="dense")
+    return (ratios - ratios.mean()).to_numpy().ravel() * math.sqrt(len(ratios) / (len(ratios) - 1))
+
+
+def noisy_ratios(repetitions: int, rounds: int, outliers: float, drift: float) -> np.ndarray:  # type: ignore[type-arg]
+    """Log ratios whose truth is 0, (repetitions, rounds): real residuals, late trials, and a machine that drifts.
+
+    Args:
+        outliers: share of trials, of the method and of the baseline alike, that something else slows down by 20 %.
+        drift: standard deviation of the log speed that the machine gains from one trial to the next; the order of
+            the two alternates.
+    """
+    dice = np.random.default_rng(11)
+    shape = (repetitions, rounds)
+    ratios = dice.choice(real_residuals(), shape) + dice.normal(0, 0.005, shape)  # smoothed: there are few residuals
+    for sign in (-1, 1):
+        ratios += sign * dice.exponential(0.2, shape) * (dice.random(shape) < outliers)
+    return ratios + dice.normal(0, drift, (repetitions, 1)) * np.where(np.arange(rounds) % 2, -1, 1)
+
+
+REALISTIC_NOISE = [(0.0, 0.0), (0.0, 0.01), (0.02, 0.0), (0.05, 0.01)]
+
+
+@pytest.mark.parametrize(("outliers", "drift"), REALISTIC_NOISE)
+def test_a_t_interval_covers_under_realistic_noise(outliers: float, drift: float) -> None:
+    found = [geometric_mean(row) for row in np.exp(noisy_ratios(4000, 5, outliers, drift))]
+    covered = np.mean([each.low <= 1 <= each.high for each in found if each.low and each.high])
+    assert 0.93 <= covered <= 0.97, covered
+
+
+@pytest.mark.parametrize(("outliers", "drift"), REALISTIC_NOISE)
+def test_a_percentile_bootstrap_does_not(outliers: float, drift: float) -> None:
+    """Why intervals are not bootstrapped: of five values it covers the truth in five cases of six."""
+    ratios = noisy_ratios(2000, 5, outliers, drift)
+    drawn = ratios[:, np.random.default_rng(5).integers(0, 5, (400, 5))].mean(axis=2)
+    low, high = np.percentile(drawn, [2.5, 97.5], axis=1)
+    assert np.mean((low <= 0) & (high >= 0)) < 0.9
+
+
+def test_intervals_cover_also_where_rounds_end_as_soon_as_they_are_narrow() -> None:
+    dice, covered = np.random.default_rng(3), []
+    for _ in range(400):
+        logs = dice.normal(0, 0.03, 30)
+        found = next(
+            estimate
+            for rounds in range(stats.FEWEST_ROUNDS, 31)
+            if half_width(estimate := geometric_mean(np.exp(logs[:rounds]))) <= 0.03 or rounds == 30
+        )
+        covered.append(found.low <= 1 <= found.high)
+    assert np.mean(covered) >= 0.91
+
+
+def half_width(estimate: Estimate) -> float:
+    assert estimate.low is not None
+    assert estimate.high is not None
+    return math.sqrt(estimate.high / estimate.low) - 1
+
+
+def cases_of(**samples_per_s: list[float | None]) -> list[stats.CaseResult]:
+    rows = trials_of(**samples_per_s).to_dict("records")
+    return stats.case_results(frame_of(*rows), load("quickstart", only_methods=["topk", "fp16", "dgc"]))
+
+
+def test_noise_is_that_of_a_ratio_against_itself_a_round_later() -> None:
+    """Ratios 2, 2e^0.02, 2, 2e^0.02: neighbours differ by 0.02, as two draws of a deviation of 0.02 / sqrt 2 would."""
+    up = math.exp(0.02)
+    found = stats.noise(cases_of(dense=[1.0] * 4, topk=[2.0, 2 * up, 2.0, 2 * up]), "dense")
+    assert found == (pytest.approx(0.02 / math.sqrt(2)), 3)
+
+
+def test_noise_is_not_drift_nor_one_restless_method() -> None:
+    drifting = [0.9**number for number in range(6)]
+    twice, thrice = ([factor * each for each in drifting] for factor in (2, 3))
+    found = stats.noise(cases_of(dense=drifting, topk=twice, dgc=thrice, fp16=[1.0, 9.0, 1.0, 9.0, 1.0, 9.0]), "dense")
+    assert found == (pytest.approx(0.0, abs=1e-12), 15)
+
+
+def test_of_one_round_no_noise_is_known() -> None:
+    assert stats.noise(cases_of(dense=[1.0], topk=[2.0]), "dense") is None
+
+
+@pytest.mark.parametrize(
+    ("rounds", "spread_of_ratios", "share", "enough"),
+    [(5, 0.01, 0.02, True), (5, 0.01, 0.005, False), (4, 0.0, 0.02, False), (5, 0.0, 0.02, True)],
+)
+def test_rounds_are_enough_when_the_widest_interval_is_narrow(
+    rounds: int, spread_of_ratios: float, share: float, enough: bool
+) -> None:
+    topk = [2.0 * math.exp(spread_of_ratios * (-1) ** number) for number in range(rounds)]
+    rows = trials_of(dense=[1.0] * rounds, topk=topk).to_dict("records")
+    assert stats.narrow_enough(frame_of(*rows), load("quickstart", only_methods=["topk"]), share) is enough
+
+
+def test_a_method_that_never_finishes_does_not_keep_a_run_going() -> None:
+    rows = trials_of(dense=[1.0] * 5, topk=[None] * 5).to_dict("records")
+    assert stats.narrow_enough(frame_of(*rows), load("quickstart", only_methods=["topk"]), 0.02)
 
 
 def test_pairing_removes_what_a_round_has_in_common() -> None:

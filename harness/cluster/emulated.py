@@ -1,0 +1,103 @@
+"""What clusters on emulated links share: nothing is used before it is checked, built, read back and measured."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from harness.agent import Message
+from harness.errors import MeasurementError, UsageError
+from harness.linkprobe import Readings
+from harness.network import Topology
+from harness.scenario import NO_LIMITS, UNSHAPED, Link, Resources
+from harness.units import format_rate
+
+HEADROOM = 1.1
+"""How much more than a link's rate the machine must carry before the rate may be called the limit."""
+
+
+class EmulatedCluster(ABC):
+    """See the module. A kind of cluster adds how a network is built, and how tasks run on its nodes."""
+
+    surely_carried_bps = 1_000_000_000
+    """Sum over all workers up to which the ceiling of this machine is not even asked for."""
+
+    build_timeout_s = 60.0
+    preload_timeout_s = 300.0
+    probe_timeout_s = 120.0
+
+    def __init__(self) -> None:
+        self._current: tuple[Topology, Resources, Readings] | None = None
+        self._ceilings: dict[int, float] = {}
+
+    @abstractmethod
+    def _build(self, topology: Topology, resources: Resources) -> None:
+        """Replace the network by this one, and read back every queue."""
+
+    @abstractmethod
+    def _task(self, task: str, nodes: list[str], spec: Mapping[str, Any], timeout_s: float) -> Iterator[Message]:
+        """Run a task on these nodes."""
+
+    def check(self, topology: Topology, resources: Resources = NO_LIMITS) -> None:
+        """See ``Cluster.check``; what this machine carries is measured, once for each number of workers."""
+        rates = [queue.pipe.rate_bps for queue in topology.queues() if queue.pipe.rate_bps]
+        asked, workers = max(rates, default=0), topology.workers
+        if asked * workers <= self.surely_carried_bps:
+            return
+        ceiling_bps = self.ceiling_bps(workers)
+        if asked * HEADROOM > ceiling_bps:
+            allowed = f"up to {format_rate(ceiling_bps / HEADROOM)}, what this machine carries for {workers} workers"
+            raise UsageError.at("scenario", "link.rate", format_rate(asked), allowed)
+
+    def ceiling_bps(self, workers: int) -> float:
+        """What each of so many workers can send while all do, with nothing shaped, in bits per second."""
+        if workers not in self._ceilings:
+            topology = Topology(workers=workers, link=Link.model_validate({"rate": UNSHAPED}))
+            self._build(topology, NO_LIMITS)
+            self._ceilings[workers] = self._probe("probe_ceiling", topology)["ceiling_bps"]
+        return self._ceilings[workers]
+
+    def use(self, topology: Topology, resources: Resources = NO_LIMITS) -> Readings:
+        """See ``Cluster.use``."""
+        if self._current and self._current[:2] == (topology, resources):
+            return self._current[2]
+        self._current = None
+        readings = self.measure(topology, resources=resources)
+        if complaints := readings.complaints():
+            raise MeasurementError("; ".join(complaints))
+        self._current = (topology, resources, readings)
+        return readings
+
+    def verify(self) -> Readings:
+        """See ``Cluster.verify``."""
+        assert self._current, "a topology must be in use"
+        readings = self._measured(self._current[0])
+        if readings.complaints():
+            self._current = None  # it must not be used again
+        return readings
+
+    def measure(self, topology: Topology, counted: int | None = None, resources: Resources = NO_LIMITS) -> Readings:
+        """Build a topology and say what it is, whatever that is; see ``linkprobe.measure``."""
+        self._build(topology, resources)
+        return self._measured(topology, counted)
+
+    def _measured(self, topology: Topology, counted: int | None = None) -> Readings:
+        return Readings.model_validate_json(self._probe("probe_links", topology, counted)["readings"])
+
+    def _probe(self, task: str, topology: Topology, counted: int | None = None) -> Message:
+        """Run a probing task on all nodes; what the switch found."""
+        found: Message = {}
+        spec = {"topology": as_json(topology), "counted": counted}
+        for message in self._task(task, topology.nodes, spec, self.probe_timeout_s):
+            if message["kind"] == "error":
+                raise MeasurementError(f"the links cannot be measured: {message['node']}: {message['reason']}")
+            if message["kind"] == "result":
+                found = message
+        return found
+
+
+def as_json(topology: Topology) -> dict[str, Any]:
+    """A topology as a request carries it."""
+    dumped: dict[str, Any] = topology.model_dump(mode="json", by_alias=True)
+    return dumped

@@ -1,0 +1,248 @@
+"""The container engine: what it must be able to do, what carries our label on it, its complaints with their fixes."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+from docker.client import DockerClient
+from docker.errors import DockerException, ImageNotFound, NotFound
+from requests.exceptions import RequestException
+
+from harness.errors import MeasurementError
+
+IMAGE = "pacbench"
+"""The image of the workers, as ``pacbench image`` builds it."""
+
+RUN_LABEL = "pacbench.run"
+"""On every object that pacbench makes, with the run's id: what it may remove, and all that it ever removes."""
+
+OWNER_LABEL = "pacbench.owner"
+"""Host and process that made it: what belongs to a process that lives is left alone."""
+
+MIN_ENGINE = (20, 10)
+COMMAND_TIMEOUT_S = 180.0
+
+LINE_LENGTH = 240
+"""Of a complaint, in characters: its end says what happened, and much before it only where."""
+
+NO_BASE = (
+    "no registry that can be reached has this image: make a base image (docker/offline_base.sh) and name it by --base"
+)
+
+FIXES = {
+    "permission denied": "add yourself to the group of the engine's socket (usermod -aG docker $USER, then log in "
+    "again), or run pacbench with sudo",
+    "no space left": "the engine's disk is full: free some (docker system df; docker builder prune)",
+    "disk quota": "the engine's disk is full: free some (docker system df; docker builder prune)",
+    "non-overlapping ipv4 address pool": "remove networks that nobody uses: docker network prune, pacbench clean",
+    "overlap": "another network has the addresses: see docker network ls; pacbench clean removes what runs left",
+    "incorrect label": "another project has a network of that name: see docker network ls",
+    "is already in use by container": "another container has that name: see docker ps -a; pacbench clean removes what "
+    "runs left",
+    "port is already allocated": "another program has that port: see docker ps",
+    "no such image": "build it: pacbench image",
+    "no matching distribution": "put its wheel into docker/wheels, or let pip reach an index (PIP_EXTRA_INDEX_URL)",
+    "failed to do request": NO_BASE,
+    "failed to resolve source metadata": NO_BASE,
+    "pull access denied": NO_BASE,
+    "mounts denied": "let the engine share this folder (Docker Desktop: Settings, Resources, File sharing)",
+    "could not select device driver": "GPUs need the NVIDIA container toolkit on the engine's machine",
+    "cannot connect to the docker daemon": "start the engine (pacbench doctor says more)",
+    "connection refused": "start the engine (pacbench doctor says more)",
+    "no such file or directory')": "start the engine (pacbench doctor says more)",
+}
+"""Complaints of engine and plugins, in small letters, with what to do about each."""
+
+
+class EngineError(MeasurementError):
+    """The engine did not do what it was asked; one line that ends with what to do."""
+
+
+def connect() -> DockerClient:
+    """The engine that the ``docker`` command talks to.
+
+    Raises:
+        EngineError: there is none, it is too old, or it may not be used.
+    """
+    host = os.environ.get("DOCKER_HOST") or command(["context", "inspect", "-f", "{{.Endpoints.docker.Host}}"])
+    try:
+        client = DockerClient.from_env() if "DOCKER_HOST" in os.environ else DockerClient(base_url=host)
+        version = str(client.version()["Version"])
+    except (DockerException, RequestException) as error:
+        raise EngineError(f"no container engine answers at {host}: {explain(str(error))}") from None
+    check_version(version)
+    return client
+
+
+def check_version(version: str) -> None:
+    """Refuse an engine that is too old.
+
+    Raises:
+        EngineError: with the version that is needed.
+    """
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+    if numbers < MIN_ENGINE:
+        needed = ".".join(map(str, MIN_ENGINE))
+        raise EngineError(f"the container engine is {version}; needed: {needed} or newer; upgrade it")
+
+
+def compose_version() -> str:
+    """The version of the compose plugin.
+
+    Raises:
+        EngineError: there is no such plugin.
+    """
+    try:
+        return command(["compose", "version", "--short"])
+    except EngineError:
+        raise EngineError(
+            "`docker compose` does not work: install the compose plugin, version 2 (Debian: docker-compose-plugin of "
+            "Docker's packages, or docker-compose of Debian 13 or newer)"
+        ) from None
+
+
+def image_facts(client: DockerClient, image: str) -> dict[str, Any]:
+    """Digest, size and date of an image.
+
+    Raises:
+        EngineError: the engine does not have it.
+    """
+    try:
+        attributes = client.images.get(image).attrs
+    except ImageNotFound:
+        raise EngineError(f"the image {image!r} is missing; build it: pacbench image") from None
+    except (DockerException, RequestException) as error:
+        raise EngineError(explain(str(error))) from None
+    return {"image": image, "digest": attributes["Id"], "size_bytes": attributes["Size"], "made": attributes["Created"]}
+
+
+def command(arguments: list[str], text: str | None = None, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
+    """What a ``docker`` command prints, given ``text`` on its stdin.
+
+    Raises:
+        EngineError: it is missing, failed, or took too long.
+    """
+    try:
+        done = subprocess.run(
+            ["docker", *arguments],
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            start_new_session=True,  # Ctrl-C reaches the harness alone
+        )
+    except FileNotFoundError:
+        raise EngineError("the docker command is missing; install Docker (docs.docker.com/engine/install)") from None
+    except subprocess.TimeoutExpired:
+        raise EngineError(f"`docker {arguments[0]}` took longer than {timeout_s:g} s") from None
+    if done.returncode:
+        raise EngineError(f"`docker {arguments[0]}` failed: {explain(done.stderr)}")
+    return done.stdout.strip()
+
+
+def explain(complaint: str) -> str:
+    """The line of a complaint that says most, with its fix where one is known."""
+    lines = [" ".join(line.split())[-LINE_LENGTH:] for line in complaint.splitlines() if line.strip()]
+    for line in reversed(lines):
+        for sign, fix in FIXES.items():
+            if sign in line.lower():
+                return f"{line} -> {fix}"
+    return lines[-1] if lines else "it said nothing"
+
+
+def labels(run: str) -> dict[str, str]:
+    """What marks an object as made by this process for a run."""
+    return {RUN_LABEL: run, OWNER_LABEL: f"{socket.gethostname()}:{os.getpid()}"}
+
+
+def remove(client: DockerClient, run: str | None = None) -> list[str]:
+    """Remove what carries our label: of one run, or of every run whose process is gone.
+
+    Returns:
+        One line for each thing that was removed.
+
+    Raises:
+        EngineError: the engine refused.
+    """
+    label = RUN_LABEL if run is None else f"{RUN_LABEL}={run}"
+    removed = []
+    try:
+        for container in client.containers.list(all=True, filters={"label": label}, ignore_removed=True):
+            if run or _is_orphan(container.labels):
+                container.remove(force=True, v=True)
+                removed.append(f"removed container {container.name}")
+        for network in client.networks.list(filters={"label": label}):
+            if run or _is_orphan(network.attrs["Labels"]):
+                network.remove()
+                removed.append(f"removed network {network.name}")
+    except NotFound:
+        return removed + remove(client, run)  # somebody else removed it just now
+    except (DockerException, RequestException) as error:
+        raise EngineError(explain(str(error))) from None
+    return removed
+
+
+def _is_orphan(owned: Mapping[str, str]) -> bool:
+    host, _, process = owned.get(OWNER_LABEL, "").rpartition(":")
+    return not host or (host == socket.gethostname() and not psutil.pid_exists(int(process)))
+
+
+def subnets(client: DockerClient) -> Iterator[str]:
+    """The subnets of all networks of the engine."""
+    for network in client.networks.list():
+        for entry in (network.attrs.get("IPAM") or {}).get("Config") or []:
+            if "Subnet" in entry:
+                yield entry["Subnet"]
+
+
+def gpu_count() -> int:
+    """How many GPUs this machine's driver names."""
+    try:
+        shown = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return 0
+    return sum(line.startswith("GPU ") for line in shown.stdout.splitlines()) if shown.returncode == 0 else 0
+
+
+def build_image(
+    tag: str = IMAGE,
+    base: str | None = None,
+    torch: str | None = None,
+    offline: bool = False,
+    certificate: Path | None = None,
+) -> dict[str, Any]:
+    """Build the workers' image from this checkout; what is there already is used again.
+
+    Args:
+        base: the image it starts from; the Dockerfile's choice by default.
+        torch: as pip takes it, such as ``torch==2.13.0``.
+        offline: take wheels from docker/wheels alone.
+        certificate: of a proxy that opens TLS.
+
+    Returns:
+        ``image_facts`` of it.
+
+    Raises:
+        EngineError: it cannot be built.
+    """
+    from harness.provenance import ROOT
+
+    dockerfile = ROOT / "docker" / "Dockerfile"
+    if not dockerfile.is_file():
+        raise EngineError(f"{dockerfile} is missing: an image is built from a checkout of pacbench")
+    client = connect()
+    given = {"BASE_IMAGE": base, "TORCH": torch, "PIP_NO_INDEX": "1" if offline else None}
+    given["PIP_EXTRA_INDEX_URL"] = os.environ.get("PIP_EXTRA_INDEX_URL")
+    arguments = [f"--build-arg={name}={value}" for name, value in given.items() if value]
+    arguments += [f"--secret=id=ca,src={certificate}"] if certificate else []
+    # The host's network reaches a proxy that listens on it; without an index there is nothing to reach.
+    arguments.append(f"--network={'none' if offline else 'host'}")
+    command(["build", "--progress=plain", "-f", str(dockerfile), "-t", tag, *arguments, str(ROOT)], timeout_s=3600)
+    return image_facts(client, tag)

@@ -1,0 +1,133 @@
+"""What a paper needs of a run: figures at the widths of one and two columns, tables for LaTeX, and all numbers.
+
+    RUN/paper/one-column/   pdf (fonts embedded), png and csv of every figure, 3.5 in wide at most
+    RUN/paper/two-columns/  likewise, 7.16 in
+    RUN/paper/results.tex   a tabular (booktabs) of every method in every case: speedups, accuracies, times, bytes
+    RUN/paper/trials.csv    every trial with its status and reason, whether it entered a mean or not
+
+The look is that of ``figures.mplstyle``; ``COLUMNS`` says what differs at each width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from harness import plots, stats
+from harness.report import SCRIPTED
+from harness.scenario import Scenario
+from harness.stats import CaseResult, Estimate, MethodResult, Spread
+from harness.store import Store, require_done
+from harness.units import format_size, format_time
+
+COLUMNS: dict[str, dict[str, Any]] = {
+    "one-column": {"figure.figsize": (3.5, 2.6), "savefig.dpi": 300, "font.size": 7.5, "figure.titlesize": 8},
+    "two-columns": {"figure.figsize": (7.16, 4.0), "savefig.dpi": 300},
+}
+"""Widths of the IEEE's and most other two-column pages, in inches; what else differs from the style file there."""
+
+SMALLER = ("axes.labelsize", "axes.titlesize", "legend.fontsize", "xtick.labelsize", "ytick.labelsize")
+"""Texts that take the font's size in one column."""
+
+TRIAL_COLUMNS = (
+    *("trial_id", "label", "round", "seed", *stats.CASE_COLUMNS, "status", "reason", "steps", "settling_steps"),
+    *("samples_per_s", "step_time_median_s", "final_accuracy", "time_to_target_s", "train_time_s"),
+    *("wire_bytes_per_step", "header_bytes_per_step", "peak_memory_bytes"),
+)
+
+TEX_NOTHING = "--"
+
+TEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "µ": r"\textmu{}",
+}
+
+
+def write(store: Store) -> Path:
+    """Write ``paper/`` into the run's folder; returns it.
+
+    Raises:
+        MeasurementError: no trial finished.
+        UsageError: a file of the run is damaged.
+    """
+    trials, scenario = store.trials(), store.scenario()
+    require_done(trials, store.folder)
+    cases, events = stats.case_results(trials, scenario), store.events(trials)
+    folder = store.folder / "paper"
+    for name, changes in COLUMNS.items():
+        small = dict.fromkeys(SMALLER, changes["font.size"]) if "font.size" in changes else {}
+        style = {**changes, **small}
+        plots.write_all(folder / name, cases, events, scenario.methods, scenario.baseline, style, for_paper=True)
+    (folder / "results.tex").write_text(results_table(cases, scenario), encoding="utf-8")
+    trials[list(TRIAL_COLUMNS)].to_csv(folder / "trials.csv", index=False)
+    return folder
+
+
+def results_table(cases: Sequence[CaseResult], scenario: Scenario) -> str:
+    """A LaTeX tabular in the manner of booktabs; the user's own table environment gives it place and caption."""
+    unfinished = any(len(result.done) < result.trials for case in cases for result in case.methods)
+    head = ["Method", "Samples/s", rf"Over {tex(scenario.baseline)}", r"Accuracy (\%)", "Time to target", "Bytes/step"]
+    head += ["Finished"] if unfinished else []
+    scripted = any(case.key["cluster"] == stats.FAKE for case in cases)
+    lines = [
+        "% Made by `pacbench report --paper`; needs \\usepackage{booktabs}. Brackets hold 95 % t intervals,",
+        "% accuracies are means (least--greatest); only trials that finished enter. Times to the target are medians.",
+        *([f"% {SCRIPTED.upper()}"] if scripted else []),
+        rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
+        r"\toprule",
+        " & ".join(head) + r" \\",
+    ]
+    for case in cases:
+        title = f"{case.title} ({SCRIPTED})" if case.key["cluster"] == stats.FAKE else case.title
+        lines += [r"\midrule", rf"\multicolumn{{{len(head)}}}{{l}}{{\emph{{{tex(title)}}}}} \\"]
+        lines += [_row(result, scenario.baseline, unfinished) for result in case.methods]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def tex(text: str) -> str:
+    """Text as LaTeX shows it, whatever signs it has."""
+    return "".join(TEX.get(sign, sign) for sign in text)
+
+
+def _row(result: MethodResult, baseline: str, unfinished: bool) -> str:
+    cells = [
+        tex(result.label),
+        f"{result.samples_per_s.value:.0f}" if result.samples_per_s else TEX_NOTHING,
+        r"$1\times$" if result.label == baseline and result.speedup else _times(result.speedup),
+        _percent(result.final_accuracy),
+        _reached(result),
+        tex(format_size(result.mean("wire_bytes_per_step"))) if len(result.done) else TEX_NOTHING,
+    ]
+    if unfinished:
+        lost = ", ".join(result.ways_lost)
+        cells.append(f"{len(result.done)} of {result.trials}" + (f" ({tex(lost)})" if lost else ""))
+    return " & ".join(cells) + r" \\"
+
+
+def _times(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return TEX_NOTHING
+    interval = f"\\;[{estimate.low:.2f}, {estimate.high:.2f}]" if estimate.low is not None else ""
+    return rf"${estimate.value:.2f}\times{interval}$"
+
+
+def _percent(found: Spread | None) -> str:
+    return f"{100 * found.mean:.1f} ({100 * found.low:.1f}--{100 * found.high:.1f})" if found else TEX_NOTHING
+
+
+def _reached(result: MethodResult) -> str:
+    """The median, or that it is not known; with how many reached it, unless all did."""
+    found = result.time_to_target
+    if not found.of:
+        return TEX_NOTHING
+    counted = "" if found.reached == found.of else f"{found.reached} of {found.of}"
+    if found.median_s is None:
+        return f"{found.reached} of {found.of} reached"
+    return tex(format_time(found.median_s)) + (f" ({counted})" if counted else "")

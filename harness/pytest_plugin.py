@@ -1,0 +1,98 @@
+"""A pytest fixture for tests of one's own that a method keeps its throughput.
+
+    def test_mine_keeps_its_throughput(pacbench):
+        pacbench("ci", methods=["mine"]).must_keep_its_throughput(against="ci")
+
+pytest finds it by itself once pacbench is installed. ``examples/test_throughput.py`` is such a test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from harness.cluster.base import Cluster
+    from harness.reference import Measured
+    from harness.stats import Estimate
+
+RunScenario = Callable[..., "BenchmarkRun"]
+
+
+@dataclass(frozen=True)
+class BenchmarkRun:
+    """A scenario that has been run."""
+
+    measured: Measured
+
+    def speedup(self, label: str) -> Estimate:
+        """The method's speedup over the baseline, in the first case, with its interval."""
+        found = self.measured.cases[0].method(label).speedup
+        if found is None:
+            pytest.fail(f"pacbench: {label} and the baseline finished in no round together", pytrace=False)
+        return found
+
+    def must_keep_its_throughput(self, against: str | Path, max_slowdown: float = 0.10) -> None:
+        """Fail the test unless the gate passes: a method is slower, cannot be judged, or did not finish.
+
+        Args:
+            against: the name of a reference in ``results/reference/``, its file, or the folder of a run.
+            max_slowdown: by what share longer a step must not take, compared with dense in the same run.
+        """
+        from harness import gate, reference
+        from harness.errors import PacbenchError
+
+        try:
+            found = gate.judge(self.measured, reference.read(Path(against)), max_slowdown)
+        except PacbenchError as error:
+            pytest.fail(f"pacbench: {error}", pytrace=False)
+        if found.verdict != "pass":
+            pytest.fail(gate.as_markdown(found), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def pacbench(tmp_path_factory: pytest.TempPathFactory) -> RunScenario:
+    """Run a scenario: ``pacbench(scenario, methods=(), rounds=None, overrides=(), cluster=None) -> BenchmarkRun``.
+
+    ``methods``, ``rounds`` and ``overrides`` are those of ``pacbench run``; the cluster is network namespaces unless
+    another is given.
+    """
+
+    def run(
+        scenario: str,
+        methods: Sequence[str] = (),
+        rounds: int | None = None,
+        overrides: Sequence[str] = (),
+        cluster: Cluster | None = None,
+    ) -> BenchmarkRun:
+        from harness.errors import PacbenchError
+
+        try:
+            settings = [*overrides, *([] if rounds is None else [f"rounds={rounds}"])]
+            folder = tmp_path_factory.mktemp("pacbench") / "run"
+            return BenchmarkRun(_run(scenario, settings, methods, folder, cluster))
+        except PacbenchError as error:
+            pytest.fail(f"pacbench: {error}", pytrace=False)
+
+    return run
+
+
+def _run(
+    scenario: str, overrides: Sequence[str], methods: Sequence[str], folder: Path, cluster: Cluster | None
+) -> Measured:
+    from harness import execute, plan, provenance, reference
+    from harness.cluster.netns import NetnsCluster
+    from harness.scenario import load
+    from harness.store import Store
+
+    cluster = cluster or NetnsCluster()
+    planned = plan.make(load(scenario, overrides, methods), cluster.name)
+    store = Store.create(folder, planned.scenario)
+    store.add_provenance(provenance.collect(["pytest", scenario, *overrides]))
+    with cluster:
+        execute.run(planned, store, cluster, lambda progress: None, lambda trial, status, reason: None)
+    return reference.read(folder)

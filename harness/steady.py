@@ -1,0 +1,46 @@
+"""Where the steps of a trial have settled: what follows a declared warm-up and is still unlike the rest is left out.
+
+A method declares where its steady state begins. A machine may need longer: caches, TCP's pace, a burst that the token
+bucket had saved. The rule looks at the steps' times alone, so that it favours no method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+WINDOW = 3
+FENCE = 1.5
+FEWEST = 12
+"""Of fewer steps, the quartiles of one half say too little."""
+
+
+def settling_steps(step_s: Sequence[float], period: int = 1) -> int:
+    """How many of the first steps have not settled; at most half of them.
+
+    The second half of the steps sets two fences, 1.5 interquartile ranges outside its quartiles (Tukey, 1977). Steps
+    have settled with the first one that lies between them, and with it the median of it and the next two. So one step
+    that is late by chance, further on, drops nothing.
+
+    Args:
+        step_s: the steps' times in their order, from where the steady state is declared to begin.
+        period: of a method that sends once in so many steps; whole periods are dropped, so that what is left holds
+            as many sending steps as it should.
+    """
+    times_s = np.asarray(step_s, dtype=float)
+    half = len(times_s) // 2
+    if len(times_s) < FEWEST:
+        return 0
+    first_quartile, third_quartile = np.percentile(times_s[half:], [25, 75])
+    margin = FENCE * (third_quartile - first_quartile)
+
+    def usual(time_s: float) -> bool:
+        return bool(first_quartile - margin <= time_s <= third_quartile + margin)
+
+    settled = (
+        step
+        for step in range(0, half, period)
+        if usual(times_s[step]) and usual(float(np.median(times_s[step : step + WINDOW])))
+    )
+    return next(settled, half // period * period)

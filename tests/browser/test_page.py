@@ -1,0 +1,173 @@
+"""The report in a real browser, headless Chromium: nothing fetched, nothing wrong, tables that sort, at two widths."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
+from synthetic import make_store
+
+from harness import report
+from harness.store import Store
+
+EVIL = "w1: <script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\"> \"&'"
+
+WIDTHS = {"laptop": 1280, "phone": 390}
+
+QUIET = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync", "--window-size=1280,900"),
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Two cases, six methods; one trial crashed and speaks evil, one method never finished."""
+    lost = {"status": "crashed", "reason": EVIL, "log_tail": f"{EVIL}\nthe end of the log"}
+    ends: dict[tuple[str, int], dict[str, Any]] = {("topk", 1): lost}
+    ends |= {("fp16", number): {"status": "diverged", "reason": "the test loss was not finite"} for number in range(3)}
+    store = make_store(
+        tmp_path_factory.mktemp("page") / "run",
+        ['link.rate=["10mbit", "1gbit"]', "train.steps=40", f"description={EVIL}"],
+        ends=ends,
+    )
+    report.write(store)
+    return store
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = "/usr/bin/chromium"
+    for argument in (*QUIET, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver"))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def page(browser: webdriver.Chrome, run: Store) -> webdriver.Chrome:
+    """The page, freshly opened."""
+    browser.get((run.folder / "report.html").as_uri())
+    return browser
+
+
+def column(table: WebElement, number: int) -> list[str]:
+    return [
+        row.find_elements(By.CSS_SELECTOR, "th,td")[number].text
+        for row in table.find_elements(By.CSS_SELECTOR, "tbody tr")
+    ]
+
+
+def heading(table: WebElement, text: str) -> tuple[int, WebElement]:
+    headings = table.find_elements(By.CSS_SELECTOR, "thead th")
+    return next((number, each) for number, each in enumerate(headings) if each.text.startswith(text))
+
+
+def test_the_console_has_nothing_to_say(page: webdriver.Chrome) -> None:
+    assert page.get_log("browser") == []
+
+
+def test_nothing_is_fetched(page: webdriver.Chrome) -> None:
+    fetched = page.execute_script("return performance.getEntriesByType('resource').map((entry) => entry.name)")
+    assert [name for name in fetched if not name.startswith("data:")] == []
+
+
+def test_the_page_forbids_itself_to_fetch_and_to_run_what_is_not_its_own(page: webdriver.Chrome) -> None:
+    violations = page.execute_async_script(
+        """
+        const finish = arguments[0], found = [];
+        document.addEventListener("securitypolicyviolation", (event) => {
+          found.push(event.effectiveDirective);
+          if (found.length === 2) finish(found.sort());
+        });
+        const script = document.createElement("script");
+        script.textContent = "document.title = 'taken'";
+        document.body.append(script);
+        new Image().src = "http://198.18.0.1/pixel.png";
+        """
+    )
+    assert violations == ["img-src", "script-src-elem"]
+    assert page.title != "taken"
+
+
+def test_text_of_scenarios_and_logs_is_only_text(page: webdriver.Chrome) -> None:
+    assert page.title == "quickstart · pacbench"
+    assert len(page.find_elements(By.TAG_NAME, "script")) == 1
+    assert all(image.get_attribute("src").startswith("data:") for image in page.find_elements(By.TAG_NAME, "img"))
+    assert page.find_element(By.TAG_NAME, "body").text.count(EVIL.split("<")[0] + "<script>") >= 2
+
+
+def test_every_figure_is_drawn(page: webdriver.Chrome) -> None:
+    widths = page.execute_script("return [...document.images].map((image) => image.complete && image.naturalWidth)")
+    assert len(widths) == 6
+    assert all(widths)
+
+
+def test_a_click_sorts_by_number_and_a_second_one_turns_it_round(page: webdriver.Chrome) -> None:
+    table = page.find_element(By.CSS_SELECTOR, "#results ~ section table.sortable")
+    number, samples = heading(table, "samples/s")
+    button = samples.find_element(By.TAG_NAME, "button")
+    for direction, reverse in (("ascending", False), ("descending", True)):
+        button.click()
+        assert samples.get_attribute("aria-sort") == direction
+        values = column(table, number)
+        assert values[-1] == "–", "what is not known stays last"
+        known = [float(value) for value in values[:-1]]
+        assert known == sorted(known, reverse=reverse)
+        assert len(known) == 5
+
+
+def test_columns_with_units_sort_by_size_not_by_text(page: webdriver.Chrome) -> None:
+    table = next(
+        table
+        for table in page.find_elements(By.CSS_SELECTOR, "table.sortable")
+        if table.find_elements(By.CSS_SELECTOR, "th")[1].text == "payload"
+    )
+    number, payload = heading(table, "payload")
+    payload.find_element(By.TAG_NAME, "button").click()
+    labels = column(table, 0)
+    assert labels.index("topk") < labels.index("pactrain-fp32") < labels.index("dense") < labels.index("fp16")
+    assert {value.split()[-1] for value in column(table, number)[:-1]} == {"kB", "MB"}
+
+
+def test_a_trial_opens_and_shows_its_reason_and_its_log(page: webdriver.Chrome) -> None:
+    page.find_element(By.CSS_SELECTOR, "#trials > details > summary").click()
+    lost = page.find_element(By.CSS_SELECTOR, "#trials tr.lost")
+    _, status = heading(page.find_element(By.CSS_SELECTOR, "#trials table"), "status")
+    status.find_element(By.TAG_NAME, "button").click()
+    lost = next(row for row in page.find_elements(By.CSS_SELECTOR, "#trials tr.lost") if row.text.startswith("topk"))
+    assert "the end of the log" not in lost.text
+    lost.find_element(By.TAG_NAME, "summary").click()
+    assert "the end of the log" in lost.text
+    assert EVIL in lost.text
+
+
+def test_what_did_not_finish_is_seen_without_scrolling(page: webdriver.Chrome) -> None:
+    alarm = page.find_element(By.CSS_SELECTOR, ".alarm")
+    assert "8 attempts did not finish" in alarm.text
+    assert alarm.rect["y"] < 900
+
+
+@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
+def test_the_page_never_scrolls_sideways(page: webdriver.Chrome, width: int) -> None:
+    """Wide tables scroll within themselves."""
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    try:
+        page.execute_script("document.querySelectorAll('details').forEach((each) => each.open = true)")
+        assert page.execute_script("return document.documentElement.scrollWidth") <= width
+        assert page.execute_script("return Math.max(...[...document.images].map((image) => image.width))") <= width
+    finally:
+        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

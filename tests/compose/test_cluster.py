@@ -1,0 +1,186 @@
+"""Real containers: links that are what was asked, files that are valid, and what cannot be had, in one line."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+from docker.client import DockerClient
+
+from harness.cluster import engine
+from harness.cluster.compose import ONLY_BY_THE_LINK, ComposeCluster, engine_address, project, wires
+from harness.errors import UsageError
+from harness.network import Topology
+from harness.scenario import NO_LIMITS, Link, Resources
+
+pytestmark = pytest.mark.compose
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+ON_GPU = Resources.model_validate({"device": "cuda"})
+
+BY_HAND = ["compose", "-f", str(ROOT / "docker" / "compose.yaml")]
+
+
+def star(workers: int, rate: str, **fields: object) -> Topology:
+    return Topology(workers=workers, link=Link.model_validate({"rate": rate, **fields}))
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[ComposeCluster]:
+    with ComposeCluster() as opened:
+        opened.use(star(8, "20mbit"))
+        yield opened
+
+
+@pytest.mark.parametrize(("workers", "rate"), [(8, "20mbit"), (4, "100mbit"), (3, "37mbit")])
+def test_every_direction_of_every_link_has_the_rate_that_was_asked(
+    cluster: ComposeCluster, client: DockerClient, workers: int, rate: str
+) -> None:
+    before = [container.id for container in client.containers.list()]
+    readings = cluster.use(star(workers, rate))
+    assert [(link.worker, link.direction) for link in readings.links] == [
+        (worker, direction) for direction in ("up", "down") for worker in range(workers)
+    ]
+    assert readings.complaints() == []
+    assert [container.id for container in client.containers.list()] == before, "one cluster serves them all"
+
+
+def test_a_congestion_control_that_the_kernel_lacks_is_refused_with_those_it_has(cluster: ComposeCluster) -> None:
+    with pytest.raises(UsageError, match=r"congestion_control: found 'carrier_pigeon'.*reno"):
+        cluster.use(star(2, "50mbit", congestion_control="carrier_pigeon"))
+    assert cluster.use(star(2, "50mbit")).complaints() == []
+
+
+def test_probe_says_what_the_cluster_is_worth(pacbench: Run) -> None:
+    done = pacbench("probe", "--on", "docker", "--workers", "4", "--rate", "100mbit", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert len(report["links"]) == 8
+    # A ring of four cannot beat its bound by more than the token bucket's first gulp.
+    assert report["all_reduce"]["ratio_to_ring_bound"] > 0.98
+
+
+def test_the_cluster_by_hand_trains_and_prints_a_result(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text('[train]\nsteps = 16\neval_every = 8\n[[methods]]\nname = "dense"\n')
+    workers = [f"w{worker}" for worker in range(4)]
+    extra = {"environment": {"SCENARIO": "/tiny/tiny.toml"}, "volumes": [f"{tmp_path}:/tiny:ro"]}
+    (tmp_path / "tiny.json").write_text(json.dumps({"services": dict.fromkeys([*workers, "switch"], extra)}))
+    files = [*BY_HAND, "-f", str(tmp_path / "tiny.json")]
+    try:
+        done = subprocess.run(
+            ["docker", *files, "up", "--no-build"], capture_output=True, text=True, timeout=240, cwd=tmp_path
+        )
+    finally:
+        engine.command([*files, "down", "-t", "0"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("Mbit/s") == 8, done.stdout
+    assert "dense: " in done.stdout
+    assert "% after 16 steps" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_the_file_by_hand_is_the_cluster_that_pacbench_makes() -> None:
+    by_hand = json.loads(engine.command([*BY_HAND, "config", "--format", "json"]))
+    subnets = {
+        f"switch-{name}": ipaddress.IPv4Network(network["ipam"]["config"][0]["subnet"])
+        for name, network in by_hand["networks"].items()
+    }
+    topology = star(4, "100mbit")
+    made = project(
+        "x", topology=topology, resources=NO_LIMITS, mounts={}, subnets=subnets, gpus=0, image=engine.IMAGE, labels={}
+    )
+    assert set(by_hand["services"]) == set(made["services"])
+    for node, service in by_hand["services"].items():
+        ours = made["services"][node]
+        for field in ("image", "hostname", "init", "cap_add", "cap_drop", "security_opt"):
+            assert service[field] == ours[field], (node, field)
+        assert set(service.get("sysctls", {})) == set(ours.get("sysctls", {}))
+        assert addresses(service) == addresses(ours)
+    interfaces = {
+        str(engine_address(subnets[wire.name], number)): end.interface
+        for wire in wires(topology)
+        for number, end in enumerate(wire.ends)
+        if end.node == "switch"
+    }
+    assert json.loads(by_hand["services"]["switch"]["command"][-1]) == interfaces
+
+
+def test_the_file_for_gpus_gives_each_worker_what_pacbench_gives() -> None:
+    with_gpus = [*BY_HAND, "-f", str(ROOT / "docker" / "compose.gpu.yaml")]
+    by_hand = json.loads(engine.command([*with_gpus, "config", "--format", "json"]))["services"]
+    for worker in range(4):
+        service = by_hand[f"w{worker}"]
+        (reserved,) = service["deploy"]["resources"]["reservations"]["devices"]
+        assert (reserved["driver"], reserved["device_ids"], reserved["capabilities"]) == (
+            *("nvidia", [str(worker)]),
+            ["gpu"],
+        )
+        expected = {"DEVICE": "cuda", "PACBENCH_BACKEND": "nccl", **ONLY_BY_THE_LINK}
+        assert expected.items() <= service["environment"].items()
+
+
+def test_gpus_that_are_not_there_are_refused(cluster: ComposeCluster) -> None:
+    if engine.gpu_count():
+        cluster.check(star(2, "50mbit"), ON_GPU)
+    else:
+        with pytest.raises(UsageError, match="cluster.device: found 'cuda'; allowed: cpu"):
+            cluster.check(star(2, "50mbit"), ON_GPU)
+
+
+def addresses(service: dict[str, Any]) -> set[str]:
+    return {network["ipv4_address"] for network in service["networks"].values()}
+
+
+@pytest.fixture
+def docker_without_compose(tmp_path: Path) -> str:
+    """A folder for PATH in which ``docker`` knows no ``compose``."""
+    shim = tmp_path / "docker"
+    refusal = "echo \"docker: 'compose' is not a docker command.\" >&2; exit 1"
+    shim.write_text(f'#!/bin/sh\n[ "$1" = compose ] && {{ {refusal}; }}\nexec {shutil.which("docker")} "$@"\n')
+    shim.chmod(0o755)
+    return os.pathsep.join([str(tmp_path), os.environ["PATH"]])
+
+
+def one_line(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 5, done.stdout + done.stderr
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def test_without_an_engine_one_line_says_so(pacbench: Run) -> None:
+    said = one_line(pacbench("probe", "--on", "docker", DOCKER_HOST="unix:///nowhere/docker.sock"))
+    assert "no container engine answers at unix:///nowhere/docker.sock" in said
+    assert "start the engine" in said
+
+
+def test_without_the_plugin_one_line_says_so(pacbench: Run, docker_without_compose: str) -> None:
+    assert "install the compose plugin" in one_line(pacbench("probe", "--on", "docker", PATH=docker_without_compose))
+
+
+def test_without_permission_one_line_says_so(pacbench: Run, tmp_path: Path) -> None:
+    socket_of_root = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    tmp_path.chmod(0o755)
+    said = one_line(pacbench("probe", "--on", "docker", prefix=socket_of_root, HOME="/nonexistent"))
+    assert "group of the engine's socket" in said
+
+
+def test_without_the_image_one_line_says_so() -> None:
+    with pytest.raises(engine.EngineError, match="'pacbench-nowhere' is missing; build it: pacbench image"):
+        ComposeCluster(image="pacbench-nowhere").__enter__()
+
+
+def test_doctor_knows_the_engine(pacbench: Run) -> None:
+    done = pacbench("doctor", "--json")
+    assert done.returncode == 0, done.stderr
+    checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+    for name in ("container engine", "compose plugin", "worker image"):
+        assert checks[name]["ok"], checks[name]

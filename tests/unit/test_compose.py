@@ -1,0 +1,154 @@
+"""Containers as a file: wires, addresses, limits; and what an engine's complaints become. No engine is asked."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.cluster import engine
+from harness.cluster.compose import SUBNETS, End, Made, free_subnets, project, wires
+from harness.errors import MeasurementError
+from harness.network import Topology
+from harness.scenario import NO_LIMITS, Cluster, Link, Resources
+
+
+def star(workers: int, **link: Any) -> Topology:
+    return Topology(workers=workers, link=Link.model_validate(link))
+
+
+def file(topology: Topology, resources: Resources = NO_LIMITS, gpus: int = 0) -> Any:
+    names = [wire.name for wire in wires(topology)]
+    return project(
+        "pacbench-test",
+        topology=topology,
+        resources=resources,
+        mounts={},
+        subnets=dict(zip(names, free_subnets(len(names), []), strict=True)),
+        gpus=gpus,
+        image="pacbench",
+        labels={"pacbench.run": "test"},
+    )
+
+
+@pytest.mark.parametrize("workers", [2, 8, 128])
+def test_every_queue_of_a_topology_is_at_an_end_of_a_wire(workers: int) -> None:
+    topology = star(workers)
+    ends = {end for wire in wires(topology) for end in wire.ends}
+    assert {End(queue.node, queue.interface) for queue in topology.queues()} == ends
+    assert len(wires(topology)) == workers
+
+
+def test_each_wire_is_a_network_of_two_with_an_address_each() -> None:
+    made = file(star(3, mtu=9000))
+    for name, network in made["networks"].items():
+        subnet = ipaddress.ip_network(network["ipam"]["config"][0]["subnet"])
+        plugs = [service["networks"][name] for service in made["services"].values() if name in service["networks"]]
+        addresses = {ipaddress.ip_address(plug["ipv4_address"]) for plug in plugs}
+        assert len(addresses) == 2
+        assert addresses <= set(subnet.hosts()) - {subnet[1]}, "the first is the bridge's"
+        assert network["driver_opts"] == {"com.docker.network.driver.mtu": "9000"}
+        assert "internal" not in network, "the engine drops what is forwarded between such networks"
+
+
+def test_containers_get_one_capability_and_only_the_switch_forwards() -> None:
+    services = file(star(2))["services"]
+    assert set(services) == {"w0", "w1", "switch"}
+    for service in services.values():
+        assert (service["cap_drop"], service["cap_add"]) == (["ALL"], ["NET_ADMIN"])
+        assert not {"privileged", "network_mode", "ports"} & set(service)
+        assert all(volume["read_only"] for volume in service["volumes"])
+        assert service["labels"] == {"pacbench.run": "test"}
+    assert [name for name, service in services.items() if "sysctls" in service] == ["switch"]
+
+
+def test_limits_hold_for_workers_in_turn() -> None:
+    resources = Resources.model_validate({"cpuset": "0-1;2", "memory": "1GB"})
+    services = file(star(3), resources)["services"]
+    assert [services[f"w{worker}"]["cpuset"] for worker in range(3)] == ["0-1", "2", "0-1"]
+    assert services["w0"]["mem_limit"] == services["w0"]["memswap_limit"] == 10**9
+    assert "cpuset" not in services["switch"]
+
+
+def test_a_scenario_names_them_beside_its_workers() -> None:
+    given = {"cpuset": "0;1", "memory": "1GB", "device": "cuda"}
+    assert Cluster.model_validate({"workers": 4, **given}).resources == Resources.model_validate(given)
+    assert Cluster.model_validate({"workers": 4}).resources == NO_LIMITS
+
+
+@pytest.mark.parametrize(("gpus", "backend", "given"), [(2, "nccl", ["0", "1"]), (1, "gloo", ["0", "0"])])
+def test_gpus_are_given_in_turn_and_only_the_link_connects_them(gpus: int, backend: str, given: list[str]) -> None:
+    services = file(star(2), Resources.model_validate({"device": "cuda"}), gpus)["services"]
+    for worker, device in enumerate(given):
+        service = services[f"w{worker}"]
+        (reserved,) = service["deploy"]["resources"]["reservations"]["devices"]
+        assert (reserved["driver"], reserved["device_ids"], reserved["capabilities"]) == ("nvidia", [device], ["gpu"])
+        assert service["environment"]["PACBENCH_BACKEND"] == backend
+        assert service["environment"]["NCCL_SOCKET_IFNAME"] == "eth0"
+        for bypass in ("IB", "P2P", "SHM"):
+            assert service["environment"][f"NCCL_{bypass}_DISABLE"] == "1"
+    assert "deploy" not in services["switch"]
+
+
+def test_a_larger_star_serves_a_smaller_one() -> None:
+    made = Made(star(8), NO_LIMITS, {Path("/data"): "/data"}, {}, 0)
+    assert made.covers(star(4, rate="20mbit"), NO_LIMITS, {})
+    assert not made.covers(star(9), NO_LIMITS, {})
+    assert not made.covers(star(4, mtu=9000), NO_LIMITS, {})
+    assert not made.covers(star(4), Resources.model_validate({"memory": "1GB"}), {})
+    assert not made.covers(star(4), NO_LIMITS, {Path("/other"): "/other"})
+
+
+def test_subnets_avoid_those_of_others_and_run_out_with_one_line() -> None:
+    others = ["198.19.0.0/29", "198.19.0.16/28", "10.0.0.0/8", "fd00::/64"]
+    assert [str(subnet) for subnet in free_subnets(2, others)] == ["198.19.0.8/29", "198.19.0.32/29"]
+    assert len(free_subnets(8192, [])) == 8192
+    with pytest.raises(MeasurementError, match="leave 8191 subnets of 198.19.0.0/16, 8192 are needed"):
+        free_subnets(8192, others[:1])
+    assert ipaddress.ip_network("198.18.0.0/15").supernet_of(SUBNETS)
+
+
+@pytest.mark.parametrize(
+    ("complaint", "says"),
+    [
+        ("permission denied while trying to connect to the Docker daemon socket", "group of the engine's socket"),
+        ("ERROR: failed to solve: write /opt/venv/x: no space left on device", "docker builder prune"),
+        ("Error response from daemon: Pool overlaps with other one on this address space", "docker network ls"),
+        ("could not find an available, non-overlapping IPv4 address pool among the defaults", "docker network prune"),
+        ("network x was found but has incorrect label com.docker.compose.network", "another project has a network"),
+        ('Conflict. The container name "/x" is already in use by container "y"', "another container has that name"),
+        ("Bind for 0.0.0.0:80 failed: port is already allocated", "docker ps"),
+        ("#9 3.1 ERROR: No matching distribution found for torch==9.9", "docker/wheels"),
+        ('failed to do request: Head "https://registry/v2/x": dial tcp: lookup registry', "docker/offline_base.sh"),
+        ("Error response from daemon: No such image: pacbench:latest", "pacbench image"),
+        ('could not select device driver "nvidia" with capabilities: [[gpu]]', "NVIDIA container toolkit"),
+        ("Cannot connect to the Docker daemon at unix:///x. Is the docker daemon running?", "start the engine"),
+    ],
+)
+def test_a_complaint_becomes_one_line_with_its_fix(complaint: str, says: str) -> None:
+    line = engine.explain(f"#1 building\n\n{complaint}\n  and a hint that helps nobody\n")
+    assert line.startswith(" ".join(complaint.split()))
+    assert says in line
+    assert "\n" not in line
+
+
+def test_an_unknown_complaint_is_its_last_line() -> None:
+    assert engine.explain("one\n\n  two   three\n\n") == "two three"
+    assert engine.explain("") == "it said nothing"
+
+
+@pytest.mark.parametrize(("version", "ok"), [("20.10.24+dfsg1", True), ("28.2.2", True), ("19.03.15", False)])
+def test_an_engine_that_is_too_old_is_refused(version: str, ok: bool) -> None:
+    if ok:
+        engine.check_version(version)
+    else:
+        with pytest.raises(engine.EngineError, match=rf"is {version}; needed: 20.10 or newer"):
+            engine.check_version(version)
+
+
+@pytest.mark.parametrize("cpuset", ["", "a", "0;", "0-", ";1"])
+def test_a_set_of_cpus_is_checked(cpuset: str) -> None:
+    with pytest.raises(ValueError, match="cpuset"):
+        Resources.model_validate({"cpuset": cpuset})

@@ -1,0 +1,94 @@
+"""Several real agents spoken to as one: whoever is lost says so, and the others go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.agent import TASKS, Agent, Send
+from harness.cluster.base import AgentConnection, ClusterBrokenError, TaskTimeoutError
+from harness.cluster.fleet import Fleet
+from harness.errors import MeasurementError
+
+NODES = ["w0", "w1", "switch"]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def behave(spec: Mapping[str, Any], node: str, send: Send) -> None:
+    """The task of these tests: what a node does is in the spec."""
+    match spec.get(node, "report"):
+        case "report":
+            send({"kind": "result", "value": node.upper()})
+        case "hang":
+            time.sleep(60)
+        case "lose the agent":
+            os.kill(os.getppid(), signal.SIGKILL)
+
+
+@pytest.fixture
+def fleet() -> Iterator[Fleet]:
+    fleet = Fleet()
+    for node in NODES:
+        fleet.add(node, agent())
+    yield fleet
+    fleet.close()
+
+
+def agent() -> AgentConnection:
+    """What a container runs, but for the container."""
+    path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
+    return AgentConnection([sys.executable, __file__], {**os.environ, "PYTHONPATH": path})
+
+
+def said(fleet: Fleet, spec: Mapping[str, Any], timeout_s: float = 30) -> list[tuple[str, str]]:
+    """Who said what, in the order of nodes; ticks and logs apart."""
+    messages = fleet.task("behave", NODES[:2], spec, timeout_s)
+    return sorted((m["node"], m["kind"]) for m in messages if m["kind"] not in ("tick", "log"))
+
+
+def test_all_nodes_are_heard(fleet: Fleet) -> None:
+    assert said(fleet, {}) == [("w0", "exit"), ("w0", "result"), ("w1", "exit"), ("w1", "result")]
+
+
+def test_a_lost_agent_is_an_error_of_its_node_and_can_be_replaced(fleet: Fleet) -> None:
+    assert said(fleet, {"w1": "lose the agent"}) == [("w0", "exit"), ("w0", "result"), ("w1", "error")]
+    assert [fleet.serves(node) for node in NODES] == [True, False, True]
+    fleet.add("w1", agent())
+    assert said(fleet, {})[-1] == ("w1", "result")
+
+
+def test_an_agent_that_only_stands_by_is_missed_too(fleet: Fleet) -> None:
+    fleet._agents["switch"]._process.kill()
+    for message in fleet.task("behave", NODES[:2], {"w0": "hang", "w1": "hang"}, 30):
+        if message["kind"] == "error":
+            break
+    assert message["node"] == "switch"
+
+
+def test_without_any_agent_the_cluster_is_broken(fleet: Fleet) -> None:
+    with pytest.raises(ClusterBrokenError):
+        said(fleet, dict.fromkeys(NODES, "lose the agent"))
+
+
+def test_a_task_that_is_cut_short_leaves_agents_that_listen(fleet: Fleet) -> None:
+    with pytest.raises(TaskTimeoutError):
+        said(fleet, {"w0": "hang"}, timeout_s=0.5)
+    assert ("w0", "result") in said(fleet, {})
+    for message in fleet.task("behave", NODES[:2], {"w0": "hang"}, 30):
+        if message["kind"] == "result":
+            break  # and w0 hangs
+    with pytest.raises(MeasurementError, match="KeyError"):
+        fleet.request({"w0": {"op": "no such operation"}}, 10)
+    assert ("w0", "result") in said(fleet, {})
+
+
+if __name__ == "__main__":
+    TASKS["behave"] = "test_fleet:behave"
+    Agent(lambda _: None, {}).serve()

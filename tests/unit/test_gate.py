@@ -1,0 +1,522 @@
+"""Gates and comparisons: verdicts that follow from numbers, and how often they are right under real noise."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import ttest_ind
+from synthetic import make_store
+
+from harness import compare, export, gate, reference
+from harness.errors import MeasurementError, UsageError
+from harness.gate import judge
+from harness.reference import Measured, read
+from harness.scenario import load
+from harness.stats import Noise, noise_of
+from harness.store import Store
+
+Rates = Mapping[str, list[float | None]]
+MakeRun = Callable[..., Measured]
+
+EVIL = "w1: <script>alert(1)</script> | `x` *y* \"&'\x1b]]>"
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> MakeRun:
+    """A run of dense and top-k with these samples per second by round; None is a trial that crashed."""
+    folders = (tmp_path / f"run{number}" for number in range(99))
+
+    def make(topk: list[float | None], dense: list[float | None] | None = None, **how: Any) -> Measured:
+        return read(store_of(next(folders), topk, dense or [100.0] * len(topk), **how).folder)
+
+    return make
+
+
+def store_of(folder: Path, topk: list[float | None], dense: list[float | None], **how: Any) -> Store:
+    ends = {
+        (label, number): {"status": "crashed", "reason": EVIL} if value is None else {"samples_per_s": value}
+        for label, values in (("topk", topk), ("dense", dense))
+        for number, value in enumerate(values)
+    }
+    overrides = [f"rounds={len(dense)}", "train.steps=8", *how.pop("overrides", ())]
+    return make_store(folder, overrides, methods=["topk"], ends=ends, **how)
+
+
+def around(value: float, spread: float = 0.01, rounds: int = 5) -> list[float | None]:
+    """Five rounds whose geometric mean is the value; the spread is that of neighbours."""
+    jumps = np.linspace(-1, 1, rounds) if spread else np.zeros(rounds)
+    return [float(value * math.exp(spread * jump)) for jump in jumps]
+
+
+def verdict_of(found: gate.Gate) -> tuple[str, int]:
+    (judgement,) = found.judgements
+    return judgement.verdict, found.exit_code
+
+
+# Verdicts
+
+
+@pytest.mark.parametrize(
+    ("now", "spread", "verdict", "code"),
+    [
+        (500.0, 0.01, "pass", 0),
+        (600.0, 0.01, "pass", 0),
+        (480.0, 0.01, "pass", 0),  # 4 % slower, certainly so, and certainly less than 10 %
+        (500 / 1.1, 0.01, "regression", 3),  # exactly at the limit
+        (250.0, 0.01, "regression", 3),
+        (500.0, 0.2, "inconclusive", 4),
+        (250.0, 0.2, "regression", 3),  # however noisy
+    ],
+)
+def test_a_verdict_is_what_the_interval_rules_out(
+    make_run: MakeRun, now: float, spread: float, verdict: str, code: int
+) -> None:
+    found = judge(make_run(around(now, spread)), make_run(around(500.0, spread)))
+    assert verdict_of(found) == (verdict, code)
+
+
+@pytest.mark.parametrize(
+    ("now", "computing", "verdict"),
+    [
+        (300.0, 6.8, "inconclusive"),  # the rest of the machine was busy
+        (300.0, 1.05, "regression"),  # a slowdown of 67 % is more than it explains
+        (500.0, 6.8, "pass"),  # nothing became slower, in spite of it
+        (500.0, 0.5, "inconclusive"),  # a slowdown may hide behind a faster machine
+        (500.0, 0.97, "pass"),
+    ],
+)
+def test_what_the_machine_explains_is_held_neither_against_a_method_nor_to_its_credit(
+    make_run: MakeRun, now: float, computing: float, verdict: str
+) -> None:
+    run, before = make_run(around(now)), make_run(around(500.0))
+    run.trials["compute_s_per_step"] *= computing
+    found = judge(run, before)
+    assert verdict_of(found)[0] == verdict
+    assert found.judgements[0].change.computing == pytest.approx(computing)
+    if verdict == "inconclusive":
+        assert f"surely took {computing:.2f} times as long to compute" in found.judgements[0].reason
+
+
+def test_the_limit_is_the_one_that_is_given(make_run: MakeRun) -> None:
+    run, before = make_run(around(500 / 1.25)), make_run(around(500.0))
+    assert verdict_of(judge(run, before, 0.2)) == ("regression", 3)
+    assert verdict_of(judge(run, before, 0.5)) == ("pass", 0)
+
+
+def test_a_slower_machine_is_no_regression(make_run: MakeRun) -> None:
+    before = make_run(around(500.0), [100.0] * 5)
+    after = make_run(around(50.0), [10.0] * 5)
+    found = judge(after, before)
+    assert verdict_of(found) == ("pass", 0)
+    (change,) = [change for change in compare.changes(before, after) if change.label == "topk"]
+    assert change.absolute is not None
+    assert change.absolute.value == pytest.approx(0.1)
+
+
+def test_rounds_that_agree_by_chance_are_not_believed_to_be_quieter_than_the_machine(make_run: MakeRun) -> None:
+    """The run's two rounds differ by nothing; what a round varies by is known from the reference's."""
+    quiet = compare.log_shift(np.array([1.0, 1.0]), np.array([1.0, 1.0]), (None, None)).estimate()
+    floored = compare.log_shift(np.array([1.0, 1.0]), np.array([1.0, 1.0]), (Noise(0.1, 8), Noise(0.1, 8))).estimate()
+    assert (quiet.low, quiet.high) == (1.0, 1.0)
+    assert floored.low is not None
+    assert floored.low < 0.8
+
+
+def test_a_slowdown_reads_as_longer_steps(make_run: MakeRun) -> None:
+    found = judge(make_run(around(400.0)), make_run(around(500.0)))
+    (judgement,) = found.judgements
+    value, low, high = judgement.slowdown or (None, None, None)
+    assert value == pytest.approx(0.25)
+    assert low is not None
+    assert high is not None
+    assert low < 0.25 < high
+    assert judgement.slowdown_text.startswith("+25.0 % [+2")
+
+
+def test_the_interval_is_welchs_as_scipy_knows_it() -> None:
+    before, after = [0.0, 0.1, 0.05, 0.2], [0.3, 0.5, 0.35]
+    found = compare.log_shift(np.exp(before), np.exp(after), (None, None)).estimate()
+    expected = ttest_ind(after, before, equal_var=False).confidence_interval(0.95)
+    assert np.log([found.low, found.high]) == pytest.approx([expected.low, expected.high])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("lost", [1, 4, 5])
+def test_a_trial_that_did_not_finish_never_passes(make_run: MakeRun, lost: int) -> None:
+    run = make_run([None] * lost + around(500.0)[lost:])
+    found = judge(run, make_run(around(500.0)))
+    assert verdict_of(found) == ("failed", 5)
+    assert found.judgements[0].reason.count("crashed: w1: <script>") == lost
+
+
+def test_a_baseline_that_lost_a_trial_is_judged_too(make_run: MakeRun) -> None:
+    run = make_run(around(500.0), [None, 100.0, 100.0, 100.0, 100.0])
+    found = judge(run, make_run(around(500.0)))
+    assert {(j.change.label, j.verdict) for j in found.judgements} == {("dense", "failed"), ("topk", "pass")}
+    assert found.exit_code == 5
+
+
+def test_a_regression_is_graver_than_what_failed(make_run: MakeRun) -> None:
+    run = make_run(around(300.0), [None, 100.0, 100.0, 100.0, 100.0])
+    assert judge(run, make_run(around(500.0))).exit_code == 3
+
+
+def test_one_round_is_inconclusive(make_run: MakeRun) -> None:
+    found = judge(make_run([500.0]), make_run(around(500.0)))
+    assert verdict_of(found) == ("inconclusive", 4)
+    assert "1 round in which both it and the baseline finished; 2 are needed" in found.judgements[0].reason
+
+
+def test_a_method_that_one_side_lacks_is_inconclusive(tmp_path: Path, make_run: MakeRun) -> None:
+    overrides = ["rounds=5", "train.steps=8"]
+    both = read(make_store(tmp_path / "both", overrides, methods=["topk", "fp16"]).folder)
+    one = read(make_store(tmp_path / "one", overrides, methods=["topk"]).folder)
+    for run, before, lacks in ((both, one, "one"), (one, both, "one")):
+        verdicts = {j.change.label: (j.verdict, j.reason) for j in judge(run, before).judgements}
+        assert verdicts["topk"][0] == "pass"
+        assert verdicts["fp16"] == ("inconclusive", f"{tmp_path / lacks} does not have it")
+
+
+def test_several_cases_are_judged_each(tmp_path: Path) -> None:
+    overrides = ['link.rate=["10mbit", "unshaped"]', "rounds=4", "train.steps=8"]
+    before, after = (read(make_store(tmp_path / name, overrides, methods=["topk"]).folder) for name in "ab")
+    found = judge(after, before)
+    assert [(j.change.case.split(",")[0], j.verdict) for j in found.judgements] == [
+        ("10 Mbit/s", "pass"),
+        ("unshaped links", "pass"),
+    ]
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["link.rate=50mbit"], "link.rate_bps is 50000000 and was 100000000"),
+        (["train.lr=0.01"], "train.lr is 0.01 and was 0.05"),
+        (["cluster.workers=8"], "cluster.workers is 8 and was 4"),
+        (["name=other"], "name is 'other' and was 'quickstart'"),
+        (['link.rate=["50mbit", "100mbit"]'], "2 cases now and 1 before"),
+    ],
+)
+def test_different_scenarios_are_not_compared(make_run: MakeRun, overrides: list[str], says: str) -> None:
+    with pytest.raises(UsageError, match=r"different scenarios: .*") as caught:
+        judge(make_run(around(500.0), overrides=overrides), make_run(around(500.0)))
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_method_with_other_parameters_is_another_scenario(tmp_path: Path, make_run: MakeRun) -> None:
+    before = make_run(around(500.0))
+    scenario = before.scenario
+    methods = tuple(
+        method.model_copy(update={"params": {**method.params, "ratio": 0.02}}) if method.name == "topk" else method
+        for method in scenario.methods
+    )
+    after = Measured(tmp_path, scenario.model_copy(update={"methods": methods}), before.trials, [])
+    with pytest.raises(UsageError, match="topk's ratio is 0.02 and was 0.01"):
+        judge(after, before)
+
+
+def test_a_parameter_that_came_with_a_later_version_is_taken_to_have_had_its_default(make_run: MakeRun) -> None:
+    run = make_run(around(500.0))
+    methods = tuple(method.model_copy(update={"params": {}}) for method in run.scenario.methods)
+    before = Measured(run.where, run.scenario.model_copy(update={"methods": methods}), run.trials, [])
+    assert run.scenario.methods[1].params["ratio"] == 0.01, "its default"
+    assert judge(run, before).verdict == "pass"
+
+
+def test_scripted_and_measured_runs_are_not_compared(make_run: MakeRun) -> None:
+    with pytest.raises(UsageError, match="measured on fake"):
+        judge(make_run(around(500.0), cluster="fake"), make_run(around(500.0)))
+
+
+def test_nothing_measured_is_an_error_not_a_pass(tmp_path: Path) -> None:
+    empty = store_of(tmp_path / "empty", around(500.0), [100.0] * 5)
+    for path in (empty.folder / "trials.parquet").iterdir():
+        path.unlink()
+    with pytest.raises(MeasurementError, match="nothing was measured"):
+        read(empty.folder)
+    without = store_of(tmp_path / "without", around(500.0), [None] * 5)
+    with pytest.raises(MeasurementError, match="no trial of the baseline dense finished"):
+        read(without.folder)
+    alone = make_store(tmp_path / "alone", ["rounds=2", "train.steps=8"], methods=["dense"])
+    with pytest.raises(MeasurementError, match="no method beside dense"):
+        judge(read(alone.folder), read(alone.folder))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('{"format": 99}', "format: found 99; allowed: 1; make it anew"),
+        ("[]", "not the file of a reference"),
+        ("not json", "not the file of a reference"),
+        ('{"format": 1, "scenario": {}, "trials": []}', "not a reference that this version can read"),
+        ('{"format": 1, "scenario": {"name": "x", "brew": 1}}', "not a reference that this version can read"),
+    ],
+)
+def test_a_file_that_is_no_reference_is_one_line(tmp_path: Path, content: str, says: str) -> None:
+    path = tmp_path / "reference.json"
+    path.write_text(content)
+    with pytest.raises(UsageError) as caught:
+        read(path)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_path_and_no_name_is_told_the_names() -> None:
+    with pytest.raises(UsageError, match="found 'nosuch'; allowed: the folder of a run, the file of a reference"):
+        read(Path("nosuch"))
+
+
+# References
+
+
+def test_a_reference_says_what_its_run_says(tmp_path: Path, make_run: MakeRun) -> None:
+    run = make_run([*around(500.0)[:4], None])
+    path = reference.write(Store.open(run.where), tmp_path / "deep" / "reference.json")
+    found = read(path)
+    assert found.scenario == run.scenario
+    assert found.provenance == run.provenance
+    pd.testing.assert_frame_equal(
+        found.trials[list(reference.COLUMNS)], run.trials[list(reference.COLUMNS)], check_dtype=False
+    )
+    assert found.noise == run.noise
+    after = make_run(around(480.0))
+    by_file, by_run = judge(after, found), judge(after, run)
+    assert [(j.verdict, j.slowdown) for j in by_file.judgements] == [(j.verdict, j.slowdown) for j in by_run.judgements]
+
+
+def test_the_references_that_come_with_pacbench_can_be_read() -> None:
+    for path in reference.REFERENCES.glob("*.json"):
+        found = read(Path(path.stem))
+        assert found.scenario == load(path.stem, [f"rounds={found.scenario.rounds}"]), "made anew since it changed"
+        assert found.commits
+        assert (found.trials["status"] == "done").all()
+        assert found.trials.groupby("label").size().min() >= reference.ROUNDS
+        assert set(found.trials["cluster"]) == {"netns"}
+
+
+# What is written
+
+
+@pytest.fixture
+def failed_gate(make_run: MakeRun) -> gate.Gate:
+    return judge(make_run([None, *around(300.0)[1:]]), make_run(around(500.0)))
+
+
+def test_markdown_is_one_whole_table_and_escaped(failed_gate: gate.Gate) -> None:
+    markdown = gate.as_markdown(failed_gate)
+    table = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert len(table) == 3
+    assert {line.replace("\\|", "").count("|") for line in table} == {7}
+    assert "<script" not in markdown
+    assert "failed at a limit of 10 %: 1 failed" in markdown
+
+
+def test_junit_is_xml_that_counts_right(failed_gate: gate.Gate, make_run: MakeRun) -> None:
+    suite = ElementTree.fromstring(gate.as_junit(failed_gate)).find("testsuite")
+    assert suite is not None
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("1", "0", "1")
+    case = suite.find("testcase")
+    assert case is not None
+    assert case.get("name") == "topk"
+    error = case.find("error")
+    assert error is not None
+    assert "<script>alert(1)</script>" in (error.get("message") or "")
+
+    slower = judge(make_run(around(300.0)), make_run(around(500.0)))
+    suite = ElementTree.fromstring(gate.as_junit(slower)).find("testsuite")
+    assert suite is not None
+    assert (suite.get("failures"), suite.get("errors")) == ("1", "0")
+    assert suite.find("testcase/failure") is not None
+
+    passed = judge(make_run(around(500.0)), make_run(around(500.0)))
+    case = ElementTree.fromstring(gate.as_junit(passed)).find("testsuite/testcase")
+    assert case is not None
+    assert list(case) == []
+
+
+def test_json_holds_every_verdict_with_its_numbers(failed_gate: gate.Gate) -> None:
+    content = json.loads(json.dumps(gate.as_json(failed_gate), allow_nan=False))
+    assert (content["verdict"], content["exit_code"], content["max_slowdown"]) == ("failed", 5, 0.1)
+    (method,) = content["methods"]
+    assert method["label"] == "topk"
+    assert method["unfinished"][0].startswith("round 0 crashed")
+    assert method["slowdown"]["low"] < method["slowdown"]["value"] < method["slowdown"]["high"]
+    assert content["run"]["trials"] == {"done": 9, "crashed": 1}
+
+
+def test_pytest_benchmark_reads_the_export_as_its_own(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own comparison is the judge: the file must have every field that it asks for."""
+    from pytest_benchmark import cli
+
+    rates = around(500.0)
+    run = make_run([*rates, None])
+    path = tmp_path / "benchmarks.json"
+    path.write_text(json.dumps(export.benchmark_json(run), allow_nan=False))
+    monkeypatch.setattr(sys, "argv", ["pytest-benchmark", "compare", str(path), "--csv", str(tmp_path / "table.csv")])
+    cli.main()
+    table = pd.read_csv(tmp_path / "table.csv").set_index("name")
+    step_s = [128 / rate for rate in rates if rate]
+    row = table.filter(like="topk", axis=0).iloc[0]
+    assert row["mean"] == pytest.approx(np.mean(step_s))
+    assert row["stddev"] == pytest.approx(np.std(step_s, ddof=1))
+    assert row["rounds"] == 5
+    topk = next(each for each in json.loads(path.read_text())["benchmarks"] if each["param"] == "topk")
+    assert topk["extra_info"]["unfinished"] == [f"round 5 crashed: {EVIL}"]
+
+
+def test_what_was_never_started_is_noted(make_run: MakeRun) -> None:
+    run = make_run(around(500.0))
+    run = Measured(run.where, run.scenario, run.trials.query("round < 4"), run.provenance)
+    assert (
+        "2 of the 10 trials that the scenario asks for were never started" in judge(run, make_run(around(500.0))).notes
+    )
+
+
+# Comparisons
+
+
+def test_a_comparison_tells_faster_from_slower_from_neither(make_run: MakeRun) -> None:
+    before = make_run(around(500.0))
+    kinds = {}
+    for now in (400.0, 500.0, 600.0):
+        changes = compare.changes(before, make_run(around(now)))
+        kinds[now] = next(change.kind for change in changes if change.label == "topk")
+        assert compare.exit_code(changes, "dense") == (3 if now < 500 else 0)
+    assert kinds == {400.0: "slower", 500.0: "no clear change", 600.0: "faster"}
+
+
+def test_a_comparison_calls_no_change_what_the_machine_explains(make_run: MakeRun) -> None:
+    before, after = make_run(around(500.0)), make_run(around(400.0))
+    after.trials["compute_s_per_step"] *= 2
+    changes = compare.changes(before, after)
+    assert {change.kind for change in changes if change.label == "topk"} == {"no clear change"}
+    assert any("the machine computed 2.00 times as long" in line for line in compare.notes(before, after, changes))
+
+
+def test_a_method_that_never_finished_is_an_error_of_a_comparison(make_run: MakeRun) -> None:
+    changes = compare.changes(make_run(around(500.0)), make_run([None] * 5))
+    assert compare.exit_code(changes, "dense") == 5
+
+
+def test_of_one_round_a_comparison_says_that_it_cannot_tell(make_run: MakeRun) -> None:
+    changes = compare.changes(make_run([500.0]), make_run([400.0]))
+    assert compare.exit_code(changes, "dense") == 4
+
+
+def test_accuracies_are_paired_by_seed(make_run: MakeRun, tmp_path: Path) -> None:
+    before, after = make_run(around(500.0)), make_run(around(500.0))
+    topk = after.trials["label"] == "topk"
+    after.trials.loc[topk, "final_accuracy"] += 0.01
+    (change,) = [change for change in compare.changes(before, after) if change.label == "topk"]
+    assert change.accuracy is not None
+    assert (change.accuracy.value, change.accuracy.low, change.accuracy.high) == pytest.approx((0.01, 0.01, 0.01))
+    assert "+1.0 points [+1.0, +1.0]" in compare.cells(change)["accuracy"]
+
+
+def test_a_comparison_names_what_did_not_finish(make_run: MakeRun) -> None:
+    before, after = make_run(around(500.0)), make_run([None, *around(500.0)[1:]])
+    changes = compare.changes(before, after)
+    assert any("round 0 crashed" in line for line in compare.notes(before, after, changes))
+    assert json.dumps(compare.as_json(before, after, changes), allow_nan=False)
+
+
+# How often verdicts are right: noise drawn from real rounds
+
+GATES = 1000
+RUN_ROUNDS = 5
+SLOWED = "topk"
+
+
+def real_residuals() -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+    """By how much real rounds differ from their mean, of every run that comes with pacbench.
+
+    Of the log ratios to dense, and of the log times in which dense computes.
+    """
+    runs = [read(path) for path in (*reference.REFERENCES.glob("*.json"), reference.REFERENCES / "quickstart")]
+    of_ratios, of_computing = [], []
+    for run in runs:
+        logs = np.log(run.trials.pivot(index="round", columns="label", values="samples_per_s"))
+        computing = np.log(run.trials[run.trials["label"] == "dense"][["compute_s_per_step"]])
+        of_ratios.append(residuals_of(logs.sub(logs["dense"], axis=0).drop(columns="dense")))
+        of_computing.append(residuals_of(computing))
+    return np.concatenate(of_ratios), np.concatenate(of_computing)
+
+
+def residuals_of(rounds: pd.DataFrame) -> np.ndarray:  # type: ignore[type-arg]
+    spread_lost = math.sqrt(len(rounds) / (len(rounds) - 1))
+    return (spread_lost * (rounds - rounds.mean())).to_numpy().ravel()
+
+
+METHODS = ("topk", "pactrain")
+
+
+def simulated_verdict(before: np.ndarray, after: np.ndarray, computing: float = 1.0) -> str:  # type: ignore[type-arg]
+    """The verdict of a gate on these log ratios, (rounds, methods), by the functions that a gate uses."""
+    old, new = (list(np.exp(logs).T) for logs in (before, after))
+    noise = noise_of(old), noise_of(new)
+    shifts = [compare.log_shift(*sides, noise) for sides in zip(old, new, strict=True)]
+    verdicts = {gate.verdict_on(shift, gate.MAX_SLOWDOWN, len(METHODS), computing) for shift in shifts}
+    return next(verdict for verdict in gate.EXIT_CODES if verdict in verdicts)
+
+
+def as_run(like: Measured, logs: np.ndarray, computing: np.ndarray) -> Measured:  # type: ignore[type-arg]
+    """A run of dense and ``METHODS`` with these log ratios, on a machine that computes so long in each round."""
+    labels = ["dense", *METHODS]
+    template = like.trials.drop_duplicates("label").set_index("label", drop=False).loc[labels]
+    trials = pd.concat([template] * len(logs), ignore_index=True)
+    trials["round"] = np.repeat(np.arange(len(logs)), len(labels))
+    trials["samples_per_s"] = np.exp(np.insert(logs, 0, 0.0, axis=1).ravel())
+    trials["compute_s_per_step"] = np.repeat(computing, len(labels))
+    return Measured(like.where, like.scenario, trials, like.provenance)
+
+
+@pytest.mark.parametrize("slowdown", [0.0, gate.MAX_SLOWDOWN])
+def test_the_gate_finds_a_slowdown_at_its_limit_and_leaves_unchanged_code_alone(
+    slowdown: float, tmp_path: Path
+) -> None:
+    """1,000 gates of five rounds against references of ten, with the noise of rounds that were measured."""
+    like = read(make_store(tmp_path / "ci", scenario="ci").folder)
+    dice, (residuals, of_computing) = np.random.default_rng(2026), real_residuals()
+    verdicts: Counter[str] = Counter()
+    for number in range(GATES):
+        before, after = (
+            math.log(5) + dice.choice(residuals, (rounds, len(METHODS))) for rounds in (reference.ROUNDS, RUN_ROUNDS)
+        )
+        after[:, METHODS.index(SLOWED)] -= math.log(1 + slowdown)
+        computing = [np.exp(dice.choice(of_computing, rounds)) for rounds in (reference.ROUNDS, RUN_ROUNDS)]
+        verdict = simulated_verdict(before, after, compare.machine_factor(*computing))
+        verdicts[verdict] += 1
+        if number < 5:
+            by_gate = judge(as_run(like, after, computing[1]), as_run(like, before, computing[0])).verdict
+            assert by_gate == verdict, "the short cut is the gate"
+    print(dict(verdicts))
+    if slowdown:
+        assert verdicts["regression"] >= 0.95 * GATES, verdicts
+    else:
+        assert verdicts["regression"] <= 0.01 * GATES, verdicts
+        assert verdicts["pass"] >= 0.9 * GATES, verdicts
+
+
+@pytest.mark.parametrize("deviation", [0.01, 0.03, 0.06, 0.12, 0.3])
+def test_a_gate_cries_wolf_on_no_machine_however_noisy(deviation: float) -> None:
+    dice = np.random.default_rng(4)
+    verdicts = Counter(
+        simulated_verdict(*(dice.normal(0, deviation, (rounds, 2)) for rounds in (reference.ROUNDS, RUN_ROUNDS)))
+        for _ in range(GATES)
+    )
+    assert verdicts["regression"] <= 0.01 * GATES, verdicts
