@@ -5,6 +5,7 @@ It speaks lines of JSON. Requests come in on stdin::
     {"op": "preload", "dataset": "digits", "data_dir": null}
     {"op": "start", "task": "train", "nodes": ["w0", "w1"], "spec": {...}}
     {"op": "stop"}
+    {"op": "quit"}
 
 and everything a task has to say goes out on stdout, together with what becomes of it::
 
@@ -28,6 +29,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +45,7 @@ TASKS = {
     "probe_ceiling": "harness.tasks:probe_ceiling",
     "all_reduce": "harness.worker:time_all_reduce",
     "train": "harness.worker:train",
+    "play": "harness.trace:play",
 }
 
 READ_BYTES = 1 << 16
@@ -72,6 +75,7 @@ class Agent:
             "preload": _preload,
             "start": self._start,
             "stop": self._stop,
+            "quit": self._quit,
             **operations,
         }
         self._replies = os.dup(sys.stdout.fileno())
@@ -99,6 +103,7 @@ class Agent:
 
     def _handle(self, request: Message) -> None:
         op = request["op"]
+        self._reap_orphans()
         try:
             self._operations[op](request)
         except PacbenchError as error:
@@ -154,10 +159,23 @@ class Agent:
         del self._children[child.pid]
         self._say({"kind": "exit", "node": child.node, "code": os.waitstatus_to_exitcode(status)})
 
+    def _reap_orphans(self) -> None:
+        """Let go of what workers had started and left behind: where this is process 1, it has become its child."""
+        with suppress(ChildProcessError):
+            while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                if ended.si_pid in self._children:
+                    break  # it is reaped when its pipes have been read
+                os.waitpid(ended.si_pid, 0)
+
     def _stop(self, request: Message) -> None:
         """End all workers at once; their exits are reported as any others."""
         for pid in self._children:
             os.kill(pid, signal.SIGKILL)
+
+    def _quit(self, request: Message) -> None:
+        """End; for who cannot rely on the end of stdin being seen: a console's is not, always."""
+        self._stop(request)
+        raise SystemExit
 
     def _say(self, message: Message) -> None:
         self._write(json.dumps(message).encode())

@@ -18,6 +18,7 @@ from harness.errors import EXIT_INTERRUPTED, MeasurementError, PacbenchError, Us
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from harness.calibrate import Calibration
     from harness.cluster.base import Cluster
     from harness.execute import Progress
     from harness.plan import Plan, Trial
@@ -47,8 +48,8 @@ On = Annotated[
     str,
     typer.Option(
         "--on",
-        help="Where: netns (network namespaces), docker (containers), auto (netns where it works, else docker), "
-        "or fake (scripted, for tests).",
+        help="Where: netns (network namespaces), docker (containers), uml (a kernel with netem), auto (netns where it "
+        "works, else docker), or fake (scripted, for tests).",
     ),
 ]
 Gpu = Annotated[bool, typer.Option("--gpu", help="On docker: short for --set cluster.device=cuda.")]
@@ -94,12 +95,19 @@ def show_plan(
     set_: Set = None,
     method: Method = None,
     rounds: Rounds = None,
+    show_tc: Annotated[
+        bool, typer.Option("--show-tc", help="Print the network as commands to paste, instead.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show each trial with its bytes, lower bound and estimated time. Starts nothing."""
-    from harness.plan import estimate, total_s
+    from harness.plan import estimate, topology_of, total_s
 
     plan = _plan(_load(scenario, set_, method, rounds), _cluster(on))
+    if show_tc:
+        for topology in dict.fromkeys(topology_of(trial.case) for trial in plan.trials):
+            print(topology.script())
+        return
     estimates = [estimate(trial, _cpu_count()) for trial in plan.trials]
     seconds = total_s(plan.trials, _cpu_count())
     if as_json:
@@ -280,15 +288,20 @@ def probe(
     workers: Annotated[int, typer.Option(help="How many.")] = 4,
     rate: Annotated[str, typer.Option(help="Of each link and direction, such as 100mbit; or unshaped.")] = "100mbit",
     on: On = "auto",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="More of the links: link.delay=5ms.")
+    ] = None,
     as_json: AsJson = False,
     keep: Keep = False,
 ) -> None:
     """Make a cluster, measure every link and one large all-reduce against its ring bound."""
     from harness.network import Topology
     from harness.probe import probe as probe_cluster
-    from harness.scenario import checked_section
+    from harness.scenario import apply_override, checked_section
 
-    values = {"workers": workers, "link": {"rate": rate}}
+    values: dict[str, Any] = {"workers": workers, "link": {"rate": rate}}
+    for override in set_ or []:
+        apply_override(values, override)
     report = probe_cluster(_cluster(on, keep), checked_section(Topology, values, "command line"))
     if as_json:
         print(json.dumps(report.as_json(), indent=1))
@@ -296,13 +309,45 @@ def probe(
     from harness.units import format_rate, format_size, format_time
 
     rows = [
-        [f"w{link.worker}", link.direction, rate, format_rate(link.rate_bps_measured)] for link in report.readings.links
+        [
+            link.link,
+            link.direction,
+            format_rate(link.rate_bps_asked) if link.rate_bps_asked else "unshaped",
+            format_rate(link.rate_bps_measured),
+        ]
+        for link in report.readings.links
     ]
-    _print_table(f"{workers} workers", ["worker", "direction", "asked", "measured"], rows)
+    _print_table(f"{workers} workers", ["link", "direction", "asked", "measured"], rows)
     reduced = report.all_reduce
     ratio = f", {reduced.ratio_to_ring_bound:.3f} x its ring bound" if reduced.ratio_to_ring_bound else ""
     print(f"all-reduce of {format_size(reduced.bytes)}: {format_time(reduced.seconds)}{ratio}")
     print(f"round trip: {format_time(report.readings.rtt_median_s)}; brought up in {format_time(report.bring_up_s)}")
+
+
+@app.command()
+def calibrate(
+    on: Annotated[str, typer.Option("--on", help="netns, uml, or auto: this kernel where it can, else uml.")] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Measure many links, asked against found: rates, round trips, jitter, losses. Minutes."""
+    from harness import calibrate as calibration
+
+    if on not in ("auto", "netns", "uml"):
+        raise UsageError.at("command line", "--on", on, "auto, netns, uml")
+    found = list(calibration.calibrate(on))
+    if as_json:
+        print(json.dumps([{**vars(each), "ok": each.ok} for each in found], indent=1))
+    else:
+        _print_table(
+            f"{len(found)} links, the worst reading of each",
+            ["asked", "where", "rate", "RTT asked", "RTT measured", "lost, asked", "lost, counted", ""],
+            [_calibration_row(each) for each in found],
+        )
+        for each in found:
+            for complaint in each.complaints:
+                print(f"{each.asked}: {complaint}")
+    if failed := sum(not each.ok for each in found):
+        raise MeasurementError(f"{failed} of {len(found)} links are not what was asked, or cannot be emulated here")
 
 
 @app.command()
@@ -479,6 +524,21 @@ def _progress_bar(plan: Plan, pending: list[Trial]) -> Iterator[_Watcher]:
     done = len(plan.trials) - len(pending)
     with tqdm(total=len(plan.trials), initial=done, unit="trial", disable=not sys.stderr.isatty()) as bar:
         yield _Watcher(bar)
+
+
+def _calibration_row(each: Calibration) -> list[str]:
+    from harness.units import format_time
+
+    return [
+        each.asked,
+        each.where,
+        "" if each.rate_error is None else f"{each.rate_error:+.1%}",
+        "" if each.rtt_s_asked is None else format_time(each.rtt_s_asked),
+        "" if each.rtt_s_measured is None else format_time(each.rtt_s_measured),
+        "" if each.loss_asked is None else f"{each.loss_asked:.3%}",
+        "" if each.loss_measured is None else f"{each.loss_measured:.3%} of {each.counted}",
+        "ok" if each.ok else "NO",
+    ]
 
 
 def _share(option: str, text: str) -> float:

@@ -11,10 +11,15 @@ from pathlib import Path
 
 from harness.cluster import engine
 from harness.cluster.netns import NetnsCluster, universe_command
+from harness.cluster.uml import INSTALL, KERNEL
+from harness.cluster.universe import timer_resolution_s
 from harness.errors import MeasurementError
-from harness.units import format_rate, format_size
+from harness.units import format_rate, format_size, format_time
 
 CEILING_WORKERS = 4
+
+COARSE_S = 1e-3
+"""Timers later than this blur whatever is emulated."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,17 @@ def examine() -> list[Check]:
     tools = list(_tools(needed))
     universe = _universe(needed)
     inside = [*_qdiscs(needed), _ceiling()] if universe.ok and all(tool.ok for tool in tools) else []
-    return [*tools, universe, *inside, _cpus(), _clock(), _congestion_controls(), *containers]
+    return [
+        *tools,
+        universe,
+        *inside,
+        _netem_kernel(),
+        _cpus(),
+        _clock(),
+        _timers(),
+        _congestion_controls(),
+        *containers,
+    ]
 
 
 def able(checks: list[Check]) -> bool:
@@ -64,7 +79,7 @@ def _qdiscs(needed: bool) -> Iterator[Check]:
         "tbf": ("tbf rate 1mbit burst 64kb latency 300ms", "the kernel needs CONFIG_NET_SCH_TBF", needed),
         "netem": (
             "netem delay 1ms",
-            "delay, jitter and loss need CONFIG_NET_SCH_NETEM (try: modprobe sch_netem); rates work without",
+            "delay and loss need CONFIG_NET_SCH_NETEM (try: modprobe sch_netem), or --on uml; rates work",
             False,
         ),
     }
@@ -82,11 +97,24 @@ def _ceiling() -> Check:
     return Check("ceiling", True, found)
 
 
+def _netem_kernel() -> Check:
+    missing = [program for program in (KERNEL, "busybox", "setpriv") if shutil.which(program) is None]
+    found = f"{', '.join(missing)} missing" if missing else "--on uml runs a kernel with netem, on one CPU"
+    return Check("user-mode-linux", not missing, found, f"for netem on any kernel: {INSTALL}" if missing else "")
+
+
+def _timers() -> Check:
+    late_s = timer_resolution_s()
+    ok = late_s <= COARSE_S
+    fix = "" if ok else "an idle machine, or a kernel with high-resolution timers: bursts must be long, delays are late"
+    return Check("timers", ok, f"{format_time(late_s)} late; no finer jitter can be emulated", fix)
+
+
 def _cpus() -> Check:
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     ok = count >= 2
     fix = "" if ok else "with one CPU the workers' computations delay the network: read step times with care"
-    return Check("CPUs", ok, str(count), fix)
+    return Check("CPUs", ok, f"{count}; workers beyond that share them, and their computation is metered apart", fix)
 
 
 def _clock() -> Check:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import json
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from harness.agent import Message
 from harness.cluster.base import Cluster, ClusterBrokenError, TaskTimeoutError
-from harness.errors import PacbenchError, UsageError
+from harness.errors import MeasurementError, PacbenchError, UsageError
 from harness.linkprobe import Readings
 from harness.network import Topology, worker_number
-from harness.plan import Plan, Trial, lower_bound_s, state_of, wire_bytes
+from harness.plan import Plan, Trial, lower_bound_s, state_of, topology_of, wire_bytes
 from harness.provenance import code_digest, commit
+from harness.scenario import Resources
 from harness.steady import settling_steps
 from harness.store import DONE, Event, Store, runs
 
@@ -27,6 +29,9 @@ LAST_WORDS_S = 2.0
 """How long the others may still talk once one worker has failed: their logs help, their waiting for it does not."""
 
 FIRST_PORT, PORTS = 29500, 1000
+
+NO_RANK = -1
+"""Of events that no worker reported."""
 
 MIN_SHARE_SEEN = 0.5
 """Of the bytes a method must send, the share below which they cannot have crossed the shaped link."""
@@ -55,6 +60,8 @@ class Outcome:
     readings: Readings | None = None
     events: list[Event] = field(default_factory=list)
     results: dict[int, Message] = field(default_factory=dict)
+    changes: list[Message] = field(default_factory=list)
+    """Of the links, by the player of their trace."""
     log: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_TAIL_LINES))
 
 
@@ -87,28 +94,61 @@ def run(
         cluster.lend(Path(checkpoint))
     for dataset, data_dir in dict.fromkeys((trial.case.train.dataset, trial.case.train.data_dir) for trial in pending):
         cluster.preload(dataset, data_dir)
-    for wanted in dict.fromkeys((topology_of(trial), trial.case.cluster.resources) for trial in pending):
+    for wanted in dict.fromkeys((topology_of(trial.case), trial.case.cluster.resources) for trial in pending):
         cluster.check(*wanted)
     ports = itertools.cycle(range(FIRST_PORT, FIRST_PORT + PORTS))
-    for before, trial in zip([None, *pending], pending, strict=False):
-        if before and before.round < trial.round and enough():
+    first_round = min((trial.round for trial in pending), default=0)
+    for (_, _, number), trials in itertools.groupby(pending, key=_network_and_round):
+        if number > first_round and enough():
             return
-        started = time.monotonic()
-        outcome = Outcome()
-        try:
-            _attempt(trial, cluster, next(ports), outcome, watch)
-        except KeyboardInterrupt:
-            outcome.status, outcome.reason = "interrupted", "interrupted by the user"
+        finished = [
+            (trial, outcome)
+            for trial in trials
+            if (outcome := _run_one(trial, store, cluster, next(ports), watch, ended)).status == DONE
+        ]
+        if finished:
+            _verify_again(finished, store, cluster, ended)
+
+
+def _network_and_round(trial: Trial) -> tuple[Topology, Resources, int]:
+    """What trials that follow one another share until the links are measured again."""
+    return topology_of(trial.case), trial.case.cluster.resources, trial.round
+
+
+def _run_one(trial: Trial, store: Store, cluster: Cluster, port: int, watch: Watch, ended: Ended) -> Outcome:
+    """Run a trial and store what became of it."""
+    started, outcome = time.monotonic(), Outcome()
+    try:
+        _attempt(trial, cluster, port, outcome, watch)
+    except KeyboardInterrupt:
+        outcome.status, outcome.reason = "interrupted", "interrupted by the user"
+        raise
+    except PacbenchError as error:
+        outcome.status, outcome.reason = "failed", str(error)
+        if isinstance(error, (ClusterBrokenError, UsageError)):
             raise
-        except PacbenchError as error:
-            outcome.status, outcome.reason = "failed", str(error)
-            if isinstance(error, (ClusterBrokenError, UsageError)):
-                raise
-        finally:
-            attempt = int((attempts["trial_id"] == trial.id).sum())
-            row = _row(trial, attempt, outcome, time.monotonic() - started)
-            store.append(row, outcome.events)
-        ended(trial, outcome.status, outcome.reason)
+    finally:
+        store.append(_row(trial, store.attempts_of(trial.id), outcome, time.monotonic() - started), outcome.events)
+    ended(trial, outcome.status, outcome.reason)
+    return outcome
+
+
+def _verify_again(finished: list[tuple[Trial, Outcome]], store: Store, cluster: Cluster, ended: Ended) -> None:
+    """Measure the links after the last trial on them; where they drifted, the trials in between do not count."""
+    try:
+        readings = cluster.verify()
+        complaints = readings.complaints()
+    except MeasurementError as error:
+        if isinstance(error, ClusterBrokenError):
+            raise
+        readings, complaints = None, [str(error)]
+    for trial, _ in finished:
+        attempt = store.attempts_of(trial.id) - 1
+        store.append_verification(trial.id, attempt, _as_json(readings) if readings else None, complaints)
+        if complaints:
+            drifted = Outcome("failed", f"the links had changed after it: {'; '.join(complaints)}", readings)
+            store.append(_row(trial, attempt + 1, drifted, 0.0), [])
+            ended(trial, drifted.status, drifted.reason)
 
 
 def unfinished_run(plan: Plan, results: Path) -> Path | None:
@@ -120,21 +160,19 @@ def unfinished_run(plan: Plan, results: Path) -> Path | None:
     return None
 
 
-def topology_of(trial: Trial) -> Topology:
-    """The network that a trial asks for."""
-    return Topology(workers=trial.case.cluster.workers, link=trial.case.link)
-
-
 def _attempt(trial: Trial, cluster: Cluster, port: int, outcome: Outcome, watch: Watch) -> None:
     """Run one trial on a verified network and gather what comes of it."""
     train = trial.case.train
-    outcome.readings = cluster.use(topology_of(trial), trial.case.cluster.resources)
+    outcome.readings = cluster.use(topology_of(trial.case), trial.case.cluster.resources)
     spec = {"trial": trial.model_dump(mode="json", by_alias=True), "port": port}
+    if trial.case.link.trace:
+        spec["start_file"] = f"/run/trace-{port}"  # of the universe, which ends with the cluster
     try:
         for message in _until_failure(cluster.run("train", spec, train.timeout_s), outcome):
             _take(message, trial, outcome, watch)
     except TaskTimeoutError:
         outcome.status, outcome.reason = "timeout", f"it took longer than {train.timeout_s:g} s (train.timeout)"
+    outcome.events.extend(_changes_by_step(outcome))
     if outcome.status == DONE:
         _check_results(trial, outcome)
 
@@ -161,6 +199,8 @@ def _take(message: Message, trial: Trial, outcome: Outcome, watch: Watch) -> Non
                 watch(_progress(trial, rows))
         case "result":
             outcome.results[worker_number(node)] = message
+        case "change":
+            outcome.changes.append(message)
         case "log":
             outcome.log.append(f"{node}: {message['text']}")
         case "error" if outcome.status == DONE:
@@ -174,6 +214,18 @@ def _progress(trial: Trial, rows: list[Event]) -> Progress:
     steps = [row.value for row in rows if row.kind == "step_s"]
     samples = trial.case.train.batch_size * trial.case.cluster.workers
     return Progress(trial, rows[-1].step + 1, samples * len(steps) / sum(steps) if steps else 0.0)
+
+
+def _changes_by_step(outcome: Outcome) -> Iterator[Event]:
+    """The links' changes as events of no rank, in the step and at the training time in which rank 0 was then."""
+    ends = [event for event in outcome.events if event.kind == "monotonic_s" and event.rank == 0]
+    for change in outcome.changes:
+        place = bisect.bisect_right([end.value for end in ends], change["at_s"])
+        step, time_s = (ends[place].step, ends[place].time_s) if place < len(ends) else (len(ends), 0.0)
+        if ends and place == len(ends):
+            time_s = ends[-1].time_s
+        for kind in ("rate_bps", "late_s", "at_s"):
+            yield Event(NO_RANK, step, time_s, f"link_{kind}", float(change[kind]))
 
 
 def _check_results(trial: Trial, outcome: Outcome) -> None:
@@ -215,8 +267,9 @@ def _row(trial: Trial, attempt: int, outcome: Outcome, wall_time_s: float) -> di
         "workers": case.cluster.workers,
         "batch_size": train.batch_size,
         "rate_bps": case.link.rate_bps,
-        "delay_s": 0.0,
-        "loss": 0.0,
+        "delay_s": case.link.delay_s,
+        "loss": case.link.mean_loss,
+        "network": topology_of(case).particulars(),
         "seed": trial.seed,
         "round": trial.round,
         "status": outcome.status,
@@ -238,10 +291,15 @@ def _row(trial: Trial, attempt: int, outcome: Outcome, wall_time_s: float) -> di
             "measured_rate_bps": outcome.readings.slowest_bps,
             "measured_rtt_s": outcome.readings.rtt_median_s,
             "links": json.dumps([link.model_dump() for link in outcome.readings.links]),
+            "verified_before": _as_json(outcome.readings),
         }
     if len(outcome.results) == case.cluster.workers:
         row |= _measured(trial, outcome)
     return row
+
+
+def _as_json(readings: Readings) -> str:
+    return readings.model_dump_json()
 
 
 def _measured(trial: Trial, outcome: Outcome) -> dict[str, Any]:
@@ -289,10 +347,19 @@ def _measured(trial: Trial, outcome: Outcome) -> dict[str, Any]:
         "peak_gpu_memory_bytes": max(result.get("peak_gpu_memory_bytes") or 0 for result in results) or None,
         "own_memory_bytes": max(result["own_memory_bytes"] for result in results),
         "held_memory_bytes": max(result["held_memory_bytes"] for result in results),
+        "retransmits": sum(result["retransmits"] for result in results),
+        "transport_rtt_s": _median(result["smoothed_rtt_s"] for result in results),
+        "cwnd_packets": _median(result["cwnd_packets"] for result in results),
+        "queue_drops": sum(result["queue_drops"] for result in results),
         # A method whose bytes depend on the gradients' values notes what its formula gives for those it met.
         **({"formula_bytes_per_step": noted} if (noted := mean_of("formula_bytes")) else {}),
         "parameter_hash": first["parameter_hash"],
     }
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
 
 
 def _payload_per_step(outcome: Outcome) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,6 +44,48 @@ def wire_bytes(interface: str) -> WireBytes:
     (queue,) = json.loads(shown.stdout)
     headers = FRAME_HEADER_BYTES * queue["packets"]
     return WireBytes(payload=queue["bytes"] - headers, headers=headers)
+
+
+def queue_drops(interface: str) -> int:
+    """Packets that the interface's queue has dropped: for want of room, or because it was asked to lose some."""
+    shown = subprocess.run(
+        ["tc", "-s", "-j", "qdisc", "show", "dev", interface, "root"], capture_output=True, check=True, timeout=30
+    )
+    (queue,) = json.loads(shown.stdout)
+    return int(queue["drops"])
+
+
+@dataclass(frozen=True)
+class Transport:
+    """What TCP says of a node's connections, as ``ss`` shows it: medians over those that sent anything."""
+
+    retransmits: int
+    """Segments sent again, over all connections since they were made."""
+    smoothed_rtt_s: float | None
+    cwnd_packets: float | None
+    """The congestion window."""
+
+
+def transport() -> Transport:
+    """Look at this node's established connections (ss(8), tcp(7): TCP_INFO)."""
+    shown = subprocess.run(
+        ["ss", "-tinH", "state", "established"], capture_output=True, check=True, timeout=30, text=True
+    )
+    return parse_transport(shown.stdout)
+
+
+def parse_transport(shown: str) -> Transport:
+    """What ``ss -tinH`` printed: a line a connection, and an indented one with its figures."""
+    busy = [line for line in shown.splitlines() if "bytes_sent:" in line]
+
+    def each(pattern: str) -> list[float]:
+        return [float(found[1]) for line in busy if (found := re.search(pattern, line))]
+
+    return Transport(
+        retransmits=int(sum(each(r"\bretrans:\d+/(\d+)"))),
+        smoothed_rtt_s=statistics.median(rtts) / 1e3 if (rtts := each(r"\brtt:([\d.]+)/")) else None,
+        cwnd_packets=statistics.median(windows) if (windows := each(r"\bcwnd:(\d+)")) else None,
+    )
 
 
 def peak_memory_bytes() -> int:

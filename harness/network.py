@@ -1,24 +1,27 @@
-"""The emulated network: a routed star of shaped links, as lists of ``ip`` and ``tc`` commands.
+"""The emulated network: workers, switches and shaped links, as lists of ``ip`` and ``tc`` commands.
 
-Every worker has a link of its own, a /30, to a switch that forwards. Two queues make a link: the worker's egress is
-its uplink, the switch's egress towards it is its downlink. Everything here is pure; whoever runs the commands does so
-inside a private universe or inside containers, never on the host. Addresses come from 198.18.0.0/15, the range set
-aside for benchmarks of networks (RFC 2544, RFC 6890).
+Every worker has a link of its own, a /30, to a switch that forwards; where workers are grouped, trunks join the
+switches. Two queues make a link: each end's egress is one direction. Everything here is pure; whoever runs the commands
+does so inside a private universe or inside containers, never on the host. Addresses come from 198.18.0.0/15, the range
+set aside for benchmarks of networks (RFC 2544, RFC 6890).
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from harness.scenario import Link, Section
+from harness.scenario import Fabric, Link, Pipe, Section, Trace, TraceRow
+from harness.units import format_rate
 
 SWITCH = "switch"
-"""The name of the node that forwards between the workers."""
+"""The name of the node that forwards between the workers of a star, or between the groups of racks."""
 
 WORKER_INTERFACE = "eth0"
 """The shaped interface, by the name that a worker sees."""
@@ -37,6 +40,17 @@ BURST_S = 0.004
 
 QUEUE_S = 0.3
 
+SEGMENT_S = 0.25e-3
+"""The longest that one segment may occupy a link that netem paces: it is passed on whole, so long ones add delay."""
+
+OFFLOADED_SEGMENTS = 44
+"""Packets in the largest segment that offloads build, at an MTU of 1500."""
+
+UNSHAPED_BPS = 10_000_000_000
+"""More than any machine carries here: what queues of unshaped links are sized for."""
+
+SPARE_PACKETS = 1000
+
 Direction = Literal["up", "down"]
 
 
@@ -52,76 +66,284 @@ class Command(NamedTuple):
         return f"{self.program} {namespace}{self.line}"
 
 
+class End(NamedTuple):
+    """Where a link meets a node."""
+
+    node: str
+    interface: str
+    address: str
+
+
 @dataclass(frozen=True)
 class Queue:
-    """Where one direction of a worker's link is shaped."""
+    """Where one direction of a link is shaped: where it leaves ``node`` for its neighbour ``to``."""
 
-    worker: int
+    worker: int | None
+    """Whose link it is; None for a trunk."""
+    link: str
+    """Its name: the worker's, or those of the groups that a trunk joins."""
     direction: Direction
     node: str
     interface: str
+    to: End
+    pipe: Pipe
+
+
+class Wire(NamedTuple):
+    """A link: its near end belongs to the worker or to a group's switch."""
+
+    name: str
+    worker: int | None
+    near: End
+    far: End
+    up: Pipe
+    down: Pipe
+
+    def queues(self) -> tuple[Queue, Queue]:
+        """Both directions."""
+        return (
+            Queue(self.worker, self.name, "up", self.near.node, self.near.interface, self.far, self.up),
+            Queue(self.worker, self.name, "down", self.far.node, self.far.interface, self.near, self.down),
+        )
 
 
 class Topology(Section):
-    """A star: ``workers`` nodes, each with the same link to one switch."""
+    """Workers with a link each, to one switch or to those of the fabric's groups."""
 
     workers: int = Field(ge=2, le=128)
     link: Link
+    fabric: Fabric = Fabric.model_validate({})
+
+    def __hash__(self) -> int:
+        return hash((self.workers, self.link, self.fabric))
 
     @property
     def nodes(self) -> list[str]:
-        """Names of all nodes, the switch last."""
-        return [worker_name(worker) for worker in range(self.workers)] + [SWITCH]
+        """Names of all nodes, workers first."""
+        return self.worker_nodes + self.switches
+
+    @property
+    def worker_nodes(self) -> list[str]:
+        """Names of the workers' nodes, in order."""
+        return [worker_name(worker) for worker in range(self.workers)]
+
+    @property
+    def switches(self) -> list[str]:
+        """Names of the nodes that forward; the one between all groups, or of a star, last."""
+        return self.fabric.names + ([] if self.fabric.mesh else [SWITCH])
+
+    def switch_of(self, worker: int) -> str:
+        """The switch that a worker's link leads to: workers are dealt to the groups in order."""
+        groups = self.fabric.names
+        return groups[worker * len(groups) // self.workers] if groups else SWITCH
+
+    @cached_property
+    def wires(self) -> tuple[Wire, ...]:
+        """All links, those of the workers first."""
+        return (*self._worker_wires(), *self._trunks())
 
     def queues(self) -> Iterator[Queue]:
         """Both directions of every link."""
-        for worker in range(self.workers):
-            yield Queue(worker, "up", worker_name(worker), WORKER_INTERFACE)
-            yield Queue(worker, "down", SWITCH, switch_interface(worker))
+        for wire in self.wires:
+            yield from wire.queues()
+
+    @property
+    def needs_netem(self) -> bool:
+        """Whether any link asks for more than a rate."""
+        return any(queue.pipe.needs_netem for queue in self.queues())
 
     def build(self) -> list[Command]:
-        """Commands that make the namespaces and links; the switch must forward (``net.ipv4.ip_forward``)."""
+        """Commands that make the namespaces and links; every switch must forward (``net.ipv4.ip_forward``)."""
         commands = [Command("ip", None, f"netns add {node}") for node in self.nodes]
-        for worker in range(self.workers):
-            name, port, mtu = worker_name(worker), switch_interface(worker), self.link.mtu_bytes
+        mtu = self.link.mtu_bytes
+        for wire in self.wires:
+            near, far = wire.near, wire.far
             commands.append(
                 Command(
                     "ip",
                     None,
-                    f"link add {port} mtu {mtu} netns {SWITCH} type veth "
-                    f"peer name {WORKER_INTERFACE} mtu {mtu} netns {name}",
+                    f"link add {far.interface} mtu {mtu} netns {far.node} type veth "
+                    f"peer name {near.interface} mtu {mtu} netns {near.node}",
                 )
             )
-        for worker in range(self.workers):
-            port = switch_interface(worker)
-            commands.append(Command("ip", SWITCH, f"addr add {gateway(worker)}/30 dev {port}"))
-            commands.append(Command("ip", SWITCH, f"link set {port} up"))
-        for worker in range(self.workers):
-            name, congestion_control = worker_name(worker), self.link.congestion_control
-            commands.append(Command("ip", name, f"addr add {address(worker)}/30 dev {WORKER_INTERFACE}"))
-            commands.append(Command("ip", name, f"link set {WORKER_INTERFACE} up"))
-            commands.append(Command("ip", name, "link set lo up"))
-            commands.append(
-                Command("ip", name, f"route add default via {gateway(worker)} congctl {congestion_control}")
-            )
+        ends = [end for wire in self.wires for end in (wire.near, wire.far)]
+        segments = f"gso_max_segs {self.segments} " if self.segments else ""
+        for node in [*self.switches, *self.worker_nodes]:
+            commands.append(Command("ip", node, "link set lo up"))
+            for end in ends:
+                if end.node == node:
+                    commands.append(Command("ip", node, f"addr add {end.address}/30 dev {end.interface}"))
+                    commands.append(Command("ip", node, f"link set {end.interface} {segments}up"))
+            commands.extend(Command("ip", node, line) for line in self._routes_of(node))
         return commands
 
     def shape(self) -> list[Command]:
         """Commands that give every direction of every link its queue."""
-        queues = sorted(self.queues(), key=lambda queue: queue.node == SWITCH)
+        order = {node: place for place, node in enumerate(self.nodes)}
+        queues = sorted(self.queues(), key=lambda queue: order[queue.node])
         return [
-            Command("tc", queue.node, f"qdisc replace dev {queue.interface} root {qdisc(self.link)}")
+            Command("tc", queue.node, f"qdisc replace dev {queue.interface} root {self.qdisc(queue.pipe)}")
             for queue in queues
         ]
+
+    def change(self, row: int) -> list[Command]:
+        """Commands that bring a row of the links' trace into force; queues and flows go on."""
+        assert self.link.trace
+        now = self.link.trace.rows[row]
+        return [
+            Command("tc", queue.node, f"qdisc change dev {queue.interface} root {self.qdisc(now.changed(queue.pipe))}")
+            for queue in self.queues()
+            if queue.worker is not None
+        ]
+
+    def qdisc(self, pipe: Pipe) -> str:
+        """The queueing discipline of one direction of one of these links."""
+        return qdisc(pipe, self.link.mtu_bytes)
 
     def destroy(self) -> list[Command]:
         """Commands that remove what ``build`` made; links go with their namespaces."""
         return [Command("ip", None, f"netns delete {node}") for node in self.nodes]
 
+    def script(self) -> str:
+        """All of it as lines for a shell, as root, in a network of one's own (``unshare --net --mount``)."""
+        forward = [f"ip netns exec {node} sysctl -qw net.ipv4.ip_forward=1" for node in self.switches]
+        return "\n".join([*map(str, self.build()), *forward, *map(str, self.shape())])
+
     def hosts(self) -> str:
         """The text of /etc/hosts that names every node: reverse look-ups must never leave the universe."""
         lines = ["127.0.0.1 localhost", *(f"{address(w)} {worker_name(w)}" for w in range(self.workers))]
         return "\n".join(lines) + "\n"
+
+    def address_of(self, node: str) -> str:
+        """Where the last of the switches, a neighbour of every other one, finds a node."""
+        if node in self.worker_nodes:
+            return address(worker_number(node))
+        seen_from = self.switches[-1]
+        return next((queue.to.address for queue in self._between(seen_from, node)), "127.0.0.1")
+
+    def path(self, sender: int, receiver: int) -> list[Queue]:
+        """The queues that a packet from one worker to another passes, in order."""
+        up, down = self.wires[sender].queues()[0], self.wires[receiver].queues()[1]
+        return [up, *self._between(self.switch_of(sender), self.switch_of(receiver)), down]
+
+    def rtt_s(self, one: int, other: int) -> float:
+        """What an idle round trip between two workers takes at least: the delays on the way there and back."""
+        return sum(queue.pipe.delay_s for queue in self.path(one, other) + self.path(other, one))
+
+    def bound_s(self, wire_bytes: float, busiest_bytes: float) -> float:
+        """The least time a step of communication takes; 0 where nothing limits it.
+
+        A cut that parts the workers is crossed by at least what one of them sends, whoever they talk to: for a ring
+        exactly by that. So every link, trunks too, carries ``wire_bytes`` each way, and then delays the last of them;
+        somewhere ``busiest_bytes`` must pass too, at best over the fastest link of a worker.
+
+        Args:
+            wire_bytes: payload that each worker sends.
+            busiest_bytes: payload in the busiest direction of any worker's link.
+        """
+        if self.link.trace and len(self.link.trace.rows) > 1:
+            return self.at_best.bound_s(wire_bytes, busiest_bytes)
+        queues = list(self.queues())
+        carried = [_seconds(wire_bytes, queue.pipe) + queue.pipe.delay_s for queue in queues]
+        busiest = min(_seconds(busiest_bytes, queue.pipe) for queue in queues if queue.worker is not None)
+        farthest_s = max(sum(queue.pipe.delay_s for queue in self.path(0, other)) for other in range(1, self.workers))
+        return max(*carried, busiest, farthest_s)
+
+    def ring_bound_s(self, payload_bytes: float) -> float:
+        """Seconds that a ring all-reduce cannot beat, latency included; 0 where nothing limits it.
+
+        Each worker sends 2 (p - 1) / p of the payload, which the slowest link must carry; and the sum of the first
+        element travels round the ring once to be made, and all but once to be told.
+        """
+        if self.link.trace and len(self.link.trace.rows) > 1:
+            return self.at_best.ring_bound_s(payload_bytes)
+        p = self.workers
+        hops = [self.path(worker, (worker + 1) % p) for worker in range(p)]
+        slowest_s = max(_seconds(2 * (p - 1) / p * payload_bytes, queue.pipe) for queue in self.queues())
+        travel_s = 2 * (p - 1) / p * sum(queue.pipe.delay_s for hop in hops for queue in hop)
+        return max(slowest_s, travel_s)
+
+    @cached_property
+    def at_best(self) -> Topology:
+        """The same with links that stay as good as they ever become: what a changing network cannot beat either."""
+        assert self.link.trace
+        rows = self.link.trace.rows
+        delays_s = [row.delay_s for row in rows if row.delay_s is not None]
+        best = TraceRow(t_s=0.0, rate_bps=max(row.rate_bps for row in rows), delay_s=min(delays_s, default=None))
+        return self.model_copy(update={"link": self.link.model_copy(update={"trace": Trace(rows=(best,))})})
+
+    def particulars(self) -> str:
+        """What the links are beyond rate, delay and loss, and how they are joined, in words; empty for a plain star."""
+        told = {"rate_bps", "delay_s", "loss", "mtu_bytes", "congestion_control"}
+        plain = Link.model_validate({}).model_dump(mode="json", by_alias=True)
+        own = self.link.model_dump(mode="json", by_alias=True, exclude=told)
+        own |= self.link.model_dump(mode="json", by_alias=True, include={"mtu_bytes", "congestion_control"})
+        links = {key: value for key, value in own.items() if value != plain[key]}
+        if self.link.trace:
+            rates = [row.rate_bps for row in self.link.trace.rows]
+            links["trace"] = f"of {len(rates)} rates, {format_rate(min(rates))} to {format_rate(max(rates))}"
+        fabric = self.fabric.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        return ", ".join(f"{name} {_words(value)}" for name, value in {**links, **fabric}.items())
+
+    @property
+    def slowest_bps(self) -> int | None:
+        """The rate of the slowest direction of any link; None where all are unshaped."""
+        return min((queue.pipe.rate_bps for queue in self.queues() if queue.pipe.rate_bps), default=None)
+
+    @property
+    def segments(self) -> int | None:
+        """How many packets a worker may hand to its link as one; None where that does not matter.
+
+        Netem counts, drops and passes on segments whole: where it does so, they must not be long.
+        """
+        netem = [queue.pipe for queue in self.queues() if queue.pipe.needs_netem]
+        if not netem:
+            return None
+        if any(pipe.disturbs or pipe.queue_bytes for pipe in netem):
+            return 1
+        slowest_bps = min(pipe.rate_bps or UNSHAPED_BPS for pipe in netem)
+        return min(max(1, int(slowest_bps / 8 * SEGMENT_S / self.link.mtu_bytes)), OFFLOADED_SEGMENTS)
+
+    def _worker_wires(self) -> Iterator[Wire]:
+        for worker, name in enumerate(self.worker_nodes):
+            near = End(name, WORKER_INTERFACE, address(worker))
+            far = End(self.switch_of(worker), switch_interface(worker), gateway(worker))
+            yield Wire(name, worker, near, far, self.link.pipe(name, "up"), self.link.pipe(name, "down"))
+
+    def _trunks(self) -> Iterator[Wire]:
+        for number, trunk in enumerate(self.fabric.trunk_names):
+            near, far = trunk.split() if self.fabric.mesh else (trunk, SWITCH)
+            interface, subnet = f"trunk{number}", f"198.19.{number // 64}.{number % 64 * 4}"
+            near_end, far_end = (
+                End(node, interface, f"{subnet.rpartition('.')[0]}.{number % 64 * 4 + place}")
+                for node, place in ((near, 1), (far, 2))
+            )
+            up, down = (self.fabric.pipe(trunk, way, self._shared_bps(near, way)) for way in ("up", "down"))
+            yield Wire(trunk, None, near_end, far_end, up, down)
+
+    def _shared_bps(self, group: str, direction: Direction) -> int | None:
+        """The rate of a group's trunk by its oversubscription; None where it has none, or its links no rate."""
+        members = [worker for worker in range(self.workers) if self.switch_of(worker) == group]
+        rates = [self.link.pipe(worker_name(worker), direction).rate_bps for worker in members]
+        if self.fabric.oversubscription is None or None in rates:
+            return None
+        return round(sum(rate for rate in rates if rate) / self.fabric.oversubscription)
+
+    def _between(self, one: str, other: str) -> list[Queue]:
+        """The trunks' queues on the way from one switch to another."""
+        if one == other:
+            return []
+        ways = {(queue.node, queue.to.node): queue for wire in self.wires[self.workers :] for queue in wire.queues()}
+        stops = [one, other] if (one, other) in ways else [one, SWITCH, other]
+        return [ways[hop] for hop in itertools.pairwise(stops)]
+
+    def _routes_of(self, node: str) -> list[str]:
+        """How a node reaches workers that are not its neighbours."""
+        if node in self.worker_nodes:
+            gateway_address = gateway(worker_number(node))
+            return [f"route add default via {gateway_address} congctl {self.link.congestion_control}"]
+        far = {worker: self._between(node, self.switch_of(worker)) for worker in range(self.workers)}
+        return [f"route add {address(worker)}/32 via {way[0].to.address}" for worker, way in far.items() if way]
 
 
 def worker_name(worker: int) -> str:
@@ -149,27 +371,79 @@ def address(worker: int) -> str:
     return f"198.18.{128 + worker // 64}.{worker % 64 * 4 + 2}"
 
 
-def burst_bytes(link: Link) -> int:
-    """The token bucket of a link: as asked, or what keeps the rate true without hiding it.
+def burst_bytes(pipe: Pipe) -> int:
+    """The token bucket of a direction: as asked, or what keeps the rate true without hiding it.
 
     Raises:
-        ValueError: the link has no rate.
+        ValueError: it has no rate.
     """
-    if link.rate_bps is None:
+    if pipe.rate_bps is None:
         raise ValueError("an unshaped link has no bucket")
-    return link.burst_bytes or max(MIN_BURST_BYTES, math.ceil(link.rate_bps / 8 * BURST_S))
+    return pipe.burst_bytes or max(MIN_BURST_BYTES, math.ceil(pipe.rate_bps / 8 * BURST_S))
 
 
-def qdisc(link: Link) -> str:
-    """The queueing discipline of one direction (tc-tbf(8)); an unshaped link gets a plain queue, for its counters."""
-    if link.rate_bps is None:
+def qdisc(pipe: Pipe, mtu_bytes: int = 1500) -> str:
+    """The queueing discipline of one direction.
+
+    A rate alone is a token bucket (tc-tbf(8)). Anything more is netem's (tc-netem(8)), which then paces the rate too:
+    by the packets' lengths, without bursts, and in order however their delays vary. An unshaped direction gets a plain
+    queue, for its counters.
+    """
+    if pipe.needs_netem:
+        return " ".join(["netem", f"limit {netem_limit(pipe, mtu_bytes)}", *_netem_words(pipe)])
+    if pipe.rate_bps is None:
         return "pfifo limit 10000"
-    burst = burst_bytes(link)
-    limit = burst + math.ceil(link.rate_bps / 8 * QUEUE_S)
-    return f"tbf rate {link.rate_bps}bit burst {burst} limit {limit}"
+    burst = burst_bytes(pipe)
+    return f"tbf rate {pipe.rate_bps}bit burst {burst} limit {burst + queue_bytes(pipe)}"
 
 
-def check_read_back(link: Link, queue: Queue, shown: Sequence[Mapping[str, Any]]) -> None:
+def queue_bytes(pipe: Pipe) -> int:
+    """What may wait for the rate: as asked, or ``QUEUE_S`` of it."""
+    return pipe.queue_bytes or math.ceil((pipe.rate_bps or UNSHAPED_BPS) / 8 * QUEUE_S)
+
+
+def netem_limit(pipe: Pipe, mtu_bytes: int) -> int:
+    """Packets that netem may hold: those on their way through the delay, and those that wait for the rate.
+
+    Where no queue is asked for it is never the limit: netem drops what exceeds it, which would look like loss.
+    """
+    frame_bytes = mtu_bytes + ETHERNET_HEADER_BYTES
+    flight_s = pipe.delay_s + 4 * pipe.jitter_s
+    flight = math.ceil((pipe.rate_bps or UNSHAPED_BPS) / 8 * flight_s / frame_bytes)
+    waiting = math.ceil(queue_bytes(pipe) / frame_bytes)
+    return flight + waiting if pipe.queue_bytes else 2 * flight + max(waiting, SPARE_PACKETS)
+
+
+def _netem_words(pipe: Pipe) -> Iterator[str]:
+    if pipe.delay_s:
+        yield f"delay {_us(pipe.delay_s)}"
+    if pipe.jitter_s:
+        yield _us(pipe.jitter_s)
+        if pipe.jitter_correlation:
+            yield _percent(pipe.jitter_correlation)
+        if pipe.jitter_distribution != "uniform":
+            yield f"distribution {pipe.jitter_distribution}"
+    if pipe.loss:
+        yield f"loss random {_percent(pipe.loss)}"
+    if bursts := pipe.loss_bursts:
+        shares = (bursts.p, bursts.r, bursts.loss_bad, bursts.loss_good)
+        yield f"loss gemodel {' '.join(map(_percent, shares))}"
+    for name in ("duplicate", "corrupt", "reorder"):
+        if share := getattr(pipe, name):
+            yield f"{name} {_percent(share)}"
+    if pipe.rate_bps:
+        yield f"rate {pipe.rate_bps}bit"
+
+
+def _us(time_s: float) -> str:
+    return f"{1e6 * time_s:.9g}us"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.9g}%"
+
+
+def check_read_back(pipe: Pipe, queue: Queue, shown: Sequence[Mapping[str, Any]]) -> None:
     """Compare what ``tc -j qdisc show`` says of an interface with what was asked.
 
     Raises:
@@ -177,18 +451,53 @@ def check_read_back(link: Link, queue: Queue, shown: Sequence[Mapping[str, Any]]
     """
     root = next((entry for entry in shown if entry.get("root") and entry.get("dev") == queue.interface), None)
     where = f"{queue.node}/{queue.interface}"
-    expected = qdisc(link).split()[0]
+    expected = qdisc(pipe).split()[0]
     if root is None or root["kind"] != expected:
         raise ValueError(f"{where}: asked for {expected}, the kernel has {root and root['kind']}")
-    if link.rate_bps is None:
+    if expected == "netem":
+        _check_netem(pipe, where, root["options"])
+        return
+    if pipe.rate_bps is None:
         return
     rate_bps, burst = 8 * root["options"]["rate"], root["options"]["burst"]
     # tc turns the bucket into time at the rate and back, in ticks: the last bytes may be rounded away.
-    if abs(rate_bps - link.rate_bps) > 8 or abs(burst - burst_bytes(link)) > 0.01 * burst:
+    if abs(rate_bps - pipe.rate_bps) > 8 or abs(burst - burst_bytes(pipe)) > 0.01 * burst:
         raise ValueError(
-            f"{where}: asked for {link.rate_bps} bit/s with a bucket of {burst_bytes(link)} bytes, "
+            f"{where}: asked for {pipe.rate_bps} bit/s with a bucket of {burst_bytes(pipe)} bytes, "
             f"the kernel has {rate_bps} bit/s and {burst} bytes"
         )
+
+
+NETEM_FIELDS: dict[str, tuple[str, str]] = {
+    "delay_s": ("delay", "delay"),
+    "jitter_s": ("delay", "jitter"),
+    "jitter_correlation": ("delay", "correlation"),
+    "loss": ("loss-random", "loss"),
+    "duplicate": ("duplicate", "duplicate"),
+    "corrupt": ("corrupt", "corrupt"),
+    "reorder": ("reorder", "reorder"),
+    "rate_bps": ("rate", "rate"),
+}
+"""Where ``tc -j`` shows each field of a pipe."""
+
+NETEM_ROUNDING = {"rate_bps": 8, "delay_s": 1.1e-6, "jitter_s": 1.1e-6}
+
+BURST_FIELDS = {"p": "p", "r": "r", "loss_bad": "1-h", "loss_good": "1-k"}
+
+
+def _check_netem(pipe: Pipe, where: str, options: Mapping[str, Any]) -> None:
+    pairs = {
+        name: (getattr(pipe, name) or 0.0, options.get(part, {}).get(key, 0.0))
+        for name, (part, key) in NETEM_FIELDS.items()
+    }
+    pairs["rate_bps"] = (pairs["rate_bps"][0], 8 * pairs["rate_bps"][1])
+    if pipe.loss_bursts:
+        model = options.get("loss-gemodel", {})
+        pairs |= {name: (getattr(pipe.loss_bursts, name), model.get(key, 0.0)) for name, key in BURST_FIELDS.items()}
+    for name, (asked, found) in pairs.items():
+        # Shares are 32 bits in the kernel, rates whole bytes, and times are shown in microseconds, rounded down.
+        if abs(found - asked) > max(1e-6 * asked, NETEM_ROUNDING.get(name, 1e-8)):
+            raise ValueError(f"{where}: asked for {name} = {asked:g}, the kernel has {found:g}")
 
 
 def wire_share(link: Link) -> float:
@@ -199,3 +508,13 @@ def wire_share(link: Link) -> float:
 def ring_bound_s(payload_bytes: float, workers: int, rate_bps: float) -> float:
     """Seconds a ring all-reduce cannot beat: each worker sends 2 (p - 1) / p of the payload through its uplink."""
     return 2 * (workers - 1) / workers * payload_bytes * 8 / rate_bps
+
+
+def _words(value: object) -> str:
+    if isinstance(value, dict):
+        return f"({', '.join(f'{key} {_words(inner)}' for key, inner in value.items() if inner is not None)})"
+    return str(value)
+
+
+def _seconds(size_bytes: float, pipe: Pipe) -> float:
+    return 8 * size_bytes / pipe.rate_bps if pipe.rate_bps else 0.0

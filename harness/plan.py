@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import baselines
 from baselines import MethodState
 from harness.errors import UsageError
+from harness.network import Topology
 from harness.provenance import code_digest
 from harness.scenario import Case, MethodSpec, Scenario, Section
 from harness.status import DONE
@@ -72,8 +73,9 @@ class Plan:
     trials: tuple[Trial, ...]
 
     def pending(self, attempts: pd.DataFrame) -> list[Trial]:
-        """The trials that are not yet done, in order; ``attempts`` are those of the store."""
-        done = set(attempts.loc[attempts["status"] == DONE, "trial_id"])
+        """The trials whose last attempt is not done, in order; ``attempts`` are those of the store."""
+        last = attempts.drop_duplicates("trial_id", keep="last")
+        done = set(last.loc[last["status"] == DONE, "trial_id"])
         return [trial for trial in self.trials if trial.id not in done]
 
     def strangers(self, attempts: pd.DataFrame) -> set[str]:
@@ -108,11 +110,16 @@ def wire_bytes(trial: Trial, step: int | None = None) -> float:
 
 
 def lower_bound_s(trial: Trial, step: int | None = None) -> float:
-    """The least time that a step's bytes need on the trial's busiest link; 0 where links are unshaped."""
-    rate_bps = trial.case.link.rate_bps
+    """The least time that a step's bytes need on the trial's network; 0 where nothing limits them."""
     shapes, _ = _model_facts(trial.case.train.model)
     busiest_bytes = state_of(trial.method).busiest_bytes(shapes, trial.case.cluster.workers, step)
-    return 8 * busiest_bytes / rate_bps if rate_bps else 0.0
+    return topology_of(trial.case).bound_s(wire_bytes(trial, step), busiest_bytes)
+
+
+@cache
+def topology_of(case: Case) -> Topology:
+    """The network that a case asks for."""
+    return Topology(workers=case.cluster.workers, link=case.link, fabric=case.fabric)
 
 
 def estimate(trial: Trial, cpu_count: int) -> Estimate:

@@ -31,6 +31,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullForma
 import baselines
 from harness.scenario import MethodSpec
 from harness.stats import (
+    CASE_COLUMNS,
     TOLERATED_LOSS,
     CaseResult,
     Estimate,
@@ -513,6 +514,60 @@ def _swept(baseline: str, case: CaseResult) -> pd.DataFrame:
     )
 
 
+def changing_links(cases: Sequence[CaseResult], events: pd.DataFrame, looks: Mapping[str, Look]) -> Drawing:
+    """The links' rate against what a method got of it, step by step; a panel a method, of its first finished round."""
+    data = changes_by_step(cases, events)
+    panels = list(data.groupby([*CASE_COLUMNS, "label"], sort=False, dropna=False))
+    keys: list[Artist] = [
+        Line2D([], [], color=INK, lw=1, ls="--", label="rate of the links"),
+        Line2D([], [], color="#888888", lw=1, label="payload per step time"),
+        Line2D([], [], color=INK, marker="v", ls="", label="adaptive choice, and the goodput it was made for"),
+    ]
+    figure, grid = _grid(
+        len(panels), 1, WIDTH_IN, 1.1, "Changing links", keys, left_in=0.75, between_in=0, right_in=0.15, titled=True
+    )
+    for axes, (key, own) in zip(grid.flat, panels, strict=True):
+        look = looks[str(key[-1])]
+        axes.step(own["step"], own["link_rate_bps"], color=INK, ls="--", lw=1, where="post")
+        axes.plot(own["step"], own["goodput_bps"], color=look.color, lw=1)
+        axes.plot(own["step"], own["adaptive_goodput_bps"], color=INK, marker="v", ls="")
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(EngFormatter(places=0))
+        axes.set_title(str(key[-1]))
+        axes.set_ylabel("bit/s")
+    grid[-1][0].set_xlabel("steps")
+    caption = (
+        "Dashed: the rate that was in force on every worker's links when the step ended, as the player logged it. "
+        "Solid: the payload of a worker's mean step over the time that this step took, computation included."
+    )
+    return Drawing("changing-links", "Goodput while the links change", caption, figure, data)
+
+
+def changes_by_step(cases: Sequence[CaseResult], events: pd.DataFrame) -> pd.DataFrame:
+    """A row a step of each method's first finished trial on changing links: rate in force, goodput, choices."""
+    kinds = {"step_s", "link_rate_bps", "adaptive_goodput_bps"}
+    chosen = events[events["kind"].isin(kinds) & (events["rank"] <= 0)]
+
+    def of(case: CaseResult) -> pd.DataFrame:
+        frames = []
+        for result in case.methods:
+            first = result.done.sort_values("round").head(1)
+            if first.empty:
+                continue
+            own = chosen[chosen["trial_id"] == first["trial_id"].iloc[0]]
+            table = own.pivot_table(index="step", columns="kind", values="value", aggfunc="last").sort_index()
+            if "link_rate_bps" not in table:
+                continue
+            table = table.reindex(columns=sorted(kinds))
+            table["link_rate_bps"] = table["link_rate_bps"].ffill().bfill()
+            table["goodput_bps"] = 8 * first["wire_bytes_per_step"].iloc[0] / table["step_s"]
+            frames.append(table.reset_index().assign(label=result.label))
+        columns = ["label", "step", "link_rate_bps", "goodput_bps", "adaptive_goodput_bps"]
+        return pd.concat(frames)[columns] if frames else pd.DataFrame(columns=columns)
+
+    return per_case(cases, of)
+
+
 def _draw_all(
     cases: Sequence[CaseResult], events: pd.DataFrame, looks: Mapping[str, Look], baseline: str
 ) -> Iterator[Drawing]:
@@ -522,6 +577,8 @@ def _draw_all(
         yield bandwidth(cases, looks, baseline)
     if len(curves := accuracy_curves(cases, events)):
         yield accuracy(cases, curves, looks)
+    if (events["kind"] == "link_rate_bps").any():
+        yield changing_links(cases, events, looks)
     if any(sweeps(case, baseline) for case in cases):
         yield sweep(cases, looks, baseline)
     yield step_time(cases, looks)

@@ -43,6 +43,7 @@ class ProbeReport:
         return {
             "workers": self.workers,
             "links": [link.model_dump() for link in self.readings.links],
+            "round_trips": [trip.model_dump() for trip in self.readings.round_trips],
             "rtt_s": {"median": self.readings.rtt_median_s, "pairs": list(self.readings.rtt_s)},
             "all_reduce": vars(self.all_reduce),
             "bring_up_s": self.bring_up_s,
@@ -66,7 +67,7 @@ def probe(cluster: Cluster, topology: Topology) -> ProbeReport:
         cluster.preload()
         size = tensor_bytes(topology)
         seconds, first_collective_at = _time_all_reduce(cluster, topology, size)
-    bound = ring_bound_s(size, topology.workers, topology.link.rate_bps) if topology.link.rate_bps else None
+    bound = topology.ring_bound_s(size)
     return ProbeReport(
         workers=topology.workers,
         readings=readings,
@@ -77,9 +78,9 @@ def probe(cluster: Cluster, topology: Topology) -> ProbeReport:
 
 def tensor_bytes(topology: Topology) -> int:
     """A size that takes about ``BOUND_S`` on these links."""
-    if topology.link.rate_bps is None:
+    if topology.slowest_bps is None:
         return UNSHAPED_TENSOR_BYTES
-    wanted = BOUND_S / ring_bound_s(1, topology.workers, topology.link.rate_bps)
+    wanted = BOUND_S / ring_bound_s(1, topology.workers, topology.slowest_bps)
     smallest, largest = TENSOR_BYTES
     return int(min(max(wanted, smallest), largest)) // 4 * 4
 

@@ -95,6 +95,19 @@ class LinkReading:
     """Of each worker and direction: ``worker``, ``direction``, ``rate_bps_asked``, ``rate_bps_measured``."""
     rtt_s: float
     trials: int
+    when: str = "before"
+    """Whether it was taken before or after those trials."""
+    drift: str | None = None
+
+    @property
+    def lost(self) -> list[str]:
+        """Where packets are lost on purpose: asked and counted, in words."""
+        return [
+            f"{link['link']} {link['direction']}: {link['loss_asked']:.3%} asked, "
+            f"{counts['lost'] / counts['sent']:.3%} of {counts['sent']} counted"
+            for link in self.links
+            if (counts := link.get("counts"))
+        ]
 
 
 @dataclass(frozen=True)
@@ -122,9 +135,13 @@ class VerifiedLinks:
     @property
     def ratio_range(self) -> str:
         """Measured over asked, least to greatest."""
-        if self.asked_bps is None:
-            return NOTHING
-        return f"{self.low_bps / self.asked_bps:.3f}–{self.high_bps / self.asked_bps:.3f}"
+        ratios = [
+            link["rate_bps_measured"] / link["rate_bps_asked"]
+            for reading in self.readings
+            for link in reading.links
+            if link["rate_bps_asked"]
+        ]
+        return f"{min(ratios):.3f}–{max(ratios):.3f}" if ratios else NOTHING
 
     @property
     def rtt_s(self) -> float:
@@ -134,7 +151,12 @@ class VerifiedLinks:
     @property
     def trials(self) -> int:
         """How many trials ran on these links."""
-        return sum(reading.trials for reading in self.readings)
+        return sum(reading.trials for reading in self.readings if reading.when == "before")
+
+    @property
+    def trials_after(self) -> int:
+        """How many of them have links that were measured again afterwards."""
+        return sum(reading.trials for reading in self.readings if reading.when == "after")
 
 
 def write(store: Store) -> Path:
@@ -255,6 +277,11 @@ def _verified_links(case: CaseResult) -> VerifiedLinks:
     readings = [
         LinkReading(json.loads(links), rtt_s, trials) for (links, rtt_s), trials in seen.items() if not pd.isna(links)
     ]
+    after = Counter(zip(case.trials["verified_after"], case.trials["drift"], strict=True))
+    for (verified, drift), trials in after.items():
+        if not pd.isna(verified):
+            found = json.loads(verified)
+            readings.append(LinkReading(found["links"], statistics.median(found["rtt_s"]), trials, "after", drift))
     return VerifiedLinks(case.title, case.rate_bps, readings)
 
 

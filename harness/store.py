@@ -3,6 +3,7 @@
     RUN/scenario.json           the scenario as it was resolved
     RUN/provenance.json         a list, one entry for each time the run was started or resumed
     RUN/trials.parquet/         a folder, one file a trial; pandas reads it as one frame
+    RUN/verified.parquet/       likewise: what the links were after it, known only once the last trial on them has ended
     RUN/events.parquet/         likewise: trial_id, rank, step, time_s, kind, value
 
 A trial's events are written before its row, and the row is what makes it count: whatever dies in between leaves
@@ -15,7 +16,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,6 +47,7 @@ TRIAL_SCHEMA = pa.schema(
         ("rate_bps", pa.float64()),  # null: unshaped
         ("delay_s", pa.float64()),
         ("loss", pa.float64()),
+        ("network", pa.string()),  # what else its links and topology are, in words
         ("seed", pa.int64()),
         ("round", pa.int32()),
         ("status", pa.string()),
@@ -78,6 +80,11 @@ TRIAL_SCHEMA = pa.schema(
         ("measured_rate_bps", pa.float64()),
         ("measured_rtt_s", pa.float64()),
         ("links", pa.string()),  # JSON: every link and direction, asked and measured
+        ("verified_before", pa.string()),  # JSON: all that was measured of the network before the trial
+        ("retransmits", pa.float64()),  # TCP segments sent again, by all workers
+        ("transport_rtt_s", pa.float64()),  # TCP's smoothed round trip at the end, queues included; median of workers
+        ("cwnd_packets", pa.float64()),  # TCP's congestion window then, likewise
+        ("queue_drops", pa.float64()),  # by the workers' uplinks: for want of room, or as asked
         ("parameter_hash", pa.string()),
         ("commit", pa.string()),
         ("code_digest", pa.string()),
@@ -87,6 +94,15 @@ TRIAL_SCHEMA = pa.schema(
         ("device", pa.string()),  # cpu or cuda
         ("peak_gpu_memory_bytes", pa.float64()),  # null: on a CPU
         ("log_tail", pa.string()),
+    ]
+)
+
+VERIFICATION_SCHEMA = pa.schema(
+    [
+        ("trial_id", pa.string()),
+        ("attempt", pa.int32()),
+        ("verified_after", pa.string()),  # JSON: all that was measured after the last trial on the same network
+        ("drift", pa.string()),  # what was out of tolerance then
     ]
 )
 
@@ -127,7 +143,7 @@ class Store:
         """
         store = cls(folder)
         try:
-            for part in (store._trials, store._events):
+            for part in (store._trials, store._events, store._verified):
                 part.mkdir(parents=True, exist_ok=True)
             if not store._scenario.exists():
                 _write(store._scenario, scenario.model_dump_json(by_alias=True, indent=1).encode())
@@ -160,6 +176,10 @@ class Store:
     @property
     def _trials(self) -> Path:
         return self.folder / "trials.parquet"
+
+    @property
+    def _verified(self) -> Path:
+        return self.folder / "verified.parquet"
 
     @property
     def _events(self) -> Path:
@@ -209,13 +229,30 @@ class Store:
         _write(self._events / name, _as_parquet(pa.Table.from_pylist(rows, schema=EVENT_SCHEMA)))
         _write(self._trials / name, _as_parquet(pa.Table.from_pylist([dict(row)], schema=TRIAL_SCHEMA)))
 
+    def append_verification(self, trial_id: str, attempt: int, readings: str | None, drift: Sequence[str]) -> None:
+        """Add what the links of a trial were after it."""
+        row = {
+            "trial_id": trial_id,
+            "attempt": attempt,
+            "verified_after": readings,
+            "drift": "; ".join(drift) or None,
+        }
+        table = pa.Table.from_pylist([row], schema=VERIFICATION_SCHEMA)
+        _write(self._verified / f"{trial_id}-{attempt}.parquet", _as_parquet(table))
+
+    def attempts_of(self, trial_id: str) -> int:
+        """How many attempts of a trial there are."""
+        return len(list(self._trials.glob(f"{trial_id}-*.parquet")))
+
     def attempts(self) -> pd.DataFrame:
-        """Every attempt of every trial, in order of trial and attempt.
+        """Every attempt of every trial, in order of trial and attempt, in the columns of both schemas.
 
         Raises:
             UsageError: a file is damaged; it is named, and nothing is lost.
         """
-        frame = _read_tables(self._trials, TRIAL_SCHEMA)
+        verified = _read_tables(self._verified, VERIFICATION_SCHEMA)
+        frame = _read_tables(self._trials, TRIAL_SCHEMA).merge(verified, how="left", on=["trial_id", "attempt"])
+        frame["network"] = frame["network"].fillna("")  # of runs from before there was more than a plain star
         return frame.sort_values(["round", "trial_id", "attempt"], ignore_index=True)
 
     def trials(self) -> pd.DataFrame:

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Any
 
 from harness import linkprobe
 from harness.agent import Send
-from harness.network import SWITCH, Topology, worker_number
+from harness.network import Topology
 
 
 def probe_links(spec: Mapping[str, Any], node: str, send: Send) -> None:
-    """Measure all links between the workers, which answer, and the switch, which asks and sends ``readings``."""
-    if node == SWITCH:
-        readings = linkprobe.measure(Topology.model_validate(spec["topology"]))
+    """Measure all links of ``topology``: every node answers, the last switch asks as well and sends ``readings``."""
+    topology = Topology.model_validate(spec["topology"])
+    if node == topology.switches[-1]:
+        threading.Thread(target=linkprobe.answer, daemon=True).start()
+        readings = linkprobe.measure(topology, spec.get("counted"))
         send({"kind": "result", "readings": readings.model_dump_json()})
     else:
-        linkprobe.answer(worker_number(node))
+        linkprobe.answer()
 
 
 def probe_ceiling(spec: Mapping[str, Any], node: str, send: Send) -> None:
     """Measure what the machine carries when nothing is shaped; the switch sends ``ceiling_bps``, a worker's share."""
-    if node == SWITCH:
-        send({"kind": "result", "ceiling_bps": linkprobe.measure_ceiling(Topology.model_validate(spec["topology"]))})
+    topology = Topology.model_validate(spec["topology"])
+    if node == topology.switches[-1]:
+        threading.Thread(target=linkprobe.answer, daemon=True).start()
+        send({"kind": "result", "ceiling_bps": linkprobe.measure_ceiling(topology)})
     else:
-        linkprobe.answer(worker_number(node))
+        linkprobe.answer()

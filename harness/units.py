@@ -45,16 +45,22 @@ def parse_time_s(text: object) -> float:
     return _parse(text, TIME_UNITS, "a time such as '20ms' (units: us, ms, s, min, h)")
 
 
-def parse_share(text: object) -> float:
-    """The share of, for example, ``"10%"``.
+def parse_share(given: object) -> float:
+    """A share between 0 and 1 of, for example, ``0.01`` or ``"1%"``.
 
     Raises:
-        ValueError: not a positive number followed by a percent sign.
+        ValueError: it is neither.
     """
-    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*%\s*", str(text))
-    if not match or not float(match[1]) > 0:
-        raise ValueError("a percentage above zero, such as '10%'")
-    return float(match[1]) / 100
+    expected = "a share from 0 to 1 such as 0.01, or '1%'"
+    if isinstance(given, str):
+        share = _parse(given, {"%": 0.01}, expected)
+    elif isinstance(given, (int, float)) and not isinstance(given, bool):
+        share = float(given)
+    else:
+        raise ValueError(expected)
+    if not 0 <= share <= 1:
+        raise ValueError(expected)
+    return share
 
 
 def format_rate(rate_bps: float) -> str:
@@ -77,7 +83,7 @@ def format_time(time_s: float) -> str:
 
 
 def _parse(text: object, units: Mapping[str, float], expected: str) -> float:
-    match = re.fullmatch(r"\s*((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*([a-z]+?)(?:/s)?\s*", str(text).lower())
+    match = re.fullmatch(r"\s*((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*([a-z]+?|%)(?:/s)?\s*", str(text).lower())
     if not isinstance(text, str) or not match or match[2] not in units:
         raise ValueError(expected)
     return float(match[1]) * units[match[2]]
@@ -102,3 +108,6 @@ SizeBytes = Annotated[int, BeforeValidator(parse_size_bytes), PlainSerializer(la
 
 TimeS = Annotated[float, BeforeValidator(parse_time_s), PlainSerializer(lambda time_s: f"{time_s!r}s"), Field(ge=0)]
 """A field read from text such as ``"20ms"``, held in seconds, written back with its unit."""
+
+Share = Annotated[float, BeforeValidator(parse_share)]
+"""A field read from a number between 0 and 1, or from text such as ``"1%"``; held as the number."""

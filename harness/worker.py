@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any
 
 import torch
@@ -59,12 +59,15 @@ def train(spec: Mapping[str, Any], node: str, send: Send) -> None:
     """Train one trial on this rank.
 
     Args:
-        spec: ``trial``, the Trial as JSON; ``port``, where the ranks meet on the first worker.
+        spec: ``trial``, the Trial as JSON; ``port``, where the ranks meet on the first worker; maybe ``start_file``, to
+            be made when training begins.
     """
     trial = Trial.model_validate(spec["trial"])
     rank, world_size = worker_number(node), trial.case.cluster.workers
     with process_group(rank, world_size, spec["port"], os.environ.get(BACKEND_VARIABLE, GLOO)):
-        _Training(trial, rank, world_size, Recorder(send), send).run()
+        training = _Training(trial, rank, world_size, Recorder(send), send)
+        training.start_file = Path(spec["start_file"]) if rank == 0 and "start_file" in spec else None
+        training.run()
 
 
 def time_all_reduce(spec: Mapping[str, Any], node: str, send: Send) -> None:
@@ -143,11 +146,16 @@ class _Training:
         self.steady_from_step = max(self.method.steady_from_step, UNSETTLED_STEPS)
         self.paused_s = 0.0
         self.first_non_finite: tuple[int, str] | None = None
+        self.start_file: Path | None = None
+        """Made when training begins, for whoever changes the links from then on."""
 
     def run(self) -> None:
         steps = 0
         at_steady = meter.wire_bytes(WORKER_INTERFACE)
+        drops_before = meter.queue_drops(WORKER_INTERFACE)
         dist.barrier()
+        if self.start_file:
+            self.start_file.touch()
         for step in range(self.settings.steps):
             if step == self.steady_from_step:
                 with self._paused():
@@ -163,7 +171,8 @@ class _Training:
                     self.recorder.note(steps, "test_loss", evaluation.loss)
                 if not evaluation.loss < float("inf"):  # NaN too
                     break
-        sent = meter.wire_bytes(WORKER_INTERFACE) - at_steady
+        sent, transport = meter.wire_bytes(WORKER_INTERFACE) - at_steady, meter.transport()
+        drops = meter.queue_drops(WORKER_INTERFACE) - drops_before
         smallest, largest = self._parameter_hash_range()
         self.recorder.flush()
         self.send(
@@ -175,6 +184,8 @@ class _Training:
                 "diverged": steps < self.settings.steps or not evaluation.loss < float("inf"),
                 "payload_bytes": sent.payload,
                 "header_bytes": sent.headers,
+                **vars(transport),
+                "queue_drops": drops,
                 "train_time_s": self.recorder.clock_s,
                 "evaluation_time_s": self.paused_s,
                 "peak_memory_bytes": meter.peak_memory_bytes(),
@@ -219,6 +230,8 @@ class _Training:
                 self.first_non_finite = (step, name)
         if self.rank == 0:
             self.recorder.note(step, "loss", loss.item())
+        if self.start_file:
+            self.recorder.note(step, "monotonic_s", monotonic())
 
     def _batches(self) -> Iterator[list[int]]:
         """Indices of this rank's samples, batch by batch: each epoch in a new order, each sample on one rank."""

@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -54,6 +55,9 @@ class Cluster(Protocol):
         Raises:
             MeasurementError: a link is not what was asked.
         """
+
+    def verify(self) -> Readings:
+        """Measure the topology in use once more; what is off is in the readings' ``complaints``."""
 
     def lend(self, file: Path) -> None:
         """Let workers read a file of this machine by the same name; before tasks start."""
@@ -108,10 +112,14 @@ class AgentConnection:
             UsageError, MeasurementError: it was refused.
         """
         self._send(message)
+        self.wait_until_done(message["op"], timeout_s)
+
+    def wait_until_done(self, op: str, timeout_s: float) -> None:
+        """Wait until an operation that was begun is done; see ``request``."""
         deadline = time.monotonic() + timeout_s
         while True:
             reply = self._next(deadline)
-            if reply.get("op") != message["op"]:
+            if reply.get("op") != op:
                 continue  # what is left of a task that was ended early
             if reply["kind"] == "done":
                 return
@@ -119,15 +127,30 @@ class AgentConnection:
                 kind = UsageError if reply["exit_code"] == UsageError.exit_code else MeasurementError
                 raise kind(reply["reason"])
 
-    def task(self, task: str, nodes: list[str], spec: Mapping[str, Any], timeout_s: float) -> Iterator[Message]:
+    def task(
+        self,
+        task: str,
+        nodes: list[str],
+        spec: Mapping[str, Any],
+        timeout_s: float,
+        beside: tuple[str, str, Mapping[str, Any]] | None = None,
+    ) -> Iterator[Message]:
         """Run a task on nodes; yields messages until each node's worker has ended. Leaving early ends them all.
+
+        Args:
+            beside: a further task, its node and its spec, which is ended when the others have.
 
         While nothing is said, a message of kind ``tick`` comes every second, so that whoever listens can give up.
         """
-        self.request({"op": "start", "task": task, "nodes": nodes, "spec": dict(spec)}, STOP_GRACE_S)
         running, deadline = set(nodes), time.monotonic() + timeout_s
+        if beside:
+            side_task, side_node, side_spec = beside
+            start = {"op": "start", "task": side_task, "nodes": [side_node], "spec": dict(side_spec)}
+            self.request(start, STOP_GRACE_S)
+            running.add(side_node)
+        self.request({"op": "start", "task": task, "nodes": nodes, "spec": dict(spec)}, STOP_GRACE_S)
         try:
-            while running:
+            while running & set(nodes):
                 message = self._next_or_tick(deadline)
                 if message["kind"] == "exit":
                     running.discard(message["node"])
@@ -147,6 +170,8 @@ class AgentConnection:
 
     def close(self) -> None:
         """End the agent and what it started."""
+        with suppress(ClusterBrokenError):
+            self._send({"op": "quit"})
         self._selector.close()
         for stream in (self._process.stdin, self._process.stdout):
             if stream:
@@ -191,7 +216,7 @@ class AgentConnection:
             if not chunk:
                 raise ClusterBrokenError(self._epitaph())
             *lines, self._partial = (self._partial + chunk).split(b"\n")
-            self._waiting = [json.loads(line) for line in lines]
+            self._waiting = [json.loads(line) for line in lines if line.startswith(b"{")]  # a kernel may speak first
         return self._waiting.pop(0)
 
     def _epitaph(self) -> str:

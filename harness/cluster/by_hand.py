@@ -12,6 +12,7 @@ import json
 import os
 import socket
 import sys
+import threading
 import time
 
 from harness import linkprobe
@@ -56,10 +57,11 @@ def take_part(name: str, interfaces: dict[str, str], scenario: str) -> None:
     node = Node(name, interfaces)
     node.build({"topology": as_json(topology)})
     if name == SWITCH:
+        threading.Thread(target=linkprobe.answer, daemon=True).start()
         measure(topology)
         forward()
     else:
-        linkprobe.answer(worker_number(name))
+        linkprobe.answer()
         for number, trial in enumerate(each for each in plan.trials if each.case == case):
             train(trial, name, FIRST_PORT + number)
 
@@ -72,7 +74,7 @@ def measure(topology: Topology) -> None:
     """
     readings = linkprobe.measure(topology)
     for link in readings.links:
-        print(f"w{link.worker} {link.direction}: {format_rate(link.rate_bps_measured)}", flush=True)
+        print(f"{link.link} {link.direction}: {format_rate(link.rate_bps_measured)}", flush=True)
     print(f"round trip: {format_time(readings.rtt_median_s)}", flush=True)
     if complaints := readings.complaints():
         raise MeasurementError("; ".join(complaints))

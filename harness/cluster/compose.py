@@ -27,7 +27,7 @@ from typing_extensions import Self
 from harness.agent import Message
 from harness.cluster import engine
 from harness.cluster.base import AgentConnection
-from harness.cluster.emulated import PRELOAD_TIMEOUT_S, EmulatedCluster, as_json
+from harness.cluster.emulated import EmulatedCluster, as_json
 from harness.cluster.fleet import Fleet
 from harness.errors import MeasurementError, UsageError
 from harness.linkprobe import Readings
@@ -257,6 +257,10 @@ class ComposeCluster(EmulatedCluster):
         """See ``Cluster.check``."""
         if resources.device == "cuda" and not engine.gpu_count():
             raise UsageError.at("scenario", "cluster.device", "cuda", "cpu, as `nvidia-smi -L` names no GPU here")
+        if topology.fabric.groups:
+            raise UsageError.at("scenario", "fabric.groups", topology.fabric.groups, "none on docker, but on netns")
+        if topology.link.trace:
+            raise UsageError.at("scenario", "link.trace", "a trace", "none on docker, but on netns")
         super().check(topology, resources)
 
     def lend(self, file: Path) -> None:
@@ -274,7 +278,7 @@ class ComposeCluster(EmulatedCluster):
         if self._made:
             started = self._bring_up(self._made.topology, self._made.resources)
             others = [node for node in worker_nodes(self._made.topology) if node not in started]
-            self._fleet.request(dict.fromkeys(others, request), PRELOAD_TIMEOUT_S)
+            self._fleet.request(dict.fromkeys(others, request), self.preload_timeout_s)
 
     def run(self, task: str, spec: Mapping[str, Any], timeout_s: float) -> Iterator[Message]:
         """See ``Cluster.run``."""
@@ -316,7 +320,7 @@ class ComposeCluster(EmulatedCluster):
             self._fleet.request(dict.fromkeys(missing, check), HELLO_TIMEOUT_S)
             workers = [node for node in worker_nodes(self._made.topology) if node in missing]
             for preload in self._preloads:
-                self._fleet.request(dict.fromkeys(workers, preload), PRELOAD_TIMEOUT_S)
+                self._fleet.request(dict.fromkeys(workers, preload), self.preload_timeout_s)
         return missing
 
     def _take_down(self) -> None:

@@ -13,18 +13,19 @@ from harness.network import Topology
 from harness.scenario import NO_LIMITS, UNSHAPED, Link, Resources
 from harness.units import format_rate
 
-PRELOAD_TIMEOUT_S = 300.0
-PROBE_TIMEOUT_S = 120.0
-
-SURELY_CARRIED_BPS = 1_000_000_000
-"""Sum over all workers up to which the ceiling of this machine is not even asked for."""
-
 HEADROOM = 1.1
 """How much more than a link's rate the machine must carry before the rate may be called the limit."""
 
 
 class EmulatedCluster(ABC):
     """See the module. A kind of cluster adds how a network is built, and how tasks run on its nodes."""
+
+    surely_carried_bps = 1_000_000_000
+    """Sum over all workers up to which the ceiling of this machine is not even asked for."""
+
+    build_timeout_s = 60.0
+    preload_timeout_s = 300.0
+    probe_timeout_s = 120.0
 
     def __init__(self) -> None:
         self._current: tuple[Topology, Resources, Readings] | None = None
@@ -40,8 +41,9 @@ class EmulatedCluster(ABC):
 
     def check(self, topology: Topology, resources: Resources = NO_LIMITS) -> None:
         """See ``Cluster.check``; what this machine carries is measured, once for each number of workers."""
-        asked, workers = topology.link.rate_bps, topology.workers
-        if asked is None or asked * workers <= SURELY_CARRIED_BPS:
+        rates = [queue.pipe.rate_bps for queue in topology.queues() if queue.pipe.rate_bps]
+        asked, workers = max(rates, default=0), topology.workers
+        if asked * workers <= self.surely_carried_bps:
             return
         ceiling_bps = self.ceiling_bps(workers)
         if asked * HEADROOM > ceiling_bps:
@@ -61,17 +63,33 @@ class EmulatedCluster(ABC):
         if self._current and self._current[:2] == (topology, resources):
             return self._current[2]
         self._current = None
-        self._build(topology, resources)
-        readings = Readings.model_validate_json(self._probe("probe_links", topology)["readings"])
+        readings = self.measure(topology, resources=resources)
         if complaints := readings.complaints():
             raise MeasurementError("; ".join(complaints))
         self._current = (topology, resources, readings)
         return readings
 
-    def _probe(self, task: str, topology: Topology) -> Message:
+    def verify(self) -> Readings:
+        """See ``Cluster.verify``."""
+        assert self._current, "a topology must be in use"
+        readings = self._measured(self._current[0])
+        if readings.complaints():
+            self._current = None  # it must not be used again
+        return readings
+
+    def measure(self, topology: Topology, counted: int | None = None, resources: Resources = NO_LIMITS) -> Readings:
+        """Build a topology and say what it is, whatever that is; see ``linkprobe.measure``."""
+        self._build(topology, resources)
+        return self._measured(topology, counted)
+
+    def _measured(self, topology: Topology, counted: int | None = None) -> Readings:
+        return Readings.model_validate_json(self._probe("probe_links", topology, counted)["readings"])
+
+    def _probe(self, task: str, topology: Topology, counted: int | None = None) -> Message:
         """Run a probing task on all nodes; what the switch found."""
         found: Message = {}
-        for message in self._task(task, topology.nodes, {"topology": as_json(topology)}, PROBE_TIMEOUT_S):
+        spec = {"topology": as_json(topology), "counted": counted}
+        for message in self._task(task, topology.nodes, spec, self.probe_timeout_s):
             if message["kind"] == "error":
                 raise MeasurementError(f"the links cannot be measured: {message['node']}: {message['reason']}")
             if message["kind"] == "result":

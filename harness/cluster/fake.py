@@ -59,6 +59,10 @@ def recite(trial: Trial) -> Iterator[Message]:
             "diverged": False,
             "payload_bytes": payload,
             "header_bytes": payload // 1448 * FRAME_HEADER_BYTES,
+            "retransmits": 0,
+            "smoothed_rtt_s": RTT_S,
+            "cwnd_packets": 10.0,
+            "queue_drops": 0,
             "train_time_s": clock_s,
             "evaluation_time_s": 0.0,
             "peak_memory_bytes": 300_000_000,
@@ -95,17 +99,25 @@ class FakeCluster:
 
     def use(self, topology: Topology, resources: Resources = NO_LIMITS) -> Readings:
         """Links that are exactly what was asked."""
-        asked = topology.link.rate_bps
         links = tuple(
             LinkReading(
                 worker=queue.worker,
+                link=queue.link,
                 direction=queue.direction,
-                rate_bps_asked=asked,
-                rate_bps_measured=asked or UNSHAPED_BPS,
+                rate_bps_asked=queue.pipe.rate_bps,
+                rate_bps_measured=queue.pipe.rate_bps or UNSHAPED_BPS,
             )
             for queue in topology.queues()
         )
-        return Readings(links=links, rtt_s=(RTT_S,) * topology.workers, took_s=0.0)
+        asked_s = tuple(topology.rtt_s(w, (w + 1) % topology.workers) for w in range(topology.workers))
+        self._readings = Readings(
+            links=links, rtt_s=tuple(RTT_S + seconds for seconds in asked_s), rtt_s_asked=asked_s, took_s=0.0
+        )
+        return self._readings
+
+    def verify(self) -> Readings:
+        """They stay so."""
+        return self._readings
 
     def lend(self, file: Path) -> None:
         """Nobody reads."""

@@ -7,10 +7,11 @@ from harness.cluster.base import Cluster
 from harness.cluster.compose import ComposeCluster
 from harness.cluster.fake import FakeCluster
 from harness.cluster.netns import NetnsCluster, universe_command
+from harness.cluster.uml import UmlCluster
 from harness.errors import MeasurementError, UsageError
 
 AUTO = "auto"
-NAMES = (AUTO, NetnsCluster.name, ComposeCluster.name, FakeCluster.name)
+NAMES = (AUTO, NetnsCluster.name, UmlCluster.name, ComposeCluster.name, FakeCluster.name)
 
 
 def choose(asked: str) -> tuple[str, str]:
@@ -50,4 +51,5 @@ def make(kind: str, keep: bool = False) -> Cluster:
         return ComposeCluster(keep)
     if keep:
         raise UsageError.at("command line", "--keep", f"--on {kind}", f"with --on {ComposeCluster.name} alone")
-    return NetnsCluster() if kind == NetnsCluster.name else FakeCluster()
+    alone: dict[str, type[Cluster]] = {cluster.name: cluster for cluster in (NetnsCluster, UmlCluster, FakeCluster)}
+    return alone[kind]()

@@ -15,13 +15,12 @@ from typing_extensions import Self
 
 from harness.agent import Message
 from harness.cluster.base import AgentConnection
-from harness.cluster.emulated import PRELOAD_TIMEOUT_S, EmulatedCluster, as_json
-from harness.cluster.iproute import check_congestion_control
+from harness.cluster.emulated import EmulatedCluster, as_json
 from harness.errors import MeasurementError, UsageError
+from harness.linkprobe import Readings
 from harness.network import Topology
 from harness.scenario import NO_LIMITS, Resources
-
-BUILD_TIMEOUT_S = 60.0
+from harness.trace import PLAYER
 
 OWN_NAMESPACES = ["--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child"]
 
@@ -72,20 +71,32 @@ class NetnsCluster(EmulatedCluster):
         """See ``Cluster.check``."""
         for field, value in resources.model_dump(by_alias=True, exclude_defaults=True).items():
             raise UsageError.at("scenario", f"cluster.{field}", value, "nothing on netns; containers can: --on docker")
-        check_congestion_control(topology.link.congestion_control)
+        self._agent.request({"op": "check", "topology": as_json(topology)}, self.build_timeout_s)
         super().check(topology, resources)
 
     def lend(self, file: Path) -> None:
         """See ``Cluster.lend``: workers share the host's files."""
 
+    def verify(self) -> Readings:
+        """See ``Cluster.verify``; after a trace the links are first what they were before it."""
+        assert self._current, "a topology must be in use"
+        if self._current[0].link.trace:
+            self._agent.request({"op": "reset"}, self.build_timeout_s)
+        return super().verify()
+
     def preload(self, dataset: str | None = None, data_dir: str | None = None) -> None:
         """See ``Cluster.preload``."""
-        self._agent.request({"op": "preload", "dataset": dataset, "data_dir": data_dir}, PRELOAD_TIMEOUT_S)
+        self._agent.request({"op": "preload", "dataset": dataset, "data_dir": data_dir}, self.preload_timeout_s)
 
     def run(self, task: str, spec: Mapping[str, Any], timeout_s: float) -> Iterator[Message]:
         """See ``Cluster.run``."""
         assert self._current, "a topology must be in use"
-        return self._task(task, self._current[0].nodes[:-1], spec, timeout_s)
+        topology = self._current[0]
+        if topology.link.trace is None or "start_file" not in spec:
+            return self._task(task, topology.worker_nodes, spec, timeout_s)
+        self._agent.request({"op": "reset"}, self.build_timeout_s)
+        player = ("play", PLAYER, {"topology": as_json(topology), "start_file": spec["start_file"]})
+        return self._agent.task(task, topology.worker_nodes, spec, timeout_s, beside=player)
 
     def image_digest(self) -> str:
         """No image: what runs is what lies here."""
@@ -97,7 +108,7 @@ class NetnsCluster(EmulatedCluster):
 
     def _build(self, topology: Topology, resources: Resources) -> None:
         self._current = None
-        self._agent.request({"op": "build", "topology": as_json(topology)}, BUILD_TIMEOUT_S)
+        self._agent.request({"op": "build", "topology": as_json(topology)}, self.build_timeout_s)
 
     def _task(self, task: str, nodes: list[str], spec: Mapping[str, Any], timeout_s: float) -> Iterator[Message]:
         return self._agent.task(task, nodes, spec, timeout_s)

@@ -47,7 +47,7 @@ class Node:
         for queue in topology.queues():
             if queue.node == self.name:
                 try:
-                    check_read_back(topology.link, queue, shown)
+                    check_read_back(queue.pipe, queue, shown)
                 except ValueError as error:
                     raise MeasurementError(str(error)) from None
 

@@ -12,19 +12,29 @@ import itertools
 import json
 import os
 import socket
-from collections.abc import Iterable
+import statistics
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from harness.agent import Agent, Message
-from harness.cluster.iproute import run, run_lines
-from harness.errors import MeasurementError
-from harness.network import SWITCH, Command, Topology, check_read_back
+from harness.cluster.iproute import check_congestion_control, run, run_lines
+from harness.errors import MeasurementError, UsageError
+from harness.network import Command, Topology, check_read_back, qdisc
+from harness.scenario import Pipe
+from harness.trace import PLAYER
+from harness.units import format_time
 
 CLONE_NEWNET = 0x40000000
 CLONE_NEWUTS = 0x04000000
 
 NAMESPACES = Path("/run/netns")
 HOSTS, NSSWITCH = Path("/run/hosts"), Path("/run/nsswitch.conf")
+
+TRIAL = "trial"
+"""The node on which queues are tried; it has no neighbours."""
+
+SLEEPS, SLEEP_S = 50, 2e-4
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -52,14 +62,63 @@ class Universe:
             self._current = None
         _apply(topology.build())
         self._current = topology
-        _allow_forwarding()
+        for node in topology.switches:
+            _allow_forwarding(node)
         HOSTS.write_text(topology.hosts())
         _apply(topology.shape())
         _check_queues(topology)
 
+    def reset(self, request: Message) -> None:
+        """Bring every queue back to what it was before a trace was played."""
+        assert self._current
+        _apply(self._current.shape())
+
+    def check(self, request: Message) -> None:
+        """Refuse what this kernel cannot emulate, having tried every queue of the topology on a link of no one's."""
+        topology = Topology.model_validate(request["topology"])
+        check_congestion_control(topology.link.congestion_control)
+        run_lines("ip", None, [f"netns add {TRIAL}"])
+        run_lines("ip", TRIAL, ["link add try0 type veth peer name try1"])
+        try:
+            for pipe in dict.fromkeys(queue.pipe for queue in topology.queues()):
+                _try_queue(pipe, topology.link.mtu_bytes)
+        finally:
+            run_lines("ip", None, [f"netns delete {TRIAL}"])
+
+
+def _try_queue(pipe: Pipe, mtu_bytes: int) -> None:
+    try:
+        run_lines("tc", TRIAL, [f"qdisc replace dev try0 root {qdisc(pipe, mtu_bytes)}"])
+    except MeasurementError as error:
+        field, found = next(((name, value) for name, value in _asked_of_netem(pipe) if value), ("rate", pipe.rate_bps))
+        fix = "this kernel has no netem (modprobe sch_netem, or use --on uml)" if pipe.needs_netem else str(error)
+        raise UsageError.at("scenario", f"link.{field}", found, f"nothing, since {fix}") from None
+    finest_s = timer_resolution_s() if pipe.jitter_s else 0.0
+    if 0 < pipe.jitter_s < finest_s:
+        allowed = f"0, or at least {format_time(finest_s)}, to which this kernel's timers are true"
+        raise UsageError.at("scenario", "link.jitter", format_time(pipe.jitter_s), allowed)
+
+
+def _asked_of_netem(pipe: Pipe) -> Iterator[tuple[str, object]]:
+    yield "delay", pipe.delay_s and format_time(pipe.delay_s)
+    for name in ("loss", "loss_bursts", "duplicate", "corrupt", "reorder"):
+        yield name, getattr(pipe, name)
+
+
+def timer_resolution_s() -> float:
+    """How late this kernel's timers are: the median of short sleeps."""
+    late_s = []
+    for _ in range(SLEEPS):
+        start = time.perf_counter()
+        time.sleep(SLEEP_S)
+        late_s.append(time.perf_counter() - start - SLEEP_S)
+    return statistics.median(late_s)
+
 
 def enter(node: str) -> None:
-    """Take this process into a node's network, under the node's name."""
+    """Take this process into a node's network, under the node's name; the player stays beside all of them."""
+    if node == PLAYER:
+        return
     _enter_network(NAMESPACES / node)
     if _libc.unshare(CLONE_NEWUTS):
         raise OSError(ctypes.get_errno(), "cannot have a host name of its own")
@@ -73,18 +132,18 @@ def _enter_network(namespace: Path) -> None:
     os.close(descriptor)
 
 
-def _allow_forwarding() -> None:
+def _allow_forwarding(node: str) -> None:
     """Writes to /proc/sys/net reach the namespace of the writer, so it is a child that goes there and writes."""
     pid = os.fork()
     if pid == 0:
         try:
-            _enter_network(NAMESPACES / SWITCH)
+            _enter_network(NAMESPACES / node)
             Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
             os._exit(0)
         except OSError:
             os._exit(1)
     if os.waitpid(pid, 0)[1]:
-        raise MeasurementError("the switch cannot forward: /proc/sys/net/ipv4/ip_forward cannot be written here")
+        raise MeasurementError(f"{node} cannot forward: /proc/sys/net/ipv4/ip_forward cannot be written here")
 
 
 def _check_queues(topology: Topology) -> None:
@@ -94,7 +153,7 @@ def _check_queues(topology: Topology) -> None:
         for queue in queues:
             if queue.node == node:
                 try:
-                    check_read_back(topology.link, queue, shown)
+                    check_read_back(queue.pipe, queue, shown)
                 except ValueError as error:
                     raise MeasurementError(str(error)) from None
 
@@ -108,7 +167,7 @@ def _apply(commands: Iterable[Command]) -> None:
 def main() -> None:
     """Serve until the harness hangs up."""
     universe = Universe()
-    Agent(enter, {"build": universe.build}).serve()
+    Agent(enter, {"build": universe.build, "check": universe.check, "reset": universe.reset}).serve()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,10 @@ Real data only. Loaders look at the folder a scenario names, then at the usual p
 from __future__ import annotations
 
 import gzip
+import io
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -66,14 +69,9 @@ def dataset(
 @dataset("digits", train_size=1437, test_size=360, input_shape=(1, 8, 8), classes=10)
 def digits(folder: Path | None) -> Data:
     """Handwritten digits, 8x8 grey (UCI ML, bundled with scikit-learn): 1437 to train on, 360 to test."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    bunch = load_digits()
-    split = train_test_split(
-        bunch.images.astype(np.float32), bunch.target, test_size=360, random_state=0, stratify=bunch.target
-    )
-    return _as_data(*split)
+    loaded = subprocess.run([sys.executable, "-m", "harness.workload.digits"], capture_output=True, check=True)
+    split = np.load(io.BytesIO(loaded.stdout))
+    return _as_data(*(split[name] for name in split.files))
 
 
 FASHION_FOLDERS = ("/usr/share/datasets/fashion-mnist",)

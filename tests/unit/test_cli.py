@@ -33,7 +33,9 @@ def pacbench(tmp_path: Path) -> Pacbench:
 def test_help_names_every_verb(pacbench: Pacbench) -> None:
     done = pacbench()
     assert done.returncode == 0
-    for verb in ("list", "plan", "run", "report", "compare", "gate", "reference", "probe", "doctor", "clean"):
+    for verb in (
+        *("list", "plan", "run", "report", "compare", "gate", "reference", "probe", "calibrate", "doctor", "clean"),
+    ):
         assert verb in done.stdout
     assert done.stdout == pacbench("--help").stdout
 
@@ -205,7 +207,7 @@ def test_what_cannot_be_compared_is_one_line(pacbench: Pacbench, tmp_path: Path)
     ("arguments", "code", "says"),
     [
         (["run", "nosuch"], 2, "SCENARIO: found 'nosuch'"),
-        (["run", *FAST, "--on", "mars"], 2, "--on: found 'mars'; allowed: auto, netns, docker, fake"),
+        (["run", *FAST, "--on", "mars"], 2, "--on: found 'mars'; allowed: auto, netns, uml, docker, fake"),
         (["run", *FAST, "--set", "train.lr=x"], 2, "train.lr: found 'x'"),
         (["run", *FAST, "--method", "zip"], 2, "--method: found 'zip'"),
         (["run", *FAST, "--out", "/dev/null/x"], 2, "--out: found '/dev/null/x'"),

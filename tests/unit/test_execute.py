@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -13,6 +13,7 @@ from harness.agent import Message
 from harness.cluster.base import ClusterBrokenError, TaskTimeoutError
 from harness.cluster.fake import FakeCluster, Script, recite
 from harness.errors import MeasurementError, UsageError
+from harness.linkprobe import Readings
 from harness.plan import Plan, Trial, make
 from harness.scenario import load
 from harness.store import Store
@@ -164,6 +165,60 @@ def test_a_link_out_of_tolerance_fails_its_trials_before_they_start(plan: Plan, 
         (label, "failed", "link w1 up: asked 100 Mbit/s, measured 60 Mbit/s") for label in ("dense", "topk")
     }
     assert store.trials()["samples_per_s"].isna().all()
+
+
+class Drifting(FakeCluster):
+    """Its links are slower once trials ran on them, until somebody looks."""
+
+    drifts = True
+
+    def verify(self) -> Readings:
+        readings = super().verify()
+        if not self.drifts:
+            return readings
+        self.drifts = False
+        sick = readings.links[0].model_copy(
+            update={"complaints": ("link w0 up: asked 100 Mbit/s, measured 60 Mbit/s",)}
+        )
+        return readings.model_copy(update={"links": (sick, *readings.links[1:])})
+
+
+def test_links_are_measured_after_the_last_trial_and_what_was_found_belongs_to_each(plan: Plan, store: Store) -> None:
+    run(plan, store)
+    trials = store.trials()
+    for moment in ("verified_before", "verified_after"):
+        assert all(len(Readings.model_validate_json(found).links) == 8 for found in trials[moment])
+    assert trials["drift"].isna().all()
+
+
+def test_links_that_drifted_take_the_trials_on_them_away_and_those_run_again(plan: Plan, store: Store) -> None:
+    ended = run(plan, store, Drifting())
+    drift = "the links had changed after it: link w0 up: asked 100 Mbit/s, measured 60 Mbit/s"
+    first_round = [["done", None]] * 2 + [["failed", drift]] * 2
+    assert [how for _, *how in ended] == first_round + [["done", None]] * 2
+    taken_away = store.trials().query("round == 0")
+    assert set(taken_away["reason"]) == {drift}
+    assert taken_away["samples_per_s"].isna().all(), "none of them counts"
+    assert store.attempts()["drift"].dropna().unique().tolist() == ["link w0 up: asked 100 Mbit/s, measured 60 Mbit/s"]
+    assert len(run(plan, store)) == 2
+    assert (store.trials()["status"] == "done").all()
+
+
+def test_each_network_is_measured_again_before_the_next_takes_its_place(store: Store) -> None:
+    class Counting(FakeCluster):
+        seen: ClassVar[list[str]] = []
+
+        def use(self, topology: Any) -> Readings:
+            self.seen.append(f"use {topology.link.rate_bps}")
+            return super().use(topology)
+
+        def verify(self) -> Readings:
+            self.seen.append("verify")
+            return super().verify()
+
+    two = make(load("quickstart", ['link.rate=["10mbit", "1gbit"]', "train.steps=20", "rounds=1"], ["topk"]), "fake")
+    run(two, Store.create(store.folder.parent / "two", two.scenario), Counting())
+    assert Counting.seen == [*["use 10000000"] * 2, "verify", *["use 1000000000"] * 2, "verify"]
 
 
 class Weak(FakeCluster):

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import ipaddress
+import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.linkprobe import LinkReading, Readings
+from harness.linkprobe import (
+    Counts,
+    Readings,
+    _complaints,
+    counts_of,
+    loss_interval,
+    mean_burst,
+    share_interval,
+)
+from harness.meter import Transport, parse_transport
 from harness.network import (
-    Queue,
     Topology,
     address,
     burst_bytes,
     check_read_back,
     gateway,
+    netem_limit,
     qdisc,
     ring_bound_s,
     wire_share,
 )
-from harness.scenario import Link
+from harness.scenario import GilbertElliott, Link, Pipe
 
 
 def link(rate: str = "100mbit", **fields: object) -> Link:
@@ -72,7 +83,7 @@ def test_an_asked_bucket_is_taken() -> None:
     assert "burst 100000 " in qdisc(link(burst="100kB"))
 
 
-UP = Queue(0, "up", "w0", "eth0")
+UP = next(Topology(workers=2, link=link()).queues())
 
 
 def shown(rate_bps: int, burst: int, kind: str = "tbf") -> list[dict[str, object]]:
@@ -100,14 +111,247 @@ def test_the_ring_bound_of_four_workers_is_one_and_a_half_times_the_tensor() -> 
     assert ring_bound_s(1_000_000, 4, 8_000_000) == pytest.approx(1.5)
 
 
-def readings(measured_bps: float, rtt_s: float = 1e-4, asked: int | None = 10**8) -> Readings:
-    reading = LinkReading(worker=2, direction="down", rate_bps_asked=asked, rate_bps_measured=measured_bps)
-    return Readings(links=(reading,), rtt_s=(rtt_s,), took_s=1.0)
+FLAT_PIPES = st.builds(
+    lambda **fields: Pipe.model_validate(fields),
+    rate=st.sampled_from(["1mbit", "100mbit", "5gbit", "unshaped"]),
+    delay=st.sampled_from(["0s", "0.5ms", "20ms", "100ms"]),
+    loss=st.sampled_from([0.0, 0.0001, 0.01, 0.05]),
+    duplicate=st.sampled_from([0.0, 0.01]),
+    corrupt=st.sampled_from([0.0, 0.001]),
+)
+
+
+@given(FLAT_PIPES)
+def test_a_queue_is_one_line_that_says_all_that_was_asked_and_is_read_back(pipe: Pipe) -> None:
+    words = qdisc(pipe).split()
+    assert words[0] == ("netem" if pipe.needs_netem else "tbf" if pipe.rate_bps else "pfifo")
+    if not pipe.needs_netem:
+        return
+    options: dict[str, object] = {"limit": int(words[words.index("limit") + 1])}
+    for name, part in (("delay", "delay"), ("duplicate", "duplicate"), ("corrupt", "corrupt"), ("rate", "rate")):
+        if name in words:
+            options[part] = {part: _number(words[words.index(name) + 1])}
+    if "random" in words:
+        options["loss-random"] = {"loss": _number(words[words.index("random") + 1])}
+    queue = replace(UP, pipe=pipe)
+    entry = {"kind": "netem", "dev": "eth0", "root": True, "options": options}
+    check_read_back(pipe, queue, [entry])
+    with pytest.raises(ValueError, match="the kernel has 0.123"):
+        check_read_back(pipe, queue, [{**entry, "options": {**options, "loss-random": {"loss": 0.123}}}])
+
+
+def _number(word: str) -> float:
+    for unit, factor in (("us", 1e-6), ("%", 0.01), ("bit", 1 / 8)):
+        if word.endswith(unit):
+            return float(word.removesuffix(unit)) * factor
+    raise AssertionError(word)
+
+
+@given(FLAT_PIPES)
+def test_netem_holds_what_is_on_its_way_and_never_drops_it(pipe: Pipe) -> None:
+    in_flight = (pipe.rate_bps or 0) / 8 * pipe.delay_s / 1514
+    assert netem_limit(pipe, 1500) >= 2 * in_flight + 1000 - 1
+
+
+def test_every_option_of_netem_is_written_as_tc_reads_it() -> None:
+    line = qdisc(
+        link(
+            delay="5ms",
+            jitter="1ms",
+            jitter_correlation="25%",
+            loss_bursts={"p": "1%", "r": "25%", "loss_bad": 0.7, "loss_good": 0.001},
+            duplicate=0.001,
+            corrupt=0.0001,
+            reorder="2%",
+            queue="150kB",
+        )
+    )
+    assert line == (
+        "netem limit 175 delay 5000us 1000us 25% distribution normal loss gemodel 1% 25% 70% 0.1% "
+        "duplicate 0.1% corrupt 0.01% reorder 2% rate 100000000bit"
+    )
+
+
+def test_directions_and_workers_differ_where_they_are_told_to() -> None:
+    mixed = link(up={"rate": "20mbit"}, delay="5ms", workers={"w2": {"rate": "10mbit", "down": {"loss": "1%"}}})
+    topology = Topology(workers=3, link=mixed)
+    found = {(queue.link, queue.direction): queue.pipe for queue in topology.queues()}
+    assert {place: pipe.rate_bps for place, pipe in found.items()} == {
+        ("w0", "up"): 20_000_000,
+        ("w0", "down"): 100_000_000,
+        ("w1", "up"): 20_000_000,
+        ("w1", "down"): 100_000_000,
+        ("w2", "up"): 10_000_000,
+        ("w2", "down"): 10_000_000,
+    }
+    assert [place for place, pipe in found.items() if pipe.loss] == [("w2", "down")]
+    assert all(pipe.delay_s == 0.005 for pipe in found.values())
+    assert topology.rtt_s(0, 2) == pytest.approx(0.02)
+    assert topology.bound_s(1e6, 1e6) == pytest.approx(8e6 / 10e6 + 0.005), "the straggler's link decides"
+    assert "w2 (rate 10000000bit" in topology.particulars()
+
+
+def racks(**fabric: object) -> Topology:
+    return Topology.model_validate({"workers": 8, "link": {"rate": "100mbit"}, "fabric": {"groups": "r0 r1", **fabric}})
+
+
+def test_a_racks_trunk_shares_the_sum_of_its_hosts_and_bounds_every_collective() -> None:
+    topology = racks(oversubscription=8.0)
+    trunks = [queue for queue in topology.queues() if queue.worker is None]
+    assert {(queue.link, queue.pipe.rate_bps) for queue in trunks} == {("r0", 50_000_000), ("r1", 50_000_000)}
+    assert [queue.link for queue in topology.path(0, 7)] == ["w0", "r0", "r1", "w7"]
+    assert [queue.link for queue in topology.path(0, 3)] == ["w0", "w3"]
+    assert topology.bound_s(1e6, 1e6) == pytest.approx(8e6 / 50e6)
+    assert topology.ring_bound_s(1e6) == pytest.approx(2 * 7 / 8 * 8e6 / 50e6)
+    assert racks(oversubscription=1.0).bound_s(1e6, 1e6) == pytest.approx(8e6 / 100e6)
+
+
+def test_regions_meet_by_their_own_trunks_and_propagation_is_part_of_the_bound() -> None:
+    topology = Topology.model_validate(
+        {
+            "workers": 6,
+            "link": {"rate": "1gbit"},
+            "fabric": {
+                "groups": "tokyo virginia ireland",
+                "mesh": True,
+                "trunk": {"rate": "200mbit"},
+                "trunks": {"tokyo virginia": {"delay": "75ms"}, "tokyo ireland": {"delay": "100ms"}},
+            },
+        }
+    )
+    assert topology.rtt_s(0, 2) == pytest.approx(0.15)
+    assert topology.rtt_s(1, 5) == pytest.approx(0.2)
+    assert topology.rtt_s(2, 4) == 0
+    assert topology.bound_s(100.0, 100.0) == pytest.approx(0.1, rel=0.01), "nobody hears of tokyo earlier"
+    ring_s = 2 * 5 / 6 * (0.075 + 0.1)
+    assert topology.ring_bound_s(100.0) == pytest.approx(ring_s)
+
+
+@given(st.integers(2, 24), st.integers(2, 5), st.booleans())
+def test_whoever_talks_to_whom_finds_a_route_and_each_address_is_one_ends(
+    workers: int, groups: int, mesh: bool
+) -> None:
+    names = " ".join(f"g{number}" for number in range(min(groups, workers)))
+    topology = Topology.model_validate({"workers": workers, "link": {}, "fabric": {"groups": names, "mesh": mesh}})
+    ends = [end.address for wire in topology.wires for end in (wire.near, wire.far)]
+    assert len(set(ends)) == len(ends)
+    assert all(ipaddress.ip_address(end) in ipaddress.ip_network("198.18.0.0/15") for end in ends)
+    routes = {(command.node, command.line.split()[2]) for command in topology.build() if "route add" in command.line}
+    neighbours = {(queue.node, queue.to.address) for queue in topology.queues()}
+    for sender in range(workers):
+        for receiver in range(workers):
+            if sender == receiver:
+                continue
+            path = topology.path(sender, receiver)
+            assert [queue.to.node for queue in path] == [queue.node for queue in path[1:]] + [f"w{receiver}"]
+            for queue in path[1:]:
+                known = (queue.node, address(receiver)) in neighbours or (
+                    queue.node,
+                    f"{address(receiver)}/32",
+                ) in routes
+                assert known or queue.node == "switch"
+
+
+def test_segments_are_short_only_where_netem_counts_or_holds_them() -> None:
+    assert Topology(workers=2, link=link()).segments is None
+    assert Topology(workers=2, link=link(loss="1%")).segments == 1
+    assert Topology(workers=2, link=link("1gbit", delay="5ms")).segments == 20
+    lines = [str(command) for command in Topology(workers=2, link=link(loss="1%")).build()]
+    assert "ip -n w0 link set eth0 gso_max_segs 1 up" in lines
+    assert "ip -n switch link set to0 gso_max_segs 1 up" in lines
+
+
+CHAIN = GilbertElliott(p=0.01, r=0.25)
+
+
+def simulate(chain: GilbertElliott, packets: int) -> list[bool]:
+    """Losses as netem draws them: by the state that a packet finds, which steps at the same time."""
+    dice, bad, lost = random.Random(1), False, []
+    for _ in range(packets):
+        lost.append(dice.random() < (chain.loss_bad if bad else chain.loss_good))
+        bad = dice.random() >= chain.r if bad else dice.random() < chain.p
+    return lost
+
+
+@pytest.mark.parametrize("chain", [CHAIN, GilbertElliott(p=0.005, r=0.1, loss_bad=0.7, loss_good=0.001)])
+def test_bursts_of_loss_have_the_mean_and_the_length_that_the_chain_gives(chain: GilbertElliott) -> None:
+    lost = simulate(chain, 400_000)
+    counts = counts_of([number for number, gone in enumerate(lost) if not gone], len(lost))
+    assert counts["lost"] / len(lost) == pytest.approx(chain.mean_loss, rel=0.05)
+    assert counts["lost"] / counts["bursts"] == pytest.approx(mean_burst(chain), rel=0.05)
+
+
+def test_the_interval_of_bursts_holds_what_chains_do_and_a_binomial_one_would_not() -> None:
+    lost = simulate(CHAIN, 400_000)
+    shares = [sum(lost[start : start + 2000]) / 2000 for start in range(0, 400_000, 2000)]
+    counts = Counts(sent=2000, lost=0, bursts=0, duplicated=0, overtook=0)
+    low, high = loss_interval(link(loss_bursts={"p": 0.01, "r": 0.25}), counts)
+    assert sum(low <= share <= high for share in shares) >= 197, "of 200, with 99.9 % each"
+    low, high = share_interval(CHAIN.mean_loss, 2000)
+    assert sum(low <= share <= high for share in shares) < 190
+
+
+def test_what_became_of_numbered_datagrams_is_told_apart() -> None:
+    assert counts_of([0, 1, 2, 3], 4) == {"sent": 4, "lost": 0, "bursts": 0, "duplicated": 0, "overtook": 0}
+    assert counts_of([0, 0, 4, 3, 7, 8, 8], 10) == {"sent": 10, "lost": 5, "bursts": 3, "duplicated": 2, "overtook": 1}
+    assert counts_of([], 3) == {"sent": 3, "lost": 3, "bursts": 1, "duplicated": 0, "overtook": 0}
+
+
+def complaints(asked: Link, measured_bps: float, counts: Counts | None = None) -> list[str]:
+    return list(_complaints(replace(UP, link="w2", direction="down", pipe=asked), measured_bps, counts))
 
 
 def test_only_links_that_are_what_was_asked_pass() -> None:
-    assert readings(0.99e8).complaints() == []
-    assert readings(5e9, asked=None).complaints() == []
-    assert "link w2 down: asked 100 Mbit/s, measured 80 Mbit/s" in readings(0.8e8).complaints()[0]
-    assert "measured 120 Mbit/s" in readings(1.2e8).complaints()[0]
-    assert "round trip: measured 3 ms" in readings(1e8, rtt_s=3e-3).complaints()[0]
+    assert complaints(link(), 0.99e8) == []
+    assert complaints(link("unshaped"), 5e9) == []
+    assert "link w2 down: asked 100 Mbit/s, measured 80 Mbit/s" in complaints(link(), 0.8e8)[0]
+    assert "measured 120 Mbit/s" in complaints(link(), 1.2e8)[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, None),
+        ({"lost": 60}, "packets lost: asked 1.000%, measured 2.000%"),
+        ({"lost": 5}, "packets lost: asked 1.000%, measured 0.167%"),
+        ({"duplicated": 9}, "packets duplicated: asked 0.000%, measured 0.300%"),
+        ({"overtook": 9}, "packets overtaking: asked 0.000%"),
+    ],
+)
+def test_counts_outside_their_interval_are_out_of_tolerance(changes: dict[str, int], says: str | None) -> None:
+    counts = Counts(**{"sent": 3000, "lost": 30, "bursts": 30, "duplicated": 0, "overtook": 0, **changes})
+    found = complaints(link(loss=0.01, delay="5ms"), 1e8, counts)
+    assert len(found) == (says is not None)
+    assert says is None or says in found[0]
+
+
+def test_bursts_of_the_wrong_length_are_out_of_tolerance_though_the_mean_is_right() -> None:
+    counts = Counts(sent=3000, lost=115, bursts=110, duplicated=0, overtook=0)
+    found = complaints(link(loss_bursts={"p": 0.01, "r": 0.25}), 1e8, counts)
+    assert "packets in a burst: asked 4.00, measured 1.05" in found[0]
+
+
+def readings(rtt_s: float, asked_s: float = 0.0) -> Readings:
+    return Readings(links=(), rtt_s=(rtt_s,), rtt_s_asked=(asked_s,), rtt_s_allowed=(6e-4,), took_s=1.0)
+
+
+def test_a_round_trip_must_be_what_the_delays_on_its_way_sum_up_to() -> None:
+    assert readings(1e-4).complaints() == []
+    assert readings(0.0203, asked_s=0.02).complaints() == []
+    assert "round trip w0 to w0: asked 0 µs, measured 3 ms" in readings(3e-3).complaints()[0]
+    assert "asked 20 ms, measured 10 ms" in readings(0.01, asked_s=0.02).complaints()[0]
+
+
+SS = """\
+0 0 198.18.128.2:4311 198.18.128.6:5678
+\t cubic wscale:7,7 rto:204 rtt:1.5/0.5 mss:1448 cwnd:20 bytes_sent:5000 bytes_retrans:1448 retrans:0/3 rcv_space:14480
+0 0 198.18.128.2:29500 198.18.128.6:40000
+\t cubic wscale:7,7 rto:204 rtt:3.5/0.5 mss:1448 cwnd:40 bytes_sent:9000 retrans:1/2 rcv_space:14480
+0 0 198.18.128.2:4312 198.18.128.6:5679
+\t cubic wscale:7,7 rto:204 rtt:900/0.5 mss:1448 cwnd:10 rcv_space:14480
+"""
+
+
+def test_what_tcp_says_is_read_from_connections_that_sent() -> None:
+    assert parse_transport(SS) == Transport(retransmits=5, smoothed_rtt_s=0.0025, cwnd_packets=30)
+    assert parse_transport("") == Transport(retransmits=0, smoothed_rtt_s=None, cwnd_packets=None)

@@ -221,7 +221,19 @@ def test_the_sweep_figure_marks_where_accuracy_stops_to_hold(
 
 
 def test_columns_name_their_units(three_rates: Run) -> None:
-    plain = {"loss", "workers", "model", "dataset", "batch_size", "cluster", "label", "round", "rounds", "step"}
+    plain = {
+        "loss",
+        "network",
+        "workers",
+        "model",
+        "dataset",
+        "batch_size",
+        "cluster",
+        "label",
+        "round",
+        "rounds",
+        "step",
+    }
     for name in FIGURES | {"bandwidth"}:
         for column in set(three_rates.csv(name).columns) - plain:
             assert re.search(r"(_|^)(bps|s|s_per_step|bytes_per_step|accuracy|speedup)(_|$)", column), column

@@ -105,6 +105,48 @@ def test_bad_input_is_one_line_with_file_field_found_and_allowed(write: Any, ove
     assert "\n" not in str(error.value)
 
 
+def test_directions_workers_and_trunks_override_and_survive_their_json(write: Any) -> None:
+    text = MINIMAL.replace('rate = "100mbit"', 'rate = "100mbit"\nup = { rate = "20mbit" }\nloss = "1%"') + (
+        '[link.workers.w1]\ndelay = "3ms"\ndown = { loss = 0.0 }\n'
+        '[fabric]\ngroups = "a b"\ntrunk = { rate = "50mbit" }\n[fabric.trunks.b]\nup = { delay = "9ms" }\n'
+    )
+    original = load(write(text))
+    case = original.cases[0]
+    assert case.link.pipe("w0", "up").rate_bps == 20_000_000
+    assert (case.link.pipe("w1", "down").delay_s, case.link.pipe("w1", "down").loss) == (0.003, 0.0)
+    assert case.fabric.pipe("b", "up", None).delay_s == pytest.approx(0.009)
+    assert case.fabric.pipe("a", "down", 7).rate_bps == 50_000_000
+    again = Scenario.model_validate_json(original.model_dump_json(by_alias=True))
+    assert again == original
+    assert again.cases[0].link.pipe("w1", "up") == case.link.pipe("w1", "up"), "what was not given still follows"
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("link.loss=2", r"link\.loss: found 2; allowed: a share from 0 to 1 such as 0\.01, or '1%'"),
+        ("link.loss=100%", r"link\.loss: found 1\.0; allowed: below 1"),
+        ("link.jitter=3ms", r"link\.jitter: found '3 ms'; allowed: at most the delay, 0 µs"),
+        ("link.reorder=0.1", r"link\.reorder: found 0\.1; allowed: 0 without a delay"),
+        ("link.up.rat=3", r"link\.up\.rat: unknown key; allowed: rate, burst, queue, delay"),
+        ("link.up.jitter=1ms", r"link\.up\.jitter: found '1 ms'"),
+        ("link.workers.w9.rate=1mbit", r"link\.workers: found 'w9'; allowed: w0 to w3"),
+        ("link.workers.w1.up.rate=3", r"link\.workers\.w1\.up\.rate: found 3; allowed: a rate"),
+        ("link.loss_bursts.p=0.1", r"link\.loss_bursts\.r: missing"),
+        ("link.jitter_distribution=flat", r"link\.jitter_distribution: found 'flat'; allowed: 'normal'"),
+        ("fabric.groups=alone", r"fabric\.groups: found 'alone'; allowed: two or more"),
+        ("fabric.groups=a switch", r"fabric\.groups: found 'a switch'"),
+        ("fabric.groups=a b c d e", r"fabric\.groups: found 'a b c d e'; allowed: at most 4"),
+        ("fabric.trunks.x.rate=1mbit", r"fabric\.trunks: found 'x'; allowed: none without groups"),
+        ("fabric.oversubscription=0", r"fabric\.oversubscription: found 0; allowed: greater than 0"),
+    ],
+)
+def test_links_that_cannot_be_are_refused_when_they_are_read(write: Any, override: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says) as error:
+        load(write(), [override])
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("method", "says"),
     [

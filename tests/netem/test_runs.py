@@ -1,0 +1,56 @@
+"""Real training over links with delay and loss, by the command that users run, in a kernel that has netem."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+from harness.store import Store
+
+pytestmark = pytest.mark.netem
+
+RUN = (
+    *("run", "quickstart", "--on", "uml", "--rounds", "1", "--method", "topk", "--set", "train.steps=12"),
+    *("--set", "cluster.workers=2", "--set", "link.rate=50mbit", "--set", "train.eval_every=6"),
+    *("--set", "link.delay=5ms", "--set", "link.loss=0.5%"),
+)
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    out = tmp_path_factory.mktemp("netem") / "run"
+    done = subprocess.run(
+        [sys.executable, "-m", "harness", *RUN, "--out", str(out)],
+        cwd=out.parent,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env={"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not [process for process in psutil.process_iter(["name"]) if process.info["name"] == "linux.uml"]
+    return Store.open(out).trials().set_index("label")
+
+
+def test_training_over_delay_and_loss_is_measured_as_any_other(rows: pd.DataFrame) -> None:
+    assert (rows["status"] == "done").all(), rows["reason"].tolist()
+    assert (rows["cluster"] == "uml").all()
+    assert (rows["delay_s"] == 0.005).all()
+    assert (rows["loss"] == 0.005).all()
+    ratio = rows["wire_bytes_per_step"] / rows["formula_bytes_per_step"]
+    assert ratio.between(0.95, 1.10).all(), ratio.to_dict()  # what is lost is sent again
+    assert (rows["step_time_median_s"] > rows["lower_bound_s_per_step"]).all()
+
+
+def test_its_links_were_measured_before_and_after(rows: pd.DataFrame) -> None:
+    for moment in ("verified_before", "verified_after"):
+        readings = json.loads(rows.loc["dense", moment])
+        assert [trip["rtt_s_asked"] for trip in readings["round_trips"]] == [0.01, 0.01]
+        assert all(link["counts"]["lost"] > 0 for link in readings["links"])
+    assert rows["drift"].isna().all()

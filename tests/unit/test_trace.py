@@ -1,0 +1,100 @@
+"""Traces: both formats, what is refused, and what the player is told to do."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from harness import trace
+from harness.errors import UsageError
+from harness.network import Topology
+from harness.scenario import Scenario, load
+
+CSV = "t_s,rate_bps,delay_s,loss\n0,1000000000,0.001,0.01\n2.5,50000000,0.02,0.02\n"
+
+
+def test_csv_has_a_row_a_change(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("# a remark\n" + CSV)
+    assert trace.read(tmp_path / "x.csv") == {
+        "rows": [
+            {"t_s": 0.0, "rate_bps": 10**9, "delay_s": 0.001, "loss": 0.01},
+            {"t_s": 2.5, "rate_bps": 5 * 10**7, "delay_s": 0.02, "loss": 0.02},
+        ],
+        "period_s": None,
+    }
+
+
+def test_mahimahis_chances_become_rates_in_slots_and_begin_anew(tmp_path: Path) -> None:
+    # 200 packets in the first slot of 0.2 s, none in the second, 50 in the third: 12 Mbit/s, nothing, 3 Mbit/s.
+    lines = [*range(200), *range(400, 600, 4)]
+    (tmp_path / "x.mahi").write_text("\n".join(map(str, lines)) + "\n")
+    found = trace.read(tmp_path / "x.mahi")
+    assert [row["rate_bps"] for row in found["rows"]] == [12_000_000, trace.LEAST_BPS, 3_000_000]
+    assert [row["t_s"] for row in found["rows"]] == pytest.approx([0.0, 0.2, 0.4])
+    assert found["period_s"] == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "at least one row"),
+        ("t_s,speed\n0,1\n", "columns t_s, rate_bps"),
+        ("t_s,rate_bps\n0,fast\n", "row 1"),
+        ("0\nsoon\n", "a millisecond in each line"),
+        ("t_s,rate_bps\n1,5000000\n", "do not begin at 0"),
+        ("t_s,rate_bps\n0,5000000\n0,6000000\n", "do not begin at 0 and grow"),
+        ("t_s,rate_bps,delay_s\n0,5000000,0\n1,5000000,0.1\n", "rows with and without"),
+        ("t_s,rate_bps\n0,0\n", "greater than 0"),
+    ],
+)
+def test_what_is_no_trace_is_one_line(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=says) as error:
+        load("quickstart", [f"link.trace={path}"])
+    assert "link.trace" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_trace_is_found_beside_the_scenario_and_kept_with_what_was_run(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text(CSV)
+    (tmp_path / "mine.toml").write_text('[link]\ntrace = "x.csv"\n[[methods]]\nname = "dense"\n')
+    original = load(str(tmp_path / "mine.toml"))
+    (tmp_path / "x.csv").unlink()
+    assert Scenario.model_validate_json(original.model_dump_json(by_alias=True)) == original
+    link = original.cases[0].link
+    assert link.pipe("w0", "up").rate_bps == 10**9, "the first row is in force from the start"
+    assert link.pipe("w0", "up").loss == 0.01
+
+
+@pytest.fixture
+def changing(tmp_path: Path) -> Topology:
+    (tmp_path / "x.csv").write_text("t_s,rate_bps\n0,10000000\n1,80000000\n3,20000000\n")
+    case = load("quickstart", [f"link.trace={tmp_path / 'x.csv'}", "cluster.workers=2"]).cases[0]
+    return Topology(workers=2, link=case.link)
+
+
+def test_each_change_reaches_both_directions_of_every_link_by_a_command_that_keeps_the_queue(
+    changing: Topology,
+) -> None:
+    lines = [str(command) for command in changing.change(1)]
+    assert lines == [
+        f"tc -n {node} qdisc change dev {interface} root tbf rate 80000000bit burst 65536 limit 3065536"
+        for worker in range(2)
+        for node, interface in ((f"w{worker}", "eth0"), ("switch", f"to{worker}"))
+    ]
+
+
+def test_nothing_beats_the_best_that_the_links_ever_are(changing: Topology) -> None:
+    assert changing.bound_s(1e6, 1e6) == pytest.approx(0.1)
+    assert changing.ring_bound_s(1e6) == pytest.approx(0.1)
+
+
+def test_a_trace_ends_with_its_last_row_or_begins_anew(changing: Topology) -> None:
+    assert list(trace.schedule(changing)) == [(0.0, 0), (1.0, 1), (3.0, 2)]
+    assert changing.link.trace
+    again = changing.link.trace.model_copy(update={"period_s": 4.0})
+    repeated = changing.model_copy(update={"link": changing.link.model_copy(update={"trace": again})})
+    assert list(islice(trace.schedule(repeated), 5)) == [(0.0, 0), (1.0, 1), (3.0, 2), (4.0, 0), (5.0, 1)]
