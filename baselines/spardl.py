@@ -38,7 +38,7 @@ from baselines._state import BucketMemory, Shapes, parameters
 LABEL = "SparDL"
 COLOR = "#117733"
 MARKER = "H"
-MOST_LOSS = 0.03
+MOST_LOSS = 0.04
 
 SAMPLE_RATIO = 0.01
 
