@@ -355,7 +355,7 @@ def bytes_per_step(cases: Sequence[CaseResult], looks: Mapping[str, Look]) -> Dr
             formula = [result.mean("formula_bytes_per_step") for result in results]
             axes.plot(formula, [y] * len(formula), "|", color=INK, ms=17, mew=1.4)
             look = looks[label]
-            axes.plot(measured, [y] * len(measured), ls="", marker=look.marker, color=look.color, ms=7, mec="white")
+            axes.plot(measured, [y] * len(measured), **_point(look), ms=7)
             _beside(axes, y, _range([m / f for m, f in zip(measured, formula, strict=True) if f > 0]))
             if not results:
                 _nothing(axes, y)
@@ -766,6 +766,12 @@ def _heading_beside(axes: Axes, text: str) -> None:
     axes.annotate(text, (1.02, 1), (0, 6), xycoords="axes fraction", textcoords="offset points", fontsize=8)
 
 
+def _point(look: Look) -> dict[str, Any]:
+    """How a single point is drawn: with a white rim, unless all of its marker is rim."""
+    rim = "white" if look.marker in Line2D.filled_markers else look.color
+    return {"ls": "", "marker": look.marker, "color": look.color, "mec": rim}
+
+
 def _range(values: Sequence[float]) -> str:
     """Least to greatest; one number where they agree, nothing where there are none."""
     ends = dict.fromkeys(f"{end:.3f}" for end in (min(values), max(values))) if values else {}
@@ -820,7 +826,7 @@ def _line_over_rates(
 
 
 def _speedup_point(axes: Axes, rate_bps: float, found: Estimate, look: Look) -> None:
-    axes.plot(rate_bps, found.value, ls="", marker=look.marker, color=look.color, mec="white", mew=0.5, ms=6, zorder=3)
+    axes.plot(rate_bps, found.value, **_point(look), mew=0.5, ms=6, zorder=3)
     if found.low is not None and found.high is not None:
         axes.plot([rate_bps] * 2, [found.low, found.high], color=look.color, lw=1)
 
