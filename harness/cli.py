@@ -542,12 +542,16 @@ def _calibration_row(each: Calibration) -> list[str]:
 
 
 def _share(option: str, text: str) -> float:
+    """A percentage above zero: of none, nothing would ever be narrow enough, or slow enough."""
     from harness.units import parse_share
 
     try:
-        return parse_share(text)
-    except ValueError as error:
-        raise UsageError.at("command line", option, text, str(error)) from None
+        share = parse_share(text)
+    except ValueError:
+        share = 0.0
+    if not share:
+        raise UsageError.at("command line", option, text, "a percentage above zero, such as '10%'")
+    return share
 
 
 def _write(path: Path, content: str) -> None:
