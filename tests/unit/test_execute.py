@@ -208,9 +208,9 @@ def test_each_network_is_measured_again_before_the_next_takes_its_place(store: S
     class Counting(FakeCluster):
         seen: ClassVar[list[str]] = []
 
-        def use(self, topology: Any) -> Readings:
+        def use(self, topology: Any, resources: Any) -> Readings:  # type: ignore[override]
             self.seen.append(f"use {topology.link.rate_bps}")
-            return super().use(topology)
+            return super().use(topology, resources)
 
         def verify(self) -> Readings:
             self.seen.append("verify")
