@@ -60,7 +60,8 @@ def test_all_trials_become_rows_with_figures(plan: Plan, store: Store) -> None:
     phases = trials[["compute_s_per_step", "codec_s_per_step", "comm_s_per_step"]].sum(axis=1)
     assert phases.to_numpy() == pytest.approx((4 * 32 / trials["samples_per_s"]).to_numpy())
     assert (trials["wire_bytes_per_step"] / trials["formula_bytes_per_step"]).between(0.999, 1.001).all()
-    assert trials["steady_steps"].tolist() == [18] * 4
+    # How many have to settle hangs on the script's noise, which is another one whenever the code is.
+    assert (trials["steady_steps"] + trials["settling_steps"]).tolist() == [18] * 4
     events = store.events()
     assert set(events["kind"]) >= {"step_s", "compute_s", "encode_s", "decode_s", "comm_s", "accuracy"}
     steps = events[events["kind"] == "step_s"]
