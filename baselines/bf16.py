@@ -17,6 +17,7 @@ from baselines.fp16 import half_all_reduce
 LABEL = "BF16"
 COLOR = "#56B4E9"
 MARKER = "P"
+MOST_LOSS = 0.01
 
 
 @parameters

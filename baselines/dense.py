@@ -14,6 +14,7 @@ from baselines._state import MethodState, Shapes, numel, parameters, ring_all_re
 LABEL = "Dense"
 COLOR = "#555555"
 MARKER = "o"
+MOST_LOSS = 0.0
 
 
 @parameters

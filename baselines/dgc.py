@@ -38,6 +38,7 @@ from baselines._state import BucketMemory, MethodState, Shapes, numel, parameter
 LABEL = "DGC"
 COLOR = "#D55E00"
 MARKER = "v"
+MOST_LOSS = 0.01
 
 WARM_UP = (0.25, 0.0625, 0.015625, 0.004, 0.001)
 """The paper's ratios while the sparsity is warmed up: 75, 93.75, 98.4375, 99.6 and 99.9 % are held back."""

@@ -25,6 +25,7 @@ from baselines.local_sgd import average_in_place
 LABEL = "DiLoCo"
 COLOR = "#997700"
 MARKER = "3"
+MOST_LOSS = 0.02
 
 
 @parameters

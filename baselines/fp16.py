@@ -16,6 +16,7 @@ from baselines._state import MethodState, Shapes, numel, parameters, ring_all_re
 LABEL = "FP16"
 COLOR = "#0072B2"
 MARKER = "s"
+MOST_LOSS = 0.01
 
 
 @parameters

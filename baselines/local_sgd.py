@@ -23,6 +23,7 @@ from baselines._state import MethodState, Shapes, numel, parameters, ring_all_re
 LABEL = "Local SGD"
 COLOR = "#004488"
 MARKER = "2"
+MOST_LOSS = 0.01
 
 
 @parameters

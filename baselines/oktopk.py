@@ -35,6 +35,7 @@ from baselines._state import BucketMemory, Shapes, parameters, ring_all_reduce_b
 LABEL = "Ok-Topk"
 COLOR = "#44AA99"
 MARKER = "*"
+MOST_LOSS = 0.03
 
 SAMPLE_RATIO = 0.01
 REUSED_STEPS = 32

@@ -38,6 +38,7 @@ from baselines._state import BucketMemory, Shapes, numel, parameters
 LABEL = "OmniReduce"
 COLOR = "#D55E9A"
 MARKER = "8"
+MOST_LOSS = 0.01
 
 BLOCK = 256
 

@@ -4,6 +4,9 @@ After 1-bit SGD (Seide et al., Interspeech 2014) and EF-signSGD (Karimireddy et 
 a = g + e, each parameter's part of a is sent as its signs, one bit each, and one scale, mean(abs(a)); e = a - scale *
 sign. The mean over all workers is applied.
 
+With a whole parameter's entries sent as one magnitude, it learns more slowly per step than any other method here that
+converges, at the learning rate that suits dense training (``scenarios/convergence.toml``).
+
 1-bit SGD has two scales, of the positive and the negative entries, for each column of a matrix; this has the one of
 EF-signSGD for each parameter, as most later systems do.
 """
@@ -25,6 +28,7 @@ from baselines._state import BucketMemory, MethodState, Shapes, all_gather_bytes
 LABEL = "1-bit"
 COLOR = "#999933"
 MARKER = "d"
+MOST_LOSS = 0.2
 
 
 @parameters

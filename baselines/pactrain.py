@@ -58,6 +58,7 @@ from baselines._state import BucketMemory, Shapes, numel, parameters, ring_all_r
 LABEL = "PacTrain"
 COLOR = "#009E73"
 MARKER = "D"
+MOST_LOSS = 0.01
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "faithful": {},

@@ -24,6 +24,7 @@ from baselines._state import Shapes, numel, parameters
 LABEL = "Parameter server"
 COLOR = "#BB5566"
 MARKER = "1"
+MOST_LOSS = 0.01
 
 
 @parameters

@@ -28,6 +28,7 @@ from baselines._state import BucketMemory, Shapes, numel, parameters, ring_all_r
 LABEL = "PowerSGD"
 COLOR = "#332288"
 MARKER = ">"
+MOST_LOSS = 0.01
 
 
 @parameters

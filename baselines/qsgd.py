@@ -26,6 +26,7 @@ from baselines._state import MethodState, Shapes, all_gather_bytes, numel, param
 LABEL = "QSGD"
 COLOR = "#CC79A7"
 MARKER = "h"
+MOST_LOSS = 0.01
 
 STRETCH = 128
 

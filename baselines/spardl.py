@@ -38,6 +38,7 @@ from baselines._state import BucketMemory, Shapes, parameters
 LABEL = "SparDL"
 COLOR = "#117733"
 MARKER = "H"
+MOST_LOSS = 0.04
 
 SAMPLE_RATIO = 0.01
 

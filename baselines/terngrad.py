@@ -24,6 +24,7 @@ from baselines._state import Shapes, numel, parameters, ring_all_reduce_bytes
 LABEL = "TernGrad"
 COLOR = "#882255"
 MARKER = "X"
+MOST_LOSS = 0.01
 
 
 @parameters

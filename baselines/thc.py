@@ -37,6 +37,7 @@ from baselines._state import BucketMemory, Shapes, numel, parameters
 LABEL = "THC"
 COLOR = "#AA4499"
 MARKER = "<"
+MOST_LOSS = 0.01
 
 SIDE = 16
 MIXED = SIDE * SIDE

@@ -22,6 +22,7 @@ from baselines._state import BucketMemory, MethodState, Shapes, parameters
 LABEL = "Top-k"
 COLOR = "#E69F00"
 MARKER = "^"
+MOST_LOSS = 0.02
 
 SAMPLE_RATIO = 0.01
 

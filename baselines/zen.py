@@ -37,6 +37,7 @@ from baselines._state import BucketMemory, Shapes, numel, parameters, ring_all_r
 LABEL = "Zen"
 COLOR = "#6699CC"
 MARKER = "$Z$"
+MOST_LOSS = 0.02
 
 SAMPLE_RATIO = 0.01
 COUNT_BYTES = 8

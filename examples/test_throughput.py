@@ -1,6 +1,6 @@
 """A test of one's own: top-k keeps its throughput, and is worth having at 100 Mbit/s. Run it with pytest; four minutes.
 
-The reference is results/reference/ci.json; make one for your machine's class by `pacbench reference ci`.
+The reference is results/reference/ci.json, which `pacbench reference ci --on netns` makes on a machine of yours.
 """
 
 from __future__ import annotations

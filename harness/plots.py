@@ -153,7 +153,16 @@ def throughput(cases: Sequence[CaseResult], looks: Mapping[str, Look], baseline:
         _whiskers(axes, heights, [mean for _, _, mean in rows])
         for y, result, _ in rows:
             look, rounds = looks[result.label], result.done["samples_per_s"]
-            axes.plot(rounds, y + _spread_out(len(rounds)), look.marker, color=look.color, mec="white", mew=0.4, ms=4)
+            axes.plot(
+                rounds,
+                y + _spread_out(len(rounds)),
+                ls="",
+                marker=look.marker,
+                color=look.color,
+                mec="white",
+                mew=0.4,
+                ms=4,
+            )
             if result.speedup and result.label != baseline:
                 _beside(axes, y, f"{result.speedup.value:.2f}×")
 
@@ -345,7 +354,8 @@ def bytes_per_step(cases: Sequence[CaseResult], looks: Mapping[str, Look]) -> Dr
             measured = [result.mean("wire_bytes_per_step") for result in results]
             formula = [result.mean("formula_bytes_per_step") for result in results]
             axes.plot(formula, [y] * len(formula), "|", color=INK, ms=17, mew=1.4)
-            axes.plot(measured, [y] * len(measured), looks[label].marker, color=looks[label].color, ms=7, mec="white")
+            look = looks[label]
+            axes.plot(measured, [y] * len(measured), ls="", marker=look.marker, color=look.color, ms=7, mec="white")
             _beside(axes, y, _range([m / f for m, f in zip(measured, formula, strict=True) if f > 0]))
             if not results:
                 _nothing(axes, y)
@@ -810,7 +820,7 @@ def _line_over_rates(
 
 
 def _speedup_point(axes: Axes, rate_bps: float, found: Estimate, look: Look) -> None:
-    axes.plot(rate_bps, found.value, look.marker, color=look.color, mec="white", mew=0.5, ms=6, zorder=3)
+    axes.plot(rate_bps, found.value, ls="", marker=look.marker, color=look.color, mec="white", mew=0.5, ms=6, zorder=3)
     if found.low is not None and found.high is not None:
         axes.plot([rate_bps] * 2, [found.low, found.high], color=look.color, lw=1)
 

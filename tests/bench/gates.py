@@ -2,6 +2,8 @@
 
     nox -s gates -- --count 12 --out results/gates      # eight minutes a pair, on a machine that does nothing else
 
+It needs a reference, made on the same machine: `pacbench reference ci --on netns`.
+
 The slower code is a copy of this tree in which top-k does more codec work in each step, for a tenth of the time that a
 step took in the reference. What it comes to is measured, and stands in the table. A gate that was made is not made
 again: the same command goes on where it was stopped.
@@ -79,7 +81,7 @@ def slower_tree(folder: Path, against: str) -> Path:
 def make_gate(tree: Path, run: Path, scenario: str, against: str, verdict: Path) -> None:
     """Run the scenario with a tree's code, and hold it against the reference with this one's."""
     started = time.monotonic()
-    pacbench(tree, "run", scenario, "--out", str(run))
+    pacbench(tree, "run", scenario, "--on", "netns", "--out", str(run))
     taken_s = time.monotonic() - started
     found = pacbench(ROOT, "gate", str(run), "--against", against, "--json", str(verdict))
     content = json.loads(verdict.read_text()) if verdict.exists() else {"verdict": "failed", "methods": []}

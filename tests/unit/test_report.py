@@ -195,6 +195,11 @@ def test_the_bandwidth_figure_holds_ratios_paired_within_rounds(three_rates: Run
         assert (row.speedup, row.speedup_low, row.speedup_high, row.rounds) == pytest.approx(expected)
 
 
+def test_every_method_can_be_drawn(tmp_path: Path) -> None:
+    every = Run(make_store(tmp_path / "run", ["rounds=1"], scenario="convergence"))
+    assert set(every.csv("bytes-per-step")["label"]) == {method.label for method in every.store.scenario().methods}
+
+
 @pytest.mark.parametrize(
     ("accuracies", "limit"),
     [
