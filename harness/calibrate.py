@@ -24,6 +24,9 @@ from harness.units import format_rate, format_time
 RATE_TOLERANCE = 0.05
 """Of the rate that was asked, headers included in both."""
 
+RTT_TOLERANCE_S, RTT_TOLERANCE_SHARE = 0.3e-3, 0.05
+"""Of a link's round trip, whichever is more."""
+
 FEWEST, MOST = 3_000, 30_000
 """Datagrams to count for a loss."""
 MEETINGS = 30
@@ -129,6 +132,9 @@ def _judged(topology: Topology, where: str, readings: Readings) -> Calibration:
         if abs(error) > RATE_TOLERANCE and not link.complaints:
             complaints.append(f"{link.link} {link.direction}: rate {error:+.1%}")
     trip = max(readings.round_trips, key=lambda trip: abs(trip.rtt_s_measured - trip.rtt_s_asked))
+    allowed_s = max(RTT_TOLERANCE_S, RTT_TOLERANCE_SHARE * trip.rtt_s_asked)
+    if not trip.jitter_s_asked and abs(trip.rtt_s_measured - trip.rtt_s_asked) > allowed_s and not trip.complaints:
+        complaints.append(f"{trip.link}: round trip more than {format_time(allowed_s)} off")
     pipes = {(queue.link, queue.direction): queue.pipe for queue in topology.queues()}
     counted = [link for link in readings.links if link.counts and link.loss_asked]
     worst = max(counted, key=lambda link: abs(link.counts.loss - link.loss_asked) if link.counts else 0, default=None)

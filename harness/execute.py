@@ -266,7 +266,7 @@ def _row(trial: Trial, attempt: int, outcome: Outcome, wall_time_s: float) -> di
         "dataset": train.dataset,
         "workers": case.cluster.workers,
         "batch_size": train.batch_size,
-        "rate_bps": case.link.rate_bps,
+        "rate_bps": case.link.trace.rows[0].rate_bps if case.link.trace else case.link.rate_bps,
         "delay_s": case.link.delay_s,
         "loss": case.link.mean_loss,
         "network": topology_of(case).particulars(),

@@ -13,7 +13,7 @@ import pytest
 
 from harness.store import Store
 
-pytestmark = pytest.mark.netem
+pytestmark = [pytest.mark.netem, pytest.mark.timeout(600)]
 
 RUN = (
     *("run", "quickstart", "--on", "uml", "--rounds", "1", "--method", "topk", "--set", "train.steps=12"),
@@ -30,7 +30,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
         cwd=out.parent,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=560,
         env={"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -60,7 +60,8 @@ def test_all_trials_become_rows_with_figures(plan: Plan, store: Store) -> None:
     phases = trials[["compute_s_per_step", "codec_s_per_step", "comm_s_per_step"]].sum(axis=1)
     assert phases.to_numpy() == pytest.approx((4 * 32 / trials["samples_per_s"]).to_numpy())
     assert (trials["wire_bytes_per_step"] / trials["formula_bytes_per_step"]).between(0.999, 1.001).all()
-    assert trials["steady_steps"].tolist() == [18] * 4
+    # How many have to settle hangs on the script's noise, which is another one whenever the code is.
+    assert (trials["steady_steps"] + trials["settling_steps"]).tolist() == [18] * 4
     events = store.events()
     assert set(events["kind"]) >= {"step_s", "compute_s", "encode_s", "decode_s", "comm_s", "accuracy"}
     steps = events[events["kind"] == "step_s"]
@@ -208,9 +209,9 @@ def test_each_network_is_measured_again_before_the_next_takes_its_place(store: S
     class Counting(FakeCluster):
         seen: ClassVar[list[str]] = []
 
-        def use(self, topology: Any) -> Readings:
+        def use(self, topology: Any, resources: Any) -> Readings:  # type: ignore[override]
             self.seen.append(f"use {topology.link.rate_bps}")
-            return super().use(topology)
+            return super().use(topology, resources)
 
         def verify(self) -> Readings:
             self.seen.append("verify")
