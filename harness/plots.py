@@ -156,10 +156,7 @@ def throughput(cases: Sequence[CaseResult], looks: Mapping[str, Look], baseline:
             axes.plot(
                 rounds,
                 y + _spread_out(len(rounds)),
-                ls="",
-                marker=look.marker,
-                color=look.color,
-                mec="white",
+                **_point(look),
                 mew=0.4,
                 ms=4,
             )
