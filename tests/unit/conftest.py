@@ -13,7 +13,7 @@ hypothesis.settings.register_profile("timing is for benchmarks", deadline=None)
 hypothesis.settings.load_profile("timing is for benchmarks")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def on_ranks() -> Iterator[Callable[..., list[Any]]]:
     """Call ``on_ranks(p, check, *arguments)``: what ``check`` returns on each of p ranks of one process group."""
     groups: dict[int, Ranks] = {}

@@ -26,6 +26,9 @@ import baselines
 COLLECTIVE_TIMEOUT = timedelta(seconds=20)
 CHECK_TIMEOUT_S = 60
 
+CHECKS_OF_A_GROUP = 30
+"""Then its processes are replaced: each process group that a check made keeps a polling thread for every peer."""
+
 # A server that has imported everything once, alone, and forks a rank in milliseconds. Forking the test process itself
 # would copy whatever threads other tests have left in it. (The first optimizer made in a process imports
 # torch._dynamo, which takes as long as torch itself.)
@@ -41,6 +44,7 @@ class Ranks:
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._checks = 0
 
     def run(self, check: Callable[..., Any], *arguments: Any) -> list[Any]:
         """What ``check(*arguments)`` returns on each rank.
@@ -48,8 +52,11 @@ class Ranks:
         Raises:
             AssertionError: it raised on some rank, with that rank's traceback, or took too long.
         """
+        if self._checks % CHECKS_OF_A_GROUP == 0:
+            self.close()
         if not self._processes:
             self._start()
+        self._checks += 1
         try:
             for pipe in self._pipes:
                 pipe.send_bytes(pickle.dumps((check, arguments)))
