@@ -71,8 +71,8 @@ class NetnsCluster(EmulatedCluster):
         """See ``Cluster.check``."""
         for field, value in resources.model_dump(by_alias=True, exclude_defaults=True).items():
             raise UsageError.at("scenario", f"cluster.{field}", value, "nothing on netns; containers can: --on docker")
+        super().check(topology, resources)  # first: of a rate that is far too high tc only says that it is illegal
         self._agent.request({"op": "check", "topology": as_json(topology)}, self.build_timeout_s)
-        super().check(topology, resources)
 
     def lend(self, file: Path) -> None:
         """See ``Cluster.lend``: workers share the host's files."""

@@ -10,7 +10,7 @@ import pytest
 from harness.cluster.netns import NetnsCluster
 from harness.errors import MeasurementError, UsageError
 from harness.network import Topology
-from harness.scenario import Link
+from harness.scenario import NO_LIMITS, Link
 
 pytestmark = pytest.mark.netns
 
@@ -55,7 +55,7 @@ def test_an_unchanged_network_is_not_measured_again(cluster: NetnsCluster) -> No
 
 
 def test_a_link_that_is_not_what_was_asked_is_found_by_measuring(cluster: NetnsCluster) -> None:
-    cluster._build(star(2, "50mbit"))
+    cluster._build(star(2, "50mbit"), NO_LIMITS)
     found = json.loads(cluster._probe("probe_links", star(2, "100mbit"))["readings"])
     measured = [link["rate_bps_measured"] for link in found["links"]]
     assert all(0.9 * 50e6 < rate < 1.1 * 50e6 for rate in measured)
