@@ -10,6 +10,7 @@ from harness.cluster.uml import UmlCluster
 from harness.errors import UsageError
 from harness.linkprobe import Readings
 from harness.network import Topology
+from harness.scenario import NO_LIMITS
 
 pytestmark = pytest.mark.netem
 
@@ -56,7 +57,7 @@ ELSEWHERE: list[tuple[dict[str, Any], dict[str, Any], str]] = [
 def test_a_link_that_is_something_else_is_found_out(
     cluster: UmlCluster, built: dict[str, Any], asked: dict[str, Any], says: str
 ) -> None:
-    cluster._build(pair(**built))
+    cluster._build(pair(**built), NO_LIMITS)
     readings = Readings.model_validate_json(cluster._probe("probe_links", pair(**asked))["readings"])
     assert any(says in complaint for complaint in readings.complaints()), readings.complaints()
 

@@ -53,7 +53,7 @@ def test_a_thousand_changes_leave_no_leak() -> None:
 
 
 def test_training_on_changing_links_knows_each_change_by_its_step(pacbench: Callable, tmp_path: Path) -> None:  # type: ignore[type-arg]
-    (tmp_path / "x.csv").write_text("t_s,rate_bps\n0,200000000\n1,20000000\n4,200000000\n")
+    (tmp_path / "x.csv").write_text("t_s,rate_bps\n0,200000000\n1,10000000\n4,200000000\n")
     small = ("quickstart", "--method", "topk", "--rounds", "1", "--set", "train.steps=60", "--set", "cluster.workers=2")
     done = pacbench("run", *small, "--set", "train.eval_every=60", "--set", "link.trace=x.csv", "--out", "run")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -63,11 +63,11 @@ def test_training_on_changing_links_knows_each_change_by_its_step(pacbench: Call
     assert (trials["status"] == "done").all()
     dense = events[events["trial_id"] == trials.index[trials["label"] == "dense"][0]]
     rates = dense[dense["kind"] == "link_rate_bps"]
-    assert rates["value"].tolist()[:2] == [200e6, 20e6]
+    assert rates["value"].tolist()[:2] == [200e6, 10e6]
     assert rates["step"].is_monotonic_increasing
     step_s = dense[(dense["kind"] == "step_s") & (dense["rank"] == 0)].set_index("step")["value"]
     slow_from = rates["step"].iloc[1] + 1
     slow_to = rates["step"].iloc[2] - 1 if len(rates) > 2 else 59
     fast, slow = step_s.loc[2 : slow_from - 2].median(), step_s.loc[slow_from:slow_to].median()
-    assert slow > 3 * fast, "a tenth of the rate"
+    assert slow > 3 * fast, "a twentieth of the rate"
     assert (tmp_path / "run" / "plots" / "changing-links.pdf").is_file()
