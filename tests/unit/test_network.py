@@ -91,12 +91,12 @@ def shown(rate_bps: int, burst: int, kind: str = "tbf") -> list[dict[str, object
 
 
 def test_what_the_kernel_shows_must_be_what_was_asked() -> None:
-    check_read_back(link(), UP, shown(10**8, 65536))
+    check_read_back(link(), UP, shown(10**8, 77824))
     check_read_back(link("unshaped"), UP, [{"kind": "pfifo", "dev": "eth0", "root": True}])
     for wrong, says in [
-        (shown(99_000_000, 65536), "kernel has 99000000 bit/s"),
+        (shown(99_000_000, 77824), "kernel has 99000000 bit/s"),
         (shown(10**8, 32768), "32768 bytes"),
-        (shown(10**8, 65536, kind="noqueue"), "the kernel has noqueue"),
+        (shown(10**8, 77824, kind="noqueue"), "the kernel has noqueue"),
         ([], "the kernel has None"),
     ]:
         with pytest.raises(ValueError, match=says):
