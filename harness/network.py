@@ -33,7 +33,7 @@ TCP_IP_HEADER_BYTES = 52
 FRAME_HEADER_BYTES = ETHERNET_HEADER_BYTES + TCP_IP_HEADER_BYTES
 
 MIN_BURST_BYTES = 76 * 1024
-"""More than the largest segment that offloads build, 64 KiB, with a header for each packet in it (125 at the least MTU).
+"""More than the largest segment that offloads build: 64 KiB, and a header for each packet in it (125 at the least MTU).
 A smaller bucket has to split each one, and never lets one pass that was queued while it was larger: a link whose rate
 falls would stand still."""
 
