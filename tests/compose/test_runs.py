@@ -96,11 +96,12 @@ def test_a_worker_whose_container_is_killed_costs_one_trial(start: Start, client
     (victim,) = (container for container in client.containers.list() if container.name.endswith("-w2"))
     wait_until(lambda: len(victim.top()["Processes"]) > 3)  # init, sleep, the agent; and a worker
     victim.kill()
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=240)
 
     assert process.returncode == 5
     rows = trials(out)
-    assert sorted(rows["status"]) == ["crashed", "done", "done", "done"]
+    # The trial before it cannot be proved to have run on links that stayed as they were, and is run again.
+    assert sorted(rows["status"]) == ["crashed", "done", "done", "failed"]
     crashed = rows[rows["status"] == "crashed"].iloc[0]
     assert "w2: its container has ended" in crashed["reason"] or "closed" in crashed["reason"].lower()
     assert crashed["reason"] in output
