@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import stats
@@ -17,9 +17,6 @@ from harness.errors import MeasurementError
 from harness.scenario import load
 from harness.stats import Estimate, geometric_mean, paired_speedup, spread, time_to_target
 from harness.store import TRIAL_SCHEMA, Store
-
-settings.register_profile("patient", deadline=None)  # a busy machine proves nothing
-settings.load_profile("patient")
 
 rates = st.floats(1e-3, 1e6)
 rounds_of_two = st.lists(st.tuples(rates, rates), min_size=1, max_size=8)
