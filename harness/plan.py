@@ -196,7 +196,8 @@ def _check_workload(scenario: Scenario, case: Case) -> None:
     train = case.train
     model, data = _known(scenario, "model", train.model, MODELS), _known(scenario, "dataset", train.dataset, DATASETS)
     if (model.input_shape, model.classes) != (data.input_shape, data.classes):
-        fitting = [name for name, other in MODELS.items() if other.input_shape == data.input_shape]
+        wanted = (data.input_shape, data.classes)
+        fitting = [name for name, other in MODELS.items() if (other.input_shape, other.classes) == wanted]
         raise UsageError.at(scenario.name, "train.model", train.model, f"for {train.dataset}: {', '.join(fitting)}")
     if train.checkpoint:
         model.build_from(Path(train.checkpoint))

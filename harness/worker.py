@@ -23,7 +23,6 @@ import torch
 import torch._dynamo  # DDP imports it when it is made, which would cost every worker over a second
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import BatchSampler, DistributedSampler
 
@@ -35,7 +34,7 @@ from harness.network import WORKER_INTERFACE, address, worker_number
 from harness.plan import UNSETTLED_STEPS, Trial, state_of
 from harness.scenario import BACKEND_VARIABLE, GLOO
 from harness.workload.data import DATASETS, Data
-from harness.workload.models import MODELS
+from harness.workload.models import MODELS, cross_entropy
 
 PEER_TIMEOUT = timedelta(seconds=60)
 """How long a collective waits for a peer. The trial's own limit is kept outside, where a hang cannot reach it."""
@@ -129,7 +128,10 @@ class _Training:
         model = known.build_from(Path(checkpoint)) if checkpoint else known.build()
         model.to(self.device)
         self.ddp = DistributedDataParallel(
-            model, bucket_cap_mb=self.settings.bucket_bytes / 2**20, gradient_as_bucket_view=True
+            model,
+            bucket_cap_mb=self.settings.bucket_bytes / 2**20,
+            gradient_as_bucket_view=True,
+            broadcast_buffers=False,  # statistics of batches serve evaluations alone, and are sent before each of them
         )
         self.optimizer = torch.optim.SGD(
             model.parameters(),
@@ -199,8 +201,7 @@ class _Training:
 
     def _loss(self, model: nn.Module) -> Tensor:
         """The mean loss on the batch of the moment."""
-        images, labels = self.data.train_images[self.batch], self.data.train_labels[self.batch]
-        return functional.cross_entropy(model(images), labels)
+        return cross_entropy(model(self.data.train_inputs[self.batch]), self.data.train_targets[self.batch])
 
     def _step(self, step: int) -> None:
         clock = self.method.stopwatch.clock
@@ -236,7 +237,7 @@ class _Training:
     def _batches(self) -> Iterator[list[int]]:
         """Indices of this rank's samples, batch by batch: each epoch in a new order, each sample on one rank."""
         sampler: DistributedSampler[int] = DistributedSampler(
-            range(len(self.data.train_labels)),  # type: ignore[arg-type]
+            range(len(self.data.train_targets)),  # type: ignore[arg-type]
             self.world_size,
             self.rank,
             shuffle=True,
@@ -257,22 +258,24 @@ class _Training:
 
     @torch.no_grad()
     def _evaluate(self) -> Evaluation:
-        """Each rank looks at its share of the test set; the sums are all-reduced."""
+        """Each rank looks at its share of the test set, by rank 0's statistics of batches; the sums are all-reduced."""
+        for buffer in self.ddp.module.buffers():
+            dist.broadcast(buffer, 0)
         self.ddp.eval()
-        images, labels = (
-            self.data.test_images[self.rank :: self.world_size],
-            self.data.test_labels[self.rank :: self.world_size],
+        inputs, targets = (
+            self.data.test_inputs[self.rank :: self.world_size],
+            self.data.test_targets[self.rank :: self.world_size],
         )
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for some_images, some_labels in zip(
-            images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True
+        for some_inputs, some_targets in zip(
+            inputs.split(EVALUATION_BATCH), targets.split(EVALUATION_BATCH), strict=True
         ):
-            scores = self.ddp.module(some_images)
-            sums[0] += (scores.argmax(1) == some_labels).sum()
-            sums[1] += functional.cross_entropy(scores, some_labels, reduction="sum").double()
+            scores = self.ddp.module(some_inputs)
+            sums[0] += (scores.argmax(-1) == some_targets).sum()
+            sums[1] += cross_entropy(scores, some_targets, reduction="sum").double()
         self.ddp.train()
         dist.all_reduce(sums)
-        correct, loss = (sums / len(self.data.test_labels)).tolist()
+        correct, loss = (sums / self.data.test_targets.numel()).tolist()
         return Evaluation(correct, loss)
 
     def _parameter_hash_range(self) -> tuple[int, int]:
