@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -284,6 +284,53 @@ def make_reference(
 
 
 @app.command()
+def reproduce(
+    claim: Annotated[
+        list[str] | None, typer.Option("--claim", metavar="ID", help="Only this one; default: all.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Only what can be judged in minutes, in three rounds.")
+    ] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what would run, and for how long. Starts nothing.")] = False,
+    on: On = "auto",
+    out: Annotated[Path, typer.Option(help="Where the verdicts go.")] = RESULTS / "claims",
+) -> None:
+    """Judge claims of papers: run what they need, resume, and give each its verdict with interval and explanation."""
+    from harness import claims, execute, plots, provenance
+    from harness.cluster import kinds
+    from harness.store import Store, new_folder
+
+    chosen = claims.select(claims.load(), claim or [], quick)
+    kind, why = kinds.choose(on)
+    plans = claims.plans(chosen, lambda scenario: _plan(scenario, kinds.make(kind)), quick)
+    stores = {name: execute.latest_run(each, RESULTS) for name, each in plans.items()}
+    _announce_all(f"{len(chosen)} claims", plans, stores)
+    if plan:
+        return
+    failed, runs = 0, {}
+    for name, each in plans.items():
+        store = stores[name] or Store.create(new_folder(RESULTS, each.scenario), each.scenario)
+        problem = ""
+        try:
+            failed += _run_one(each, store, kinds.make(kind), why)
+        except (MeasurementError, UsageError) as error:  # the claims of other scenarios are judged all the same
+            problem = str(error)
+            failed += len(each.pending(store.attempts()))
+            _say(problem)
+        runs[name] = claims.Run(each, store, problem)
+    judgements = [claims.judge(each, runs) for each in chosen]
+    page = claims.write(judgements, out, provenance.collect(["pacbench", *sys.argv[1:]]))
+    plots.write_claims(judgements, out)
+    rows = [claims.cells(judgement) for judgement in judgements]
+    _print_table("claims", list(rows[0]), [list(row.values()) for row in rows])
+    for family, own in claims.families(judgements).items():
+        _say(f"{family}: {claims.sentence(own)}")
+    _say(f"verdicts, reasons, origins: {page}")
+    if failed:
+        raise MeasurementError(f"{failed} of the trials did not finish; each run's report lists them with their reason")
+
+
+@app.command()
 def probe(
     workers: Annotated[int, typer.Option(help="How many.")] = 4,
     rate: Annotated[str, typer.Option(help="Of each link and direction, such as 100mbit; or unshaped.")] = "100mbit",
@@ -482,11 +529,26 @@ def _announce(plan: Plan, store: Store, pending: list[Trial], where: str) -> Non
     if not pending:
         _say(f"{store.folder}: all {done} trials are done already; nothing is run again")
         return
-    if tried := len(store.trials()):
+    if tried := int(store.trials()["trial_id"].isin([trial.id for trial in plan.trials]).sum()):
         again = f"; {tried - done} that did not finish run again" if tried > done else ""
         _say(f"resuming {store.folder}: {done} of {len(plan.trials)} trials are done{again}")
     about = format_time(total_s(pending, _cpu_count()))
     _say(f"{plan.scenario.name}: {len(pending)} trials, about {about}, {where}, into {store.folder}")
+
+
+def _announce_all(title: str, plans: Mapping[str, Plan], stores: Mapping[str, Store | None]) -> None:
+    """What runs of several scenarios are about to take, and what earlier ones left to do."""
+    from harness.plan import total_s
+    from harness.units import format_time
+
+    rows, seconds = [], 0.0
+    for name, plan in plans.items():
+        store = stores[name]
+        pending = plan.pending(store.attempts()) if store else list(plan.trials)
+        own_s = total_s(pending, _cpu_count()) if pending else 0.0
+        seconds += own_s
+        rows.append([name, str(len(plan.trials)), str(len(plan.trials) - len(pending)), format_time(own_s)])
+    _print_table(f"{title}: about {format_time(seconds)}", ["scenario", "trials", "done", "time left"], rows)
 
 
 def _report(store: Store) -> None:

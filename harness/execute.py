@@ -160,6 +160,11 @@ def unfinished_run(plan: Plan, results: Path) -> Path | None:
     return None
 
 
+def latest_run(plan: Plan, results: Path) -> Store | None:
+    """The newest run of this plan's scenario and code under ``results``, be it finished or not."""
+    return next((store for store in runs(results, plan.scenario) if not plan.strangers(store.attempts())), None)
+
+
 def _attempt(trial: Trial, cluster: Cluster, port: int, outcome: Outcome, watch: Watch) -> None:
     """Run one trial on a verified network and gather what comes of it."""
     train = trial.case.train

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -71,6 +71,14 @@ class Plan:
 
     scenario: Scenario
     trials: tuple[Trial, ...]
+    left_out: frozenset[str] = frozenset()
+    """Ids of the scenario's other trials, which are not to run now."""
+
+    def only(self, wanted: Callable[[Trial], bool]) -> Plan:
+        """The part of it that is wanted; it goes into the same store as the whole."""
+        kept = tuple(trial for trial in self.trials if wanted(trial))
+        others = {trial.id for trial in self.trials} - {trial.id for trial in kept}
+        return Plan(self.scenario, kept, self.left_out | others)
 
     def pending(self, attempts: pd.DataFrame) -> list[Trial]:
         """The trials whose last attempt is not done, in order; ``attempts`` are those of the store."""
@@ -80,7 +88,7 @@ class Plan:
 
     def strangers(self, attempts: pd.DataFrame) -> set[str]:
         """Ids of trials in a store that are none of this plan's: other code made them, or another kind of cluster."""
-        return set(attempts["trial_id"]) - {trial.id for trial in self.trials}
+        return set(attempts["trial_id"]) - {trial.id for trial in self.trials} - self.left_out
 
 
 def make(scenario: Scenario, cluster: str, image: str = "") -> Plan:

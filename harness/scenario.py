@@ -452,8 +452,11 @@ def checked_section(model: type[SectionT], values: Mapping[str, Any], source: st
 def available() -> dict[str, str]:
     """The scenarios that come with pacbench: name -> description."""
     root = Path(str(files("scenarios")))
-    found = {str(path.relative_to(root).with_suffix("")): path for path in sorted(root.rglob("*.toml"))}
-    return {name: str(tomllib.loads(path.read_text()).get("description", "")) for name, path in found.items()}
+    found = {
+        str(path.relative_to(root).with_suffix("")): tomllib.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(root.rglob("*.toml"))
+    }
+    return {name: str(raw.get("description", "")) for name, raw in found.items() if "methods" in raw}
 
 
 def _read(name_or_path: str) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import os
 import statistics
 from collections.abc import Iterator, Mapping
@@ -40,6 +41,9 @@ PEER_TIMEOUT = timedelta(seconds=60)
 """How long a collective waits for a peer. The trial's own limit is kept outside, where a hang cannot reach it."""
 
 EVALUATION_BATCH = 500
+
+LARGEST_LOSS = 700.0
+"""Whose exponential is still a number."""
 
 REPETITIONS = 5
 
@@ -171,6 +175,8 @@ class _Training:
                 if self.rank == 0:
                     self.recorder.note(steps, "accuracy", evaluation.accuracy)
                     self.recorder.note(steps, "test_loss", evaluation.loss)
+                    if self.data.test_targets.ndim > 1:  # tokens
+                        self.recorder.note(steps, "perplexity", math.exp(min(evaluation.loss, LARGEST_LOSS)))
                 if not evaluation.loss < float("inf"):  # NaN too
                     break
         sent, transport = meter.wire_bytes(WORKER_INTERFACE) - at_steady, meter.transport()

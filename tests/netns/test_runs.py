@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -73,6 +74,9 @@ def test_text_and_networks_with_statistics_of_batches_are_trained(
     losses = events[events["kind"] == "test_loss"]["value"]
     assert len(losses) == 2
     assert (losses > 0).all()
+    perplexities = events[events["kind"] == "perplexity"]["value"]
+    assert list(perplexities) == ([pytest.approx(math.exp(loss)) for loss in losses] if model == "byte-lm" else [])
+    assert (out / "plots" / "perplexity.csv").exists() == (model == "byte-lm")
 
 
 def test_the_same_seed_trains_the_same_parameters(pacbench: Run, tmp_path: Path) -> None:
