@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterable, Mapping
@@ -118,7 +119,7 @@ def show_plan(
 
     _print_table(
         f"{plan.scenario.name}: {len(plan.trials)} trials, about {format_time(seconds)}",
-        ["method", "round", "workers", "rate", "bytes/step", "lower bound/step", "time"],
+        ["method", "round", "workers", "rate", "bytes/step", "lower bound/step", "predicted step", "time"],
         [
             [
                 trial.method.label,
@@ -127,6 +128,7 @@ def show_plan(
                 format_rate(trial.case.link.rate_bps) if trial.case.link.rate_bps else "unshaped",
                 format_size(each.wire_bytes_per_step),
                 format_time(each.lower_bound_s_per_step),
+                format_time(each.predicted_step_s) if each.predicted_step_s else "no profile",
                 format_time(each.time_s),
             ]
             for trial, each in zip(plan.trials, estimates, strict=True)
@@ -395,6 +397,53 @@ def calibrate(
                 print(f"{each.asked}: {complaint}")
     if failed := sum(not each.ok for each in found):
         raise MeasurementError(f"{failed} of {len(found)} links are not what was asked, or cannot be emulated here")
+
+
+@app.command()
+def profile(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A name from `pacbench list models`.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The profile, a .json file.")],
+    device: Annotated[str, typer.Option(help="Where to time it: cpu or cuda.")] = "cpu",
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples a step.")] = 32,
+    workers: Annotated[int, typer.Option(min=1, help="How many processes compute at once, sharing this machine.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="How many are timed, after a warm-up.")] = 10,
+    codecs: Annotated[str | None, typer.Option(metavar="SCENARIO", help="Whose methods to time as well.")] = None,
+    derive_for: Annotated[
+        str | None, typer.Option(metavar="DEVICE", help="Derive it from a device's published figures: a40, a100, ...")
+    ] = None,
+    efficiency: Annotated[float | None, typer.Option(help="The share of its peak that it reaches.")] = None,
+) -> None:
+    """Time a model's steps and the methods' codecs, or derive them for a published device: what replays wait by."""
+    from harness import profiler
+    from harness.units import format_time
+    from harness.workload.models import MODELS
+
+    if model not in MODELS:
+        raise UsageError.at("command line", "MODEL", model, ", ".join(MODELS))
+    if device not in ("cpu", "cuda"):
+        raise UsageError.at("command line", "--device", device, "cpu, cuda")
+    if derive_for is not None and derive_for not in profiler.HARDWARE:
+        raise UsageError.at("command line", "--derive-for", derive_for, ", ".join(profiler.HARDWARE))
+    if efficiency is not None and not (derive_for and 0 < efficiency <= 1):
+        raise UsageError.at("command line", "--efficiency", efficiency, "above 0, up to 1, with --derive-for")
+    if out.suffix != ".json":
+        raise UsageError.at("command line", "-o", str(out), "a file whose name ends in .json")
+    methods = _load(codecs, None, None, None).methods if codecs else ()
+    made_by = shlex.join(["pacbench", *sys.argv[1:]])
+    order = profiler.Order(model, batch_size, device, workers, steps, methods, made_by)
+    if derive_for:
+        hardware = profiler.HARDWARE[derive_for]
+        made = profiler.derive(order, hardware, efficiency or profiler.EFFICIENCY)
+    else:
+        made = profiler.measure(order)
+    _write(out, made.as_json())
+    times = ", ".join(
+        f"{name} {format_time(getattr(made, f'{name}_s'))}" for name in ("forward", "backward", "optimizer")
+    )
+    print(f"{out}: {made.model}, batch {made.batch_size}, {made.origin}: {times}")
+    for codec in made.codecs:
+        codec_s = codec.encode_s + codec.beside_s + codec.decode_s
+        print(f"  {codec.method}: codec {format_time(codec_s)}, optimizer {format_time(codec.optimizer_s)}")
 
 
 @app.command()

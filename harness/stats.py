@@ -38,6 +38,7 @@ CASE_COLUMNS = (
     "workers",
     "model",
     "dataset",
+    "dilation",
     "batch_size",
     "target_accuracy",
     "cluster",
@@ -123,6 +124,11 @@ class MethodResult:
     def bytes_over_formula(self) -> float:
         """Payload that the kernel counted over what the method's formula says."""
         return self.mean("wire_bytes_per_step") / self.mean("formula_bytes_per_step")
+
+    @property
+    def step_over_predicted(self) -> float:
+        """The measured step over the predicted one; NaN where none was predicted."""
+        return self.mean("step_time_median_s") / self.mean("predicted_step_s")
 
     @property
     def at_least_s(self) -> float:
@@ -419,6 +425,7 @@ def _always_told(key: dict[str, Any]) -> list[str]:
         *([str(key["network"])] if key["network"] and not pd.isna(key["network"]) else []),
         f"{key['workers']} workers",
         f"{key['model']} on {key['dataset']}",
+        *([f"time dilated by {key['dilation']:g}"] if key["dilation"] > 1 else []),
         *(["SCRIPTED"] if key["cluster"] == FAKE else []),
     ]
 
@@ -465,6 +472,6 @@ def _method_result(frame: pd.DataFrame, label: str, method: str, params: dict[st
         samples_per_s=geometric_mean(known.to_numpy()) if len(known) else None,
         speedup=paired_speedup(frame, label, baseline),
         final_accuracy=spread(done["final_accuracy"]),
-        time_to_target=time_to_target(done),
+        time_to_target=time_to_target(done[done["final_accuracy"].notna()]),  # replays have no target
         saving=float(saving) if np.isfinite(saving) else None,
     )
