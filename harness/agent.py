@@ -2,7 +2,7 @@
 
 It speaks lines of JSON. Requests come in on stdin::
 
-    {"op": "preload", "dataset": "digits", "data_dir": null}
+    {"op": "preload", "train": {"dataset": "digits", ...}}
     {"op": "start", "task": "train", "nodes": ["w0", "w1"], "spec": {...}}
     {"op": "stop"}
     {"op": "quit"}
@@ -195,9 +195,10 @@ def _resolve(name: str) -> Task:
 
 def _preload(request: Message) -> None:
     from harness import worker
+    from harness.scenario import Train
 
-    if request["dataset"] is not None:
-        worker.preload(request["dataset"], request["data_dir"])
+    if request["train"] is not None:
+        worker.preload(Train.model_validate(request["train"]))
 
 
 def _run(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -118,7 +119,7 @@ def show_plan(
 
     _print_table(
         f"{plan.scenario.name}: {len(plan.trials)} trials, about {format_time(seconds)}",
-        ["method", "round", "workers", "rate", "bytes/step", "lower bound/step", "time"],
+        ["method", "round", "workers", "rate", "bytes/step", "lower bound/step", "predicted step", "time"],
         [
             [
                 trial.method.label,
@@ -127,6 +128,7 @@ def show_plan(
                 format_rate(trial.case.link.rate_bps) if trial.case.link.rate_bps else "unshaped",
                 format_size(each.wire_bytes_per_step),
                 format_time(each.lower_bound_s_per_step),
+                format_time(each.predicted_step_s) if each.predicted_step_s else "no profile",
                 format_time(each.time_s),
             ]
             for trial, each in zip(plan.trials, estimates, strict=True)
@@ -284,6 +286,58 @@ def make_reference(
 
 
 @app.command()
+def reproduce(
+    claim: Annotated[
+        list[str] | None, typer.Option("--claim", metavar="ID", help="Only this one; default: all.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Only what can be judged in minutes, in three rounds.")
+    ] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what would run, and for how long. Starts nothing.")] = False,
+    on: On = "auto",
+    out: Annotated[Path, typer.Option(help="Where the verdicts go.")] = RESULTS / "claims",
+) -> None:
+    """Judge claims of papers: run what they need, resume, and give each its verdict with interval and explanation."""
+    import pandas as pd
+
+    from harness import claims, execute, plots, provenance, turning
+    from harness.cluster import kinds
+    from harness.store import Store, new_folder
+
+    chosen = claims.select(claims.load(), claim or [], quick)
+    kind, why = kinds.choose(on)
+    plans = claims.plans(chosen, lambda scenario: _plan(scenario, kinds.make(kind)), quick)
+    stores = {name: execute.latest_run(each, RESULTS) for name, each in plans.items()}
+    _announce_all(f"{len(chosen)} claims", plans, stores)
+    if plan:
+        return
+    failed, runs = 0, {}
+    for name, each in plans.items():
+        store = stores[name] or Store.create(new_folder(RESULTS, each.scenario), each.scenario)
+        problem = ""
+        try:
+            failed += _run_one(each, store, kinds.make(kind), why)
+        except (MeasurementError, UsageError) as error:  # the claims of other scenarios are judged all the same
+            problem = str(error)
+            failed += len(each.pending(store.attempts()))
+            _say(problem)
+        runs[name] = claims.Run(each, store, problem)
+    judgements = [claims.judge(each, runs) for each in chosen]
+    page = claims.write(judgements, out, provenance.collect(["pacbench", *sys.argv[1:]]))
+    plots.write_claims(judgements, out)
+    if len(predicted := pd.concat([turning.speedups(each) for each in plans.values()])):
+        methods = {method.label: method for each in plans.values() for method in each.scenario.methods}
+        plots.write_turning(predicted, list(methods.values()), out)
+    rows = [claims.cells(judgement) for judgement in judgements]
+    _print_table("claims", list(rows[0]), [list(row.values()) for row in rows])
+    for family, own in claims.families(judgements).items():
+        _say(f"{family}: {claims.sentence(own)}")
+    _say(f"verdicts, reasons, origins: {page}")
+    if failed:
+        raise MeasurementError(f"{failed} of the trials did not finish; each run's report lists them with their reason")
+
+
+@app.command()
 def probe(
     workers: Annotated[int, typer.Option(help="How many.")] = 4,
     rate: Annotated[str, typer.Option(help="Of each link and direction, such as 100mbit; or unshaped.")] = "100mbit",
@@ -348,6 +402,53 @@ def calibrate(
                 print(f"{each.asked}: {complaint}")
     if failed := sum(not each.ok for each in found):
         raise MeasurementError(f"{failed} of {len(found)} links are not what was asked, or cannot be emulated here")
+
+
+@app.command()
+def profile(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A name from `pacbench list models`.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The profile, a .json file.")],
+    device: Annotated[str, typer.Option(help="Where to time it: cpu or cuda.")] = "cpu",
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples a step.")] = 32,
+    workers: Annotated[int, typer.Option(min=1, help="How many processes compute at once, sharing this machine.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="How many are timed, after a warm-up.")] = 10,
+    codecs: Annotated[str | None, typer.Option(metavar="SCENARIO", help="Whose methods to time as well.")] = None,
+    derive_for: Annotated[
+        str | None, typer.Option(metavar="DEVICE", help="Derive it from a device's published figures: a40, a100, ...")
+    ] = None,
+    efficiency: Annotated[float | None, typer.Option(help="The share of its peak that it reaches.")] = None,
+) -> None:
+    """Time a model's steps and the methods' codecs, or derive them for a published device: what replays wait by."""
+    from harness import profiler
+    from harness.units import format_time
+    from harness.workload.models import MODELS
+
+    if model not in MODELS:
+        raise UsageError.at("command line", "MODEL", model, ", ".join(MODELS))
+    if device not in ("cpu", "cuda"):
+        raise UsageError.at("command line", "--device", device, "cpu, cuda")
+    if derive_for is not None and derive_for not in profiler.HARDWARE:
+        raise UsageError.at("command line", "--derive-for", derive_for, ", ".join(profiler.HARDWARE))
+    if efficiency is not None and not (derive_for and 0 < efficiency <= 1):
+        raise UsageError.at("command line", "--efficiency", efficiency, "above 0, up to 1, with --derive-for")
+    if out.suffix != ".json":
+        raise UsageError.at("command line", "-o", str(out), "a file whose name ends in .json")
+    methods = _load(codecs, None, None, None).methods if codecs else ()
+    made_by = shlex.join(["pacbench", *sys.argv[1:]])
+    order = profiler.Order(model, batch_size, device, workers, steps, methods, made_by)
+    if derive_for:
+        hardware = profiler.HARDWARE[derive_for]
+        made = profiler.derive(order, hardware, efficiency or profiler.EFFICIENCY)
+    else:
+        made = profiler.measure(order)
+    _write(out, made.as_json())
+    times = ", ".join(
+        f"{name} {format_time(getattr(made, f'{name}_s'))}" for name in ("forward", "backward", "optimizer")
+    )
+    print(f"{out}: {made.model}, batch {made.batch_size}, {made.origin}: {times}")
+    for codec in made.codecs:
+        codec_s = codec.encode_s + codec.beside_s + codec.decode_s
+        print(f"  {codec.method}: codec {format_time(codec_s)}, optimizer {format_time(codec.optimizer_s)}")
 
 
 @app.command()
@@ -482,11 +583,26 @@ def _announce(plan: Plan, store: Store, pending: list[Trial], where: str) -> Non
     if not pending:
         _say(f"{store.folder}: all {done} trials are done already; nothing is run again")
         return
-    if tried := len(store.trials()):
+    if tried := int(store.trials()["trial_id"].isin([trial.id for trial in plan.trials]).sum()):
         again = f"; {tried - done} that did not finish run again" if tried > done else ""
         _say(f"resuming {store.folder}: {done} of {len(plan.trials)} trials are done{again}")
     about = format_time(total_s(pending, _cpu_count()))
     _say(f"{plan.scenario.name}: {len(pending)} trials, about {about}, {where}, into {store.folder}")
+
+
+def _announce_all(title: str, plans: Mapping[str, Plan], stores: Mapping[str, Store | None]) -> None:
+    """What runs of several scenarios are about to take, and what earlier ones left to do."""
+    from harness.plan import total_s
+    from harness.units import format_time
+
+    rows, seconds = [], 0.0
+    for name, plan in plans.items():
+        store = stores[name]
+        pending = plan.pending(store.attempts()) if store else list(plan.trials)
+        own_s = total_s(pending, _cpu_count()) if pending else 0.0
+        seconds += own_s
+        rows.append([name, str(len(plan.trials)), str(len(plan.trials) - len(pending)), format_time(own_s)])
+    _print_table(f"{title}: about {format_time(seconds)}", ["scenario", "trials", "done", "time left"], rows)
 
 
 def _report(store: Store) -> None:

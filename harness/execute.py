@@ -13,17 +13,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from harness import profile as profiles
 from harness.agent import Message
 from harness.cluster.base import Cluster, ClusterBrokenError, TaskTimeoutError
 from harness.errors import MeasurementError, PacbenchError, UsageError
 from harness.linkprobe import Readings
 from harness.network import Topology, worker_number
-from harness.plan import Plan, Trial, lower_bound_s, state_of, topology_of, wire_bytes
+from harness.plan import (
+    Plan,
+    Trial,
+    built_topology_of,
+    lower_bound_s,
+    memory_bytes,
+    predicted_step_s,
+    profile_of,
+    state_of,
+    topology_of,
+    wire_bytes,
+)
 from harness.provenance import code_digest, commit
 from harness.queuewatch import QueueUse
-from harness.scenario import Resources
+from harness.scenario import Resources, Train
 from harness.steady import settling_steps
 from harness.store import DONE, Event, Store, runs
+from harness.units import format_size
 
 LOG_TAIL_LINES = 40
 LAST_WORDS_S = 2.0
@@ -93,11 +108,14 @@ def run(
             "which are not to be mixed with new ones; choose another --out"
         )
     pending = plan.pending(attempts)
+    _check_memory(plan, pending)
     for checkpoint in {named for trial in pending if (named := trial.case.train.checkpoint)}:
         cluster.lend(Path(checkpoint))
-    for dataset, data_dir in dict.fromkeys((trial.case.train.dataset, trial.case.train.data_dir) for trial in pending):
-        cluster.preload(dataset, data_dir)
-    for wanted in dict.fromkeys((topology_of(trial.case), trial.case.cluster.resources) for trial in pending):
+    for path in {Path(named) for trial in pending if (named := trial.case.train.replay) and named.endswith(".json")}:
+        cluster.lend(path)
+    for train in {_materials_of(trial.case.train): trial.case.train for trial in pending}.values():
+        cluster.preload(train)
+    for wanted in dict.fromkeys((built_topology_of(trial.case), trial.case.cluster.resources) for trial in pending):
         cluster.check(*wanted)
     ports = itertools.cycle(range(FIRST_PORT, FIRST_PORT + PORTS))
     first_round = min((trial.round for trial in pending), default=0)
@@ -113,9 +131,28 @@ def run(
             _verify_again(finished, store, cluster, ended)
 
 
+def _check_memory(plan: Plan, pending: Iterable[Trial]) -> None:
+    """Refuse replays whose workers would not fit into memory together."""
+    available = psutil.virtual_memory().available
+    for trial in pending:
+        if (needed := memory_bytes(trial) or 0) > available:
+            found = f"{trial.case.train.model} on {trial.case.cluster.workers} workers with {trial.method.label}"
+            allowed = (
+                f"what fits into the {format_size(available)} that are free; this needs about {format_size(needed)}"
+            )
+            raise UsageError.at(plan.scenario.name, "train.model", found, allowed)
+
+
+def _materials_of(train: Train) -> tuple[object, ...]:
+    """What trials that read the same data, or replay the same model, share."""
+    if train.replay:
+        return train.replay, train.gradient_density
+    return train.dataset, train.data_dir
+
+
 def _network_and_round(trial: Trial) -> tuple[Topology, Resources, int]:
     """What trials that follow one another share until the links are measured again."""
-    return topology_of(trial.case), trial.case.cluster.resources, trial.round
+    return built_topology_of(trial.case), trial.case.cluster.resources, trial.round
 
 
 def _run_one(trial: Trial, store: Store, cluster: Cluster, port: int, watch: Watch, ended: Ended) -> Outcome:
@@ -147,7 +184,8 @@ def _verify_again(finished: list[tuple[Trial, Outcome]], store: Store, cluster: 
         readings, complaints = None, [str(error)]
     for trial, _ in finished:
         attempt = store.attempts_of(trial.id) - 1
-        store.append_verification(trial.id, attempt, _as_json(readings) if readings else None, complaints)
+        told = _as_json(readings.undilated(trial.case.train.dilation)) if readings else None
+        store.append_verification(trial.id, attempt, told, complaints)
         if complaints:
             drifted = Outcome("failed", f"the links had changed after it: {'; '.join(complaints)}", readings)
             store.append(_row(trial, attempt + 1, drifted, 0.0), [])
@@ -163,10 +201,15 @@ def unfinished_run(plan: Plan, results: Path) -> Path | None:
     return None
 
 
+def latest_run(plan: Plan, results: Path) -> Store | None:
+    """The newest run of this plan's scenario and code under ``results``, be it finished or not."""
+    return next((store for store in runs(results, plan.scenario) if not plan.strangers(store.attempts())), None)
+
+
 def _attempt(trial: Trial, cluster: Cluster, port: int, outcome: Outcome, watch: Watch) -> None:
     """Run one trial on a verified network and gather what comes of it."""
     train = trial.case.train
-    outcome.readings = cluster.use(topology_of(trial.case), trial.case.cluster.resources)
+    outcome.readings = cluster.use(built_topology_of(trial.case), trial.case.cluster.resources)
     spec = {"trial": trial.model_dump(mode="json", by_alias=True), "port": port}
     if trial.case.link.trace:
         spec["start_file"] = f"/run/trace-{port}"  # of the universe, which ends with the cluster
@@ -175,7 +218,7 @@ def _attempt(trial: Trial, cluster: Cluster, port: int, outcome: Outcome, watch:
             _take(message, trial, outcome, watch)
     except TaskTimeoutError:
         outcome.status, outcome.reason = "timeout", f"it took longer than {train.timeout_s:g} s (train.timeout)"
-    outcome.events.extend(_changes_by_step(outcome))
+    outcome.events.extend(_changes_by_step(outcome, train.dilation))
     if outcome.status == DONE:
         _check_results(trial, outcome)
 
@@ -222,7 +265,7 @@ def _progress(trial: Trial, rows: list[Event]) -> Progress:
     return Progress(trial, rows[-1].step + 1, samples * len(steps) / sum(steps) if steps else 0.0)
 
 
-def _changes_by_step(outcome: Outcome) -> Iterator[Event]:
+def _changes_by_step(outcome: Outcome, dilation: float) -> Iterator[Event]:
     """The links' changes as events of no rank, in the step and at the training time in which rank 0 was then."""
     ends = [event for event in outcome.events if event.kind == "monotonic_s" and event.rank == 0]
     for change in outcome.changes:
@@ -230,8 +273,13 @@ def _changes_by_step(outcome: Outcome) -> Iterator[Event]:
         step, time_s = (ends[place].step, ends[place].time_s) if place < len(ends) else (len(ends), 0.0)
         if ends and place == len(ends):
             time_s = ends[-1].time_s
-        for kind in ("rate_bps", "late_s", "at_s"):
-            yield Event(NO_RANK, step, time_s, f"link_{kind}", float(change[kind]))
+        told = {
+            "rate_bps": dilation * change["rate_bps"],
+            "late_s": change["late_s"] / dilation,
+            "at_s": change["at_s"],
+        }
+        for kind, value in told.items():
+            yield Event(NO_RANK, step, time_s, f"link_{kind}", float(value))
 
 
 def _check_results(trial: Trial, outcome: Outcome) -> None:
@@ -259,7 +307,7 @@ def _divergence(results: Mapping[int, Message]) -> str:
 
 def _row(trial: Trial, attempt: int, outcome: Outcome, wall_time_s: float) -> dict[str, Any]:
     """The trial's row in the columns of ``store.TRIAL_SCHEMA``; what is not known stays out of it."""
-    case, train = trial.case, trial.case.train
+    case, train, replayed = trial.case, trial.case.train, profile_of(trial.case)
     row = {
         "trial_id": trial.id,
         "attempt": attempt,
@@ -269,7 +317,10 @@ def _row(trial: Trial, attempt: int, outcome: Outcome, wall_time_s: float) -> di
         "label": trial.method.label,
         "params": json.dumps(trial.method.params),
         "model": train.model,
-        "dataset": train.dataset,
+        "dataset": _what_is_fed(train),
+        "replay": train.replay and Path(train.replay).stem,
+        "replay_source": replayed and replayed.source,
+        "dilation": train.dilation,
         "workers": case.cluster.workers,
         "batch_size": train.batch_size,
         "rate_bps": case.link.trace.rows[0].rate_bps if case.link.trace else case.link.rate_bps,
@@ -291,17 +342,26 @@ def _row(trial: Trial, attempt: int, outcome: Outcome, wall_time_s: float) -> di
         "log_tail": "\n".join(outcome.log) or None,
         "formula_bytes_per_step": wire_bytes(trial),
         "lower_bound_s_per_step": lower_bound_s(trial) or None,
+        "predicted_step_s": predicted_step_s(trial),
     }
     if outcome.readings:
+        readings = outcome.readings.undilated(train.dilation)
         row |= {
-            "measured_rate_bps": outcome.readings.slowest_bps,
-            "measured_rtt_s": outcome.readings.rtt_median_s,
-            "links": json.dumps([link.model_dump() for link in outcome.readings.links]),
-            "verified_before": _as_json(outcome.readings),
+            "measured_rate_bps": readings.slowest_bps,
+            "measured_rtt_s": readings.rtt_median_s,
+            "links": json.dumps([link.model_dump() for link in readings.links]),
+            "verified_before": _as_json(readings),
         }
     if len(outcome.results) == case.cluster.workers:
         row |= _measured(trial, outcome)
     return row
+
+
+def _what_is_fed(train: Train) -> str:
+    """The data set, or what stands in its place."""
+    if not train.replay:
+        return train.dataset
+    return f"made-up gradients (replay of {Path(train.replay).stem}, {profiles.read(train.replay).origin})"
 
 
 def _as_json(readings: Readings) -> str:

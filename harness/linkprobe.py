@@ -170,6 +170,32 @@ class Readings(Section):
         """The median over the pairs."""
         return statistics.median(self.rtt_s)
 
+    def undilated(self, dilation: float) -> Readings:
+        """What the links stand for that were made so many times slower."""
+        links = tuple(
+            link.model_copy(
+                update={
+                    "rate_bps_asked": link.rate_bps_asked and round(link.rate_bps_asked * dilation),
+                    "rate_bps_measured": link.rate_bps_measured * dilation,
+                }
+            )
+            for link in self.links
+        )
+        trips = tuple(
+            trip.model_copy(
+                update={
+                    name: getattr(trip, name) / dilation
+                    for name in ("rtt_s_asked", "rtt_s_measured", "jitter_s_asked", "jitter_s_measured")
+                }
+            )
+            for trip in self.round_trips
+        )
+        times = {
+            name: tuple(seconds / dilation for seconds in getattr(self, name))
+            for name in ("rtt_s", "rtt_s_asked", "rtt_s_allowed")
+        }
+        return self.model_copy(update={"links": links, "round_trips": trips, **times})
+
     @property
     def slowest_bps(self) -> float:
         """The rate of the slowest direction of all links."""

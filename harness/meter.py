@@ -7,7 +7,7 @@ import re
 import statistics
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -55,6 +55,10 @@ class Transport:
     smoothed_rtt_s: float | None
     cwnd_packets: float | None
     """The congestion window."""
+
+    def undilated(self, dilation: float) -> Transport:
+        """The same of a world in which time is not so many times slower."""
+        return replace(self, smoothed_rtt_s=self.smoothed_rtt_s and self.smoothed_rtt_s / dilation)
 
 
 def transport() -> Transport:

@@ -139,6 +139,13 @@ class Topology(Section):
         groups = self.fabric.names
         return groups[worker * len(groups) // self.workers] if groups else SWITCH
 
+    def slowed(self, dilation: float) -> Topology:
+        """The same with links so many times slower, and as many times longer delays."""
+        if dilation == 1:
+            return self
+        link, fabric = self.link.slowed(dilation), self.fabric.slowed(dilation)
+        return Topology(workers=self.workers, link=link, fabric=fabric)
+
     @cached_property
     def wires(self) -> tuple[Wire, ...]:
         """All links, those of the workers first."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,9 @@ from typing import TYPE_CHECKING
 
 import baselines
 from baselines import MethodState
+from baselines._state import numel
+from harness import predict
+from harness import profile as profiles
 from harness.errors import UsageError
 from harness.network import Topology
 from harness.provenance import code_digest
@@ -24,6 +28,7 @@ from harness.scenario import Case, MethodSpec, Scenario, Section
 from harness.status import DONE
 from harness.workload.data import DATASETS, Dataset
 from harness.workload.models import MODELS, Model
+from harness.workload.replay import memory_bytes as replay_bytes
 
 if TYPE_CHECKING:
     import pandas as pd  # a worker reads a Trial and needs none of it
@@ -63,6 +68,10 @@ class Estimate:
     """The least time those bytes need on the case's links; 0 where they are unshaped."""
     time_s: float
     """Estimated wall time of the trial."""
+    predicted_step_s: float | None
+    """What a step of the steady state is expected to take, overlap included; None without a profile."""
+    memory_bytes: int | None
+    """Of all workers of a replay; None for real training."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,14 @@ class Plan:
 
     scenario: Scenario
     trials: tuple[Trial, ...]
+    left_out: frozenset[str] = frozenset()
+    """Ids of the scenario's other trials, which are not to run now."""
+
+    def only(self, wanted: Callable[[Trial], bool]) -> Plan:
+        """The part of it that is wanted; it goes into the same store as the whole."""
+        kept = tuple(trial for trial in self.trials if wanted(trial))
+        others = {trial.id for trial in self.trials} - {trial.id for trial in kept}
+        return Plan(self.scenario, kept, self.left_out | others)
 
     def pending(self, attempts: pd.DataFrame) -> list[Trial]:
         """The trials whose last attempt is not done, in order; ``attempts`` are those of the store."""
@@ -80,7 +97,7 @@ class Plan:
 
     def strangers(self, attempts: pd.DataFrame) -> set[str]:
         """Ids of trials in a store that are none of this plan's: other code made them, or another kind of cluster."""
-        return set(attempts["trial_id"]) - {trial.id for trial in self.trials}
+        return set(attempts["trial_id"]) - {trial.id for trial in self.trials} - self.left_out
 
 
 def make(scenario: Scenario, cluster: str, image: str = "") -> Plan:
@@ -105,14 +122,14 @@ def make(scenario: Scenario, cluster: str, image: str = "") -> Plan:
 
 def wire_bytes(trial: Trial, step: int | None = None) -> float:
     """Payload bytes that each worker sends in a step, by the method's formula; in the steady state without a step."""
-    shapes, _ = _model_facts(trial.case.train.model)
-    return state_of(trial.method).wire_bytes(shapes, trial.case.cluster.workers, step)
+    return state_of(trial.method).wire_bytes(_shapes(trial.case.train.model), trial.case.cluster.workers, step)
 
 
 def lower_bound_s(trial: Trial, step: int | None = None) -> float:
     """The least time that a step's bytes need on the trial's network; 0 where nothing limits them."""
-    shapes, _ = _model_facts(trial.case.train.model)
-    busiest_bytes = state_of(trial.method).busiest_bytes(shapes, trial.case.cluster.workers, step)
+    busiest_bytes = state_of(trial.method).busiest_bytes(
+        _shapes(trial.case.train.model), trial.case.cluster.workers, step
+    )
     return topology_of(trial.case).bound_s(wire_bytes(trial, step), busiest_bytes)
 
 
@@ -122,22 +139,62 @@ def topology_of(case: Case) -> Topology:
     return Topology(workers=case.cluster.workers, link=case.link, fabric=case.fabric)
 
 
+@cache
+def built_topology_of(case: Case) -> Topology:
+    """The network that is built for a case: the one it asks for, or a slower one, where time is dilated."""
+    return topology_of(case).slowed(case.train.dilation)
+
+
+def profile_of(case: Case) -> profiles.Profile | None:
+    """The profile that a case replays; None where it trains."""
+    return profiles.read(case.train.replay) if case.train.replay else None
+
+
 def estimate(trial: Trial, cpu_count: int) -> Estimate:
     """Bytes, lower bound and time of a trial, from the method's byte formula and the model's operation count."""
-    train, workers = trial.case.train, trial.case.cluster.workers
-    _, flops = _model_facts(train.model)
+    train, replayed = trial.case.train, profile_of(trial.case)
     ramp = min(state_of(trial.method).steady_from_step, train.steps)
     wire_s = sum(lower_bound_s(trial, step) for step in range(ramp)) + (train.steps - ramp) * lower_bound_s(trial)
+    if replayed:
+        compute_s = train.steps * (replayed.forward_s + replayed.backward_s + replayed.optimizer_s)
+        evaluation_s = 0.0
+    else:
+        compute_s, evaluation_s = _training_s(trial, cpu_count)
+    return Estimate(
+        wire_bytes_per_step=wire_bytes(trial),
+        lower_bound_s_per_step=lower_bound_s(trial),
+        time_s=TRIAL_OVERHEAD_S + train.dilation * (wire_s + compute_s) + evaluation_s,
+        predicted_step_s=predicted_step_s(trial),
+        memory_bytes=memory_bytes(trial),
+    )
+
+
+def memory_bytes(trial: Trial) -> int | None:
+    """What the workers of a replay need together, about; None for real training."""
+    replayed = profile_of(trial.case)
+    if replayed is None:
+        return None
+    return replay_bytes(replayed, trial.case.cluster.workers, dense=trial.method.name == "dense")
+
+
+def predicted_step_s(trial: Trial) -> float | None:
+    """What a step of the steady state is expected to take; None without a profile."""
+    replayed = profile_of(trial.case)
+    if replayed is None:
+        return None
+    state, topology = state_of(trial.method), topology_of(trial.case)
+    return predict.step_s(replayed, trial.method, state, topology, trial.case.train.bucket_bytes)
+
+
+def _training_s(trial: Trial, cpu_count: int) -> tuple[float, float]:
+    """Seconds of all steps' computation and of all evaluations, from the model's operation count."""
+    train, workers = trial.case.train, trial.case.cluster.workers
+    flops = _flops_per_sample(train.model)
     flops_per_s = ASSUMED_FLOPS_PER_CORE * min(cpu_count, workers)
     compute_s = train.steps * flops * train.batch_size * workers / flops_per_s
     evaluations = math.ceil(train.steps / train.eval_every)
     forward_share = 1 / 3  # of the operations of a forward and backward pass
-    evaluation_s = evaluations * forward_share * flops * DATASETS[train.dataset].test_size / flops_per_s
-    return Estimate(
-        wire_bytes_per_step=wire_bytes(trial),
-        lower_bound_s_per_step=lower_bound_s(trial),
-        time_s=TRIAL_OVERHEAD_S + wire_s + compute_s + evaluation_s,
-    )
+    return compute_s, evaluations * forward_share * flops * DATASETS[train.dataset].test_size / flops_per_s
 
 
 def total_s(trials: Iterable[Trial], cpu_count: int) -> float:
@@ -166,6 +223,7 @@ def _trial(scenario: Scenario, cluster: str, image: str, case: Case, method: Met
         "round": round_number,
         "code": code_digest(),
         "checkpoint": _content_digest(case.train.checkpoint),
+        "profile": profiles.digest(case.train.replay) if case.train.replay else None,
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return Trial(
@@ -187,16 +245,49 @@ def _content_digest(checkpoint: str | None) -> str | None:
 
 
 @cache
-def _model_facts(name: str) -> tuple[list[tuple[int, ...]], int]:
-    model = MODELS[name]
-    return model.shapes(), model.flops_per_sample()
+def _shapes(model: str) -> list[tuple[int, ...]]:
+    """Of the model's parameters."""
+    return MODELS[model].shapes()
+
+
+@cache
+def _flops_per_sample(model: str) -> int:
+    return MODELS[model].flops_per_sample()
 
 
 def _check_workload(scenario: Scenario, case: Case) -> None:
+    if case.train.replay:
+        _check_replay(scenario, case, profiles.read(case.train.replay))
+    else:
+        _check_training(scenario, case)
+
+
+def _check_replay(scenario: Scenario, case: Case, replayed: profiles.Profile) -> None:
+    train = case.train
+    model = _known(scenario, "model", train.model, MODELS)
+    if replayed.model != train.model or Counter(replayed.shapes) != Counter(_shapes(model.name)):
+        found = f"{train.replay}, of {replayed.model} with {replayed.numel} parameters"
+        allowed = f"a profile of {train.model} (train.model) with {numel(_shapes(model.name))}"
+        raise UsageError.at(scenario.name, "train.replay", found, allowed)
+    if replayed.batch_size != train.batch_size:
+        allowed = f"{replayed.batch_size}, with which {train.replay} was made"
+        raise UsageError.at(scenario.name, "train.batch_size", train.batch_size, allowed)
+    if train.checkpoint:
+        raise UsageError.at(
+            scenario.name, "train.checkpoint", train.checkpoint, "none with train.replay: nothing is learnt"
+        )
+    if case.cluster.device != "cpu":
+        raise UsageError.at(
+            scenario.name, "cluster.device", case.cluster.device, "cpu with train.replay: nothing is computed"
+        )
+
+
+def _check_training(scenario: Scenario, case: Case) -> None:
     train = case.train
     model, data = _known(scenario, "model", train.model, MODELS), _known(scenario, "dataset", train.dataset, DATASETS)
     if (model.input_shape, model.classes) != (data.input_shape, data.classes):
-        fitting = [name for name, other in MODELS.items() if other.input_shape == data.input_shape]
+        wanted = (data.input_shape, data.classes)
+        fitting = [name for name, other in MODELS.items() if (other.input_shape, other.classes) == wanted]
         raise UsageError.at(scenario.name, "train.model", train.model, f"for {train.dataset}: {', '.join(fitting)}")
     if train.checkpoint:
         model.build_from(Path(train.checkpoint))

@@ -33,6 +33,7 @@ from matplotlib.textpath import TextPath
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter, NullLocator, PercentFormatter
 
 import baselines
+from harness.claims import Judgement
 from harness.scenario import MethodSpec
 from harness.stats import (
     CASE_COLUMNS,
@@ -41,12 +42,14 @@ from harness.stats import (
     Estimate,
     MethodResult,
     Sweep,
-    accuracy_curves,
+    learning_curves,
     mean_model,
     per_case,
     step_models,
     sweeps,
 )
+from harness.turning import RATE_OF_WORKERS_BPS
+from harness.units import format_rate
 
 STYLE_FILE = Path(__file__).parent / "figures.mplstyle"
 
@@ -79,6 +82,16 @@ PHASES = {"compute": "#332288", "codec": "#AA4499", "comm": "#DDCC77"}
 """Dark, middle and light, so that they differ in grey too; no method has them."""
 
 PHASE_LABELS = {"compute": "compute", "codec": "encode and decode", "comm": "exposed communication"}
+
+VERDICT_LOOKS = {"reproduced": ("#009E73", "o"), "not reproduced": ("#D55E00", "X"), "inconclusive": ("#555555", "s")}
+"""Colour and marker."""
+
+CLAIMED_COLOR = "#d4d4d4"
+CLAIM_IN = 0.2
+"""The height of a claim's row."""
+
+LEAST_RATIO = 0.1
+"""Where the axis of claims begins, if nothing lies below."""
 
 LINE_STYLES = ("-", "--", ":", "-.")
 TINTS = (0.0, -0.45, 0.5, -0.7)
@@ -132,6 +145,18 @@ def write_all(
         for drawing in drawings:
             drawing.data.to_csv(folder / f"{drawing.name}.csv", index=False)
         return [replace(drawing, svg=svg) for drawing, svg in zip(drawings, _render_all(drawings, folder), strict=True)]
+
+
+def write_claims(judgements: Sequence[Judgement], folder: Path) -> Drawing:
+    """Draw ``claims`` into ``folder``, as pdf, png and csv."""
+    with matplotlib.rc_context(fname=STYLE_FILE):
+        return _write(claims(judgements), folder)
+
+
+def write_turning(found: pd.DataFrame, methods: Sequence[MethodSpec], folder: Path) -> Drawing:
+    """Draw ``turning`` into ``folder``, as pdf, png and csv."""
+    with matplotlib.rc_context(fname=STYLE_FILE):
+        return _write(turning(found, looks(methods)), folder)
 
 
 def looks(methods: Sequence[MethodSpec]) -> dict[str, Look]:
@@ -211,6 +236,116 @@ def speedup(cases: Sequence[CaseResult], looks: Mapping[str, Look], baseline: st
     return Drawing("speedup", "Speedup", caption, figure, per_case(cases, _speedups))
 
 
+def claims(judgements: Sequence[Judgement]) -> Drawing:
+    """What papers claim, and what was found: a row a claim, with its range, the found ratio and its interval."""
+    keys: list[Artist] = [Patch(color=CLAIMED_COLOR, label="claimed")]
+    keys += [
+        Line2D([], [], color=color, marker=marker, ls="", label=verdict)
+        for verdict, (color, marker) in VERDICT_LOOKS.items()
+    ]
+    labels = [
+        f"{each.claim.family}: {each.claim.model}, {format_rate(each.claim.rate_bps)}, "
+        f"{each.claim.method} over {each.claim.baseline}"
+        for each in judgements
+    ]
+    figure, grid = _grid(
+        1,
+        1,
+        WIDTH_IN,
+        CLAIM_IN * len(judgements),
+        "",
+        keys,
+        left_in=min(_text_in(labels) + 0.2, 0.6 * WIDTH_IN),
+        between_in=0,
+        right_in=0.2,
+        titled=False,
+    )
+    axes = grid[0][0]
+    axes.set_yticks(range(len(labels)), labels, fontsize=7)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.set_xscale("log")
+    axes.axvline(1, color=INK, lw=0.9)
+    for y, judgement in enumerate(judgements):
+        low, high = judgement.claim.claimed
+        axes.barh(y, high - max(low, LEAST_RATIO), BAR_SHARE, max(low, LEAST_RATIO), color=CLAIMED_COLOR)
+        if judgement.found:
+            color, marker = VERDICT_LOOKS[judgement.verdict]
+            _whiskers(axes, [y], [judgement.found])
+            axes.plot(judgement.found.value, y, marker, color=color, ms=5, mew=0, zorder=4)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("how many times better")
+    rows = [
+        {
+            "id": each.claim.id,
+            "quantity": each.claim.quantity,
+            "claimed_low": each.claim.claimed[0],
+            "claimed_high": each.claim.claimed[1],
+            "verdict": each.verdict,
+            **_bounds("found", each.found),
+        }
+        for each in judgements
+    ]
+    caption = (
+        "Grey: the claimed range. Points: what was found here, with its 95 % t interval; circle: reproduced, cross: "
+        "not reproduced, square: inconclusive. A claim without a point has not been run."
+    )
+    return Drawing("claims", "Claims", caption, figure, pd.DataFrame(rows))
+
+
+def turning(found: pd.DataFrame, looks: Mapping[str, Look]) -> Drawing:
+    """Predicted speedups over the baseline, a row a profile: by the links' rate, and by the number of workers.
+
+    Args:
+        found: ``turning.speedups`` of one scenario or of several.
+    """
+    replays = list(dict.fromkeys(found["replay"]))
+    keys = _method_keys(looks, set(found["label"]))
+    figure, grid = _grid(
+        len(replays), 2, WIDTH_IN, 1.7, "", keys, left_in=0.75, between_in=0.25, right_in=0.15, titled=True, sharey=True
+    )
+    for row, replay in zip(grid, replays, strict=True):
+        own = found[found["replay"] == replay]
+        usual = own["workers"].mode()[0]
+        for axes, x, part in zip(
+            row,
+            ("rate_bps", "workers"),
+            (own[own["workers"] == usual], own[np.isclose(own["rate_bps"], RATE_OF_WORKERS_BPS)]),
+            strict=True,
+        ):
+            for label, curve in part.sort_values(x).groupby("label", sort=False):
+                look = looks[str(label)]
+                axes.plot(
+                    curve[x],
+                    curve["speedup"],
+                    color=look.color,
+                    ls=look.line_style,
+                    marker=look.marker,
+                    markevery=3,
+                    ms=3.5,
+                )
+            axes.axhline(1, color=INK, lw=0.9)
+            axes.set_xscale("log")
+        row[0].set_yscale("log")
+        row[0].xaxis.set_major_formatter(EngFormatter(places=0))
+        row[1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        row[1].set_xticks(sorted(set(own["workers"])))
+        row[1].xaxis.set_minor_locator(NullLocator())
+        row[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        row[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+        row[0].yaxis.set_minor_formatter(NullFormatter())
+        row[0].set_ylabel("predicted speedup")
+        row[0].set_title(f"{replay}, {usual} workers")
+        row[1].set_title(f"{replay}, {format_rate(RATE_OF_WORKERS_BPS)}")
+    grid[-1][0].set_xlabel("link rate (bit/s)")
+    grid[-1][1].set_xlabel("workers")
+    caption = (
+        "Predicted, not measured: from each profile's computation and codecs, the methods' bytes and the links. Below "
+        "the line at 1× a method costs more than it saves."
+    )
+    return Drawing("turning", "Where it turns", caption, figure, found)
+
+
 def when_it_pays(cases: Sequence[CaseResult], looks: Mapping[str, Look], baseline: str) -> Drawing:
     """Speedup by the byte model over all rates, and where it falls to 1; points are what was measured."""
     groups = _by_all_but_rate(cases)
@@ -274,11 +409,42 @@ def accuracy(cases: Sequence[CaseResult], curves: pd.DataFrame, looks: Mapping[s
     """Test accuracy against training time, and against steps: mean and extremes over rounds.
 
     Args:
-        curves: of the cases, by ``stats.accuracy_curves``.
+        curves: of the cases, by ``stats.learning_curves``.
     """
+    target = Line2D([], [], color=INK, ls=(0, (4, 3)), lw=0.9, label="target")
+    figure, grid = _learning(cases, curves, looks, "accuracy", [target])
+    for row, case in zip(grid, cases, strict=True):
+        for axes in row:
+            axes.axhline(case.key["target_accuracy"], color=INK, ls=(0, (4, 3)), lw=0.9)
+        row[0].yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    caption = (
+        "Test accuracy over training time, warm-up and pruning included, and over steps. A line is the mean over "
+        "rounds, its band reaches from the least to the greatest of them; dashed: the target."
+    )
+    return Drawing("accuracy", "Accuracy", caption, figure, curves)
+
+
+def perplexity(cases: Sequence[CaseResult], curves: pd.DataFrame, looks: Mapping[str, Look]) -> Drawing:
+    """A language's test perplexity, as ``accuracy`` is drawn; ``curves`` are those of this kind."""
+    figure, grid = _learning(cases, curves, looks, "perplexity", [])
+    for row in grid:
+        row[0].set_yscale("log")
+        row[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        row[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        row[0].yaxis.set_minor_formatter(NullFormatter())
+    caption = (
+        "Test perplexity, the exponential of the mean cross entropy of a token, over training time and over steps. A "
+        "line is the mean over rounds, its band reaches from the least to the greatest of them."
+    )
+    return Drawing("perplexity", "Perplexity", caption, figure, curves)
+
+
+def _learning(
+    cases: Sequence[CaseResult], curves: pd.DataFrame, looks: Mapping[str, Look], kind: str, keys: Sequence[Artist]
+) -> tuple[Figure, np.ndarray[Any, Any]]:
+    """A figure of what evaluations found, and its panels: a row a case, over training time and over steps."""
     heading, titles = _shared_and_own([case.parts for case in cases])
-    keys = _method_keys(looks, set(curves["label"]))
-    keys += [Line2D([], [], color=INK, ls=(0, (4, 3)), lw=0.9, label="target")]
+    keys = [*_method_keys(looks, set(curves["label"])), *keys]
     columns = 2 if _width_in() >= WIDE_IN else 1
     figure, grid = _grid(
         2 * len(cases) // columns,
@@ -299,22 +465,16 @@ def accuracy(cases: Sequence[CaseResult], curves: pd.DataFrame, looks: Mapping[s
         own = _of_case(curves, case)
         for axes, x in zip(row, ("time_s", "step"), strict=True):
             for label, curve in own.groupby("label", sort=False):
-                _line_with_band(axes, curve, x, looks[str(label)])
-            axes.axhline(case.key["target_accuracy"], color=INK, ls=(0, (4, 3)), lw=0.9)
+                _line_with_band(axes, curve, x, kind, looks[str(label)])
             axes.set_xlim(left=0)
         row[1].set_xlim(right=1.02 * curves["step"].max())
         for axes in row[: 3 - columns]:
-            axes.set_ylabel("test accuracy")
-        row[0].yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+            axes.set_ylabel(f"test {kind}")
         row[0].set_title(title)
     for row in grid if columns == 1 else grid[-1:]:
         row[0].set_xlabel("training time (s), evaluations excluded")
         row[1].set_xlabel("steps")
-    caption = (
-        "Test accuracy over training time, warm-up and pruning included, and over steps. A line is the mean over "
-        "rounds, its band reaches from the least to the greatest of them; dashed: the target."
-    )
-    return Drawing("accuracy", "Accuracy", caption, figure, curves)
+    return figure, grid
 
 
 def step_time(cases: Sequence[CaseResult], looks: Mapping[str, Look]) -> Drawing:
@@ -588,8 +748,10 @@ def _draw_all(
     yield when_it_pays(cases, looks, baseline)
     if any(len(group) > 1 for group in _by_all_but_rate(cases).values()):
         yield bandwidth(cases, looks, baseline)
-    if len(curves := accuracy_curves(cases, events)):
+    if len(curves := learning_curves(cases, events)):
         yield accuracy(cases, curves, looks)
+    if len(curves := learning_curves(cases, events, "perplexity")):
+        yield perplexity(cases, curves, looks)
     if (events["kind"] == "link_rate_bps").any():
         yield changing_links(cases, events, looks)
     if any(sweeps(case, baseline) for case in cases):
@@ -821,14 +983,12 @@ def _whiskers(axes: Axes, heights: Sequence[int], estimates: Sequence[Estimate])
     axes.errorbar(middles, heights, xerr=errors, fmt="none", ecolor=INK, elinewidth=1, zorder=3)
 
 
-def _line_with_band(axes: Axes, curve: pd.DataFrame, x: str, look: Look) -> None:
+def _line_with_band(axes: Axes, curve: pd.DataFrame, x: str, kind: str, look: Look) -> None:
     every = -(-len(curve) // MORE_THAN_MARKERS)
     there_and_back = np.concatenate([curve[x], curve[x][::-1]])
-    edge = np.concatenate([curve["accuracy_min"], curve["accuracy_max"][::-1]])
+    edge = np.concatenate([curve[f"{kind}_min"], curve[f"{kind}_max"][::-1]])
     axes.fill(there_and_back, edge, color=look.color, alpha=0.15, lw=0)
-    axes.plot(
-        curve[x], curve["accuracy"], color=look.color, ls=look.line_style, marker=look.marker, markevery=every, ms=3.5
-    )
+    axes.plot(curve[x], curve[kind], color=look.color, ls=look.line_style, marker=look.marker, markevery=every, ms=3.5)
 
 
 def _line_over_rates(

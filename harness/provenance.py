@@ -68,7 +68,7 @@ def collect(command: list[str]) -> dict[str, Any]:
         "libraries": {name: _version(name) for name in LIBRARIES},
         "kernel": platform.release(),
         "system": _os_name(),
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "cpu_count": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "load_average": os.getloadavg(),
@@ -89,7 +89,7 @@ def _os_name() -> str:
     return lines.get("PRETTY_NAME", platform.platform()).strip('"')
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
     models = [line.partition(":")[2] for line in _read("/proc/cpuinfo").splitlines() if line.startswith("model name")]
     return models[0].strip() if models else platform.processor()
 

@@ -229,7 +229,12 @@ def headline(case: CaseResult, baseline: str) -> str:
         return f"No speedup over {baseline} can be given {place}): in no round both it and another method finished."
     result, speedup = max(others, key=lambda pair: pair[1].value)
     place += f"; steady-state samples/s, {_rounds(speedup)})"
-    accuracies = f"final accuracy {_mean_percent(result)} against {_mean_percent(case.method(baseline))}"
+    learnt = result.final_accuracy and case.method(baseline).final_accuracy
+    accuracies = (
+        f"final accuracy {_mean_percent(result)} against {_mean_percent(case.method(baseline))}"
+        if learnt
+        else "accuracy unknown: nothing was learnt"
+    )
     ratio = _ratio(speedup)
     if speedup.value <= 1:
         return f"No method trained faster than {baseline} {place}: {result.label} came closest with {ratio}."

@@ -181,6 +181,19 @@ class Pipe(Section):
         }
         return Pipe.model_construct(_fields_set=None, **{**{n: getattr(self, n) for n in Pipe.model_fields}, **values})
 
+    def slowed(self, dilation: float) -> Self:
+        """The same so many times slower: what takes its time on it takes that many times longer."""
+        slower = {
+            "rate_bps": self.rate_bps and max(1, round(self.rate_bps / dilation)),
+            "delay_s": self.delay_s * dilation,
+            "jitter_s": self.jitter_s * dilation,
+        }
+        return self.model_copy(update=self._in_force(slower))
+
+    def _in_force(self, changes: dict[str, Any]) -> dict[str, Any]:
+        """Those of the changes that concern a field which says something here."""
+        return changes
+
     def contradiction(self) -> str | None:
         """What cannot be had together, as ``field: found ...; allowed: ...``."""
         if self.jitter_s > self.delay_s:
@@ -198,6 +211,9 @@ class Pipe(Section):
 class Change(Pipe):
     """What is different for a direction, a worker or a trunk: only the fields that are given."""
 
+    def _in_force(self, changes: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in changes.items() if name in self.model_fields_set}
+
     @model_serializer(mode="wrap")
     def _only_what_was_given(self, handler: Any, info: Any) -> dict[str, Any]:
         dumped = handler(self)
@@ -213,6 +229,11 @@ class TwoWay(Change):
     """Away from the worker, or from the group's switch."""
     down: Change | None = None
 
+    def slowed(self, dilation: float) -> Self:
+        """See ``Pipe.slowed``."""
+        ways = {way: pipe.slowed(dilation) for way in ("up", "down") if (pipe := getattr(self, way))}
+        return super().slowed(dilation).model_copy(update=ways)
+
 
 class TraceRow(Section):
     """What a link is from a moment on."""
@@ -227,6 +248,15 @@ class TraceRow(Section):
         """A direction of a link in this moment."""
         given = {"rate_bps": self.rate_bps, "delay_s": self.delay_s, "loss": self.loss}
         return pipe.model_copy(update={name: value for name, value in given.items() if value is not None})
+
+    def slowed(self, dilation: float) -> TraceRow:
+        """See ``Pipe.slowed``."""
+        return TraceRow(
+            t_s=self.t_s * dilation,
+            rate_bps=max(1, round(self.rate_bps / dilation)),
+            delay_s=None if self.delay_s is None else self.delay_s * dilation,
+            loss=self.loss,
+        )
 
 
 class Trace(Section):
@@ -247,6 +277,11 @@ class Trace(Section):
             if len({getattr(row, name) is None or getattr(row, name) > 0 for row in self.rows}) > 1:
                 raise ValueError(f"{name}: found rows with and without; allowed: above 0 in all rows, or in none")
         return self
+
+    def slowed(self, dilation: float) -> Trace:
+        """See ``Pipe.slowed``."""
+        period_s = None if self.period_s is None else self.period_s * dilation
+        return Trace(rows=tuple(row.slowed(dilation) for row in self.rows), period_s=period_s)
 
 
 def _read_trace(given: object, info: ValidationInfo) -> object:
@@ -283,6 +318,12 @@ class Link(Pipe):
         own = self.workers.get(worker)
         asked = self.changed_by(getattr(self, direction), own, own and getattr(own, direction))
         return self.trace.rows[0].changed(asked) if self.trace else asked
+
+    def slowed(self, dilation: float) -> Self:
+        """See ``Pipe.slowed``."""
+        parts = {name: part.slowed(dilation) for name in ("up", "down", "trace") if (part := getattr(self, name))}
+        workers = {name: own.slowed(dilation) for name, own in self.workers.items()}
+        return super().slowed(dilation).model_copy(update={**parts, "workers": workers})
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -328,6 +369,11 @@ class Fabric(Section):
         plain = Pipe.model_construct(rate_bps=rate_bps)
         return plain.changed_by(self.trunk, getattr(self.trunk, direction), own, own and getattr(own, direction))
 
+    def slowed(self, dilation: float) -> Fabric:
+        """See ``Pipe.slowed``."""
+        trunks = {name: own.slowed(dilation) for name, own in self.trunks.items()}
+        return self.model_copy(update={"trunk": self.trunk.slowed(dilation), "trunks": trunks})
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         names = self.names
@@ -359,6 +405,16 @@ class Train(Section):
     """A folder that holds the data set; None looks in the usual places, then downloads."""
     checkpoint: str | None = None
     """A file with the model's ``state_dict()``, by ``torch.save``, to start from; None draws weights by the seed."""
+    replay: str | None = None
+    """A profile, by name or file (``harness/profile.py``), whose times are waited for instead of computing: gradients
+    are made up, nothing is learnt and no data set is read. None trains for real."""
+    dilation: float = Field(1.0, ge=1)
+    """Replays only: links, delays and the profile's device are so many times slower than what is said here, and all
+    times are divided by it before they are told. So a machine can carry rates that are beyond it."""
+    gradient_density: float = Field(1.0, gt=0, le=1)
+    """Replays only: the share of a gradient's entries that are not zero."""
+    gradient_overlap: Literal["random", "full"] = "random"
+    """Replays only: whether each worker has a gradient of its own, or all have the same one."""
     steps: int = Field(100, ge=4)
     batch_size: int = Field(32, ge=1)
     """Samples per worker and step."""
@@ -397,6 +453,10 @@ class Case(Section):
             raise ValueError(f"link.workers: found {strangers[0]!r}; allowed: w0 to w{len(names) - 1}")
         if len(self.fabric.names) > len(names):
             raise ValueError(f"fabric.groups: found {self.fabric.groups!r}; allowed: at most {len(names)}, the workers")
+        if self.train.dilation > 1 and not self.train.replay:
+            raise ValueError(f"train.dilation: found {self.train.dilation:g}; allowed: 1 without train.replay")
+        if self.train.dilation > 1 and None in (self.link.pipe("", way).rate_bps for way in ("up", "down")):
+            raise ValueError(f"train.dilation: found {self.train.dilation:g}; allowed: 1 where links are unshaped")
         return self
 
 
@@ -452,8 +512,11 @@ def checked_section(model: type[SectionT], values: Mapping[str, Any], source: st
 def available() -> dict[str, str]:
     """The scenarios that come with pacbench: name -> description."""
     root = Path(str(files("scenarios")))
-    found = {str(path.relative_to(root).with_suffix("")): path for path in sorted(root.rglob("*.toml"))}
-    return {name: str(tomllib.loads(path.read_text()).get("description", "")) for name, path in found.items()}
+    found = {
+        str(path.relative_to(root).with_suffix("")): tomllib.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(root.rglob("*.toml"))
+    }
+    return {name: str(raw.get("description", "")) for name, raw in found.items() if "methods" in raw}
 
 
 def _read(name_or_path: str) -> tuple[str, str]:

@@ -38,6 +38,7 @@ CASE_COLUMNS = (
     "workers",
     "model",
     "dataset",
+    "dilation",
     "batch_size",
     "target_accuracy",
     "cluster",
@@ -131,6 +132,11 @@ class MethodResult:
     def bytes_over_formula(self) -> float:
         """Payload that the kernel counted over what the method's formula says."""
         return self.mean("wire_bytes_per_step") / self.mean("formula_bytes_per_step")
+
+    @property
+    def step_over_predicted(self) -> float:
+        """The measured step over the predicted one; NaN where none was predicted."""
+        return self.mean("step_time_median_s") / self.mean("predicted_step_s")
 
     @property
     def at_least_s(self) -> float:
@@ -291,10 +297,10 @@ def _sweep(parameter: str, family: list[MethodResult], case: CaseResult, baselin
     return Sweep(title, parameter, tuple(points), limit)
 
 
-def paired_ratios(trials: pd.DataFrame, label: str, baseline: str) -> pd.Series[float]:
-    """Samples per second of the method over the baseline's, by round: of rounds in which both finished, in order."""
+def paired_ratios(trials: pd.DataFrame, label: str, baseline: str, column: str = "samples_per_s") -> pd.Series[float]:
+    """The method's figure over the baseline's, by round: of rounds in which both finished, in order."""
     done = trials[trials["status"] == DONE]
-    own, base = (done[done["label"] == each].set_index("round")["samples_per_s"] for each in (label, baseline))
+    own, base = (done[done["label"] == each].set_index("round")[column] for each in (label, baseline))
     return (own / base).dropna().sort_index()
 
 
@@ -383,18 +389,19 @@ def time_to_target(done: pd.DataFrame) -> TimeToTarget:
     return TimeToTarget(int(times_s.notna().sum()), len(times_s), median_s if math.isfinite(median_s) else None)
 
 
-def accuracy_curves(cases: Sequence[CaseResult], events: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy over training, per case, method and evaluation: mean, least and greatest over the finished rounds.
+def learning_curves(cases: Sequence[CaseResult], events: pd.DataFrame, kind: str = "accuracy") -> pd.DataFrame:
+    """A figure of evaluations over training, per case and method: mean, least and greatest over the finished rounds.
 
     Args:
         events: in the columns of ``EVENT_SCHEMA``.
+        kind: of the events: ``accuracy``, or a language's ``perplexity``.
 
     Returns:
-        A row a case, label and step, with ``step`` (done), ``time_s`` (mean training clock), ``accuracy``,
-        ``accuracy_min``, ``accuracy_max`` (shares), ``rounds``.
+        A row a case, label and step, with ``step`` (done), ``time_s`` (mean training clock), the figure under the name
+        of its kind, its ``_min`` and ``_max``, and ``rounds``.
     """
-    evaluations = events.loc[events["kind"] == "accuracy", ["trial_id", "step", "time_s", "value"]]
-    return per_case(cases, lambda case: _curves_of(case, evaluations))
+    evaluations = events.loc[events["kind"] == kind, ["trial_id", "step", "time_s", "value"]]
+    return per_case(cases, lambda case: _curves_of(case, evaluations, kind))
 
 
 def per_case(cases: Sequence[CaseResult], frame_of: Callable[[CaseResult], pd.DataFrame]) -> pd.DataFrame:
@@ -405,16 +412,12 @@ def per_case(cases: Sequence[CaseResult], frame_of: Callable[[CaseResult], pd.Da
     )
 
 
-def _curves_of(case: CaseResult, evaluations: pd.DataFrame) -> pd.DataFrame:
+def _curves_of(case: CaseResult, evaluations: pd.DataFrame, kind: str) -> pd.DataFrame:
     done = case.trials.loc[case.trials["status"] == DONE, ["trial_id", "label"]]
     grouped = evaluations.merge(done, on="trial_id").groupby(["label", "step"])
-    return grouped.agg(
-        time_s=("time_s", "mean"),
-        accuracy=("value", "mean"),
-        accuracy_min=("value", "min"),
-        accuracy_max=("value", "max"),
-        rounds=("value", "size"),
-    ).reset_index()
+    over_rounds = grouped["value"].agg(["mean", "min", "max", "size"])
+    over_rounds.columns = pd.Index([kind, f"{kind}_min", f"{kind}_max", "rounds"])
+    return grouped["time_s"].mean().to_frame().join(over_rounds).reset_index()
 
 
 def _key(frame: pd.DataFrame) -> dict[str, Any]:
@@ -430,6 +433,7 @@ def _always_told(key: dict[str, Any]) -> list[str]:
         *([str(key["network"])] if key["network"] and not pd.isna(key["network"]) else []),
         f"{key['workers']} workers",
         f"{key['model']} on {key['dataset']}",
+        *([f"time dilated by {key['dilation']:g}"] if key["dilation"] > 1 else []),
         *(["SCRIPTED"] if key["cluster"] == FAKE else []),
     ]
 
@@ -483,6 +487,6 @@ def _method_result(frame: pd.DataFrame, label: str, method: str, params: dict[st
         samples_per_s=geometric_mean(known.to_numpy()) if len(known) else None,
         speedup=paired_speedup(frame, label, baseline),
         final_accuracy=spread(done["final_accuracy"]),
-        time_to_target=time_to_target(done),
+        time_to_target=time_to_target(done[done["final_accuracy"].notna()]),  # replays have no target
         saving=float(saving) if np.isfinite(saving) else None,
     )

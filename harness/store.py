@@ -41,7 +41,10 @@ TRIAL_SCHEMA = pa.schema(
         ("label", pa.string()),
         ("params", pa.string()),  # JSON
         ("model", pa.string()),
-        ("dataset", pa.string()),
+        ("dataset", pa.string()),  # or, of a replay, whose times were waited for
+        ("replay", pa.string()),  # the profile; null: it trained for real
+        ("replay_source", pa.string()),  # measured or modelled
+        ("dilation", pa.float64()),  # how many times slower everything was than it is told here
         ("workers", pa.int32()),
         ("batch_size", pa.int32()),
         ("rate_bps", pa.float64()),  # null: unshaped
@@ -67,6 +70,7 @@ TRIAL_SCHEMA = pa.schema(
         ("header_bytes_per_step", pa.float64()),
         ("formula_bytes_per_step", pa.float64()),
         ("lower_bound_s_per_step", pa.float64()),
+        ("predicted_step_s", pa.float64()),  # null: there is no profile
         ("before_steady_s", pa.float64()),
         ("final_accuracy", pa.float64()),
         ("target_accuracy", pa.float64()),

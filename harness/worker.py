@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import os
 import statistics
 from collections.abc import Iterator, Mapping
@@ -23,32 +24,39 @@ import torch
 import torch._dynamo  # DDP imports it when it is made, which would cost every worker over a second
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import BatchSampler, DistributedSampler
 
 import baselines
 from harness import meter
+from harness import profile as profiles
 from harness.agent import Send
 from harness.meter import Recorder
 from harness.network import WORKER_INTERFACE, address, worker_number
 from harness.plan import UNSETTLED_STEPS, Trial, state_of
 from harness.queuewatch import watched_queues
-from harness.scenario import BACKEND_VARIABLE, GLOO
+from harness.scenario import BACKEND_VARIABLE, GLOO, Train
+from harness.workload import replay
 from harness.workload.data import DATASETS, Data
-from harness.workload.models import MODELS
+from harness.workload.models import MODELS, cross_entropy
 
 PEER_TIMEOUT = timedelta(seconds=60)
 """How long a collective waits for a peer. The trial's own limit is kept outside, where a hang cannot reach it."""
 
 EVALUATION_BATCH = 500
 
+LARGEST_LOSS = 700.0
+"""Whose exponential is still a number."""
+
 REPETITIONS = 5
 
 
-def preload(dataset: str, data_dir: str | None) -> None:
-    """Load a data set before the fork, so that all workers share one copy."""
-    _data(dataset, data_dir)
+def preload(settings: Train) -> None:
+    """Load a data set, or make what a replay is made of, before the fork, so that all workers share one copy."""
+    if settings.replay:
+        replay.materials(settings.replay, settings.gradient_density)
+    else:
+        _data(settings.dataset, settings.data_dir)
 
 
 @cache
@@ -65,8 +73,9 @@ def train(spec: Mapping[str, Any], node: str, send: Send) -> None:
     """
     trial = Trial.model_validate(spec["trial"])
     rank, world_size = worker_number(node), trial.case.cluster.workers
+    kind = _Replay if trial.case.train.replay else _Training
     with process_group(rank, world_size, spec["port"], os.environ.get(BACKEND_VARIABLE, GLOO)):
-        training = _Training(trial, rank, world_size, Recorder(send), send)
+        training = kind(trial, rank, world_size, Recorder(send), send)
         training.start_file = Path(spec["start_file"]) if rank == 0 and "start_file" in spec else None
         training.run()
 
@@ -117,42 +126,53 @@ class Evaluation:
 class _Training:
     """One trial on one rank. Ranks decide alike: by step number, or by numbers that were all-reduced."""
 
+    learns = True
+    """Whether there is a loss, and an accuracy."""
+
     def __init__(self, trial: Trial, rank: int, world_size: int, recorder: Recorder, send: Send) -> None:
         self.settings = trial.case.train
         self.seed = trial.seed
         self.rank, self.world_size = rank, world_size
         self.recorder, self.send = recorder, send
         self.device = torch.device(trial.case.cluster.device)
-        self.data = _data(self.settings.dataset, self.settings.data_dir).on(self.device)
-
-        torch.manual_seed(trial.seed)
-        known, checkpoint = MODELS[self.settings.model], self.settings.checkpoint
-        model = known.build_from(Path(checkpoint)) if checkpoint else known.build()
-        model.to(self.device)
-        self.ddp = DistributedDataParallel(
-            model, bucket_cap_mb=self.settings.bucket_bytes / 2**20, gradient_as_bucket_view=True
-        )
-        self.optimizer = torch.optim.SGD(
-            model.parameters(),
-            lr=self.settings.lr,
-            momentum=self.settings.momentum,
-            weight_decay=self.settings.weight_decay,
-        )
         self.method = state_of(trial.method)
-        if self.device.type == "cuda":
-            self.method.stopwatch.clock = meter.CudaClock()
-        self.batches = self._batches()
-        self.batch = next(self.batches)
-        baselines.register(self.ddp, self.method, optimizer=self.optimizer, loss=lambda: self._loss(model))
+        self._prepare(trial)
         self.steady_from_step = max(self.method.steady_from_step, UNSETTLED_STEPS)
         self.paused_s = 0.0
         self.first_non_finite: tuple[int, str] | None = None
         self.start_file: Path | None = None
         """Made when training begins, for whoever changes the links from then on."""
 
+    def _prepare(self, trial: Trial) -> None:
+        """Model, data, optimizer, and the method between them."""
+        self.data = _data(self.settings.dataset, self.settings.data_dir).on(self.device)
+        torch.manual_seed(trial.seed)
+        known, checkpoint = MODELS[self.settings.model], self.settings.checkpoint
+        model = known.build_from(Path(checkpoint)) if checkpoint else known.build()
+        model.to(self.device)
+        self.ddp = DistributedDataParallel(model, **self._ddp_settings)
+        self.optimizer = torch.optim.SGD(model.parameters(), **self._sgd_settings)
+        if self.device.type == "cuda":
+            self.method.stopwatch.clock = meter.CudaClock()
+        self.batches = self._batches()
+        self.batch = next(self.batches)
+        baselines.register(self.ddp, self.method, optimizer=self.optimizer, loss=lambda: self._loss(model))
+
+    @property
+    def _ddp_settings(self) -> dict[str, Any]:
+        return {
+            "bucket_cap_mb": self.settings.bucket_bytes / 2**20,
+            "gradient_as_bucket_view": True,
+            "broadcast_buffers": False,  # statistics of batches serve evaluations alone, and are sent before each one
+        }
+
+    @property
+    def _sgd_settings(self) -> dict[str, Any]:
+        return {name: getattr(self.settings, name) for name in ("lr", "momentum", "weight_decay")}
+
     def run(self) -> None:
         with watched_queues() as queues:
-            steps, evaluation = self._train()
+            steps, test_loss = self._train()
             sent, transport = meter.wire_bytes(WORKER_INTERFACE) - self.at_steady, meter.transport()
         smallest, largest = self._parameter_hash_range()
         self.recorder.flush()
@@ -162,10 +182,10 @@ class _Training:
                 "steps": steps,
                 "steady_from_step": self.steady_from_step,
                 "first_non_finite": self.first_non_finite,
-                "diverged": steps < self.settings.steps or not evaluation.loss < float("inf"),
+                "diverged": steps < self.settings.steps or not test_loss < float("inf"),
                 "payload_bytes": sent.payload,
                 "header_bytes": sent.headers,
-                **vars(transport),
+                **vars(transport.undilated(self.settings.dilation)),
                 "queues": queues.uses,
                 "train_time_s": self.recorder.clock_s,
                 "evaluation_time_s": self.paused_s,
@@ -178,8 +198,9 @@ class _Training:
             }
         )
 
-    def _train(self) -> tuple[int, Evaluation]:
-        """All steps, or those until the test loss is not finite; how many, and the last evaluation."""
+    def _train(self) -> tuple[int, float]:
+        """All steps, or those until the test loss is not finite; how many, and the last test loss, 0 for a replay's."""
+        test_loss = 0.0
         self.at_steady = meter.wire_bytes(WORKER_INTERFACE)
         dist.barrier()
         if self.start_file:
@@ -191,20 +212,22 @@ class _Training:
             self._step(step)
             self.batch = next(self.batches)
             steps = step + 1
-            if steps % self.settings.eval_every == 0 or steps == self.settings.steps:
+            if self.learns and (steps % self.settings.eval_every == 0 or steps == self.settings.steps):
                 with self._paused():
                     evaluation = self._evaluate()
                 if self.rank == 0:
                     self.recorder.note(steps, "accuracy", evaluation.accuracy)
                     self.recorder.note(steps, "test_loss", evaluation.loss)
-                if not evaluation.loss < float("inf"):  # NaN too
+                    if self.data.test_targets.ndim > 1:  # tokens
+                        self.recorder.note(steps, "perplexity", math.exp(min(evaluation.loss, LARGEST_LOSS)))
+                test_loss = evaluation.loss
+                if not test_loss < float("inf"):  # NaN too
                     break
-        return steps, evaluation
+        return steps, test_loss
 
     def _loss(self, model: nn.Module) -> Tensor:
         """The mean loss on the batch of the moment."""
-        images, labels = self.data.train_images[self.batch], self.data.train_labels[self.batch]
-        return functional.cross_entropy(model(images), labels)
+        return cross_entropy(model(self.data.train_inputs[self.batch]), self.data.train_targets[self.batch])
 
     def _step(self, step: int) -> None:
         clock = self.method.stopwatch.clock
@@ -232,7 +255,7 @@ class _Training:
             if kind == "non_finite_gradient" and self.first_non_finite is None:
                 name, _ = list(self.ddp.module.named_parameters())[int(value)]
                 self.first_non_finite = (step, name)
-        if self.rank == 0:
+        if self.rank == 0 and self.learns:
             self.recorder.note(step, "loss", loss.item())
         if self.start_file:
             self.recorder.note(step, "monotonic_s", monotonic())
@@ -240,7 +263,7 @@ class _Training:
     def _batches(self) -> Iterator[list[int]]:
         """Indices of this rank's samples, batch by batch: each epoch in a new order, each sample on one rank."""
         sampler: DistributedSampler[int] = DistributedSampler(
-            range(len(self.data.train_labels)),  # type: ignore[arg-type]
+            range(len(self.data.train_targets)),  # type: ignore[arg-type]
             self.world_size,
             self.rank,
             shuffle=True,
@@ -261,22 +284,24 @@ class _Training:
 
     @torch.no_grad()
     def _evaluate(self) -> Evaluation:
-        """Each rank looks at its share of the test set; the sums are all-reduced."""
+        """Each rank looks at its share of the test set, by rank 0's statistics of batches; the sums are all-reduced."""
+        for buffer in self.ddp.module.buffers():
+            dist.broadcast(buffer, 0)
         self.ddp.eval()
-        images, labels = (
-            self.data.test_images[self.rank :: self.world_size],
-            self.data.test_labels[self.rank :: self.world_size],
+        inputs, targets = (
+            self.data.test_inputs[self.rank :: self.world_size],
+            self.data.test_targets[self.rank :: self.world_size],
         )
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for some_images, some_labels in zip(
-            images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True
+        for some_inputs, some_targets in zip(
+            inputs.split(EVALUATION_BATCH), targets.split(EVALUATION_BATCH), strict=True
         ):
-            scores = self.ddp.module(some_images)
-            sums[0] += (scores.argmax(1) == some_labels).sum()
-            sums[1] += functional.cross_entropy(scores, some_labels, reduction="sum").double()
+            scores = self.ddp.module(some_inputs)
+            sums[0] += (scores.argmax(-1) == some_targets).sum()
+            sums[1] += cross_entropy(scores, some_targets, reduction="sum").double()
         self.ddp.train()
         dist.all_reduce(sums)
-        correct, loss = (sums / len(self.data.test_labels)).tolist()
+        correct, loss = (sums / self.data.test_targets.numel()).tolist()
         return Evaluation(correct, loss)
 
     def _parameter_hash_range(self) -> tuple[int, int]:
@@ -286,6 +311,31 @@ class _Training:
         dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
         largest, negated_smallest = extremes.tolist()
         return -negated_smallest, largest
+
+
+class _Replay(_Training):
+    """One trial on one rank that waits instead of computing. Its times are those of an undilated world."""
+
+    learns = False
+
+    def _prepare(self, trial: Trial) -> None:
+        settings, profile = self.settings, profiles.read(str(self.settings.replay))
+        made = replay.materials(str(settings.replay), settings.gradient_density)
+        codec = profile.codec(trial.method, self.world_size)
+        pace = replay.Pace(settings.dilation)
+        model = replay.Replayed(profile, made, pace, self.rank, settings.gradient_overlap)
+        # All ranks have the same weights already; to send them would take a copy of its own from each.
+        self.ddp = DistributedDataParallel(model, **self._ddp_settings, init_sync=False)
+        seconds = codec.optimizer_s if codec else profile.optimizer_s
+        self.optimizer = replay.WaitingSgd(model.parameters(), pace, seconds, **self._sgd_settings)
+        self.method.stopwatch = replay.PacedStopwatch(pace, codec, profile.numel)
+        self.batches = itertools.repeat([])
+        self.batch = next(self.batches)
+        baselines.register(self.ddp, self.method, optimizer=self.optimizer)
+
+    def _loss(self, model: nn.Module) -> Tensor:
+        loss: Tensor = model()
+        return loss
 
 
 def parameter_hash(model: nn.Module) -> int:

@@ -20,7 +20,7 @@ from harness.agent import Message
 from harness.errors import MeasurementError, UsageError
 from harness.linkprobe import Readings
 from harness.network import Topology
-from harness.scenario import NO_LIMITS, Resources
+from harness.scenario import NO_LIMITS, Resources, Train
 
 READ_BYTES = 1 << 20
 STOP_GRACE_S = 10.0
@@ -70,8 +70,8 @@ class Cluster(Protocol):
     def lend(self, file: Path) -> None:
         """Let workers read a file of this machine by the same name; before tasks start."""
 
-    def preload(self, dataset: str | None = None, data_dir: str | None = None) -> None:
-        """Have torch, and a data set if one is named, ready before tasks start.
+    def preload(self, train: Train | None = None) -> None:
+        """Have torch ready before tasks start, and the data set or the replayed model of a training, if one is given.
 
         Raises:
             UsageError: the data set is not there.

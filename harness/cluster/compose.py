@@ -27,13 +27,13 @@ from typing_extensions import Self
 from harness.agent import Message
 from harness.cluster import engine
 from harness.cluster.base import AgentConnection
-from harness.cluster.emulated import EmulatedCluster, as_json, watchers
+from harness.cluster.emulated import EmulatedCluster, as_json, preload_request, watchers
 from harness.cluster.fleet import Fleet
 from harness.errors import MeasurementError, UsageError
 from harness.linkprobe import Readings
 from harness.network import SWITCH, WORKER_INTERFACE, Topology, worker_name, worker_number
 from harness.provenance import ROOT, code_digest
-from harness.scenario import BACKEND_VARIABLE, GLOO, NO_LIMITS, Resources
+from harness.scenario import BACKEND_VARIABLE, GLOO, NO_LIMITS, Resources, Train
 from harness.workload.data import DATASETS, cache, places
 
 CODE = ("harness", "baselines")
@@ -267,13 +267,14 @@ class ComposeCluster(EmulatedCluster):
         """See ``Cluster.lend``."""
         self._mounts[file.resolve()] = os.path.join(WORKDIR, file)
 
-    def preload(self, dataset: str | None = None, data_dir: str | None = None) -> None:
+    def preload(self, train: Train | None = None) -> None:
         """See ``Cluster.preload``. A data set is looked for, or downloaded, here; the workers read it from here."""
-        if dataset is not None:
-            DATASETS[dataset].load(Path(data_dir) if data_dir else None)
-            found = [place for place in places(Path(data_dir) if data_dir else None) if place.is_dir()]
-            self._mounts |= {place.resolve(): _inside(place, data_dir) for place in found}
-        request = {"op": "preload", "dataset": dataset, "data_dir": data_dir}
+        if train and not train.replay:
+            folder = Path(train.data_dir) if train.data_dir else None
+            DATASETS[train.dataset].load(folder)
+            found = [place for place in places(folder) if place.is_dir()]
+            self._mounts |= {place.resolve(): _inside(place, train.data_dir) for place in found}
+        request = preload_request(train)
         self._preloads.append(request)
         if self._made:
             started = self._bring_up(self._made.topology, self._made.resources)

@@ -11,7 +11,7 @@ from harness.cluster.base import SideTask
 from harness.errors import MeasurementError, UsageError
 from harness.linkprobe import Readings
 from harness.network import Topology
-from harness.scenario import NO_LIMITS, UNSHAPED, Link, Resources
+from harness.scenario import NO_LIMITS, UNSHAPED, Link, Resources, Train
 from harness.units import format_rate
 
 HEADROOM = 1.1
@@ -96,6 +96,11 @@ class EmulatedCluster(ABC):
             if message["kind"] == "result":
                 found = message
         return found
+
+
+def preload_request(train: Train | None) -> Message:
+    """What asks an agent for ``Cluster.preload``."""
+    return {"op": "preload", "train": train and train.model_dump(mode="json", by_alias=True)}
 
 
 def as_json(topology: Topology) -> dict[str, Any]:

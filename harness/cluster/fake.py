@@ -19,7 +19,7 @@ from harness.agent import Message
 from harness.linkprobe import LinkReading, Readings
 from harness.network import FRAME_HEADER_BYTES, WORKER_INTERFACE, Topology, worker_name
 from harness.plan import UNSETTLED_STEPS, Trial, lower_bound_s, state_of, wire_bytes
-from harness.scenario import NO_LIMITS, Resources
+from harness.scenario import NO_LIMITS, Resources, Train
 
 COMPUTE_S = 0.01
 CODEC_S = 0.001
@@ -122,7 +122,7 @@ class FakeCluster:
     def lend(self, file: Path) -> None:
         """Nobody reads."""
 
-    def preload(self, dataset: str | None = None, data_dir: str | None = None) -> None:
+    def preload(self, train: Train | None = None) -> None:
         """Nothing is loaded."""
 
     def image_digest(self) -> str:

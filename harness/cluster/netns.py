@@ -15,11 +15,11 @@ from typing_extensions import Self
 
 from harness.agent import Message
 from harness.cluster.base import AgentConnection, SideTask
-from harness.cluster.emulated import EmulatedCluster, as_json, watchers
+from harness.cluster.emulated import EmulatedCluster, as_json, preload_request, watchers
 from harness.errors import MeasurementError, UsageError
 from harness.linkprobe import Readings
 from harness.network import Topology
-from harness.scenario import NO_LIMITS, Resources
+from harness.scenario import NO_LIMITS, Resources, Train
 from harness.trace import PLAYER
 
 OWN_NAMESPACES = ["--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child"]
@@ -84,9 +84,9 @@ class NetnsCluster(EmulatedCluster):
             self._agent.request({"op": "reset"}, self.build_timeout_s)
         return super().verify()
 
-    def preload(self, dataset: str | None = None, data_dir: str | None = None) -> None:
+    def preload(self, train: Train | None = None) -> None:
         """See ``Cluster.preload``."""
-        self._agent.request({"op": "preload", "dataset": dataset, "data_dir": data_dir}, self.preload_timeout_s)
+        self._agent.request(preload_request(train), self.preload_timeout_s)
 
     def run(self, task: str, spec: Mapping[str, Any], timeout_s: float) -> Iterator[Message]:
         """See ``Cluster.run``."""

@@ -10,25 +10,31 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import sysconfig
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from harness.errors import UsageError
 
 
 @dataclass(frozen=True)
 class Data:
-    """Images (N, C, H, W) float32, roughly zero mean and unit deviation; labels (N,) int64."""
+    """What a model is given, and what it should say.
 
-    train_images: Tensor
-    train_labels: Tensor
-    test_images: Tensor
-    test_labels: Tensor
+    Images: inputs (N, C, H, W) float32, roughly of zero mean and unit deviation; targets (N,) int64, their classes.
+    Text: inputs (N, T) int64, T tokens in a row; targets (N, T) int64, to each token the next one.
+    """
+
+    train_inputs: Tensor
+    train_targets: Tensor
+    test_inputs: Tensor
+    test_targets: Tensor
 
     def on(self, device: torch.device) -> Data:
         """The same in a device's memory."""
@@ -95,6 +101,54 @@ def fashion_mnist(folder: Path | None) -> Data:
         _read_idx(found / "train-labels-idx1-ubyte.gz"),
         _read_idx(found / "t10k-labels-idx1-ubyte.gz"),
     )
+
+
+CIFAR_PADDING = (2, 2, 2, 2)
+"""Of 28x28 to 32x32."""
+
+
+@dataset("fashion-mnist-rgb", train_size=10000, test_size=500, input_shape=(3, 32, 32), classes=10)
+def fashion_mnist_rgb(folder: Path | None) -> Data:
+    """Fashion-MNIST as models for CIFAR take it, 3x32x32, padded, grey thrice: 10000 to train on, 500 to test."""
+    whole = fashion_mnist(folder)
+    train_size, test_size = DATASETS["fashion-mnist-rgb"].train_size, DATASETS["fashion-mnist-rgb"].test_size
+    train, test = (
+        functional.pad(images, CIFAR_PADDING, value=float(images.min())).expand(-1, 3, -1, -1)
+        for images in (whole.train_inputs[:train_size], whole.test_inputs[:test_size])
+    )
+    return Data(train, whole.train_targets[:train_size], test, whole.test_targets[:test_size])
+
+
+TEXT_LENGTH = 64
+TEST_FILE_EVERY = 10
+"""Whole files are kept for the test, so that it asks of code that was never seen."""
+
+
+@dataset("python-source", train_size=32768, test_size=512, input_shape=(TEXT_LENGTH,), classes=256)
+def python_source(folder: Path | None) -> Data:
+    """Bytes of the Python standard library's modules, 64 in a row: 32768 rows to train on, 512 of other files to test.
+
+    It is the library of the Python that runs, or all ``.py`` files right in the scenario's folder. Another version of
+    Python has a slightly other text; trials record the version.
+    """
+    where = folder or Path(sysconfig.get_path("stdlib"))
+    sources = sorted(where.glob("*.py"))
+    known = DATASETS["python-source"]
+    test = _rows(sources[::TEST_FILE_EVERY], known.test_size, where)
+    train = _rows([each for place, each in enumerate(sources) if place % TEST_FILE_EVERY], known.train_size, where)
+    return Data(train[:, :-1], train[:, 1:], test[:, :-1], test[:, 1:])
+
+
+def _rows(sources: Sequence[Path], count: int, where: Path) -> Tensor:
+    """Rows of text (count, TEXT_LENGTH + 1) int64, evenly spread over these files; the last byte is only a target."""
+    text = b"".join(path.read_bytes() for path in sources)
+    length = TEXT_LENGTH + 1
+    found = len(text) // length
+    if found < count:
+        allowed = f"a folder with at least {count * length} bytes of Python in each part of its .py files"
+        raise UsageError.at("scenario", "train.data_dir", str(where), f"{allowed}; {len(text)} are there")
+    rows = torch.from_numpy(np.frombuffer(text, np.uint8, found * length).reshape(found, length).astype(np.int64))
+    return rows[torch.linspace(0, found - 1, count).long()]
 
 
 def places(folder: Path | None) -> list[Path]:

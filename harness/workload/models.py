@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
+import math
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.errors import UsageError
@@ -16,13 +20,22 @@ from harness.errors import UsageError
 
 @dataclass(frozen=True)
 class Model:
-    """A model by name: how to build it, and the shape of one of its inputs."""
+    """A model by name: how to build it, and what one of its inputs is.
+
+    Its scores are (N, classes) of images, and (N, T, classes) of T tokens each. What it needs may not be installed:
+    then everything that builds it raises a ``UsageError``.
+    """
 
     name: str
     summary: str
     build: Callable[[], nn.Module]
     input_shape: tuple[int, ...]
     classes: int
+
+    def example(self, batch_size: int = 1) -> Tensor:
+        """Inputs of the right shape and type, all zero, on the default device."""
+        dtype = torch.float32 if len(self.input_shape) == IMAGE_DIMENSIONS else torch.int64
+        return torch.zeros(batch_size, *self.input_shape, dtype=dtype)
 
     def build_from(self, checkpoint: Path) -> nn.Module:
         """The model with the weights of a file that holds its ``state_dict()``.
@@ -49,9 +62,12 @@ class Model:
     def flops_per_sample(self) -> int:
         """Floating point operations of a forward and backward pass on one sample. Nothing is computed."""
         with torch.device("meta"), FlopCounterMode(display=False) as counter:
-            self.build()(torch.empty(1, *self.input_shape)).sum().backward()
+            self.build()(self.example()).sum().backward()
         return int(counter.get_total_flops())
 
+
+IMAGE_DIMENSIONS = 3
+"""Channels, rows, columns; all other inputs are tokens."""
 
 MODELS: dict[str, Model] = {}
 
@@ -67,6 +83,11 @@ def model(
         return build
 
     return enter
+
+
+def cross_entropy(scores: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+    """Of scores (N, classes) for targets (N,), or of (N, T, classes) for (N, T), in nats."""
+    return functional.cross_entropy(scores.flatten(0, -2), targets.flatten(), reduction=reduction)
 
 
 class SmallCnn(nn.Module):
@@ -103,3 +124,189 @@ def digits_cnn() -> nn.Module:
 def fashion_cnn() -> nn.Module:
     """CNN for 28x28 clothes or digits, 0.42 M parameters."""
     return SmallCnn(side=28, channels=(32, 64), hidden=128, classes=10)
+
+
+class CausalBlock(nn.Module):
+    """Attention to what came before, then an MLP, each behind a norm and beside a path that changes nothing (GPT-2).
+
+    Attention is written out: GraSP needs its second derivative, which the fused kernels do not have.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.before_attention = nn.LayerNorm(width)
+        self.queries_keys_values = nn.Linear(width, 3 * width)
+        self.after_attention = nn.Linear(width, width)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(N, T, width) of the same."""
+        samples, length, width = hidden.shape
+        together = self.queries_keys_values(self.before_attention(hidden))
+        by_head = together.view(samples, length, 3 * self.heads, width // self.heads).transpose(1, 2)
+        queries, keys, values = by_head.chunk(3, dim=1)
+        later = torch.ones(length, length, dtype=torch.bool, device=hidden.device).triu(1)
+        scores = (queries @ keys.mT / math.sqrt(width / self.heads)).masked_fill(later, -math.inf)
+        attended = (scores.softmax(-1) @ values).transpose(1, 2).flatten(2)
+        hidden = hidden + self.after_attention(attended)
+        changed: Tensor = hidden + self.mlp(hidden)
+        return changed
+
+
+class ByteTransformer(nn.Module):
+    """A small GPT on bytes."""
+
+    def __init__(self, length: int, width: int, heads: int, blocks: int) -> None:
+        super().__init__()
+        self.bytes = nn.Embedding(256, width)
+        self.places = nn.Embedding(length, width)
+        self.blocks = nn.Sequential(*(CausalBlock(width, heads) for _ in range(blocks)), nn.LayerNorm(width))
+        self.head = nn.Linear(width, 256)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Scores (N, T, 256) of the byte that follows each of tokens (N, T)."""
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        scores: Tensor = self.head(self.blocks(self.bytes(tokens) + self.places(places)))
+        return scores
+
+
+@model("byte-lm", input_shape=(64,), classes=256)
+def byte_lm() -> nn.Module:
+    """Language model on bytes, 64 in a row: a transformer of two blocks, 0.28 M parameters."""
+    return ByteTransformer(length=64, width=96, heads=4, blocks=2)
+
+
+IMAGENET: dict[str, Any] = {"input_shape": (3, 224, 224), "classes": 1000}
+CIFAR: dict[str, Any] = {"input_shape": (3, 32, 32), "classes": 10}
+
+
+@model("vgg19", **IMAGENET)
+def vgg19() -> nn.Module:
+    """VGG19 for ImageNet, torchvision's, 143.7 M parameters."""
+    return _torchvision("vgg19")
+
+
+@model("resnet18", **IMAGENET)
+def resnet18() -> nn.Module:
+    """ResNet18 for ImageNet, torchvision's, 11.7 M parameters."""
+    return _torchvision("resnet18")
+
+
+@model("resnet50", **IMAGENET)
+def resnet50() -> nn.Module:
+    """ResNet50 for ImageNet, torchvision's, 25.6 M parameters."""
+    return _torchvision("resnet50")
+
+
+@model("resnet152", **IMAGENET)
+def resnet152() -> nn.Module:
+    """ResNet152 for ImageNet, torchvision's, 60.2 M parameters."""
+    return _torchvision("resnet152")
+
+
+@model("vit-b-16", **IMAGENET)
+def vit_b_16() -> nn.Module:
+    """ViT-B/16 for ImageNet, torchvision's, 86.6 M parameters."""
+    return _torchvision("vit_b_16")
+
+
+@model("vgg19-cifar", **CIFAR)
+def vgg19_cifar() -> nn.Module:
+    """VGG19 for CIFAR: its convolutions and one linear layer, 20.0 M parameters."""
+    layers = _needed("torchvision").models.vgg
+    features: nn.Module = layers.make_layers(layers.cfgs["E"])
+    for convolution in features.modules():
+        if isinstance(convolution, nn.Conv2d):  # as torchvision does: else 16 layers pass no signal on
+            nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
+    return nn.Sequential(features, nn.Flatten(), nn.Linear(512, 10))
+
+
+@model("resnet18-cifar", **CIFAR)
+def resnet18_cifar() -> nn.Module:
+    """ResNet18 for CIFAR: a stem that keeps the resolution, 11.2 M parameters."""
+    return _for_cifar("resnet18")
+
+
+@model("resnet50-cifar", **CIFAR)
+def resnet50_cifar() -> nn.Module:
+    """ResNet50 for CIFAR: a stem that keeps the resolution, 23.5 M parameters."""
+    return _for_cifar("resnet50")
+
+
+@model("resnet152-cifar", **CIFAR)
+def resnet152_cifar() -> nn.Module:
+    """ResNet152 for CIFAR: a stem that keeps the resolution, 58.2 M parameters."""
+    return _for_cifar("resnet152")
+
+
+@model("vit-b-16-cifar", **CIFAR)
+def vit_b_16_cifar() -> nn.Module:
+    """ViT-B for CIFAR: patches of 4x4 pixels instead of 16x16, 85.2 M parameters."""
+    size = {"num_layers": 12, "num_heads": 12, "hidden_dim": 768, "mlp_dim": 3072}
+    return _torchvision("VisionTransformer", image_size=32, patch_size=4, num_classes=10, **size)
+
+
+def _for_cifar(name: str) -> nn.Module:
+    """A ResNet whose stem is a 3x3 convolution without stride or pooling (He et al., 2016, section 4.2)."""
+    resnet = _torchvision(name, num_classes=10)
+    resnet.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
+    nn.init.kaiming_normal_(resnet.conv1.weight, mode="fan_out", nonlinearity="relu")
+    resnet.maxpool = nn.Identity()
+    return resnet
+
+
+class OnlyOutput(nn.Module):
+    """A model of transformers that gives one of the tensors in its output, named ``field``.
+
+    Args:
+        causal: whether it is told that all tokens count; it would else look for it in values, which "meta" has not.
+    """
+
+    def __init__(self, network: nn.Module, field: str, causal: bool) -> None:
+        super().__init__()
+        self.network, self.field, self.causal = network, field, causal
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """That tensor, of tokens (N, T)."""
+        mask = torch.ones_like(tokens) if self.causal else None
+        output: Tensor = getattr(self.network(tokens, attention_mask=mask), self.field)
+        return output
+
+
+@model("bert-base", input_shape=(128,), classes=768)
+def bert_base() -> nn.Module:
+    """BERT-base without a task's head, transformers', 109.5 M parameters: a score is an entry of the pooled output."""
+    known = _needed("transformers")
+    return OnlyOutput(known.BertModel(known.BertConfig(attn_implementation="eager")), "pooler_output", causal=False)
+
+
+@model("gpt2", input_shape=(128,), classes=50257)
+def gpt2() -> nn.Module:
+    """GPT-2 (small), transformers', 124.4 M parameters; its head shares the embedding's."""
+    known = _needed("transformers")
+    config = known.GPT2Config(attn_implementation="eager", use_cache=False)
+    return OnlyOutput(known.GPT2LMHeadModel(config), "logits", causal=True)
+
+
+def _torchvision(name: str, **settings: int) -> nn.Module:
+    network: nn.Module = getattr(_needed("torchvision").models, name)(**settings)
+    return network
+
+
+def _needed(package: str) -> Any:
+    """A package that only some models need.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise UsageError(
+            f"scenario: train.model: it is built by {package}, which cannot be imported here ({error}); "
+            "pip install 'pacbench[paper]' brings it"
+        ) from None

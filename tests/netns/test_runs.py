@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -54,6 +55,29 @@ def test_a_run_measures_every_method_and_writes_its_report(pacbench: Run, tmp_pa
     phases = rows[["compute_s_per_step", "codec_s_per_step", "comm_s_per_step"]].sum(axis=1)
     mean_step_s = 128 / rows["samples_per_s"]
     assert (phases / mean_step_s).between(0.9, 1.1).all(), (phases / mean_step_s).to_dict()
+
+
+@pytest.mark.parametrize(("model", "dataset"), [("byte-lm", "python-source"), ("resnet18-cifar", "fashion-mnist-rgb")])
+def test_text_and_networks_with_statistics_of_batches_are_trained(
+    model: str, dataset: str, pacbench: Run, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    settings = f"""cluster.workers=2 link.rate=unshaped train.model={model} train.dataset={dataset} train.batch_size=2
+                   train.steps=4 train.eval_every=4"""
+    changes = [part for setting in settings.split() for part in ("--set", setting)]
+    done = pacbench("run", "quickstart", *changes, "--method", "topk", "--rounds", "1", "--out", str(out))
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = trials(out)
+    assert (rows["status"] == "done").all(), "also: every rank ends with the same parameters and statistics"
+    assert (rows["wire_bytes_per_step"] / rows["formula_bytes_per_step"]).between(0.95, 1.05).all()
+    assert rows["final_accuracy"].between(0, 0.99).all()
+    events = Store.open(out).events()
+    losses = events[events["kind"] == "test_loss"]["value"]
+    assert len(losses) == 2
+    assert (losses > 0).all()
+    perplexities = events[events["kind"] == "perplexity"]["value"]
+    assert list(perplexities) == ([pytest.approx(math.exp(loss)) for loss in losses] if model == "byte-lm" else [])
+    assert (out / "plots" / "perplexity.csv").exists() == (model == "byte-lm")
 
 
 def test_the_same_seed_trains_the_same_parameters(pacbench: Run, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from harness.cluster.netns import NetnsCluster
 from harness.errors import MeasurementError, UsageError
 from harness.network import Topology
-from harness.scenario import NO_LIMITS, Link
+from harness.scenario import NO_LIMITS, Link, Train
 
 pytestmark = pytest.mark.netns
 
@@ -82,7 +82,7 @@ def test_a_task_that_fails_is_reported_with_its_log(cluster: NetnsCluster) -> No
 
 def test_a_data_set_that_is_not_there_is_a_usage_error(cluster: NetnsCluster) -> None:
     with pytest.raises(UsageError, match=r"train\.data_dir: found '/nowhere'"):
-        cluster.preload("fashion-mnist", "/nowhere")
+        cluster.preload(Train(dataset="fashion-mnist", data_dir="/nowhere"))
 
 
 def test_a_request_that_fails_leaves_the_cluster_usable(cluster: NetnsCluster) -> None:

@@ -232,6 +232,7 @@ def test_columns_name_their_units(three_rates: Run) -> None:
         "workers",
         "model",
         "dataset",
+        "dilation",
         "batch_size",
         "cluster",
         "cpuset",

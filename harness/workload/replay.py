@@ -1,0 +1,257 @@
+"""Replay: a model that waits for as long as a device would compute, and whose gradients are made up.
+
+Everything else is real: parameters at their true shapes, DDP with its buckets and hooks, methods, bytes, links. Time
+may be dilated: the replayed device is then k times slower than in truth, as the links are, and whoever reports a time
+divides it by k. What this machine really does meanwhile (a codec, DDP's copies) does not become slower by itself; so a
+``Pace`` charges it as the profile has it, times k, and what it really took counts as part of that.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from itertools import groupby
+from threading import get_ident
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from baselines._state import Clock, Stopwatch
+from harness import profile as profiles
+from harness.profile import Codec, Gradient, Profile
+
+SPARE = 1 << 20
+"""Entries by which the pool of gradients is longer than the largest of them: so many places to begin at."""
+
+WEIGHT_SCALE = 0.02
+
+STRIDES = {"worker": 104_729, "step": 7_919, "parameter": 1_299_709}
+"""How far apart gradients begin in the pool; primes, so that no two of a run's begin at the same place."""
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What all workers of a replay share and only read: made once, before they are forked.
+
+    Gradients are N(0, 1), each entry by itself, and zero but for a share ``density`` of the places.
+    """
+
+    weights: tuple[Tensor, ...]
+    """In the order of the profile's gradients."""
+    pool: Tensor
+    """(largest gradient + SPARE,), fp32: a gradient is a part of it."""
+
+    def on(self, device: torch.device) -> Materials:
+        """The same in a device's memory."""
+        return Materials(tuple(weight.to(device) for weight in self.weights), self.pool.to(device))
+
+    def gradient(self, gradient: Gradient, place: int, worker: int, step: int) -> Tensor:
+        """One worker's gradient of a parameter in a step, without a copy.
+
+        Args:
+            place: of the parameter in the profile.
+        """
+        numbers = {"worker": worker, "step": step, "parameter": place}
+        start = sum(STRIDES[name] * number for name, number in numbers.items()) % SPARE
+        return self.pool[start : start + gradient.numel].view(gradient.shape)
+
+
+@cache
+def materials(name_or_path: str, density: float) -> Materials:
+    """Those of a profile; kept, so that forked workers share their pages."""
+    return make_materials(profiles.read(name_or_path), density)
+
+
+def make_materials(profile: Profile, density: float = 1.0) -> Materials:
+    """Weights and gradients of a profile's shapes, the same whenever they are made."""
+    dice = torch.Generator().manual_seed(0)
+    largest = max(gradient.numel for gradient in profile.gradients)
+    pool = torch.randn(largest + SPARE, generator=dice)
+    if density < 1:
+        pool[torch.rand(len(pool), generator=dice) >= density] = 0
+    weights = torch.randn(profile.numel, generator=dice).mul_(WEIGHT_SCALE)
+    sizes = [gradient.numel for gradient in profile.gradients]
+    parts = zip(weights.split(sizes), profile.shapes, strict=True)
+    return Materials(tuple(part.view(shape) for part, shape in parts), pool)
+
+
+class SlowClock(Clock):
+    """Tells the time of a world that is k times slower."""
+
+    def __init__(self, dilation: float) -> None:
+        self._dilation = dilation
+
+    def seconds(self, mark: Any) -> float:
+        """See ``Clock.seconds``."""
+        return float(mark) / self._dilation
+
+
+class Pace:
+    """Keeps a thread as late as the device that it stands for."""
+
+    def __init__(self, dilation: float) -> None:
+        self.dilation = dilation
+        self._due = time.perf_counter()
+
+    def begin(self) -> None:
+        """The device begins now: whatever was before, it has waited for."""
+        self._due = time.perf_counter()
+
+    def work(self, seconds: float) -> None:
+        """Go on when the device has worked for so long since it was last heard of.
+
+        What this thread has done since then is part of it; if it took longer, the next work is shorter by that.
+        """
+        self._due += self.dilation * seconds
+        time.sleep(max(0.0, self._due - time.perf_counter()))
+
+
+Kind = Literal["encode", "beside", "decode"]
+
+
+class PacedStopwatch(Stopwatch):
+    """A stopwatch whose codec takes as long as the profile's device, for each bucket in proportion to its entries.
+
+    A method that the profile does not know is charged the processor's time that it really takes, times the dilation.
+    """
+
+    def __init__(self, pace: Pace, codec: Codec | None, numel: int) -> None:
+        super().__init__()
+        self.clock = SlowClock(pace.dilation)
+        self._pace = pace
+        self._s_per_entry: dict[Kind, float] = {}
+        if codec:
+            seconds: dict[Kind, float] = {
+                "encode": codec.encode_s,
+                "beside": codec.beside_s,
+                "decode": codec.decode_s,
+            }
+            self._s_per_entry = {kind: each / numel for kind, each in seconds.items()}
+        self._backward_thread = get_ident()
+        self._owed: dict[Kind, deque[float]] = {"encode": deque(), "beside": deque(), "decode": deque()}
+        """Of buckets that were handed over and have not yet come to that."""
+
+    def bucket_ready(self, entries: int) -> None:
+        """See ``Stopwatch.bucket_ready``."""
+        super().bucket_ready(entries)
+        self._backward_thread = get_ident()
+        for kind, s_per_entry in self._s_per_entry.items():
+            self._owed[kind].append(s_per_entry * entries)
+
+    @contextmanager
+    def __call__(self, phase: Literal["encode", "decode", "end_step"]) -> Iterator[None]:
+        """See ``Stopwatch``: a block of codec work, which ends when the device would have ended it."""
+        with super().__call__(phase):
+            if phase == "end_step":
+                yield
+                return
+            start, cpu_start = time.perf_counter(), time.thread_time()
+            yield
+            on_backward = get_ident() == self._backward_thread
+            charge_s = self._charge_s(phase, on_backward, time.thread_time() - cpu_start)
+            if on_backward:
+                self._pace.work(charge_s)
+            else:
+                time.sleep(max(0.0, start + self._pace.dilation * charge_s - time.perf_counter()))
+
+    def lap(self) -> Any:
+        """See ``Stopwatch.lap``."""
+        for owed in self._owed.values():
+            owed.clear()
+        return super().lap()
+
+    def _charge_s(self, phase: Literal["encode", "decode"], on_backward: bool, cpu_s: float) -> float:
+        """The first block of a bucket's encoding, or decoding, takes what all of it costs."""
+        if not self._s_per_entry:
+            return cpu_s
+        kind: Kind = "beside" if phase == "encode" and not on_backward else phase
+        owed = self._owed[kind]
+        return owed.popleft() if owed else 0.0
+
+
+class WaitingSgd(torch.optim.SGD):
+    """SGD that changes nothing: its time is waited for. Methods find the settings that they look for."""
+
+    def __init__(self, parameters: Any, pace: Pace, seconds: float, **settings: Any) -> None:
+        super().__init__(parameters, **settings)
+        self._pace, self._seconds = pace, seconds
+        self.register_step_pre_hook(lambda *_: pace.begin())
+
+    def step(self, closure: Any = None) -> Any:
+        """Wait for as long as the device would take."""
+        self._pace.work(self._seconds)
+
+
+class Replayed(nn.Module):
+    """A model that takes the profile's time, and whose parameters get made-up gradients when they would get real ones.
+
+    Its parameters share memory with ``materials``: they must not be changed where others rely on them.
+
+    Args:
+        overlap: whether all workers' gradients are the same, and so are not zero at the same places, or each its own.
+    """
+
+    def __init__(
+        self, profile: Profile, made: Materials, pace: Pace, worker: int, overlap: Literal["random", "full"] = "random"
+    ) -> None:
+        super().__init__()
+        self._profile, self._materials, self._pace = profile, made, pace
+        self._worker = worker if overlap == "random" else 0
+        self.step = 0
+        self.weights = nn.ParameterList(nn.Parameter(weight) for weight in reversed(made.weights))
+        numbered = list(enumerate(profile.gradients))
+        self._groups = [list(group) for _, group in groupby(numbered, key=lambda each: each[1].ready_s)]
+
+    def forward(self) -> Tensor:
+        """A scalar, always zero, after the time of the forward pass."""
+        self._pace.begin()
+        self._pace.work(self._profile.forward_s)
+        signal = torch.zeros((), device=self._materials.pool.device)
+        last = len(self._profile.gradients) - 1
+        for number in reversed(range(len(self._groups))):
+            members = [self.weights[last - place] for place, _ in self._groups[number]]
+            signal = _Ready.apply(signal, self, number, *members)
+        self.step += 1
+        return signal
+
+    def gradients(self, number: int) -> list[Tensor]:
+        """Those that are ready together, after the time from the ones before them."""
+        group = self._groups[number]
+        before_s = self._groups[number - 1][0][1].ready_s if number else 0.0
+        self._pace.work(group[0][1].ready_s - before_s)
+        return [self._materials.gradient(each, place, self._worker, self.step) for place, each in group]
+
+
+class _Ready(torch.autograd.Function):
+    """A link of the chain that the backward pass runs along: it gives the gradients of one group."""
+
+    @staticmethod
+    def forward(ctx: Any, signal: Tensor, model: Replayed, number: int, *members: Tensor) -> Tensor:
+        ctx.model, ctx.number = model, number
+        return signal.clone()
+
+    @staticmethod
+    def backward(ctx: Any, signal: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return signal, None, None, *ctx.model.gradients(ctx.number)
+
+
+PROCESS_BYTES = 120_000_000
+"""What a worker holds of its own beside tensors, about."""
+
+HELD_COPIES = 3
+"""Tensors of the model's size that a method holds at most: DGC's u and v, and the momentum of weight decay."""
+
+
+def memory_bytes(profile: Profile, workers: int, dense: bool) -> int:
+    """What all workers of a replay need together: an estimate, rather too high.
+
+    Each has DDP's buckets twice, while they are regrouped, and what its method holds.
+    """
+    model = 4 * profile.numel
+    pool = 4 * (max(gradient.numel for gradient in profile.gradients) + SPARE)
+    return model + pool + workers * (PROCESS_BYTES + (2 if dense else 2 + HELD_COPIES) * model)

@@ -1,0 +1,95 @@
+"""Replays on real links: what a profile says is waited for, bytes are real, and dilated time tells the same story."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness.profile import read
+from harness.store import Store
+
+pytestmark = pytest.mark.netns
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+METHODS = """
+[train]
+model = "digits-cnn"
+steps = 12
+replay = "profile.json"
+
+[link]
+rate = "50mbit"
+
+[[methods]]
+name = "dense"
+
+[[methods]]
+name = "topk"
+
+[[methods]]
+name = "dgc"
+ratio = 0.01
+warmup_steps = 0
+
+[[methods]]
+name = "pactrain"
+values = "ternary"
+warmup_steps = 2
+"""
+
+
+def test_a_model_is_profiled_replayed_and_replayed_slower(pacbench: Run, tmp_path: Path) -> None:
+    (tmp_path / "replay.toml").write_text(METHODS)
+    made = pacbench(
+        *("profile", "digits-cnn", "--workers", "2", "--steps", "3", "--codecs", "replay.toml", "-o", "profile.json")
+    )
+    assert made.returncode == 0, made.stderr
+    profile = read(str(tmp_path / "profile.json"))
+    assert profile.source == "measured"
+    assert {codec.method for codec in profile.codecs} == {"dense", "topk", "dgc", "pactrain"}
+    assert next(codec for codec in profile.codecs if codec.method == "topk").encode_s > 0
+    assert {layer.layer for layer in profile.layers} == {"features.0", "features.3", "classifier.1", "classifier.3"}
+    assert profile.gradients[0].parameter.startswith("classifier.3"), "the last layer's gradients come first"
+
+    planned = json.loads(pacbench("plan", "replay.toml", "--on", "netns", "--json").stdout)
+    assert all(trial["predicted_step_s"] > trial["lower_bound_s_per_step"] for trial in planned["trials"])
+
+    done = pacbench("run", "replay.toml", "--on", "netns", "--rounds", "1", "--out", "plain")
+    assert done.returncode == 0, done.stderr
+    slower = ("--set", "train.dilation=2.0", "--method", "dense", "--rounds", "1", "--out", "slow")
+    done = pacbench("run", "replay.toml", "--on", "netns", *slower)
+    assert done.returncode == 0, done.stderr
+
+    plain, slow = (Store.open(tmp_path / run).trials().set_index("label") for run in ("plain", "slow"))
+    for frame in (plain, slow):
+        assert (frame["status"] == "done").all()
+        assert (frame["wire_bytes_per_step"] / frame["formula_bytes_per_step"]).between(0.95, 1.05).all()
+        assert (frame["step_time_median_s"] > frame["lower_bound_s_per_step"]).all(), "nothing beats its bound"
+        assert (frame["compute_s_per_step"] > 0.9 * (profile.forward_s + profile.gradients[-1].ready_s)).all()
+        assert frame["measured_rate_bps"].between(45e6, 52e6).all()
+        assert frame["final_accuracy"].isna().all()
+    assert slow.loc["dense", "wall_time_s"] > 12 * 2 * slow.loc["dense", "lower_bound_s_per_step"]
+    assert "made-up gradients (replay of profile, measured on" in (tmp_path / "plain" / "report.md").read_text()
+
+
+def test_bad_input_ends_with_one_line_and_2(pacbench: Run, tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text('{"schema": 7}')
+    for overrides, says in (
+        (["train.replay=nowhere"], "train.replay: found 'nowhere'"),
+        (["train.replay=other.json"], "schema: found 7; allowed: 1"),
+        (["train.dilation=0.5"], "train.dilation: found 0.5"),
+    ):
+        refused = pacbench(
+            "run", "quickstart", "--on", "netns", *(word for one in overrides for word in ("--set", one))
+        )
+        assert refused.returncode == 2
+        assert len(refused.stderr.splitlines()) == 1
+        assert says in refused.stderr
+    refused = pacbench("profile", "digits-cnn", "--derive-for", "abacus", "-o", "p.json")
+    assert refused.returncode == 2
+    assert "--derive-for: found 'abacus'; allowed: a40" in refused.stderr

@@ -1,0 +1,396 @@
+"""Replays: profiles that are read or refused, a model that waits, time that is dilated, steps that are predicted."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+import baselines
+from harness import execute, predict
+from harness.cluster.fake import FakeCluster
+from harness.errors import UsageError
+from harness.network import Topology
+from harness.plan import Plan, built_topology_of, estimate, lower_bound_s, make, state_of, topology_of
+from harness.profile import Profile, read
+from harness.report import headline
+from harness.scenario import Link, MethodSpec, load
+from harness.stats import case_results
+from harness.store import Store
+from harness.workload.models import MODELS
+from harness.workload.replay import Pace, PacedStopwatch, Replayed, WaitingSgd, make_materials, memory_bytes
+
+SHAPES = ((10,), (10, 448), (448,), (448, 512), (128, 64, 3, 3), (128,), (64, 1, 3, 3), (64,))
+READY_S = (0.001, 0.001, 0.002, 0.002, 0.011, 0.011, 0.015, 0.015)
+
+
+def profile(**changes: Any) -> Profile:
+    """Of digits-cnn on a device that never was."""
+    content = {
+        "schema": 1,
+        "model": "digits-cnn",
+        "batch_size": 32,
+        "device": "abacus",
+        "source": "modelled",
+        "made_by": "hand",
+        "forward_s": 0.004,
+        "backward_s": 0.016,
+        "optimizer_s": 0.001,
+        "gradients": [
+            {"parameter": f"p{place}", "shape": shape, "ready_s": ready_s}
+            for place, (shape, ready_s) in enumerate(zip(SHAPES, READY_S, strict=True))
+        ],
+        "codecs": [
+            {"method": "dense", "params": {}, "workers": 4}
+            | {"encode_s": 0.0, "beside_s": 0.0, "decode_s": 0.0, "optimizer_s": 0.001},
+        ],
+    }
+    return Profile.model_validate({**content, **changes})
+
+
+def codec(method: str, **seconds: float) -> dict[str, Any]:
+    params = baselines.get(method).State().parameters
+    none = {"encode_s": 0.0, "beside_s": 0.0, "decode_s": 0.0, "optimizer_s": 0.0}
+    return {"method": method, "params": params, "workers": 4, **none, **seconds}
+
+
+def written(path: Path, **changes: Any) -> str:
+    path.write_text(profile(**changes).as_json())
+    return str(path)
+
+
+def replayed(path: Path, *overrides: str) -> Plan:
+    return make(load("quickstart", [f"train.replay={path}", *overrides]), "fake")
+
+
+def test_a_profile_survives_its_file(tmp_path: Path) -> None:
+    whole = profile(codecs=[codec("topk", encode_s=0.1)], layers=[{"layer": "a", "forward_s": 0.1, "backward_s": 0.2}])
+    (tmp_path / "p.json").write_text(whole.as_json())
+    assert read(str(tmp_path / "p.json")) == whole
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        ({"schema": 2}, r"schema: found 2; allowed: 1"),
+        ({"speed": 1}, r"speed: unknown key; allowed: schema, model"),
+        ({"forward_s": -1.0}, r"forward_s: found -1.0; allowed: greater than 0"),
+        ({"backward_s": 0.001}, r"backward_s: found 0.001; allowed: at least 0.015"),
+        ({"gradients": []}, r"gradients: found \[\]; allowed:"),
+        ({"source": "guessed"}, r"source: found 'guessed'; allowed: 'measured' or 'modelled'"),
+    ],
+)
+def test_what_is_no_profile_of_this_version_is_refused_in_one_line(
+    damage: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "p.json"
+    file.write_text(json.dumps({**json.loads(profile().as_json()), **damage}))
+    with pytest.raises(UsageError, match=says) as refused:
+        read(str(file))
+    assert str(file) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "hello", "null"])
+def test_a_file_of_something_else_is_refused_in_one_line(content: str, tmp_path: Path) -> None:
+    (tmp_path / "p.json").write_text(content)
+    with pytest.raises(UsageError) as refused:
+        read(str(tmp_path / "p.json"))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_profile_that_is_not_there_names_those_that_are() -> None:
+    with pytest.raises(UsageError, match=r"train\.replay: found 'abacus'; allowed: a profile's \.json file, or a name"):
+        read("abacus")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (
+            ["train.model=fashion-cnn"],
+            r"train\.replay: found .*of digits-cnn with .*; allowed: a profile of fashion-cnn",
+        ),
+        (["train.batch_size=16"], r"train\.batch_size: found 16; allowed: 32, with which"),
+        (["train.checkpoint=w.pt"], r"train\.checkpoint: found 'w.pt'; allowed: none with train\.replay"),
+        (["cluster.device=cuda"], r"cluster\.device: found 'cuda'; allowed: cpu with train\.replay"),
+        (["train.dilation=0.5"], r"train\.dilation: found 0.5; allowed: greater than or equal to 1"),
+        (["train.dilation=2", "link.rate=unshaped"], r"train\.dilation: found 2; allowed: 1 where links are unshaped"),
+    ],
+)
+def test_what_cannot_be_replayed_is_refused_before_anything_starts(
+    overrides: list[str], says: str, tmp_path: Path
+) -> None:
+    file = written(tmp_path / "p.json")
+    with pytest.raises(UsageError, match=says) as refused:
+        make(load("quickstart", [f"train.replay={file}", *overrides]), "fake")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_profile_of_other_shapes_under_the_same_name_is_refused(tmp_path: Path) -> None:
+    file = written(tmp_path / "p.json", gradients=[{"parameter": "p", "shape": (3,), "ready_s": 0.0}])
+    with pytest.raises(UsageError, match=r"of digits-cnn with 3 parameters'; allowed: .* with 3\d{5}"):
+        replayed(Path(file))
+
+
+def test_dilation_is_for_replays_alone() -> None:
+    with pytest.raises(UsageError, match=r"train\.dilation: found 2; allowed: 1 without train\.replay"):
+        load("quickstart", ["train.dilation=2"])
+
+
+def test_what_does_not_fit_into_memory_is_refused_before_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execute.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 10**8}))
+    plan = replayed(Path(written(tmp_path / "p.json")), "rounds=1")
+    store = Store.create(tmp_path / "run", plan.scenario)
+    with pytest.raises(UsageError, match=r"train\.model: found 'digits-cnn on 4 workers .*100 MB that are free"):
+        execute.run(plan, store, FakeCluster(), lambda _: None, lambda *_: None)
+    assert store.attempts().empty
+
+
+def test_memory_grows_with_workers_and_with_what_methods_hold() -> None:
+    few, many = (memory_bytes(profile(), workers, dense=True) for workers in (2, 32))
+    assert few < many < memory_bytes(profile(), 32, dense=False)
+
+
+def test_an_id_knows_the_content_of_the_profile(tmp_path: Path) -> None:
+    one, other = (replayed(Path(written(tmp_path / f"{s}.json", forward_s=s))) for s in (0.1, 0.2))
+    assert not {trial.id for trial in one.trials} & {trial.id for trial in other.trials}
+
+
+def slowed(link: dict[str, Any], dilation: float, **more: Any) -> Topology:
+    return Topology.model_validate({"workers": 4, "link": link, **more}).slowed(dilation)
+
+
+def test_a_slowed_network_takes_so_many_times_longer_for_everything() -> None:
+    link = {"rate": "100mbit", "delay": "2ms", "jitter": "1ms", "up": {"rate": "20mbit"}}
+    link |= {"workers": {"w1": {"delay": "5ms", "down": {"rate": "8mbit"}}}}
+    fabric = {"groups": "a b", "trunk": {"rate": "50mbit"}, "trunks": {"b": {"up": {"delay": "7ms"}}}}
+    plain, slow = (slowed(link, dilation, fabric=fabric) for dilation in (1, 4))
+    pairs = [(one.pipe, other.pipe) for one, other in zip(plain.queues(), slow.queues(), strict=True)]
+    assert all(one.rate_bps == 4 * other.rate_bps for one, other in pairs)
+    assert all(other.delay_s == pytest.approx(4 * one.delay_s) for one, other in pairs)
+    assert all(other.jitter_s == pytest.approx(4 * one.jitter_s) for one, other in pairs)
+    assert slow.bound_s(1e6, 1e6) == pytest.approx(4 * plain.bound_s(1e6, 1e6))
+
+
+def test_a_slowed_trace_changes_as_many_times_later() -> None:
+    rows = [{"t_s": 0.0, "rate_bps": 80}, {"t_s": 1.5, "rate_bps": 40}]
+    slow = slowed({"trace": {"rows": rows, "period_s": 3.0}}, 2).link.trace
+    assert slow is not None
+    assert [(row.t_s, row.rate_bps) for row in slow.rows] == [(0.0, 40), (3.0, 20)]
+    assert slow.period_s == 6.0
+
+
+def test_defaults_stay_what_they_are() -> None:
+    """A change that was not asked for must not appear because links are slowed."""
+    slow = Link.model_validate({"up": {"delay": "1ms"}}).slowed(2)
+    assert slow.pipe("w0", "up").rate_bps == slow.pipe("w0", "down").rate_bps == 50_000_000
+    assert slow.pipe("w0", "down").delay_s == 0
+
+
+def test_a_dilated_case_keeps_its_figures_and_builds_a_slower_network(tmp_path: Path) -> None:
+    file = Path(written(tmp_path / "p.json"))
+    (plain, *_), (slow, *_) = (replayed(file, f"train.dilation={k}").trials for k in ("1.0", "10.0"))
+    assert topology_of(slow.case) == topology_of(plain.case)
+    assert built_topology_of(slow.case).slowest_bps == 10_000_000
+    assert lower_bound_s(slow) == lower_bound_s(plain)
+    assert estimate(slow, 2).predicted_step_s == estimate(plain, 2).predicted_step_s
+    assert estimate(slow, 2).time_s > 5 * estimate(plain, 2).time_s
+
+
+def test_rows_of_a_replay_say_so_and_know_no_accuracy(tmp_path: Path) -> None:
+    def silent(trial: Any) -> Any:
+        from harness.cluster.fake import recite
+
+        for message in recite(trial):
+            if message["kind"] == "events":
+                message["rows"] = [row for row in message["rows"] if row[2] != "accuracy"]
+            yield message
+
+    plan = replayed(Path(written(tmp_path / "abacus.json")), "rounds=1", "train.dilation=2.0")
+    store = Store.create(tmp_path / "run", plan.scenario)
+    execute.run(plan, store, FakeCluster(silent), lambda _: None, lambda *_: None)
+    rows = store.trials()
+    assert set(rows["dataset"]) == {"made-up gradients (replay of abacus, modelled for abacus)"}
+    assert set(rows["replay_source"]) == {"modelled"}
+    assert rows["rate_bps"].eq(100e6).all(), "as asked, not as built"
+    assert rows["measured_rate_bps"].eq(100e6).all(), "likewise"
+    assert rows["final_accuracy"].isna().all(), "not zero: there is none"
+    assert (rows["predicted_step_s"] > rows["lower_bound_s_per_step"]).all()
+    (case,) = case_results(rows, plan.scenario)
+    assert "time dilated by 2" in case.title
+    assert case.methods[0].time_to_target.of == 0
+    assert "nothing was learnt" in headline(case, "dense")
+
+
+def test_a_pace_is_as_late_as_its_device_and_what_was_really_done_is_part_of_it() -> None:
+    pace = Pace(dilation=3.0)
+    start = time.perf_counter()
+    pace.begin()
+    time.sleep(0.02)
+    pace.work(0.01)
+    pace.work(0.01)
+    took_s = time.perf_counter() - start
+    assert took_s >= 0.06, "3 x 20 ms, of which a third was really worked"
+    pace.begin()
+    time.sleep(0.05)
+    start = time.perf_counter()
+    pace.work(0.01)
+    pace.work(0.01)
+    assert time.perf_counter() - start >= 0.0099, "60 ms are due, and 50 have gone"
+
+
+def test_a_pace_forgets_what_it_was_late_by_when_the_device_waits() -> None:
+    pace = Pace(dilation=1.0)
+    time.sleep(0.05)
+    pace.begin()
+    start = time.perf_counter()
+    pace.work(0.02)
+    assert time.perf_counter() - start >= 0.0199
+
+
+@pytest.mark.parametrize("dilation", [1.0, 4.0])
+def test_a_codec_is_charged_by_the_profile_and_told_in_undilated_time(dilation: float) -> None:
+    known = profile(codecs=[codec("topk", encode_s=0.02, decode_s=0.01)])
+    stopwatch = PacedStopwatch(Pace(dilation), known.codecs[0], known.numel)
+    start = time.perf_counter()
+    for entries in (known.numel // 2, known.numel - known.numel // 2):
+        stopwatch._pace.begin()
+        stopwatch.bucket_ready(entries)
+        for phase in ("encode", "encode", "decode"):
+            with stopwatch(phase):
+                pass
+    took_s = time.perf_counter() - start
+    lap = stopwatch.lap()
+    assert took_s >= dilation * 0.03
+    assert lap.encode_s >= 0.02, "a second block of a bucket's encoding is part of the first"
+    assert lap.encode_s + lap.decode_s >= 0.0299, "what the one took too long, the other is shorter by"
+    assert lap.encode_s + lap.decode_s <= took_s / dilation * 1.001
+
+
+def test_a_codec_that_the_profile_does_not_know_is_charged_the_processors_time() -> None:
+    stopwatch = PacedStopwatch(Pace(5.0), None, 100)
+    stopwatch.bucket_ready(100)
+    stopwatch._pace.begin()
+    cpu_start = time.thread_time()
+    start = time.perf_counter()
+    with stopwatch("encode"):
+        while time.thread_time() - cpu_start < 0.02:
+            pass
+    assert time.perf_counter() - start >= 0.1
+
+
+def test_a_replays_gradients_differ_by_worker_and_step_and_cost_no_memory() -> None:
+    made = make_materials(profile())
+    gradient = profile().gradients[3]
+    one = made.gradient(gradient, 3, worker=0, step=1)
+    assert one.shape == gradient.shape
+    assert one.untyped_storage().data_ptr() == made.pool.untyped_storage().data_ptr()
+    for worker, step in ((1, 1), (0, 2)):
+        assert not torch.equal(one, made.gradient(gradient, 3, worker, step))
+    assert abs(float(one.mean())) < 0.02
+    assert float(one.std()) == pytest.approx(1, rel=0.02)
+
+
+def test_a_density_is_the_share_of_entries_that_are_not_zero() -> None:
+    pool = make_materials(profile(), density=0.1).pool
+    assert float((pool != 0).float().mean()) == pytest.approx(0.1, rel=0.02)
+
+
+def replay_steps(method: str, params: dict[str, Any], overlap: str) -> dict[str, Any]:
+    """What is left after a few replayed steps, on each rank."""
+    rank = torch.distributed.get_rank()
+    made, pace = make_materials(profile(), density=0.3), Pace(1.0)
+    pool_before = made.pool.clone()
+    model = Replayed(profile(), made, pace, rank, overlap)  # type: ignore[arg-type]
+    ddp = DistributedDataParallel(model, bucket_cap_mb=0.3, gradient_as_bucket_view=True, init_sync=False)
+    optimizer = WaitingSgd(model.parameters(), pace, 0.001, lr=0.1, momentum=0.9)
+    state = baselines.get(method).State(**params)
+    state.stopwatch = PacedStopwatch(pace, None, profile().numel)
+    baselines.register(ddp, state, optimizer=optimizer)
+    sent, step_s = [], []
+    for _ in range(4):
+        own = [
+            made.gradient(each, place, rank if overlap == "random" else 0, model.step + 1)
+            for place, each in enumerate(profile().gradients)
+        ]
+        start = time.perf_counter()
+        ddp().backward()
+        sent = [weight.grad.clone() for weight in reversed(list(model.parameters()))]
+        optimizer.step()
+        optimizer.zero_grad()
+        step_s.append(time.perf_counter() - start)
+    return {
+        "mean": sent,
+        "own": [each.clone() for each in own],
+        "pool_is_whole": torch.equal(made.pool, pool_before),
+        "weights_are_shared": all(
+            weight.untyped_storage().data_ptr() == made.weights[0].untyped_storage().data_ptr()
+            for weight in model.parameters()
+        ),
+        "step_s": step_s,
+    }
+
+
+@pytest.mark.parametrize("overlap", ["random", "full"])
+def test_a_replay_sends_true_shapes_through_real_buckets(on_ranks: Callable[..., list[Any]], overlap: str) -> None:
+    first, second = on_ranks(2, replay_steps, "dense", {}, overlap)
+    for one, other, own, others_own in zip(first["mean"], second["mean"], first["own"], second["own"], strict=True):
+        assert torch.equal(one, other)
+        assert torch.allclose(one, (own + others_own) / 2, atol=1e-6)
+        assert torch.equal(own, others_own) == (overlap == "full")
+    assert first["pool_is_whole"]
+    assert first["weights_are_shared"]
+    assert min(first["step_s"]) >= 0.004 + 0.015 + 0.001, "forward, the last gradient, optimizer"
+
+
+@pytest.mark.parametrize(
+    ("method", "params"), [("topk", {}), ("dgc", {"warmup_steps": 0}), ("pactrain", {"warmup_steps": 1})]
+)
+def test_methods_find_in_a_replay_what_they_need(
+    on_ranks: Callable[..., list[Any]], method: str, params: dict[str, Any]
+) -> None:
+    first, second = on_ranks(2, replay_steps, method, params, "random")
+    assert all(torch.equal(one, other) for one, other in zip(first["mean"], second["mean"], strict=True))
+    assert first["pool_is_whole"]
+
+
+def predicted(method: str = "dense", rate: str = "100mbit", bucket_bytes: int = 25_000_000, **changes: Any) -> float:
+    topology = Topology.model_validate({"workers": 4, "link": {"rate": rate}})
+    spec = MethodSpec(name=method, label=method, params=baselines.get(method).State().parameters)
+    return predict.step_s(profile(**changes), spec, state_of(spec), topology, bucket_bytes)
+
+
+def test_buckets_fill_in_the_order_of_readiness() -> None:
+    found = list(predict.buckets(profile(), 1_000_000))
+    assert [shape for bucket in found for shape in bucket.shapes] == list(SHAPES)
+    assert [len(bucket.shapes) for bucket in found] == [5, 3]
+    assert [bucket.ready_s for bucket in found] == [0.011, 0.015]
+    assert sum(bucket.share for bucket in found) == pytest.approx(1)
+
+
+def test_a_slow_link_decides_and_a_fast_one_hides_behind_the_computation() -> None:
+    assert predicted(rate="1mbit") == pytest.approx(2 * 3 / 4 * 32 * profile().numel / 1e6 * 1514 / 1448, rel=0.01)
+    assert 0.021 <= predicted(rate="400gbit") < 0.025
+
+
+def test_buckets_that_leave_early_are_hidden() -> None:
+    assert predicted(rate="1gbit", bucket_bytes=100_000) < predicted(rate="1gbit") - 0.002
+
+
+def test_a_codec_holds_up_what_comes_after_it() -> None:
+    plain = predicted("topk", codecs=[codec("topk")])
+    for kind in ("encode_s", "beside_s", "decode_s", "optimizer_s"):
+        assert predicted("topk", codecs=[codec("topk", **{kind: 0.1})]) == pytest.approx(plain + 0.1)
+
+
+def test_a_profiles_shapes_are_the_models() -> None:
+    assert sorted(SHAPES) == sorted(MODELS["digits-cnn"].shapes())
