@@ -767,7 +767,7 @@ def _draw_for_paper(cases: Sequence[CaseResult], looks: Mapping[str, Look], base
 
 
 def _render_all(drawings: Sequence[Drawing], folder: Path) -> list[str]:
-    """Write each figure as pdf and png; returns all as SVG. On all CPUs at once, where processes can simply be forked."""
+    """Write each figure as pdf and png; returns all as SVG. On all CPUs at once, where processes can be forked."""
     if sys.platform != "linux" or threading.active_count() > 1:
         return [_render(drawing, folder) for drawing in drawings]
     processes = min(len(drawings), os.cpu_count() or 1)
