@@ -142,9 +142,7 @@ def write_all(
         drawings = list(_draw_all(cases, events, looks(methods), baseline))
         if for_paper:
             drawings += _draw_for_paper(cases, looks(methods), baseline)
-        for drawing in drawings:
-            drawing.data.to_csv(folder / f"{drawing.name}.csv", index=False)
-        return [replace(drawing, svg=svg) for drawing, svg in zip(drawings, _render_all(drawings, folder), strict=True)]
+        return _write(drawings, folder)
 
 
 def write_claims(judgements: Sequence[Judgement], folder: Path) -> Drawing:
@@ -764,6 +762,12 @@ def _draw_for_paper(cases: Sequence[CaseResult], looks: Mapping[str, Look], base
     yield speedup(cases, looks, baseline)
     if any(len(group) > 1 for group in _by_all_but_rate(cases).values()):
         yield throughput_over_bandwidth(cases, looks)
+
+
+def _write(drawings: Sequence[Drawing], folder: Path) -> list[Drawing]:
+    for drawing in drawings:
+        drawing.data.to_csv(folder / f"{drawing.name}.csv", index=False)
+    return [replace(drawing, svg=svg) for drawing, svg in zip(drawings, _render_all(drawings, folder), strict=True)]
 
 
 def _render_all(drawings: Sequence[Drawing], folder: Path) -> list[str]:
