@@ -148,13 +148,13 @@ def write_all(
 def write_claims(judgements: Sequence[Judgement], folder: Path) -> Drawing:
     """Draw ``claims`` into ``folder``, as pdf, png and csv."""
     with matplotlib.rc_context(fname=STYLE_FILE):
-        return _write(claims(judgements), folder)
+        return _write([claims(judgements)], folder)[0]
 
 
 def write_turning(found: pd.DataFrame, methods: Sequence[MethodSpec], folder: Path) -> Drawing:
     """Draw ``turning`` into ``folder``, as pdf, png and csv."""
     with matplotlib.rc_context(fname=STYLE_FILE):
-        return _write(turning(found, looks(methods)), folder)
+        return _write([turning(found, looks(methods))], folder)[0]
 
 
 def looks(methods: Sequence[MethodSpec]) -> dict[str, Look]:
