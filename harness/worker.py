@@ -311,7 +311,7 @@ class _Replay(_Training):
         settings, profile = self.settings, profiles.read(str(self.settings.replay))
         made = replay.materials(str(settings.replay), settings.gradient_density)
         codec = profile.codec(trial.method, self.world_size)
-        pace = replay.Pace(settings.dilation)
+        self.pace = pace = replay.Pace(settings.dilation)
         model = replay.Replayed(profile, made, pace, self.rank, settings.gradient_overlap)
         # All ranks have the same weights already; to send them would take a copy of its own from each.
         self.ddp = DistributedDataParallel(model, **self._ddp_settings, init_sync=False)
@@ -325,6 +325,10 @@ class _Replay(_Training):
     def _loss(self, model: nn.Module) -> Tensor:
         loss: Tensor = model()
         return loss
+
+    def _step(self, step: int) -> None:
+        super()._step(step)
+        self.recorder.note(step, "overrun_s", self.pace.take_overrun_s())
 
 
 def parameter_hash(model: nn.Module) -> int:
