@@ -262,7 +262,8 @@ def _notes(cases: Sequence[CaseResult], scenario: Scenario) -> list[str]:
     for method in scenario.methods:
         density = method.params.get("density", 1.0)
         measured = [saving for case in cases if (saving := case.method(method.label).saving)]
-        if method.params.get("values") == "fp32" and density < 1 and measured:
+        sends_fp32 = method.params.get("values") == "fp32" and not method.params.get("adaptive")
+        if sends_fp32 and density < 1 and measured:
             notes.append(
                 f"{method.label} keeps a share of {density:g} of the weights and sends them as fp32: that cannot save "
                 f"more than {1 / density:.3g}x in bytes against {scenario.baseline}; measured: {max(measured):.3g}x. "

@@ -33,6 +33,7 @@ from harness.agent import Send
 from harness.meter import Recorder
 from harness.network import WORKER_INTERFACE, address, worker_number
 from harness.plan import UNSETTLED_STEPS, Trial, state_of
+from harness.queuewatch import watched_queues
 from harness.scenario import BACKEND_VARIABLE, GLOO, Train
 from harness.workload import replay
 from harness.workload.data import DATASETS, Data
@@ -166,30 +167,9 @@ class _Training:
         return {name: getattr(self.settings, name) for name in ("lr", "momentum", "weight_decay")}
 
     def run(self) -> None:
-        steps, test_loss = 0, 0.0
-        at_steady = meter.wire_bytes(WORKER_INTERFACE)
-        drops_before = meter.queue_drops(WORKER_INTERFACE)
-        dist.barrier()
-        if self.start_file:
-            self.start_file.touch()
-        for step in range(self.settings.steps):
-            if step == self.steady_from_step:
-                with self._paused():
-                    at_steady = meter.wire_bytes(WORKER_INTERFACE)
-            self._step(step)
-            self.batch = next(self.batches)
-            steps = step + 1
-            if self.learns and (steps % self.settings.eval_every == 0 or steps == self.settings.steps):
-                with self._paused():
-                    evaluation = self._evaluate()
-                if self.rank == 0:
-                    self.recorder.note(steps, "accuracy", evaluation.accuracy)
-                    self.recorder.note(steps, "test_loss", evaluation.loss)
-                test_loss = evaluation.loss
-                if not test_loss < float("inf"):  # NaN too
-                    break
-        sent, transport = meter.wire_bytes(WORKER_INTERFACE) - at_steady, meter.transport()
-        drops = meter.queue_drops(WORKER_INTERFACE) - drops_before
+        with watched_queues() as queues:
+            steps, test_loss = self._train()
+            sent, transport = meter.wire_bytes(WORKER_INTERFACE) - self.at_steady, meter.transport()
         smallest, largest = self._parameter_hash_range()
         self.recorder.flush()
         self.send(
@@ -202,7 +182,7 @@ class _Training:
                 "payload_bytes": sent.payload,
                 "header_bytes": sent.headers,
                 **vars(transport.undilated(self.settings.dilation)),
-                "queue_drops": drops,
+                "queues": queues.uses,
                 "train_time_s": self.recorder.clock_s,
                 "evaluation_time_s": self.paused_s,
                 "peak_memory_bytes": meter.peak_memory_bytes(),
@@ -213,6 +193,31 @@ class _Training:
                 "parameters_identical": smallest == largest,
             }
         )
+
+    def _train(self) -> tuple[int, float]:
+        """All steps, or those until the test loss is not finite; how many, and the last test loss."""
+        steps, test_loss = 0, 0.0
+        self.at_steady = meter.wire_bytes(WORKER_INTERFACE)
+        dist.barrier()
+        if self.start_file:
+            self.start_file.touch()
+        for step in range(self.settings.steps):
+            if step == self.steady_from_step:
+                with self._paused():
+                    self.at_steady = meter.wire_bytes(WORKER_INTERFACE)
+            self._step(step)
+            self.batch = next(self.batches)
+            steps = step + 1
+            if self.learns and (steps % self.settings.eval_every == 0 or steps == self.settings.steps):
+                with self._paused():
+                    evaluation = self._evaluate()
+                if self.rank == 0:
+                    self.recorder.note(steps, "accuracy", evaluation.accuracy)
+                    self.recorder.note(steps, "test_loss", evaluation.loss)
+                test_loss = evaluation.loss
+                if not test_loss < float("inf"):  # NaN too
+                    break
+        return steps, test_loss
 
     def _loss(self, model: nn.Module) -> Tensor:
         """The mean loss on the batch of the moment."""
