@@ -402,6 +402,7 @@ def _measured(trial: Trial, outcome: Outcome) -> dict[str, Any]:
         "encode_s_per_step": mean_of("encode_s"),
         "decode_s_per_step": mean_of("decode_s"),
         "comm_s_per_step": mean_of("comm_s"),
+        "overrun_s_per_step": mean_of("overrun_s") if trial.case.train.replay else None,
         "wire_bytes_per_step": _payload_per_step(outcome),
         "header_bytes_per_step": _per_steady_step(outcome, "header_bytes"),
         "before_steady_s": sum(all_step_s[:timed_from_step]),

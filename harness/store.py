@@ -66,6 +66,7 @@ TRIAL_SCHEMA = pa.schema(
         ("encode_s_per_step", pa.float64()),
         ("decode_s_per_step", pa.float64()),
         ("comm_s_per_step", pa.float64()),
+        ("overrun_s_per_step", pa.float64()),  # of a replay: what this machine's slowness adds at most
         ("wire_bytes_per_step", pa.float64()),
         ("header_bytes_per_step", pa.float64()),
         ("formula_bytes_per_step", pa.float64()),

@@ -200,7 +200,7 @@ class _Training:
 
     def _train(self) -> tuple[int, float]:
         """All steps, or those until the test loss is not finite; how many, and the last test loss, 0 for a replay's."""
-        test_loss = 0.0
+        steps, test_loss = 0, 0.0
         self.at_steady = meter.wire_bytes(WORKER_INTERFACE)
         dist.barrier()
         if self.start_file:
@@ -322,7 +322,7 @@ class _Replay(_Training):
         settings, profile = self.settings, profiles.read(str(self.settings.replay))
         made = replay.materials(str(settings.replay), settings.gradient_density)
         codec = profile.codec(trial.method, self.world_size)
-        pace = replay.Pace(settings.dilation)
+        self.pace = pace = replay.Pace(settings.dilation)
         model = replay.Replayed(profile, made, pace, self.rank, settings.gradient_overlap)
         # All ranks have the same weights already; to send them would take a copy of its own from each.
         self.ddp = DistributedDataParallel(model, **self._ddp_settings, init_sync=False)
@@ -336,6 +336,10 @@ class _Replay(_Training):
     def _loss(self, model: nn.Module) -> Tensor:
         loss: Tensor = model()
         return loss
+
+    def _step(self, step: int) -> None:
+        super()._step(step)
+        self.recorder.note(step, "overrun_s", self.pace.take_overrun_s())
 
 
 def parameter_hash(model: nn.Module) -> int:
