@@ -22,7 +22,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -38,9 +38,9 @@ from harness.compare import Shift
 from harness.errors import UsageError
 from harness.plan import Plan, Trial
 from harness.scenario import Case, MethodSpec, Scenario, Section, checked_section
-from harness.stats import Estimate, paired_ratios
+from harness.stats import FAKE, Estimate, paired_ratios
 from harness.store import DONE, Store
-from harness.units import RateBps, format_rate, format_size
+from harness.units import RateBps, format_rate, format_size, format_time
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -146,6 +146,7 @@ class Run:
     problem: str = ""
     """Why it could not be run, where that is so."""
 
+    @cached_property
     def trials(self) -> pd.DataFrame:
         """The last attempt of each, in the columns of ``TRIAL_SCHEMA``; none without a run."""
         return self.store.trials() if self.store else pd.DataFrame(columns=["trial_id", "status"])
@@ -287,15 +288,17 @@ def judge(claim: Claim, runs: Mapping[str, Run]) -> Judgement:
     run = runs[claim.scenario_name]
     trials = _of_case(claim, run)
     found = _ratio(claim, run, trials)
+    explanation = explain(claim, run.plan)
     origins = [_origin(claim.quantity if claim.convergence is None else "throughput", run, trials)]
     if claim.convergence and found.shift:
         training = runs[claim.convergence]
         found = _times(found.shift, _fewer_steps(claim, training))
-        origins.append(_origin("steps to the target", training, training.trials()))
+        explanation += _in_seconds(claim, trials, training) if found.shift else ""
+        origins.append(_origin("steps to the target", training, training.trials))
     ratio = found.shift.estimate() if found.shift else None
     unknown: Verdict = "not reproduced" if found.missed else "inconclusive"
     verdict, reason = verdict_on(ratio, claim.claimed) if ratio else (unknown, found.problem)
-    return Judgement(claim, verdict, ratio, reason, explain(claim, run.plan), tuple(filter(None, origins)))
+    return Judgement(claim, verdict, ratio, reason, explanation, tuple(filter(None, origins)))
 
 
 class Finding(NamedTuple):
@@ -322,7 +325,7 @@ def verdict_on(ratio: Estimate, claimed: tuple[float, float]) -> tuple[Verdict, 
 
 
 def explain(claim: Claim, plan: Plan) -> str:
-    """What the bytes alone allow, by the methods' formulas and the graph of the links."""
+    """What the bytes alone allow, by the methods' formulas and the graph of the links; and what a profile predicts."""
     trials = {trial.method.label: trial for trial in plan.trials if claim.is_about(trial.case)}
     own, base = trials[claim.method], trials[claim.baseline]
     own_bytes, base_bytes = map(planning.wire_bytes, (own, base))
@@ -331,17 +334,22 @@ def explain(claim: Claim, plan: Plan) -> str:
         f"{claim.method}"
     )
     if claim.quantity == "bytes":
-        return f"{text}: {base_bytes / own_bytes:.3g} times as much."
+        return f"{text}: {_plain(base_bytes / own_bytes)} times as much."
     most = planning.lower_bound_s(base) / planning.lower_bound_s(own)
-    text += f": where nothing but the link takes time, that is {most:.3g}x"
+    text += f": where nothing but the link takes time, that is {_plain(most)}x in throughput"
     low, high = claim.claimed
     if claim.convergence:
-        return f"{text} in throughput; the steps to the target do the rest."
-    if most < low:
-        return f"{text}, less than is claimed, and computation makes it less still."
-    if most < high:
-        return f"{text}; {high:g}x is out of the reach of bytes."
-    return f"{text}; computation, which no method shortens, leaves less of it."
+        text += "; the steps to the target do the rest."
+    elif most < low:
+        text += ", less than is claimed."
+    elif most < high:
+        text += f"; {high:g}x is out of the reach of bytes."
+    else:
+        text += "; computation, which no method shortens, leaves less of it."
+    own_s, base_s = map(planning.predicted_step_s, (own, base))
+    if own_s and base_s:
+        text += f" With computation and codec as profiled, {_plain(base_s / own_s)}x is predicted."
+    return text
 
 
 def write(judgements: Sequence[Judgement], folder: Path, provenance: Mapping[str, Any]) -> Path:
@@ -436,7 +444,7 @@ def cells(judgement: Judgement) -> dict[str, str]:
 def _of_case(claim: Claim, run: Run) -> pd.DataFrame:
     """The run's trials on the claim's link, workers and model."""
     own = {trial.id for trial in run.plan.trials if claim.is_about(trial.case)}
-    trials = run.trials()
+    trials = run.trials
     return trials[trials["trial_id"].isin(own)]
 
 
@@ -458,7 +466,8 @@ def _fewer_steps(claim: Claim, training: Run) -> Finding:
     by_label = {label: steps_to_target(training, label) for label in (claim.method, claim.baseline)}
     if any(steps.empty for steps in by_label.values()):
         return Finding(None, training.problem or "its training was not run")
-    for label, steps in by_label.items():
+    for label in (claim.baseline, claim.method):
+        steps = by_label[label]
         if missed := int(steps.isna().sum()):
             problem = f"{label} missed the target accuracy in {missed} of {len(steps)} trainings"
             return Finding(None, problem, missed=label == claim.method and missed == len(steps))
@@ -470,7 +479,7 @@ def steps_to_target(run: Run, label: str) -> pd.Series[float]:
     """By round, the steps after which a finished training was first seen at the target; NaN where it never was."""
     if run.store is None:
         return pd.Series(dtype=float)
-    trials = run.trials()
+    trials = run.trials
     own = trials[(trials["label"] == label) & (trials["status"] == DONE)]
     events = run.store.events(own)
     seen = events[events["kind"] == "accuracy"].merge(own[["trial_id", "round", "target_accuracy"]], on="trial_id")
@@ -483,6 +492,20 @@ def _mean(ratios: np.ndarray[Any, Any]) -> Shift:
     logs, n = np.log(ratios), len(ratios)
     error = float(logs.std(ddof=1)) / math.sqrt(n) if n > 1 else None
     return Shift(float(logs.mean()), error, n - 1, n)
+
+
+def _in_seconds(claim: Claim, trials: pd.DataFrame, training: Run) -> str:
+    """What both take to the target: the median steps of the one run times the median step of the other."""
+    sentences = []
+    for label in (claim.method, claim.baseline):
+        steps = steps_to_target(training, label).median()
+        step_s = trials.loc[(trials["label"] == label) & (trials["status"] == DONE), "step_time_median_s"].median()
+        if math.isfinite(steps) and math.isfinite(step_s):
+            sentences.append(
+                f" To the target {label} takes {steps:g} steps of the training; at {format_time(step_s)} a step of the "
+                f"other run that is {format_time(steps * step_s)}."
+            )
+    return "".join(sentences)
 
 
 def _times(one: Shift, other: Finding) -> Finding:
@@ -504,8 +527,14 @@ def _origin(figure: str, run: Run, trials: pd.DataFrame) -> str:
     if run.store is None or done.empty:
         return ""
     what = " and ".join(dict.fromkeys(f"{row.model}, {row.dataset}" for row in done.itertuples()))
-    where = ", ".join(sorted(set(done["cluster"])))
+    clusters = set(done["cluster"])
+    where = "a fake cluster, SCRIPTED, not measured" if FAKE in clusters else ", ".join(sorted(clusters))
     return f"{figure}: {what}, {len(done)} trials on {where}, {run.store.folder.name}"
+
+
+def _plain(ratio: float) -> str:
+    """Three digits, and never an exponent."""
+    return f"{ratio:.0f}" if ratio >= 100 else f"{ratio:.3g}"
 
 
 def _cell(text: str) -> str:

@@ -298,7 +298,9 @@ def reproduce(
     out: Annotated[Path, typer.Option(help="Where the verdicts go.")] = RESULTS / "claims",
 ) -> None:
     """Judge claims of papers: run what they need, resume, and give each its verdict with interval and explanation."""
-    from harness import claims, execute, plots, provenance
+    import pandas as pd
+
+    from harness import claims, execute, plots, provenance, turning
     from harness.cluster import kinds
     from harness.store import Store, new_folder
 
@@ -323,6 +325,9 @@ def reproduce(
     judgements = [claims.judge(each, runs) for each in chosen]
     page = claims.write(judgements, out, provenance.collect(["pacbench", *sys.argv[1:]]))
     plots.write_claims(judgements, out)
+    if len(predicted := pd.concat([turning.speedups(each) for each in plans.values()])):
+        methods = {method.label: method for each in plans.values() for method in each.scenario.methods}
+        plots.write_turning(predicted, list(methods.values()), out)
     rows = [claims.cells(judgement) for judgement in judgements]
     _print_table("claims", list(rows[0]), [list(row.values()) for row in rows])
     for family, own in claims.families(judgements).items():

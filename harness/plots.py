@@ -44,6 +44,7 @@ from harness.stats import (
     step_models,
     sweeps,
 )
+from harness.turning import RATE_OF_WORKERS_BPS
 from harness.units import format_rate
 
 STYLE_FILE = Path(__file__).parent / "figures.mplstyle"
@@ -144,6 +145,12 @@ def write_claims(judgements: Sequence[Judgement], folder: Path) -> Drawing:
     """Draw ``claims`` into ``folder``, as pdf, png and csv."""
     with matplotlib.rc_context(fname=STYLE_FILE):
         return _write(claims(judgements), folder)
+
+
+def write_turning(found: pd.DataFrame, methods: Sequence[MethodSpec], folder: Path) -> Drawing:
+    """Draw ``turning`` into ``folder``, as pdf, png and csv."""
+    with matplotlib.rc_context(fname=STYLE_FILE):
+        return _write(turning(found, looks(methods)), folder)
 
 
 def looks(methods: Sequence[MethodSpec]) -> dict[str, Look]:
@@ -278,6 +285,59 @@ def claims(judgements: Sequence[Judgement]) -> Drawing:
         "not reproduced, square: inconclusive. A claim without a point has not been run."
     )
     return Drawing("claims", "Claims", caption, figure, pd.DataFrame(rows))
+
+
+def turning(found: pd.DataFrame, looks: Mapping[str, Look]) -> Drawing:
+    """Predicted speedups over the baseline, a row a profile: by the links' rate, and by the number of workers.
+
+    Args:
+        found: ``turning.speedups`` of one scenario or of several.
+    """
+    replays = list(dict.fromkeys(found["replay"]))
+    keys = _method_keys(looks, set(found["label"]))
+    figure, grid = _grid(
+        len(replays), 2, WIDTH_IN, 1.7, "", keys, left_in=0.75, between_in=0.25, right_in=0.15, titled=True, sharey=True
+    )
+    for row, replay in zip(grid, replays, strict=True):
+        own = found[found["replay"] == replay]
+        usual = own["workers"].mode()[0]
+        for axes, x, part in zip(
+            row,
+            ("rate_bps", "workers"),
+            (own[own["workers"] == usual], own[np.isclose(own["rate_bps"], RATE_OF_WORKERS_BPS)]),
+            strict=True,
+        ):
+            for label, curve in part.sort_values(x).groupby("label", sort=False):
+                look = looks[str(label)]
+                axes.plot(
+                    curve[x],
+                    curve["speedup"],
+                    color=look.color,
+                    ls=look.line_style,
+                    marker=look.marker,
+                    markevery=3,
+                    ms=3.5,
+                )
+            axes.axhline(1, color=INK, lw=0.9)
+            axes.set_xscale("log")
+        row[0].set_yscale("log")
+        row[0].xaxis.set_major_formatter(EngFormatter(places=0))
+        row[1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        row[1].set_xticks(sorted(set(own["workers"])))
+        row[1].xaxis.set_minor_locator(NullLocator())
+        row[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        row[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+        row[0].yaxis.set_minor_formatter(NullFormatter())
+        row[0].set_ylabel("predicted speedup")
+        row[0].set_title(f"{replay}, {usual} workers")
+        row[1].set_title(f"{replay}, {format_rate(RATE_OF_WORKERS_BPS)}")
+    grid[-1][0].set_xlabel("link rate (bit/s)")
+    grid[-1][1].set_xlabel("workers")
+    caption = (
+        "Predicted, not measured: from each profile's computation and codecs, the methods' bytes and the links. Below "
+        "the line at 1× a method costs more than it saves."
+    )
+    return Drawing("turning", "Where it turns", caption, figure, found)
 
 
 def when_it_pays(cases: Sequence[CaseResult], looks: Mapping[str, Look], baseline: str) -> Drawing:

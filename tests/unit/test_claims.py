@@ -144,13 +144,13 @@ def test_a_verdict_says_where_the_interval_lies(a: float, b: float, c: float, d:
 
 
 def test_throughput_is_the_speedup_that_reports_show(run: Run) -> None:
-    (case,) = stats.case_results(run.trials(), run.plan.scenario)
+    (case,) = stats.case_results(run.trials, run.plan.scenario)
     found = judged(run).found
     assert found == pytest.approx(case.method("topk").speedup)
 
 
 def test_bytes_are_those_that_were_counted(run: Run) -> None:
-    (case,) = stats.case_results(run.trials(), run.plan.scenario)
+    (case,) = stats.case_results(run.trials, run.plan.scenario)
     found = judged(run, quantity="bytes", range=(10, 30)).found
     assert found is not None
     assert found.value == pytest.approx(case.method("topk").saving, rel=0.001)
@@ -185,7 +185,7 @@ def steps(run: Run, label: str) -> list[float]:
 
 def test_steps_to_the_target_are_those_of_the_first_evaluation_that_reached_it(run: Run, missing: Run) -> None:
     events = run.store.events() if run.store else pd.DataFrame()
-    accuracies = events[events["kind"] == "accuracy"].merge(run.trials()[["trial_id", "label", "round"]])
+    accuracies = events[events["kind"] == "accuracy"].merge(run.trials[["trial_id", "label", "round"]])
     dense = accuracies[accuracies["label"] == "dense"].sort_values("step")
     expected = [
         next((row.step for row in own.itertuples() if row.value >= 0.95), None) for _, own in dense.groupby("round")
@@ -207,6 +207,8 @@ def test_time_to_accuracy_is_throughput_times_steps_each_with_its_origin(run: Ru
     assert judgement.found.low is not None
     assert judgement.found.high is not None
     assert judgement.found.low < judgement.found.value < judgement.found.high
+    medians = [pd.Series(steps(run, label)).median() for label in ("fp16", "dense")]
+    assert all(f"takes {median:g} steps of the training" in judgement.explanation for median in medians)
     assert [origin.partition(":")[0] for origin in judgement.origins] == ["throughput", "steps to the target"]
     assert all("digits-cnn, digits" in origin and "quickstart-1" in origin for origin in judgement.origins)
 
@@ -316,6 +318,15 @@ def test_verdicts_are_written_for_readers_and_programs(run: Run, tmp_path: Path)
     drawn = pd.read_csv(tmp_path / "out" / "claims.csv")
     assert list(drawn["verdict"]) == [each.verdict for each in judgements]
     assert (tmp_path / "out" / "claims.png").stat().st_size > 0
+
+
+def test_every_claim_is_answered_by_its_scenario_and_the_quick_ones_in_a_quarter_of_an_hour() -> None:
+    known = claims.load()
+    whole = claims.plans(known, on_netns)
+    assert set(whole) == {name for each in known for name in each.needs}
+    quick = claims.plans(claims.select(known, quick=True), on_netns, quick=True)
+    assert sum(plan.total_s(each.trials, cpu_count=2) for each in quick.values()) < 15 * 60
+    assert all(set(each.trials) <= set(whole[name].trials) for name, each in quick.items())
 
 
 def test_the_claims_that_come_with_pacbench_have_sources_and_ranges_of_their_own() -> None:

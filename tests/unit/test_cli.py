@@ -101,6 +101,29 @@ def test_several_scenarios_get_a_folder_each(pacbench: Pacbench, tmp_path: Path)
     assert {path.name for path in (tmp_path / "all").iterdir()} == {"quickstart", "ci"}
 
 
+def test_claims_are_reproduced_resumed_and_judged(pacbench: Pacbench, tmp_path: Path) -> None:
+    wanted = ("--claim", "byteps-100mbit-topk", "--claim", "byteps-100mbit-onebit")
+    command = ("reproduce", "--on", "fake", "--quick", *wanted)
+    announced = pacbench(*command, "--plan")
+    assert announced.returncode == 0, announced.stderr
+    assert "2 claims: about" in announced.stdout
+    assert list(tmp_path.iterdir()) == []
+
+    done = pacbench(*command)
+    assert done.returncode == 0, done.stderr
+    assert "byteps-100mbit-topk: of 1, 1 " in done.stdout
+    content = json.loads((tmp_path / "results" / "claims" / "claims.json").read_text())
+    assert [each["id"] for each in content["claims"]] == ["byteps-100mbit-topk", "byteps-100mbit-onebit"]
+    assert all(each["found"]["n"] == 3 and each["verdict"] and each["origins"] for each in content["claims"])
+    written = {path.name for path in (tmp_path / "results" / "claims").iterdir()}
+    assert written >= {"claims.md", "claims.png", "turning.csv"}
+
+    assert "all 9 trials are done already" in pacbench(*command).stdout
+    whole = pacbench("reproduce", "--on", "fake", "--claim", "byteps-100mbit-topk")
+    assert "resuming" in whole.stdout, "a quick run is a part of the whole one"
+    assert "6 of 10 trials are done" in whole.stdout
+
+
 def test_rounds_end_when_every_interval_is_narrow_and_the_same_command_runs_no_more(
     pacbench: Pacbench, tmp_path: Path
 ) -> None:
@@ -216,6 +239,7 @@ def test_what_cannot_be_compared_is_one_line(pacbench: Pacbench, tmp_path: Path)
         (["run", *FAST, "--rounds", "many"], 2, "--rounds"),
         (["run", *FAST, "--until", "0%"], 2, "--until: found '0%'; allowed: a percentage above zero"),
         (["plan"], 2, "SCENARIO"),
+        (["reproduce", "--claim", "nosuch"], 2, "--claim: found 'nosuch'; allowed: pactrain-throughput"),
         (["list", "models", "-v"], 2, "found 'list models'; allowed: list methods -v"),
         (["list", "beer"], 2, "found 'beer'; allowed: scenarios, methods, models, datasets"),
         (["report", "."], 2, "RUN_DIR: found '.'"),
