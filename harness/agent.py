@@ -46,6 +46,7 @@ TASKS = {
     "all_reduce": "harness.worker:time_all_reduce",
     "train": "harness.worker:train",
     "play": "harness.trace:play",
+    "watch_queues": "harness.queuewatch:watch_queues",
 }
 
 READ_BYTES = 1 << 16

@@ -34,6 +34,7 @@ from harness.plan import (
     wire_bytes,
 )
 from harness.provenance import code_digest, commit
+from harness.queuewatch import QueueUse
 from harness.scenario import Resources, Train
 from harness.steady import settling_steps
 from harness.store import DONE, Event, Store, runs
@@ -75,6 +76,8 @@ class Outcome:
     readings: Readings | None = None
     events: list[Event] = field(default_factory=list)
     results: dict[int, Message] = field(default_factory=dict)
+    queues: dict[str, Mapping[str, QueueUse]] = field(default_factory=dict)
+    """Of each node, by interface."""
     changes: list[Message] = field(default_factory=list)
     """Of the links, by the player of their trace."""
     log: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_TAIL_LINES))
@@ -242,6 +245,9 @@ def _take(message: Message, trial: Trial, outcome: Outcome, watch: Watch) -> Non
                 watch(_progress(trial, rows))
         case "result":
             outcome.results[worker_number(node)] = message
+            outcome.queues[node] = message["queues"]
+        case "queues":
+            outcome.queues[node] = message["queues"]
         case "change":
             outcome.changes.append(message)
         case "log":
@@ -396,6 +402,7 @@ def _measured(trial: Trial, outcome: Outcome) -> dict[str, Any]:
         "encode_s_per_step": mean_of("encode_s"),
         "decode_s_per_step": mean_of("decode_s"),
         "comm_s_per_step": mean_of("comm_s"),
+        "overrun_s_per_step": mean_of("overrun_s") if trial.case.train.replay else None,
         "wire_bytes_per_step": _payload_per_step(outcome),
         "header_bytes_per_step": _per_steady_step(outcome, "header_bytes"),
         "before_steady_s": sum(all_step_s[:timed_from_step]),
@@ -410,10 +417,25 @@ def _measured(trial: Trial, outcome: Outcome) -> dict[str, Any]:
         "retransmits": sum(result["retransmits"] for result in results),
         "transport_rtt_s": _median(result["smoothed_rtt_s"] for result in results),
         "cwnd_packets": _median(result["cwnd_packets"] for result in results),
-        "queue_drops": sum(result["queue_drops"] for result in results),
+        **_queues(trial, outcome),
         # A method whose bytes depend on the gradients' values notes what its formula gives for those it met.
         **({"formula_bytes_per_step": noted} if (noted := mean_of("formula_bytes")) else {}),
         "parameter_hash": first["parameter_hash"],
+    }
+
+
+def _queues(trial: Trial, outcome: Outcome) -> dict[str, Any]:
+    """What the links' queues dropped, and what waited in the fullest of them."""
+    uses = {
+        f"{queue.link} {queue.direction}": use
+        for queue in topology_of(trial.case).queues()
+        if (use := outcome.queues.get(queue.node, {}).get(queue.interface))
+    }
+    fullest = max(uses, key=lambda name: uses[name]["most_backlog_bytes"])
+    return {
+        "queue_drops": sum(use["drops"] for use in uses.values()),
+        "queue_backlog_bytes": uses[fullest]["most_backlog_bytes"],
+        "fullest_queue": fullest,
     }
 
 

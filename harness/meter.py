@@ -46,15 +46,6 @@ def wire_bytes(interface: str) -> WireBytes:
     return WireBytes(payload=queue["bytes"] - headers, headers=headers)
 
 
-def queue_drops(interface: str) -> int:
-    """Packets that the interface's queue has dropped: for want of room, or because it was asked to lose some."""
-    shown = subprocess.run(
-        ["tc", "-s", "-j", "qdisc", "show", "dev", interface, "root"], capture_output=True, check=True, timeout=30
-    )
-    (queue,) = json.loads(shown.stdout)
-    return int(queue["drops"])
-
-
 @dataclass(frozen=True)
 class Transport:
     """What TCP says of a node's connections, as ``ss`` shows it: medians over those that sent anything."""

@@ -7,7 +7,11 @@ files declare; variants of one method share both, and differ in lightness and li
 from __future__ import annotations
 
 import io
+import multiprocessing
+import os
 import re
+import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -138,19 +142,19 @@ def write_all(
         drawings = list(_draw_all(cases, events, looks(methods), baseline))
         if for_paper:
             drawings += _draw_for_paper(cases, looks(methods), baseline)
-        return [_write(drawing, folder) for drawing in drawings]
+        return _write(drawings, folder)
 
 
 def write_claims(judgements: Sequence[Judgement], folder: Path) -> Drawing:
     """Draw ``claims`` into ``folder``, as pdf, png and csv."""
     with matplotlib.rc_context(fname=STYLE_FILE):
-        return _write(claims(judgements), folder)
+        return _write([claims(judgements)], folder)[0]
 
 
 def write_turning(found: pd.DataFrame, methods: Sequence[MethodSpec], folder: Path) -> Drawing:
     """Draw ``turning`` into ``folder``, as pdf, png and csv."""
     with matplotlib.rc_context(fname=STYLE_FILE):
-        return _write(turning(found, looks(methods)), folder)
+        return _write([turning(found, looks(methods))], folder)[0]
 
 
 def looks(methods: Sequence[MethodSpec]) -> dict[str, Look]:
@@ -760,14 +764,42 @@ def _draw_for_paper(cases: Sequence[CaseResult], looks: Mapping[str, Look], base
         yield throughput_over_bandwidth(cases, looks)
 
 
-def _write(drawing: Drawing, folder: Path) -> Drawing:
+def _write(drawings: Sequence[Drawing], folder: Path) -> list[Drawing]:
+    for drawing in drawings:
+        drawing.data.to_csv(folder / f"{drawing.name}.csv", index=False)
+    return [replace(drawing, svg=svg) for drawing, svg in zip(drawings, _render_all(drawings, folder), strict=True)]
+
+
+def _render_all(drawings: Sequence[Drawing], folder: Path) -> list[str]:
+    """Write each figure as pdf and png; returns all as SVG. On all CPUs at once, where processes can be forked."""
+    if sys.platform != "linux" or threading.active_count() > 1:
+        return [_render(drawing, folder) for drawing in drawings]
+    processes = min(len(drawings), os.cpu_count() or 1)
+    with multiprocessing.get_context("fork").Pool(processes, _inherit, (drawings, folder)) as pool:
+        return pool.map(_render_inherited, range(len(drawings)), chunksize=1)
+
+
+_inherited: tuple[Sequence[Drawing], Path]
+"""Of a forked process: figures take longer to pickle than to draw."""
+
+
+def _inherit(drawings: Sequence[Drawing], folder: Path) -> None:
+    global _inherited
+    _inherited = drawings, folder
+
+
+def _render_inherited(number: int) -> str:
+    drawings, folder = _inherited
+    return _render(drawings[number], folder)
+
+
+def _render(drawing: Drawing, folder: Path) -> str:
     stem = folder / drawing.name
     drawing.figure.savefig(stem.with_suffix(".pdf"), metadata={"CreationDate": None, "Title": drawing.title})
     drawing.figure.savefig(stem.with_suffix(".png"))
-    drawing.data.to_csv(stem.with_suffix(".csv"), index=False)
     svg = io.StringIO()
     drawing.figure.savefig(svg, format="svg", metadata={"Date": None})
-    return replace(drawing, svg=_rounded(svg.getvalue()))
+    return _rounded(svg.getvalue())
 
 
 def _rounded(svg: str) -> str:

@@ -1,7 +1,8 @@
 """What a step will take: a profile's computation, a method's codec, and its bytes on the links, overlapped as DDP does.
 
-One thread computes and encodes, bucket by bucket in the order in which gradients are ready; each bucket's bytes then
-cross the links, one bucket after the other, while the backward pass goes on; what has arrived is decoded. Ideal but for
+The device computes and encodes, bucket by bucket in the order in which gradients are ready; each bucket's bytes then
+cross the links, one bucket after the other, while the backward pass goes on; what has arrived is decoded, on the same
+device. Ideal but for
 packets' headers and a latency a message: what a measurement has beyond it is noise, contention, or a wrong profile.
 """
 
@@ -46,14 +47,17 @@ def step_s(profile: Profile, method: MethodSpec, state: MethodState, topology: T
     """Seconds of a step in the steady state. A codec that the profile does not know is taken to cost nothing."""
     codec = profile.codec(method, topology.workers) or _free(method, topology.workers, profile)
     now_s = profile.forward_s
-    ready_s = beside_s = sent_s = decoded_s = 0.0
+    ready_s = sent_s = 0.0
+    arrived: list[tuple[float, float]] = []
     for bucket in buckets(profile, bucket_bytes):
-        now_s += bucket.ready_s - ready_s + codec.encode_s * bucket.share
+        now_s += bucket.ready_s - ready_s + (codec.encode_s + codec.beside_s) * bucket.share
         ready_s = bucket.ready_s
-        beside_s = max(beside_s, now_s) + codec.beside_s * bucket.share
-        sent_s = max(sent_s, beside_s) + _on_the_links_s(state, bucket, topology)
-        decoded_s = max(decoded_s, sent_s) + codec.decode_s * bucket.share
-    return max(now_s + profile.backward_s - ready_s, decoded_s) + codec.optimizer_s
+        sent_s = max(sent_s, now_s) + _on_the_links_s(state, bucket, topology)
+        arrived.append((sent_s, codec.decode_s * bucket.share))
+    now_s += profile.backward_s - ready_s
+    for arrived_s, decode_s in arrived:
+        now_s = max(now_s, arrived_s) + decode_s
+    return now_s + codec.optimizer_s
 
 
 def _on_the_links_s(state: MethodState, bucket: Bucket, topology: Topology) -> float:

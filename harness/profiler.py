@@ -339,16 +339,16 @@ def _keep_to_oneself(state, bucket):  # type: ignore[no-untyped-def]  # DDP refu
 
 
 def _steps_together(of_ranks: Sequence[list[Timed]]) -> Timed:
-    """A profile's timed fields: of each step the slowest process, for which the others would wait; then medians."""
-    slowest = [max(step, key=_whole_s) for step in zip(*of_ranks, strict=True)]
-    seconds = {name: _median(row[name] for row in slowest) for name in ("forward_s", "backward_s", "optimizer_s")}
-    ready_s = {name: _median(row["ready_s"][name] for row in slowest) for name in slowest[0]["ready_s"]}
-    shapes = of_ranks[0][0]["shapes"]
+    """A profile's timed fields: medians over all steps of all processes."""
+    rows = [row for rank in of_ranks for row in rank]
+    seconds = {name: _median(row[name] for row in rows) for name in ("forward_s", "backward_s", "optimizer_s")}
+    ready_s = {name: _median(row["ready_s"][name] for row in rows) for name in rows[0]["ready_s"]}
+    shapes = rows[0]["shapes"]
     gradients = [
         {"parameter": name, "shape": shapes[name], "ready_s": max(0.0, ready_s[name])}
         for name in sorted(ready_s, key=lambda each: ready_s[each])
     ]
-    forward_s = {name: _median(row["layers"][name] for row in slowest) for name in slowest[0]["layers"]}
+    forward_s = {name: _median(row["layers"][name] for row in rows) for name in rows[0]["layers"]}
     return {
         **seconds,
         "backward_s": max(seconds["backward_s"], gradients[-1]["ready_s"]),
@@ -367,10 +367,6 @@ def _with_backward(forward_s: Mapping[str, float], gradients: Sequence[Mapping[s
     return [
         {"layer": name, "forward_s": max(0.0, own), "backward_s": backward_s[name]} for name, own in forward_s.items()
     ]
-
-
-def _whole_s(row: Timed) -> float:
-    return float(row["forward_s"] + row["backward_s"] + row["optimizer_s"])
 
 
 def _median(values: Iterable[float]) -> float:

@@ -35,6 +35,9 @@ TEMPLATES = Path(__file__).parent / "templates"
 NOTHING = "–"
 SCRIPTED = "SCRIPTED, not measured"
 
+OVERRUN = 0.03
+"""The share of a replayed step by which this machine was late, from which on a report warns."""
+
 NOISY = 0.05
 """Deviation of a ratio from itself from which on a report warns."""
 
@@ -259,7 +262,8 @@ def _notes(cases: Sequence[CaseResult], scenario: Scenario) -> list[str]:
     for method in scenario.methods:
         density = method.params.get("density", 1.0)
         measured = [saving for case in cases if (saving := case.method(method.label).saving)]
-        if method.params.get("values") == "fp32" and density < 1 and measured:
+        sends_fp32 = method.params.get("values") == "fp32" and not method.params.get("adaptive")
+        if sends_fp32 and density < 1 and measured:
             notes.append(
                 f"{method.label} keeps a share of {density:g} of the weights and sends them as fp32: that cannot save "
                 f"more than {1 / density:.3g}x in bytes against {scenario.baseline}; measured: {max(measured):.3g}x. "
@@ -271,6 +275,13 @@ def _notes(cases: Sequence[CaseResult], scenario: Scenario) -> list[str]:
             f"of {100 * found.sd:.1f} % ({found.pairs} A/A pairs)."
             + (" That is much: differences of this size say nothing." if found.sd > NOISY else "")
         )
+    for case in cases:
+        for result in case.methods:
+            if (overrun := result.mean("overrun_s_per_step") / result.mean("step_time_median_s")) > OVERRUN:
+                notes.append(
+                    f"{result.label} ({case.title}): for up to {100 * overrun:.0f} % of a step this machine was slower "
+                    "than the device that is replayed; a greater train.dilation takes that away."
+                )
     if any(speedup.n == 1 for case in cases for result in case.methods if (speedup := result.speedup)):
         notes.append("Where there is one round only, no interval can be given: a second run may say otherwise.")
     return notes

@@ -20,7 +20,7 @@ from scipy.special import stdtrit  # the quantile of Student's t, without the sl
 from harness.errors import MeasurementError
 from harness.scenario import Scenario
 from harness.store import DONE
-from harness.units import format_rate, format_time
+from harness.units import format_rate, format_size, format_time
 
 CONFIDENCE = 0.95
 
@@ -42,6 +42,9 @@ CASE_COLUMNS = (
     "batch_size",
     "target_accuracy",
     "cluster",
+    "cpuset",
+    "memory_limit_bytes",
+    "device",
 )
 """What trials must have in common to be compared."""
 
@@ -119,6 +122,11 @@ class MethodResult:
     def peak_memory_bytes(self) -> float:
         """The most that a worker held in any finished trial; NaN where none is known."""
         return float(self.done["peak_memory_bytes"].max())
+
+    @property
+    def fullest_queues(self) -> list[str]:
+        """In which link's queue, and in which direction, most waited: of each finished trial that knows."""
+        return sorted(set(self.done["fullest_queue"].dropna()))
 
     @property
     def bytes_over_formula(self) -> float:
@@ -237,7 +245,7 @@ def case_results(trials: pd.DataFrame, scenario: Scenario) -> list[CaseResult]:
         MeasurementError: two trials of one method, case and round, which nothing in the frame tells apart.
     """
     frames = [frame for _, frame in trials.groupby(list(CASE_COLUMNS), dropna=False)]
-    frames.sort(key=lambda frame: tuple(math.inf if pd.isna(value) else value for value in _key(frame).values()))
+    frames.sort(key=lambda frame: [(True, 0) if pd.isna(value) else (False, value) for value in _key(frame).values()])
     settings = [set(_told_where_cases_differ(_key(frame))) for frame in frames]
     shared = set.intersection(*settings)
     return [_case_result(frame, shared, scenario) for frame in frames]
@@ -431,7 +439,14 @@ def _always_told(key: dict[str, Any]) -> list[str]:
 
 
 def _told_where_cases_differ(key: dict[str, Any]) -> list[str]:
-    return [f"batch {key['batch_size']}", f"target {100 * key['target_accuracy']:g} %", str(key["cluster"])]
+    return [
+        f"batch {key['batch_size']}",
+        f"target {100 * key['target_accuracy']:g} %",
+        str(key["cluster"]),
+        "any CPU" if pd.isna(key["cpuset"]) else f"CPUs {key['cpuset']}",
+        "all memory" if pd.isna(key["memory_limit_bytes"]) else f"{format_size(key['memory_limit_bytes'])} a worker",
+        str(key["device"]),
+    ]
 
 
 def _case_result(frame: pd.DataFrame, shared_settings: set[str], scenario: Scenario) -> CaseResult:

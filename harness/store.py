@@ -66,6 +66,7 @@ TRIAL_SCHEMA = pa.schema(
         ("encode_s_per_step", pa.float64()),
         ("decode_s_per_step", pa.float64()),
         ("comm_s_per_step", pa.float64()),
+        ("overrun_s_per_step", pa.float64()),  # of a replay: what this machine's slowness adds at most
         ("wire_bytes_per_step", pa.float64()),
         ("header_bytes_per_step", pa.float64()),
         ("formula_bytes_per_step", pa.float64()),
@@ -88,7 +89,9 @@ TRIAL_SCHEMA = pa.schema(
         ("retransmits", pa.float64()),  # TCP segments sent again, by all workers
         ("transport_rtt_s", pa.float64()),  # TCP's smoothed round trip at the end, queues included; median of workers
         ("cwnd_packets", pa.float64()),  # TCP's congestion window then, likewise
-        ("queue_drops", pa.float64()),  # by the workers' uplinks: for want of room, or as asked
+        ("queue_drops", pa.float64()),  # by all links, in both directions: for want of room, or as asked
+        ("queue_backlog_bytes", pa.float64()),  # the most that was seen to wait in any link's queue
+        ("fullest_queue", pa.string()),  # the link and direction in which it did
         ("parameter_hash", pa.string()),
         ("commit", pa.string()),
         ("code_digest", pa.string()),

@@ -34,6 +34,7 @@ from harness.agent import Send
 from harness.meter import Recorder
 from harness.network import WORKER_INTERFACE, address, worker_number
 from harness.plan import UNSETTLED_STEPS, Trial, state_of
+from harness.queuewatch import watched_queues
 from harness.scenario import BACKEND_VARIABLE, GLOO, Train
 from harness.workload import replay
 from harness.workload.data import DATASETS, Data
@@ -170,16 +171,44 @@ class _Training:
         return {name: getattr(self.settings, name) for name in ("lr", "momentum", "weight_decay")}
 
     def run(self) -> None:
+        with watched_queues() as queues:
+            steps, test_loss = self._train()
+            sent, transport = meter.wire_bytes(WORKER_INTERFACE) - self.at_steady, meter.transport()
+        smallest, largest = self._parameter_hash_range()
+        self.recorder.flush()
+        self.send(
+            {
+                "kind": "result",
+                "steps": steps,
+                "steady_from_step": self.steady_from_step,
+                "first_non_finite": self.first_non_finite,
+                "diverged": steps < self.settings.steps or not test_loss < float("inf"),
+                "payload_bytes": sent.payload,
+                "header_bytes": sent.headers,
+                **vars(transport.undilated(self.settings.dilation)),
+                "queues": queues.uses,
+                "train_time_s": self.recorder.clock_s,
+                "evaluation_time_s": self.paused_s,
+                "peak_memory_bytes": meter.peak_memory_bytes(),
+                "peak_gpu_memory_bytes": meter.peak_gpu_memory_bytes(),
+                "own_memory_bytes": meter.own_memory_bytes(),
+                "held_memory_bytes": self.method.held_bytes(),
+                "parameter_hash": f"{smallest:016x}",
+                "parameters_identical": smallest == largest,
+            }
+        )
+
+    def _train(self) -> tuple[int, float]:
+        """All steps, or those until the test loss is not finite; how many, and the last test loss."""
         steps, test_loss = 0, 0.0
-        at_steady = meter.wire_bytes(WORKER_INTERFACE)
-        drops_before = meter.queue_drops(WORKER_INTERFACE)
+        self.at_steady = meter.wire_bytes(WORKER_INTERFACE)
         dist.barrier()
         if self.start_file:
             self.start_file.touch()
         for step in range(self.settings.steps):
             if step == self.steady_from_step:
                 with self._paused():
-                    at_steady = meter.wire_bytes(WORKER_INTERFACE)
+                    self.at_steady = meter.wire_bytes(WORKER_INTERFACE)
             self._step(step)
             self.batch = next(self.batches)
             steps = step + 1
@@ -194,31 +223,7 @@ class _Training:
                 test_loss = evaluation.loss
                 if not test_loss < float("inf"):  # NaN too
                     break
-        sent, transport = meter.wire_bytes(WORKER_INTERFACE) - at_steady, meter.transport()
-        drops = meter.queue_drops(WORKER_INTERFACE) - drops_before
-        smallest, largest = self._parameter_hash_range()
-        self.recorder.flush()
-        self.send(
-            {
-                "kind": "result",
-                "steps": steps,
-                "steady_from_step": self.steady_from_step,
-                "first_non_finite": self.first_non_finite,
-                "diverged": steps < self.settings.steps or not test_loss < float("inf"),
-                "payload_bytes": sent.payload,
-                "header_bytes": sent.headers,
-                **vars(transport.undilated(self.settings.dilation)),
-                "queue_drops": drops,
-                "train_time_s": self.recorder.clock_s,
-                "evaluation_time_s": self.paused_s,
-                "peak_memory_bytes": meter.peak_memory_bytes(),
-                "peak_gpu_memory_bytes": meter.peak_gpu_memory_bytes(),
-                "own_memory_bytes": meter.own_memory_bytes(),
-                "held_memory_bytes": self.method.held_bytes(),
-                "parameter_hash": f"{smallest:016x}",
-                "parameters_identical": smallest == largest,
-            }
-        )
+        return steps, test_loss
 
     def _loss(self, model: nn.Module) -> Tensor:
         """The mean loss on the batch of the moment."""
@@ -317,7 +322,7 @@ class _Replay(_Training):
         settings, profile = self.settings, profiles.read(str(self.settings.replay))
         made = replay.materials(str(settings.replay), settings.gradient_density)
         codec = profile.codec(trial.method, self.world_size)
-        pace = replay.Pace(settings.dilation)
+        self.pace = pace = replay.Pace(settings.dilation)
         model = replay.Replayed(profile, made, pace, self.rank, settings.gradient_overlap)
         # All ranks have the same weights already; to send them would take a copy of its own from each.
         self.ddp = DistributedDataParallel(model, **self._ddp_settings, init_sync=False)
@@ -331,6 +336,10 @@ class _Replay(_Training):
     def _loss(self, model: nn.Module) -> Tensor:
         loss: Tensor = model()
         return loss
+
+    def _step(self, step: int) -> None:
+        super()._step(step)
+        self.recorder.note(step, "overrun_s", self.pace.take_overrun_s())
 
 
 def parameter_hash(model: nn.Module) -> int:

@@ -8,11 +8,11 @@ import selectors
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from typing_extensions import Self
 
@@ -33,6 +33,14 @@ class TaskTimeoutError(Exception):
 
 class ClusterBrokenError(MeasurementError):
     """The cluster itself ended; nothing more can be run on it."""
+
+
+class SideTask(NamedTuple):
+    """What goes on beside a task until that has ended."""
+
+    task: str
+    node: str
+    spec: dict[str, Any]
 
 
 class Cluster(Protocol):
@@ -133,21 +141,19 @@ class AgentConnection:
         nodes: list[str],
         spec: Mapping[str, Any],
         timeout_s: float,
-        beside: tuple[str, str, Mapping[str, Any]] | None = None,
+        beside: Sequence[SideTask] = (),
     ) -> Iterator[Message]:
         """Run a task on nodes; yields messages until each node's worker has ended. Leaving early ends them all.
 
         Args:
-            beside: a further task, its node and its spec, which is ended when the others have.
+            beside: further tasks, which are ended when the others have.
 
         While nothing is said, a message of kind ``tick`` comes every second, so that whoever listens can give up.
         """
         running, deadline = set(nodes), time.monotonic() + timeout_s
-        if beside:
-            side_task, side_node, side_spec = beside
-            start = {"op": "start", "task": side_task, "nodes": [side_node], "spec": dict(side_spec)}
-            self.request(start, STOP_GRACE_S)
-            running.add(side_node)
+        for side in beside:
+            self.request({"op": "start", "task": side.task, "nodes": [side.node], "spec": side.spec}, STOP_GRACE_S)
+            running.add(side.node)
         self.request({"op": "start", "task": task, "nodes": nodes, "spec": dict(spec)}, STOP_GRACE_S)
         try:
             while running & set(nodes):

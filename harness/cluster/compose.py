@@ -27,7 +27,7 @@ from typing_extensions import Self
 from harness.agent import Message
 from harness.cluster import engine
 from harness.cluster.base import AgentConnection
-from harness.cluster.emulated import EmulatedCluster, as_json, preload_request
+from harness.cluster.emulated import EmulatedCluster, as_json, preload_request, watchers
 from harness.cluster.fleet import Fleet
 from harness.errors import MeasurementError, UsageError
 from harness.linkprobe import Readings
@@ -284,7 +284,9 @@ class ComposeCluster(EmulatedCluster):
     def run(self, task: str, spec: Mapping[str, Any], timeout_s: float) -> Iterator[Message]:
         """See ``Cluster.run``."""
         assert self._current, "a topology must be in use"
-        return self._task(task, worker_nodes(self._current[0]), spec, timeout_s)
+        topology = self._current[0]
+        beside = watchers(topology) if task == "train" else []
+        return self._fleet.task(task, worker_nodes(topology), spec, timeout_s, beside)
 
     def use(self, topology: Topology, resources: Resources = NO_LIMITS) -> Readings:
         """See ``Cluster.use``; containers that were lost are started again, and all links measured anew."""

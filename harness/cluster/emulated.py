@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from harness.agent import Message
+from harness.cluster.base import SideTask
 from harness.errors import MeasurementError, UsageError
 from harness.linkprobe import Readings
 from harness.network import Topology
@@ -106,3 +107,8 @@ def as_json(topology: Topology) -> dict[str, Any]:
     """A topology as a request carries it."""
     dumped: dict[str, Any] = topology.model_dump(mode="json", by_alias=True)
     return dumped
+
+
+def watchers(topology: Topology) -> list[SideTask]:
+    """What watches the switches' queues while workers train; these watch their own."""
+    return [SideTask("watch_queues", switch, {}) for switch in topology.switches]

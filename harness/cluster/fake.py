@@ -17,7 +17,7 @@ from typing_extensions import Self
 
 from harness.agent import Message
 from harness.linkprobe import LinkReading, Readings
-from harness.network import FRAME_HEADER_BYTES, Topology, worker_name
+from harness.network import FRAME_HEADER_BYTES, WORKER_INTERFACE, Topology, worker_name
 from harness.plan import UNSETTLED_STEPS, Trial, lower_bound_s, state_of, wire_bytes
 from harness.scenario import NO_LIMITS, Resources, Train
 
@@ -62,7 +62,7 @@ def recite(trial: Trial) -> Iterator[Message]:
             "retransmits": 0,
             "smoothed_rtt_s": RTT_S,
             "cwnd_packets": 10.0,
-            "queue_drops": 0,
+            "queues": {WORKER_INTERFACE: {"drops": 0, "most_backlog_bytes": 0}},
             "train_time_s": clock_s,
             "evaluation_time_s": 0.0,
             "peak_memory_bytes": 300_000_000,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from harness.agent import Message
-from harness.cluster.base import STOP_GRACE_S, TICK_S, AgentConnection, ClusterBrokenError
+from harness.cluster.base import STOP_GRACE_S, TICK_S, AgentConnection, ClusterBrokenError, SideTask
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,15 @@ class Fleet:
         with ThreadPoolExecutor(max(len(messages), 1)) as pool:
             list(pool.map(lambda item: self._agents[item[0]].request(item[1], timeout_s), messages.items()))
 
-    def task(self, task: str, nodes: list[str], spec: Mapping[str, Any], timeout_s: float) -> Iterator[Message]:
-        """As ``AgentConnection.task``, on the agents of all these nodes.
+    def task(
+        self,
+        task: str,
+        nodes: list[str],
+        spec: Mapping[str, Any],
+        timeout_s: float,
+        beside: Sequence[SideTask] = (),
+    ) -> Iterator[Message]:
+        """As ``AgentConnection.task``, on the agents of all these nodes; those beside have other nodes.
 
         A node whose agent is lost says so as an ``error``; the others go on.
 
@@ -57,11 +64,9 @@ class Fleet:
             ClusterBrokenError: the agents of all nodes are lost.
         """
         said: SimpleQueue[Message | Ending] = SimpleQueue()
-        running, lost = set(nodes), 0
-        listeners = [
-            threading.Thread(target=self._listen, args=(said, task, node, spec, timeout_s), daemon=True)
-            for node in nodes
-        ]
+        running, lost = set(nodes), set[str]()
+        tasks = [*(SideTask(task, node, dict(spec)) for node in nodes), *beside]
+        listeners = [threading.Thread(target=self._listen, args=(said, each, timeout_s), daemon=True) for each in tasks]
         for listener in listeners:
             listener.start()
         try:
@@ -75,12 +80,12 @@ class Fleet:
                     continue
                 if not isinstance(heard.error, ClusterBrokenError):
                     raise heard.error
-                lost += 1
-                if lost == len(nodes):
+                lost.add(heard.node)
+                if lost.issuperset(nodes):
                     raise heard.error
                 yield {"kind": "error", "node": heard.node, "reason": f"its container has ended ({heard.error})"}
         finally:
-            for node in running:
+            for node in [*running, *(side.node for side in beside)]:
                 with contextlib.suppress(ClusterBrokenError, OSError, KeyError):  # lost, or closed meanwhile
                     self._agents[node].stop()
             for listener in listeners:
@@ -92,17 +97,15 @@ class Fleet:
             list(pool.map(AgentConnection.close, self._agents.values()))
         self._agents.clear()
 
-    def _listen(
-        self, said: SimpleQueue[Message | Ending], task: str, node: str, spec: Mapping[str, Any], timeout_s: float
-    ) -> None:
+    def _listen(self, said: SimpleQueue[Message | Ending], asked: SideTask, timeout_s: float) -> None:
         error: Exception | None = None
         try:
-            for message in self._agents[node].task(task, [node], spec, timeout_s):
+            for message in self._agents[asked.node].task(asked.task, [asked.node], asked.spec, timeout_s):
                 if message["kind"] != "tick":
                     said.put(message)
         except Exception as caught:  # whatever it is, the one who listens must hear of it
             error = caught
-        said.put(Ending(node, error))
+        said.put(Ending(asked.node, error))
 
     def _hear(self, said: SimpleQueue[Message | Ending], running: set[str]) -> Message | Ending:
         """What is said next, or a tick; or, when all is quiet, that an agent which only stands by was lost."""

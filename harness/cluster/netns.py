@@ -14,8 +14,8 @@ from typing import Any
 from typing_extensions import Self
 
 from harness.agent import Message
-from harness.cluster.base import AgentConnection
-from harness.cluster.emulated import EmulatedCluster, as_json, preload_request
+from harness.cluster.base import AgentConnection, SideTask
+from harness.cluster.emulated import EmulatedCluster, as_json, preload_request, watchers
 from harness.errors import MeasurementError, UsageError
 from harness.linkprobe import Readings
 from harness.network import Topology
@@ -92,11 +92,12 @@ class NetnsCluster(EmulatedCluster):
         """See ``Cluster.run``."""
         assert self._current, "a topology must be in use"
         topology = self._current[0]
-        if topology.link.trace is None or "start_file" not in spec:
-            return self._task(task, topology.worker_nodes, spec, timeout_s)
-        self._agent.request({"op": "reset"}, self.build_timeout_s)
-        player = ("play", PLAYER, {"topology": as_json(topology), "start_file": spec["start_file"]})
-        return self._agent.task(task, topology.worker_nodes, spec, timeout_s, beside=player)
+        beside = watchers(topology) if task == "train" else []
+        if topology.link.trace and "start_file" in spec:
+            self._agent.request({"op": "reset"}, self.build_timeout_s)
+            played = {"topology": as_json(topology), "start_file": spec["start_file"]}
+            beside.append(SideTask("play", PLAYER, played))
+        return self._agent.task(task, topology.worker_nodes, spec, timeout_s, beside)
 
     def image_digest(self) -> str:
         """No image: what runs is what lies here."""

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
-from threading import get_ident
+from threading import Lock, get_ident
 from typing import Any, Literal
 
 import torch
@@ -92,23 +92,46 @@ class SlowClock(Clock):
 
 
 class Pace:
-    """Keeps a thread as late as the device that it stands for."""
+    """Keeps threads as late as the device that they stand for, which does one thing at a time."""
 
     def __init__(self, dilation: float) -> None:
         self.dilation = dilation
         self._due = time.perf_counter()
+        """When the device has done what it was given."""
+        self._late_s = self._overrun_s = 0.0
+        self._lock = Lock()
 
     def begin(self) -> None:
         """The device begins now: whatever was before, it has waited for."""
-        self._due = time.perf_counter()
+        with self._lock:
+            self._overrun_s += self._late_s
+            self._due, self._late_s = time.perf_counter(), 0.0
+
+    def take_overrun_s(self) -> float:
+        """Undilated seconds, since this was last asked, by which this machine was slower than the device and never
+        caught up: what it adds to a step at most, and a greater dilation takes away."""
+        with self._lock:
+            overrun_s, self._overrun_s = self._overrun_s, 0.0
+        return overrun_s / self.dilation
 
     def work(self, seconds: float) -> None:
-        """Go on when the device has worked for so long since it was last heard of.
+        """For the thread of the backward pass: go on when the device has worked for so long since the work before.
 
         What this thread has done since then is part of it; if it took longer, the next work is shorter by that.
         """
-        self._due += self.dilation * seconds
-        time.sleep(max(0.0, self._due - time.perf_counter()))
+        with self._lock:
+            self._due += self.dilation * seconds
+            self._late_s = max(0.0, time.perf_counter() - self._due)
+        while (left_s := self._due - time.perf_counter()) > 0:  # another thread may have brought it more meanwhile
+            time.sleep(left_s)
+
+    def work_beside(self, seconds: float, began: float) -> None:
+        """For any other thread: from the moment ``began`` the device does this first, and the backward pass waits."""
+        done = began + self.dilation * seconds
+        with self._lock:
+            self._due = max(self._due, began) + self.dilation * seconds
+            self._overrun_s += max(0.0, time.perf_counter() - done)
+        time.sleep(max(0.0, done - time.perf_counter()))
 
 
 Kind = Literal["encode", "beside", "decode"]
@@ -157,7 +180,7 @@ class PacedStopwatch(Stopwatch):
             if on_backward:
                 self._pace.work(charge_s)
             else:
-                time.sleep(max(0.0, start + self._pace.dilation * charge_s - time.perf_counter()))
+                self._pace.work_beside(charge_s, start)
 
     def lap(self) -> Any:
         """See ``Stopwatch.lap``."""

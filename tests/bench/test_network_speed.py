@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import psutil
 import pytest
 
+from harness.cluster.base import SideTask
+from harness.cluster.emulated import as_json
 from harness.cluster.netns import NetnsCluster
 from harness.network import Topology
 from harness.probe import ProbeReport, probe
@@ -33,3 +38,29 @@ def test_all_reduce_against_its_ring_bound(benchmark, workers, rate, most_ratio,
     assert ratio is not None
     assert ratio <= most_ratio
     assert report.bring_up_s <= most_bring_up_s
+
+
+def test_a_change_of_a_trace_is_in_force_in_time(benchmark) -> None:  # type: ignore[no-untyped-def]
+    """Of all links' queues, both directions, while all workers keep their links full."""
+    changes, start_file = 200, "/run/bench-trace"
+    rows = [{"t_s": number / 20, "rate_bps": (50 if number % 2 else 100) * 10**6} for number in range(changes)]
+    topology = Topology.model_validate({"workers": 4, "link": {"trace": {"rows": rows}}})
+    traffic = {"bytes": 2_000_000, "workers": 4, "port": 29900}
+    player = SideTask("play", "player", {"topology": as_json(topology), "start_file": start_file})
+    late_s = []
+
+    def play() -> None:
+        with NetnsCluster() as cluster:
+            cluster.use(topology)
+            cluster.preload()
+            (universe,) = psutil.Process(cluster._agent._process.pid).children()
+            Path(f"/proc/{universe.pid}/root{start_file}").touch()
+            while len(late_s) < changes:
+                for message in cluster._agent.task("all_reduce", topology.worker_nodes, traffic, 60.0, [player]):
+                    assert message["kind"] != "error", message
+                    if message["kind"] == "change":
+                        late_s.append(message["late_s"])
+
+    benchmark.pedantic(play, rounds=1)
+    benchmark.extra_info |= {"median_late_s": sorted(late_s)[len(late_s) // 2], "most_late_s": max(late_s)}
+    assert max(late_s) <= 0.05

@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from harness.cluster.base import SideTask
 from harness.cluster.netns import NetnsCluster
 from harness.network import Topology
 from harness.store import Store
@@ -28,15 +29,13 @@ def test_a_thousand_changes_leave_no_leak() -> None:
         (agent,) = psutil.Process(cluster._agent._process.pid).children()
         descriptors = agent.num_fds()
         # Workers that do nothing but be there: the player goes on until they have ended.
-        player = (
-            "play",
-            "player",
-            {"topology": asked.model_dump(mode="json", by_alias=True), "start_file": start_file},
+        player = SideTask(
+            "play", "player", {"topology": asked.model_dump(mode="json", by_alias=True), "start_file": start_file}
         )
         seen, memory = [], []
         Path(f"/proc/{agent.pid}/root{start_file}").touch()
         spec = {"topology": asked.model_dump(mode="json", by_alias=True), "counted": None}
-        for message in cluster._agent.task("probe_links", ["w0", "w1"], spec, 30.0, beside=player):
+        for message in cluster._agent.task("probe_links", ["w0", "w1"], spec, 30.0, beside=[player]):
             assert message["kind"] != "error", message
             if message["kind"] == "change":
                 seen.append(message)

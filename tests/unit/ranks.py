@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pickle
 import tempfile
@@ -18,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from forked import SERVER
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -28,12 +28,6 @@ CHECK_TIMEOUT_S = 60
 
 CHECKS_OF_A_GROUP = 30
 """Then its processes are replaced: each process group that a check made keeps a polling thread for every peer."""
-
-# A server that has imported everything once, alone, and forks a rank in milliseconds. Forking the test process itself
-# would copy whatever threads other tests have left in it. (The first optimizer made in a process imports
-# torch._dynamo, which takes as long as torch itself.)
-_server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["baselines", "hypothesis", "pytest", "torch._dynamo"])
 
 
 class Ranks:
@@ -82,8 +76,8 @@ class Ranks:
         self._folder = tempfile.TemporaryDirectory(prefix="pacbench-ranks-")
         store = Path(self._folder.name) / "store"
         for rank in range(self.world_size):
-            ours, theirs = _server.Pipe()
-            process = _server.Process(target=_serve, args=(rank, self.world_size, str(store), theirs), daemon=True)
+            ours, theirs = SERVER.Pipe()
+            process = SERVER.Process(target=_serve, args=(rank, self.world_size, str(store), theirs), daemon=True)
             process.start()
             theirs.close()
             self._processes.append(process)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from forked import run_pacbench
 from synthetic import make_store
 
 from harness.store import Store
@@ -23,9 +24,7 @@ FAST = ("quickstart", "--on", "fake", "--set", "train.steps=20")
 @pytest.fixture
 def pacbench(tmp_path: Path) -> Pacbench:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "harness", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120
-        )
+        return run_pacbench(arguments, tmp_path)
 
     return run
 

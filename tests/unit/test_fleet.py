@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from harness.agent import TASKS, Agent, Send
-from harness.cluster.base import AgentConnection, ClusterBrokenError, TaskTimeoutError
+from harness.cluster.base import AgentConnection, ClusterBrokenError, SideTask, TaskTimeoutError
 from harness.cluster.fleet import Fleet
 from harness.errors import MeasurementError
 
@@ -70,6 +70,15 @@ def test_an_agent_that_only_stands_by_is_missed_too(fleet: Fleet) -> None:
         if message["kind"] == "error":
             break
     assert message["node"] == "switch"
+
+
+def test_what_goes_on_beside_a_task_ends_with_it(fleet: Fleet) -> None:
+    beside = [SideTask("behave", "switch", {"switch": "hang"})]
+    heard = [(m["node"], m["kind"]) for m in fleet.task("behave", NODES[:2], {}, 30, beside) if m["kind"] != "tick"]
+    assert {("w0", "exit"), ("w1", "exit")} <= set(heard)
+    assert ("switch", "exit") not in heard
+    again = fleet.task("behave", NODES, {}, 30)
+    assert sorted(m["node"] for m in again if m["kind"] == "result") == sorted(NODES), "its agent is free again"
 
 
 def test_without_any_agent_the_cluster_is_broken(fleet: Fleet) -> None:

@@ -288,9 +288,8 @@ def test_a_reference_says_what_its_run_says(tmp_path: Path, make_run: MakeRun) -
     found = read(path)
     assert found.scenario == run.scenario
     assert found.provenance == run.provenance
-    pd.testing.assert_frame_equal(
-        found.trials[list(reference.COLUMNS)], run.trials[list(reference.COLUMNS)], check_dtype=False
-    )
+    kept, asked = (each.trials[list(reference.COLUMNS)].astype(object) for each in (found, run))
+    pd.testing.assert_frame_equal(kept.where(kept.notna(), None), asked.where(asked.notna(), None))
     assert found.noise == run.noise
     after = make_run(around(480.0))
     by_file, by_run = judge(after, found), judge(after, run)

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -246,6 +247,34 @@ def test_a_pace_is_as_late_as_its_device_and_what_was_really_done_is_part_of_it(
     pace.work(0.01)
     pace.work(0.01)
     assert time.perf_counter() - start >= 0.0099, "60 ms are due, and 50 have gone"
+
+
+def test_a_device_does_one_thing_at_a_time() -> None:
+    """What another thread brings it (a bucket to decode) holds up the backward pass."""
+    pace = Pace(dilation=2.0)
+    pace.begin()
+    start = time.perf_counter()
+    beside = Thread(target=lambda: pace.work_beside(0.02, start))
+    beside.start()
+    pace.work(0.01)
+    beside.join()
+    pace.work(0.0)
+    assert time.perf_counter() - start >= 2 * 0.03
+
+
+def test_a_machine_that_is_slower_than_the_device_is_found_out() -> None:
+    pace = Pace(dilation=2.0)
+    pace.begin()
+    time.sleep(0.05)
+    pace.work(0.01)
+    pace.begin()
+    assert pace.take_overrun_s() >= 0.0149, "(50 - 20) / 2 ms"
+    pace.begin()
+    assert pace.take_overrun_s() == 0
+    began = time.perf_counter()
+    time.sleep(0.02)
+    pace.work_beside(0.0, began)
+    assert pace.take_overrun_s() >= 0.0099
 
 
 def test_a_pace_forgets_what_it_was_late_by_when_the_device_waits() -> None:

@@ -235,6 +235,8 @@ def test_columns_name_their_units(three_rates: Run) -> None:
         "dilation",
         "batch_size",
         "cluster",
+        "cpuset",
+        "device",
         "label",
         "round",
         "rounds",
@@ -242,7 +244,7 @@ def test_columns_name_their_units(three_rates: Run) -> None:
     }
     for name in FIGURES | {"bandwidth"}:
         for column in set(three_rates.csv(name).columns) - plain:
-            assert re.search(r"(_|^)(bps|s|s_per_step|bytes_per_step|accuracy|speedup)(_|$)", column), column
+            assert re.search(r"(_|^)(bps|s|s_per_step|bytes|bytes_per_step|accuracy|speedup)(_|$)", column), column
 
 
 def test_methods_look_as_their_files_say_and_variants_share_the_hue() -> None:
@@ -413,6 +415,12 @@ def test_a_mask_in_fp32_is_said_to_have_a_limit(one_case: Run) -> None:
         "pactrain-fp32 keeps a share of 0.2 of the weights and sends them as fp32: that cannot save more than 5x in "
         f"bytes against dense; measured: {dense / masked:.3g}x."
     ) in one_case.page.words
+
+
+def test_an_adaptive_mask_has_no_such_limit(tmp_path: Path) -> None:
+    chosen = {"scenario": "bandwidth_sweep", "methods": ["pactrain-adaptive"]}
+    run = Run(make_store(tmp_path / "run", ["rounds=1", "link.rate=100mbit"], **chosen))
+    assert "cannot save" not in run.page.words
 
 
 def test_scripted_numbers_are_loudly_marked(tmp_path: Path) -> None:
