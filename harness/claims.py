@@ -334,9 +334,9 @@ def explain(claim: Claim, plan: Plan) -> str:
         f"{claim.method}"
     )
     if claim.quantity == "bytes":
-        return f"{text}: {base_bytes / own_bytes:.3g} times as much."
+        return f"{text}: {_plain(base_bytes / own_bytes)} times as much."
     most = planning.lower_bound_s(base) / planning.lower_bound_s(own)
-    text += f": where nothing but the link takes time, that is {most:.3g}x in throughput"
+    text += f": where nothing but the link takes time, that is {_plain(most)}x in throughput"
     low, high = claim.claimed
     if claim.convergence:
         text += "; the steps to the target do the rest."
@@ -348,7 +348,7 @@ def explain(claim: Claim, plan: Plan) -> str:
         text += "; computation, which no method shortens, leaves less of it."
     own_s, base_s = map(planning.predicted_step_s, (own, base))
     if own_s and base_s:
-        text += f" With computation and codec as profiled, {base_s / own_s:.2f}x is predicted."
+        text += f" With computation and codec as profiled, {_plain(base_s / own_s)}x is predicted."
     return text
 
 
@@ -530,6 +530,11 @@ def _origin(figure: str, run: Run, trials: pd.DataFrame) -> str:
     clusters = set(done["cluster"])
     where = "a fake cluster, SCRIPTED, not measured" if FAKE in clusters else ", ".join(sorted(clusters))
     return f"{figure}: {what}, {len(done)} trials on {where}, {run.store.folder.name}"
+
+
+def _plain(ratio: float) -> str:
+    """Three digits, and never an exponent."""
+    return f"{ratio:.0f}" if ratio >= 100 else f"{ratio:.3g}"
 
 
 def _cell(text: str) -> str:

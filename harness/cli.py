@@ -102,11 +102,11 @@ def show_plan(
     as_json: AsJson = False,
 ) -> None:
     """Show each trial with its bytes, lower bound and estimated time. Starts nothing."""
-    from harness.plan import estimate, topology_of, total_s
+    from harness.plan import built_topology_of, estimate, total_s
 
     plan = _plan(_load(scenario, set_, method, rounds), _cluster(on))
     if show_tc:
-        for topology in dict.fromkeys(topology_of(trial.case) for trial in plan.trials):
+        for topology in dict.fromkeys(built_topology_of(trial.case) for trial in plan.trials):
             print(topology.script())
         return
     estimates = [estimate(trial, _cpu_count()) for trial in plan.trials]
