@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch.futures import Future
 from torch.nn.functional import pad
 
-from baselines._pieces import pieces
+from baselines._pieces import pieces, scratch
 from baselines._state import MethodState, Shapes, all_gather_bytes, numel
 
 INDEX = torch.int32
@@ -56,18 +56,22 @@ def sampled_top(vector: torch.Tensor, k: int, sample_ratio: float, start: int) -
 
 def not_below(vector: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
     """Indices (int64) of the entries of (n,) whose magnitude is not below a threshold. A NaN passes, lest it hide."""
+    magnitudes = scratch(vector)
+    below = torch.empty_like(magnitudes, dtype=torch.bool)
     found, before = [], 0
     for (some,) in pieces(vector):
-        found.append(few_places((some.abs() < threshold).logical_not_()).add_(before))
-        before += some.numel()
+        size = some.numel()
+        torch.lt(torch.abs(some, out=magnitudes[:size]), threshold, out=below[:size])
+        found.append(few_places(below[:size].logical_not_()).add_(before))
+        before += size
     return torch.cat(found)
 
 
 def few_places(flags: torch.Tensor) -> torch.Tensor:
     """Where flags (n,), bool, are true, which few are: words of eight are looked at first."""
-    ragged = pad(flags, (0, -flags.numel() % 8))
-    words = ragged.view(torch.int64).nonzero().view(-1)
-    word, place = ragged.view(-1, 8).index_select(0, words).nonzero().unbind(1)
+    whole = pad(flags, (0, -flags.numel() % 8)) if flags.numel() % 8 else flags
+    words = whole.view(torch.int64).nonzero().view(-1)
+    word, place = whole.view(-1, 8).index_select(0, words).nonzero().unbind(1)
     return words.index_select(0, word).mul_(8).add_(place)
 
 
