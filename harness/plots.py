@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
@@ -329,9 +330,7 @@ def turning(found: pd.DataFrame, looks: Mapping[str, Look]) -> Drawing:
         row[1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         row[1].set_xticks(sorted(set(own["workers"])))
         row[1].xaxis.set_minor_locator(NullLocator())
-        row[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        row[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
-        row[0].yaxis.set_minor_formatter(NullFormatter())
+        _plain_log_ticks(row[0].yaxis, "×")
         row[0].set_ylabel("predicted speedup")
         row[0].set_title(f"{replay}, {usual} workers")
         row[1].set_title(f"{replay}, {format_rate(RATE_OF_WORKERS_BPS)}")
@@ -373,9 +372,7 @@ def when_it_pays(cases: Sequence[CaseResult], looks: Mapping[str, Look], baselin
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.xaxis.set_major_formatter(EngFormatter(places=0))
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        _plain_log_ticks(axes.yaxis, "×")
         axes.set_title(title)
         axes.set_ylabel(f"speedup over {baseline}")
     grid[-1][0].set_xlabel("link rate (bit/s)")
@@ -427,9 +424,7 @@ def perplexity(cases: Sequence[CaseResult], curves: pd.DataFrame, looks: Mapping
     figure, grid = _learning(cases, curves, looks, "perplexity", [])
     for row in grid:
         row[0].set_yscale("log")
-        row[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        row[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        row[0].yaxis.set_minor_formatter(NullFormatter())
+        _plain_log_ticks(row[0].yaxis)
     caption = (
         "Test perplexity, the exponential of the mean cross entropy of a token, over training time and over steps. A "
         "line is the mean over rounds, its band reaches from the least to the greatest of them."
@@ -595,9 +590,7 @@ def _against_rate(
         name_of = EngFormatter(places=0)
         axes.set_xticks(ticks, [name_of(rate) for rate in rates] + ["unshaped"] * (len(ticks) - len(rates)))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}{unit}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        _plain_log_ticks(axes.yaxis, unit)
         axes.set_title(title)
         axes.set_ylabel(y_label)
     grid[-1][0].set_xlabel("link rate (bit/s)")
@@ -636,9 +629,7 @@ def sweep(cases: Sequence[CaseResult], looks: Mapping[str, Look], baseline: str)
             _sweep_line(axes, each, looks[each.points[0][1].label])
         axes.set_xscale("log")
         axes.invert_xaxis()
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        _plain_log_ticks(axes.xaxis)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
         axes.set_title(title)
         axes.set_ylabel("final test accuracy")
@@ -967,6 +958,13 @@ def _range(values: Sequence[float]) -> str:
     """Least to greatest; one number where they agree, nothing where there are none."""
     ends = dict.fromkeys(f"{end:.3f}" for end in (min(values), max(values))) if values else {}
     return "–".join(ends)
+
+
+def _plain_log_ticks(axis: Axis, unit: str = "") -> None:
+    """At 1, 2 and 5 of each decade, written out."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}{unit}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _log_bytes_axis(axes: Axes) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import threading
 import time
 from collections import defaultdict
@@ -15,6 +14,7 @@ from typing import Any, TypedDict
 from typing_extensions import Self
 
 from harness.agent import Send
+from harness.cluster.iproute import TcConsole
 
 LOOK_EVERY_S = 0.25
 
@@ -34,10 +34,7 @@ class QueueWatch:
     """By interface, as of the last look."""
 
     def __enter__(self) -> Self:
-        pipe = subprocess.PIPE
-        self._tc = subprocess.Popen(
-            ["stdbuf", "-oL", "tc", "-s", "-j", "-batch", "-"], stdin=pipe, stdout=pipe, stderr=pipe, text=True
-        )
+        self._tc = TcConsole(None, "-s", "-j")
         self._drops_before: dict[str, int] = defaultdict(int)
         self._most_backlog_bytes: dict[str, int] = defaultdict(int)
         self.look()
@@ -47,7 +44,7 @@ class QueueWatch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._tc.communicate()
+        self._tc.__exit__(kind, error, trace)
 
     def look(self) -> None:
         """Look once more.
@@ -56,7 +53,7 @@ class QueueWatch:
             OSError: tc has ended.
         """
         drops: dict[str, int] = defaultdict(int)
-        for queue in self._shown():
+        for queue in json.loads(self._tc.ask("qdisc show")):
             # An inner queue's losses need not show in the outer one, but what both count is the same packets.
             interface = queue["dev"]
             drops[interface] = max(drops[interface], queue["drops"])
@@ -67,16 +64,6 @@ class QueueWatch:
             )
             for interface, count in drops.items()
         }
-
-    def _shown(self) -> list[dict[str, Any]]:
-        assert self._tc.stdin
-        assert self._tc.stdout
-        self._tc.stdin.write("qdisc show\n")
-        self._tc.stdin.flush()
-        if not (line := self._tc.stdout.readline()):
-            raise OSError(f"tc ended: {self._tc.stderr.read().strip() if self._tc.stderr else ''}")
-        shown: list[dict[str, Any]] = json.loads(line)
-        return shown
 
 
 @contextmanager

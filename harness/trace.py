@@ -8,12 +8,13 @@ they are counted in slots of ``SLOT_S``, and the trace begins anew when it ends.
 from __future__ import annotations
 
 import csv
-import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from harness.cluster.iproute import TcConsole
 
 if TYPE_CHECKING:
     from harness.agent import Send
@@ -87,7 +88,7 @@ def play(spec: Mapping[str, Any], node: str, send: Send) -> None:
 
     topology = Topology.model_validate(spec["topology"])
     with ExitStack() as stack:
-        consoles = {node: stack.enter_context(_console(node)) for node in topology.nodes}
+        consoles = {node: stack.enter_context(TcConsole(node)) for node in topology.nodes}
         _wait_for(Path(spec["start_file"]))
         started = time.monotonic()
         for due_s, row in schedule(topology):
@@ -113,30 +114,14 @@ def schedule(topology: Topology) -> Iterator[tuple[float, int]]:
         lap += 1
 
 
-def _apply(topology: Topology, row: int, consoles: Mapping[str, subprocess.Popen[str]]) -> None:
+def _apply(topology: Topology, row: int, consoles: Mapping[str, TcConsole]) -> None:
     """Change all queues, and wait until tc has done so: it answers an empty question when it comes to it."""
     asked = set()
     for command in topology.change(row):
-        console = consoles[command.node or ""]
-        assert console.stdin
-        console.stdin.write(command.line + "\n")
+        consoles[command.node or ""].tell(command.line)
         asked.add(command.node or "")
     for node in asked:
-        console = consoles[node]
-        assert console.stdin
-        assert console.stdout
-        console.stdin.write("qdisc show dev lo\n")
-        console.stdin.flush()
-        if not console.stdout.readline():
-            raise OSError(f"tc on {node} ended: {console.stderr.read().strip() if console.stderr else ''}")
-
-
-def _console(node: str) -> subprocess.Popen[str]:
-    """A tc that reads its commands one by one, for a change within a millisecond."""
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        ["stdbuf", "-oL", "tc", "-n", node, "-batch", "-"], stdin=pipe, stdout=pipe, stderr=pipe, text=True
-    )
+        consoles[node].ask("qdisc show dev lo")
 
 
 def _wait_for(start_file: Path) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from types import TracebackType
+
+from typing_extensions import Self
 
 from harness.errors import MeasurementError, UsageError
 
@@ -34,6 +37,51 @@ def run(command: list[str], text: str | None = None) -> str:
         complaint = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
         raise MeasurementError(f"{' '.join(command)}: {complaint} {(text or '').strip()!r}")
     return done.stdout
+
+
+class TcConsole:
+    """A tc(8) that stays and reads its commands one by one: each takes part of a millisecond.
+
+    Args:
+        node: a network namespace; without one, that of this process.
+        options: such as ``-s`` and ``-j``.
+    """
+
+    def __init__(self, node: str | None = None, *options: str) -> None:
+        self._name = f"tc on {node}" if node else "tc"
+        on_node = ["-n", node] if node else []
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(
+            ["stdbuf", "-oL", "tc", *on_node, *options, "-batch", "-"], stdin=pipe, stdout=pipe, stderr=pipe, text=True
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.communicate()
+
+    def tell(self, line: str) -> None:
+        """Give it a command that prints nothing; it may wait until the next one that is asked."""
+        assert self._process.stdin
+        self._process.stdin.write(line + "\n")
+
+    def ask(self, line: str) -> str:
+        """What a command prints, in one line; all that it was told before is done by then.
+
+        Raises:
+            OSError: tc has ended.
+        """
+        assert self._process.stdin
+        assert self._process.stdout
+        self.tell(line)
+        self._process.stdin.flush()
+        if not (answer := self._process.stdout.readline()):
+            complaint = self._process.stderr.read().strip() if self._process.stderr else ""
+            raise OSError(f"{self._name} ended: {complaint}")
+        return answer
 
 
 def check_congestion_control(wanted: str) -> None:
