@@ -1,4 +1,4 @@
-"""``nox -s quickstart tests compose browser lint bench gates``: sessions that all share one environment."""
+"""``nox -s quickstart tests compose browser lint bench gates replays``: sessions that all share one environment."""
 
 from __future__ import annotations
 
@@ -67,6 +67,12 @@ def bench(session: nox.Session) -> None:
 def gates(session: nox.Session) -> None:
     """Make real regression gates over unchanged and over slower code, and count their verdicts: hours."""
     run(session, "python", "tests/bench/gates.py", *session.posargs)
+
+
+@nox.session
+def replays(session: nox.Session) -> None:
+    """Compare replays with real training of the same model, in turns: minutes a round."""
+    run(session, "python", "tests/bench/replays.py", *session.posargs, env=ONE_THREAD)
 
 
 def run(session: nox.Session, program: str, *arguments: str, env: dict[str, str] | None = None) -> None:

@@ -228,7 +228,7 @@ def test_limits_are_the_containers_and_are_recorded(
 ) -> None:
     limits = ("--set", 'cluster.cpuset="0;1"', "--set", "cluster.memory=1GB")
     out = tmp_path / "run"
-    fashion = ("ci", *SMALL[1:], "--method", "pactrain", "--rounds", "1")
+    fashion = ("ablation", *SMALL[1:], "--method", "all parts", "--rounds", "1")
     process = start("run", *fashion, *limits, "--on", "docker", "--out", str(out))
     wait_until(lambda: rows_stored(out) >= 1)
     by_node = {container.name.rpartition("-")[2]: container.attrs for container in client.containers.list()}
