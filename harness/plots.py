@@ -14,6 +14,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -766,8 +767,9 @@ def _render_all(drawings: Sequence[Drawing], folder: Path) -> list[str]:
     if sys.platform != "linux" or threading.active_count() > 1:
         return [_render(drawing, folder) for drawing in drawings]
     processes = min(len(drawings), os.cpu_count() or 1)
-    with multiprocessing.get_context("fork").Pool(processes, _inherit, (drawings, folder)) as pool:
-        return pool.map(_render_inherited, range(len(drawings)), chunksize=1)
+    # multiprocessing's own pool ends its processes by SIGTERM, which here is Python's to handle, and may be lost.
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("fork"), _inherit, (drawings, folder)) as pool:
+        return list(pool.map(_render_inherited, range(len(drawings))))
 
 
 _inherited: tuple[Sequence[Drawing], Path]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import colorsys
 import json
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -134,6 +136,22 @@ def test_pdfs_carry_their_fonts_as_truetype(one_case: Run) -> None:
 
 def test_drawing_leaves_no_trace_in_the_process(one_case: Run) -> None:
     assert not one_case.changed_settings
+
+
+def test_drawing_ends_where_a_signal_is_no_more_than_noted(tmp_path: Path) -> None:
+    """The command line takes SIGTERM as Ctrl-C. In a process of its own: only one without threads forks to draw."""
+    program = f"""
+import signal
+from pathlib import Path
+from matplotlib.figure import Figure
+from harness import plots
+import pandas as pd
+signal.signal(signal.SIGTERM, lambda *_: None)
+drawing = plots.Drawing("figure", "Title", "Caption", Figure(), pd.DataFrame())
+print([svg[:5] for svg in plots._render_all([drawing] * 3, Path({str(tmp_path)!r}))])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == str(["<?xml"] * 3), done.stderr
 
 
 def test_a_method_without_a_finished_trial_keeps_its_place_in_figures(with_failures: Run) -> None:
