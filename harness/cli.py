@@ -653,7 +653,7 @@ def _calibration_row(each: Calibration) -> list[str]:
         "" if each.rtt_s_measured is None else format_time(each.rtt_s_measured),
         "" if each.loss_asked is None else f"{each.loss_asked:.3%}",
         "" if each.loss_measured is None else f"{each.loss_measured:.3%} of {each.counted}",
-        "ok" if each.ok else "NO",
+        ("ok" if each.ok else "NO") + (f" ({each.times}x)" if each.times > 1 else ""),
     ]
 
 

@@ -11,8 +11,9 @@ from harness.errors import MeasurementError
 from harness.linkprobe import Readings
 from harness.network import Topology, ring_bound_s
 
-BOUND_S = 1.0
-"""The tensor is as large as makes the bound about this long."""
+BOUND_S = 3.0
+"""The tensor is as large as makes the bound about this long: what a slow link's bucket passes ahead of its rate, 0.06 s
+at 10 Mbit/s, and what it takes until all links are full, must be a small part of it."""
 
 TENSOR_BYTES = (1_000_000, 100_000_000)
 UNSHAPED_TENSOR_BYTES = 50_000_000

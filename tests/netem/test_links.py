@@ -62,6 +62,14 @@ def test_a_link_that_is_something_else_is_found_out(
     assert any(says in complaint for complaint in readings.complaints()), readings.complaints()
 
 
+def test_a_loss_is_counted_by_a_receiver_that_falls_behind_its_senders(cluster: UmlCluster) -> None:
+    """Four directions at once and one CPU for all of it: whatever waits must find room."""
+    topology = pair(delay="1ms", loss="0.1%")
+    readings = cluster.measure(topology, counted=20_000)
+    assert [link.counts.sent for link in readings.links if link.counts] == [20_000] * 4
+    assert readings.complaints() == []
+
+
 def test_regions_are_as_far_apart_as_their_matrix_says(cluster: UmlCluster) -> None:
     topology = Topology.model_validate(
         {

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import random
+import socket
+import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -11,8 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.linkprobe import (
+    PING,
+    PINGED,
+    SO_TIMESTAMPNS,
     Counts,
     Readings,
+    _Answering,
+    _collect,
     _complaints,
     counts_of,
     loss_interval,
@@ -227,6 +235,14 @@ def test_regions_meet_by_their_own_trunks_and_propagation_is_part_of_the_bound()
     assert topology.ring_bound_s(100.0) == pytest.approx(ring_s)
 
 
+def test_the_last_byte_of_a_ring_must_still_reach_the_neighbour() -> None:
+    topology = Topology.model_validate({"workers": 3, "link": {"rate": "10mbit", "delay": "5ms"}})
+    assert topology.ring_bound_s(937_500) == pytest.approx(1.0 + 2 * 0.005)
+    late = {"workers": {"w1": {"up": {"delay": "50ms"}}}}
+    topology = Topology.model_validate({"workers": 3, "link": {"rate": "10mbit", **late}})
+    assert topology.ring_bound_s(937_500) == pytest.approx(1.0 + 0.05)
+
+
 @given(st.integers(2, 24), st.integers(2, 5), st.booleans())
 def test_whoever_talks_to_whom_finds_a_route_and_each_address_is_one_ends(
     workers: int, groups: int, mesh: bool
@@ -355,3 +371,20 @@ SS = """\
 def test_what_tcp_says_is_read_from_connections_that_sent() -> None:
     assert parse_transport(SS) == Transport(retransmits=5, smoothed_rtt_s=0.0025, cwnd_packets=30)
     assert parse_transport("") == Transport(retransmits=0, smoothed_rtt_s=None, cwnd_packets=None)
+
+
+def test_a_round_trip_is_without_the_time_for_which_the_peer_held_it() -> None:
+    with socket.socket(type=socket.SOCK_DGRAM) as near, socket.socket(type=socket.SOCK_DGRAM) as far:
+        for each in (near, far):
+            each.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+            each.bind(("127.0.0.1", 0))
+        near.connect(far.getsockname())
+        sent, trips = {0: time.time()}, dict[int, float]()
+        near.send(PING + PINGED.pack(0, 0.0))
+        time.sleep(0.2)  # it has arrived, and nobody takes it
+        answering = threading.Thread(target=_Answering(far).serve)
+        answering.start()
+        _collect(near, sent, trips, until=time.perf_counter() + 10, enough=1)
+        near.send(b'{"op": "quit"}')
+        answering.join()
+    assert 0 < trips[0] < 0.1
