@@ -48,7 +48,7 @@ EVALUATION_BATCH = 500
 LARGEST_LOSS = 700.0
 """Whose exponential is still a number."""
 
-REPETITIONS = 5
+REPETITIONS = 3
 
 
 def preload(settings: Train) -> None:
