@@ -1,4 +1,4 @@
-"""A test of one's own: top-k keeps its throughput, and is worth having at 100 Mbit/s. Run it with pytest; four minutes.
+"""A test of one's own: top-k keeps its throughput, and is worth having at 100 Mbit/s. Run it with pytest; two minutes.
 
 The reference is results/reference/ci.json, which `pacbench reference ci --on netns` makes on a machine of yours.
 """
