@@ -4,9 +4,9 @@
 
 It needs a reference, made on the same machine: `pacbench reference ci --on netns`.
 
-The slower code is a copy of this tree in which top-k does more codec work in each step, for a tenth of the time that a
-step took in the reference, of the processor. What it comes to is measured, and stands in the table. A gate that was made is not made
-again: the same command goes on where it was stopped.
+The slower code is a copy of this tree in which top-k computes more in each step: a tenth of the time that a step takes
+in the reference. What it comes to is measured, and stands in the table. A gate that was made is not made again: the
+same command goes on where it was stopped.
 """
 
 from __future__ import annotations
