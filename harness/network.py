@@ -115,6 +115,8 @@ class Topology(Section):
     workers: int = Field(ge=2, le=128)
     link: Link
     fabric: Fabric = Fabric.model_validate({})
+    most_segments: int | None = None
+    """How many packets a worker may hand to its link as one, whatever its queues need; None: as they need it."""
 
     def __hash__(self) -> int:
         return hash((self.workers, self.link, self.fabric))
@@ -309,6 +311,8 @@ class Topology(Section):
 
         Netem counts, drops and passes on segments whole: where it does so, they must not be long.
         """
+        if self.most_segments:
+            return self.most_segments
         netem = [queue.pipe for queue in self.queues() if queue.pipe.needs_netem]
         if not netem:
             return None

@@ -9,10 +9,13 @@ from typing import Any
 from harness.agent import Message
 from harness.cluster.base import SideTask
 from harness.errors import MeasurementError, UsageError
-from harness.linkprobe import Readings
+from harness.linkprobe import PACKET_COST, Readings
 from harness.network import Topology
 from harness.scenario import NO_LIMITS, UNSHAPED, Link, Resources, Train
 from harness.units import format_rate
+
+LEAST_DELAY = "1us"
+"""With which packets pass netem, and its timers."""
 
 HEADROOM = 1.1
 """How much more than a link's rate the machine must carry before the rate may be called the limit."""
@@ -22,7 +25,8 @@ class EmulatedCluster(ABC):
     """See the module. A kind of cluster adds how a network is built, and how tasks run on its nodes."""
 
     surely_carried_bps = 1_000_000_000
-    """Sum over all workers up to which the ceiling of this machine is not even asked for."""
+    """Sum over all workers up to which the ceiling of this machine is not even asked for; of short segments, which cost
+    more, a part of it."""
 
     build_timeout_s = 60.0
     preload_timeout_s = 300.0
@@ -30,7 +34,7 @@ class EmulatedCluster(ABC):
 
     def __init__(self) -> None:
         self._current: tuple[Topology, Resources, Readings] | None = None
-        self._ceilings: dict[int, float] = {}
+        self._ceilings: dict[tuple[int, int | None], float] = {}
 
     @abstractmethod
     def _build(self, topology: Topology, resources: Resources) -> None:
@@ -41,23 +45,31 @@ class EmulatedCluster(ABC):
         """Run a task on these nodes."""
 
     def check(self, topology: Topology, resources: Resources = NO_LIMITS) -> None:
-        """See ``Cluster.check``; what this machine carries is measured, once for each number of workers."""
+        """See ``Cluster.check``; what this machine carries is measured, once for so many workers and such segments."""
         rates = [queue.pipe.rate_bps for queue in topology.queues() if queue.pipe.rate_bps]
-        asked, workers = max(rates, default=0), topology.workers
-        if asked * workers <= self.surely_carried_bps:
+        asked, workers, segments = max(rates, default=0), topology.workers, topology.segments
+        if asked * workers <= self.surely_carried_bps / (PACKET_COST if segments else 1):
             return
-        ceiling_bps = self.ceiling_bps(workers)
+        ceiling_bps = self.ceiling_bps(workers, segments)
         if asked * HEADROOM > ceiling_bps:
-            allowed = f"up to {format_rate(ceiling_bps / HEADROOM)}, what this machine carries for {workers} workers"
+            netem = ", packet by packet with netem" if segments else ""
+            allowed = (
+                f"up to {format_rate(ceiling_bps / HEADROOM)}, what this machine carries for {workers} workers{netem}"
+            )
             raise UsageError.at("scenario", "link.rate", format_rate(asked), allowed)
 
-    def ceiling_bps(self, workers: int) -> float:
-        """What each of so many workers can send while all do, with nothing shaped, in bits per second."""
-        if workers not in self._ceilings:
-            topology = Topology(workers=workers, link=Link.model_validate({"rate": UNSHAPED}))
+    def ceiling_bps(self, workers: int, segments: int | None = None) -> float:
+        """What each of so many workers can send while all do, with nothing limited, in bits per second.
+
+        Args:
+            segments: how many packets go through netem as one (``Topology.segments``); None: there is no netem.
+        """
+        if (workers, segments) not in self._ceilings:
+            link = Link.model_validate({"rate": UNSHAPED, **({"delay": LEAST_DELAY} if segments else {})})
+            topology = Topology(workers=workers, link=link, most_segments=segments)
             self._build(topology, NO_LIMITS)
-            self._ceilings[workers] = self._probe("probe_ceiling", topology)["ceiling_bps"]
-        return self._ceilings[workers]
+            self._ceilings[workers, segments] = self._probe("probe_ceiling", topology)["ceiling_bps"]
+        return self._ceilings[workers, segments]
 
     def use(self, topology: Topology, resources: Resources = NO_LIMITS) -> Readings:
         """See ``Cluster.use``."""

@@ -96,3 +96,10 @@ def test_regions_are_as_far_apart_as_their_matrix_says(cluster: UmlCluster) -> N
 def test_jitter_finer_than_the_timers_is_refused_with_what_they_can(cluster: UmlCluster) -> None:
     with pytest.raises(UsageError, match=r"link\.jitter: found '1 µs'; allowed: 0, or at least"):
         cluster.check(pair(delay="1ms", jitter="1us"))
+
+
+def test_more_packets_than_this_kernel_carries_are_refused_with_what_it_does(cluster: UmlCluster) -> None:
+    topology = Topology.model_validate({"workers": 8, "link": {"rate": "200mbit", "delay": "1ms", "loss": "1%"}})
+    allowed = r"allowed: up to .*, what this machine carries for 8 workers through netem"
+    with pytest.raises(UsageError, match=rf"link\.rate: found '200 Mbit/s'; {allowed}"):
+        cluster.check(topology)
