@@ -1,8 +1,9 @@
 """What changed between two runs of one scenario: ratios to the baseline, bytes, accuracy, each with its interval.
 
 What is compared is a method's speedup over the baseline of its own run, so that the two runs need not come from one
-machine or one hour. Within a run ratios are paired by round; between runs there is no pairing but the seed, which
-accuracies share.
+machine or one hour. What the processor did in a step is first put to the pace of the earlier run's machine
+(``at_pace``): a baseline that waits for its link does not tell how fast a machine computes. Within a run ratios are
+paired by round; between runs there is no pairing but the seed, which accuracies share.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ class Change:
     bytes_ratio: float | None
     """Payload a step after over before."""
     computing: float
-    """How much longer the machine surely computes after than before, by the baseline's steps; 1: no difference seen."""
+    """How much longer the machine surely computes after than before, by the baseline's steps, beyond what the yardstick
+    accounts for; 1: no difference seen."""
     unfinished: tuple[str, ...]
     """Trials after that did not finish, each as round, status and reason."""
     problem: str = ""
@@ -150,11 +152,46 @@ def log_shift(
     return Shift(log, math.sqrt(sum(variances)), sum(variances) ** 2 / weights if weights else math.inf, n)
 
 
+def at_pace(trials: pd.DataFrame, yardstick_s: float) -> pd.DataFrame:
+    """The same trials as a machine would have had them on which the yardstick takes so long (``meter.yardstick_s``).
+
+    What the processor did in a step takes as many times longer as the yardstick does; all else stays as it was. Trials
+    of which neither is known stay as they are.
+    """
+    pace = yardstick_s / trials["yardstick_s"]
+    step_s = trials["workers"] * trials["batch_size"] / trials["samples_per_s"]
+    longer = 1 + trials["processor_s_per_step"] / step_s * (pace - 1)
+    computing = pace.where(trials["replay"].isna(), 1.0)
+    return trials.assign(
+        samples_per_s=trials["samples_per_s"] / longer.fillna(1.0),
+        compute_s_per_step=trials["compute_s_per_step"] * computing.fillna(1.0),
+    )
+
+
+def pace_note(before: Measured, after: Measured) -> list[str]:
+    """How much faster or slower the machine had become, in words; nothing where it is not known."""
+    slower = after.trials["yardstick_s"].mean() / before.trials["yardstick_s"].mean()
+    if not math.isfinite(slower):
+        return []
+    return [
+        f"the processor took {slower:.2f} times as long for a fixed piece of work after as before; "
+        "what it did in a step is compared at one pace"
+    ]
+
+
+def _at_one_pace(cases: tuple[CaseResult, CaseResult]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The trials of both, at the mean pace of the earlier ones."""
+    before, after = (case.trials for case in cases)
+    yardstick_s = float(before["yardstick_s"].mean())
+    return at_pace(before, yardstick_s), at_pace(after, yardstick_s)
+
+
 def _change(before: Measured, after: Measured, cases: tuple[CaseResult, CaseResult], label: str) -> Change:
     baseline, is_baseline = after.scenario.baseline, label == after.scenario.baseline
     old, new = (_result(case, label) for case in cases)
-    ratios = [paired_ratios(case.trials, label, baseline).to_numpy() for case in cases]
-    rates = [_column(case, label, "samples_per_s") for case in cases]
+    paced = _at_one_pace(cases)
+    ratios = [paired_ratios(trials, label, baseline).to_numpy() for trials in paced]
+    rates = [_column(case.trials, label, "samples_per_s") for case in cases]
     noise = before.noise, after.noise
     return Change(
         case=cases[1].title,
@@ -165,7 +202,7 @@ def _change(before: Measured, after: Measured, cases: tuple[CaseResult, CaseResu
         absolute=log_shift(rates[0], rates[1], (None, None)).estimate() if all(map(len, rates)) else None,
         accuracy=_accuracy_change(cases[0].trials, cases[1].trials, label),
         bytes_ratio=_bytes_ratio(old, new),
-        computing=machine_factor(*(_column(case, baseline, "compute_s_per_step") for case in cases)),
+        computing=machine_factor(*(_column(trials, baseline, "compute_s_per_step") for trials in paced)),
         unfinished=unfinished(cases[1].trials, label),
         problem="" if is_baseline else _problem([old, new], [before.where, after.where], ratios),
     )
@@ -187,9 +224,9 @@ def _result(case: CaseResult, label: str) -> MethodResult | None:
     return next((result for result in case.methods if result.label == label), None)
 
 
-def _column(case: CaseResult, label: str, column: str) -> np.ndarray[Any, Any]:
+def _column(trials: pd.DataFrame, label: str, column: str) -> np.ndarray[Any, Any]:
     """Of the method's finished trials, where it is known."""
-    done = case.trials[(case.trials["label"] == label) & (case.trials["status"] == DONE)]
+    done = trials[(trials["label"] == label) & (trials["status"] == DONE)]
     return done[column].dropna().to_numpy(dtype=float)
 
 
@@ -268,6 +305,7 @@ def notes(before: Measured, after: Measured, found: Sequence[Change]) -> list[st
     for name, side in (("before", before), ("after", after)):
         noise = f", noise {100 * side.noise.sd:.1f} % a round" if side.noise else ""
         lines.append(f"{name}: {side.where}, commit {', '.join(side.commits) or 'unknown'}, {side.machine}{noise}")
+    lines += pace_note(before, after)
     lines.append(f"speedups over {after.scenario.baseline}: " + ", ".join(f"{n} {kind}" for kind, n in counts.items()))
     return lines
 

@@ -403,6 +403,8 @@ def _measured(trial: Trial, outcome: Outcome) -> dict[str, Any]:
         "decode_s_per_step": mean_of("decode_s"),
         "comm_s_per_step": mean_of("comm_s"),
         "overrun_s_per_step": mean_of("overrun_s") if trial.case.train.replay else None,
+        "processor_s_per_step": mean_of(*_phases_of_the_processor(trial)),
+        "yardstick_s": statistics.mean(result["yardstick_s"] for result in results),
         "wire_bytes_per_step": _payload_per_step(outcome),
         "header_bytes_per_step": _per_steady_step(outcome, "header_bytes"),
         "before_steady_s": sum(all_step_s[:timed_from_step]),
@@ -422,6 +424,15 @@ def _measured(trial: Trial, outcome: Outcome) -> dict[str, Any]:
         **({"formula_bytes_per_step": noted} if (noted := mean_of("formula_bytes")) else {}),
         "parameter_hash": first["parameter_hash"],
     }
+
+
+def _phases_of_the_processor(trial: Trial) -> tuple[str, ...]:
+    """The phases of a step that take as long as this machine's processor does: not what a GPU or a profile says."""
+    replayed = profile_of(trial.case)
+    if trial.case.cluster.device != "cpu" or (replayed and replayed.codec(trial.method, trial.case.cluster.workers)):
+        return ()
+    codec = ("encode_s", "decode_s")
+    return codec if replayed else ("compute_s", *codec)
 
 
 def _queues(trial: Trial, outcome: Outcome) -> dict[str, Any]:

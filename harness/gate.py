@@ -9,9 +9,10 @@ the slowdown may truly be,
 * ``failed``: a trial of the method did not finish.
 
 A machine that computes more slowly than the reference's did, because it is another one or has other work, slows methods
-that compute much more than the baseline, which waits for the network. So much of a slowdown as this can explain is not
-held against a method, and so much as a faster machine can hide is not held to its credit: where machines differ by more
-than the limit, the gate is inconclusive, and a reference of this machine is what it needs.
+that compute much more than the baseline, which waits for the network. Each trial therefore times a fixed piece of work,
+and what the processor did in a step is put to the reference's pace. Where the baseline's own computation still differs,
+so much of a slowdown as this can explain is not held against a method, and so much as it can hide is not held to its
+credit: where that is more than the limit, the gate is inconclusive, and a reference of this machine is what it needs.
 
 A true slowdown as large as the limit passes in one case of forty. Of runs whose code has not changed, one in a hundred
 may be called a regression on a machine of any noise, however many methods there are, and next to none on a quiet one.
@@ -115,6 +116,7 @@ class Gate:
                 f"the reference was measured on another machine ({self.reference.machine}; here {self.run.machine}): "
                 "ratios to the baseline still compare, as far as computation and network keep their proportion"
             )
+        notes += compare.pace_note(self.reference, self.run)
         scenario = self.run.scenario
         planned = scenario.rounds * len(scenario.cases) * len(scenario.methods)
         if (never := planned - len(self.run.trials)) > 0:

@@ -6,6 +6,7 @@ import json
 import re
 import statistics
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,9 @@ import torch
 
 from baselines._state import Clock
 from harness.network import FRAME_HEADER_BYTES
+
+YARDSTICK_NUMEL = 1 << 17
+YARDSTICK_REPETITIONS = 9
 
 FLUSH_S = 1.0
 """How often events leave a worker, so that whoever watches sees it live."""
@@ -81,6 +85,22 @@ def parse_transport(shown: str) -> Transport:
         smoothed_rtt_s=statistics.median(rtts) / 1e3 if (rtts := each(r"\brtt:([\d.]+)/")) else None,
         cwnd_packets=statistics.median(windows) if (windows := each(r"\bcwnd:(\d+)")) else None,
     )
+
+
+def yardstick_s() -> float:
+    """What a fixed piece of work takes of the processor, in seconds: how fast this machine computes at the moment.
+
+    The median of some repetitions, in this thread's own time, so that whoever else runs counts only as far as caches,
+    clock and memory are shared. It is what codecs are made of: magnitudes, a selection, rounding, a copy.
+    """
+    values = torch.arange(YARDSTICK_NUMEL, dtype=torch.float32).mul_(0.7).sin_()
+    seconds = []
+    for _ in range(YARDSTICK_REPETITIONS):
+        start = time.thread_time()
+        values.abs().topk(YARDSTICK_NUMEL // 100)
+        values.mul(127).round_().to(torch.int8).float()
+        seconds.append(time.thread_time() - start)
+    return statistics.median(seconds)
 
 
 def peak_memory_bytes() -> int:

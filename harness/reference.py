@@ -24,7 +24,7 @@ from harness.scenario import Case, MethodSpec, Scenario
 from harness.stats import CaseResult, Noise
 from harness.store import TRIAL_SCHEMA, Store, require_done
 
-FORMAT = 1
+FORMAT = 2
 """Of the file. To be raised whenever what is compared changes its meaning."""
 
 REFERENCES = ROOT / "results" / "reference"
@@ -32,10 +32,12 @@ ROUNDS = 10
 """Of a reference: it is made once, and every gate afterwards leans on it."""
 
 COLUMNS = (
-    *("trial_id", "label", "round", "seed", *stats.CASE_COLUMNS, "status", "reason", "samples_per_s"),
+    *("trial_id", "label", "round", "seed", "replay", *stats.CASE_COLUMNS, "status", "reason", "samples_per_s"),
     *(
         "step_time_median_s",
         "compute_s_per_step",
+        "processor_s_per_step",
+        "yardstick_s",
         "wire_bytes_per_step",
         "final_accuracy",
         "time_to_target_s",

@@ -67,6 +67,8 @@ TRIAL_SCHEMA = pa.schema(
         ("decode_s_per_step", pa.float64()),
         ("comm_s_per_step", pa.float64()),
         ("overrun_s_per_step", pa.float64()),  # of a replay: what this machine's slowness adds at most
+        ("processor_s_per_step", pa.float64()),  # of the above, what this machine's processor decides
+        ("yardstick_s", pa.float64()),  # of the processor, for a fixed piece of work, when the trial began and ended
         ("wire_bytes_per_step", pa.float64()),
         ("header_bytes_per_step", pa.float64()),
         ("formula_bytes_per_step", pa.float64()),

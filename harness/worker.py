@@ -171,9 +171,11 @@ class _Training:
         return {name: getattr(self.settings, name) for name in ("lr", "momentum", "weight_decay")}
 
     def run(self) -> None:
+        yardsticks_s = [meter.yardstick_s()]
         with watched_queues() as queues:
             steps, test_loss = self._train()
             sent, transport = meter.wire_bytes(WORKER_INTERFACE) - self.at_steady, meter.transport()
+        yardsticks_s.append(meter.yardstick_s())
         smallest, largest = self._parameter_hash_range()
         self.recorder.flush()
         self.send(
@@ -189,6 +191,7 @@ class _Training:
                 "queues": queues.uses,
                 "train_time_s": self.recorder.clock_s,
                 "evaluation_time_s": self.paused_s,
+                "yardstick_s": statistics.mean(yardsticks_s),
                 "peak_memory_bytes": meter.peak_memory_bytes(),
                 "peak_gpu_memory_bytes": meter.peak_gpu_memory_bytes(),
                 "own_memory_bytes": meter.own_memory_bytes(),

@@ -7,6 +7,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -105,6 +106,33 @@ def test_what_the_machine_explains_is_held_neither_against_a_method_nor_to_its_c
     assert found.judgements[0].change.computing == pytest.approx(computing)
     if verdict == "inconclusive":
         assert f"surely took {computing:.2f} times as long to compute" in found.judgements[0].reason
+
+
+def test_a_method_is_judged_at_the_pace_of_the_references_machine(make_run: MakeRun) -> None:
+    """The processor takes 40 % of top-k's step and nothing of dense's, and becomes half as fast."""
+    before = make_run(around(500.0))
+    topk = before.trials["label"] == "topk"
+    step_s = before.trials["workers"] * before.trials["batch_size"] / before.trials["samples_per_s"]
+
+    def run(processor_share: float, yardstick_s: float) -> Measured:
+        longer = 1 + (processor_share - 0.4) * topk
+        trials = before.trials.assign(
+            samples_per_s=before.trials["samples_per_s"] / longer,
+            processor_s_per_step=processor_share * step_s * topk,
+            compute_s_per_step=before.trials["compute_s_per_step"] * np.nan_to_num(yardstick_s / 1e-3, nan=1.0),
+            yardstick_s=yardstick_s,
+        )
+        return replace(before, trials=trials)
+
+    unknown = math.nan
+    assert verdict_of(judge(run(0.8, unknown), run(0.4, unknown)))[0] == "regression", "nothing tells of the machine"
+    found = judge(run(0.8, 2e-3), run(0.4, 1e-3))
+    assert verdict_of(found) == ("pass", 0)
+    assert found.judgements[0].slowdown is not None
+    assert found.judgements[0].slowdown[0] == pytest.approx(0.0, abs=1e-9)
+    assert any("2.00 times as long for a fixed piece of work" in note for note in found.notes)
+    assert verdict_of(judge(run(1.2, 2e-3), run(0.4, 1e-3)))[0] == "regression", "more than the machine explains"
+    assert verdict_of(judge(run(0.4, 0.5e-3), run(0.4, 1e-3)))[0] == "regression", "a faster machine hides nothing"
 
 
 def test_the_limit_is_the_one_that_is_given(make_run: MakeRun) -> None:
@@ -258,11 +286,11 @@ def test_nothing_measured_is_an_error_not_a_pass(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ('{"format": 99}', "format: found 99; allowed: 1; make it anew"),
+        ('{"format": 99}', "format: found 99; allowed: 2; make it anew"),
         ("[]", "not the file of a reference"),
         ("not json", "not the file of a reference"),
-        ('{"format": 1, "scenario": {}, "trials": []}', "not a reference that this version can read"),
-        ('{"format": 1, "scenario": {"name": "x", "brew": 1}}', "not a reference that this version can read"),
+        ('{"format": 2, "scenario": {}, "trials": []}', "not a reference that this version can read"),
+        ('{"format": 2, "scenario": {"name": "x", "brew": 1}}', "not a reference that this version can read"),
     ],
 )
 def test_a_file_that_is_no_reference_is_one_line(tmp_path: Path, content: str, says: str) -> None:
