@@ -6,7 +6,8 @@ the 95 % interval of what was measured:
 
 * ``reproduced``: the interval lies within the claimed range,
 * ``not reproduced``: it lies wholly outside, below or above; or the method missed the target in every training,
-* ``inconclusive``: it reaches over an end of the range; or too little was measured.
+* ``inconclusive``: it reaches over an end of the range; or too little was measured; or this machine was slower than the
+  device that it replayed, so that the step was its own.
 
 Three quantities are claimed. ``throughput`` and ``bytes`` are ratios of two methods in one run. ``time to accuracy`` is
 a product of two figures of different origin: the throughput of the one run, and the steps to the target that a real
@@ -54,6 +55,9 @@ LISTED = ("model", "rate", "baseline", "method")
 
 QUICK_ROUNDS = 3
 """Of ``--quick``: the fewest whose interval says something."""
+
+MOST_OVERRUN = 0.1
+"""The share of a replayed step by which this machine may be late before nothing is said of the device."""
 
 Quantity = Literal["throughput", "bytes", "time to accuracy"]
 Verdict = Literal["reproduced", "not reproduced", "inconclusive"]
@@ -298,6 +302,8 @@ def judge(claim: Claim, runs: Mapping[str, Run]) -> Judgement:
     ratio = found.shift.estimate() if found.shift else None
     unknown: Verdict = "not reproduced" if found.missed else "inconclusive"
     verdict, reason = verdict_on(ratio, claim.claimed) if ratio else (unknown, found.problem)
+    if ratio and claim.quantity != "bytes" and (late := _late(trials, claim)):
+        verdict, reason = "inconclusive", late
     return Judgement(claim, verdict, ratio, reason, explanation, tuple(filter(None, origins)))
 
 
@@ -459,6 +465,19 @@ def _ratio(claim: Claim, run: Run, trials: pd.DataFrame) -> Finding:
     if ratios.empty:
         return Finding(None, f"in no round both {claim.method} and {claim.baseline} finished")
     return Finding(_mean(ratios.to_numpy()))
+
+
+def _late(trials: pd.DataFrame, claim: Claim) -> str:
+    """Which of the two methods this machine was too slow to replay, and by how much; nothing if neither."""
+    for label in (claim.method, claim.baseline):
+        done = trials[(trials["label"] == label) & (trials["status"] == DONE)]
+        overrun = done["overrun_s_per_step"].mean() / done["step_time_median_s"].mean()
+        if overrun > MOST_OVERRUN:
+            return (
+                f"for up to {100 * overrun:.0f} % of {label}'s step this machine was slower than the device that it "
+                "replays; a greater train.dilation takes that away"
+            )
+    return ""
 
 
 def _fewer_steps(claim: Claim, training: Run) -> Finding:

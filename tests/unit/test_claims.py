@@ -173,6 +173,17 @@ def test_what_was_not_run_is_inconclusive(run: Run) -> None:
     assert judgement.origins == ()
 
 
+def test_a_machine_too_slow_for_what_it_replays_decides_no_throughput(tmp_path: Path) -> None:
+    late = {("topk", number): {"overrun_s_per_step": 0.02} for number in range(3)}
+    store = make_store(tmp_path / "quickstart-late", ends=late)
+    run = Run(on_netns(load("quickstart")), store)
+    found = judged(run)
+    assert found.verdict == "inconclusive"
+    assert found.found is not None, "what was measured is shown all the same"
+    assert "of topk's step this machine was slower than the device that it replays" in found.reason
+    assert judged(run, quantity="bytes", range=(1.0, 1e6)).verdict == "reproduced", "bytes do not depend on it"
+
+
 def test_one_round_is_inconclusive(tmp_path: Path) -> None:
     store = make_store(tmp_path / "quickstart-1", ["rounds=1"])
     judgement = judged(Run(on_netns(load("quickstart", ["rounds=1"])), store))
