@@ -475,7 +475,7 @@ def _late(trials: pd.DataFrame, claim: Claim) -> str:
         if overrun > MOST_OVERRUN:
             return (
                 f"for up to {100 * overrun:.0f} % of {label}'s step this machine was slower than the device that it "
-                "replays; a greater train.dilation takes that away"
+                "replays; a greater dilation takes that away"
             )
     return ""
 

@@ -106,7 +106,7 @@ def show_plan(
 
     plan = _plan(_load(scenario, set_, method, rounds), _cluster(on))
     if show_tc:
-        for topology in dict.fromkeys(built_topology_of(trial.case) for trial in plan.trials):
+        for topology in dict.fromkeys(built_topology_of(trial) for trial in plan.trials):
             print(topology.script())
         return
     estimates = [estimate(trial, _cpu_count()) for trial in plan.trials]

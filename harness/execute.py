@@ -115,7 +115,7 @@ def run(
         cluster.lend(path)
     for train in {_materials_of(trial.case.train): trial.case.train for trial in pending}.values():
         cluster.preload(train)
-    for wanted in dict.fromkeys((built_topology_of(trial.case), trial.case.cluster.resources) for trial in pending):
+    for wanted in dict.fromkeys((built_topology_of(trial), trial.case.cluster.resources) for trial in pending):
         cluster.check(*wanted)
     ports = itertools.cycle(range(FIRST_PORT, FIRST_PORT + PORTS))
     first_round = min((trial.round for trial in pending), default=0)
@@ -152,7 +152,7 @@ def _materials_of(train: Train) -> tuple[object, ...]:
 
 def _network_and_round(trial: Trial) -> tuple[Topology, Resources, int]:
     """What trials that follow one another share until the links are measured again."""
-    return built_topology_of(trial.case), trial.case.cluster.resources, trial.round
+    return built_topology_of(trial), trial.case.cluster.resources, trial.round
 
 
 def _run_one(trial: Trial, store: Store, cluster: Cluster, port: int, watch: Watch, ended: Ended) -> Outcome:
@@ -184,7 +184,7 @@ def _verify_again(finished: list[tuple[Trial, Outcome]], store: Store, cluster: 
         readings, complaints = None, [str(error)]
     for trial, _ in finished:
         attempt = store.attempts_of(trial.id) - 1
-        told = _as_json(readings.undilated(trial.case.train.dilation)) if readings else None
+        told = _as_json(readings.undilated(trial.dilation)) if readings else None
         store.append_verification(trial.id, attempt, told, complaints)
         if complaints:
             drifted = Outcome("failed", f"the links had changed after it: {'; '.join(complaints)}", readings)
@@ -209,7 +209,7 @@ def latest_run(plan: Plan, results: Path) -> Store | None:
 def _attempt(trial: Trial, cluster: Cluster, port: int, outcome: Outcome, watch: Watch) -> None:
     """Run one trial on a verified network and gather what comes of it."""
     train = trial.case.train
-    outcome.readings = cluster.use(built_topology_of(trial.case), trial.case.cluster.resources)
+    outcome.readings = cluster.use(built_topology_of(trial), trial.case.cluster.resources)
     spec = {"trial": trial.model_dump(mode="json", by_alias=True), "port": port}
     if trial.case.link.trace:
         spec["start_file"] = f"/run/trace-{port}"  # of the universe, which ends with the cluster
@@ -218,7 +218,7 @@ def _attempt(trial: Trial, cluster: Cluster, port: int, outcome: Outcome, watch:
             _take(message, trial, outcome, watch)
     except TaskTimeoutError:
         outcome.status, outcome.reason = "timeout", f"it took longer than {train.timeout_s:g} s (train.timeout)"
-    outcome.events.extend(_changes_by_step(outcome, train.dilation))
+    outcome.events.extend(_changes_by_step(outcome, trial.dilation))
     if outcome.status == DONE:
         _check_results(trial, outcome)
 
@@ -321,6 +321,7 @@ def _row(trial: Trial, attempt: int, outcome: Outcome, wall_time_s: float) -> di
         "replay": train.replay and Path(train.replay).stem,
         "replay_source": replayed and replayed.source,
         "dilation": train.dilation,
+        "trial_dilation": trial.dilation,
         "workers": case.cluster.workers,
         "batch_size": train.batch_size,
         "rate_bps": case.link.trace.rows[0].rate_bps if case.link.trace else case.link.rate_bps,
@@ -345,7 +346,7 @@ def _row(trial: Trial, attempt: int, outcome: Outcome, wall_time_s: float) -> di
         "predicted_step_s": predicted_step_s(trial),
     }
     if outcome.readings:
-        readings = outcome.readings.undilated(train.dilation)
+        readings = outcome.readings.undilated(trial.dilation)
         row |= {
             "measured_rate_bps": readings.slowest_bps,
             "measured_rtt_s": readings.rtt_median_s,

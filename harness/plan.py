@@ -57,6 +57,12 @@ class Trial(Section):
     seed: int
     round: int
 
+    @property
+    def dilation(self) -> float:
+        """How many times slower than it is told everything runs: as its case says, or more, as its method needs."""
+        rate_bps, slowed_to_bps = self.case.link.rate_bps, self.method.slowed_to_bps
+        return max(self.case.train.dilation, rate_bps / slowed_to_bps if rate_bps and slowed_to_bps else 1.0)
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -139,10 +145,14 @@ def topology_of(case: Case) -> Topology:
     return Topology(workers=case.cluster.workers, link=case.link, fabric=case.fabric)
 
 
+def built_topology_of(trial: Trial) -> Topology:
+    """The network that is built for a trial: the one that its case asks for, or a slower one, where time is dilated."""
+    return _slowed(trial.case, trial.dilation)
+
+
 @cache
-def built_topology_of(case: Case) -> Topology:
-    """The network that is built for a case: the one it asks for, or a slower one, where time is dilated."""
-    return topology_of(case).slowed(case.train.dilation)
+def _slowed(case: Case, dilation: float) -> Topology:
+    return topology_of(case).slowed(dilation)
 
 
 def profile_of(case: Case) -> profiles.Profile | None:
@@ -163,7 +173,7 @@ def estimate(trial: Trial, cpu_count: int) -> Estimate:
     return Estimate(
         wire_bytes_per_step=wire_bytes(trial),
         lower_bound_s_per_step=lower_bound_s(trial),
-        time_s=TRIAL_OVERHEAD_S + train.dilation * (wire_s + compute_s) + evaluation_s,
+        time_s=TRIAL_OVERHEAD_S + trial.dilation * (wire_s + compute_s) + evaluation_s,
         predicted_step_s=predicted_step_s(trial),
         memory_bytes=memory_bytes(trial),
     )

@@ -277,10 +277,12 @@ def _notes(cases: Sequence[CaseResult], scenario: Scenario) -> list[str]:
         )
     for case in cases:
         for result in case.methods:
+            if (slowed := result.mean("trial_dilation")) > case.key["dilation"]:
+                notes.append(f"{result.label} ({case.title}): it really ran {slowed:g} times slower than is told here.")
             if (overrun := result.mean("overrun_s_per_step") / result.mean("step_time_median_s")) > OVERRUN:
                 notes.append(
                     f"{result.label} ({case.title}): for up to {100 * overrun:.0f} % of a step this machine was slower "
-                    "than the device that is replayed; a greater train.dilation takes that away."
+                    "than the device that is replayed; a greater dilation (train.dilation, slowed_to) takes that away."
                 )
     if any(speedup.n == 1 for case in cases for result in case.methods if (speedup := result.speedup)):
         notes.append("Where there is one round only, no interval can be given: a second run may say otherwise.")

@@ -31,7 +31,7 @@ from pydantic import (
 from typing_extensions import Self
 
 from harness.errors import UsageError
-from harness.units import Share, SizeBytes, TimeS, format_time, parse_rate_bps
+from harness.units import RateBps, Share, SizeBytes, TimeS, format_time, parse_rate_bps
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -436,6 +436,9 @@ class MethodSpec(Section):
     name: str
     label: str
     params: dict[str, Any] = Field(default_factory=dict)
+    slowed_to_bps: Annotated[RateBps | None, Field(alias="slowed_to")] = None
+    """Of a replay: links really have this rate, and time is dilated by as much, so that this machine has the time for
+    what the method computes. Links that are no faster stay as they are. None: ``train.dilation`` alone says."""
 
 
 class Case(Section):
@@ -471,6 +474,13 @@ class Scenario(Section):
     """The label of the method that speedups are ratios to."""
     cases: tuple[Case, ...]
     methods: tuple[MethodSpec, ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        slowed = next((method for method in self.methods if method.slowed_to_bps), None)
+        if slowed and not all(case.train.replay and case.link.rate_bps for case in self.cases):
+            raise ValueError(f"methods ({slowed.label}).slowed_to: allowed: in replays over links that have a rate")
+        return self
 
 
 def load(name_or_path: str, overrides: Iterable[str] = (), only_methods: Sequence[str] = ()) -> Scenario:
@@ -594,25 +604,27 @@ def _methods(entries: object, source: str) -> tuple[MethodSpec, ...]:
         name = entry.get("name")
         if name not in baselines.names():
             raise UsageError.at(source, f"{where}.name", name, ", ".join(baselines.names()))
-        given = {key: value for key, value in entry.items() if key not in ("name", "label")}
+        given = {key: value for key, value in entry.items() if key not in ("name", "label", "slowed_to")}
         for combination in _combinations({"params": given}):
             try:
                 state = baselines.get(name).State(**combination["params"])
             except ValidationError as error:
                 allowed = ", ".join(baselines.get(name).State().parameters) or "no parameters"
                 raise UsageError(_explain(error, source, prefix=f"{where} ({name})", keys=allowed)) from None
-            specs.append((name, entry.get("label"), state.parameters))
+            specs.append((entry, state.parameters))
     return _labelled(specs, source)
 
 
-def _labelled(specs: Sequence[tuple[str, str | None, dict[str, Any]]], source: str) -> tuple[MethodSpec, ...]:
+def _labelled(specs: Sequence[tuple[Mapping[str, Any], dict[str, Any]]], source: str) -> tuple[MethodSpec, ...]:
     """Give each method the label it was given, or its name and what tells it from others of that name."""
     methods = []
-    for name, label, params in specs:
-        siblings = [other for other_name, _, other in specs if other_name == name]
+    for entry, params in specs:
+        siblings = [other for other_entry, other in specs if other_entry["name"] == entry["name"]]
         differing = [key for key in params if any(other[key] != params[key] for other in siblings)]
         parts = [str(params[key]) if isinstance(params[key], str) else f"{key}={params[key]}" for key in differing]
-        methods.append(MethodSpec(name=name, label=label or "-".join([name, *parts]), params=params))
+        label = entry.get("label") or "-".join([entry["name"], *parts])
+        fields = {"name": entry["name"], "label": label, "params": params, "slowed_to": entry.get("slowed_to")}
+        methods.append(checked_section(MethodSpec, fields, f"{source}: methods ({label})"))
     repeated = [label for label, count in Counter(method.label for method in methods).items() if count > 1]
     if repeated:
         raise UsageError.at(source, "methods", repeated[0], "each method once, or a label of its own for each")

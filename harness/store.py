@@ -44,7 +44,8 @@ TRIAL_SCHEMA = pa.schema(
         ("dataset", pa.string()),  # or, of a replay, whose times were waited for
         ("replay", pa.string()),  # the profile; null: it trained for real
         ("replay_source", pa.string()),  # measured or modelled
-        ("dilation", pa.float64()),  # how many times slower everything was than it is told here
+        ("dilation", pa.float64()),  # of the case: how many times slower everything is than it is told here, at least
+        ("trial_dilation", pa.float64()),  # how many times slower it was
         ("workers", pa.int32()),
         ("batch_size", pa.int32()),
         ("rate_bps", pa.float64()),  # null: unshaped

@@ -132,6 +132,7 @@ class _Training:
     def __init__(self, trial: Trial, rank: int, world_size: int, recorder: Recorder, send: Send) -> None:
         self.settings = trial.case.train
         self.seed = trial.seed
+        self.dilation = trial.dilation
         self.rank, self.world_size = rank, world_size
         self.recorder, self.send = recorder, send
         self.device = torch.device(trial.case.cluster.device)
@@ -187,7 +188,7 @@ class _Training:
                 "diverged": steps < self.settings.steps or not test_loss < float("inf"),
                 "payload_bytes": sent.payload,
                 "header_bytes": sent.headers,
-                **vars(transport.undilated(self.settings.dilation)),
+                **vars(transport.undilated(self.dilation)),
                 "queues": queues.uses,
                 "train_time_s": self.recorder.clock_s,
                 "evaluation_time_s": self.paused_s,
@@ -325,7 +326,7 @@ class _Replay(_Training):
         settings, profile = self.settings, profiles.read(str(self.settings.replay))
         made = replay.materials(str(settings.replay), settings.gradient_density)
         codec = profile.codec(trial.method, self.world_size)
-        self.pace = pace = replay.Pace(settings.dilation)
+        self.pace = pace = replay.Pace(self.dilation)
         model = replay.Replayed(profile, made, pace, self.rank, settings.gradient_overlap)
         # All ranks have the same weights already; to send them would take a copy of its own from each.
         self.ddp = DistributedDataParallel(model, **self._ddp_settings, init_sync=False)

@@ -201,10 +201,68 @@ def test_a_dilated_case_keeps_its_figures_and_builds_a_slower_network(tmp_path: 
     file = Path(written(tmp_path / "p.json"))
     (plain, *_), (slow, *_) = (replayed(file, f"train.dilation={k}").trials for k in ("1.0", "10.0"))
     assert topology_of(slow.case) == topology_of(plain.case)
-    assert built_topology_of(slow.case).slowest_bps == 10_000_000
+    assert built_topology_of(slow).slowest_bps == 10_000_000
     assert lower_bound_s(slow) == lower_bound_s(plain)
     assert estimate(slow, 2).predicted_step_s == estimate(plain, 2).predicted_step_s
     assert estimate(slow, 2).time_s > 5 * estimate(plain, 2).time_s
+
+
+SLOWED = """
+[train]
+model = "digits-cnn"
+replay = "{file}"
+batch_size = 32
+steps = 40
+
+[link]
+rate = ["100mbit", "10mbit"]
+
+[[methods]]
+name = "dense"
+
+[[methods]]
+name = "topk"
+slowed_to = "20mbit"
+"""
+
+
+def test_a_method_slows_its_links_and_time_with_them(tmp_path: Path) -> None:
+    file = written(tmp_path / "p.json")
+    (tmp_path / "slowed.toml").write_text(SLOWED.format(file=file))
+    plan = make(load(str(tmp_path / "slowed.toml"), ["rounds=2"]), "fake")
+    first = {(trial.case.link.rate_bps, trial.method.label): trial for trial in plan.trials if trial.round == 0}
+    assert {key: trial.dilation for key, trial in first.items()} == {
+        (100_000_000, "dense"): 1.0,
+        (100_000_000, "topk"): 5.0,
+        (10_000_000, "dense"): 1.0,
+        (10_000_000, "topk"): 1.0,  # slow enough as it is
+    }
+    assert built_topology_of(first[100_000_000, "topk"]).slowest_bps == 20_000_000
+    assert built_topology_of(first[100_000_000, "dense"]).slowest_bps == 100_000_000
+
+    store = Store.create(tmp_path / "run", plan.scenario)
+    execute.run(plan, store, FakeCluster(), lambda _: None, lambda *_: None)
+    rows = store.trials()
+    assert (rows["status"] == "done").all()
+    assert rows["measured_rate_bps"].eq(rows["rate_bps"]).all(), "told as asked"
+    cases = case_results(rows, store.scenario())
+    assert len(cases) == 2, "a method's own pace makes no case of its own"
+    assert all(case.method("topk").speedup for case in cases)
+    assert cases[-1].method("topk").mean("trial_dilation") == 5.0
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (('"20mbit"', '"fast"'), r"methods \(topk\): slowed_to: found 'fast'; allowed: a rate such as"),
+        (('"10mbit"', '"unshaped"'), r"methods \(topk\)\.slowed_to: allowed: in replays over links that have a rate"),
+        (('replay = "{file}"', ""), r"methods \(topk\)\.slowed_to: allowed: in replays over links that have a rate"),
+    ],
+)
+def test_links_are_slowed_for_a_method_in_replays_alone(change: tuple[str, str], says: str, tmp_path: Path) -> None:
+    (tmp_path / "slowed.toml").write_text(SLOWED.replace(*change).format(file=written(tmp_path / "p.json")))
+    with pytest.raises(UsageError, match=says):
+        load(str(tmp_path / "slowed.toml"))
 
 
 def test_rows_of_a_replay_say_so_and_know_no_accuracy(tmp_path: Path) -> None:
