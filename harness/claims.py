@@ -19,7 +19,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,11 +41,6 @@ from harness.scenario import Case, MethodSpec, Scenario, Section, checked_sectio
 from harness.stats import FAKE, Estimate, paired_ratios
 from harness.store import DONE, Store
 from harness.units import RateBps, format_rate, format_size, format_time
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 FILE = Path(str(files("scenarios"))) / "paper" / "claims.toml"
 
@@ -162,10 +156,7 @@ def load(path: Path = FILE) -> list[Claim]:
     Raises:
         UsageError: one line that names file, claim, field, what was found and what is allowed.
     """
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{path}: not readable TOML: {error}") from None
+    raw = scenarios.read_toml(path)
     entries = raw.get("claims")
     if set(raw) != {"claims"} or not isinstance(entries, list) or not entries:
         raise UsageError.at(path, "claims", ", ".join(raw) or "nothing", "[[claims]] tables and nothing else")

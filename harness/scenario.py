@@ -495,11 +495,8 @@ def load(name_or_path: str, overrides: Iterable[str] = (), only_methods: Sequenc
     Raises:
         UsageError: with one line that says what is wrong, and where.
     """
-    source, text = _read(name_or_path)
-    try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{source}: not valid TOML: {error}") from None
+    path = _find(name_or_path)
+    source, raw = str(path), read_toml(path)
     for override in overrides:
         apply_override(raw, override)
     raw.setdefault("name", Path(source).stem)
@@ -522,14 +519,25 @@ def checked_section(model: type[SectionT], values: Mapping[str, Any], source: st
 def available() -> dict[str, str]:
     """The scenarios that come with pacbench: name -> description."""
     root = Path(str(files("scenarios")))
-    found = {
-        str(path.relative_to(root).with_suffix("")): tomllib.loads(path.read_text(encoding="utf-8"))
-        for path in sorted(root.rglob("*.toml"))
-    }
+    found = {str(path.relative_to(root).with_suffix("")): read_toml(path) for path in sorted(root.rglob("*.toml"))}
     return {name: str(raw.get("description", "")) for name, raw in found.items() if "methods" in raw}
 
 
-def _read(name_or_path: str) -> tuple[str, str]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a file.
+
+    Raises:
+        UsageError: it cannot be read, or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path}: not valid TOML: {error}") from None
+
+
+def _find(name_or_path: str) -> Path:
     path = Path(name_or_path)
     if path.suffix != ".toml":
         path = Path(str(files("scenarios"))) / f"{name_or_path}.toml"
@@ -537,10 +545,7 @@ def _read(name_or_path: str) -> tuple[str, str]:
             raise UsageError.at(
                 "command line", "SCENARIO", name_or_path, f"a .toml file, or one of {', '.join(available())}"
             )
-    try:
-        return str(path), path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read: {error}") from None
+    return path
 
 
 def apply_override(raw: dict[str, Any], override: str) -> None:

@@ -15,6 +15,7 @@ from harness.probe import ProbeReport, probe
 from harness.scenario import Link
 
 LIMITS = [
+    (4, "10mbit", 1.08, 5.0),
     (3, "37mbit", 1.10, 5.0),
     (4, "100mbit", 1.08, 5.0),
     (4, "500mbit", 1.08, 5.0),

@@ -106,7 +106,7 @@ def test_a_list_stands_for_every_combination(write: Callable[[str], Path]) -> No
         ('"100mbit"', '"100"', r"rate: found '100'; allowed: a rate such as '100mbit'"),
         ('wording = "up to 12 times faster"', "", r"wording: missing"),
         ("[[claims]]", "[[claim]]", r"claims: found 'claim'; allowed: \[\[claims\]\] tables"),
-        ("[[claims]]", "[[claims]", r"not readable TOML"),
+        ("[[claims]]", "[[claims]", r"not valid TOML"),
         ("[[claims]]", f"{TOPK}\n[[claims]]", r"id: found 'topk'; allowed: each id once"),
     ],
 )
