@@ -52,10 +52,8 @@ class EmulatedCluster(ABC):
             return
         ceiling_bps = self.ceiling_bps(workers, segments)
         if asked * HEADROOM > ceiling_bps:
-            netem = ", packet by packet with netem" if segments else ""
-            allowed = (
-                f"up to {format_rate(ceiling_bps / HEADROOM)}, what this machine carries for {workers} workers{netem}"
-            )
+            carried = f"what this machine carries for {workers} workers{' through netem' if segments else ''}"
+            allowed = f"up to {format_rate(ceiling_bps / HEADROOM)}, {carried}"
             raise UsageError.at("scenario", "link.rate", format_rate(asked), allowed)
 
     def ceiling_bps(self, workers: int, segments: int | None = None) -> float:
