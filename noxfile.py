@@ -33,8 +33,8 @@ def tests(session: nox.Session) -> None:
         run(session, "pytest", *session.posargs, env=ONE_THREAD)
         return
     run(session, "pytest", "tests/unit", "-n", "logical", "--dist", "worksteal", env=ONE_THREAD)
-    # These measure networks: only a tier beside the other, each of which leaves its core idle for much of the time.
-    run(session, "pytest", "tests/netns", "tests/netem", "-n", "2", "--dist", "loadgroup", env=ONE_THREAD)
+    # These measure networks: one test of a tier at a time, and a tier beside the other, on a core of its own.
+    run(session, "pytest", "tests/netns", "tests/netem", "-n", "2", "--dist", "loadscope", env=ONE_THREAD)
 
 
 @nox.session
