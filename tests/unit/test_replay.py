@@ -290,21 +290,42 @@ def test_rows_of_a_replay_say_so_and_know_no_accuracy(tmp_path: Path) -> None:
     assert "nothing was learnt" in headline(case, "dense")
 
 
-def test_a_pace_is_as_late_as_its_device_and_what_was_really_done_is_part_of_it() -> None:
+class MadeUpTime:
+    """Stands for the module ``time``: it passes only while somebody sleeps, and then exactly."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now_s
+
+    thread_time = perf_counter
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> MadeUpTime:
+    """What replays take for the time."""
+    made_up = MadeUpTime()
+    monkeypatch.setattr("harness.workload.replay.time", made_up)
+    monkeypatch.setattr("baselines._state.perf_counter", made_up.perf_counter)
+    return made_up
+
+
+def test_a_pace_is_as_late_as_its_device_and_what_was_really_done_is_part_of_it(clock: MadeUpTime) -> None:
     pace = Pace(dilation=3.0)
-    start = time.perf_counter()
     pace.begin()
-    time.sleep(0.02)
+    clock.sleep(0.02)
     pace.work(0.01)
     pace.work(0.01)
-    took_s = time.perf_counter() - start
-    assert took_s >= 0.06, "3 x 20 ms, of which a third was really worked"
+    assert clock.now_s == pytest.approx(0.06), "3 x 20 ms, of which a third was really worked"
     pace.begin()
-    time.sleep(0.05)
-    start = time.perf_counter()
+    clock.sleep(0.05)
     pace.work(0.01)
     pace.work(0.01)
-    assert time.perf_counter() - start >= 0.0099, "60 ms are due, and 50 have gone"
+    assert clock.now_s == pytest.approx(0.12), "60 ms are due, and 50 have gone"
 
 
 def test_a_device_does_one_thing_at_a_time() -> None:
@@ -320,59 +341,52 @@ def test_a_device_does_one_thing_at_a_time() -> None:
     assert time.perf_counter() - start >= 2 * 0.03
 
 
-def test_a_machine_that_is_slower_than_the_device_is_found_out() -> None:
+def test_a_machine_that_is_slower_than_the_device_is_found_out(clock: MadeUpTime) -> None:
     pace = Pace(dilation=2.0)
     pace.begin()
-    time.sleep(0.05)
+    clock.sleep(0.05)
     pace.work(0.01)
     pace.begin()
-    assert pace.take_overrun_s() >= 0.0149, "(50 - 20) / 2 ms"
+    assert pace.take_overrun_s() == pytest.approx(0.015), "(50 - 20) / 2 ms"
     pace.begin()
     assert pace.take_overrun_s() == 0
-    began = time.perf_counter()
-    time.sleep(0.02)
+    began = clock.now_s
+    clock.sleep(0.02)
     pace.work_beside(0.0, began)
-    assert pace.take_overrun_s() >= 0.0099
+    assert pace.take_overrun_s() == pytest.approx(0.01)
 
 
-def test_a_pace_forgets_what_it_was_late_by_when_the_device_waits() -> None:
+def test_a_pace_forgets_what_it_was_late_by_when_the_device_waits(clock: MadeUpTime) -> None:
     pace = Pace(dilation=1.0)
-    time.sleep(0.05)
+    clock.sleep(0.05)
     pace.begin()
-    start = time.perf_counter()
     pace.work(0.02)
-    assert time.perf_counter() - start >= 0.0199
+    assert clock.now_s == pytest.approx(0.07)
 
 
 @pytest.mark.parametrize("dilation", [1.0, 4.0])
-def test_a_codec_is_charged_by_the_profile_and_told_in_undilated_time(dilation: float) -> None:
+def test_a_codec_is_charged_by_the_profile_and_told_in_undilated_time(dilation: float, clock: MadeUpTime) -> None:
     known = profile(codecs=[codec("topk", encode_s=0.02, decode_s=0.01)])
     stopwatch = PacedStopwatch(Pace(dilation), known.codecs[0], known.numel)
-    start = time.perf_counter()
     for entries in (known.numel // 2, known.numel - known.numel // 2):
         stopwatch._pace.begin()
         stopwatch.bucket_ready(entries)
         for phase in ("encode", "encode", "decode"):
             with stopwatch(phase):
-                pass
-    took_s = time.perf_counter() - start
+                clock.sleep(0.001 * dilation)
     lap = stopwatch.lap()
-    assert took_s >= dilation * 0.03
-    assert lap.encode_s >= 0.02, "a second block of a bucket's encoding is part of the first"
-    assert lap.encode_s + lap.decode_s >= 0.0299, "what the one took too long, the other is shorter by"
-    assert lap.encode_s + lap.decode_s <= took_s / dilation * 1.001
+    assert clock.now_s == pytest.approx(dilation * 0.03)
+    assert lap.encode_s == pytest.approx(0.022), "a second block is charged nothing, and takes what it takes"
+    assert lap.decode_s == pytest.approx(0.008), "what the one took too long, the other is shorter by"
 
 
-def test_a_codec_that_the_profile_does_not_know_is_charged_the_processors_time() -> None:
+def test_a_codec_that_the_profile_does_not_know_is_charged_the_processors_time(clock: MadeUpTime) -> None:
     stopwatch = PacedStopwatch(Pace(5.0), None, 100)
     stopwatch.bucket_ready(100)
     stopwatch._pace.begin()
-    cpu_start = time.thread_time()
-    start = time.perf_counter()
     with stopwatch("encode"):
-        while time.thread_time() - cpu_start < 0.02:
-            pass
-    assert time.perf_counter() - start >= 0.1
+        clock.sleep(0.02)
+    assert clock.now_s == pytest.approx(0.1)
 
 
 def test_a_replays_gradients_differ_by_worker_and_step_and_cost_no_memory() -> None:
