@@ -7,8 +7,9 @@ import os
 import selectors
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -110,6 +111,7 @@ class AgentConnection:
         self._requests, self._replies = self._process.stdin.fileno(), self._process.stdout.fileno()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._replies, selectors.EVENT_READ)
+        self._writing = threading.Lock()
         self._partial = b""
         self._waiting: list[Message] = []
 
@@ -142,7 +144,7 @@ class AgentConnection:
         spec: Mapping[str, Any],
         timeout_s: float,
         beside: Sequence[SideTask] = (),
-    ) -> Iterator[Message]:
+    ) -> Generator[Message]:
         """Run a task on nodes; yields messages until each node's worker has ended. Leaving early ends them all.
 
         Args:
@@ -200,8 +202,9 @@ class AgentConnection:
     def _send(self, message: Message) -> None:
         data = memoryview(json.dumps(message).encode() + b"\n")
         try:
-            while data:
-                data = data[os.write(self._requests, data) :]
+            with self._writing:
+                while data:
+                    data = data[os.write(self._requests, data) :]
         except BrokenPipeError:
             raise ClusterBrokenError(self._epitaph()) from None
 

@@ -64,9 +64,12 @@ class Fleet:
             ClusterBrokenError: the agents of all nodes are lost.
         """
         said: SimpleQueue[Message | Ending] = SimpleQueue()
+        over = threading.Event()
         running, lost = set(nodes), set[str]()
         tasks = [*(SideTask(task, node, dict(spec)) for node in nodes), *beside]
-        listeners = [threading.Thread(target=self._listen, args=(said, each, timeout_s), daemon=True) for each in tasks]
+        listeners = [
+            threading.Thread(target=self._listen, args=(said, over, each, timeout_s), daemon=True) for each in tasks
+        ]
         for listener in listeners:
             listener.start()
         try:
@@ -85,6 +88,7 @@ class Fleet:
                     raise heard.error
                 yield {"kind": "error", "node": heard.node, "reason": f"its container has ended ({heard.error})"}
         finally:
+            over.set()
             for node in [*running, *(side.node for side in beside)]:
                 with contextlib.suppress(ClusterBrokenError, OSError, KeyError):  # lost, or closed meanwhile
                     self._agents[node].stop()
@@ -97,12 +101,16 @@ class Fleet:
             list(pool.map(AgentConnection.close, self._agents.values()))
         self._agents.clear()
 
-    def _listen(self, said: SimpleQueue[Message | Ending], asked: SideTask, timeout_s: float) -> None:
+    def _listen(
+        self, said: SimpleQueue[Message | Ending], over: threading.Event, asked: SideTask, timeout_s: float
+    ) -> None:
         error: Exception | None = None
+        messages = self._agents[asked.node].task(asked.task, [asked.node], asked.spec, timeout_s)
         try:
-            for message in self._agents[asked.node].task(asked.task, [asked.node], asked.spec, timeout_s):
-                if message["kind"] != "tick":
-                    said.put(message)
+            with contextlib.closing(messages):  # an agent that was told to stop before it had begun is told again
+                while not over.is_set() and (message := next(messages, None)):
+                    if message["kind"] != "tick":
+                        said.put(message)
         except Exception as caught:  # whatever it is, the one who listens must hear of it
             error = caught
         said.put(Ending(asked.node, error))

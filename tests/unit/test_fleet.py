@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from harness.agent import TASKS, Agent, Send
+from harness.agent import TASKS, Agent, Message, Send
 from harness.cluster.base import AgentConnection, ClusterBrokenError, SideTask, TaskTimeoutError
 from harness.cluster.fleet import Fleet
 from harness.errors import MeasurementError
@@ -96,6 +97,27 @@ def test_a_task_that_is_cut_short_leaves_agents_that_listen(fleet: Fleet) -> Non
     with pytest.raises(MeasurementError, match="KeyError"):
         fleet.request({"w0": {"op": "no such operation"}}, 10)
     assert ("w0", "result") in said(fleet, {})
+
+
+def test_a_node_that_had_not_begun_when_a_task_was_cut_short_does_not_begin(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lost agent is heard of at once, while another's request to start may still be on its way."""
+    slow, send = fleet._agents["w0"], AgentConnection._send
+
+    def send_late(connection: AgentConnection, message: Message) -> None:
+        if connection is slow and message["op"] == "start":
+            time.sleep(0.5)
+        send(connection, message)
+
+    monkeypatch.setattr(AgentConnection, "_send", send_late)
+    fleet._agents["w1"]._process.kill()
+    for message in fleet.task("behave", NODES[:2], {"w0": "hang"}, 30):
+        if message["kind"] == "error":
+            break
+    assert [thread.name for thread in threading.enumerate() if "_listen" in thread.name] == []
+    fleet.add("w1", agent())
+    assert said(fleet, {}) == [("w0", "exit"), ("w0", "result"), ("w1", "exit"), ("w1", "result")]
 
 
 if __name__ == "__main__":
