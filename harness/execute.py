@@ -252,7 +252,7 @@ def _take(message: Message, trial: Trial, outcome: Outcome, watch: Watch) -> Non
             outcome.changes.append(message)
         case "log":
             outcome.log.append(f"{node}: {message['text']}")
-        case "error" if outcome.status == DONE:
+        case "error" if outcome.status == DONE or message.get("lost"):
             outcome.status, outcome.reason = "crashed", f"{node}: {message['reason']}"
         case "exit" if message["code"] and outcome.status == DONE:
             how = f"signal {-message['code']}" if message["code"] < 0 else f"exit code {message['code']}"

@@ -57,7 +57,7 @@ class Fleet:
     ) -> Iterator[Message]:
         """As ``AgentConnection.task``, on the agents of all these nodes; those beside have other nodes.
 
-        A node whose agent is lost says so as an ``error``; the others go on.
+        A node whose agent is lost says so as an ``error`` that is marked ``lost``; the others go on.
 
         Raises:
             TaskTimeoutError: it took too long.
@@ -86,7 +86,7 @@ class Fleet:
                 lost.add(heard.node)
                 if lost.issuperset(nodes):
                     raise heard.error
-                yield {"kind": "error", "node": heard.node, "reason": f"its container has ended ({heard.error})"}
+                yield _lost(heard.node, f"its container has ended ({heard.error})")
         finally:
             over.set()
             for node in [*running, *(side.node for side in beside)]:
@@ -122,5 +122,10 @@ class Fleet:
         except Empty:
             for node, agent in self._agents.items():
                 if node not in running and not agent.alive:
-                    return {"kind": "error", "node": node, "reason": "its container has ended"}
+                    return _lost(node, "its container has ended")
             return {"kind": "tick"}
+
+
+def _lost(node: str, reason: str) -> Message:
+    """An error that explains what other nodes complain of, before or after."""
+    return {"kind": "error", "node": node, "reason": reason, "lost": True}

@@ -122,6 +122,12 @@ def complain(trial: Trial, messages: Iterator[Message]) -> Iterator[Message]:
     yield {"kind": "error", "node": "w0", "reason": "RuntimeError: connection closed by peer"}
 
 
+def lose(trial: Trial, messages: Iterator[Message]) -> Iterator[Message]:
+    yield {"kind": "error", "node": "w0", "reason": "RuntimeError: connection reset by peer"}
+    yield {"kind": "error", "node": "w2", "reason": "its container has ended", "lost": True}
+    yield {"kind": "error", "node": "w1", "reason": "RuntimeError: connection reset by peer"}
+
+
 def hang(trial: Trial, messages: Iterator[Message]) -> Iterator[Message]:
     yield next(messages)
     raise TaskTimeoutError
@@ -132,6 +138,7 @@ def hang(trial: Trial, messages: Iterator[Message]) -> Iterator[Message]:
     [
         (only_topk(crash), "crashed", "w2 ended with signal 9"),
         (only_topk(complain), "crashed", "w1: ValueError: no such thing"),
+        (only_topk(lose), "crashed", "w2: its container has ended"),
         (only_topk(hang), "timeout", "longer than 300 s"),
         (only_topk(lambda trial, messages: iter(())), "crashed", "without a result"),
         (with_result(parameters_identical=False), "failed", "different parameters"),
