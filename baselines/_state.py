@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from threading import get_ident
 from time import perf_counter
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -112,6 +112,10 @@ class MethodState:
     Until ``bind`` it holds parameters only and can tell a plan what it will cost. After it, it lives on one rank of
     one training, and ``step`` counts the optimizer's steps from 0.
     """
+
+    most_copies: ClassVar[float] = 4.0
+    """Tensors of the model's size that a rank has at most: DDP's buckets, what the method holds, what it computes with;
+    parameters only where the method gives each rank its own. An estimate, for whoever must know before the start."""
 
     def __post_init__(self) -> None:
         self.step = 0

@@ -21,6 +21,8 @@ MOST_LOSS = 0.0
 class State(MethodState):
     """No parameters."""
 
+    most_copies = 1.0
+
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
         return ring_all_reduce_bytes(4 * numel(shapes), world_size)
 

@@ -60,6 +60,8 @@ class State(MethodState):
         sample_ratio: the share of entries from which the threshold is estimated.
     """
 
+    most_copies = 6.0
+
     ratio: Annotated[float, Field(gt=0, le=1)] = 0.001
     warmup_steps: Annotated[int, Field(ge=0)] = 20
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None

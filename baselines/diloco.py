@@ -38,6 +38,8 @@ class State(MethodState):
         outer_momentum: its Nesterov momentum.
     """
 
+    most_copies = 6.0
+
     period: Annotated[int, Field(ge=1)] = 20
     outer_lr: Annotated[float, Field(gt=0)] = 0.7
     outer_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9

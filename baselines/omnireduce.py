@@ -51,6 +51,8 @@ class State(LaneState):
         ratio: the share of blocks that may be sent; 1 sends every block that is not zero.
     """
 
+    most_copies = 8.0
+
     ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
 
     def __post_init__(self) -> None:

@@ -35,6 +35,8 @@ class State(LaneState):
         servers: how many workers are servers too, each of an equal share of every bucket.
     """
 
+    most_copies = 6.0
+
     servers: Annotated[int, Field(ge=1)] = 1
 
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:

@@ -57,6 +57,8 @@ class State(LaneState):
         seed: of the rotation, and, each rank adding its own number, of the rounding.
     """
 
+    most_copies = 8.5
+
     bits: Literal[2, 4] = 4
     error_feedback: bool = True
     seed: Annotated[int, Field(ge=0)] = 0

@@ -184,16 +184,20 @@ def memory_bytes(trial: Trial) -> int | None:
     replayed = profile_of(trial.case)
     if replayed is None:
         return None
-    return replay_bytes(replayed, trial.case.cluster.workers, dense=trial.method.name == "dense")
+    return replay_bytes(replayed, trial.case.cluster.workers, state_of(trial.method).most_copies)
 
 
 def predicted_step_s(trial: Trial) -> float | None:
-    """What a step of the steady state is expected to take; None without a profile."""
+    """What a step of the steady state is expected to take; None without a profile.
+
+    Where time is dilated, it is told as measured: what wakes processes is this machine, which dilation does not slow.
+    """
     replayed = profile_of(trial.case)
     if replayed is None:
         return None
     state, topology = state_of(trial.method), topology_of(trial.case)
-    return predict.step_s(replayed, trial.method, state, topology, trial.case.train.bucket_bytes)
+    message_s = predict.MESSAGE_S / trial.dilation
+    return predict.step_s(replayed, trial.method, state, topology, trial.case.train.bucket_bytes, message_s)
 
 
 def _training_s(trial: Trial, cpu_count: int) -> tuple[float, float]:

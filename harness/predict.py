@@ -2,8 +2,8 @@
 
 The device computes and encodes, bucket by bucket in the order in which gradients are ready; each bucket's bytes then
 cross the links, one bucket after the other, while the backward pass goes on; what has arrived is decoded, on the same
-device. Ideal but for
-packets' headers and a latency a message: what a measurement has beyond it is noise, contention, or a wrong profile.
+device. Ideal but for packets' headers and a latency a message: what a measurement has beyond it is noise, contention,
+or a wrong profile.
 """
 
 from __future__ import annotations
@@ -43,7 +43,14 @@ def buckets(profile: Profile, bucket_bytes: int) -> Iterator[Bucket]:
             shapes, size = [], 0
 
 
-def step_s(profile: Profile, method: MethodSpec, state: MethodState, topology: Topology, bucket_bytes: int) -> float:
+def step_s(
+    profile: Profile,
+    method: MethodSpec,
+    state: MethodState,
+    topology: Topology,
+    bucket_bytes: int,
+    message_s: float = MESSAGE_S,
+) -> float:
     """Seconds of a step in the steady state. A codec that the profile does not know is taken to cost nothing."""
     codec = profile.codec(method, topology.workers) or _free(method, topology.workers, profile)
     now_s = profile.forward_s
@@ -52,7 +59,7 @@ def step_s(profile: Profile, method: MethodSpec, state: MethodState, topology: T
     for bucket in buckets(profile, bucket_bytes):
         now_s += bucket.ready_s - ready_s + (codec.encode_s + codec.beside_s) * bucket.share
         ready_s = bucket.ready_s
-        sent_s = max(sent_s, now_s) + _on_the_links_s(state, bucket, topology)
+        sent_s = max(sent_s, now_s) + _on_the_links_s(state, bucket, topology, message_s)
         arrived.append((sent_s, codec.decode_s * bucket.share))
     now_s += profile.backward_s - ready_s
     for arrived_s, decode_s in arrived:
@@ -60,11 +67,11 @@ def step_s(profile: Profile, method: MethodSpec, state: MethodState, topology: T
     return now_s + codec.optimizer_s
 
 
-def _on_the_links_s(state: MethodState, bucket: Bucket, topology: Topology) -> float:
+def _on_the_links_s(state: MethodState, bucket: Bucket, topology: Topology, message_s: float) -> float:
     p, headers = topology.workers, wire_share(topology.link)
     payload, busiest = (bytes_of(bucket.shapes, p) for bytes_of in (state.wire_bytes, state.busiest_bytes))
     hop_s = max(sum(queue.pipe.delay_s for queue in topology.path(w, (w + 1) % p)) for w in range(p))
-    return topology.bound_s(payload * headers, busiest * headers) + 2 * (p - 1) * (MESSAGE_S + hop_s)
+    return topology.bound_s(payload * headers, busiest * headers) + 2 * (p - 1) * (message_s + hop_s)
 
 
 def _free(method: MethodSpec, workers: int, profile: Profile) -> Codec:

@@ -76,7 +76,12 @@ def _rows(trials: dict[str, Trial], baseline: str, workers: int, rate_bps: float
 
 
 def _moved(trial: Trial, workers: int, rate_bps: float) -> Trial:
-    """The trial on so many workers with links of this rate."""
-    cluster = trial.case.cluster.model_copy(update={"workers": workers})
-    link = trial.case.link.model_copy(update={"rate_bps": round(rate_bps)})
-    return trial.model_copy(update={"case": trial.case.model_copy(update={"cluster": cluster, "link": link})})
+    """The trial on so many workers with links of this rate, which really are as fast."""
+    case = trial.case
+    moved = {
+        "cluster": case.cluster.model_copy(update={"workers": workers}),
+        "link": case.link.model_copy(update={"rate_bps": round(rate_bps)}),
+        "train": case.train.model_copy(update={"dilation": 1.0}),
+    }
+    method = trial.method.model_copy(update={"slowed_to_bps": None})
+    return trial.model_copy(update={"case": case.model_copy(update=moved), "method": method})

@@ -266,15 +266,13 @@ class _Ready(torch.autograd.Function):
 PROCESS_BYTES = 120_000_000
 """What a worker holds of its own beside tensors, about."""
 
-HELD_COPIES = 3
-"""Tensors of the model's size that a method holds at most: DGC's u and v, and the momentum of weight decay."""
 
-
-def memory_bytes(profile: Profile, workers: int, dense: bool) -> int:
+def memory_bytes(profile: Profile, workers: int, most_copies: float) -> int:
     """What all workers of a replay need together: an estimate, rather too high.
 
-    Each has DDP's buckets twice, while they are regrouped, and what its method holds.
+    Args:
+        most_copies: of the model, in each worker; see ``MethodState.most_copies``.
     """
     model = 4 * profile.numel
     pool = 4 * (max(gradient.numel for gradient in profile.gradients) + SPARE)
-    return model + pool + workers * (PROCESS_BYTES + (2 if dense else 2 + HELD_COPIES) * model)
+    return round(model + pool + workers * (PROCESS_BYTES + most_copies * model))
