@@ -99,8 +99,6 @@ class State(LaneState):
         variant: a name for a set of the others, which apply unless given.
     """
 
-    most_copies = 3.8  # survivors and their places are fewer, but pruned parameters are each rank's own
-
     density: Annotated[float, Field(gt=0, le=1)] = 0.2
     values: Literal["fp32", "ternary"] = "fp32"
     warmup_steps: Annotated[int, Field(ge=0)] = 20
