@@ -372,6 +372,7 @@ def when_it_pays(cases: Sequence[CaseResult], looks: Mapping[str, Look], baselin
         axes.axhline(1, color=INK, lw=0.9)
         axes.set_xscale("log")
         axes.set_yscale("log")
+        axes.set_xlim(MODEL_RATES_BPS[0] / 1.3, MODEL_RATES_BPS[-1] * 1.3)  # also where the baseline has no trial
         axes.xaxis.set_major_formatter(EngFormatter(places=0))
         _plain_log_ticks(axes.yaxis, "×")
         axes.set_title(title)

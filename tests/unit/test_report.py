@@ -509,6 +509,15 @@ def test_without_a_baseline_no_speedup_is_made_up(tmp_path: Path) -> None:
     assert [row["over dense"] for row in summary.rows] == ["1.00x", "–"]
 
 
+def test_a_run_whose_baseline_never_finished_has_a_report_and_figures(tmp_path: Path) -> None:
+    """A claim over another method needs no dense trials, for one."""
+    overrides = ['link.rate=["10mbit", "1gbit"]', "rounds=1"]
+    ends = {("dense", 0): CRASHED}
+    run = Run(make_store(tmp_path / "run", overrides, methods=["pactrain"], ends=ends))
+    assert "No speedup over dense can be given" in run.page.words
+    assert (run.store.folder / "plots" / "when-it-pays.png").exists()
+
+
 def test_the_terminal_shows_every_row_and_whole_sentences(
     with_failures: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
