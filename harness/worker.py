@@ -31,6 +31,7 @@ import baselines
 from harness import meter
 from harness import profile as profiles
 from harness.agent import Send
+from harness.heap import keep_what_is_freed
 from harness.meter import Recorder
 from harness.network import WORKER_INTERFACE, address, worker_number
 from harness.plan import UNSETTLED_STEPS, Trial, state_of
@@ -71,6 +72,7 @@ def train(spec: Mapping[str, Any], node: str, send: Send) -> None:
         spec: ``trial``, the Trial as JSON; ``port``, where the ranks meet on the first worker; maybe ``start_file``, to
             be made when training begins.
     """
+    keep_what_is_freed()
     trial = Trial.model_validate(spec["trial"])
     rank, world_size = worker_number(node), trial.case.cluster.workers
     kind = _Replay if trial.case.train.replay else _Training
