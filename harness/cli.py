@@ -413,6 +413,9 @@ def profile(
     workers: Annotated[int, typer.Option(min=1, help="How many processes compute at once, sharing this machine.")] = 1,
     steps: Annotated[int, typer.Option(min=1, help="How many are timed, after a warm-up.")] = 10,
     codecs: Annotated[str | None, typer.Option(metavar="SCENARIO", help="Whose methods to time as well.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Whose samples to compute; default: random ones.")
+    ] = None,
     derive_for: Annotated[
         str | None, typer.Option(metavar="DEVICE", help="Derive it from a device's published figures: a40, a100, ...")
     ] = None,
@@ -421,10 +424,14 @@ def profile(
     """Time a model's steps and the methods' codecs, or derive them for a published device: what replays wait by."""
     from harness import profiler
     from harness.units import format_time
+    from harness.workload.data import DATASETS
     from harness.workload.models import MODELS
 
     if model not in MODELS:
         raise UsageError.at("command line", "MODEL", model, ", ".join(MODELS))
+    fitting = [name for name, known in DATASETS.items() if known.input_shape == MODELS[model].input_shape]
+    if dataset is not None and dataset not in fitting:
+        raise UsageError.at("command line", "--dataset", dataset, ", ".join(fitting) or f"none: none fits {model}")
     if device not in ("cpu", "cuda"):
         raise UsageError.at("command line", "--device", device, "cpu, cuda")
     if derive_for is not None and derive_for not in profiler.HARDWARE:
@@ -435,7 +442,7 @@ def profile(
         raise UsageError.at("command line", "-o", str(out), "a file whose name ends in .json")
     methods = _load(codecs, None, None, None).methods if codecs else ()
     made_by = shlex.join(["pacbench", *sys.argv[1:]])
-    order = profiler.Order(model, batch_size, device, workers, steps, methods, made_by)
+    order = profiler.Order(model, batch_size, device, workers, steps, methods, made_by, dataset)
     if derive_for:
         hardware = profiler.HARDWARE[derive_for]
         made = profiler.derive(order, hardware, efficiency or profiler.EFFICIENCY)

@@ -36,6 +36,7 @@ from harness.plan import UNSETTLED_STEPS, state_of
 from harness.profile import SCHEMA, Codec, Profile
 from harness.provenance import cpu_model
 from harness.scenario import GLOO, MethodSpec
+from harness.workload.data import DATASETS
 from harness.workload.models import MODELS, Model, cross_entropy
 from harness.workload.replay import Materials, Pace, Replayed, make_materials
 
@@ -58,6 +59,8 @@ class Order:
     steps: int
     methods: tuple[MethodSpec, ...]
     made_by: str
+    dataset: str | None = None
+    """Whose samples are computed; None for made-up ones."""
 
 
 @dataclass(frozen=True)
@@ -281,16 +284,27 @@ def _on_rank(rank: int, workers: int, meeting: str, job: Callable[..., T], argum
         dist.destroy_process_group()
 
 
+def samples(order: Order, network: nn.Module) -> tuple[Tensor, Tensor]:
+    """A batch: the data set's first, or N(0, 1) and any tokens. Not zeros: a processor foresees where those branch."""
+    if order.dataset:
+        data = DATASETS[order.dataset].load(None)
+        return data.train_inputs[: order.batch_size], data.train_targets[: order.batch_size]
+    model = MODELS[order.model]
+    example = model.example(order.batch_size)
+    inputs = torch.randn_like(example) if example.is_floating_point() else torch.randint_like(example, model.classes)
+    with torch.no_grad():
+        return inputs, torch.zeros_like(network(inputs).argmax(-1))
+
+
 def _time_steps(order: Order) -> list[Timed]:
     """Real steps of the model, in which nothing is sent: a row of times for each, in seconds."""
     device = torch.device(order.device)
     clock = CudaClock() if order.device == "cuda" else Clock()
     model = MODELS[order.model]
     torch.manual_seed(0)
-    network = model.build().to(device)
-    with device:
-        inputs = model.example(order.batch_size)
-        targets = torch.zeros_like(network(inputs).argmax(-1))
+    network = model.build()
+    inputs, targets = (part.to(device) for part in samples(order, network))
+    network.to(device)
     watch = _LayerWatch(network, clock.mark)
     ddp = DistributedDataParallel(network, bucket_cap_mb=BUCKET_BYTES / 2**20, gradient_as_bucket_view=True)
     optimizer = torch.optim.SGD(network.parameters(), **SGD)
