@@ -429,7 +429,7 @@ def profile(
 
     if model not in MODELS:
         raise UsageError.at("command line", "MODEL", model, ", ".join(MODELS))
-    fitting = [name for name, known in DATASETS.items() if known.input_shape == MODELS[model].input_shape]
+    fitting = [name for name, known in DATASETS.items() if MODELS[model].fits(known)]
     if dataset is not None and dataset not in fitting:
         raise UsageError.at("command line", "--dataset", dataset, ", ".join(fitting) or f"none: none fits {model}")
     if device not in ("cpu", "cuda"):

@@ -299,9 +299,8 @@ def _check_replay(scenario: Scenario, case: Case, replayed: profiles.Profile) ->
 def _check_training(scenario: Scenario, case: Case) -> None:
     train = case.train
     model, data = _known(scenario, "model", train.model, MODELS), _known(scenario, "dataset", train.dataset, DATASETS)
-    if (model.input_shape, model.classes) != (data.input_shape, data.classes):
-        wanted = (data.input_shape, data.classes)
-        fitting = [name for name, other in MODELS.items() if (other.input_shape, other.classes) == wanted]
+    if not model.fits(data):
+        fitting = [name for name, other in MODELS.items() if other.fits(data)]
         raise UsageError.at(scenario.name, "train.model", train.model, f"for {train.dataset}: {', '.join(fitting)}")
     if train.checkpoint:
         model.build_from(Path(train.checkpoint))

@@ -285,12 +285,18 @@ def _on_rank(rank: int, workers: int, meeting: str, job: Callable[..., T], argum
 
 
 def samples(order: Order, network: nn.Module) -> tuple[Tensor, Tensor]:
-    """A batch: the data set's first, or N(0, 1) and any tokens. Not zeros: a processor foresees where those branch."""
+    """A batch: the data set's first, or N(0, 1) and any tokens. Not zeros: a processor foresees where those branch.
+
+    Args:
+        network: the order's model, on its device.
+    """
     if order.dataset:
         data = DATASETS[order.dataset].load(None)
-        return data.train_inputs[: order.batch_size], data.train_targets[: order.batch_size]
+        batch = slice(order.batch_size)
+        return data.train_inputs[batch].to(order.device), data.train_targets[batch].to(order.device)
     model = MODELS[order.model]
-    example = model.example(order.batch_size)
+    with torch.device(order.device):
+        example = model.example(order.batch_size)
     inputs = torch.randn_like(example) if example.is_floating_point() else torch.randint_like(example, model.classes)
     with torch.no_grad():
         return inputs, torch.zeros_like(network(inputs).argmax(-1))
@@ -298,13 +304,10 @@ def samples(order: Order, network: nn.Module) -> tuple[Tensor, Tensor]:
 
 def _time_steps(order: Order) -> list[Timed]:
     """Real steps of the model, in which nothing is sent: a row of times for each, in seconds."""
-    device = torch.device(order.device)
     clock = CudaClock() if order.device == "cuda" else Clock()
-    model = MODELS[order.model]
     torch.manual_seed(0)
-    network = model.build()
-    inputs, targets = (part.to(device) for part in samples(order, network))
-    network.to(device)
+    network = MODELS[order.model].build().to(order.device)
+    inputs, targets = samples(order, network)
     watch = _LayerWatch(network, clock.mark)
     ddp = DistributedDataParallel(network, bucket_cap_mb=BUCKET_BYTES / 2**20, gradient_as_bucket_view=True)
     optimizer = torch.optim.SGD(network.parameters(), **SGD)

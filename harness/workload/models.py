@@ -16,6 +16,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.errors import UsageError
+from harness.workload.data import Dataset
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,10 @@ class Model:
     build: Callable[[], nn.Module]
     input_shape: tuple[int, ...]
     classes: int
+
+    def fits(self, data: Dataset) -> bool:
+        """Whether it takes the data set's samples, and has a score for each of its classes."""
+        return (self.input_shape, self.classes) == (data.input_shape, data.classes)
 
     def example(self, batch_size: int = 1) -> Tensor:
         """Inputs of the right shape and type, all zero, on the default device."""

@@ -88,8 +88,8 @@ def make_round(out: Path, number: int, options: argparse.Namespace) -> None:
     profile = f"profile-{number}.json"
     if not (out / profile).exists():
         order = ("--workers", options.workers, "--batch-size", options.batch_size, "--steps", options.steps)
-        order = (*order, "--dataset", options.dataset)
-        pacbench(out, "profile", options.model, *order, "--codecs", "compared.toml", "-o", profile)
+        fed = ("--codecs", "compared.toml", "--dataset", options.dataset)
+        pacbench(out, "profile", options.model, *order, *fed, "-o", profile)
     runs = {f"real-{number}": (), f"replay-{number}": ("--set", f"train.replay={profile}")}
     for run, settings in list(runs.items())[:: 1 if number % 2 else -1]:
         if not (out / run / "report.md").exists():
