@@ -30,12 +30,12 @@ import baselines
 from baselines import MethodState
 from baselines._state import Clock, Stopwatch, numel
 from harness.errors import MeasurementError, UsageError
-from harness.heap import keep_what_is_freed
 from harness.meter import CudaClock
 from harness.plan import UNSETTLED_STEPS, state_of
 from harness.profile import SCHEMA, Codec, Profile
 from harness.provenance import cpu_model
 from harness.scenario import GLOO, MethodSpec
+from harness.undisturbed import compute_undisturbed
 from harness.workload.data import DATASETS
 from harness.workload.models import MODELS, Model, cross_entropy
 from harness.workload.replay import Materials, Pace, Replayed, make_materials
@@ -274,7 +274,7 @@ def _in_processes(job: Callable[..., T], workers: int, *arguments: Any) -> list[
 
 
 def _on_rank(rank: int, workers: int, meeting: str, job: Callable[..., T], arguments: tuple[Any, ...]) -> T:
-    keep_what_is_freed()  # as workers do
+    compute_undisturbed()  # as workers do
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group(GLOO, init_method=f"file://{meeting}", rank=rank, world_size=workers)

@@ -31,12 +31,12 @@ import baselines
 from harness import meter
 from harness import profile as profiles
 from harness.agent import Send
-from harness.heap import keep_what_is_freed
 from harness.meter import Recorder
 from harness.network import WORKER_INTERFACE, address, worker_number
 from harness.plan import UNSETTLED_STEPS, Trial, state_of
 from harness.queuewatch import watched_queues
 from harness.scenario import BACKEND_VARIABLE, GLOO, Train
+from harness.undisturbed import compute_undisturbed
 from harness.workload import replay
 from harness.workload.data import DATASETS, Data
 from harness.workload.models import MODELS, cross_entropy
@@ -72,7 +72,6 @@ def train(spec: Mapping[str, Any], node: str, send: Send) -> None:
         spec: ``trial``, the Trial as JSON; ``port``, where the ranks meet on the first worker; maybe ``start_file``, to
             be made when training begins.
     """
-    keep_what_is_freed()
     trial = Trial.model_validate(spec["trial"])
     rank, world_size = worker_number(node), trial.case.cluster.workers
     kind = _Replay if trial.case.train.replay else _Training
@@ -106,6 +105,7 @@ def time_all_reduce(spec: Mapping[str, Any], node: str, send: Send) -> None:
 @contextmanager
 def process_group(rank: int, world_size: int, port: int, backend: str = GLOO) -> Iterator[None]:
     """The default group of all workers, on the shaped interface and nowhere else."""
+    compute_undisturbed()
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = WORKER_INTERFACE
     dist.init_process_group(

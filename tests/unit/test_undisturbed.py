@@ -1,7 +1,8 @@
-"""What a step frees, the next one finds."""
+"""What a step frees, the next one finds; and no thread of Gloo's takes the processor from another."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 FAULTS_A_STEP = """
 import resource, statistics, torch
-from harness.heap import keep_what_is_freed
+from harness.undisturbed import keep_what_is_freed
 {}
 def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def step(): [torch.ones(10_000_000) for _ in range(4)]
@@ -31,3 +32,24 @@ def faults_a_step(first: str) -> float:
 def test_memory_that_was_freed_is_found_again() -> None:
     assert faults_a_step("keep_what_is_freed()") < 10
     assert faults_a_step("") > 10, "else there is no need for it"
+
+
+POLICIES = """
+import os, sys, torch, torch.distributed as dist
+from harness.undisturbed import compute_undisturbed
+compute_undisturbed()
+dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=0, world_size=1)
+dist.all_reduce(torch.ones(1))
+for thread in os.listdir("/proc/self/task"):
+    with open(f"/proc/self/task/{thread}/comm") as name:
+        print(name.read().strip(), os.sched_getscheduler(int(thread)))
+"""
+
+
+def test_threads_that_gloo_starts_do_not_take_the_processor_by_waking_up(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", POLICIES, str(tmp_path / "store")], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    of_gloo = [line.split()[1] for line in done.stdout.splitlines() if "gloo" in line]
+    assert len(of_gloo) > 1
+    assert {int(policy) for policy in of_gloo} == {os.SCHED_BATCH}

@@ -1,0 +1,52 @@
+"""What it is worth that no thread takes the processor from another: small all-reduces after computation, both ways."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import statistics
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from harness.undisturbed import compute_undisturbed
+
+COMPUTE_S = 0.005
+REPETITIONS = 100
+
+
+@pytest.mark.parametrize("ranks", [2, 8])
+def test_a_small_all_reduce_after_computation(benchmark, ranks: int, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    undisturbed_s, as_it_comes_s = benchmark.pedantic(
+        lambda: [mean_all_reduce_s(ranks, tmp_path / f"{way}", way) for way in (True, False)], rounds=1
+    )
+    benchmark.extra_info |= {"undisturbed_s": undisturbed_s, "times_faster": as_it_comes_s / undisturbed_s}
+    assert undisturbed_s < as_it_comes_s
+
+
+def mean_all_reduce_s(ranks: int, store: Path, undisturbed: bool) -> float:
+    """Of so many processes at once, seconds."""
+    with multiprocessing.get_context("spawn").Pool(ranks) as pool:
+        return statistics.mean(pool.starmap(of_a_rank, [(rank, ranks, store, undisturbed) for rank in range(ranks)], 1))
+
+
+def of_a_rank(rank: int, ranks: int, store: Path, undisturbed: bool) -> float:
+    """Mean seconds of one rank's all-reduces."""
+    if undisturbed:
+        compute_undisturbed()
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
+    gradient, matrix, seconds = torch.ones(256), torch.randn(300, 300), []
+    for _ in range(REPETITIONS):
+        until = time.perf_counter() + COMPUTE_S
+        while time.perf_counter() < until:
+            matrix @ matrix
+        start = time.perf_counter()
+        dist.all_reduce(gradient)
+        seconds.append(time.perf_counter() - start)
+    dist.destroy_process_group()
+    return statistics.mean(seconds)
