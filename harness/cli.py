@@ -436,6 +436,8 @@ def profile(
         raise UsageError.at("command line", "--device", device, "cpu, cuda")
     if derive_for is not None and derive_for not in profiler.HARDWARE:
         raise UsageError.at("command line", "--derive-for", derive_for, ", ".join(profiler.HARDWARE))
+    if dataset is not None and derive_for is not None:
+        raise UsageError.at("command line", "--dataset", dataset, "none with --derive-for, which computes no samples")
     if efficiency is not None and not (derive_for and 0 < efficiency <= 1):
         raise UsageError.at("command line", "--efficiency", efficiency, "above 0, up to 1, with --derive-for")
     if out.suffix != ".json":

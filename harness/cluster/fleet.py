@@ -12,6 +12,7 @@ from typing import Any
 
 from harness.agent import Message
 from harness.cluster.base import STOP_GRACE_S, TICK_S, AgentConnection, ClusterBrokenError, SideTask
+from harness.errors import MeasurementError
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,10 @@ class Fleet:
         """Ask each node for an operation, all at once, and wait until all are done.
 
         Raises:
-            UsageError, MeasurementError: one was refused.
+            UsageError, MeasurementError: one was refused, or its node's agent was lost.
         """
         with ThreadPoolExecutor(max(len(messages), 1)) as pool:
-            list(pool.map(lambda item: self._agents[item[0]].request(item[1], timeout_s), messages.items()))
+            list(pool.map(lambda item: self._ask(item[0], item[1], timeout_s), messages.items()))
 
     def task(
         self,
@@ -86,7 +87,7 @@ class Fleet:
                 lost.add(heard.node)
                 if lost.issuperset(nodes):
                     raise heard.error
-                yield _lost(heard.node, f"its container has ended ({heard.error})")
+                yield _lost(heard.node, _ended(heard.error))
         finally:
             over.set()
             for node in [*running, *(side.node for side in beside)]:
@@ -100,6 +101,12 @@ class Fleet:
         with ThreadPoolExecutor(max(len(self._agents), 1)) as pool:
             list(pool.map(AgentConnection.close, self._agents.values()))
         self._agents.clear()
+
+    def _ask(self, node: str, message: Message, timeout_s: float) -> None:
+        try:
+            self._agents[node].request(message, timeout_s)
+        except ClusterBrokenError as error:  # of this node's own agent alone; it can be replaced
+            raise MeasurementError(f"{node}: {_ended(error)}") from None
 
     def _listen(
         self, said: SimpleQueue[Message | Ending], over: threading.Event, asked: SideTask, timeout_s: float
@@ -124,6 +131,10 @@ class Fleet:
                 if node not in running and not agent.alive:
                     return _lost(node, "its container has ended")
             return {"kind": "tick"}
+
+
+def _ended(error: ClusterBrokenError) -> str:
+    return f"its container has ended ({error})"
 
 
 def _lost(node: str, reason: str) -> Message:

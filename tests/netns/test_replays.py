@@ -93,6 +93,9 @@ def test_bad_input_ends_with_one_line_and_2(pacbench: Run, tmp_path: Path) -> No
     refused = pacbench("profile", "digits-cnn", "--dataset", "fashion-mnist", "-o", "p.json")
     assert refused.returncode == 2
     assert "--dataset: found 'fashion-mnist'; allowed: digits" in refused.stderr
+    refused = pacbench("profile", "digits-cnn", "--dataset", "digits", "--derive-for", "a40", "-o", "p.json")
+    assert refused.returncode == 2
+    assert "--dataset: found 'digits'; allowed: none with --derive-for" in refused.stderr
     refused = pacbench("profile", "digits-cnn", "--derive-for", "abacus", "-o", "p.json")
     assert refused.returncode == 2
     assert "--derive-for: found 'abacus'; allowed: a40" in refused.stderr

@@ -65,6 +65,16 @@ def test_a_lost_agent_is_an_error_of_its_node_and_can_be_replaced(fleet: Fleet) 
     assert said(fleet, {})[-1] == ("w1", "result")
 
 
+def test_an_agent_that_is_lost_while_it_is_asked_costs_what_it_was_asked_for_and_not_the_cluster(fleet: Fleet) -> None:
+    fleet._agents["w1"]._process.kill()
+    preload = {"op": "preload", "train": None}
+    with pytest.raises(MeasurementError, match="w1: its container has ended") as lost:
+        fleet.request(dict.fromkeys(NODES, preload), 30)
+    assert not isinstance(lost.value, ClusterBrokenError)
+    fleet.add("w1", agent())
+    assert said(fleet, {})[-1] == ("w1", "result")
+
+
 def test_an_agent_that_only_stands_by_is_missed_too(fleet: Fleet) -> None:
     fleet._agents["switch"]._process.kill()
     for message in fleet.task("behave", NODES[:2], {"w0": "hang", "w1": "hang"}, 30):
