@@ -47,15 +47,16 @@ def test_at_most_half_is_dropped_and_always_whole_periods(step_s: list[float], p
 
 
 def test_the_declared_warm_ups_of_a_real_run_are_found_by_the_times_alone() -> None:
-    """Without being told, the rule finds the 16 dense steps of PacTrain's warm-up, and maybe the first after them."""
+    """Without being told, the rule finds the 16 dense steps of PacTrain's warm-up, or the 17 that it declares."""
     run = Store.open(REAL_RUN)
     events = run.events().query("kind == 'step_s' and rank == 0").merge(run.trials(), on="trial_id")
     found = {
         (label, number): settling_steps(steps.sort_values("step")["value"])
         for (label, number), steps in events.groupby(["label", "round"])
     }
-    pruned = {found[label, number] for label in ("pactrain-fp32", "pactrain-ternary") for number in range(3)}
-    assert pruned <= {16, 17}
+    pactrain = run.trials().query("method == 'pactrain'")
+    assert set(pactrain["steady_from_step"]) == {17}, "the step in which the mask is first used is among them"
+    assert {found[each] for each in zip(pactrain["label"], pactrain["round"], strict=True)} <= {16, 17}
     assert all(found[label, number] <= 2 for label in ("dense", "fp16", "topk") for number in range(3))
 
 
