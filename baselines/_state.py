@@ -138,6 +138,11 @@ class MethodState:
         """Steps from one point where all ranks hold the same parameters to the next; 1 for all that send gradients."""
         return 1
 
+    @property
+    def learns_by_the_links(self) -> bool:
+        """Whether what the links are decides what is learnt, so that accuracies on other links say nothing of these."""
+        return False
+
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
         """Payload bytes that a worker sends in a step, by the method's formula; the mean where workers differ.
 

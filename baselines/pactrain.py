@@ -164,6 +164,10 @@ class State(LaneState):
         listed = max(self.pruning_steps[-1] + self.stable_after, 1) + 1
         return listed + len(exploration(self.pruning_steps[0] + self.stable_after)) if self.adaptive else listed
 
+    @property
+    def learns_by_the_links(self) -> bool:
+        return self.adaptive
+
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
         """If adaptive, of the least that a bucket may choose to send: ternary codes."""
         if step is not None and not self.stable_at(step):

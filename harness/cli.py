@@ -61,6 +61,14 @@ Until = Annotated[
         "--until", metavar="PCT", help="Run rounds until every speedup's interval reaches no further, such as 2%."
     ),
 ]
+Seeds = Annotated[
+    int | None,
+    typer.Option(
+        "--seeds",
+        min=0,
+        help="Train more seeds on unshaped links, up to so many, where rounds leave it unknown if accuracy is kept.",
+    ),
+]
 RunOrReference = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or a reference.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -110,15 +118,28 @@ def show_plan(
             print(topology.script())
         return
     estimates = [estimate(trial, _cpu_count()) for trial in plan.trials]
-    seconds = total_s(plan.trials, _cpu_count())
+    seconds, more_s = total_s(plan.trials, _cpu_count()), total_s(plan.more_seeds, _cpu_count())
     if as_json:
         rows = [{**_describe(trial), **vars(each)} for trial, each in zip(plan.trials, estimates, strict=True)]
-        print(json.dumps({"scenario": plan.scenario.name, "trials": rows, "total_s": seconds}, indent=1))
+        print(
+            json.dumps(
+                {
+                    "scenario": plan.scenario.name,
+                    "trials": rows,
+                    "total_s": seconds,
+                    "more_seeds": len(plan.more_seeds),
+                },
+                indent=1,
+            )
+        )
         return
     from harness.units import format_rate, format_size, format_time
 
+    title = f"{plan.scenario.name}: {len(plan.trials)} trials, about {format_time(seconds)}"
+    if plan.more_seeds:
+        title += f"; then up to {len(plan.more_seeds)} more seeds for accuracy, {format_time(more_s)} at most"
     _print_table(
-        f"{plan.scenario.name}: {len(plan.trials)} trials, about {format_time(seconds)}",
+        title,
         ["method", "round", "workers", "rate", "bytes/step", "lower bound/step", "predicted step", "time"],
         [
             [
@@ -144,6 +165,7 @@ def run(
     set_: Set = None,
     method: Method = None,
     rounds: Rounds = None,
+    seeds: Seeds = None,
     until: Until = None,
     keep: Keep = False,
     gpu: Gpu = False,
@@ -158,7 +180,9 @@ def run(
     kind, why = kinds.choose(on)
     for name in scenarios:
         cluster = kinds.make(kind, keep)
-        plan = _plan(_load(name, [*(set_ or []), *(["cluster.device=cuda"] if gpu else [])], method, rounds), cluster)
+        own = [*(set_ or []), *(["cluster.device=cuda"] if gpu else [])]
+        own += [f"accuracy_seeds={seeds}"] if seeds is not None else []
+        plan = _plan(_load(name, own, method, rounds), cluster)
         folder = out / plan.scenario.name if out and len(scenarios) > 1 else out
         failed += _run_one(plan, _open_store(plan, folder), cluster, why, share)
     if failed:
@@ -564,16 +588,20 @@ def _run_one(plan: Plan, store: Store, cluster: Cluster, why: str, until: float 
     def enough() -> bool:
         return until is not None and stats.narrow_enough(store.trials(), plan.scenario, until)
 
+    def undecided() -> set[tuple[tuple[Any, ...], str]]:
+        return stats.undecided(store.trials(), plan.scenario)
+
     with store.locked():
         pending = plan.pending(store.attempts())
         if pending and enough():
             _say(f"{store.folder}: every interval is narrow enough already; nothing is run (--out starts another run)")
         else:
             _announce(plan, store, pending, f"on {cluster.name} ({why})")
-            if pending:
+            if pending or execute.pending_seeds(plan, store, undecided()):
                 store.add_provenance({**provenance.collect(["pacbench", *sys.argv[1:]]), **cluster.provenance()})
                 with _progress_bar(plan, pending) as watcher, cluster:
                     execute.run(plan, store, cluster, watcher.watch, watcher.ended, enough)
+                    execute.run_more_seeds(plan, store, cluster, watcher.watch, watcher.ended, undecided)
     _report(store)
     unfinished = plan.pending(store.attempts())
     if until is None:

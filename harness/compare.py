@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -21,8 +21,9 @@ from scipy.special import stdtrit
 
 from harness.errors import EXIT_INCONCLUSIVE, EXIT_REGRESSION, MeasurementError
 from harness.reference import Measured, require_comparable
-from harness.stats import CONFIDENCE, CaseResult, Estimate, MethodResult, Noise, paired_ratios
+from harness.stats import CONFIDENCE, CaseResult, Estimate, MethodResult, Noise, mean, paired_ratios
 from harness.store import DONE
+from harness.wording import points, ratio
 
 FEWEST_ROUNDS = 2
 """Of either side: one value has no spread."""
@@ -50,16 +51,6 @@ class Shift(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Difference:
-    """A mean difference over seeds that both runs share, and its interval; one seed gives no interval."""
-
-    value: float
-    low: float | None
-    high: float | None
-    n: int
-
-
-@dataclass(frozen=True)
 class Change:
     """One method in one case, before and after."""
 
@@ -72,8 +63,8 @@ class Change:
     """Of the speedup over the baseline."""
     absolute: Estimate | None
     """Samples per second after, as a multiple of those before: of the method they tell on the same machine alone."""
-    accuracy: Difference | None
-    """Final accuracy after minus before, as a share, paired by seed."""
+    accuracy: Estimate | None
+    """Final accuracy after minus before, as a share, paired by seed; one seed gives no interval."""
     bytes_ratio: float | None
     """Payload a step after over before."""
     computing: float
@@ -230,19 +221,12 @@ def _column(trials: pd.DataFrame, label: str, column: str) -> np.ndarray[Any, An
     return done[column].dropna().to_numpy(dtype=float)
 
 
-def _accuracy_change(old: pd.DataFrame, new: pd.DataFrame, label: str) -> Difference | None:
+def _accuracy_change(old: pd.DataFrame, new: pd.DataFrame, label: str) -> Estimate | None:
     by_seed = [
         frame[(frame["label"] == label) & (frame["status"] == DONE)].set_index("seed")["final_accuracy"].astype(float)
         for frame in (old, new)
     ]
-    differences = (by_seed[1] - by_seed[0]).dropna().to_numpy()
-    if not len(differences):
-        return None
-    mean, n = float(differences.mean()), len(differences)
-    if n == 1:
-        return Difference(mean, None, None, n)
-    half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2) * differences.std(ddof=1) / math.sqrt(n))
-    return Difference(mean, mean - half, mean + half, n)
+    return mean((by_seed[1] - by_seed[0]).dropna().to_numpy())
 
 
 def _bytes_ratio(before: MethodResult | None, after: MethodResult | None) -> float | None:
@@ -283,12 +267,12 @@ def cells(change: Change) -> dict[str, str]:
     """A row for a terminal: column -> text."""
     return {
         "method": change.label,
-        "speedup before": _times(change.before.speedup if change.before else None),
-        "after": _times(change.after.speedup if change.after else None),
-        "after ÷ before": _times(change.speedup),
+        "speedup before": ratio(change.before.speedup if change.before else None),
+        "after": ratio(change.after.speedup if change.after else None),
+        "after ÷ before": ratio(change.speedup),
         "": change.problem or ("" if change.speedup is None else change.kind),
-        "samples/s, after ÷ before": _times(change.absolute),
-        "accuracy": _points(change.accuracy),
+        "samples/s, after ÷ before": ratio(change.absolute),
+        "accuracy": points(change.accuracy),
         "bytes, after ÷ before": "–" if change.bytes_ratio is None else f"{change.bytes_ratio:.3f}",
     }
 
@@ -324,7 +308,7 @@ def as_json(before: Measured, after: Measured, found: Sequence[Change]) -> dict[
                 "problem": change.problem,
                 "speedup": change.speedup and change.speedup._asdict(),
                 "samples_per_s": change.absolute and change.absolute._asdict(),
-                "final_accuracy": change.accuracy and asdict(change.accuracy),
+                "final_accuracy": change.accuracy and change.accuracy._asdict(),
                 "bytes_ratio": change.bytes_ratio,
                 "computing": change.computing,
                 "unfinished": list(change.unfinished),
@@ -332,20 +316,3 @@ def as_json(before: Measured, after: Measured, found: Sequence[Change]) -> dict[
             for change in found
         ],
     }
-
-
-def _times(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return "–"
-    interval = f" [{estimate.low:.2f}, {estimate.high:.2f}]" if estimate.low is not None else ""
-    return f"{estimate.value:.2f}x{interval}"
-
-
-def _points(difference: Difference | None) -> str:
-    """In percentage points."""
-    if difference is None:
-        return "–"
-    interval = ""
-    if difference.low is not None and difference.high is not None:
-        interval = f" [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
-    return f"{100 * difference.value:+.1f} points{interval}"

@@ -8,7 +8,7 @@ import json
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,9 @@ from harness.plan import (
 from harness.provenance import code_digest, commit
 from harness.queuewatch import QueueUse
 from harness.scenario import Resources, Train
-from harness.steady import settling_steps
-from harness.store import DONE, Event, Store, runs
+from harness.steady import is_long_enough, settling_steps
+from harness.store import ACCURACY, DONE, WORKLOAD_COLUMNS, Event, Store, runs
+from harness.target import EVENT_KINDS, FINAL_COLUMNS, Evaluation, crossing
 from harness.units import format_size
 
 LOG_TAIL_LINES = 40
@@ -65,6 +66,8 @@ class Progress:
 Watch = Callable[[Progress], None]
 Ended = Callable[[Trial, str, str | None], None]
 """Hears of each trial's status and reason."""
+Undecided = Callable[[], set[tuple[tuple[Any, ...], str]]]
+"""Workloads, by their values of ``WORKLOAD_COLUMNS``, with labels of methods whose accuracy is not well known."""
 
 
 @dataclass
@@ -108,15 +111,7 @@ def run(
             "which are not to be mixed with new ones; choose another --out"
         )
     pending = plan.pending(attempts)
-    _check_memory(plan, pending)
-    for checkpoint in {named for trial in pending if (named := trial.case.train.checkpoint)}:
-        cluster.lend(Path(checkpoint))
-    for path in {Path(named) for trial in pending if (named := trial.case.train.replay) and named.endswith(".json")}:
-        cluster.lend(path)
-    for train in {_materials_of(trial.case.train): trial.case.train for trial in pending}.values():
-        cluster.preload(train)
-    for wanted in dict.fromkeys((built_topology_of(trial), trial.case.cluster.resources) for trial in pending):
-        cluster.check(*wanted)
+    _prepare(plan, pending, cluster)
     ports = itertools.cycle(range(FIRST_PORT, FIRST_PORT + PORTS))
     first_round = min((trial.round for trial in pending), default=0)
     for (_, _, number), trials in itertools.groupby(pending, key=_network_and_round):
@@ -129,6 +124,53 @@ def run(
         ]
         if finished:
             _verify_again(finished, store, cluster, ended)
+
+
+def _prepare(plan: Plan, pending: Sequence[Trial], cluster: Cluster) -> None:
+    """Have files and data ready on the cluster, and refuse what this machine or the cluster cannot carry."""
+    _check_memory(plan, pending)
+    for checkpoint in {named for trial in pending if (named := trial.case.train.checkpoint)}:
+        cluster.lend(Path(checkpoint))
+    for path in {Path(named) for trial in pending if (named := trial.case.train.replay) and named.endswith(".json")}:
+        cluster.lend(path)
+    for train in {_materials_of(trial.case.train): trial.case.train for trial in pending}.values():
+        cluster.preload(train)
+    for wanted in dict.fromkeys((built_topology_of(trial), trial.case.cluster.resources) for trial in pending):
+        cluster.check(*wanted)
+
+
+def run_more_seeds(
+    plan: Plan, store: Store, cluster: Cluster, watch: Watch, ended: Ended, undecided: Undecided
+) -> None:
+    """Train seeds beyond the rounds', on unshaped links, of methods that are undecided and of the baseline beside them.
+
+    One seed after another, until all is decided or ``Scenario.accuracy_seeds`` have been trained. Raises what ``run``
+    does.
+    """
+    ports = itertools.cycle(range(FIRST_PORT, FIRST_PORT + PORTS))
+    while pending := pending_seeds(plan, store, undecided()):
+        seed = [trial for trial in pending if trial.round == pending[0].round]
+        _prepare(plan, seed, cluster)
+        finished = [
+            (trial, outcome)
+            for trial in seed
+            if (outcome := _run_one(trial, store, cluster, next(ports), watch, ended)).status == DONE
+        ]
+        if len(finished) < len(seed):
+            return  # what fails is not tried again and again: a later run may
+        _verify_again(finished, store, cluster, ended)
+
+
+def pending_seeds(plan: Plan, store: Store, undecided: set[tuple[tuple[Any, ...], str]]) -> list[Trial]:
+    """Further seeds, in their order, of what is undecided and of the baseline beside it, that are not done."""
+    asked = undecided | {(workload, plan.scenario.baseline) for workload, _ in undecided}
+    return plan.pending_seeds(store.attempts(), lambda trial: (workload_of(trial), trial.method.label) in asked)
+
+
+def workload_of(trial: Trial) -> tuple[Any, ...]:
+    """The trial's values of ``WORKLOAD_COLUMNS``, None where nothing is said."""
+    settings = _settings(trial)
+    return tuple(settings[column] for column in WORKLOAD_COLUMNS)
 
 
 def _check_memory(plan: Plan, pending: Iterable[Trial]) -> None:
@@ -307,10 +349,35 @@ def _divergence(results: Mapping[int, Message]) -> str:
 
 def _row(trial: Trial, attempt: int, outcome: Outcome, wall_time_s: float) -> dict[str, Any]:
     """The trial's row in the columns of ``store.TRIAL_SCHEMA``; what is not known stays out of it."""
-    case, train, replayed = trial.case, trial.case.train, profile_of(trial.case)
     row = {
-        "trial_id": trial.id,
+        **_settings(trial),
         "attempt": attempt,
+        "status": outcome.status,
+        "reason": outcome.reason,
+        "wall_time_s": wall_time_s,
+        "log_tail": "\n".join(outcome.log) or None,
+        "formula_bytes_per_step": wire_bytes(trial),
+        "lower_bound_s_per_step": lower_bound_s(trial) or None,
+        "predicted_step_s": predicted_step_s(trial),
+    }
+    if outcome.readings:
+        readings = outcome.readings.undilated(trial.dilation)
+        row |= {
+            "measured_rate_bps": readings.slowest_bps,
+            "measured_rtt_s": readings.rtt_median_s,
+            "links": json.dumps([link.model_dump() for link in readings.links]),
+            "verified_before": _as_json(readings),
+        }
+    if len(outcome.results) == trial.case.cluster.workers:
+        row |= _measured(trial, outcome)
+    return row
+
+
+def _settings(trial: Trial) -> dict[str, Any]:
+    """What was asked of the trial, and who asked, in the columns of ``store.TRIAL_SCHEMA``."""
+    case, train, replayed = trial.case, trial.case.train, profile_of(trial.case)
+    return {
+        "trial_id": trial.id,
         "scenario": trial.scenario,
         "cluster": trial.cluster,
         "method": trial.method.name,
@@ -330,32 +397,15 @@ def _row(trial: Trial, attempt: int, outcome: Outcome, wall_time_s: float) -> di
         "network": topology_of(case).particulars(),
         "seed": trial.seed,
         "round": trial.round,
-        "status": outcome.status,
-        "reason": outcome.reason,
-        "target_accuracy": train.target_accuracy,
-        "wall_time_s": wall_time_s,
+        "purpose": ACCURACY if trial.for_accuracy else None,
+        "target": train.target and str(train.target),
         "commit": commit(),
         "code_digest": code_digest(),
         "image_digest": trial.image or None,
         "cpuset": case.cluster.cpuset,
         "memory_limit_bytes": case.cluster.memory_bytes,
         "device": case.cluster.device,
-        "log_tail": "\n".join(outcome.log) or None,
-        "formula_bytes_per_step": wire_bytes(trial),
-        "lower_bound_s_per_step": lower_bound_s(trial) or None,
-        "predicted_step_s": predicted_step_s(trial),
     }
-    if outcome.readings:
-        readings = outcome.readings.undilated(trial.dilation)
-        row |= {
-            "measured_rate_bps": readings.slowest_bps,
-            "measured_rtt_s": readings.rtt_median_s,
-            "links": json.dumps([link.model_dump() for link in readings.links]),
-            "verified_before": _as_json(readings),
-        }
-    if len(outcome.results) == case.cluster.workers:
-        row |= _measured(trial, outcome)
-    return row
 
 
 def _what_is_fed(train: Train) -> str:
@@ -382,8 +432,8 @@ def _measured(trial: Trial, outcome: Outcome) -> dict[str, Any]:
     timed_from_step = steady_from_step + settling
     steady = [event for event in outcome.events if event.step >= timed_from_step]
     step_s = all_step_s[timed_from_step:]
-    accuracies = [(event.time_s, event.value) for event in outcome.events if event.kind == "accuracy"]
-    reached = [time_s for time_s, accuracy in accuracies if accuracy >= trial.case.train.target_accuracy]
+    steady_s = sum(step_s)
+    timed = is_long_enough(len(step_s), steady_s, bool(trial.case.train.replay))
     samples_per_step = trial.case.train.batch_size * trial.case.cluster.workers
 
     def mean_of(*kinds: str) -> float:
@@ -396,7 +446,8 @@ def _measured(trial: Trial, outcome: Outcome) -> dict[str, Any]:
         "steady_from_step": steady_from_step,
         "settling_steps": settling,
         "steady_steps": len(step_s),
-        "samples_per_s": samples_per_step * len(step_s) / sum(step_s) if step_s else None,
+        "steady_s": steady_s,
+        "samples_per_s": samples_per_step * len(step_s) / steady_s if timed else None,
         "step_time_median_s": statistics.median(step_s) if step_s else None,
         "compute_s_per_step": mean_of("compute_s"),
         "codec_s_per_step": mean_of("encode_s", "decode_s"),
@@ -409,8 +460,7 @@ def _measured(trial: Trial, outcome: Outcome) -> dict[str, Any]:
         "wire_bytes_per_step": _payload_per_step(outcome),
         "header_bytes_per_step": _per_steady_step(outcome, "header_bytes"),
         "before_steady_s": sum(all_step_s[:timed_from_step]),
-        "final_accuracy": accuracies[-1][1] if accuracies else None,
-        "time_to_target_s": min(reached, default=None),
+        **_learnt(trial, outcome),
         "train_time_s": first["train_time_s"],
         "evaluation_time_s": first["evaluation_time_s"],
         "peak_memory_bytes": max(result["peak_memory_bytes"] for result in results),
@@ -424,6 +474,22 @@ def _measured(trial: Trial, outcome: Outcome) -> dict[str, Any]:
         # A method whose bytes depend on the gradients' values notes what its formula gives for those it met.
         **({"formula_bytes_per_step": noted} if (noted := mean_of("formula_bytes")) else {}),
         "parameter_hash": first["parameter_hash"],
+    }
+
+
+def _learnt(trial: Trial, outcome: Outcome) -> dict[str, Any]:
+    """What the last evaluation found, and when the target was first reached."""
+    curves: dict[str, list[Evaluation]] = {metric: [] for metric in EVENT_KINDS}
+    for event in outcome.events:
+        for metric, kind in EVENT_KINDS.items():
+            if event.kind == kind:
+                curves[metric].append(Evaluation(event.step, event.time_s, event.value))
+    target = trial.case.train.target
+    reached = crossing(target, curves[target.metric]) if target else None
+    return {
+        **{column: curves[metric][-1].value if curves[metric] else None for metric, column in FINAL_COLUMNS.items()},
+        "steps_to_target": reached and reached.steps,
+        "time_to_target_s": reached and reached.time_s,
     }
 
 

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from xml.etree import ElementTree
 
-from harness import compare
+from harness import compare, wording
 from harness.compare import Change, Shift
 from harness.errors import EXIT_INCONCLUSIVE, EXIT_REGRESSION, MeasurementError
 from harness.reference import Measured
@@ -117,6 +117,7 @@ class Gate:
                 "ratios to the baseline still compare, as far as computation and network keep their proportion"
             )
         notes += compare.pace_note(self.reference, self.run)
+        notes += self._notes_on_accuracy()
         scenario = self.run.scenario
         planned = scenario.rounds * len(scenario.cases) * len(scenario.methods)
         if (never := planned - len(self.run.trials)) > 0:
@@ -124,6 +125,19 @@ class Gate:
         if self.run.trials["cluster"].eq("fake").any():
             notes.append("SCRIPTED, not measured: a fake cluster recited these numbers")
         return notes
+
+    def _notes_on_accuracy(self) -> list[str]:
+        """Verdicts are on throughput; what it may have cost is said beside them."""
+        learnt = [(case, result) for case in self.run.cases for result in case.methods if result.quality.difference]
+        if not learnt:
+            return ["verdicts are on throughput alone: nothing was learnt, so that accuracy is unknown"]
+        lost = [
+            f"{result.label} ({case.title}) {'does not keep' if result.quality.keeps == 'no' else 'may not keep'} "
+            f"accuracy: {wording.difference(result.quality)} against {self.run.scenario.baseline}"
+            for case, result in learnt
+            if result.quality.keeps != "yes"
+        ]
+        return lost or ["verdicts are on throughput; every method keeps accuracy"]
 
 
 def judge(run: Measured, reference: Measured, max_slowdown: float = MAX_SLOWDOWN) -> Gate:
@@ -214,11 +228,13 @@ def as_json(gate: Gate) -> dict[str, Any]:
 
 def as_markdown(gate: Gate) -> str:
     """A summary for a pull request."""
+    baselines = gate.run.scenario.baselines
+    over = [f"over {each}: {when}" for each in baselines for when in ("reference", "now")]
     lines = [
         f"### {MARKS[gate.verdict]} pacbench gate, {_cell(gate.run.scenario.name)}: {gate.sentence}",
         "",
-        "| method | verdict | step takes longer by | over the baseline: reference | now | why |",
-        "|---|---|--:|--:|--:|---|",
+        f"| method | verdict | step takes longer by | {' | '.join(over)} | why |",
+        f"|---|---|--:|{'--:|' * len(over)}---|",
     ]
     for judgement in gate.judgements:
         change = judgement.change
@@ -226,13 +242,19 @@ def as_markdown(gate: Gate) -> str:
             f"{change.label} ({change.case})",
             f"{MARKS[judgement.verdict]} {judgement.verdict}",
             judgement.slowdown_text,
-            *(f"{side.speedup.value:.2f}x" if side and side.speedup else "–" for side in (change.before, change.after)),
+            *(_over(side, each) for each in baselines for side in (change.before, change.after)),
             judgement.reason,
         )
         lines.append("| " + " | ".join(map(_cell, cells)) + " |")
     lines += ["", *(f"* {_cell(note)}" for note in gate.notes)]
     lines.append(f"* reference: `{gate.reference.where.name}`, commit {', '.join(gate.reference.commits) or 'unknown'}")
     return "\n".join(lines) + "\n"
+
+
+def _over(result: MethodResult | None, baseline: str) -> str:
+    """Throughput over a baseline, which a reference made before need not have."""
+    found = result.over[baseline].throughput if result and baseline in result.over else None
+    return f"{found.value:.2f}x" if found else "–"
 
 
 def as_junit(gate: Gate) -> str:

@@ -17,8 +17,8 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from harness.scenario import Fabric, Link, Pipe, Section, Trace, TraceRow
-from harness.units import format_rate
+from harness.scenario import UNSHAPED, Fabric, Link, Pipe, Section, Trace, TraceRow
+from harness.units import format_rate, format_size, format_time, parse_rate_bps, parse_size_bytes, parse_time_s
 
 SWITCH = "switch"
 """The name of the node that forwards between the workers of a star, or between the groups of racks."""
@@ -298,7 +298,7 @@ class Topology(Section):
             rates = [row.rate_bps for row in self.link.trace.rows]
             links["trace"] = f"of {len(rates)} rates, {format_rate(min(rates))} to {format_rate(max(rates))}"
         fabric = self.fabric.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-        return ", ".join(f"{name} {_words(value)}" for name, value in {**links, **fabric}.items())
+        return ", ".join(_named(name, value) for name, value in {**links, **fabric}.items())
 
     @property
     def slowest_bps(self) -> int | None:
@@ -527,10 +527,24 @@ def ring_bound_s(payload_bytes: float, workers: int, rate_bps: float) -> float:
     return 2 * (workers - 1) / workers * payload_bytes * 8 / rate_bps
 
 
-def _words(value: object) -> str:
+SAID = {
+    "rate": lambda text: text if text == UNSHAPED else format_rate(parse_rate_bps(text)),
+    **dict.fromkeys(("delay", "jitter"), lambda text: format_time(parse_time_s(text))),
+    **dict.fromkeys(("burst", "queue"), lambda text: format_size(parse_size_bytes(text))),
+    "mtu": lambda size: f"{size} B",
+}
+"""How people say the value that a field of a link holds in files."""
+
+
+def _named(name: str, value: object) -> str:
+    """A field in words: ``up 25 Mbit/s``, ``delay 5 ms``, ``workers w2 (10 Mbit/s, delay 1 ms)``."""
+    if value is True:
+        return name
     if isinstance(value, dict):
-        return f"({', '.join(f'{key} {_words(inner)}' for key, inner in value.items() if inner is not None)})"
-    return str(value)
+        parts = [_named(key, inner) for key, inner in value.items() if inner is not None]
+        return f"{name} {parts[0]}" if len(parts) == 1 else f"{name} ({', '.join(parts)})"
+    said = SAID.get(name, str)(value)
+    return said if name == "rate" else f"{name} {said}"
 
 
 def _seconds(size_bytes: float, pipe: Pipe) -> float:

@@ -14,12 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import plots, stats
-from harness.report import SCRIPTED
+from harness import plots, stats, wording
 from harness.scenario import Scenario
-from harness.stats import CaseResult, Estimate, MethodResult, Spread
+from harness.stats import CaseResult, Estimate, MethodResult
 from harness.store import Store, require_done
-from harness.units import format_size, format_time
+from harness.wording import NOTHING, SCRIPTED
 
 COLUMNS: dict[str, dict[str, Any]] = {
     "one-column": {"figure.figsize": (3.5, 2.6), "savefig.dpi": 300, "font.size": 7.5, "figure.titlesize": 8},
@@ -31,8 +30,9 @@ SMALLER = ("axes.labelsize", "axes.titlesize", "legend.fontsize", "xtick.labelsi
 """Texts that take the font's size in one column."""
 
 TRIAL_COLUMNS = (
-    *("trial_id", "label", "round", "seed", *stats.CASE_COLUMNS, "status", "reason", "steps", "settling_steps"),
-    *("samples_per_s", "step_time_median_s", "final_accuracy", "time_to_target_s", "train_time_s"),
+    *("trial_id", "label", "round", "seed", "purpose", *stats.CASE_COLUMNS, "status", "reason", "steps"),
+    *("settling_steps", "samples_per_s", "step_time_median_s", "final_accuracy", "final_loss", "final_perplexity"),
+    *("steps_to_target", "time_to_target_s", "train_time_s"),
     *("wire_bytes_per_step", "header_bytes_per_step", "peak_memory_bytes"),
 )
 
@@ -64,7 +64,7 @@ def write(store: Store) -> Path:
     for name, changes in COLUMNS.items():
         small = dict.fromkeys(SMALLER, changes["font.size"]) if "font.size" in changes else {}
         style = {**changes, **small}
-        plots.write_all(folder / name, cases, events, scenario.methods, scenario.baseline, style, for_paper=True)
+        plots.write_all(folder / name, cases, events, scenario, style, for_paper=True)
     (folder / "results.tex").write_text(results_table(cases, scenario), encoding="utf-8")
     trials[list(TRIAL_COLUMNS)].to_csv(folder / "trials.csv", index=False)
     return folder
@@ -73,12 +73,21 @@ def write(store: Store) -> Path:
 def results_table(cases: Sequence[CaseResult], scenario: Scenario) -> str:
     """A LaTeX tabular in the manner of booktabs; the user's own table environment gives it place and caption."""
     unfinished = any(len(result.done) < result.trials for case in cases for result in case.methods)
-    head = ["Method", "Samples/s", rf"Over {tex(scenario.baseline)}", r"Accuracy (\%)", "Time to target", "Bytes/step"]
+    learnt = any(result.final for case in cases for result in case.methods)
+    aimed = any(case.target for case in cases)
+    over = [tex(each) for each in scenario.baselines]
+    head = ["Method"]
+    head += ["Time to target", *(f"Sooner than {each}" for each in over)] if aimed else []
+    head += ["Samples/s", *(f"Faster than {each}" for each in over)]
+    head += ["Final", f"Against {tex(scenario.baseline)}", "Keeps accuracy"] if learnt else []
+    head += ["Bytes/step"]
     head += ["Finished"] if unfinished else []
     scripted = any(case.key["cluster"] == stats.FAKE for case in cases)
     lines = [
-        "% Made by `pacbench report --paper`; needs \\usepackage{booktabs}. Brackets hold 95 % t intervals,",
-        "% accuracies are means (least--greatest); only trials that finished enter. Times to the target are medians.",
+        "% Made by `pacbench report --paper`; needs \\usepackage{booktabs}. Brackets hold 95 % t intervals. Times to",
+        "% the target are medians, given where every round reached it. Final figures are means (least--greatest). A",
+        f"% method keeps accuracy if that interval is within {wording.tolerated(scenario.tolerance, 'accuracy')}"
+        " (of a loss: percent).",
         *([f"% {SCRIPTED.upper()}"] if scripted else []),
         rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
         r"\toprule",
@@ -87,7 +96,7 @@ def results_table(cases: Sequence[CaseResult], scenario: Scenario) -> str:
     for case in cases:
         title = f"{case.title} ({SCRIPTED})" if case.key["cluster"] == stats.FAKE else case.title
         lines += [r"\midrule", rf"\multicolumn{{{len(head)}}}{{l}}{{\emph{{{tex(title)}}}}} \\"]
-        lines += [_row(result, scenario.baseline, unfinished) for result in case.methods]
+        lines += [_row(_cells(result, case, scenario, aimed, learnt), result, unfinished) for result in case.methods]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
@@ -96,19 +105,38 @@ def tex(text: str) -> str:
     return "".join(TEX.get(sign, sign) for sign in text)
 
 
-def _row(result: MethodResult, baseline: str, unfinished: bool) -> str:
-    cells = [
-        tex(result.label),
-        f"{result.samples_per_s.value:.0f}" if result.samples_per_s else TEX_NOTHING,
-        r"$1\times$" if result.label == baseline and result.speedup else _times(result.speedup),
-        _percent(result.final_accuracy),
-        _reached(result),
-        tex(format_size(result.mean("wire_bytes_per_step"))) if len(result.done) else TEX_NOTHING,
-    ]
+def _cells(result: MethodResult, case: CaseResult, scenario: Scenario, aimed: bool, learnt: bool) -> list[str]:
+    """What ``head`` names, but for what did not finish."""
+
+    def over(what: str) -> list[str]:
+        return [
+            r"$1\times$" if result.label == each and len(result.done) else _times(getattr(result.over[each], what))
+            for each in scenario.baselines
+        ]
+
+    metric, is_baseline = result.quality.metric, result.label == scenario.baseline
+    cells = [tex(result.label)]
+    if aimed:
+        cells += [_said(wording.reached(result, case)), *over("time_to_target")]
+    cells += [f"{result.samples_per_s.value:.0f}" if result.samples_per_s else TEX_NOTHING, *over("throughput")]
+    if learnt:
+        cells += [
+            _said(wording.final_range(result.final, metric)).replace("–", "--"),
+            "baseline" if is_baseline else _said(wording.difference(result.quality)),
+            "baseline" if is_baseline else _said(wording.keeps(result)),
+        ]
+    return [*cells, _said(wording.size(result.mean("wire_bytes_per_step")))]
+
+
+def _row(cells: list[str], result: MethodResult, unfinished: bool) -> str:
     if unfinished:
         lost = ", ".join(result.ways_lost)
-        cells.append(f"{len(result.done)} of {result.trials}" + (f" ({tex(lost)})" if lost else ""))
+        cells = [*cells, f"{len(result.done)} of {result.trials}" + (f" ({tex(lost)})" if lost else "")]
     return " & ".join(cells) + r" \\"
+
+
+def _said(text: str) -> str:
+    return TEX_NOTHING if text == NOTHING else tex(text)
 
 
 def _times(estimate: Estimate | None) -> str:
@@ -116,18 +144,3 @@ def _times(estimate: Estimate | None) -> str:
         return TEX_NOTHING
     interval = f"\\;[{estimate.low:.2f}, {estimate.high:.2f}]" if estimate.low is not None else ""
     return rf"${estimate.value:.2f}\times{interval}$"
-
-
-def _percent(found: Spread | None) -> str:
-    return f"{100 * found.mean:.1f} ({100 * found.low:.1f}--{100 * found.high:.1f})" if found else TEX_NOTHING
-
-
-def _reached(result: MethodResult) -> str:
-    """The median, or that it is not known; with how many reached it, unless all did."""
-    found = result.time_to_target
-    if not found.of:
-        return TEX_NOTHING
-    counted = "" if found.reached == found.of else f"{found.reached} of {found.of}"
-    if found.median_s is None:
-        return f"{found.reached} of {found.of} reached"
-    return tex(format_time(found.median_s)) + (f" ({counted})" if counted else "")

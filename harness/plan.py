@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,7 +24,7 @@ from harness import profile as profiles
 from harness.errors import UsageError
 from harness.network import Topology
 from harness.provenance import code_digest
-from harness.scenario import Case, MethodSpec, Scenario, Section
+from harness.scenario import UNSHAPED, Case, Link, MethodSpec, Scenario, Section
 from harness.status import DONE
 from harness.workload.data import DATASETS, Dataset
 from harness.workload.models import MODELS, Model
@@ -56,6 +56,8 @@ class Trial(Section):
     method: MethodSpec
     seed: int
     round: int
+    for_accuracy: bool = False
+    """Whether it is one more seed for accuracy alone: on unshaped links, and part of no figure of time."""
 
     @property
     def dilation(self) -> float:
@@ -88,22 +90,33 @@ class Plan:
     trials: tuple[Trial, ...]
     left_out: frozenset[str] = frozenset()
     """Ids of the scenario's other trials, which are not to run now."""
+    more_seeds: tuple[Trial, ...] = ()
+    """Trainings on unshaped links of seeds beyond the rounds', for who must know more of a method's accuracy."""
 
     def only(self, wanted: Callable[[Trial], bool]) -> Plan:
         """The part of it that is wanted; it goes into the same store as the whole."""
         kept = tuple(trial for trial in self.trials if wanted(trial))
         others = {trial.id for trial in self.trials} - {trial.id for trial in kept}
-        return Plan(self.scenario, kept, self.left_out | others)
+        return Plan(self.scenario, kept, self.left_out | others, self.more_seeds)
 
     def pending(self, attempts: pd.DataFrame) -> list[Trial]:
         """The trials whose last attempt is not done, in order; ``attempts`` are those of the store."""
-        last = attempts.drop_duplicates("trial_id", keep="last")
-        done = set(last.loc[last["status"] == DONE, "trial_id"])
-        return [trial for trial in self.trials if trial.id not in done]
+        return _not_done(self.trials, attempts)
+
+    def pending_seeds(self, attempts: pd.DataFrame, wanted: Callable[[Trial], bool]) -> list[Trial]:
+        """Likewise, those of ``more_seeds`` that are wanted."""
+        return _not_done(filter(wanted, self.more_seeds), attempts)
 
     def strangers(self, attempts: pd.DataFrame) -> set[str]:
         """Ids of trials in a store that are none of this plan's: other code made them, or another kind of cluster."""
-        return set(attempts["trial_id"]) - {trial.id for trial in self.trials} - self.left_out
+        own = {trial.id for trial in (*self.trials, *self.more_seeds)}
+        return set(attempts["trial_id"]) - own - self.left_out
+
+
+def _not_done(trials: Iterable[Trial], attempts: pd.DataFrame) -> list[Trial]:
+    last = attempts.drop_duplicates("trial_id", keep="last")
+    done = set(last.loc[last["status"] == DONE, "trial_id"])
+    return [trial for trial in trials if trial.id not in done]
 
 
 def make(scenario: Scenario, cluster: str, image: str = "") -> Plan:
@@ -123,7 +136,23 @@ def make(scenario: Scenario, cluster: str, image: str = "") -> Plan:
             for case in scenario.cases
             for method in _alternating(scenario.methods, round_number)
         ),
+        more_seeds=tuple(_more_seeds(scenario, cluster, image)),
     )
+
+
+def _more_seeds(scenario: Scenario, cluster: str, image: str) -> Iterator[Trial]:
+    """Once a workload, however many links it is tried on; none of methods that learn by what the links are."""
+    workloads = dict.fromkeys(_on_unshaped_links(case) for case in scenario.cases if not case.train.replay)
+    methods = [method for method in scenario.methods if not state_of(method).learns_by_the_links]
+    for number in range(scenario.rounds, scenario.accuracy_seeds):
+        for case in workloads:
+            for method in methods:
+                yield _trial(scenario, cluster, image, case, method, number, for_accuracy=True)
+
+
+def _on_unshaped_links(case: Case) -> Case:
+    link = Link.model_validate({"rate": UNSHAPED})
+    return Case(cluster=case.cluster, link=link, train=case.train)
 
 
 def wire_bytes(trial: Trial, step: int | None = None) -> float:
@@ -225,7 +254,15 @@ def _alternating(methods: tuple[MethodSpec, ...], round_number: int) -> tuple[Me
     return methods[::-1] if round_number % 2 else methods
 
 
-def _trial(scenario: Scenario, cluster: str, image: str, case: Case, method: MethodSpec, round_number: int) -> Trial:
+def _trial(
+    scenario: Scenario,
+    cluster: str,
+    image: str,
+    case: Case,
+    method: MethodSpec,
+    round_number: int,
+    for_accuracy: bool = False,
+) -> Trial:
     """The seed advances with the round, so that curves have a spread over seeds and methods are paired within one."""
     seed = scenario.seed + round_number
     identity = {
@@ -235,6 +272,7 @@ def _trial(scenario: Scenario, cluster: str, image: str, case: Case, method: Met
         "method": method.model_dump(mode="json"),
         "seed": seed,
         "round": round_number,
+        "for_accuracy": for_accuracy,
         "code": code_digest(),
         "checkpoint": _content_digest(case.train.checkpoint),
         "profile": profiles.digest(case.train.replay) if case.train.replay else None,
@@ -249,6 +287,7 @@ def _trial(scenario: Scenario, cluster: str, image: str, case: Case, method: Met
         method=method,
         seed=seed,
         round=round_number,
+        for_accuracy=for_accuracy,
     )
 
 
@@ -294,6 +333,10 @@ def _check_replay(scenario: Scenario, case: Case, replayed: profiles.Profile) ->
         raise UsageError.at(
             scenario.name, "cluster.device", case.cluster.device, "cpu with train.replay: nothing is computed"
         )
+    if train.target:
+        raise UsageError.at(
+            scenario.name, "train.target", str(train.target), "none with train.replay: nothing is learnt or evaluated"
+        )
 
 
 def _check_training(scenario: Scenario, case: Case) -> None:
@@ -302,6 +345,9 @@ def _check_training(scenario: Scenario, case: Case) -> None:
     if not model.fits(data):
         fitting = [name for name, other in MODELS.items() if other.fits(data)]
         raise UsageError.at(scenario.name, "train.model", train.model, f"for {train.dataset}: {', '.join(fitting)}")
+    if train.target and train.target.metric == "perplexity" and not data.is_text:
+        allowed = f"accuracy or loss on {data.name}: only a language has a perplexity"
+        raise UsageError.at(scenario.name, "train.target", str(train.target), allowed)
     if train.checkpoint:
         model.build_from(Path(train.checkpoint))
     if case.cluster.workers * train.batch_size > data.train_size:

@@ -36,10 +36,9 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullForma
 
 import baselines
 from harness.claims import Judgement
-from harness.scenario import MethodSpec
+from harness.scenario import MethodSpec, Scenario
 from harness.stats import (
     CASE_COLUMNS,
-    TOLERATED_LOSS,
     CaseResult,
     Estimate,
     MethodResult,
@@ -47,8 +46,10 @@ from harness.stats import (
     learning_curves,
     mean_model,
     per_case,
+    reference,
     step_models,
     sweeps,
+    times_to_targets,
 )
 from harness.turning import RATE_OF_WORKERS_BPS
 from harness.units import format_rate
@@ -125,8 +126,7 @@ def write_all(
     folder: Path,
     cases: Sequence[CaseResult],
     events: pd.DataFrame,
-    methods: Sequence[MethodSpec],
-    baseline: str,
+    scenario: Scenario,
     changes: Mapping[Any, Any] = {},
     for_paper: bool = False,
 ) -> list[Drawing]:
@@ -134,16 +134,16 @@ def write_all(
 
     Args:
         events: of the trials, in the columns of ``EVENT_SCHEMA``.
-        methods: of the scenario, in the order in which they are shown.
-        baseline: the label that speedups are ratios to.
+        scenario: says in which order methods are shown, over which baseline speedups are told (``stats.reference``),
+            and which loss of accuracy is tolerated.
         changes: of settings in the style file, such as ``figure.figsize``, whose width no figure exceeds.
         for_paper: also those that show apart what a report shows beside other things.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(fname=STYLE_FILE), matplotlib.rc_context(dict(changes)):
-        drawings = list(_draw_all(cases, events, looks(methods), baseline))
+        drawings = list(_draw_all(cases, events, looks(scenario.methods), scenario))
         if for_paper:
-            drawings += _draw_for_paper(cases, looks(methods), baseline)
+            drawings += _draw_for_paper(cases, looks(scenario.methods), reference(cases, scenario))
         return _write(drawings, folder)
 
 
@@ -191,8 +191,8 @@ def throughput(cases: Sequence[CaseResult], looks: Mapping[str, Look], baseline:
                 mew=0.4,
                 ms=4,
             )
-            if result.speedup and result.label != baseline:
-                _beside(axes, y, f"{result.speedup.value:.2f}×")
+            if (gained := result.over[baseline].throughput) and result.label != baseline:
+                _beside(axes, y, f"{gained.value:.2f}×")
 
     def plotted(case: CaseResult) -> pd.DataFrame:
         rows = [
@@ -201,7 +201,8 @@ def throughput(cases: Sequence[CaseResult], looks: Mapping[str, Look], baseline:
                 "round": trial.round,
                 "samples_per_s": trial.samples_per_s,
                 **_bounds("mean_samples_per_s", result.samples_per_s),
-                "speedup_over_baseline": result.speedup.value if result.speedup else None,
+                "baseline": baseline,
+                "speedup_over_baseline": getattr(result.over[baseline].throughput, "value", None),
             }
             for result in case.methods
             for trial in result.done.sort_values("round").itertuples()
@@ -223,7 +224,7 @@ def speedup(cases: Sequence[CaseResult], looks: Mapping[str, Look], baseline: st
     for axes, case in zip(panels, cases, strict=True):
         axes.axvline(1, color=INK, ls=(0, (4, 3)), lw=0.9)
         for y, label in enumerate(others):
-            if not (found := case.method(label).speedup):
+            if not (found := case.method(label).over[baseline].throughput):
                 _nothing(axes, y)
                 continue
             look = looks[label]
@@ -233,7 +234,7 @@ def speedup(cases: Sequence[CaseResult], looks: Mapping[str, Look], baseline: st
     caption = (
         "Ratio of steady-state samples/s to the baseline's, paired within rounds: geometric mean and 95 % t interval."
     )
-    return Drawing("speedup", "Speedup", caption, figure, per_case(cases, _speedups))
+    return Drawing("speedup", "Speedup", caption, figure, per_case(cases, partial(_speedups, baseline)))
 
 
 def claims(judgements: Sequence[Judgement]) -> Drawing:
@@ -367,7 +368,7 @@ def when_it_pays(cases: Sequence[CaseResult], looks: Mapping[str, Look], baselin
             markers = {"marker": look.marker, "markevery": (3, 9), "ms": 3.5, "mfc": "white"}  # hollow: not measured
             axes.plot(curve["rate_bps"], curve["speedup"], color=look.color, ls=look.line_style, lw=1.1, **markers)
             for case in group:
-                if case.rate_bps and label != baseline and (found := case.method(label).speedup):
+                if case.rate_bps and label != baseline and (found := case.method(label).over[baseline].throughput):
                     _speedup_point(axes, case.rate_bps, found, look)
         axes.axhline(1, color=INK, lw=0.9)
         axes.set_xscale("log")
@@ -402,6 +403,53 @@ def _modelled(group: Sequence[CaseResult], label: str, baseline: str) -> pd.Data
     return pd.DataFrame({"rate_bps": MODEL_RATES_BPS, "speedup": speedups})
 
 
+def time_to_target(cases: Sequence[CaseResult], times: pd.DataFrame, looks: Mapping[str, Look]) -> Drawing:
+    """When each method was as good as any value of the metric; a line ends, or has a gap, where a round missed it.
+
+    Args:
+        times: of the cases, by ``stats.times_to_targets``.
+    """
+    heading, titles = _shared_and_own([case.parts for case in cases])
+    target = Line2D([], [], color=INK, ls=(0, (4, 3)), lw=0.9, label="target")
+    figure, grid = _grid(
+        len(cases),
+        1,
+        WIDTH_IN,
+        2.6,
+        heading,
+        [*_method_keys(looks, set(times["label"])), target],
+        left_in=0.75,
+        between_in=0,
+        right_in=0.15,
+        titled=any(titles),
+        labelled=True,
+    )
+    for axes, case, title in zip(grid.flat, cases, titles, strict=True):
+        own = _of_case(times, case)
+        for label, curve in own.groupby("label", sort=False):
+            look, every = looks[str(label)], max(1, len(curve) // MORE_THAN_MARKERS)
+            marked = {"marker": look.marker, "markevery": every, "ms": 3.5}
+            axes.plot(curve["value"], curve["time_s"], color=look.color, ls=look.line_style, **marked)
+        metric = own["metric"].iloc[0] if len(own) else "accuracy"
+        if case.target:
+            axes.axvline(case.target.value, color=INK, ls=(0, (4, 3)), lw=0.9)
+        if metric == "accuracy":
+            axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+        else:
+            axes.invert_xaxis()  # better to the right
+        axes.set_yscale("log")
+        _plain_log_ticks(axes.yaxis)
+        axes.set_title(title)
+        axes.set_xlabel(f"target: test {metric}")
+        axes.set_ylabel("time to it (s)")
+    caption = (
+        "Training time, warm-up and pruning included and evaluations excluded, until the test set was first predicted "
+        "as well as the x axis says: median of rounds, between evaluations by a line. Where a method has no line, it "
+        "missed that in some round. Dashed: the scenario's target."
+    )
+    return Drawing("time-to-target", "Time to any target", caption, figure, times)
+
+
 def accuracy(cases: Sequence[CaseResult], curves: pd.DataFrame, looks: Mapping[str, Look]) -> Drawing:
     """Test accuracy against training time, and against steps: mean and extremes over rounds.
 
@@ -412,7 +460,8 @@ def accuracy(cases: Sequence[CaseResult], curves: pd.DataFrame, looks: Mapping[s
     figure, grid = _learning(cases, curves, looks, "accuracy", [target])
     for row, case in zip(grid, cases, strict=True):
         for axes in row:
-            axes.axhline(case.key["target_accuracy"], color=INK, ls=(0, (4, 3)), lw=0.9)
+            if case.target and case.target.metric == "accuracy":
+                axes.axhline(case.target.value, color=INK, ls=(0, (4, 3)), lw=0.9)
         row[0].yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     caption = (
         "Test accuracy over training time, warm-up and pruning included, and over steps. A line is the mean over "
@@ -423,8 +472,12 @@ def accuracy(cases: Sequence[CaseResult], curves: pd.DataFrame, looks: Mapping[s
 
 def perplexity(cases: Sequence[CaseResult], curves: pd.DataFrame, looks: Mapping[str, Look]) -> Drawing:
     """A language's test perplexity, as ``accuracy`` is drawn; ``curves`` are those of this kind."""
-    figure, grid = _learning(cases, curves, looks, "perplexity", [])
-    for row in grid:
+    target = Line2D([], [], color=INK, ls=(0, (4, 3)), lw=0.9, label="target")
+    figure, grid = _learning(cases, curves, looks, "perplexity", [target])
+    for row, case in zip(grid, cases, strict=True):
+        for axes in row:
+            if case.target and case.target.metric == "perplexity":
+                axes.axhline(case.target.value, color=INK, ls=(0, (4, 3)), lw=0.9)
         row[0].set_yscale("log")
         _plain_log_ticks(row[0].yaxis)
     caption = (
@@ -526,14 +579,16 @@ def bandwidth(cases: Sequence[CaseResult], looks: Mapping[str, Look], baseline: 
     """Speedup over the baseline against the links' rate; a panel for cases that share all but the rate."""
 
     def known(result: MethodResult) -> Estimate | None:
-        return result.speedup
+        return result.over[baseline].throughput
 
     figure = _against_rate(cases, looks, known, f"speedup over {baseline}", "×", without_interval=baseline)
     caption = (
         "Ratio of steady-state samples/s to the baseline's, paired within rounds: geometric mean and 95 % t interval. "
         "Below 1× a method costs more than it saves."
     )
-    return Drawing("bandwidth", "Speedup against bandwidth", caption, figure, per_case(cases, _speedups))
+    return Drawing(
+        "bandwidth", "Speedup against bandwidth", caption, figure, per_case(cases, partial(_speedups, baseline))
+    )
 
 
 def throughput_over_bandwidth(cases: Sequence[CaseResult], looks: Mapping[str, Look]) -> Drawing:
@@ -599,16 +654,14 @@ def _against_rate(
     return figure
 
 
-def sweep(cases: Sequence[CaseResult], looks: Mapping[str, Look], baseline: str) -> Drawing:
+def sweep(cases: Sequence[CaseResult], looks: Mapping[str, Look], baseline: str, tolerance: float) -> Drawing:
     """Final accuracy against the share of entries that is kept, with the share where it stops to hold marked."""
-    swept = [(case, found) for case in cases if (found := sweeps(case, baseline))]
+    swept = [(case, found) for case in cases if (found := sweeps(case, baseline, tolerance))]
     heading, titles = _shared_and_own([case.parts for case, _ in swept])
     shown = {each.points[0][1].label: each.title for _, found in swept for each in found}
     keys: list[Artist] = [*_method_keys({shown[label]: looks[label] for label in shown}, set(shown.values()))]
     keys += [
-        Line2D(
-            [], [], color=INK, ls=(0, (4, 3)), lw=0.9, label=f"{baseline}, and {100 * TOLERATED_LOSS:g} points less"
-        ),
+        Line2D([], [], color=INK, ls=(0, (4, 3)), lw=0.9, label=f"{baseline}, and {100 * tolerance:g} points less"),
         Line2D([], [], color=INK, marker="o", mfc="none", ls="", ms=9, label="convergence limit"),
     ]
     figure, grid = _grid(
@@ -626,7 +679,7 @@ def sweep(cases: Sequence[CaseResult], looks: Mapping[str, Look], baseline: str)
     for axes, (case, found), title in zip(grid.flat, swept, titles, strict=True):
         if reference := case.method(baseline).final_accuracy:
             axes.axhline(reference.mean, color=INK, ls=(0, (4, 3)), lw=0.9)
-            axes.axhspan(reference.mean - TOLERATED_LOSS, reference.mean, color=INK, alpha=0.08, lw=0)
+            axes.axhspan(reference.mean - tolerance, reference.mean, color=INK, alpha=0.08, lw=0)
         for each in found:
             _sweep_line(axes, each, looks[each.points[0][1].label])
         axes.set_xscale("log")
@@ -638,11 +691,11 @@ def sweep(cases: Sequence[CaseResult], looks: Mapping[str, Look], baseline: str)
     grid[-1][0].set_xlabel(" or ".join(sorted({each.parameter for _, found in swept for each in found})))
     caption = (
         "Final test accuracy against the share of entries that is kept, most pruned at the right: mean over rounds and "
-        f"extremes. The circle marks the convergence limit: down to it the mean stays within {100 * TOLERATED_LOSS:g} "
+        f"extremes. The circle marks the convergence limit: down to it the mean stays within {100 * tolerance:g} "
         f"points of {baseline}'s."
     )
     return Drawing(
-        "sweep", "Accuracy against what is kept", caption, figure, per_case(cases, partial(_swept, baseline))
+        "sweep", "Accuracy against what is kept", caption, figure, per_case(cases, partial(_swept, baseline, tolerance))
     )
 
 
@@ -657,7 +710,7 @@ def _sweep_line(axes: Axes, found: Sweep, look: Look) -> None:
             axes.annotate(f"{share:g}", (share, spread.mean), (0, -16), textcoords="offset points", ha="center")
 
 
-def _swept(baseline: str, case: CaseResult) -> pd.DataFrame:
+def _swept(baseline: str, tolerance: float, case: CaseResult) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {
@@ -671,7 +724,7 @@ def _swept(baseline: str, case: CaseResult) -> pd.DataFrame:
                 "rounds": len(result.done),
                 "is_limit": share == found.limit,
             }
-            for found in sweeps(case, baseline)
+            for found in sweeps(case, baseline, tolerance)
             for share, result in found.points
             if (spread := result.final_accuracy)
         ]
@@ -733,20 +786,23 @@ def changes_by_step(cases: Sequence[CaseResult], events: pd.DataFrame) -> pd.Dat
 
 
 def _draw_all(
-    cases: Sequence[CaseResult], events: pd.DataFrame, looks: Mapping[str, Look], baseline: str
+    cases: Sequence[CaseResult], events: pd.DataFrame, looks: Mapping[str, Look], scenario: Scenario
 ) -> Iterator[Drawing]:
-    yield throughput(cases, looks, baseline)
-    yield when_it_pays(cases, looks, baseline)
+    over, baseline, tolerance = reference(cases, scenario), scenario.baseline, scenario.tolerance
+    if len(times := times_to_targets(cases, events)):
+        yield time_to_target(cases, times, looks)
+    yield throughput(cases, looks, over)
+    yield when_it_pays(cases, looks, over)
     if any(len(group) > 1 for group in _by_all_but_rate(cases).values()):
-        yield bandwidth(cases, looks, baseline)
+        yield bandwidth(cases, looks, over)
     if len(curves := learning_curves(cases, events)):
         yield accuracy(cases, curves, looks)
     if len(curves := learning_curves(cases, events, "perplexity")):
         yield perplexity(cases, curves, looks)
     if (events["kind"] == "link_rate_bps").any():
         yield changing_links(cases, events, looks)
-    if any(sweeps(case, baseline) for case in cases):
-        yield sweep(cases, looks, baseline)
+    if any(sweeps(case, baseline, tolerance) for case in cases):
+        yield sweep(cases, looks, baseline, tolerance)
     yield step_time(cases, looks)
     yield bytes_per_step(cases, looks)
 
@@ -1021,10 +1077,9 @@ def _speedup_point(axes: Axes, rate_bps: float, found: Estimate, look: Look) -> 
         axes.plot([rate_bps] * 2, [found.low, found.high], color=look.color, lw=1)
 
 
-def _speedups(case: CaseResult) -> pd.DataFrame:
-    return pd.DataFrame(
-        [{"label": result.label, **_bounds("speedup", result.speedup)} for result in case.methods if result.speedup]
-    )
+def _speedups(baseline: str, case: CaseResult) -> pd.DataFrame:
+    known = [(result.label, found) for result in case.methods if (found := result.over[baseline].throughput)]
+    return pd.DataFrame([{"label": label, "baseline": baseline, **_bounds("speedup", found)} for label, found in known])
 
 
 def _means(case: CaseResult, columns: Sequence[str]) -> pd.DataFrame:

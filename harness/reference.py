@@ -22,7 +22,7 @@ from harness.errors import MeasurementError, UsageError
 from harness.provenance import ROOT
 from harness.scenario import Case, MethodSpec, Scenario
 from harness.stats import CaseResult, Noise
-from harness.store import TRIAL_SCHEMA, Store, require_done
+from harness.store import OLDER_COLUMNS, TRIAL_SCHEMA, Store, require_done, with_targets
 
 FORMAT = 2
 """Of the file. To be raised whenever what is compared changes its meaning."""
@@ -40,6 +40,8 @@ COLUMNS = (
         "yardstick_s",
         "wire_bytes_per_step",
         "final_accuracy",
+        "final_loss",
+        "final_perplexity",
         "time_to_target_s",
         "peak_memory_bytes",
     ),
@@ -181,7 +183,7 @@ def _differences_of_cases(old: Case, new: Case) -> list[str]:
 
 
 def _of_store(store: Store) -> Measured:
-    return Measured(store.folder, store.scenario(), store.trials(), store.provenance())
+    return Measured(store.folder, store.scenario(), stats.on_links(store.trials()), store.provenance())
 
 
 def _of_file(path: Path) -> Measured:
@@ -203,7 +205,8 @@ def _of_file(path: Path) -> Measured:
 
 def _frame(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """Rows as the store would give them; what a reference does not keep is unknown."""
-    frame = pd.DataFrame(list(rows), columns=list(COLUMNS)).reindex(columns=TRIAL_SCHEMA.names)
+    known = [*COLUMNS, *OLDER_COLUMNS.names]
+    frame = with_targets(pd.DataFrame(list(rows), columns=known)).reindex(columns=TRIAL_SCHEMA.names)
     numeric = [name for name in TRIAL_SCHEMA.names if str(TRIAL_SCHEMA.field(name).type) == "double"]
     frame[numeric] = frame[numeric].astype(float)
     return frame

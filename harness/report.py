@@ -24,16 +24,16 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from harness import plots, stats
+from harness import answer, plots, stats, wording
+from harness.answer import headline
 from harness.scenario import Scenario
-from harness.stats import CaseResult, Estimate, MethodResult, Payoff, Spread, TimeToTarget
-from harness.store import DONE, Store, require_done
-from harness.units import format_rate, format_size, format_time
+from harness.stats import CaseResult, Payoff
+from harness.steady import FEWEST_S, FEWEST_STEPS
+from harness.store import ACCURACY, DONE, Store, require_done
+from harness.units import format_rate
+from harness.wording import NOTHING, SCRIPTED
 
 TEMPLATES = Path(__file__).parent / "templates"
-
-NOTHING = "–"
-SCRIPTED = "SCRIPTED, not measured"
 
 OVERRUN = 0.03
 """The share of a replayed step by which this machine was late, from which on a report warns."""
@@ -174,15 +174,18 @@ def write(store: Store) -> Path:
     require_done(trials, store.folder)
     cases = stats.case_results(trials, scenario)
     events = store.events(trials)
-    drawings = plots.write_all(store.folder / "plots", cases, events, scenario.methods, scenario.baseline)
+    drawings = plots.write_all(store.folder / "plots", cases, events, scenario)
     content = {
         "scenario": scenario,
         "cases": cases,
         "sentences": _sentences(cases, scenario),
         "notes": _notes(cases, scenario),
+        "reference": stats.reference(cases, scenario),
+        "sooner": [f"sooner than {each}" for each in scenario.baselines],
+        "faster": [f"faster than {each}" for each in scenario.baselines],
         "scripted": SCRIPTED if (trials["cluster"] == stats.FAKE).any() else "",
         "drawings": drawings,
-        "paybacks": {case.title: _paybacks(case, scenario.baseline) for case in cases},
+        "paybacks": {case.title: _paybacks(case, stats.reference(cases, scenario)) for case in cases},
         "attempts": _attempts(cases, attempts, events),
         "not_run": _not_run(cases, scenario),
         "verified": [links for case in cases if (links := _verified_links(case)).readings],
@@ -207,15 +210,7 @@ def summary(store: Store) -> Summary:
     require_done(trials, store.folder)
     cases = stats.case_results(trials, scenario)
     rows = [
-        {
-            "case": case.title,
-            "method": result.label,
-            "samples/s": _fixed(result.samples_per_s.value if result.samples_per_s else None, 1),
-            f"over {scenario.baseline}": _ratio(result.speedup),
-            "accuracy": _percent(result.final_accuracy.mean if result.final_accuracy else None),
-            "to target": _to_target(result.time_to_target),
-            "bytes/step": _size(result.mean("wire_bytes_per_step")),
-        }
+        {"case": case.title, **answer.row(result, case, scenario)}
         | ({} if (trials["status"] == DONE).all() else {"finished": f"{len(result.done)} of {result.trials}"})
         for case in cases
         for result in case.methods
@@ -223,37 +218,8 @@ def summary(store: Store) -> Summary:
     return Summary(rows, _sentences(cases, scenario))
 
 
-def headline(case: CaseResult, baseline: str) -> str:
-    """One sentence on the fastest method of a case; honest where none beats the baseline, or none clearly."""
-    link, *rest = case.parts
-    place = f"{'at' if case.rate_bps else 'over'} {link} ({', '.join(rest)}"
-    others = [(result, result.speedup) for result in case.methods if result.label != baseline and result.speedup]
-    if not others:
-        return f"No speedup over {baseline} can be given {place}): in no round both it and another method finished."
-    result, speedup = max(others, key=lambda pair: pair[1].value)
-    place += f"; steady-state samples/s, {_rounds(speedup)})"
-    learnt = result.final_accuracy and case.method(baseline).final_accuracy
-    accuracies = (
-        f"final accuracy {_mean_percent(result)} against {_mean_percent(case.method(baseline))}"
-        if learnt
-        else "accuracy unknown: nothing was learnt"
-    )
-    ratio = _ratio(speedup)
-    if speedup.value <= 1:
-        return f"No method trained faster than {baseline} {place}: {result.label} came closest with {ratio}."
-    if speedup.low is not None and speedup.low <= 1:
-        return (
-            f"No method was clearly faster than {baseline} {place}: the interval of the fastest, {result.label}, "
-            f"{ratio}, holds 1; {accuracies}."
-        )
-    return f"{result.label} trained {ratio} faster than {baseline} {place}, {accuracies}."
-
-
 def _sentences(cases: Sequence[CaseResult], scenario: Scenario) -> list[str]:
-    return [
-        (f"{SCRIPTED}: " if case.key["cluster"] == stats.FAKE else "") + headline(case, scenario.baseline)
-        for case in cases
-    ]
+    return [(f"{SCRIPTED}: " if case.key["cluster"] == stats.FAKE else "") + headline(case, scenario) for case in cases]
 
 
 def _notes(cases: Sequence[CaseResult], scenario: Scenario) -> list[str]:
@@ -269,6 +235,7 @@ def _notes(cases: Sequence[CaseResult], scenario: Scenario) -> list[str]:
                 f"more than {1 / density:.3g}x in bytes against {scenario.baseline}; measured: {max(measured):.3g}x. "
                 "A higher speedup would have another cause."
             )
+    notes += _notes_on_accuracy(cases, scenario)
     if found := stats.noise(cases, scenario.baseline):
         notes.append(
             f"Noise: a method's ratio to {scenario.baseline} differs from itself a round later by a standard deviation "
@@ -284,8 +251,33 @@ def _notes(cases: Sequence[CaseResult], scenario: Scenario) -> list[str]:
                     f"{result.label} ({case.title}): for up to {100 * overrun:.0f} % of a step this machine was slower "
                     "than the device that is replayed; a greater dilation (train.dilation, slowed_to) takes that away."
                 )
+        if short := [result.label for result in case.methods if len(result.done) and not result.samples_per_s]:
+            notes.append(
+                f"{', '.join(short)} ({case.title}): no throughput is told, since fewer than {FEWEST_STEPS} steps or "
+                f"{FEWEST_S:g} s of the steady state were timed."
+            )
     if any(speedup.n == 1 for case in cases for result in case.methods if (speedup := result.speedup)):
         notes.append("Where there is one round only, no interval can be given: a second run may say otherwise.")
+    return notes
+
+
+def _notes_on_accuracy(cases: Sequence[CaseResult], scenario: Scenario) -> list[str]:
+    """By which rule accuracy is kept, by how many seeds, and which 16-bit all-reduce there is."""
+    notes = []
+    if scenario.sixteen_bit is None:
+        notes.append(
+            'No 16-bit all-reduce was run, which anyone has for one line of code: add [[methods]] with name = "bf16".'
+        )
+    learnt = [result for case in cases for result in case.methods if result.quality.difference]
+    if learnt:
+        seeds = {result.quality.difference.n for result in learnt if result.quality.difference}
+        counted = " to ".join(map(str, dict.fromkeys((min(seeds), max(seeds)))))
+        tolerated = wording.tolerated(scenario.tolerance, learnt[0].quality.metric)
+        notes.append(
+            f"Keeps accuracy: the 95 % t interval of the final {learnt[0].quality.metric}'s difference to "
+            f"{scenario.baseline}'s, paired by seed ({counted} of them), is no worse than {tolerated} (tolerance). "
+            "Unknown: the interval reaches over that, or there is one seed."
+        )
     return notes
 
 
@@ -310,7 +302,7 @@ def _ended(trials: pd.DataFrame) -> str:
 
 def _unfinished(cases: Sequence[CaseResult], attempts: pd.DataFrame, trials: pd.DataFrame) -> list[dict[Any, Any]]:
     """Every attempt that did not finish, as its row and its ``case``; ``outcome`` tells whether it was run again."""
-    titles = {trial_id: case.title for case in cases for trial_id in case.trials["trial_id"]}
+    titles = _titles(cases, trials)
     last = trials.set_index("trial_id")[["attempt", "status"]].add_suffix("_of_last")
     ended = attempts[attempts["status"] != DONE].join(last, on="trial_id")
     later = ended["attempt_of_last"] > ended["attempt"]
@@ -322,6 +314,13 @@ def _unfinished(cases: Sequence[CaseResult], attempts: pd.DataFrame, trials: pd.
         .fillna({"reason": "no reason was recorded", "log_tail": ""})
         .to_dict("records")
     )
+
+
+def _titles(cases: Sequence[CaseResult], trials: pd.DataFrame) -> dict[str, str]:
+    """Trial -> the title of its case, or what it was for."""
+    more_seeds = trials.loc[trials["purpose"] == ACCURACY, "trial_id"]
+    of_cases = {trial_id: case.title for case in cases for trial_id in case.trials["trial_id"]}
+    return {**dict.fromkeys(more_seeds, "one more seed for accuracy, on unshaped links"), **of_cases}
 
 
 def _paybacks(case: CaseResult, baseline: str) -> list[Payback]:
@@ -371,7 +370,7 @@ def _not_run(cases: Sequence[CaseResult], scenario: Scenario) -> list[str]:
 
 def _attempts(cases: Sequence[CaseResult], attempts: pd.DataFrame, events: pd.DataFrame) -> list[dict[Any, Any]]:
     """Every attempt as its row, its ``case`` and the picture of its ``steps``."""
-    titles = {trial_id: case.title for case in cases for trial_id in case.trials["trial_id"]}
+    titles = _titles(cases, attempts)
     last = attempts.groupby("trial_id")["attempt"].transform("max") == attempts["attempt"]
     step_s = events[(events["kind"] == "step_s") & (events["rank"] == 0)].sort_values("step")
     sparks = {trial_id: _spark(own["value"].to_numpy()) for trial_id, own in step_s.groupby("trial_id")}
@@ -423,70 +422,27 @@ def _environment(**how_to_escape: Any) -> jinja2.Environment:
     environment.filters |= {
         "base64": lambda text: base64.b64encode(text.encode()).decode(),
         "code_block": lambda text: Markup("\n".join(f"    {line}" for line in text.splitlines())),
-        "fixed": _fixed,
+        "difference": wording.difference,
+        "final_range": wording.final_range,
+        "fixed": wording.fixed,
+        "keeps": wording.keeps,
         "known": lambda value, otherwise: otherwise if pd.isna(value) else value,
         "measured_rate": lambda rate_bps: NOTHING if pd.isna(rate_bps) else format_rate(rate_bps),
-        "ms": lambda seconds: _fixed(1e3 * seconds, 2),
-        "percent": _percent,
-        "percent_range": _percent_range,
+        "ms": lambda seconds: wording.fixed(1e3 * seconds, 2),
+        "percent": wording.percent,
         "rate": lambda rate_bps: format_rate(rate_bps) if rate_bps else "unshaped",
-        "ratio": _ratio,
-        "size": _size,
+        "ratio": wording.ratio,
+        "reached": wording.reached,
+        "size": wording.size,
         "sort_key": _sort_key,
-        "time": _time,
-        "to_target": _to_target,
+        "time": wording.time,
     }
     return environment
-
-
-def _fixed(value: float | None, decimals: int) -> str:
-    return f"{value:.{decimals}f}" if value is not None and math.isfinite(value) else NOTHING
 
 
 def _sort_key(value: float | None) -> str:
     """What the page sorts by; what is not known sorts last."""
     return f"{value:.6g}" if value is not None and math.isfinite(value) else ""
-
-
-def _percent(share: float | None) -> str:
-    return f"{100 * share:.1f} %" if share is not None and math.isfinite(share) else NOTHING
-
-
-def _percent_range(found: Spread | None) -> str:
-    return f"{_percent(found.mean)} ({100 * found.low:.1f}–{100 * found.high:.1f})" if found else NOTHING
-
-
-def _mean_percent(result: MethodResult) -> str:
-    return _percent(result.final_accuracy.mean if result.final_accuracy else None)
-
-
-def _ratio(estimate: Estimate | None) -> str:
-    """``4.10x [3.80, 4.40]``, from ten on with one decimal; one round has no interval."""
-    if estimate is None:
-        return NOTHING
-    decimals = 1 if estimate.value >= 10 else 2
-    interval = f" [{estimate.low:.{decimals}f}, {estimate.high:.{decimals}f}]" if estimate.low is not None else ""
-    return f"{estimate.value:.{decimals}f}x{interval}"
-
-
-def _rounds(estimate: Estimate) -> str:
-    return f"{estimate.n} paired rounds, 95 % t interval" if estimate.n > 1 else "one round, so no interval"
-
-
-def _size(size_bytes: float) -> str:
-    return format_size(size_bytes) if math.isfinite(size_bytes) else NOTHING
-
-
-def _time(time_s: float | None) -> str:
-    return format_time(time_s) if time_s is not None and math.isfinite(time_s) else NOTHING
-
-
-def _to_target(found: TimeToTarget) -> str:
-    """The median, unless most never reached it; and how many did, unless all."""
-    counted = f"{found.reached} of {found.of} reached"
-    if found.median_s is None:
-        return counted if found.of else NOTHING
-    return format_time(found.median_s) if found.reached == found.of else f"{format_time(found.median_s)} ({counted})"
 
 
 def _escaped_for_markdown(value: object) -> str:

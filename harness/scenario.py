@@ -31,6 +31,7 @@ from pydantic import (
 from typing_extensions import Self
 
 from harness.errors import UsageError
+from harness.target import Target
 from harness.units import RateBps, Share, SizeBytes, TimeS, format_time, parse_rate_bps
 
 if sys.version_info >= (3, 11):
@@ -39,6 +40,13 @@ else:
     import tomli as tomllib
 
 UNSHAPED = "unshaped"
+
+SIXTEEN_BIT_METHODS = ("bf16", "fp16")
+"""Plain all-reduces in 16 bits: what anyone has for one line of code, and so what a method must beat. The first that a
+scenario has is its 16-bit baseline, unless it says otherwise."""
+
+TOLERANCE = 0.02
+"""What PacTrain's authors say that pruning may cost."""
 
 
 def _rate_or_unshaped(given: object) -> int | None:
@@ -396,6 +404,14 @@ def _refuse_contradictions(pipes: Mapping[str, Pipe]) -> None:
             raise ValueError(f"{where}{complaint}")
 
 
+def _read_target(given: object) -> Target | None:
+    return given if given is None or isinstance(given, Target) else Target.parse(given)
+
+
+def _target_as_text(target: Target | None) -> str | None:
+    return target and str(target)
+
+
 class Train(Section):
     """What each worker computes, and for how long."""
 
@@ -416,6 +432,8 @@ class Train(Section):
     gradient_overlap: Literal["random", "full"] = "random"
     """Replays only: whether each worker has a gradient of its own, or all have the same one."""
     steps: int = Field(100, ge=4)
+    """The cap: every trial goes on to it, whether it has reached the target or not, so that final accuracies are those
+    of the same step."""
     batch_size: int = Field(32, ge=1)
     """Samples per worker and step."""
     lr: float = Field(0.05, gt=0)
@@ -423,11 +441,22 @@ class Train(Section):
     weight_decay: float = Field(5e-4, ge=0)
     eval_every: int = Field(10, ge=1)
     """Steps between evaluations on the test set, which pause the training clock."""
-    target_accuracy: float = Field(0.9, gt=0, le=1)
+    target: Annotated[Target | None, BeforeValidator(_read_target), PlainSerializer(_target_as_text)] = None
+    """How good the model must be: ``accuracy 95%``, ``loss 0.35``, ``perplexity 12``. The time is read at the first
+    crossing, between two evaluations by a line. None: no time to target is told."""
     bucket_bytes: Annotated[SizeBytes, Field(alias="bucket")] = 25_000_000
     """DDP's bucket size."""
     timeout_s: Annotated[TimeS, Field(alias="timeout", gt=0)] = 300.0
     """A trial that takes longer is ended and recorded as ``timeout``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_older_files(cls, given: Any) -> Any:
+        """Files written before there were other targets say ``target_accuracy = 0.95``. A replay's meant nothing."""
+        if not isinstance(given, Mapping) or "target_accuracy" not in given or "target" in given:
+            return given
+        rest = {name: value for name, value in given.items() if name != "target_accuracy"}
+        return rest if given.get("replay") else {**rest, "target": f"accuracy {given['target_accuracy']}"}
 
 
 class MethodSpec(Section):
@@ -471,7 +500,16 @@ class Scenario(Section):
     rounds: int = Field(5, ge=1)
     seed: int = Field(0, ge=0)
     baseline: str = "dense"
-    """The label of the method that speedups are ratios to."""
+    """The label of the method that speedups are ratios to, and whose final accuracy the others must keep."""
+    baseline_16bit: str | None = None
+    """The label of the 16-bit all-reduce that speedups are told over first; None takes the first of
+    ``SIXTEEN_BIT_METHODS`` that the scenario has."""
+    tolerance: float = Field(TOLERANCE, ge=0, lt=1)
+    """By how much a final accuracy may be worse than the baseline's: absolute, 0.02 being two points; of a loss or a
+    perplexity relative."""
+    accuracy_seeds: int = Field(0, ge=0, le=64)
+    """Where the rounds leave it unknown whether a method keeps accuracy, more seeds are trained for that alone, on
+    unshaped links, up to so many in all. 0: the rounds must do."""
     cases: tuple[Case, ...]
     methods: tuple[MethodSpec, ...]
 
@@ -482,6 +520,19 @@ class Scenario(Section):
             raise ValueError(f"methods ({slowed.label}).slowed_to: allowed: in replays over links that have a rate")
         return self
 
+    @property
+    def sixteen_bit(self) -> str | None:
+        """The label of the 16-bit baseline; None where the scenario has none."""
+        if self.baseline_16bit:
+            return self.baseline_16bit
+        of_name = {method.name: method.label for method in reversed(self.methods)}
+        return next((of_name[name] for name in SIXTEEN_BIT_METHODS if name in of_name), None)
+
+    @property
+    def baselines(self) -> tuple[str, ...]:
+        """The labels that speedups are told over: the 16-bit all-reduce first, if there is one, then the baseline."""
+        return tuple(dict.fromkeys([*([self.sixteen_bit] if self.sixteen_bit else []), self.baseline]))
+
 
 def load(name_or_path: str, overrides: Iterable[str] = (), only_methods: Sequence[str] = ()) -> Scenario:
     """Read, override, expand and check a scenario.
@@ -490,7 +541,7 @@ def load(name_or_path: str, overrides: Iterable[str] = (), only_methods: Sequenc
         name_or_path: a file, or the name of a scenario that comes with pacbench (``quickstart``, ``paper/ablation``).
         overrides: ``key=value`` pairs such as ``train.steps=50`` or ``link.rate=500mbit``; values are TOML, and what is
             not TOML is taken as text.
-        only_methods: names or labels of the methods to keep; all when empty. The baseline is always kept.
+        only_methods: names or labels of the methods to keep; all when empty. Both baselines are always kept.
 
     Raises:
         UsageError: with one line that says what is wrong, and where.
@@ -580,8 +631,9 @@ def _build(raw: Mapping[str, Any], source: str) -> Scenario:
     methods = _methods(raw.get("methods"), source)
     scenario = checked_section(Scenario, {**top, "cases": cases, "methods": methods}, source)
     labels = [method.label for method in scenario.methods]
-    if scenario.baseline not in labels:
-        raise UsageError.at(source, "baseline", scenario.baseline, f"the label of a method: {', '.join(labels)}")
+    for field in ("baseline", "baseline_16bit"):
+        if (label := getattr(scenario, field)) is not None and label not in labels:
+            raise UsageError.at(source, field, label, f"the label of a method: {', '.join(labels)}")
     return scenario
 
 
@@ -641,7 +693,7 @@ def _only(scenario: Scenario, wanted: Sequence[str]) -> Scenario:
     for name in wanted:
         if name not in known:
             raise UsageError.at("command line", "--method", name, ", ".join(sorted(known)))
-    keep = {*wanted, scenario.baseline}
+    keep = {*wanted, *scenario.baselines}
     chosen = tuple(method for method in scenario.methods if method.name in keep or method.label in keep)
     return scenario.model_copy(update={"methods": chosen})
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -18,8 +18,9 @@ import pandas as pd
 from scipy.special import stdtrit  # the quantile of Student's t, without the slow import of scipy.stats
 
 from harness.errors import MeasurementError
-from harness.scenario import Scenario
-from harness.store import DONE
+from harness.scenario import MethodSpec, Scenario
+from harness.store import ACCURACY, DIVERGED, DONE, WORKLOAD_COLUMNS
+from harness.target import EVENT_KINDS, FINAL_COLUMNS, Evaluation, Metric, Target, crossing
 from harness.units import format_rate, format_size, format_time
 
 CONFIDENCE = 0.95
@@ -30,31 +31,18 @@ FEWEST_ROUNDS = 5
 FAKE = "fake"
 """The cluster whose numbers are scripted: whatever is made of them must say so."""
 
-CASE_COLUMNS = (
-    "rate_bps",
-    "delay_s",
-    "loss",
-    "network",
-    "workers",
-    "model",
-    "dataset",
-    "dilation",
-    "batch_size",
-    "target_accuracy",
-    "cluster",
-    "cpuset",
-    "memory_limit_bytes",
-    "device",
-)
+CASE_COLUMNS = ("rate_bps", "delay_s", "loss", "network", "dilation", *WORKLOAD_COLUMNS)
 """What trials must have in common to be compared."""
 
-
-TOLERATED_LOSS = 0.02
-"""Of final accuracy against the baseline: what PacTrain's authors say that pruning may cost."""
+FEWEST_SEEDS = 3
+"""Before which no more seeds are trained: with fewer rounds somebody wants a quick look."""
 
 SWEPT_PARAMETERS = ("density", "ratio")
 LEAST_SWEEP = 3
 """Points below which a line would show nothing."""
+
+TARGETS = 81
+"""Values of a metric at which a curve of times to any target is told."""
 
 
 class Estimate(NamedTuple):
@@ -84,13 +72,39 @@ class Spread(NamedTuple):
 
 
 class TimeToTarget(NamedTuple):
-    """When a method reached the target accuracy, in seconds of training."""
+    """When a method reached the target, in seconds of training."""
 
     reached: int
     of: int
-    """How many finished; those that did not reach the target are counted here, not dropped."""
+    """How many trained to their cap or diverged; those that missed the target are counted here, not dropped."""
     median_s: float | None
     """Over all of them, whoever never reached it being the slowest; None where that leaves the median unknown."""
+
+    @property
+    def surely(self) -> bool:
+        """Whether every round reached it: of anything less no ratio is made."""
+        return 0 < self.of == self.reached
+
+
+class Gain(NamedTuple):
+    """How many times better a method is than a baseline, paired within rounds; None where that is not known."""
+
+    time_to_target: Estimate | None
+    """None also where either missed the target in any round."""
+    throughput: Estimate | None
+
+
+Keeps = Literal["yes", "no", "unknown"]
+
+
+class Quality(NamedTuple):
+    """Whether a method's model is as good as the baseline's in the end, by pairs that share their seed."""
+
+    metric: Metric
+    difference: Estimate | None
+    """Of the final metric to the baseline's: of accuracies as a share of all samples, of a loss or a perplexity as a
+    share of the baseline's. None where no seed was trained by both."""
+    keeps: Keeps
 
 
 @dataclass(frozen=True)
@@ -107,9 +121,14 @@ class MethodResult:
     ways_lost: tuple[str, ...]
     """The statuses of those that did not finish, such as ``crashed``."""
     samples_per_s: Estimate | None
+    over: Mapping[str, Gain]
+    """By the label of a baseline: the 16-bit all-reduce first, if there is one."""
     speedup: Estimate | None
-    """Over the baseline; None where no round has both."""
+    """Samples per second over the baseline's; None where no round has both."""
+    final: Spread | None
+    """The last value of the metric that the target is about; accuracy where there is no target."""
     final_accuracy: Spread | None
+    quality: Quality
     time_to_target: TimeToTarget
     saving: float | None
     """The baseline's bytes over this method's."""
@@ -223,12 +242,19 @@ class CaseResult:
     """The case in words: rate first, delay and loss if any, workers, workload; of the rest, where cases differ."""
     trials: pd.DataFrame
     """All of them, finished or not."""
+    steps: int
+    """How many the trials had to go: the cap."""
     methods: tuple[MethodResult, ...]
 
     @property
     def title(self) -> str:
         """For example ``100 Mbit/s, 4 workers, digits-cnn on digits``."""
         return ", ".join(self.parts)
+
+    @property
+    def target(self) -> Target | None:
+        """How good a model had to be."""
+        return target_of(self.key)
 
     def method(self, label: str) -> MethodResult:
         """The result of the method with that label."""
@@ -244,11 +270,47 @@ def case_results(trials: pd.DataFrame, scenario: Scenario) -> list[CaseResult]:
     Raises:
         MeasurementError: two trials of one method, case and round, which nothing in the frame tells apart.
     """
-    frames = [frame for _, frame in trials.groupby(list(CASE_COLUMNS), dropna=False)]
+    frames = [frame for _, frame in on_links(trials).groupby(list(CASE_COLUMNS), dropna=False)]
     frames.sort(key=lambda frame: [(True, 0) if pd.isna(value) else (False, value) for value in _key(frame).values()])
     settings = [set(_told_where_cases_differ(_key(frame))) for frame in frames]
     shared = set.intersection(*settings)
-    return [_case_result(frame, shared, scenario) for frame in frames]
+    more_seeds = trials[trials["purpose"] == ACCURACY]
+    return [_case_result(frame, more_seeds, shared, scenario) for frame in frames]
+
+
+def reference(cases: Sequence[CaseResult], scenario: Scenario) -> str:
+    """The label that a method must beat: the first of ``Scenario.baselines`` of which anything finished."""
+    finished = {result.label for case in cases for result in case.methods if len(result.done)}
+    return next((label for label in scenario.baselines if label in finished), scenario.baselines[0])
+
+
+def on_links(trials: pd.DataFrame) -> pd.DataFrame:
+    """Those that ran on the links that were asked for: all but further seeds for accuracy."""
+    return trials[trials["purpose"] != ACCURACY]
+
+
+def workload_of(row: Mapping[Any, Any] | pd.Series[Any]) -> tuple[Any, ...]:
+    """A row's values of ``WORKLOAD_COLUMNS``, None where nothing is said."""
+    return tuple(None if pd.isna(row[column]) else row[column] for column in WORKLOAD_COLUMNS)
+
+
+def target_of(row: Mapping[str, Any]) -> Target | None:
+    """A row's target."""
+    return None if pd.isna(row["target"]) else Target.parse(row["target"])
+
+
+def undecided(trials: pd.DataFrame, scenario: Scenario) -> set[tuple[tuple[Any, ...], str]]:
+    """Of which workloads and methods more seeds would tell whether accuracy is kept: as yet they leave it unknown."""
+    if not (trials["status"] == DONE).any():
+        return set()
+    return {
+        (workload_of(case.key), result.label)
+        for case in case_results(trials, scenario)
+        for result in case.methods
+        if result.quality.keeps == "unknown"
+        and result.quality.difference is not None
+        and result.quality.difference.n >= FEWEST_SEEDS
+    }
 
 
 @dataclass(frozen=True)
@@ -260,14 +322,18 @@ class Sweep:
     points: tuple[tuple[float, MethodResult], ...]
     """Share and result of each variant that finished, from the largest share down."""
     limit: float | None
-    """The convergence limit: the share down to which the mean final accuracy stays within ``TOLERATED_LOSS`` of the
+    """The convergence limit: the share down to which the mean final accuracy stays within the tolerance of the
     baseline's; None where not even the largest does, or the baseline has none."""
 
 
-def sweeps(case: CaseResult, baseline: str) -> list[Sweep]:
-    """The sweeps over ``SWEPT_PARAMETERS`` that a case holds."""
+def sweeps(case: CaseResult, baseline: str, tolerance: float) -> list[Sweep]:
+    """The sweeps over ``SWEPT_PARAMETERS`` that a case holds.
+
+    Args:
+        tolerance: by how much less accurate than the baseline a method may be, absolute.
+    """
     return [
-        _sweep(parameter, family, case, baseline)
+        _sweep(parameter, family, case, baseline, tolerance)
         for parameter in SWEPT_PARAMETERS
         for family in _families(case, parameter)
         if len(family) >= LEAST_SWEEP
@@ -283,14 +349,14 @@ def _families(case: CaseResult, parameter: str) -> list[list[MethodResult]]:
     return list(families.values())
 
 
-def _sweep(parameter: str, family: list[MethodResult], case: CaseResult, baseline: str) -> Sweep:
+def _sweep(parameter: str, family: list[MethodResult], case: CaseResult, baseline: str, tolerance: float) -> Sweep:
     points = sorted(((float(result.params[parameter]), result) for result in family), key=lambda point: -point[0])
     reference = case.method(baseline).final_accuracy
     limit = None
     for share, result in points:
         if not (reference and result.final_accuracy):
             break
-        if result.final_accuracy.mean < reference.mean - TOLERATED_LOSS:
+        if result.final_accuracy.mean < reference.mean - tolerance:
             break
         limit = share
     title = re.sub(rf"-?{parameter}=[^-]*", "", family[0].label)
@@ -349,7 +415,7 @@ def widest(cases: Sequence[CaseResult]) -> float | None:
 
 def narrow_enough(trials: pd.DataFrame, scenario: Scenario, share: float) -> bool:
     """Whether there are at least ``FEWEST_ROUNDS`` and every speedup's interval reaches no further than ``share``."""
-    done = trials[trials["status"] == DONE]
+    done = on_links(trials[trials["status"] == DONE])
     if done.empty or done["round"].nunique() < FEWEST_ROUNDS:
         return False
     widest_share = widest(case_results(trials, scenario))
@@ -376,17 +442,76 @@ def geometric_mean(values: Sequence[float] | np.ndarray[Any, Any]) -> Estimate:
     return Estimate(math.exp(middle), math.exp(middle - half), math.exp(middle + half), n)
 
 
+def mean(values: Sequence[float] | np.ndarray[Any, Any]) -> Estimate | None:
+    """The mean of values of any sign, with a t interval; None where there are none."""
+    values = np.asarray(values, dtype=float)
+    if not len(values):
+        return None
+    middle, n = float(values.mean()), len(values)
+    if n == 1:
+        return Estimate(middle, None, None, n)
+    half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2) * values.std(ddof=1) / math.sqrt(n))
+    return Estimate(middle, middle - half, middle + half, n)
+
+
 def spread(values: pd.Series[float]) -> Spread | None:
     """Mean and extremes of the values that are known; None where none is."""
     known = values.dropna()
     return Spread(float(known.mean()), float(known.min()), float(known.max())) if len(known) else None
 
 
-def time_to_target(done: pd.DataFrame) -> TimeToTarget:
-    """When finished trials reached the target; one that never did counts as later than any that did."""
-    times_s = done["time_to_target_s"].astype(float)
+def time_to_target(trained: pd.DataFrame) -> TimeToTarget:
+    """When trials reached the target; one that never did, or diverged, counts as later than any that did."""
+    times_s = trained["time_to_target_s"].where(trained["status"] != DIVERGED).astype(float)
     median_s = float(times_s.fillna(math.inf).median()) if len(times_s) else math.inf
     return TimeToTarget(int(times_s.notna().sum()), len(times_s), median_s if math.isfinite(median_s) else None)
+
+
+def quality(trials: pd.DataFrame, label: str, baseline: str, metric: Metric, tolerance: float) -> Quality:
+    """Whether a method's final metric is within the tolerance of the baseline's, by all seeds that both trained.
+
+    ``yes`` and ``no`` are said only where the whole interval of the mean difference agrees; of one seed nothing is
+    said. A method that diverged with any seed does not keep accuracy.
+
+    Args:
+        trials: of one workload, further seeds included.
+    """
+    own, base = (
+        trials[(trials["label"] == each) & (trials["status"] == DONE)].set_index("round")[FINAL_COLUMNS[metric]]
+        for each in (label, baseline)
+    )
+    pairs = pd.DataFrame({"own": own, "base": base}, dtype=float).dropna()
+    differences = pairs["own"] - pairs["base"]
+    found = mean((differences if metric == "accuracy" else differences / pairs["base"]).to_numpy())
+    diverged = ((trials["label"] == label) & (trials["status"] == DIVERGED)).any()
+    return Quality(metric, found, "no" if diverged else _keeps(found, metric, tolerance))
+
+
+def _keeps(difference: Estimate | None, metric: Metric, tolerance: float) -> Keeps:
+    if difference is None or difference.low is None or difference.high is None:
+        return "unknown"
+    worse = (-difference.high, -difference.low) if metric == "accuracy" else (difference.low, difference.high)
+    if worse[1] <= tolerance:
+        return "yes"
+    return "no" if worse[0] > tolerance else "unknown"
+
+
+def gain(trials: pd.DataFrame, label: str, baseline: str) -> Gain:
+    """How many times better a method is than a baseline, in trials of one case.
+
+    Of the time to the target no ratio is made where either missed it in any round: the rounds that are left would be
+    the lucky ones.
+    """
+    times = [time_to_target(_trained(trials, each)) for each in (label, baseline)]
+    ratios = paired_ratios(trials, baseline, label, "time_to_target_s")
+    sooner = geometric_mean(ratios.to_numpy()) if all(each.surely for each in times) and len(ratios) else None
+    return Gain(sooner, paired_speedup(trials, label, baseline))
+
+
+def _trained(trials: pd.DataFrame, label: str) -> pd.DataFrame:
+    """Those of a method that tell whether it reaches the target: trained to their cap, or diverged before."""
+    own = trials[trials["label"] == label]
+    return own[(own["status"] == DIVERGED) | ((own["status"] == DONE) & own["target"].notna())]
 
 
 def learning_curves(cases: Sequence[CaseResult], events: pd.DataFrame, kind: str = "accuracy") -> pd.DataFrame:
@@ -402,6 +527,47 @@ def learning_curves(cases: Sequence[CaseResult], events: pd.DataFrame, kind: str
     """
     evaluations = events.loc[events["kind"] == kind, ["trial_id", "step", "time_s", "value"]]
     return per_case(cases, lambda case: _curves_of(case, evaluations, kind))
+
+
+def times_to_targets(cases: Sequence[CaseResult], events: pd.DataFrame) -> pd.DataFrame:
+    """When each method would have reached any target: per case, method and value of the metric, the median of rounds.
+
+    A value that some round missed has no row: where it misses, a method has no time.
+
+    Args:
+        events: in the columns of ``EVENT_SCHEMA``.
+
+    Returns:
+        A row a case, label and value, with ``metric``, ``value``, ``time_s`` (median training clock) and ``rounds``.
+    """
+    return per_case(cases, lambda case: _times_to_targets_of(case, events))
+
+
+def _times_to_targets_of(case: CaseResult, events: pd.DataFrame) -> pd.DataFrame:
+    metric: Metric = case.target.metric if case.target else "accuracy"
+    evaluations = events[events["kind"] == EVENT_KINDS[metric]]
+    trained = case.trials[case.trials["status"].isin([DONE, DIVERGED])]
+    curves = {
+        str(trial.trial_id): [
+            Evaluation(*each)
+            for each in evaluations.loc[evaluations["trial_id"] == trial.trial_id, ["step", "time_s", "value"]]
+            .sort_values("step")
+            .itertuples(index=False, name=None)
+            if trial.status == DONE
+        ]
+        for trial in trained.itertuples()
+    }
+    found = [each.value for curve in curves.values() for each in curve]
+    rows = []
+    for value in np.linspace(min(found), max(found), TARGETS) if found else ():
+        for result in case.methods:
+            own = trained.loc[trained["label"] == result.label, "trial_id"]
+            reached = [crossing(Target(metric, float(value)), curves[str(trial_id)]) for trial_id in own]
+            times_s = [each.time_s for each in reached if each]
+            if len(times_s) == len(reached) and any(times_s):  # not where all are as good from the start
+                median_s = float(np.median(times_s))
+                rows.append((result.label, metric, float(value), median_s, len(reached)))
+    return pd.DataFrame(rows, columns=["label", "metric", "value", "time_s", "rounds"])
 
 
 def per_case(cases: Sequence[CaseResult], frame_of: Callable[[CaseResult], pd.DataFrame]) -> pd.DataFrame:
@@ -441,7 +607,7 @@ def _always_told(key: dict[str, Any]) -> list[str]:
 def _told_where_cases_differ(key: dict[str, Any]) -> list[str]:
     return [
         f"batch {key['batch_size']}",
-        f"target {100 * key['target_accuracy']:g} %",
+        f"target {target.words}" if (target := target_of(key)) else "no target",
         str(key["cluster"]),
         "any CPU" if pd.isna(key["cpuset"]) else f"CPUs {key['cpuset']}",
         "all memory" if pd.isna(key["memory_limit_bytes"]) else f"{format_size(key['memory_limit_bytes'])} a worker",
@@ -449,8 +615,11 @@ def _told_where_cases_differ(key: dict[str, Any]) -> list[str]:
     ]
 
 
-def _case_result(frame: pd.DataFrame, shared_settings: set[str], scenario: Scenario) -> CaseResult:
+def _case_result(
+    frame: pd.DataFrame, more_seeds: pd.DataFrame, shared_settings: set[str], scenario: Scenario
+) -> CaseResult:
     key = _key(frame)
+    alike = more_seeds[[workload_of(row) == workload_of(key) for _, row in more_seeds.iterrows()]]
     parts = _always_told(key) + [part for part in _told_where_cases_differ(key) if part not in shared_settings]
     repeated = frame[frame.duplicated(["label", "round"])]
     if not repeated.empty:
@@ -464,29 +633,35 @@ def _case_result(frame: pd.DataFrame, shared_settings: set[str], scenario: Scena
         key=key,
         parts=tuple(parts),
         trials=frame,
-        methods=tuple(
-            _method_result(frame, method.label, method.name, method.params, scenario.baseline)
-            for method in scenario.methods
-        ),
+        steps=scenario.cases[0].train.steps,
+        methods=tuple(_method_result(frame, alike, method, scenario) for method in scenario.methods),
     )
 
 
-def _method_result(frame: pd.DataFrame, label: str, method: str, params: dict[str, Any], baseline: str) -> MethodResult:
+def _method_result(
+    frame: pd.DataFrame, more_seeds: pd.DataFrame, method: MethodSpec, scenario: Scenario
+) -> MethodResult:
+    label, baseline = method.label, scenario.baseline
     own = frame[frame["label"] == label]
     done = own[own["status"] == DONE]
     base = frame[(frame["label"] == baseline) & (frame["status"] == DONE)]
     known = done["samples_per_s"].dropna()
     saving = base["wire_bytes_per_step"].mean() / done["wire_bytes_per_step"].mean()
+    target = target_of(_key(frame))
+    metric: Metric = target.metric if target else "accuracy"
     return MethodResult(
         label=label,
-        method=method,
-        params=params,
+        method=method.name,
+        params=method.params,
         trials=len(own),
         done=done,
         ways_lost=tuple(sorted(set(own["status"]) - {DONE})),
         samples_per_s=geometric_mean(known.to_numpy()) if len(known) else None,
+        over={each: gain(frame, label, each) for each in scenario.baselines},
         speedup=paired_speedup(frame, label, baseline),
+        final=spread(done[FINAL_COLUMNS[metric]]),
         final_accuracy=spread(done["final_accuracy"]),
-        time_to_target=time_to_target(done[done["final_accuracy"].notna()]),  # replays have no target
+        quality=quality(pd.concat([frame, more_seeds]), label, baseline, metric, scenario.tolerance),
+        time_to_target=time_to_target(_trained(frame, label)),
         saving=float(saving) if np.isfinite(saving) else None,
     )

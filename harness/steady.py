@@ -1,4 +1,6 @@
-"""Where the steps of a trial have settled: what follows a declared warm-up and is still unlike the rest is left out.
+"""Where the steps of a trial have settled, and whether enough are left to tell a throughput by.
+
+What follows a declared warm-up and is still unlike the rest is left out.
 
 A method declares where its steady state begins. A machine may need longer: caches, TCP's pace, a burst that the token
 bucket had saved. The rule looks at the steps' times alone, so that it favours no method.
@@ -14,6 +16,18 @@ WINDOW = 3
 FENCE = 1.5
 FEWEST = 12
 """Of fewer steps, the quartiles of one half say too little."""
+
+FEWEST_STEPS, FEWEST_S = 10, 0.25
+"""Of the steady state, steps and seconds on the training clock: of fewer, no throughput is told, since single timer
+ticks and segments sent again would decide it."""
+
+FEWEST_REPLAYED = 3
+"""Steps of a replay, whose computation takes equally long each time."""
+
+
+def is_long_enough(steps: int, seconds: float, is_replay: bool) -> bool:
+    """Whether so much of a steady state tells a throughput."""
+    return steps >= (FEWEST_REPLAYED if is_replay else FEWEST_STEPS) and seconds >= FEWEST_S
 
 
 def settling_steps(step_s: Sequence[float], period: int = 1) -> int:

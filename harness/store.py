@@ -28,8 +28,10 @@ from pydantic import ValidationError
 
 from harness.errors import MeasurementError, UsageError
 from harness.scenario import Scenario
+from harness.status import DIVERGED as DIVERGED
 from harness.status import DONE as DONE
 from harness.status import STATUSES as STATUSES
+from harness.target import Target
 
 TRIAL_SCHEMA = pa.schema(
     [
@@ -54,6 +56,7 @@ TRIAL_SCHEMA = pa.schema(
         ("network", pa.string()),  # what else its links and topology are, in words
         ("seed", pa.int64()),
         ("round", pa.int32()),
+        ("purpose", pa.string()),  # null: all that is told; accuracy: one more seed, on unshaped links, for that alone
         ("status", pa.string()),
         ("reason", pa.string()),
         ("steps", pa.int32()),  # completed
@@ -76,9 +79,13 @@ TRIAL_SCHEMA = pa.schema(
         ("lower_bound_s_per_step", pa.float64()),
         ("predicted_step_s", pa.float64()),  # null: there is no profile
         ("before_steady_s", pa.float64()),
+        ("steady_s", pa.float64()),  # timed, together; throughput is null where these or the steps are too few
         ("final_accuracy", pa.float64()),
-        ("target_accuracy", pa.float64()),
-        ("time_to_target_s", pa.float64()),  # null: not reached
+        ("final_loss", pa.float64()),  # on the test set
+        ("final_perplexity", pa.float64()),  # null: no language
+        ("target", pa.string()),  # such as "accuracy 0.95"; null: none
+        ("steps_to_target", pa.float64()),  # by a line between two evaluations; null: not reached
+        ("time_to_target_s", pa.float64()),  # likewise
         ("train_time_s", pa.float64()),
         ("evaluation_time_s", pa.float64()),
         ("wall_time_s", pa.float64()),
@@ -106,6 +113,17 @@ TRIAL_SCHEMA = pa.schema(
         ("log_tail", pa.string()),
     ]
 )
+
+OLDER_COLUMNS = pa.schema([("target_accuracy", pa.float64())])
+"""Of stores from before there were other targets than an accuracy; read, and never written."""
+
+WORKLOAD_COLUMNS = (
+    *("workers", "model", "dataset", "batch_size", "target", "cluster", "cpuset", "memory_limit_bytes", "device"),
+)
+"""What two trials must share to learn alike, whatever their links are."""
+
+ACCURACY = "accuracy"
+"""The purpose of a trial on unshaped links that is one more seed for accuracy, and part of no figure of time."""
 
 VERIFICATION_SCHEMA = pa.schema(
     [
@@ -261,7 +279,8 @@ class Store:
             UsageError: a file is damaged; it is named, and nothing is lost.
         """
         verified = _read_tables(self._verified, VERIFICATION_SCHEMA)
-        frame = _read_tables(self._trials, TRIAL_SCHEMA).merge(verified, how="left", on=["trial_id", "attempt"])
+        own = with_targets(_read_tables(self._trials, pa.unify_schemas([TRIAL_SCHEMA, OLDER_COLUMNS])))
+        frame = own.merge(verified, how="left", on=["trial_id", "attempt"])
         frame["network"] = frame["network"].fillna("")  # of runs from before there was more than a plain star
         return frame.sort_values(["round", "trial_id", "attempt"], ignore_index=True)
 
@@ -300,6 +319,15 @@ class Store:
         except ValueError as error:
             raise UsageError(f"{self._provenance}: damaged: {error}; move it away to go on") from None
         return entries
+
+
+def with_targets(trials: pd.DataFrame) -> pd.DataFrame:
+    """Rows from before there were other targets, as they would be written now; a replay's meant nothing."""
+    older = trials["target"].isna() & trials["target_accuracy"].notna() & trials["replay"].isna()
+    said = trials["target_accuracy"].map(lambda share: str(Target("accuracy", share)))
+    targets = trials["target"].astype(object).where(~older, said)
+    current: pd.DataFrame = trials.assign(target=targets).drop(columns=OLDER_COLUMNS.names)
+    return current
 
 
 def runs(results: Path, scenario: Scenario) -> Iterator[Store]:

@@ -53,7 +53,7 @@ def parse_share(given: object) -> float:
     """
     expected = "a share from 0 to 1 such as 0.01, or '1%'"
     if isinstance(given, str):
-        share = _parse(given, {"%": 0.01}, expected)
+        share = _parse(given, {"%": 1.0}, expected) / 100
     elif isinstance(given, (int, float)) and not isinstance(given, bool):
         share = float(given)
     else:

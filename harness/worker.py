@@ -207,6 +207,8 @@ class _Training:
     def _train(self) -> tuple[int, float]:
         """All steps, or those until the test loss is not finite; how many, and the last test loss, 0 for a replay's."""
         steps, test_loss = 0, 0.0
+        if self.learns:
+            self._note_evaluation(0)  # where every curve begins, so that a line leads to whatever the next one found
         self.at_steady = meter.wire_bytes(WORKER_INTERFACE)
         dist.barrier()
         if self.start_file:
@@ -219,17 +221,21 @@ class _Training:
             self.batch = next(self.batches)
             steps = step + 1
             if self.learns and (steps % self.settings.eval_every == 0 or steps == self.settings.steps):
-                with self._paused():
-                    evaluation = self._evaluate()
-                if self.rank == 0:
-                    self.recorder.note(steps, "accuracy", evaluation.accuracy)
-                    self.recorder.note(steps, "test_loss", evaluation.loss)
-                    if self.data.test_targets.ndim > 1:  # tokens
-                        self.recorder.note(steps, "perplexity", math.exp(min(evaluation.loss, LARGEST_LOSS)))
-                test_loss = evaluation.loss
+                test_loss = self._note_evaluation(steps)
                 if not test_loss < float("inf"):  # NaN too
                     break
         return steps, test_loss
+
+    def _note_evaluation(self, steps: int) -> float:
+        """Look at the test set after so many steps, off the training clock; its loss."""
+        with self._paused():
+            found = self._evaluate()
+        if self.rank == 0:
+            self.recorder.note(steps, "accuracy", found.accuracy)
+            self.recorder.note(steps, "test_loss", found.loss)
+            if self.data.test_targets.ndim > 1:  # tokens
+                self.recorder.note(steps, "perplexity", math.exp(min(found.loss, LARGEST_LOSS)))
+        return found.loss
 
     def _loss(self, model: nn.Module) -> Tensor:
         """The mean loss on the batch of the moment."""

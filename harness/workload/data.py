@@ -53,6 +53,11 @@ class Dataset:
     input_shape: tuple[int, ...]
     classes: int
 
+    @property
+    def is_text(self) -> bool:
+        """Whether a sample is a row of tokens, each with a next one to be said; else it is an image with a class."""
+        return len(self.input_shape) == 1
+
 
 DATASETS: dict[str, Dataset] = {}
 

@@ -34,7 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """Two cases, six methods; one trial crashed and speaks evil, one method never finished."""
     lost = {"status": "crashed", "reason": EVIL, "log_tail": f"{EVIL}\nthe end of the log"}
     ends: dict[tuple[str, int], dict[str, Any]] = {("topk", 1): lost}
-    ends |= {("fp16", number): {"status": "diverged", "reason": "the test loss was not finite"} for number in range(3)}
+    ends |= {("bf16", number): {"status": "diverged", "reason": "the test loss was not finite"} for number in range(3)}
     store = make_store(
         tmp_path_factory.mktemp("page") / "run",
         ['link.rate=["10mbit", "1gbit"]', "train.steps=40", f"description={EVIL}"],
@@ -138,7 +138,7 @@ def test_columns_with_units_sort_by_size_not_by_text(page: webdriver.Chrome) -> 
     number, payload = heading(table, "payload")
     payload.find_element(By.TAG_NAME, "button").click()
     labels = column(table, 0)
-    assert labels.index("topk") < labels.index("pactrain-fp32") < labels.index("dense") < labels.index("fp16")
+    assert labels.index("topk") < labels.index("pactrain-fp32") < labels.index("dense") < labels.index("bf16")
     assert {value.split()[-1] for value in column(table, number)[:-1]} == {"kB", "MB"}
 
 

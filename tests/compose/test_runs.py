@@ -29,7 +29,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 Start = Callable[..., "subprocess.Popen[str]"]
 
 SMALL = ("quickstart", "--set", "train.steps=24", "--set", "link.rate=100mbit", "--set", "train.eval_every=8")
-TWO_METHODS = (*SMALL, "--method", "pactrain-ternary", "--rounds", "1")
+TWO_METHODS = (*SMALL, "--set", "baseline_16bit=dense", "--method", "pactrain-ternary", "--rounds", "1")
 
 
 def trials(folder: Path) -> pd.DataFrame:

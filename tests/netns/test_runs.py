@@ -23,7 +23,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 Start = Callable[..., "subprocess.Popen[str]"]
 
 SMALL = ("quickstart", "--set", "train.steps=24", "--set", "link.rate=200mbit", "--set", "train.eval_every=8")
-TWO_METHODS = (*SMALL, "--method", "pactrain-ternary", "--rounds", "2")
+TWO_METHODS = (*SMALL, "--set", "baseline_16bit=dense", "--method", "pactrain-ternary", "--rounds", "2")
 
 
 def trials(folder: Path) -> pd.DataFrame:
@@ -39,11 +39,12 @@ def test_a_run_measures_every_method_and_writes_its_report(pacbench: Run, tmp_pa
     done = pacbench("run", *SMALL, "--rounds", "1", "--out", str(out))
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == "", "quiet when not on a terminal"
-    assert "faster than dense" in done.stdout
+    assert "to 95 %" in done.stdout
+    assert "seed it is not known whether any method keeps accuracy" in done.stdout
     assert (out / "report.html").is_file()
 
     rows = trials(out).set_index("label")
-    assert set(rows.index) == {"dense", "fp16", "topk", "dgc", "pactrain-fp32", "pactrain-ternary"}
+    assert set(rows.index) == {"dense", "bf16", "topk", "dgc", "pactrain-fp32", "pactrain-ternary"}
     assert (rows["status"] == "done").all()
     ratio = rows["wire_bytes_per_step"] / rows["formula_bytes_per_step"]
     assert ratio.between(0.95, 1.05).all(), ratio.to_dict()
@@ -53,7 +54,7 @@ def test_a_run_measures_every_method_and_writes_its_report(pacbench: Run, tmp_pa
     assert (rows["own_memory_bytes"] < 400e6).all()
 
     phases = rows[["compute_s_per_step", "codec_s_per_step", "comm_s_per_step"]].sum(axis=1)
-    mean_step_s = 128 / rows["samples_per_s"]
+    mean_step_s = rows["steady_s"] / rows["steady_steps"]
     assert (phases / mean_step_s).between(0.9, 1.1).all(), (phases / mean_step_s).to_dict()
 
 
@@ -73,7 +74,7 @@ def test_text_and_networks_with_statistics_of_batches_are_trained(
     assert rows["final_accuracy"].between(0, 0.99).all()
     events = Store.open(out).events()
     losses = events[events["kind"] == "test_loss"]["value"]
-    assert len(losses) == 2
+    assert len(losses) == 3, "one before the first step"
     assert (losses > 0).all()
     perplexities = events[events["kind"] == "perplexity"]["value"]
     assert list(perplexities) == ([pytest.approx(math.exp(loss)) for loss in losses] if model == "byte-lm" else [])

@@ -53,7 +53,19 @@ def test_a_thousand_changes_leave_no_leak() -> None:
 
 def test_training_on_changing_links_knows_each_change_by_its_step(pacbench: Callable, tmp_path: Path) -> None:  # type: ignore[type-arg]
     (tmp_path / "x.csv").write_text("t_s,rate_bps\n0,200000000\n1,10000000\n8,200000000\n")
-    small = ("quickstart", "--method", "topk", "--rounds", "1", "--set", "train.steps=60", "--set", "cluster.workers=2")
+    small = (
+        "quickstart",
+        "--method",
+        "topk",
+        "--set",
+        "baseline_16bit=dense",
+        "--rounds",
+        "1",
+        "--set",
+        "train.steps=60",
+        "--set",
+        "cluster.workers=2",
+    )
     done = pacbench("run", *small, "--set", "train.eval_every=60", "--set", "link.trace=x.csv", "--out", "run")
     assert done.returncode == 0, done.stdout + done.stderr
     store = Store.open(tmp_path / "run")

@@ -11,11 +11,12 @@ from typing import Any
 
 from harness import plan
 from harness.plan import Trial
-from harness.scenario import load
+from harness.scenario import Scenario, load
 from harness.store import Event, Store
+from harness.target import Evaluation, crossing
 
 COMPUTE_S = 0.012
-CODEC_S = {"dense": 0.0, "fp16": 0.001, "topk": 0.02, "dgc": 0.008, "pactrain": 0.003}
+CODEC_S = {"dense": 0.0, "bf16": 0.001, "topk": 0.02, "dgc": 0.008, "pactrain": 0.003}
 OVERLAPPED_BPS = 4e9
 """What an unshaped link carries."""
 
@@ -32,11 +33,11 @@ def make_store(
 
     Args:
         overrides: of the scenario's fields, as the command line takes them.
-        methods: those to keep beside the baseline; all when empty.
+        methods: those to keep beside the baseline, the 16-bit one only if it is named; all when empty.
         ends: (label, round) -> columns that replace the invented ones; a trial with another status than ``done``
             keeps none of the measured columns.
     """
-    loaded = load(scenario, overrides, methods)
+    loaded = only(load(scenario, overrides, methods), methods)
     store = Store.create(folder, loaded)
     for trial in plan.make(loaded, cluster).trials:
         row, events = invent(trial)
@@ -50,6 +51,12 @@ def make_store(
     return store
 
 
+def only(scenario: Scenario, methods: Sequence[str]) -> Scenario:
+    """With these methods, by name or label, and the baseline alone; with all when empty."""
+    kept = [each for each in scenario.methods if not methods or {each.name, each.label} & {*methods, scenario.baseline}]
+    return scenario.model_copy(update={"methods": tuple(kept)})
+
+
 def invent(trial: Trial) -> tuple[dict[str, Any], list[Event]]:
     """A trial's row and events: the lower bound and some overhead, with seeded noise; accuracy saturates."""
     dice = random.Random(f"{trial.method.label}/{trial.case.link.rate_bps}/{trial.round}")
@@ -61,8 +68,8 @@ def invent(trial: Trial) -> tuple[dict[str, Any], list[Event]]:
     steady_from_step = max(plan.state_of(trial.method).steady_from_step, plan.UNSETTLED_STEPS)
     ceiling = {"dense": 0.967, "topk": 0.945, "dgc": 0.955}.get(trial.method.name, 0.963)
     events = list(_events(trial, step_s, codec_s, comm_s, ceiling + dice.uniform(-0.006, 0.006)))
-    accuracies = [event for event in events if event.kind == "accuracy"]
-    reached = [event.time_s for event in accuracies if event.value >= train.target_accuracy]
+    accuracies = [Evaluation(event.step, event.time_s, event.value) for event in events if event.kind == "accuracy"]
+    reached = train.target and crossing(train.target, accuracies)
     row = {
         "trial_id": trial.id,
         "attempt": 0,
@@ -97,8 +104,9 @@ def invent(trial: Trial) -> tuple[dict[str, Any], list[Event]]:
         "lower_bound_s_per_step": bound_s or None,
         "before_steady_s": steady_from_step * step_s,
         "final_accuracy": accuracies[-1].value,
-        "target_accuracy": train.target_accuracy,
-        "time_to_target_s": min(reached, default=None),
+        "target": train.target and str(train.target),
+        "steps_to_target": reached and reached.steps,
+        "time_to_target_s": reached and reached.time_s,
         "train_time_s": train.steps * step_s,
         "evaluation_time_s": 0.5,
         "wall_time_s": train.steps * step_s + 2.0,
@@ -118,7 +126,7 @@ def invent(trial: Trial) -> tuple[dict[str, Any], list[Event]]:
 
 IDENTITY = (
     *("trial_id", "attempt", "scenario", "cluster", "method", "label", "params", "model", "dataset", "workers"),
-    *("batch_size", "rate_bps", "delay_s", "loss", "seed", "round", "target_accuracy"),
+    *("batch_size", "rate_bps", "delay_s", "loss", "seed", "round", "target"),
 )
 """The columns that a trial has also when it failed at once."""
 
@@ -126,6 +134,7 @@ IDENTITY = (
 def _events(trial: Trial, step_s: float, codec_s: float, comm_s: float, ceiling: float) -> Iterator[Event]:
     train = trial.case.train
     phases = {"step_s": step_s, "compute_s": COMPUTE_S, "encode_s": codec_s, "decode_s": 0.0, "comm_s": comm_s}
+    yield Event(0, 0, 0.0, "accuracy", 0.1 * ceiling)
     for rank in range(trial.case.cluster.workers):
         for step in range(train.steps):
             clock_s = (step + 1) * step_s

@@ -18,7 +18,7 @@ from harness.store import Store
 
 Pacbench = Callable[..., "subprocess.CompletedProcess[str]"]
 
-FAST = ("quickstart", "--on", "fake", "--set", "train.steps=20")
+FAST = ("quickstart", "--on", "fake", "--set", "train.steps=40", "--set", "baseline_16bit=dense")
 
 
 @pytest.fixture
@@ -77,7 +77,8 @@ def test_a_run_goes_from_scenario_to_report_and_resumes(pacbench: Pacbench, tmp_
     assert done.stderr == ""
     (folder,) = (tmp_path / "results").iterdir()
     assert "12 trials" in done.stdout
-    assert "faster than dense at 100 Mbit/s" in done.stdout
+    assert "95 % accuracy" in done.stdout
+    assert " sooner than dense at 100 Mbit/s" in done.stdout
     assert str(folder.relative_to(tmp_path) / "report.html") in done.stdout
     assert {path.name for path in folder.iterdir()} >= {"trials.parquet", "events.parquet", "report.html", "report.md"}
 
@@ -90,6 +91,22 @@ def test_a_run_goes_from_scenario_to_report_and_resumes(pacbench: Pacbench, tmp_
     again = pacbench("run", *FAST, "--rounds", "2")
     assert "11 of 12 trials are done" in again.stdout
     assert "all 12 trials are done" in pacbench("run", *FAST, "--rounds", "2", "--out", str(folder)).stdout
+
+
+def test_a_target_that_files_written_before_had_is_still_read(pacbench: Pacbench, tmp_path: Path) -> None:
+    methods = "".join(f"[[methods]]\nname = '{name}'\n" for name in ("dense", "topk"))
+    (tmp_path / "old.toml").write_text(f"rounds = 1\n[train]\nsteps = 40\ntarget_accuracy = 0.9\n{methods}")
+    assert pacbench("run", "old.toml", "--on", "fake", "--out", "run").returncode == 0
+    assert set(Store.open(tmp_path / "run").trials()["target"]) == {"accuracy 0.9"}
+
+
+def test_more_seeds_are_trained_where_the_rounds_leave_accuracy_unknown(pacbench: Pacbench, tmp_path: Path) -> None:
+    """What the fake cluster recites is the same for all methods: known after two rounds, and after one never."""
+    planned = json.loads(pacbench("plan", "quickstart", "--json").stdout)
+    assert planned["more_seeds"] == 6 * 5
+    done = pacbench("run", *FAST, "--rounds", "3", "--seeds", "8", "--out", "known")
+    assert done.returncode == 0, done.stderr
+    assert len(Store.open(tmp_path / "known").trials()) == 6 * 3
 
 
 def test_several_scenarios_get_a_folder_each(pacbench: Pacbench, tmp_path: Path) -> None:
@@ -236,6 +253,14 @@ def test_what_cannot_be_compared_is_one_line(pacbench: Pacbench, tmp_path: Path)
         (["run", *FAST, "--out", "/dev/null/x"], 2, "--out: found '/dev/null/x'"),
         (["run", *FAST, "--rounds", "0"], 2, "rounds: found 0"),
         (["run", *FAST, "--rounds", "many"], 2, "--rounds"),
+        (["run", *FAST, "--set", "train.target=f1 0.9"], 2, "train.target: found 'f1 0.9'; allowed: a target such as"),
+        (["run", *FAST, "--set", "train.target=perplexity 9"], 2, "only a language has a perplexity"),
+        (["run", "ci", "--on", "fake", "--set", "train.target=loss 1"], 2, "none with train.replay: nothing is learnt"),
+        (["run", *FAST, "--set", "train.steps=10"], 2, "train.steps: found 10; allowed: more than 1"),
+        (["run", *FAST, "--set", "tolerance=-0.1"], 2, "tolerance: found -0.1; allowed: greater than or equal to 0"),
+        (["run", *FAST, "--set", "baseline=nope"], 2, "baseline: found 'nope'; allowed: the label of a method"),
+        (["run", *FAST, "--set", "baseline_16bit=nope"], 2, "baseline_16bit: found 'nope'; allowed: the label of a"),
+        (["run", *FAST, "--seeds", "-1"], 2, "--seeds"),
         (["run", *FAST, "--until", "0%"], 2, "--until: found '0%'; allowed: a percentage above zero"),
         (["plan"], 2, "SCENARIO"),
         (["reproduce", "--claim", "nosuch"], 2, "--claim: found 'nosuch'; allowed: pactrain-throughput"),

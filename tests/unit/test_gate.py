@@ -206,12 +206,12 @@ def test_one_round_is_inconclusive(make_run: MakeRun) -> None:
 
 def test_a_method_that_one_side_lacks_is_inconclusive(tmp_path: Path, make_run: MakeRun) -> None:
     overrides = ["rounds=5", "train.steps=8"]
-    both = read(make_store(tmp_path / "both", overrides, methods=["topk", "fp16"]).folder)
+    both = read(make_store(tmp_path / "both", overrides, methods=["topk", "bf16"]).folder)
     one = read(make_store(tmp_path / "one", overrides, methods=["topk"]).folder)
     for run, before, lacks in ((both, one, "one"), (one, both, "one")):
         verdicts = {j.change.label: (j.verdict, j.reason) for j in judge(run, before).judgements}
         assert verdicts["topk"][0] == "pass"
-        assert verdicts["fp16"] == ("inconclusive", f"{tmp_path / lacks} does not have it")
+        assert verdicts["bf16"] == ("inconclusive", f"{tmp_path / lacks} does not have it")
 
 
 def test_several_cases_are_judged_each(tmp_path: Path) -> None:
@@ -520,7 +520,7 @@ def test_the_gate_finds_a_slowdown_at_its_limit_and_leaves_unchanged_code_alone(
     slowdown: float, noise: list[str], tmp_path: Path
 ) -> None:
     """1,000 gates of five rounds against references of ten, with the noise of rounds that were measured."""
-    like = read(make_store(tmp_path / "ci", scenario="ci").folder)
+    like = read(make_store(tmp_path / "ci", scenario="ci", methods=METHODS).folder)
     dice, (residuals, of_computing) = np.random.default_rng(2026), real_residuals(*noise)
     verdicts: Counter[str] = Counter()
     for number in range(GATES):

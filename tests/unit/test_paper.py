@@ -23,10 +23,10 @@ LOST = {"status": "crashed", "reason": "w1: 100 % of $x_1 & #2 {lost} ~^\\"}
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """Two rates, two methods and dense; one trial of top-k crashed, fp16 never finished."""
-    ends = {("topk", 1): LOST} | {("fp16", number): LOST for number in range(2)}
+    """Two rates, two methods and dense; one trial of top-k crashed, bf16 never finished."""
+    ends = {("topk", 1): LOST} | {("bf16", number): LOST for number in range(2)}
     overrides = ['link.rate=["10mbit", "1gbit"]', "rounds=2", "train.steps=16"]
-    store = make_store(tmp_path_factory.mktemp("paper") / "run", overrides, methods=["topk", "fp16"], ends=ends)
+    store = make_store(tmp_path_factory.mktemp("paper") / "run", overrides, methods=["topk", "bf16"], ends=ends)
     paper.write(store)
     return store
 
@@ -58,7 +58,7 @@ def test_the_one_style_file_changes_every_figure(run: Store, tmp_path: Path, mon
     monkeypatch.setattr(plots, "STYLE_FILE", changed)
     scenario, trials = run.scenario(), run.trials()
     cases = stats.case_results(trials, scenario)
-    drawings = plots.write_all(tmp_path / "out", cases, run.events(), scenario.methods, scenario.baseline)
+    drawings = plots.write_all(tmp_path / "out", cases, run.events(), scenario)
     assert {drawing.figure.get_figwidth() for drawing in drawings} == {4.0}
 
 
@@ -67,9 +67,9 @@ def test_the_table_is_whole(run: Store, table: str) -> None:
     assert table.count(r"\midrule") == 2
     rows = [line for line in table.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
     assert len(rows) == 1 + 2 * 3
-    assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {6}
+    assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {11}
     (alignment,) = re.findall(r"\\begin\{tabular\}\{(\w+)\}", table)
-    assert len(alignment) == 7
+    assert len(alignment) == 12
 
 
 def test_the_table_says_what_the_run_says(run: Store, table: str) -> None:
@@ -79,7 +79,10 @@ def test_the_table_says_what_the_run_says(run: Store, table: str) -> None:
     assert f"${speedup.value:.2f}\\times$" in table, "one paired round has no interval"
     assert "1 of 2 (crashed)" in table
     assert "0 of 2 (crashed)" in table
-    assert table.count("fp16 & -- & -- & -- & -- & -- &") == 2
+    assert table.count(r"bf16 & -- & -- & -- & -- & -- & -- & -- & -- & -- & -- & 0 of 2 (crashed) \\") == 2
+    assert table.splitlines()[5].startswith(
+        "Method & Time to target & Sooner than bf16 & Sooner than dense & Samples/s"
+    )
 
 
 @pytest.mark.parametrize("text", ["100 % of $x_1 & #2 {lost} ~^\\", "<a|b>", "µs", "plain"])
@@ -102,7 +105,7 @@ def test_every_trial_is_in_the_table_of_trials_with_its_reason(run: Store) -> No
 
 def test_what_did_not_finish_is_in_no_figure(run: Store) -> None:
     for path in (run.folder / "paper" / "one-column").glob("*.csv"):
-        assert "fp16" not in set(pd.read_csv(path).get("label", [])), path.name
+        assert "bf16" not in set(pd.read_csv(path).get("label", [])), path.name
 
 
 def test_variants_and_methods_are_told_apart_without_colour() -> None:
@@ -117,7 +120,7 @@ def test_variants_and_methods_are_told_apart_without_colour() -> None:
 def test_the_colours_of_the_methods_that_are_compared_most_are_safe_for_the_colour_blind() -> None:
     """Okabe and Ito's palette, and a grey."""
     palette = {"#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#555555"}
-    for name in ("dense", "fp16", "topk", "dgc", "pactrain"):
+    for name in ("dense", "bf16", "topk", "dgc", "pactrain"):
         assert baselines.get(name).color.upper() in palette
 
 

@@ -26,7 +26,7 @@ def slowed(trial):
 
 
 def measure(pacbench, script=recite, **how):
-    settings = {"methods": ["topk"], "rounds": 4, "overrides": ["train.steps=20"], **how}
+    settings = {"methods": ["topk"], "rounds": 4, "overrides": ["train.steps=40", "baseline_16bit=dense"], **how}
     return pacbench("quickstart", cluster=FakeCluster(script), **settings)
 
 

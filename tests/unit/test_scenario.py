@@ -68,7 +68,8 @@ def test_overrides_reach_every_field(write: Any) -> None:
 
 def test_only_named_methods_and_the_baseline_stay(write: Any) -> None:
     text = MINIMAL + '[[methods]]\nname = "fp16"\n[[methods]]\nname = "topk"\n'
-    assert [method.name for method in load(write(text), only_methods=["topk"]).methods] == ["dense", "topk"]
+    assert [method.name for method in load(write(text), only_methods=["topk"]).methods] == ["dense", "fp16", "topk"]
+    assert [method.name for method in load(write(text), only_methods=["fp16"]).methods] == ["dense", "fp16"]
     with pytest.raises(UsageError, match="--method: found 'zip'; allowed: dense, fp16, topk"):
         load(write(text), only_methods=["zip"])
 
