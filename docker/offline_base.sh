@@ -7,6 +7,7 @@
 #
 #     docker build -f docker/Dockerfile --build-arg BASE_IMAGE=TAG -t pacbench .
 set -eu
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin # `su` leaves root a user's
 
 tag=${1:-pacbench-base:bookworm}
 suite=bookworm

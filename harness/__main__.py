@@ -1,6 +1,10 @@
-"""``python -m harness`` is ``pacbench``."""
+"""``python -m harness`` is ``pacbench``, and so is the console script."""
 
-from harness.cli import main
+from harness.start import forget_current_folder
+
+forget_current_folder()  # before anything else is imported: it may lie there under any name
+
+from harness.cli import main  # noqa: E402
 
 if __name__ == "__main__":
     main()

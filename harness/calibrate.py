@@ -9,13 +9,13 @@ often it was measured; one that stays out of tolerance is printed as such, and w
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
+from harness import programs
 from harness.cluster.netns import NetnsCluster
 from harness.cluster.uml import INSTALL, KERNEL, UmlCluster
 from harness.errors import MeasurementError, UsageError
@@ -94,7 +94,7 @@ def _candidates(where: str) -> list[type[NetnsCluster]]:
     kinds: dict[str, list[type[NetnsCluster]]] = {"netns": [NetnsCluster], "uml": [UmlCluster]}
     if where != "auto":
         return kinds[where]
-    return [NetnsCluster, UmlCluster] if shutil.which(KERNEL) else [NetnsCluster]
+    return [NetnsCluster, UmlCluster] if programs.find(KERNEL) else [NetnsCluster]
 
 
 def _calibrated(

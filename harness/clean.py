@@ -8,8 +8,8 @@ from pathlib import Path
 import psutil
 
 from harness.cluster import engine
+from harness.cluster.netns import UNIVERSE_MODULE
 
-UNIVERSE_MODULE = "harness.cluster.universe"
 HALF_WRITTEN = re.compile(r"\.(?P<name>.+\.(?:parquet|json))\.(?P<pid>\d+)")
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.cluster import engine
+from harness import programs
+from harness.cluster import engine, netns, uml
 from harness.cluster.netns import NetnsCluster, universe_command
-from harness.cluster.uml import INSTALL, KERNEL
 from harness.cluster.universe import timer_resolution_s
 from harness.errors import MeasurementError
 from harness.units import format_rate, format_size, format_time
@@ -59,8 +57,8 @@ def able(checks: list[Check]) -> bool:
 
 
 def _tools(needed: bool) -> Iterator[Check]:
-    for program, package in (("ip", "iproute2"), ("tc", "iproute2"), ("unshare", "util-linux")):
-        path = shutil.which(program)
+    for program in netns.PROGRAMS:
+        path, package = programs.find(program), programs.package(program)
         fix = "" if path else f"install {package} (Debian: apt-get install {package})"
         yield Check(program, path is not None, path or "missing", fix, needed)
 
@@ -68,6 +66,8 @@ def _tools(needed: bool) -> Iterator[Check]:
 def _universe(needed: bool) -> Check:
     try:
         command = universe_command()
+    except programs.MissingProgramError as error:
+        return Check("private networks", False, "not tried", str(error), needed)
     except MeasurementError as error:
         return Check("private networks", False, "not allowed", str(error), needed)
     how = "rootless, by user namespaces" if "--user" in command else "as root"
@@ -85,7 +85,7 @@ def _qdiscs(needed: bool) -> Iterator[Check]:
     }
     for name, (qdisc, fix, wanted) in trials.items():
         script = f"ip link add try0 type veth peer name try1 && tc qdisc add dev try0 root {qdisc}"
-        done = subprocess.run([*universe_command(), "sh", "-c", script], capture_output=True, text=True, timeout=60)
+        done = programs.run([*universe_command(), "sh", "-c", script], capture_output=True, text=True, timeout=60)
         found = "works" if done.returncode == 0 else " ".join(done.stderr.split())
         yield Check(f"qdisc {name}", done.returncode == 0, found, "" if done.returncode == 0 else fix, wanted)
 
@@ -98,9 +98,9 @@ def _ceiling() -> Check:
 
 
 def _netem_kernel() -> Check:
-    missing = [program for program in (KERNEL, "busybox", "setpriv") if shutil.which(program) is None]
+    missing = [program for program in uml.PROGRAMS if programs.find(program) is None]
     found = f"{', '.join(missing)} missing" if missing else "--on uml runs a kernel with netem, on one CPU"
-    return Check("user-mode-linux", not missing, found, f"for netem on any kernel: {INSTALL}" if missing else "")
+    return Check("user-mode-linux", not missing, found, f"for netem on any kernel: {uml.INSTALL}" if missing else "")
 
 
 def _timers() -> Check:

@@ -672,7 +672,10 @@ def _accept_flows(server: socket.socket) -> None:
 def _take_flow(connection: socket.socket) -> None:
     with connection:
         connection.settimeout(2 * TIMEOUT_S)
-        request = _hear(connection)
+        try:
+            request = _hear(connection)
+        except ConnectionError:
+            return  # it only looked whether somebody listens, or has ended; its own side says so
         if request["op"] == "sink":
             _say(connection, {"value": _sink(connection, request)})
         else:

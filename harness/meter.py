@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from baselines._state import Clock
+from harness import programs
 from harness.network import FRAME_HEADER_BYTES
 
 YARDSTICK_NUMEL = 1 << 17
@@ -42,7 +42,7 @@ def wire_bytes(interface: str) -> WireBytes:
     The queue counts every segment with its own headers, also those that offloads sent down as one; so payload and
     headers can be told apart exactly, up to TCP options beyond the timestamp.
     """
-    shown = subprocess.run(
+    shown = programs.run(
         ["tc", "-s", "-j", "qdisc", "show", "dev", interface, "root"], capture_output=True, check=True, timeout=30
     )
     (queue,) = json.loads(shown.stdout)
@@ -67,7 +67,7 @@ class Transport:
 
 def transport() -> Transport:
     """Look at this node's established connections (ss(8), tcp(7): TCP_INFO)."""
-    shown = subprocess.run(
+    shown = programs.run(
         ["ss", "-tinH", "state", "established"], capture_output=True, check=True, timeout=30, text=True
     )
     return parse_transport(shown.stdout)

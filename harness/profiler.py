@@ -12,10 +12,12 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -264,6 +266,10 @@ def _in_processes(job: Callable[..., T], workers: int, *arguments: Any) -> list[
     context.set_forkserver_preload([__name__, "torch._dynamo"])  # which DDP and optimizers import
     with tempfile.TemporaryDirectory(prefix="pacbench-profile-") as folder:
         meeting = str(Path(folder) / "store")
+        # The server of forks is started by `python -c`, which looks for everything in the current folder first. Its
+        # forks go back to where this process is.
+        with _working_in(Path(folder)):
+            forkserver.ensure_running()
         with ProcessPoolExecutor(workers, mp_context=context) as pool:
             jobs = [pool.submit(_on_rank, rank, workers, meeting, job, arguments) for rank in range(workers)]
             try:
@@ -271,6 +277,16 @@ def _in_processes(job: Callable[..., T], workers: int, *arguments: Any) -> list[
             except Exception as error:
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise MeasurementError(f"the profile cannot be made: {reason}") from None
+
+
+@contextmanager
+def _working_in(folder: Path) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 def _on_rank(rank: int, workers: int, meeting: str, job: Callable[..., T], arguments: tuple[Any, ...]) -> T:

@@ -13,6 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from harness import programs
+
 ROOT = Path(__file__).resolve().parent.parent
 
 LIBRARIES = ("torch", "torchvision", "numpy", "pandas", "scikit-learn", "scipy", "pyarrow")
@@ -104,6 +106,6 @@ def _read(path: str) -> str:
 def _output(*command: str) -> str:
     """What a command prints, or nothing where it is missing or fails."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
+        return str(programs.run([*command], capture_output=True, text=True, timeout=10, check=True).stdout.strip())
+    except (programs.MissingProgramError, OSError, subprocess.SubprocessError):
         return ""

@@ -7,6 +7,7 @@ that DDP needs: the agent does so once, before it forks.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import itertools
 import math
 import os
@@ -50,6 +51,13 @@ LARGEST_LOSS = 700.0
 """Whose exponential is still a number."""
 
 REPETITIONS = 3
+
+BUFFERS_OF_RANK_0 = next(
+    name
+    for name in ("forward_sync_buffers", "broadcast_buffers")  # the new name, and that of torch before 2.13
+    if name in inspect.signature(DistributedDataParallel).parameters
+)
+"""DDP's argument that says whether every forward pass begins by sending them to all ranks."""
 
 
 def preload(settings: Train) -> None:
@@ -166,7 +174,7 @@ class _Training:
         return {
             "bucket_cap_mb": self.settings.bucket_bytes / 2**20,
             "gradient_as_bucket_view": True,
-            "broadcast_buffers": False,  # statistics of batches serve evaluations alone, and are sent before each one
+            BUFFERS_OF_RANK_0: False,  # statistics of batches serve evaluations alone, and are sent before each one
         }
 
     @property

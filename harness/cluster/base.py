@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 from typing_extensions import Self
 
+from harness import programs
 from harness.agent import Message
 from harness.errors import MeasurementError, UsageError
 from harness.linkprobe import Readings
@@ -94,16 +95,20 @@ class Cluster(Protocol):
 
 
 class AgentConnection:
-    """A conversation with one agent process over its stdin and stdout. ``close`` ends the agent and all it started."""
+    """A conversation with one agent process over its stdin and stdout. ``close`` ends the agent and all it started.
 
-    def __init__(self, command: list[str], environment: Mapping[str, str]) -> None:
+    Args:
+        more: environment variables, beside those that every program gets.
+    """
+
+    def __init__(self, command: list[str], more: Mapping[str, str] | None = None) -> None:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the agent
-        self._process = subprocess.Popen(
+        self._process = programs.start(
             command,
+            more,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
-            env=dict(environment),
             start_new_session=True,  # Ctrl-C reaches the harness alone, which then ends the agent in good order
         )
         assert self._process.stdin

@@ -109,7 +109,3 @@ def train(trial: Trial, name: str, port: int) -> None:
         "over all of them",
         flush=True,
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -41,7 +41,8 @@ CODE = ("harness", "baselines")
 
 WORKDIR, CACHE = "/pacbench", "/cache"
 
-ENVIRONMENT = {"XDG_CACHE_HOME": CACHE}
+ENVIRONMENT = {"XDG_CACHE_HOME": CACHE, "PYTHONPATH": ""}
+"""The image's own PYTHONPATH would put what lies beside the code before Python's library; ``start.py`` needs none."""
 
 ONLY_BY_THE_LINK = {
     "NCCL_SOCKET_IFNAME": WORKER_INTERFACE,
@@ -340,8 +341,8 @@ class ComposeCluster(EmulatedCluster):
             for number, end in enumerate(wire.ends)
             if end.node == node
         }
-        inside = ["python3", "-m", "harness.cluster.node", node, json.dumps(interfaces)]
-        return AgentConnection(["docker", "exec", "-i", f"{self._name}-{node}", *inside], os.environ)
+        inside = ["python3", f"{WORKDIR}/harness/start.py", "harness.cluster.node", node, json.dumps(interfaces)]
+        return AgentConnection(["docker", "exec", "-i", f"{self._name}-{node}", *inside])
 
     def _compose(self, *arguments: str) -> None:
         assert self._made

@@ -15,7 +15,9 @@ from docker.client import DockerClient
 from docker.errors import DockerException, ImageNotFound, NotFound
 from requests.exceptions import RequestException
 
+from harness import programs
 from harness.errors import MeasurementError
+from harness.programs import MissingProgramError
 
 IMAGE = "pacbench"
 """The image of the workers, as ``pacbench image`` builds it."""
@@ -130,7 +132,7 @@ def command(arguments: list[str], text: str | None = None, timeout_s: float = CO
         EngineError: it is missing, failed, or took too long.
     """
     try:
-        done = subprocess.run(
+        done = programs.run(
             ["docker", *arguments],
             input=text,
             capture_output=True,
@@ -138,13 +140,13 @@ def command(arguments: list[str], text: str | None = None, timeout_s: float = CO
             timeout=timeout_s,
             start_new_session=True,  # Ctrl-C reaches the harness alone
         )
-    except FileNotFoundError:
+    except MissingProgramError:
         raise EngineError("the docker command is missing; install Docker (docs.docker.com/engine/install)") from None
     except subprocess.TimeoutExpired:
         raise EngineError(f"`docker {arguments[0]}` took longer than {timeout_s:g} s") from None
     if done.returncode:
         raise EngineError(f"`docker {arguments[0]}` failed: {explain(done.stderr)}")
-    return done.stdout.strip()
+    return str(done.stdout.strip())
 
 
 def explain(complaint: str) -> str:
@@ -205,8 +207,8 @@ def subnets(client: DockerClient) -> Iterator[str]:
 def gpu_count() -> int:
     """How many GPUs this machine's driver names."""
     try:
-        shown = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
-    except (FileNotFoundError, subprocess.TimeoutExpired):
+        shown = programs.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
+    except (MissingProgramError, subprocess.TimeoutExpired):
         return 0
     return sum(line.startswith("GPU ") for line in shown.stdout.splitlines()) if shown.returncode == 0 else 0
 

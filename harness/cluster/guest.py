@@ -31,9 +31,9 @@ def main() -> None:
         console = os.open("/dev/tty1", os.O_RDWR | os.O_NOCTTY)
         tty.setraw(console)
         os.write(console, GREETING)  # what is sent to a console before it is open is seen late, or never
-        subprocess.run([sys.executable, "-m", "harness.cluster.universe"], stdin=console, stdout=console)
+        subprocess.run(settings["command"], stdin=console, stdout=console)
     finally:
-        subprocess.run(["poweroff", "-f"])
+        subprocess.run(["busybox", "poweroff", "-f"])
 
 
 def prepare() -> None:

@@ -8,6 +8,7 @@ from types import TracebackType
 
 from typing_extensions import Self
 
+from harness import programs
 from harness.errors import MeasurementError, UsageError
 
 CONGESTION_CONTROLS = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
@@ -29,14 +30,11 @@ def run(command: list[str], text: str | None = None) -> str:
     Raises:
         MeasurementError: it is missing, or failed.
     """
-    try:
-        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=60)
-    except FileNotFoundError:
-        raise MeasurementError(f"{command[0]} is missing; on Debian: apt-get install iproute2 util-linux") from None
+    done = programs.run(command, input=text, capture_output=True, text=True, timeout=60)
     if done.returncode:
         complaint = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
         raise MeasurementError(f"{' '.join(command)}: {complaint} {(text or '').strip()!r}")
-    return done.stdout
+    return str(done.stdout)
 
 
 class TcConsole:
@@ -51,7 +49,7 @@ class TcConsole:
         self._name = f"tc on {node}" if node else "tc"
         on_node = ["-n", node] if node else []
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(
+        self._process = programs.start(
             ["stdbuf", "-oL", "tc", *on_node, *options, "-batch", "-"], stdin=pipe, stdout=pipe, stderr=pipe, text=True
         )
 
@@ -81,7 +79,7 @@ class TcConsole:
         if not (answer := self._process.stdout.readline()):
             complaint = self._process.stderr.read().strip() if self._process.stderr else ""
             raise OSError(f"{self._name} ended: {complaint}")
-        return answer
+        return str(answer)
 
 
 def check_congestion_control(wanted: str) -> None:

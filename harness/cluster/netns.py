@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -13,6 +10,7 @@ from typing import Any
 
 from typing_extensions import Self
 
+from harness import programs
 from harness.agent import Message
 from harness.cluster.base import AgentConnection, SideTask
 from harness.cluster.emulated import EmulatedCluster, as_json, preload_request, watchers
@@ -22,7 +20,13 @@ from harness.network import Topology
 from harness.scenario import NO_LIMITS, Resources, Train
 from harness.trace import PLAYER
 
+UNIVERSE_MODULE = "harness.cluster.universe"
+"""By which its processes are recognised."""
+
 OWN_NAMESPACES = ["--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child"]
+
+PROGRAMS = ("unshare", "mount", "ip", "tc", "ss", "stdbuf")
+"""What a universe is made with, and what its workers look at it with."""
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 """A worker has one thread to compute with, and the agent none beside its own: it forks."""
@@ -33,15 +37,13 @@ def universe_command() -> tuple[str, ...]:
     """How a private universe is started on this machine: by anyone, or by root where that is not allowed.
 
     Raises:
-        MeasurementError: neither works; the message says what would.
+        MeasurementError: a program is missing, or neither works; the message says what would.
     """
+    programs.require(*PROGRAMS)
     reasons = []
     for users in (["--user", "--map-root-user"], []):
         command = ["unshare", *users, *OWN_NAMESPACES]
-        try:
-            tried = subprocess.run([*command, "true"], capture_output=True, text=True, timeout=30)
-        except FileNotFoundError:
-            raise MeasurementError("unshare is missing; on Debian: apt-get install util-linux") from None
+        tried = programs.run([*command, "true"], capture_output=True, text=True, timeout=30)
         if tried.returncode == 0:
             return tuple(command)
         reasons.append(" ".join(tried.stderr.split()))
@@ -58,8 +60,8 @@ class NetnsCluster(EmulatedCluster):
     name = "netns"
 
     def __enter__(self) -> Self:
-        command = [*universe_command(), sys.executable, "-m", "harness.cluster.universe"]
-        self._agent = AgentConnection(command, {**os.environ, **ONE_THREAD})
+        command = [*universe_command(), *programs.python(UNIVERSE_MODULE)]
+        self._agent = AgentConnection(command, ONE_THREAD)
         return self
 
     def __exit__(

@@ -84,7 +84,3 @@ def main() -> None:
     """Serve until the harness hangs up. Arguments: the node's name, and its interfaces as JSON."""
     node = Node(sys.argv[1], json.loads(sys.argv[2]))
     Agent(lambda _: None, {"build": node.build, "check_code": node.check_code}).serve()
-
-
-if __name__ == "__main__":
-    main()

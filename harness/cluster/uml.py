@@ -7,8 +7,6 @@ figures are compared among themselves, never with those of another kind of clust
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -18,16 +16,16 @@ from types import TracebackType
 import psutil
 from typing_extensions import Self
 
+from harness import programs
 from harness.cluster.base import AgentConnection
-from harness.cluster.netns import ONE_THREAD, NetnsCluster, universe_command
-from harness.errors import MeasurementError
+from harness.cluster.netns import ONE_THREAD, UNIVERSE_MODULE, NetnsCluster, universe_command
 
 KERNEL = "linux.uml"
 INSTALL = "apt-get install user-mode-linux busybox-static"
 GUEST = Path(__file__).with_name("guest.py")
-ROOT = GUEST.parents[2]
 
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+PROGRAMS = (KERNEL, "busybox", "setpriv")
+"""What it needs beside what every universe does."""
 
 BOOT_TIMEOUT_S = 60.0
 
@@ -49,10 +47,14 @@ class UmlCluster(NetnsCluster):
     def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory(prefix="pacbench-uml-")
         folder = Path(self._folder.name)
-        settings = {"environment": _environment(folder), "folder": str(Path.cwd())}
+        settings = {
+            "environment": _environment(folder),
+            "folder": str(Path.cwd()),
+            "command": programs.python(UNIVERSE_MODULE),
+        }
         (folder / "settings.json").write_text(json.dumps(settings))
         scratch = {"TMPDIR": str(folder), "HOME": str(folder)}  # its memory, and the sockets of its own console
-        self._agent = AgentConnection(command(folder), {**os.environ, **scratch})
+        self._agent = AgentConnection(command(folder), scratch)
         self._agent.wait_until_done("boot", BOOT_TIMEOUT_S)
         return self
 
@@ -67,11 +69,9 @@ def command(folder: Path) -> list[str]:
     """How the kernel is started: in a process tree of its own that ends with the harness, however that ends.
 
     Raises:
-        MeasurementError: the kernel is not installed, or private processes are not allowed.
+        MeasurementError: a program is missing, or private processes are not allowed.
     """
-    for program in (KERNEL, "busybox", "setpriv"):
-        if shutil.which(program) is None:
-            raise MeasurementError(f"{program} is missing; on Debian: {INSTALL} util-linux")
+    programs.require(*PROGRAMS)
     return [
         *("setpriv", "--pdeathsig", "KILL"),
         *universe_command(),
@@ -84,13 +84,12 @@ def command(folder: Path) -> list[str]:
 
 
 def _environment(folder: Path) -> Mapping[str, str]:
-    kept = {name: os.environ[name] for name in ("HOME", "LANG", "OMP_NUM_THREADS") if name in os.environ}
+    given = programs.environment()
+    names = ("HOME", "LANG", "OMP_NUM_THREADS", "PATH", "PYTHONPATH")
     return {
-        **kept,
+        **{name: given[name] for name in names if name in given},
         **ONE_THREAD,
-        "PATH": PATH,
         "TMPDIR": str(folder),
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "PYTHONDONTWRITEBYTECODE": "1",  # the files are the host's
     }
 

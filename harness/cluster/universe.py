@@ -21,9 +21,10 @@ from harness.agent import Agent, Message
 from harness.cluster.iproute import check_congestion_control, run, run_lines
 from harness.errors import MeasurementError, UsageError
 from harness.network import Command, Topology, check_read_back, qdisc
-from harness.scenario import Pipe
+from harness.programs import MissingProgramError
+from harness.scenario import UNSHAPED, Pipe
 from harness.trace import PLAYER
-from harness.units import format_time
+from harness.units import format_rate, format_time
 
 CLONE_NEWNET = 0x40000000
 CLONE_NEWUTS = 0x04000000
@@ -89,8 +90,10 @@ class Universe:
 def _try_queue(pipe: Pipe, mtu_bytes: int) -> None:
     try:
         run_lines("tc", TRIAL, [f"qdisc replace dev try0 root {qdisc(pipe, mtu_bytes)}"])
+    except MissingProgramError:
+        raise  # it is no fault of what was asked
     except MeasurementError as error:
-        field, found = next(((name, value) for name, value in _asked_of_netem(pipe) if value), ("rate", pipe.rate_bps))
+        field, found = next(_asked_of(pipe))
         fix = "this kernel has no netem (modprobe sch_netem, or use --on uml)" if pipe.needs_netem else str(error)
         raise UsageError.at("scenario", f"link.{field}", found, f"nothing, since {fix}") from None
     finest_s = timer_resolution_s() if pipe.jitter_s else 0.0
@@ -99,10 +102,14 @@ def _try_queue(pipe: Pipe, mtu_bytes: int) -> None:
         raise UsageError.at("scenario", "link.jitter", format_time(pipe.jitter_s), allowed)
 
 
-def _asked_of_netem(pipe: Pipe) -> Iterator[tuple[str, object]]:
-    yield "delay", pipe.delay_s and format_time(pipe.delay_s)
+def _asked_of(pipe: Pipe) -> Iterator[tuple[str, object]]:
+    """What a queue is to do, netem's part first."""
+    if pipe.delay_s:
+        yield "delay", format_time(pipe.delay_s)
     for name in ("loss", "loss_bursts", "duplicate", "corrupt", "reorder"):
-        yield name, getattr(pipe, name)
+        if value := getattr(pipe, name):
+            yield name, value
+    yield "rate", format_rate(pipe.rate_bps) if pipe.rate_bps else UNSHAPED
 
 
 def timer_resolution_s() -> float:
@@ -168,7 +175,3 @@ def main() -> None:
     """Serve until the harness hangs up."""
     universe = Universe()
     Agent(enter, {"build": universe.build, "check": universe.check, "reset": universe.reset}).serve()
-
-
-if __name__ == "__main__":
-    main()

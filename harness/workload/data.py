@@ -8,8 +8,6 @@ from __future__ import annotations
 import gzip
 import io
 import os
-import subprocess
-import sys
 import sysconfig
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -20,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from harness import programs
 from harness.errors import UsageError
 
 
@@ -80,7 +79,7 @@ def dataset(
 @dataset("digits", train_size=1437, test_size=360, input_shape=(1, 8, 8), classes=10)
 def digits(folder: Path | None) -> Data:
     """Handwritten digits, 8x8 grey (UCI ML, bundled with scikit-learn): 1437 to train on, 360 to test."""
-    loaded = subprocess.run([sys.executable, "-m", "harness.workload.digits"], capture_output=True, check=True)
+    loaded = programs.run(programs.python("harness.workload.digits"), capture_output=True, check=True)
     split = np.load(io.BytesIO(loaded.stdout))
     return _as_data(*(split[name] for name in split.files))
 

@@ -24,7 +24,3 @@ def main() -> None:
     content = io.BytesIO()
     np.savez(content, *split)
     sys.stdout.buffer.write(content.getvalue())
-
-
-if __name__ == "__main__":
-    main()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import traps
 from conftest import ROOT
 from docker.client import DockerClient
 
@@ -60,8 +61,19 @@ def test_a_congestion_control_that_the_kernel_lacks_is_refused_with_those_it_has
     assert cluster.use(star(2, "50mbit")).complaints() == []
 
 
-def test_probe_says_what_the_cluster_is_worth(pacbench: Run) -> None:
-    done = pacbench("probe", "--on", "docker", "--workers", "4", "--rate", "100mbit", "--json")
+def test_probe_says_what_the_cluster_is_worth(tmp_path: Path) -> None:
+    """To a user, on whose PATH the system's own programs are not, wherever that is."""
+    here = traps.lay(tmp_path / "here")
+    command = ("probe", "--on", "docker", "--workers", "4", "--rate", "100mbit", "--json")
+    done = subprocess.run(
+        [*traps.console_script(tmp_path / "bin"), *command],
+        cwd=here,
+        env={**os.environ, "PATH": "/usr/local/bin:/usr/bin:/bin:", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert traps.sprung(here) == []
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert len(report["links"]) == 8
@@ -70,11 +82,15 @@ def test_probe_says_what_the_cluster_is_worth(pacbench: Run) -> None:
 
 
 def test_the_cluster_by_hand_trains_and_prints_a_result(tmp_path: Path) -> None:
+    """From a checkout in whose root lie files by the names of Python's own modules."""
+    checkout = traps.lay(tmp_path / "checkout", packages=(), programs=())
+    for folder in ("baselines", "docker", "harness", "scenarios"):
+        shutil.copytree(ROOT / folder, checkout / folder, ignore=shutil.ignore_patterns("wheels", "__pycache__"))
     (tmp_path / "tiny.toml").write_text('[train]\nsteps = 16\neval_every = 8\n[[methods]]\nname = "dense"\n')
     workers = [f"w{worker}" for worker in range(4)]
     extra = {"environment": {"SCENARIO": "/tiny/tiny.toml"}, "volumes": [f"{tmp_path}:/tiny:ro"]}
     (tmp_path / "tiny.json").write_text(json.dumps({"services": dict.fromkeys([*workers, "switch"], extra)}))
-    files = [*BY_HAND, "-f", str(tmp_path / "tiny.json")]
+    files = ["compose", "-f", str(checkout / "docker" / "compose.yaml"), "-f", str(tmp_path / "tiny.json")]
     try:
         done = subprocess.run(
             ["docker", *files, "up", "--no-build"], capture_output=True, text=True, timeout=240, cwd=tmp_path
@@ -85,7 +101,8 @@ def test_the_cluster_by_hand_trains_and_prints_a_result(tmp_path: Path) -> None:
     assert done.stdout.count("Mbit/s") == 8, done.stdout
     assert "dense: " in done.stdout
     assert "% after 16 steps" in done.stdout
-    assert "Traceback" not in done.stdout
+    for word in ("Traceback", "Warning", "was run"):
+        assert word not in done.stdout + done.stderr, done.stdout + done.stderr
 
 
 def test_the_file_by_hand_is_the_cluster_that_pacbench_makes() -> None:
@@ -103,6 +120,7 @@ def test_the_file_by_hand_is_the_cluster_that_pacbench_makes() -> None:
         ours = made["services"][node]
         for field in ("image", "hostname", "init", "cap_add", "cap_drop", "security_opt"):
             assert service[field] == ours[field], (node, field)
+        assert service["environment"]["PYTHONPATH"] == ours["environment"]["PYTHONPATH"] == ""
         assert set(service.get("sysctls", {})) == set(ours.get("sysctls", {}))
         assert addresses(service) == addresses(ours)
     interfaces = {

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import psutil
 import pytest
+import traps
 
 from harness.store import Store
 
@@ -25,15 +25,17 @@ RUN = (
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
-    out = tmp_path_factory.mktemp("netem") / "run"
+    folder = tmp_path_factory.mktemp("netem")
+    here, out = traps.lay(folder / "here"), folder / "run"
     done = subprocess.run(
-        [sys.executable, "-m", "harness", *RUN, "--out", str(out)],
-        cwd=out.parent,
+        [*traps.console_script(folder / "bin"), *RUN, "--out", str(out)],
+        cwd=here,
         capture_output=True,
         text=True,
         timeout=560,
-        env={"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+        env={"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "PATH": "/usr/bin:/bin"},
     )
+    assert traps.sprung(here) == [], "nothing of the current folder is run, in this kernel or that one"
     assert done.returncode == 0, done.stdout + done.stderr
     assert not [process for process in psutil.process_iter(["name"]) if process.info["name"] == "linux.uml"]
     return Store.open(out).trials().set_index("label")

@@ -27,11 +27,16 @@ def _host_is_left_as_it_was() -> Iterator[None]:
 
 @pytest.fixture
 def pacbench(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run the command line in an empty folder; ``prefix`` goes before it."""
+    """Run the command line in an empty folder; ``prefix`` goes before it, and ``env`` to its environment."""
 
-    def run(*arguments: str, prefix: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str, prefix: tuple[str, ...] = (), **env: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*prefix, *PACBENCH, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT_S
+            [*prefix, *PACBENCH, *arguments],
+            cwd=tmp_path,
+            env={**os.environ, **env},
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
         )
 
     return run

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+
+from harness import programs
 
 
 def universes() -> list[int]:
@@ -22,7 +23,7 @@ def universes() -> list[int]:
 def host_network() -> str:
     """Everything about the host's own network that pacbench must not touch."""
     commands = ["ip -o link", "ip -o addr", "ip route", "ip netns list", "tc qdisc show"]
-    shown = [subprocess.run(command.split(), capture_output=True, text=True).stdout for command in commands]
+    shown = [programs.run(command.split(), capture_output=True, text=True).stdout for command in commands]
     settings = [Path(f"/proc/sys/net/ipv4/{name}").read_text() for name in ("ip_forward", "tcp_congestion_control")]
     return "\n".join(shown + settings)
 

@@ -52,6 +52,7 @@ def test_a_run_measures_every_method_and_writes_its_report(pacbench: Run, tmp_pa
     assert rows["final_accuracy"].between(0.3, 1.0).all(), "ten classes: chance is 0.1"
     assert rows["parameter_hash"].nunique() == len(rows), "methods differ in what they do to parameters"
     assert (rows["own_memory_bytes"] < 400e6).all()
+    assert rows["log_tail"].isna().all(), "workers have nothing to complain of"
 
     phases = rows[["compute_s_per_step", "codec_s_per_step", "comm_s_per_step"]].sum(axis=1)
     mean_step_s = rows["steady_s"] / rows["steady_steps"]

@@ -45,7 +45,7 @@ def fleet() -> Iterator[Fleet]:
 def agent() -> AgentConnection:
     """What a container runs, but for the container."""
     path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
-    return AgentConnection([sys.executable, __file__], {**os.environ, "PYTHONPATH": path})
+    return AgentConnection([sys.executable, __file__], {"PYTHONPATH": path})
 
 
 def said(fleet: Fleet, spec: Mapping[str, Any], timeout_s: float = 30) -> list[tuple[str, str]]:

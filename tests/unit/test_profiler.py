@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+from pathlib import Path
+
 import pytest
 import torch
+import traps
 
 from harness.profiler import Order, samples
 from harness.workload.data import DATASETS
@@ -28,3 +33,20 @@ def test_samples_are_a_data_sets_if_one_is_named() -> None:
     digits = DATASETS["digits"].load(None)
     assert torch.equal(inputs, digits.train_inputs[:8])
     assert torch.equal(targets, digits.train_targets[:8])
+
+
+def test_its_processes_run_nothing_of_the_current_folder(tmp_path: Path) -> None:
+    """They are multiprocessing's, which starts Python in ways of its own."""
+    here = traps.lay(tmp_path / "here")
+    command = ("profile", "digits-cnn", "--workers", "2", "--steps", "4", "-o", "made.json")
+    done = subprocess.run(
+        [*traps.console_script(tmp_path / "bin"), *command],
+        cwd=here,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert traps.sprung(here) == []
+    assert done.returncode == 0, done.stderr
+    assert (here / "made.json").is_file()

@@ -1,0 +1,106 @@
+"""Other programs: how they are found and started, and what they get of the user's environment.
+
+Everything that the harness starts, it starts here. Programs are found where distributions put them, also where the user
+does not look (Debian has ip and tc in /usr/sbin, which is on root's PATH alone). And nothing of the current folder is
+run because of an empty entry in a list of folders, which nobody means, and which PATH=$PATH:/x makes out of no PATH.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.errors import MeasurementError
+
+SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+
+PACKAGES = {
+    **dict.fromkeys(("ip", "ss", "tc"), "iproute2"),
+    **dict.fromkeys(("setpriv", "unshare"), "util-linux"),
+    "busybox": "busybox-static",
+    "linux.uml": "user-mode-linux",
+    "stdbuf": "coreutils",
+}
+"""What Debian has programs in, where its name is another."""
+
+START = Path(__file__).with_name("start.py")
+
+
+class MissingProgramError(MeasurementError):
+    """A program is not installed."""
+
+    @classmethod
+    def of(cls, program: str) -> MissingProgramError:
+        """The error with its fix."""
+        return cls(f"{program} is missing; on Debian: apt-get install {package(program)}")
+
+
+def package(program: str) -> str:
+    """What to install for a program, by Debian's name."""
+    return PACKAGES.get(program, program)
+
+
+def environment() -> dict[str, str]:
+    """The user's, for whatever is started; PATH has the system's folders too, and no list an empty entry."""
+    lists = {name: os.pathsep.join(_named(os.environ.get(name, ""))) for name in ("LD_LIBRARY_PATH", "PYTHONPATH")}
+    return {**os.environ, **lists, "PATH": _search_path()}  # an empty list is as none
+
+
+def find(program: str) -> str | None:
+    """Where a program lies; None where it is missing."""
+    return shutil.which(program, path=_search_path())
+
+
+def require(*programs: str) -> None:
+    """Refuse to go on without these.
+
+    Raises:
+        MissingProgramError: for the first that is missing.
+    """
+    for program in programs:
+        if find(program) is None:
+            raise MissingProgramError.of(program)
+
+
+def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[Any]:
+    """``subprocess.run`` in ``environment()``.
+
+    Raises:
+        MissingProgramError: there is no such program.
+    """
+    try:
+        return subprocess.run(command, env=environment(), **options)
+    except FileNotFoundError:
+        raise MissingProgramError.of(command[0]) from None
+
+
+def start(command: list[str], more: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[Any]:
+    """``subprocess.Popen`` in ``environment()`` with more variables.
+
+    Raises:
+        MissingProgramError: there is no such program.
+    """
+    try:
+        return subprocess.Popen(command, env={**environment(), **(more or {})}, **options)
+    except FileNotFoundError:
+        raise MissingProgramError.of(command[0]) from None
+
+
+def python(module: str, *arguments: str) -> list[str]:
+    """The command that runs ``main()`` of one of our modules in a Python of its own."""
+    return [sys.executable, str(START), module, *arguments]
+
+
+def _search_path() -> str:
+    """PATH, which may be empty or not set at all, and behind it those of the system's folders that it lacks."""
+    folders = _named(os.environ.get("PATH", "")) or _named(os.defpath)
+    return os.pathsep.join([*folders, *(folder for folder in SYSTEM_FOLDERS if folder not in folders)])
+
+
+def _named(folders: str) -> list[str]:
+    return [folder for folder in folders.split(os.pathsep) if folder]
