@@ -36,6 +36,7 @@ from harness import plan as planning
 from harness import scenario as scenarios
 from harness.compare import Shift
 from harness.errors import UsageError
+from harness.plain import markdown
 from harness.plan import Plan, Trial
 from harness.scenario import Case, MethodSpec, Scenario, Section, checked_section
 from harness.stats import FAKE, Estimate, paired_ratios
@@ -385,10 +386,10 @@ def as_markdown(judgements: Sequence[Judgement], provenance: Mapping[str, Any]) 
     """A page: what became of each family in one line, then family by family its source, table and explanations."""
     by_family = families(judgements)
     head = f"Judged at commit {provenance.get('commit', 'unknown')}, {provenance.get('started', 'when is unknown')}."
-    lines = ["# Claims, judged", "", head, ""]
-    lines += [f"* **{family}**: {sentence(own)}" for family, own in by_family.items()]
+    lines = ["# Claims, judged", "", markdown(head), ""]
+    lines += [f"* **{markdown(family)}**: {sentence(own)}" for family, own in by_family.items()]
     for family, own in by_family.items():
-        lines += ["", f"## {family}", *_section(own)]
+        lines += ["", f"## {markdown(family)}", *_section(own)]
     return "\n".join(lines) + "\n"
 
 
@@ -398,12 +399,12 @@ def _section(own: Sequence[Judgement]) -> list[str]:
     rows = [[*cells(each).values(), f"{each.reason}. {each.explanation}"] for each in own]
     origins = dict.fromkeys(origin for each in own for origin in each.origins)
     return [
-        *("", f"> {claim.wording}", "", f"{claim.source}. {claim.note}".rstrip(), ""),
+        *("", f"> {markdown(claim.wording)}", "", markdown(f"{claim.source}. {claim.note}"), ""),
         f"| {' | '.join(columns)} |",
         f"|{'---|' * len(columns)}",
-        *(f"| {' | '.join(map(_cell, row))} |" for row in rows),
+        *(f"| {' | '.join(map(markdown, row))} |" for row in rows),
         "",
-        *(f"* {origin}" for origin in origins),
+        *(f"* {markdown(origin)}" for origin in origins),
     ]
 
 
@@ -542,7 +543,3 @@ def _origin(figure: str, run: Run, trials: pd.DataFrame) -> str:
 def _plain(ratio: float) -> str:
     """Three digits, and never an exponent."""
     return f"{ratio:.0f}" if ratio >= 100 else f"{ratio:.3g}"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")

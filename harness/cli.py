@@ -7,14 +7,17 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from harness.console import accept_any_text, print_table
+from harness.console import say as _say
 from harness.errors import EXIT_INTERRUPTED, MeasurementError, PacbenchError, UsageError
+from harness.plain import prose, visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +30,6 @@ if TYPE_CHECKING:
     from harness.store import Store
 
 RESULTS = Path("results")
-PIPE_COLUMNS = 160
 MOST_ROUNDS = 30
 """Of a run with ``--until``, unless ``--rounds`` says otherwise."""
 
@@ -94,7 +96,7 @@ def list_things(
         entries = catalogues[name]()
         width = max(map(len, entries), default=0)
         for entry, summary in entries.items():
-            print(f"  {entry:{width}}  {summary}")
+            _say(f"  {entry:{width}}  {prose(summary)}")
 
 
 @app.command("plan")
@@ -138,7 +140,7 @@ def show_plan(
     title = f"{plan.scenario.name}: {len(plan.trials)} trials, about {format_time(seconds)}"
     if plan.more_seeds:
         title += f"; then up to {len(plan.more_seeds)} more seeds for accuracy, {format_time(more_s)} at most"
-    _print_table(
+    print_table(
         title,
         ["method", "round", "workers", "rate", "bytes/step", "lower bound/step", "predicted step", "time"],
         [
@@ -224,7 +226,7 @@ def compare(
     old, new = reference.read(before), reference.read(after)
     if old.clusters.isdisjoint(new.clusters):
         page = parity.write(Store.open(before), Store.open(after))
-        print(page.read_text())
+        print(page.read_text(encoding="utf-8"))
         _say(f"comparison: {page}")
         return
     changes = comparison.changes(old, new)
@@ -233,7 +235,7 @@ def compare(
     else:
         for case in dict.fromkeys(change.case for change in changes):
             own = [comparison.cells(change) for change in changes if change.case == case]
-            _print_table(case, list(own[0]), [list(cells.values()) for cells in own])
+            print_table(case, list(own[0]), [list(cells.values()) for cells in own], words=[""])
         for line in comparison.notes(old, new, changes):
             _say(line)
     raise typer.Exit(comparison.exit_code(changes, new.scenario.baseline))
@@ -268,7 +270,7 @@ def gate(
             _write(path, content())
     for case in dict.fromkeys(judgement.change.case for judgement in found.judgements):
         own = [gates.cells(judgement) for judgement in found.judgements if judgement.change.case == case]
-        _print_table(case, list(own[0]), [list(cells.values()) for cells in own])
+        print_table(case, list(own[0]), [list(cells.values()) for cells in own], words=["why"])
     for note in found.notes:
         _say(note)
     _say(found.sentence)
@@ -353,7 +355,8 @@ def reproduce(
         methods = {method.label: method for each in plans.values() for method in each.scenario.methods}
         plots.write_turning(predicted, list(methods.values()), out)
     rows = [claims.cells(judgement) for judgement in judgements]
-    _print_table("claims", list(rows[0]), [list(row.values()) for row in rows])
+    words = ["method", "over", "of", "verdict"]
+    print_table("claims", list(rows[0]), [list(row.values()) for row in rows], words)
     for family, own in claims.families(judgements).items():
         _say(f"{family}: {claims.sentence(own)}")
     _say(f"verdicts, reasons, origins: {page}")
@@ -395,7 +398,7 @@ def probe(
         ]
         for link in report.readings.links
     ]
-    _print_table(f"{workers} workers", ["link", "direction", "asked", "measured"], rows)
+    print_table(f"{workers} workers", ["link", "direction", "asked", "measured"], rows)
     reduced = report.all_reduce
     ratio = f", {reduced.ratio_to_ring_bound:.3f} x its ring bound" if reduced.ratio_to_ring_bound else ""
     print(f"all-reduce of {format_size(reduced.bytes)}: {format_time(reduced.seconds)}{ratio}")
@@ -416,14 +419,14 @@ def calibrate(
     if as_json:
         print(json.dumps([{**vars(each), "ok": each.ok} for each in found], indent=1))
     else:
-        _print_table(
+        print_table(
             f"{len(found)} links, the worst reading of each",
             ["asked", "where", "rate", "RTT asked", "RTT measured", "lost, asked", "lost, counted", ""],
             [_calibration_row(each) for each in found],
         )
         for each in found:
             for complaint in each.complaints:
-                print(f"{each.asked}: {complaint}")
+                _say(f"{each.asked}: {complaint}")
     if failed := sum(not each.ok for each in found):
         raise MeasurementError(f"{failed} of {len(found)} links are not what was asked, or cannot be emulated here")
 
@@ -478,10 +481,10 @@ def profile(
     times = ", ".join(
         f"{name} {format_time(getattr(made, f'{name}_s'))}" for name in ("forward", "backward", "optimizer")
     )
-    print(f"{out}: {made.model}, batch {made.batch_size}, {made.origin}: {times}")
+    _say(f"{out}: {made.model}, batch {made.batch_size}, {made.origin}: {times}")
     for codec in made.codecs:
         codec_s = codec.encode_s + codec.beside_s + codec.decode_s
-        print(f"  {codec.method}: codec {format_time(codec_s)}, optimizer {format_time(codec.optimizer_s)}")
+        _say(f"  {codec.method}: codec {format_time(codec_s)}, optimizer {format_time(codec.optimizer_s)}")
 
 
 @app.command()
@@ -510,7 +513,7 @@ def doctor(as_json: AsJson = False) -> None:
     else:
         for check in checks:
             mark = "ok" if check.ok else "NO" if check.needed else "no"
-            print(f"{mark:3} {check.name:24} {check.found}{f'  -> {check.fix}' if check.fix else ''}")
+            _say(f"{mark:3} {check.name:24} {check.found}{f'  -> {check.fix}' if check.fix else ''}")
     if not able(checks):
         raise MeasurementError("no cluster can be run on this machine; see each NO above")
 
@@ -523,11 +526,13 @@ def clean(
     from harness.clean import clean_up
 
     removed = clean_up(results)
-    print("\n".join(removed) if removed else "nothing was left")
+    for line in removed or ["nothing was left"]:
+        _say(line)
 
 
 def main() -> None:
     """The console script: one clear line for every error, and the exit code that belongs to it."""
+    accept_any_text()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what has finished is kept
     try:
         code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
@@ -546,7 +551,7 @@ def main() -> None:
 
 
 def _leave(message: str, code: int) -> None:
-    print(f"pacbench: {message}", file=sys.stderr)
+    print(f"pacbench: {visible(message)}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -639,7 +644,7 @@ def _announce_all(title: str, plans: Mapping[str, Plan], stores: Mapping[str, St
         own_s = total_s(pending, _cpu_count()) if pending else 0.0
         seconds += own_s
         rows.append([name, str(len(plan.trials)), str(len(plan.trials) - len(pending)), format_time(own_s)])
-    _print_table(f"{title}: about {format_time(seconds)}", ["scenario", "trials", "done", "time left"], rows)
+    print_table(f"{title}: about {format_time(seconds)}", ["scenario", "trials", "done", "time left"], rows)
 
 
 def _report(store: Store) -> None:
@@ -660,13 +665,14 @@ class _Watcher:
     def watch(self, progress: Progress) -> None:
         trial = progress.trial
         self._bar.set_postfix_str(
-            f"round {trial.round} {trial.method.label} step {progress.step}/{trial.case.train.steps} "
+            f"round {trial.round} {visible(trial.method.label)} step {progress.step}/{trial.case.train.steps} "
             f"{progress.samples_per_s:.0f} samples/s"
         )
 
     def ended(self, trial: Trial, status: str, reason: str | None) -> None:
         if reason:
-            self._bar.write(f"{trial.method.label}, round {trial.round}: {status}: {reason}", file=sys.stderr)
+            lost = f"{trial.method.label}, round {trial.round}: {status}: {reason}"
+            self._bar.write(visible(lost), file=sys.stderr)
         self._bar.update()
 
 
@@ -714,10 +720,6 @@ def _write(path: Path, content: str) -> None:
         raise UsageError.at("command line", "output", str(path), f"a file that can be written ({error})") from None
 
 
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
 def _cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -735,19 +737,6 @@ def _describe(trial: Trial) -> dict[str, Any]:
         "model": trial.case.train.model,
         "steps": trial.case.train.steps,
     }
-
-
-def _print_table(title: str, columns: list[str], rows: Iterable[list[str]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=number == 0)
-    for row in rows:
-        table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS).print(table)
 
 
 def _scenarios() -> dict[str, str]:

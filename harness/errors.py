@@ -5,11 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
+from harness.plain import visible
+
 
 class PacbenchError(Exception):
     """Base of all errors that end a command with one clear line."""
 
     exit_code: ClassVar[int] = 5
+
+    def __str__(self) -> str:
+        """One line, whatever was found."""
+        return visible(super().__str__())
 
 
 class UsageError(PacbenchError):

@@ -20,7 +20,6 @@ may be called a regression on a machine of any noise, however many methods there
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -29,6 +28,7 @@ from xml.etree import ElementTree
 from harness import compare, wording
 from harness.compare import Change, Shift
 from harness.errors import EXIT_INCONCLUSIVE, EXIT_REGRESSION, MeasurementError
+from harness.plain import markdown, visible
 from harness.reference import Measured
 from harness.stats import MethodResult
 
@@ -231,7 +231,7 @@ def as_markdown(gate: Gate) -> str:
     baselines = gate.run.scenario.baselines
     over = [f"over {each}: {when}" for each in baselines for when in ("reference", "now")]
     lines = [
-        f"### {MARKS[gate.verdict]} pacbench gate, {_cell(gate.run.scenario.name)}: {gate.sentence}",
+        f"### {MARKS[gate.verdict]} pacbench gate, {markdown(gate.run.scenario.name)}: {gate.sentence}",
         "",
         f"| method | verdict | step takes longer by | {' | '.join(over)} | why |",
         f"|---|---|--:|{'--:|' * len(over)}---|",
@@ -245,9 +245,10 @@ def as_markdown(gate: Gate) -> str:
             *(_over(side, each) for each in baselines for side in (change.before, change.after)),
             judgement.reason,
         )
-        lines.append("| " + " | ".join(map(_cell, cells)) + " |")
-    lines += ["", *(f"* {_cell(note)}" for note in gate.notes)]
-    lines.append(f"* reference: `{gate.reference.where.name}`, commit {', '.join(gate.reference.commits) or 'unknown'}")
+        lines.append("| " + " | ".join(map(markdown, cells)) + " |")
+    lines += ["", *(f"* {markdown(note)}" for note in gate.notes)]
+    commits = ", ".join(gate.reference.commits) or "unknown"
+    lines.append(f"* reference: {markdown(gate.reference.where.name)}, commit {markdown(commits)}")
     return "\n".join(lines) + "\n"
 
 
@@ -261,7 +262,7 @@ def as_junit(gate: Gate) -> str:
     """JUnit's XML: a case a method; a regression is a failure, what is failed or inconclusive an error."""
     suite = ElementTree.Element(
         "testsuite",
-        name=f"pacbench.{gate.run.scenario.name}",
+        name=visible(f"pacbench.{gate.run.scenario.name}"),
         tests=str(len(gate.judgements)),
         failures=str(sum(judgement.verdict == "regression" for judgement in gate.judgements)),
         errors=str(sum(judgement.verdict in ("failed", "inconclusive") for judgement in gate.judgements)),
@@ -270,14 +271,18 @@ def as_junit(gate: Gate) -> str:
     for judgement in gate.judgements:
         own_s = _total_s(judgement.change)
         case = ElementTree.SubElement(
-            suite, "testcase", classname=_xml(judgement.change.case), name=_xml(judgement.change.label), time=own_s
+            suite,
+            "testcase",
+            classname=visible(judgement.change.case),
+            name=visible(judgement.change.label),
+            time=own_s,
         )
         if judgement.verdict != "pass":
             kind = "failure" if judgement.verdict == "regression" else "error"
-            found = ElementTree.SubElement(case, kind, type=judgement.verdict, message=_xml(judgement.reason))
+            found = ElementTree.SubElement(case, kind, type=judgement.verdict, message=visible(judgement.reason))
             found.text = f"step takes longer by {judgement.slowdown_text}"
         if judgement.change.unfinished:
-            ElementTree.SubElement(case, "system-err").text = _xml("\n".join(judgement.change.unfinished))
+            ElementTree.SubElement(case, "system-err").text = "\n".join(map(visible, judgement.change.unfinished))
     root = ElementTree.Element("testsuites")
     root.append(suite)
     ElementTree.indent(root)
@@ -312,16 +317,3 @@ def _speedup(result: MethodResult | None) -> dict[str, Any] | None:
 def _total_s(change: Change) -> str:
     """Training time of all its finished trials."""
     return f"{change.after.done['train_time_s'].sum():.3f}" if change.after else "0"
-
-
-def _cell(text: str) -> str:
-    """Text that can neither end a table's cell nor begin markup."""
-    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace("\\", "\\\\")
-    for mark in "|`*_[":
-        escaped = escaped.replace(mark, f"\\{mark}")
-    return " ".join(escaped.split())
-
-
-def _xml(text: str) -> str:
-    """Without the control characters that XML cannot hold."""
-    return re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "?", text)

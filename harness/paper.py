@@ -10,11 +10,12 @@ The look is that of ``figures.mplstyle``; ``COLUMNS`` says what differs at each 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import plots, stats, wording
+from harness import plain, plots, stats, wording
 from harness.scenario import Scenario
 from harness.stats import CaseResult, Estimate, MethodResult
 from harness.store import Store, require_done
@@ -47,6 +48,12 @@ TEX = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     "µ": r"\textmu{}",
+    "`": r"\textasciigrave{}",
+    "'": r"\textquotesingle{}",
+    '"': r"\symbol{34}",  # \textquotedbl is not there in every encoding of fonts
+    "[": r"\lbrack{}",  # behind the \\ of a row it would begin an argument
+    "]": r"\rbrack{}",
+    "*": r"\symbol{42}",  # there it would be a part of the command
 }
 
 
@@ -102,7 +109,8 @@ def results_table(cases: Sequence[CaseResult], scenario: Scenario) -> str:
 
 def tex(text: str) -> str:
     """Text as LaTeX shows it, whatever signs it has."""
-    return "".join(TEX.get(sign, sign) for sign in text)
+    escaped = "".join(TEX.get(sign, sign) for sign in plain.visible(text))
+    return re.sub(r"([-,])(?=\1)", r"\1{}", escaped)  # two of them would become another sign
 
 
 def _cells(result: MethodResult, case: CaseResult, scenario: Scenario, aimed: bool, learnt: bool) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from harness.errors import UsageError
+from harness.plain import markdown
 from harness.store import Store, require_done
 
 FILE = "comparison.md"
@@ -74,18 +75,21 @@ def compare(first: Store, second: Store) -> list[Line]:
 def write(first: Store, second: Store) -> Path:
     """Write ``comparison.md`` into the second run's folder; returns it. Raises what ``compare`` does."""
     lines = compare(first, second)
-    names = [f"{_cluster(store)} (torch {_torch(store)})" for store in (first, second)]
+    names = [markdown(f"{_cluster(store)} (torch {_torch(store)})") for store in (first, second)]
+    folders = [markdown(str(store.folder)) for store in (first, second)]
     rows = [
-        f"| {line.case} | {line.label} | {line.samples_per_s[0]:.1f} | {line.samples_per_s[1]:.1f} | {line.ratio:.3f} "
+        f"| {markdown(line.case)} | {markdown(line.label)} "
+        f"| {line.samples_per_s[0]:.1f} | {line.samples_per_s[1]:.1f} | {line.ratio:.3f} "
         f"| {line.same_curves} of {line.rounds} | {line.same_parameters} of {line.rounds} |"
         for line in lines
     ]
     page = second.folder / FILE
     page.write_text(
-        f"# {first.scenario().name}: {names[0]} against {names[1]}\n\n"
-        f"Runs: `{first.folder}`, `{second.folder}`. Samples/s are medians over rounds.\n\n"
+        f"# {markdown(first.scenario().name)}: {names[0]} against {names[1]}\n\n"
+        f"Runs: {folders[0]}, {folders[1]}. Samples/s are medians over rounds.\n\n"
         f"| case | method | samples/s on {names[0]} | on {names[1]} | ratio | same accuracy curve | same parameters |\n"
-        "|---|---|--:|--:|--:|--:|--:|\n" + "\n".join(rows) + "\n"
+        "|---|---|--:|--:|--:|--:|--:|\n" + "\n".join(rows) + "\n",
+        encoding="utf-8",
     )
     return page
 

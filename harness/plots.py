@@ -13,29 +13,32 @@ import re
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 import pandas as pd
+
+from harness.drawing import matplotlib, style  # first of all: away from the user's settings
+
+# isort: split
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.textpath import TextPath
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter, NullLocator, PercentFormatter
 
 import baselines
+from harness import layout
 from harness.claims import Judgement
+from harness.layout import Key
 from harness.scenario import MethodSpec, Scenario
 from harness.stats import (
     CASE_COLUMNS,
@@ -67,13 +70,23 @@ BAR_IN = 0.3
 BAR_SHARE = 0.62
 """Of a row's height."""
 
-LINE_IN = 0.2
-EDGE_IN = 0.1
-TITLE_IN = 0.3
-TICKS_IN = 0.3
-AXIS_LABEL_IN = 0.2
-LEGEND_KEY_IN = 0.55
-"""What a legend's entry takes beside its text."""
+BESIDE_PT = 8.0
+"""The size of what stands beside the rows."""
+
+LABEL_SHARE, LABEL_LINES = 0.28, 3
+"""What the labels beside rows may take at most: of the figure's width, and lines in a row."""
+
+BASELINE_SHARE = 0.2
+"""Likewise, where the baseline's label stands within other text."""
+
+AXIS_IN, PERCENT_AXIS_IN = 0.75, 0.85
+"""The left edge of a panel with numbers, or percentages, and an axis label of one line."""
+
+LEAST_SPAN = 0.02
+"""Of an axis of percentages: with less, its numbers would grow."""
+
+MOST_PIXELS = 60_000
+"""In any direction: what matplotlib can render, with some to spare."""
 
 MODEL_RATES_BPS = np.geomspace(1e6, 1e11, 61)
 
@@ -90,8 +103,8 @@ VERDICT_LOOKS = {"reproduced": ("#009E73", "o"), "not reproduced": ("#D55E00", "
 """Colour and marker."""
 
 CLAIMED_COLOR = "#d4d4d4"
-CLAIM_IN = 0.2
-"""The height of a claim's row."""
+CLAIM_IN, CLAIM_PT, CLAIM_SHARE, CLAIM_LINES = 0.2, 7.0, 0.6, 3
+"""A claim's row: its height in one line, the size of its text, and what that may take."""
 
 LEAST_RATIO = 0.1
 """Where the axis of claims begins, if nothing lies below."""
@@ -140,7 +153,7 @@ def write_all(
         for_paper: also those that show apart what a report shows beside other things.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(fname=STYLE_FILE), matplotlib.rc_context(dict(changes)):
+    with style(STYLE_FILE, changes):
         drawings = list(_draw_all(cases, events, looks(scenario.methods), scenario))
         if for_paper:
             drawings += _draw_for_paper(cases, looks(scenario.methods), reference(cases, scenario))
@@ -149,13 +162,13 @@ def write_all(
 
 def write_claims(judgements: Sequence[Judgement], folder: Path) -> Drawing:
     """Draw ``claims`` into ``folder``, as pdf, png and csv."""
-    with matplotlib.rc_context(fname=STYLE_FILE):
+    with style(STYLE_FILE):
         return _write([claims(judgements)], folder)[0]
 
 
 def write_turning(found: pd.DataFrame, methods: Sequence[MethodSpec], folder: Path) -> Drawing:
     """Draw ``turning`` into ``folder``, as pdf, png and csv."""
-    with matplotlib.rc_context(fname=STYLE_FILE):
+    with style(STYLE_FILE):
         return _write([turning(found, looks(methods))], folder)[0]
 
 
@@ -174,8 +187,8 @@ def looks(methods: Sequence[MethodSpec]) -> dict[str, Look]:
 def throughput(cases: Sequence[CaseResult], looks: Mapping[str, Look], baseline: str) -> Drawing:
     """Steady-state samples per second of each method: each round, mean and interval."""
     keys = [Line2D([], [], color=INK, marker="o", ls="", label="a round"), *_mean_keys()]
-    parts, axis, beside = [case.parts for case in cases], "steady-state samples/s", f"over {baseline}"
-    figure, panels = _bar_panels(parts, looks, keys, axis, beside)
+    parts, axis, key = [case.parts for case in cases], "steady-state samples/s", Key(looks)
+    figure, panels = _bar_panels(parts, looks, keys, axis, key, f"over {_inline(key, baseline)}")
     for axes, case in zip(panels, cases, strict=True):
         rows = [(y, result, mean) for y, result in _rows(axes, case) if (mean := result.samples_per_s)]
         heights, colors = [y for y, _, _ in rows], [looks[result.label].color for _, result, _ in rows]
@@ -220,7 +233,8 @@ def speedup(cases: Sequence[CaseResult], looks: Mapping[str, Look], baseline: st
     """How many times the baseline's samples per second each method has: mean and interval."""
     keys = [*_mean_keys(), Line2D([], [], color=INK, ls=(0, (4, 3)), lw=0.9, label=baseline)]
     others = {label: look for label, look in looks.items() if label != baseline} or looks
-    figure, panels = _bar_panels([case.parts for case in cases], others, keys, f"speedup over {baseline}", "times")
+    parts, key = [case.parts for case in cases], Key(looks)
+    figure, panels = _bar_panels(parts, others, keys, f"speedup over {_inline(key, baseline)}", key, "times")
     for axes, case in zip(panels, cases, strict=True):
         axes.axvline(1, color=INK, ls=(0, (4, 3)), lw=0.9)
         for y, label in enumerate(others):
@@ -249,20 +263,23 @@ def claims(judgements: Sequence[Judgement]) -> Drawing:
         f"{each.claim.method} over {each.claim.baseline}"
         for each in judgements
     ]
-    figure, grid = _grid(
+    key, most_in = Key(labels), CLAIM_SHARE * min(WIDTH_IN, layout.style_width_in())
+    names = [key.short(label, most_in, CLAIM_LINES, CLAIM_PT) for label in labels]
+    figure, grid = layout.grid(
         1,
         1,
         WIDTH_IN,
-        CLAIM_IN * len(judgements),
+        _row_in(names, CLAIM_IN, CLAIM_PT) * len(judgements),
         "",
         keys,
-        left_in=min(_text_in(labels) + 0.2, 0.6 * WIDTH_IN),
+        left_in=layout.text_in(names, CLAIM_PT) + 0.2,
         between_in=0,
         right_in=0.2,
-        titled=False,
+        x_labels=["how many times better"],
+        key=key,
     )
     axes = grid[0][0]
-    axes.set_yticks(range(len(labels)), labels, fontsize=7)
+    axes.set_yticks(range(len(labels)), names, fontsize=CLAIM_PT)
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.set_xscale("log")
     axes.axvline(1, color=INK, lw=0.9)
@@ -275,7 +292,6 @@ def claims(judgements: Sequence[Judgement]) -> Drawing:
             axes.plot(judgement.found.value, y, marker, color=color, ms=5, mew=0, zorder=4)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("how many times better")
     rows = [
         {
             "id": each.claim.id,
@@ -302,12 +318,28 @@ def turning(found: pd.DataFrame, looks: Mapping[str, Look]) -> Drawing:
     """
     replays = list(dict.fromkeys(found["replay"]))
     keys = _method_keys(looks, set(found["label"]))
-    figure, grid = _grid(
-        len(replays), 2, WIDTH_IN, 1.7, "", keys, left_in=0.75, between_in=0.25, right_in=0.15, titled=True, sharey=True
+    own_of = {replay: found[found["replay"] == replay] for replay in replays}
+    usual_of = {replay: own["workers"].mode()[0] for replay, own in own_of.items()}
+    figure, grid = layout.grid(
+        len(replays),
+        2,
+        WIDTH_IN,
+        1.7,
+        "",
+        keys,
+        left_in=AXIS_IN,
+        between_in=0.25,
+        right_in=0.15,
+        titles=[
+            f"{replay}, {of}"
+            for replay, usual in usual_of.items()
+            for of in (f"{usual} workers", format_rate(RATE_OF_WORKERS_BPS))
+        ],
+        x_labels=[*[""] * (2 * len(replays) - 2), "link rate (bit/s)", "workers"],
+        sharey=True,
     )
     for row, replay in zip(grid, replays, strict=True):
-        own = found[found["replay"] == replay]
-        usual = own["workers"].mode()[0]
+        own, usual = own_of[replay], usual_of[replay]
         for axes, x, part in zip(
             row,
             ("rate_bps", "workers"),
@@ -334,10 +366,6 @@ def turning(found: pd.DataFrame, looks: Mapping[str, Look]) -> Drawing:
         row[1].xaxis.set_minor_locator(NullLocator())
         _plain_log_ticks(row[0].yaxis, "×")
         row[0].set_ylabel("predicted speedup")
-        row[0].set_title(f"{replay}, {usual} workers")
-        row[1].set_title(f"{replay}, {format_rate(RATE_OF_WORKERS_BPS)}")
-    grid[-1][0].set_xlabel("link rate (bit/s)")
-    grid[-1][1].set_xlabel("workers")
     caption = (
         "Predicted, not measured: from each profile's computation and codecs, the methods' bytes and the links. Below "
         "the line at 1× a method costs more than it saves."
@@ -350,19 +378,23 @@ def when_it_pays(cases: Sequence[CaseResult], looks: Mapping[str, Look], baselin
     groups = _by_all_but_rate(cases)
     heading, titles = _shared_and_own(list(groups))
     keys = [*_method_keys(looks, set(looks)), Line2D([], [], color=INK, marker="o", ls="", label="measured")]
-    figure, grid = _grid(
+    key = Key(looks)
+    y_label = f"speedup over {_inline(key, baseline)}"
+    figure, grid = layout.grid(
         len(groups),
         1,
         WIDTH_IN,
         2.4,
         heading,
         keys,
-        left_in=0.75,
+        left_in=AXIS_IN,
         between_in=0,
         right_in=0.2,
-        titled=any(titles),
+        titles=titles,
+        x_labels=[*[""] * (len(groups) - 1), "link rate (bit/s)"],
+        key=key,
     )
-    for axes, title, group in zip(grid.flat, titles, groups.values(), strict=True):
+    for axes, group in zip(grid.flat, groups.values(), strict=True):
         for label, look in looks.items():
             curve = _modelled(group, label, baseline)
             markers = {"marker": look.marker, "markevery": (3, 9), "ms": 3.5, "mfc": "white"}  # hollow: not measured
@@ -376,9 +408,7 @@ def when_it_pays(cases: Sequence[CaseResult], looks: Mapping[str, Look], baselin
         axes.set_xlim(MODEL_RATES_BPS[0] / 1.3, MODEL_RATES_BPS[-1] * 1.3)  # also where the baseline has no trial
         axes.xaxis.set_major_formatter(EngFormatter(places=0))
         _plain_log_ticks(axes.yaxis, "×")
-        axes.set_title(title)
-        axes.set_ylabel(f"speedup over {baseline}")
-    grid[-1][0].set_xlabel("link rate (bit/s)")
+        axes.set_ylabel(y_label)
 
     def plotted(case: CaseResult) -> pd.DataFrame:
         frames = [_modelled([case], label, baseline).assign(label=label) for label in looks]
@@ -411,20 +441,23 @@ def time_to_target(cases: Sequence[CaseResult], times: pd.DataFrame, looks: Mapp
     """
     heading, titles = _shared_and_own([case.parts for case in cases])
     target = Line2D([], [], color=INK, ls=(0, (4, 3)), lw=0.9, label="target")
-    figure, grid = _grid(
+    metrics = {case.target.metric if case.target else "accuracy" for case in cases}
+    x_label = f"target: test {' or '.join(sorted(metrics))}"
+    figure, grid = layout.grid(
         len(cases),
         1,
         WIDTH_IN,
-        2.6,
+        2.4,
         heading,
         [*_method_keys(looks, set(times["label"])), target],
-        left_in=0.75,
+        left_in=AXIS_IN,
         between_in=0,
-        right_in=0.15,
-        titled=any(titles),
-        labelled=True,
+        right_in=0.2,
+        titles=titles,
+        x_labels=[*[""] * (len(cases) - 1), x_label],
+        key=Key(list(looks)),
     )
-    for axes, case, title in zip(grid.flat, cases, titles, strict=True):
+    for axes, case in zip(grid.flat, cases, strict=True):
         own = _of_case(times, case)
         for label, curve in own.groupby("label", sort=False):
             look, every = looks[str(label)], max(1, len(curve) // MORE_THAN_MARKERS)
@@ -439,8 +472,6 @@ def time_to_target(cases: Sequence[CaseResult], times: pd.DataFrame, looks: Mapp
             axes.invert_xaxis()  # better to the right
         axes.set_yscale("log")
         _plain_log_ticks(axes.yaxis)
-        axes.set_title(title)
-        axes.set_xlabel(f"target: test {metric}")
         axes.set_ylabel("time to it (s)")
     caption = (
         "Training time, warm-up and pruning included and evaluations excluded, until the test set was first predicted "
@@ -462,7 +493,7 @@ def accuracy(cases: Sequence[CaseResult], curves: pd.DataFrame, looks: Mapping[s
         for axes in row:
             if case.target and case.target.metric == "accuracy":
                 axes.axhline(case.target.value, color=INK, ls=(0, (4, 3)), lw=0.9)
-        row[0].yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+        _percent_axis(row[0])
     caption = (
         "Test accuracy over training time, warm-up and pruning included, and over steps. A line is the mean over "
         "rounds, its band reaches from the least to the greatest of them; dashed: the target."
@@ -493,23 +524,24 @@ def _learning(
     """A figure of what evaluations found, and its panels: a row a case, over training time and over steps."""
     heading, titles = _shared_and_own([case.parts for case in cases])
     keys = [*_method_keys(looks, set(curves["label"])), *keys]
-    columns = 2 if _width_in() >= WIDE_IN else 1
-    figure, grid = _grid(
+    columns = 2 if layout.style_width_in() >= WIDE_IN else 1
+    x_labels = ["training time (s), evaluations excluded", "steps"]
+    figure, grid = layout.grid(
         2 * len(cases) // columns,
         columns,
         WIDTH_IN,
         1.6,
         heading,
         keys,
-        left_in=0.75,
+        left_in=PERCENT_AXIS_IN,
         between_in=0.25,
         right_in=0.15,
-        titled=any(titles),
+        titles=[text for title in titles for text in (title, "")],
+        x_labels=x_labels * len(cases) if columns == 1 else [*[""] * (2 * len(cases) - 2), *x_labels],
         sharey=True,
-        labelled=columns == 1,
     )
     grid = grid.reshape(len(cases), 2)
-    for row, case, title in zip(grid, cases, titles, strict=True):
+    for row, case in zip(grid, cases, strict=True):
         own = _of_case(curves, case)
         for axes, x in zip(row, ("time_s", "step"), strict=True):
             for label, curve in own.groupby("label", sort=False):
@@ -518,10 +550,6 @@ def _learning(
         row[1].set_xlim(right=1.02 * curves["step"].max())
         for axes in row[: 3 - columns]:
             axes.set_ylabel(f"test {kind}")
-        row[0].set_title(title)
-    for row in grid if columns == 1 else grid[-1:]:
-        row[0].set_xlabel("training time (s), evaluations excluded")
-        row[1].set_xlabel("steps")
     return figure, grid
 
 
@@ -529,7 +557,7 @@ def step_time(cases: Sequence[CaseResult], looks: Mapping[str, Look]) -> Drawing
     """Where a steady step's time goes, beside the least time that its bytes need on the link."""
     keys: list[Artist] = [Patch(color=color, label=PHASE_LABELS[phase]) for phase, color in PHASES.items()]
     keys += [Line2D([], [], color=INK, marker="|", ls="", ms=9, mew=1.8, label="network lower bound")]
-    figure, panels = _bar_panels([case.parts for case in cases], looks, keys, "time per step (ms)")
+    figure, panels = _bar_panels([case.parts for case in cases], looks, keys, "time per step (ms)", Key(looks))
     for axes, case in zip(panels, cases, strict=True):
         rows = _rows(axes, case)
         heights, left_ms = [y for y, _ in rows], np.zeros(len(rows))
@@ -557,7 +585,7 @@ def bytes_per_step(cases: Sequence[CaseResult], looks: Mapping[str, Look]) -> Dr
     measured_key = Line2D([], [], color=INK, marker="o", ls="", ms=7, label="read from the kernel")
     formula_key = Line2D([], [], color=INK, marker="|", ls="", ms=12, mew=1.4, label="the method's formula")
     axis, beside = "payload per worker and step (log scale)", "measured / formula"
-    figure, panels = _bar_panels(list(groups), looks, [measured_key, formula_key], axis, beside)
+    figure, panels = _bar_panels(list(groups), looks, [measured_key, formula_key], axis, Key(looks), beside)
     data = per_case(cases, lambda case: _means(case, ["wire_bytes_per_step", "formula_bytes_per_step"]))
     for axes, group in zip(panels, groups.values(), strict=True):
         for y, label in enumerate(looks):
@@ -581,7 +609,9 @@ def bandwidth(cases: Sequence[CaseResult], looks: Mapping[str, Look], baseline: 
     def known(result: MethodResult) -> Estimate | None:
         return result.over[baseline].throughput
 
-    figure = _against_rate(cases, looks, known, f"speedup over {baseline}", "×", without_interval=baseline)
+    key = Key(looks)
+    y_label = f"speedup over {_inline(key, baseline)}"
+    figure = _against_rate(cases, looks, known, y_label, "×", key, without_interval=baseline)
     caption = (
         "Ratio of steady-state samples/s to the baseline's, paired within rounds: geometric mean and 95 % t interval. "
         "Below 1× a method costs more than it saves."
@@ -606,7 +636,7 @@ def throughput_over_bandwidth(cases: Sequence[CaseResult], looks: Mapping[str, L
             ]
         )
 
-    figure = _against_rate(cases, looks, known, "steady-state samples/s", "")
+    figure = _against_rate(cases, looks, known, "steady-state samples/s", "", Key(looks))
     caption = "Training throughput in the steady state: geometric mean over rounds and 95 % t interval."
     title = "Throughput against bandwidth"
     return Drawing("throughput-bandwidth", title, caption, figure, per_case(cases, plotted))
@@ -618,24 +648,27 @@ def _against_rate(
     known: Callable[[MethodResult], Estimate | None],
     y_label: str,
     unit: str,
+    key: Key,
     without_interval: str | None = None,
 ) -> Figure:
     """What is known of each method, over the rate of the links, both on log scales."""
     groups = _by_all_but_rate(cases)
     heading, titles = _shared_and_own(list(groups))
-    figure, grid = _grid(
+    figure, grid = layout.grid(
         len(groups),
         1,
         NARROW_IN,
         2.4,
         heading,
         _method_keys(looks, set(looks)),
-        left_in=0.75,
+        left_in=AXIS_IN,
         between_in=0,
         right_in=0.35,
-        titled=any(titles),
+        titles=titles,
+        x_labels=[*[""] * (len(groups) - 1), "link rate (bit/s)"],
+        key=key,
     )
-    for axes, title, group in zip(grid.flat, titles, groups.values(), strict=True):
+    for axes, group in zip(grid.flat, groups.values(), strict=True):
         rates = sorted(case.rate_bps for case in group if case.rate_bps)
         unshaped_at = 4 * max(rates, default=1e9)
         for label, look in looks.items():
@@ -648,9 +681,7 @@ def _against_rate(
         axes.set_xticks(ticks, [name_of(rate) for rate in rates] + ["unshaped"] * (len(ticks) - len(rates)))
         axes.xaxis.set_minor_locator(NullLocator())
         _plain_log_ticks(axes.yaxis, unit)
-        axes.set_title(title)
         axes.set_ylabel(y_label)
-    grid[-1][0].set_xlabel("link rate (bit/s)")
     return figure
 
 
@@ -664,19 +695,21 @@ def sweep(cases: Sequence[CaseResult], looks: Mapping[str, Look], baseline: str,
         Line2D([], [], color=INK, ls=(0, (4, 3)), lw=0.9, label=f"{baseline}, and {100 * tolerance:g} points less"),
         Line2D([], [], color=INK, marker="o", mfc="none", ls="", ms=9, label="convergence limit"),
     ]
-    figure, grid = _grid(
+    parameters = sorted({each.parameter for _, found in swept for each in found})
+    figure, grid = layout.grid(
         len(swept),
         1,
         NARROW_IN,
         2.4,
         heading,
         keys,
-        left_in=0.75,
+        left_in=PERCENT_AXIS_IN,
         between_in=0,
         right_in=0.15,
-        titled=any(titles),
+        titles=titles,
+        x_labels=[*[""] * (len(swept) - 1), " or ".join(parameters)],
     )
-    for axes, (case, found), title in zip(grid.flat, swept, titles, strict=True):
+    for axes, (case, found) in zip(grid.flat, swept, strict=True):
         if reference := case.method(baseline).final_accuracy:
             axes.axhline(reference.mean, color=INK, ls=(0, (4, 3)), lw=0.9)
             axes.axhspan(reference.mean - tolerance, reference.mean, color=INK, alpha=0.08, lw=0)
@@ -685,10 +718,8 @@ def sweep(cases: Sequence[CaseResult], looks: Mapping[str, Look], baseline: str,
         axes.set_xscale("log")
         axes.invert_xaxis()
         _plain_log_ticks(axes.xaxis)
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
-        axes.set_title(title)
+        _percent_axis(axes)
         axes.set_ylabel("final test accuracy")
-    grid[-1][0].set_xlabel(" or ".join(sorted({each.parameter for _, found in swept for each in found})))
     caption = (
         "Final test accuracy against the share of entries that is kept, most pruned at the right: mean over rounds and "
         f"extremes. The circle marks the convergence limit: down to it the mean stays within {100 * tolerance:g} "
@@ -740,8 +771,18 @@ def changing_links(cases: Sequence[CaseResult], events: pd.DataFrame, looks: Map
         Line2D([], [], color="#888888", lw=1, label="payload per step time"),
         Line2D([], [], color=INK, marker="v", ls="", label="adaptive choice, and the goodput it was made for"),
     ]
-    figure, grid = _grid(
-        len(panels), 1, WIDTH_IN, 1.1, "Changing links", keys, left_in=0.75, between_in=0, right_in=0.15, titled=True
+    figure, grid = layout.grid(
+        len(panels),
+        1,
+        WIDTH_IN,
+        1.1,
+        "Changing links",
+        keys,
+        left_in=AXIS_IN,
+        between_in=0,
+        right_in=0.15,
+        titles=[str(of[-1]) for of, _ in panels],
+        x_labels=[*[""] * (len(panels) - 1), "steps"],
     )
     for axes, (key, own) in zip(grid.flat, panels, strict=True):
         look = looks[str(key[-1])]
@@ -749,10 +790,12 @@ def changing_links(cases: Sequence[CaseResult], events: pd.DataFrame, looks: Map
         axes.plot(own["step"], own["goodput_bps"], color=look.color, lw=1)
         axes.plot(own["step"], own["adaptive_goodput_bps"], color=INK, marker="v", ls="")
         axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        axes.set_ylim(low / 1.6, high * 1.6)  # so that a tick lies within
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < FEW_DECADES else (1,)))
         axes.yaxis.set_major_formatter(EngFormatter(places=0))
-        axes.set_title(str(key[-1]))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_ylabel("bit/s")
-    grid[-1][0].set_xlabel("steps")
     caption = (
         "Dashed: the rate that was in force on every worker's links when the step ended, as the player logged it. "
         "Solid: the payload of a worker's mean step over the time that this step took, computation included."
@@ -846,10 +889,16 @@ def _render_inherited(number: int) -> str:
 def _render(drawing: Drawing, folder: Path) -> str:
     stem = folder / drawing.name
     drawing.figure.savefig(stem.with_suffix(".pdf"), metadata={"CreationDate": None, "Title": drawing.title})
-    drawing.figure.savefig(stem.with_suffix(".png"))
+    drawing.figure.savefig(stem.with_suffix(".png"), dpi=_dpi(drawing.figure))
     svg = io.StringIO()
     drawing.figure.savefig(svg, format="svg", metadata={"Date": None})
     return _rounded(svg.getvalue())
+
+
+def _dpi(figure: Figure) -> float:
+    """As the style asks, unless the figure is too long for it."""
+    asked = matplotlib.rcParams["savefig.dpi"]
+    return min(float(figure.dpi if asked == "figure" else asked), MOST_PIXELS / float(max(figure.get_size_inches())))
 
 
 def _rounded(svg: str) -> str:
@@ -858,124 +907,63 @@ def _rounded(svg: str) -> str:
 
 
 def _bar_panels(
-    parts: Sequence[Sequence[str]], looks: Mapping[str, Look], keys: Sequence[Artist], x_label: str, beside: str = ""
+    parts: Sequence[Sequence[str]],
+    looks: Mapping[str, Look],
+    entries: Sequence[Artist],
+    x_label: str,
+    key: Key,
+    beside: str = "",
 ) -> tuple[Figure, list[Axes]]:
     """A figure with a panel for each of ``parts``, each with a row a method, the first at the top.
 
     Args:
         parts: of each panel: what it shows, in words.
-        keys: of the legend.
+        entries: of the legend.
+        key: takes the labels that have no room.
         beside: the heading of what will stand at the right of the rows, if anything will.
     """
     heading, titles = _shared_and_own(parts)
-    columns = min(2, len(titles)) if _width_in() >= WIDE_IN else 1
-    beside_in = max(0.5, _text_in([beside])) + 0.1 if beside else 0.0
-    figure, grid = _grid(
+    columns = min(2, len(titles)) if layout.style_width_in() >= WIDE_IN else 1
+    width_in = min(WIDTH_IN if columns > 1 else NARROW_IN, layout.style_width_in())
+    names = [key.short(label, LABEL_SHARE * width_in, LABEL_LINES, "ytick.labelsize") for label in looks]
+    beside_in = max(0.5, layout.text_in([beside], BESIDE_PT)) + 0.1 if beside else 0.0
+    figure, grid = layout.grid(
         -(-len(titles) // columns),
         columns,
-        WIDTH_IN if columns > 1 else NARROW_IN,
-        BAR_IN * len(looks),
+        width_in,
+        _row_in(names, BAR_IN, "ytick.labelsize") * len(looks),
         heading,
-        keys,
-        left_in=_text_in(looks) + 0.2,
+        entries,
+        left_in=layout.text_in(names, "ytick.labelsize") + 0.2,
         between_in=beside_in + 0.25,
         right_in=beside_in + 0.15,
-        titled=any(titles) or bool(beside),
+        titles=titles,
+        x_labels=[*[""] * (len(titles) - columns), *[x_label] * columns],
+        titled=bool(beside),
         sharey=True,
+        key=key,
     )
     panels: list[Axes] = list(grid.flat)
     for spare in panels[len(titles) :]:
         spare.remove()
     panels = panels[: len(titles)]
-    panels[0].set_yticks(range(len(looks)), list(looks))
+    panels[0].set_yticks(range(len(looks)), names)
     panels[0].set_ylim(len(looks) - 0.5, -0.5)
-    for axes, title in zip(panels, titles, strict=True):
+    for axes in panels:
         axes.grid(False, axis="y")
         axes.tick_params(axis="y", length=0)
-        axes.set_title(title)
         _heading_beside(axes, beside)
-    for axes in panels[-columns:]:
-        axes.set_xlabel(x_label)
     return figure, panels
 
 
-def _grid(
-    rows: int,
-    columns: int,
-    width_in: float,
-    panel_in: float,
-    heading: str,
-    keys: Sequence[Artist],
-    *,
-    left_in: float,
-    between_in: float,
-    right_in: float,
-    titled: bool,
-    sharey: bool = False,
-    labelled: bool = False,
-) -> tuple[Figure, np.ndarray[Any, Any]]:
-    """A figure of (rows, columns) panels, each ``panel_in`` high, under a heading and a legend that hides no data.
-
-    It is no wider than the style allows.
-
-    Laid out by arithmetic in inches: matplotlib's own engines take seconds where there are many panels.
-
-    Args:
-        titled: whether panels need room for titles.
-        labelled: whether every panel has a label of its x axis, not only the lowest ones.
-    """
-    width_in = min(width_in, _width_in())
-    heading_lines = _wrapped(heading, width_in - 2 * EDGE_IN)
-    legend_columns = int((width_in - 2 * EDGE_IN) / (LEGEND_KEY_IN + _text_in(str(key.get_label()) for key in keys)))
-    legend_columns = min(len(keys), max(1, legend_columns))
-    legend_top_in = EDGE_IN + 1.2 * LINE_IN * len(heading_lines)
-    title_in = TITLE_IN if titled else EDGE_IN
-    above_in = legend_top_in + LINE_IN * -(-len(keys) // legend_columns) + title_in
-    below_in, gap_in = TICKS_IN + AXIS_LABEL_IN, TICKS_IN + title_in + (AXIS_LABEL_IN if labelled else 0.0)
-    height_in = above_in + rows * panel_in + (rows - 1) * gap_in + below_in
-    figure = Figure(figsize=(width_in, height_in))
-    size_pt = matplotlib.rcParams["figure.titlesize"]
-    figure.text(EDGE_IN / width_in, 1 - EDGE_IN / height_in, "\n".join(heading_lines), va="top", fontsize=size_pt)
-    figure.legend(
-        handles=keys,
-        loc="upper left",
-        bbox_to_anchor=(EDGE_IN / width_in, 1 - legend_top_in / height_in),
-        ncols=legend_columns,
-    )
-    grid = figure.add_gridspec(
-        rows,
-        columns,
-        left=left_in / width_in,
-        right=1 - right_in / width_in,
-        top=1 - above_in / height_in,
-        bottom=below_in / height_in,
-        wspace=between_in * columns / (width_in - left_in - right_in - (columns - 1) * between_in),
-        hspace=gap_in / panel_in,
-    )
-    return figure, grid.subplots(squeeze=False, sharey=sharey)
+def _row_in(names: Sequence[str], least_in: float, size: str | float) -> float:
+    """The height of a row that has room for the tallest name."""
+    return max(least_in, 0.07 + max(layout.lines_in(name, size) for name in names))
 
 
-def _width_in() -> float:
-    """The width that the style allows."""
-    return float(matplotlib.rcParams["figure.figsize"][0])
-
-
-def _text_in(texts: Iterable[str], size: Literal["font.size", "figure.titlesize"] = "font.size") -> float:
-    """The width of the widest text, in inches; in the size that the style has under this name."""
-    size_pt = FontProperties(size=matplotlib.rcParams[size]).get_size_in_points()
-    widths = (TextPath((0, 0), text, size=size_pt).get_extents().width for text in texts if text)
-    return max(widths, default=0.0) / 72
-
-
-def _wrapped(heading: str, width_in: float) -> list[str]:
-    """The heading in as many lines as it needs, broken behind commas."""
-    lines: list[str] = []
-    for part in heading.split(", "):
-        if lines and _text_in([f"{lines[-1]}, {part},"], "figure.titlesize") <= width_in:
-            lines[-1] += f", {part}"
-        else:
-            lines.append(part)
-    return [f"{line}," for line in lines[:-1]] + lines[-1:]
+def _inline(key: Key, baseline: str) -> str:
+    """The baseline's label within other text."""
+    return key.inline(baseline, BASELINE_SHARE * layout.style_width_in(), "axes.labelsize")
 
 
 def _shared_and_own(parts: Sequence[Sequence[str]]) -> tuple[str, list[str]]:
@@ -999,12 +987,12 @@ def _nothing(axes: Axes, y: float) -> None:
 
 def _beside(axes: Axes, y: float, text: str) -> None:
     """Text to the right of a row."""
-    axes.text(1.02, y, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
+    axes.text(1.02, y, text, transform=axes.get_yaxis_transform(), va="center", fontsize=BESIDE_PT)
 
 
 def _heading_beside(axes: Axes, text: str) -> None:
     """The heading of what stands beside the rows, on the line of the panel's title."""
-    axes.annotate(text, (1.02, 1), (0, 6), xycoords="axes fraction", textcoords="offset points", fontsize=8)
+    axes.annotate(text, (1.02, 1), (0, 6), xycoords="axes fraction", textcoords="offset points", fontsize=BESIDE_PT)
 
 
 def _point(look: Look) -> dict[str, Any]:
@@ -1024,6 +1012,13 @@ def _plain_log_ticks(axis: Axis, unit: str = "") -> None:
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}{unit}"))
     axis.set_minor_formatter(NullFormatter())
+
+
+def _percent_axis(axes: Axes) -> None:
+    low, high = axes.get_ylim()
+    more = max(0.0, LEAST_SPAN - (high - low)) / 2
+    axes.set_ylim(low - more, high + more)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
 
 
 def _log_bytes_axis(axes: Axes) -> None:

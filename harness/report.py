@@ -12,9 +12,9 @@ import json
 import math
 import shlex
 import statistics
-import sys
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,11 @@ from typing import Any
 import jinja2
 import numpy as np
 import pandas as pd
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
-from harness import answer, plots, stats, wording
+from harness import answer, plain, plots, stats, wording
 from harness.answer import headline
+from harness.console import print_table, say
 from harness.scenario import Scenario
 from harness.stats import CaseResult, Payoff
 from harness.steady import FEWEST_S, FEWEST_STEPS
@@ -44,9 +45,6 @@ NOISY = 0.05
 SPARK_WIDTH, SPARK_HEIGHT = 120, 24
 """Of the small picture of a trial's steps, in pixels; of more steps than pixels, the slowest of each group."""
 
-FILE_WIDTH = 160
-"""Of tables that go into a file or a pipe, in characters: room enough to wrap nothing."""
-
 
 @dataclass(frozen=True)
 class Summary:
@@ -59,21 +57,11 @@ class Summary:
 
     def print(self) -> None:
         """A table a case, then the sentences."""
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table
-
-        console = Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
         for case in dict.fromkeys(row["case"] for row in self.rows):
             own = [{k: v for k, v in row.items() if k != "case"} for row in self.rows if row["case"] == case]
-            table = Table(title=case, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1))
-            for number, column in enumerate(own[0]):
-                table.add_column(column, justify="left" if number == 0 else "right", no_wrap=number == 0)
-            for row in own:
-                table.add_row(*row.values())
-            console.print(table)
+            print_table(case, list(own[0]), [list(row.values()) for row in own])
         for sentence in self.sentences:
-            console.print(sentence, markup=False, soft_wrap=True)
+            say(sentence)
 
 
 @dataclass(frozen=True)
@@ -177,6 +165,7 @@ def write(store: Store) -> Path:
     drawings = plots.write_all(store.folder / "plots", cases, events, scenario)
     content = {
         "scenario": scenario,
+        "names": [scenario.name, *(method.label for method in scenario.methods)],
         "cases": cases,
         "sentences": _sentences(cases, scenario),
         "notes": _notes(cases, scenario),
@@ -195,8 +184,8 @@ def write(store: Store) -> Path:
         "provenance": [_flat(entry) for entry in store.provenance()],
         "settings": scenario.model_dump_json(by_alias=True, indent=1),
     }
-    _render(store.folder / "report.md", content, finalize=_escaped_for_markdown)
-    return _render(store.folder / "report.html", content, autoescape=True)
+    _render(store.folder / "report.md", content, finalize=_escaped_by(plain.markdown))
+    return _render(store.folder / "report.html", content, finalize=_escaped_by(plain.visible), autoescape=True)
 
 
 def summary(store: Store) -> Summary:
@@ -421,16 +410,19 @@ def _environment(**how_to_escape: Any) -> jinja2.Environment:
     }
     environment.filters |= {
         "base64": lambda text: base64.b64encode(text.encode()).decode(),
-        "code_block": lambda text: Markup("\n".join(f"    {line}" for line in text.splitlines())),
+        "code_block": lambda text: Markup("\n".join(f"    {line}" for line in plain.visible_lines(text).split("\n"))),
         "difference": wording.difference,
         "final_range": wording.final_range,
         "fixed": wording.fixed,
+        "isolated": _isolated,
         "keeps": wording.keeps,
         "known": lambda value, otherwise: otherwise if pd.isna(value) else value,
+        "lines": lambda text: escape(plain.visible_lines(text)),
         "measured_rate": lambda rate_bps: NOTHING if pd.isna(rate_bps) else format_rate(rate_bps),
         "ms": lambda seconds: wording.fixed(1e3 * seconds, 2),
         "percent": wording.percent,
         "rate": lambda rate_bps: format_rate(rate_bps) if rate_bps else "unshaped",
+        "prose": plain.prose,
         "ratio": wording.ratio,
         "reached": wording.reached,
         "size": wording.size,
@@ -445,11 +437,19 @@ def _sort_key(value: float | None) -> str:
     return f"{value:.6g}" if value is not None and math.isfinite(value) else ""
 
 
-def _escaped_for_markdown(value: object) -> str:
-    """Text that can neither end a table's cell nor begin markup; ``Markup`` is left as it is."""
-    if isinstance(value, Markup):
-        return value
-    text = str(value).replace("&", "&amp;").replace("<", "&lt;").replace("\\", "\\\\").replace("](", "]\\(")
-    for mark in "|`*_":
-        text = text.replace(mark, f"\\{mark}")
-    return " ".join(text.split())
+def _escaped_by(escape: Callable[[str], str]) -> Callable[[object], object]:
+    """What becomes of every expression in a template; ``Markup`` is left as it is."""
+    return lambda value: value if isinstance(value, Markup) else escape(str(value))
+
+
+def _isolated(sentence: str, names: Sequence[str]) -> Markup:
+    """For HTML: a name from right to left turns nothing round but itself."""
+    shown = str(escape(plain.visible(sentence)))
+    turning = [str(escape(plain.visible(name))) for name in names if any(map(_turns, name))]
+    for name in sorted(set(turning), key=len, reverse=True):
+        shown = shown.replace(name, f"<bdi>{name}</bdi>")
+    return Markup(shown)
+
+
+def _turns(sign: str) -> bool:
+    return unicodedata.bidirectional(sign) in ("R", "AL", "AN")

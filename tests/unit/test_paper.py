@@ -85,14 +85,18 @@ def test_the_table_says_what_the_run_says(run: Store, table: str) -> None:
     )
 
 
-@pytest.mark.parametrize("text", ["100 % of $x_1 & #2 {lost} ~^\\", "<a|b>", "µs", "plain"])
+@pytest.mark.parametrize("text", ["100 % of $x_1 & #2 {lost} ~^\\", "<a|b>", "µs", "plain", "[a]*`'\"", "\x1b"])
 def test_any_text_is_only_text_to_latex(text: str) -> None:
     found = paper.tex(text)
     bare = re.sub(
-        r"\\(textbackslash|textasciitilde|textasciicircum|textless|textgreater|textbar|textmu)\{\}", "", found
+        r"\\(text(backslash|ascii(tilde|circum|grave)|less|greater|bar|mu|quotesingle)|[lr]brack)\{\}", "", found
     )
-    bare = re.sub(r"\\[&%$#_{}]", "", bare)
-    assert not set(bare) & set("\\&%$#_{}~^<>|")
+    bare = re.sub(r"\\[&%$#_{}]|\\symbol\{\d+\}", "", bare)
+    assert not set(bare) & set("\\&%$#_{}~^<>|[]*`'\"\x1b")
+
+
+def test_no_two_signs_become_another_in_latex() -> None:
+    assert paper.tex("a--b ---c, ,, d-e") == "a-{}-b -{}-{}-c, ,{}, d-e"
 
 
 def test_every_trial_is_in_the_table_of_trials_with_its_reason(run: Store) -> None:

@@ -1,0 +1,102 @@
+"""What a terminal is shown: numbers are whole at any width, and text is no more than text."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
+
+from harness import plain
+from harness.console import print_table
+
+numbers = st.builds(
+    lambda value, form: form.format(value),
+    st.floats(0, 99999, allow_nan=False),
+    st.sampled_from(["{:.2f}x [1.80, 2.30]", "{:.1f} %", "> {:.0f} steps", "{:.3g} MB (2 of 3 reached)", "–", "yes"]),
+)
+labels = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=80)
+
+
+def printed(title: str, columns: list[str], rows: list[list[str]], room: int, words: tuple[str, ...] = ()) -> str:
+    file = io.StringIO()
+    print_table(title, columns, rows, words, room, file)
+    return file.getvalue()
+
+
+def parts(texts: Iterable[str]) -> Counter[str]:
+    return Counter(part for text in texts for part in re.split(r"[\s\[\](),]+", text) if part)
+
+
+@given(
+    st.data(),
+    st.lists(labels, min_size=1, max_size=4),
+    st.integers(1, 10),
+    st.integers(40, 200),
+    st.text(max_size=200),
+)
+def test_every_number_of_every_cell_is_whole_at_any_width(
+    data: st.DataObject, names: list[str], columns: int, room: int, title: str
+) -> None:
+    cells = st.lists(numbers, min_size=columns, max_size=columns)
+    rows = [[name, *data.draw(cells)] for name in names]
+    headings = ["method", *(f"over {data.draw(labels)} {number}" for number in range(columns))]
+    shown = printed(title, headings, rows, room)
+    found, asked = parts([shown]), parts(cell for _, *own in rows for cell in own)
+    assert found >= asked, (asked - found, shown)
+    assert max(map(cell_len, shown.split("\n"))) <= room
+
+
+def test_what_fits_stands_on_one_line_and_what_does_not_is_folded_then_split() -> None:
+    rows = [["dense", "1.00x", "2.31 s"], ["pactrain ternary, warm-up of 16 steps", "2.03x [1.80, 2.30]", "262 ms"]]
+    columns = ["method", "over dense", "to target"]
+    assert "pactrain ternary, warm-up of 16 steps   2.03x [1.80, 2.30]      262 ms" in printed("", columns, rows, 100)
+    wrapped = printed("", columns, rows, 52)
+    assert "2.03x [1.80, 2.30]" in wrapped
+    folded = printed("", columns, rows, 46)
+    assert re.search(r"2.03x +262 ms.*\n.*\[1.80, 2.30\]", folded)
+    assert folded.count("method") == 1
+    assert printed("", columns, rows, 40).count("method") == 2
+
+
+def test_labels_that_begin_alike_are_told_apart() -> None:
+    rows = [[f"{'a very long label ' * 12}{number}", "1"] for number in range(2)]
+    shown = printed("", ["method", "samples/s"], rows, 40)
+    assert re.search(r"label 0|abel 0|\b0\b", shown)
+
+
+@pytest.mark.parametrize("text", ["[/x] [bold]b[/bold]", ":smile: [red]", "top-k 中文 é"])
+def test_markup_is_only_text(text: str) -> None:
+    shown = printed(text, ["method", text], [[text, text]], 160, (text,))
+    assert shown.count(text) == 4
+
+
+def test_what_steers_a_terminal_is_shown() -> None:
+    shown = printed("a\x1b[31m", ["m\x07"], [["x\u202ey\nz\tw\x9b"]], 160)
+    assert shown.isprintable() or not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", shown)
+    for escape in (r"\x1b[31m", r"m\x07", r"x\u202ey\nz\tw\x9b"):
+        assert escape in shown
+
+
+@given(st.text(), st.integers(1, 30), st.integers(1, 5))
+def test_wrapping_loses_nothing_but_blanks(text: str, width: int, lines: int) -> None:
+    wrapped = plain.wrapped(text, lambda line: len(line) <= width)
+    assert all(len(line) <= width for line in wrapped)
+    assert "".join(wrapped).replace(" ", "") == text.replace(" ", "").strip() or any(map(str.isspace, text))
+    short = plain.shortened(text, lines, lambda line: len(line) <= width)
+    assert len(short) <= lines
+    assert all(len(line) <= width for line in short)
+    assert short == wrapped or short[-1].endswith(plain.ELLIPSIS)
+
+
+@given(st.text(st.characters(codec=None)))
+def test_what_is_visible_can_be_written_and_stays_as_it_is(text: str) -> None:
+    shown = plain.visible(text)
+    shown.encode("utf-8")
+    assert plain.visible(shown) == shown
+    assert not plain.STEERING.search(shown)
