@@ -87,8 +87,8 @@ def environment(session: nox.Session) -> Path:
     if not STAMP.exists() or STAMP.read_text() != wanted:
         session.log(f"installing into {ENVIRONMENT} (torch is large: minutes, once)")
         venv.create(ENVIRONMENT, with_pip=True, clear=True)
-        pip = (str(programs / "python"), "-m", "pip")
-        session.run(*pip, "install", "-q", "-c", "constraints.txt", "-e", ".[dev,paper]", silent=False, external=True)
+        pip = str(programs / "pip")
+        session.run(pip, "install", "-q", "-c", "constraints.txt", "-e", ".[dev,paper]", silent=False, external=True)
         STAMP.write_text(wanted)
     return programs
 

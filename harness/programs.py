@@ -47,8 +47,9 @@ def package(program: str) -> str:
 
 def environment() -> dict[str, str]:
     """The user's, for whatever is started; PATH has the system's folders too, and no list an empty entry."""
-    lists = {name: os.pathsep.join(_named(os.environ.get(name, ""))) for name in ("LD_LIBRARY_PATH", "PYTHONPATH")}
-    return {**os.environ, **lists, "PATH": _search_path()}  # an empty list is as none
+    lists = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "PYTHONPATH") if name in os.environ}
+    named = {name: os.pathsep.join(_named(folders)) for name, folders in lists.items()}
+    return {**os.environ, **named, "PATH": _search_path()}
 
 
 def find(program: str) -> str | None:

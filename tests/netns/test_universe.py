@@ -112,7 +112,7 @@ def test_root_needs_no_user_namespaces(pacbench) -> None:  # type: ignore[no-unt
 
 
 def test_without_either_one_line_says_what_would_help(pacbench) -> None:  # type: ignore[no-untyped-def]
-    done = pacbench("probe", prefix=(*NO_USER_NAMESPACES, *NO_CAPABILITIES))
+    done = pacbench("probe", "--on", "netns", prefix=(*NO_USER_NAMESPACES, *NO_CAPABILITIES))
     assert done.returncode == 5
     assert done.stderr.count("\n") == 1
     assert "user namespaces are not allowed" in done.stderr
