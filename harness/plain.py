@@ -6,6 +6,7 @@ would be markup is escaped by the one function of that kind of page; HTML's own 
 
 from __future__ import annotations
 
+import bisect
 import codecs
 import re
 from collections.abc import Callable
@@ -87,11 +88,11 @@ def _pieces(text: str, fits: Callable[[str], bool]) -> list[str]:
 
 def _chopped(word: str, fits: Callable[[str], bool]) -> list[str]:
     """A word in parts, each as long as there is room for."""
-    parts = [""]
-    for sign in word:
-        if parts[-1] and not fits(parts[-1] + sign):
-            parts.append("")
-        parts[-1] += sign
+    parts = []
+    while word:
+        count = bisect.bisect_left(range(1, len(word) + 1), True, key=lambda length: not fits(word[:length]))
+        parts.append(word[: max(count, 1)])
+        word = word[max(count, 1) :]
     return parts
 
 
