@@ -91,6 +91,9 @@ MOST_PIXELS = 60_000
 MODEL_RATES_BPS = np.geomspace(1e6, 1e11, 61)
 
 MORE_THAN_MARKERS = 12
+TIMES_SHOWN = 200.0
+"""Of times to any target, the longest over the shortest that has room: what is reached at once interests nobody."""
+
 FEW_DECADES = 30
 INK = "#222222"
 
@@ -471,6 +474,7 @@ def time_to_target(cases: Sequence[CaseResult], times: pd.DataFrame, looks: Mapp
         else:
             axes.invert_xaxis()  # better to the right
         axes.set_yscale("log")
+        axes.set_ylim(bottom=float(own["time_s"].max()) / TIMES_SHOWN if len(own) else None)
         _plain_log_ticks(axes.yaxis)
         axes.set_ylabel("time to it (s)")
     caption = (

@@ -7,9 +7,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from harness.answer import headline
 from harness.errors import MeasurementError, UsageError
+from harness.provenance import ROOT
 from harness.scenario import Scenario, load
+from harness.stats import case_results
 from harness.store import EVENT_SCHEMA, TRIAL_SCHEMA, Event, Store, new_folder, require_done, runs
+from harness.target import Target
 
 
 @pytest.fixture
@@ -131,3 +135,24 @@ def test_nothing_measured_is_its_own_error(store: Store) -> None:
     store.append(row("a", "crashed", reason="w1 ended with signal 9"), [])
     with pytest.raises(MeasurementError, match="w1 ended with signal 9"):
         require_done(store.trials(), store.folder)
+
+
+OLDER = sorted(path.parent for path in (ROOT / "results" / "reference").glob("*/scenario.json"))
+
+
+@pytest.mark.parametrize("folder", OLDER, ids=lambda folder: folder.name)
+def test_stores_written_before_are_read_and_say_unknown_where_they_do_not_know(folder: Path) -> None:
+    """They have a target accuracy, no losses, and time to the target at the evaluation that reached it."""
+    store = Store.open(folder)
+    trials, scenario = store.trials(), store.scenario()
+    assert set(trials.columns) == {*TRIAL_SCHEMA.names, "verified_after", "drift"}
+    trained = trials[trials["replay"].isna()]
+    assert trained["target"].map(Target.parse).map(lambda target: target.metric == "accuracy").all()
+    assert str(scenario.cases[0].train.target) in set(trained["target"])
+    for case in case_results(trials, scenario):
+        for result in case.methods:
+            assert result.time_to_target.of == len(result.done)
+            assert result.quality.keeps in ("yes", "no", "unknown")
+            if not len(result.done):
+                assert (result.quality.keeps, result.quality.difference) == ("unknown", None)
+        assert headline(case, scenario)
