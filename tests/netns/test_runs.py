@@ -40,7 +40,7 @@ def test_a_run_measures_every_method_and_writes_its_report(pacbench: Run, tmp_pa
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == "", "quiet when not on a terminal"
     assert "to 95 %" in done.stdout
-    assert "seed it is not known whether any method keeps accuracy" in done.stdout
+    assert "No winner can be named" in done.stdout, "one round says nothing of accuracy, and 24 steps do not reach it"
     assert (out / "report.html").is_file()
 
     rows = trials(out).set_index("label")
@@ -75,7 +75,7 @@ def test_text_and_networks_with_statistics_of_batches_are_trained(
     assert rows["final_accuracy"].between(0, 0.99).all()
     events = Store.open(out).events()
     losses = events[events["kind"] == "test_loss"]["value"]
-    assert len(losses) == 3, "one before the first step"
+    assert len(losses) == 3 * 2, "of three methods, before the first step and after the last"
     assert (losses > 0).all()
     perplexities = events[events["kind"] == "perplexity"]["value"]
     assert list(perplexities) == ([pytest.approx(math.exp(loss)) for loss in losses] if model == "byte-lm" else [])
