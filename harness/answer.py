@@ -98,7 +98,7 @@ def row(result: MethodResult, case: CaseResult, scenario: Scenario) -> dict[str,
         cells[f"final {metric}"] = wording.final(result.final.mean if result.final else None, metric)
         is_baseline = result.label == scenario.baseline
         cells[f"against {scenario.baseline}"] = "baseline" if is_baseline else wording.difference(result.quality)
-        cells["keeps accuracy"] = "baseline" if is_baseline else wording.keeps(result)
+        cells["keeps accuracy"] = "baseline" if is_baseline else result.quality.keeps
     cells["bytes/step"] = wording.size(result.mean("wire_bytes_per_step"))
     return cells
 

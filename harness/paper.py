@@ -131,7 +131,7 @@ def _cells(result: MethodResult, case: CaseResult, scenario: Scenario, aimed: bo
         cells += [
             _said(wording.final_range(result.final, metric)).replace("–", "--"),
             "baseline" if is_baseline else _said(wording.difference(result.quality)),
-            "baseline" if is_baseline else _said(wording.keeps(result)),
+            "baseline" if is_baseline else result.quality.keeps,
         ]
     return [*cells, _said(wording.size(result.mean("wire_bytes_per_step")))]
 

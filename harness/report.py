@@ -29,7 +29,7 @@ from harness.answer import headline
 from harness.console import print_table, say
 from harness.scenario import Scenario
 from harness.stats import CaseResult, Payoff
-from harness.steady import FEWEST_S, FEWEST_STEPS
+from harness.steady import FEWEST_REPLAYED, FEWEST_S, FEWEST_STEPS
 from harness.store import ACCURACY, DONE, Store, require_done
 from harness.units import format_rate
 from harness.wording import NOTHING, SCRIPTED
@@ -170,6 +170,7 @@ def write(store: Store) -> Path:
         "sentences": _sentences(cases, scenario),
         "notes": _notes(cases, scenario),
         "reference": stats.reference(cases, scenario),
+        "fewest": f"{FEWEST_STEPS} steps and {FEWEST_S:g} s, or {FEWEST_REPLAYED} steps of a replay",
         "sooner": [f"sooner than {each}" for each in scenario.baselines],
         "faster": [f"faster than {each}" for each in scenario.baselines],
         "scripted": SCRIPTED if (trials["cluster"] == stats.FAKE).any() else "",
@@ -415,7 +416,6 @@ def _environment(**how_to_escape: Any) -> jinja2.Environment:
         "final_range": wording.final_range,
         "fixed": wording.fixed,
         "isolated": _isolated,
-        "keeps": wording.keeps,
         "known": lambda value, otherwise: otherwise if pd.isna(value) else value,
         "lines": lambda text: escape(plain.visible_lines(text)),
         "measured_rate": lambda rate_bps: NOTHING if pd.isna(rate_bps) else format_rate(rate_bps),

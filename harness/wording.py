@@ -76,12 +76,6 @@ def when(found: TimeToTarget, cap: int) -> str:
     return format_time(found.median_s) if found.surely and found.median_s is not None else f"> {cap} steps"
 
 
-def keeps(result: MethodResult) -> str:
-    """Whether a method keeps accuracy: yes, no, unknown; nothing where none is known."""
-    known = result.final is not None or result.quality.keeps == "no"
-    return result.quality.keeps if known else NOTHING
-
-
 def tolerated(tolerance: float, metric: Metric) -> str:
     """``2 points``, or of a loss ``2 %``."""
     return f"{100 * tolerance:g} {'points' if metric == 'accuracy' else '%'}"
