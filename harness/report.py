@@ -170,7 +170,7 @@ def write(store: Store) -> Path:
         "sentences": _sentences(cases, scenario),
         "notes": _notes(cases, scenario),
         "reference": stats.reference(cases, scenario),
-        "fewest": f"{FEWEST_STEPS} steps and {FEWEST_S:g} s, or {FEWEST_REPLAYED} steps of a replay",
+        "fewest": f"{FEWEST_STEPS} steps ({FEWEST_REPLAYED} of a replay) and {FEWEST_S:g} s",
         "sooner": [f"sooner than {each}" for each in scenario.baselines],
         "faster": [f"faster than {each}" for each in scenario.baselines],
         "scripted": SCRIPTED if (trials["cluster"] == stats.FAKE).any() else "",
