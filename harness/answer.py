@@ -58,13 +58,15 @@ class Answer:
         if not others:
             return None
         fastest = max(others, key=lambda result: rates[result.label])
-        return fastest if rates[fastest.label] > rates.get(self.best.label if self.best else "", 1.0) else None
+        slower = max(1.0, rates.get(self.best.label, 1.0) if self.best else 1.0)
+        return fastest if rates[fastest.label] > slower else None
 
     def is_as_good(self, result: MethodResult) -> bool:
-        """Whether it keeps accuracy and reached the target in every round, as far as there is anything to learn."""
+        """Whether it keeps accuracy, and finished and reached the target in every round, if there is any to reach."""
         if not self.learnt:
             return True
-        return result.quality.keeps == "yes" and (not self.case.target or result.time_to_target.surely)
+        there = not self.case.target or result.time_to_target.surely
+        return result.quality.keeps == "yes" and there and len(result.done) == result.trials
 
     def gain(self, result: MethodResult | None) -> Estimate | None:
         """What it gains over the reference: in time to the target, or in throughput where there is none."""
@@ -115,11 +117,12 @@ def _won(answer: Answer, winner: MethodResult) -> str:
         said = (
             f"{winner.label} trains {_over_all(answer, winner, 'throughput', 'faster than')} {_place(answer, gained)}"
         )
-        return f"{said}, in throughput: {why}{_kept(answer, winner)}."
+        return f"{said}{_kept(answer, winner)}. This is throughput alone: {why}."
     in_samples = _over_all(answer, winner, "throughput", "", with_intervals=False)
+    samples = f" In samples/s it is {in_samples}." if in_samples else ""
     return (
         f"{winner.label} reaches {case.target.words} {_over_all(answer, winner, 'time_to_target', 'sooner than')} "
-        f"{_place(answer, gained)}{_kept(answer, winner)}. In samples/s it is {in_samples}."
+        f"{_place(answer, gained)}{_kept(answer, winner)}.{samples}"
     )
 
 
@@ -136,7 +139,7 @@ def _over_all(answer: Answer, result: MethodResult, what: str, than: str, with_i
         " ".join(filter(None, [wording.ratio(found if with_intervals else found._replace(low=None)), than, each]))
         for each, found in known
     ]
-    return " and ".join(parts) or "unknown"
+    return " and ".join(parts)
 
 
 def _nothing_pays(answer: Answer) -> str:
@@ -147,15 +150,15 @@ def _nothing_pays(answer: Answer) -> str:
     alone = "" if answer.learnt else " in throughput; nothing was learnt, so that accuracy is unknown"
     if best is None or gained is None:
         return f"No winner can be named {place}: {_why_unknown(answer)}."
-    that = "No method that keeps accuracy" if answer.learnt else "No method"
-    if gained.value <= 1:
+    that = "No method that is known to keep accuracy" if answer.learnt else "No method"
+    if (gained.value if gained.high is None else gained.high) <= 1:
         return (
             f"Nothing pays {place}: {_lowered(that)} {did} {answer.reference}{alone}; {best.label} came closest with "
             f"{wording.ratio(gained)}."
         )
     return (
         f"Nothing surely pays {place}: {_lowered(that)} surely {did} {answer.reference}{alone}; the interval of the "
-        f"best, {best.label}, {wording.ratio(gained)}, holds 1."
+        f"best, {best.label}, {wording.ratio(gained)}, reaches from below 1 to above it."
     )
 
 
@@ -166,6 +169,10 @@ def _lowered(text: str) -> str:
 def _why_unknown(answer: Answer) -> str:
     """What hinders: the reference, the one round, or that no method is as good."""
     case, base = answer.case, answer.case.method(answer.reference)
+    if answer.learnt and case.method(answer.scenario.baseline).done.empty:
+        return f"{answer.scenario.baseline} finished in no round, so that nothing tells whether accuracy is kept"
+    if case.target and base.time_to_target.surely and base.time_to_target.median_s == 0:
+        return f"{case.target.words} was there before the first step"
     if case.target and answer.learnt and not base.time_to_target.surely:
         found = base.time_to_target
         counted = f"{found.reached} of {found.of} rounds" if found.of else "no round"
@@ -186,6 +193,8 @@ def _cost(answer: Answer, other: MethodResult) -> str:
     case, found = answer.case, other.quality
     rate = wording.ratio(other.over[answer.reference].throughput)
     costs = []
+    if lost := other.trials - len(other.done):
+        costs.append(f"did not finish {lost} of {other.trials} rounds ({' or '.join(other.ways_lost)})")
     if found.keeps != "yes":
         known = f": {wording.difference(found)} against {answer.scenario.baseline}" if found.difference else ""
         does = "does not keep accuracy" if found.keeps == "no" else "is not known to keep accuracy"

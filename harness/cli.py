@@ -174,6 +174,7 @@ def run(
 ) -> None:
     """Run scenarios, store every trial as it ends, and write the report. Goes on where an earlier run stopped."""
     from harness.cluster import kinds
+    from harness.plan import FEWEST_SEEDS
 
     share = _share("--until", until) if until else None
     if share:
@@ -185,6 +186,11 @@ def run(
         own = [*(set_ or []), *(["cluster.device=cuda"] if gpu else [])]
         own += [f"accuracy_seeds={seeds}"] if seeds is not None else []
         plan = _plan(_load(name, own, method, rounds), cluster)
+        if seeds and (share or not plan.more_seeds):
+            allowed = (
+                f"more than the rounds, of which there are {FEWEST_SEEDS} or more; not with --until, nor for replays"
+            )
+            raise UsageError.at("command line", "--seeds", seeds, allowed)
         folder = out / plan.scenario.name if out and len(scenarios) > 1 else out
         failed += _run_one(plan, _open_store(plan, folder), cluster, why, share)
     if failed:
@@ -593,20 +599,17 @@ def _run_one(plan: Plan, store: Store, cluster: Cluster, why: str, until: float 
     def enough() -> bool:
         return until is not None and stats.narrow_enough(store.trials(), plan.scenario, until)
 
-    def undecided() -> set[tuple[tuple[Any, ...], str]]:
-        return stats.undecided(store.trials(), plan.scenario)
-
     with store.locked():
         pending = plan.pending(store.attempts())
         if pending and enough():
             _say(f"{store.folder}: every interval is narrow enough already; nothing is run (--out starts another run)")
         else:
             _announce(plan, store, pending, f"on {cluster.name} ({why})")
-            if pending or execute.pending_seeds(plan, store, undecided()):
+            if pending or execute.pending_seeds(plan, store):
                 store.add_provenance({**provenance.collect(["pacbench", *sys.argv[1:]]), **cluster.provenance()})
                 with _progress_bar(plan, pending) as watcher, cluster:
                     execute.run(plan, store, cluster, watcher.watch, watcher.ended, enough)
-                    execute.run_more_seeds(plan, store, cluster, watcher.watch, watcher.ended, undecided)
+                    execute.run_more_seeds(plan, store, cluster, watcher.watch, watcher.ended)
     _report(store)
     unfinished = plan.pending(store.attempts())
     if until is None:
@@ -618,12 +621,14 @@ def _run_one(plan: Plan, store: Store, cluster: Cluster, why: str, until: float 
 
 
 def _announce(plan: Plan, store: Store, pending: list[Trial], where: str) -> None:
+    from harness import execute
     from harness.plan import total_s
     from harness.units import format_time
 
     done = len(plan.trials) - len(pending)
     if not pending:
-        _say(f"{store.folder}: all {done} trials are done already; nothing is run again")
+        then = "more seeds for accuracy follow" if execute.pending_seeds(plan, store) else "nothing is run again"
+        _say(f"{store.folder}: all {done} trials are done already; {then}")
         return
     if tried := int(store.trials()["trial_id"].isin([trial.id for trial in plan.trials]).sum()):
         again = f"; {tried - done} that did not finish run again" if tried > done else ""

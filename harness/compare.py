@@ -23,7 +23,7 @@ from harness.errors import EXIT_INCONCLUSIVE, EXIT_REGRESSION, MeasurementError
 from harness.reference import Measured, require_comparable
 from harness.stats import CONFIDENCE, CaseResult, Estimate, MethodResult, Noise, mean, paired_ratios
 from harness.store import DONE
-from harness.wording import points, ratio
+from harness.wording import points, ratio, time
 
 FEWEST_ROUNDS = 2
 """Of either side: one value has no spread."""
@@ -207,7 +207,9 @@ def _problem(
             return f"{where} does not have it"
         if len(found) < FEWEST_ROUNDS:
             rounds = f"{len(found)} round{'' if len(found) == 1 else 's'}"
-            return f"{where} has {rounds} in which both it and the baseline finished; {FEWEST_ROUNDS} are needed"
+            return (
+                f"{where} has {rounds} in which both it and the baseline have a throughput; {FEWEST_ROUNDS} are needed"
+            )
     return ""
 
 
@@ -272,9 +274,20 @@ def cells(change: Change) -> dict[str, str]:
         "after ÷ before": ratio(change.speedup),
         "": change.problem or ("" if change.speedup is None else change.kind),
         "samples/s, after ÷ before": ratio(change.absolute),
+        "time to target before": _to_target(change.before),
+        "after ": _to_target(change.after),
         "accuracy": points(change.accuracy),
+        "keeps accuracy": change.after.quality.keeps if change.after else "–",
         "bytes, after ÷ before": "–" if change.bytes_ratio is None else f"{change.bytes_ratio:.3f}",
     }
+
+
+def _to_target(result: MethodResult | None) -> str:
+    """The median; of a method that missed the target in any round, that it did."""
+    found = result.time_to_target if result else None
+    if not found or not found.of:
+        return "–"
+    return time(found.median_s) if found.surely else f"missed ({found.reached} of {found.of})"
 
 
 def notes(before: Measured, after: Measured, found: Sequence[Change]) -> list[str]:

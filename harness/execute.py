@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 
 from harness import profile as profiles
+from harness import stats
 from harness.agent import Message
 from harness.cluster.base import Cluster, ClusterBrokenError, TaskTimeoutError
 from harness.errors import MeasurementError, PacbenchError, UsageError
@@ -66,8 +67,6 @@ class Progress:
 Watch = Callable[[Progress], None]
 Ended = Callable[[Trial, str, str | None], None]
 """Hears of each trial's status and reason."""
-Undecided = Callable[[], set[tuple[tuple[Any, ...], str]]]
-"""Workloads, by their values of ``WORKLOAD_COLUMNS``, with labels of methods whose accuracy is not well known."""
 
 
 @dataclass
@@ -139,30 +138,33 @@ def _prepare(plan: Plan, pending: Sequence[Trial], cluster: Cluster) -> None:
         cluster.check(*wanted)
 
 
-def run_more_seeds(
-    plan: Plan, store: Store, cluster: Cluster, watch: Watch, ended: Ended, undecided: Undecided
-) -> None:
+def run_more_seeds(plan: Plan, store: Store, cluster: Cluster, watch: Watch, ended: Ended) -> None:
     """Train seeds beyond the rounds', on unshaped links, of methods that are undecided and of the baseline beside them.
 
-    One seed after another, until all is decided or ``Scenario.accuracy_seeds`` have been trained. Raises what ``run``
-    does.
+    One seed after another, until all is decided or ``Scenario.accuracy_seeds`` have been trained. What fails is not
+    tried again before the next start. Raises what ``run`` does.
     """
     ports = itertools.cycle(range(FIRST_PORT, FIRST_PORT + PORTS))
-    while pending := pending_seeds(plan, store, undecided()):
+    tried: set[str] = set()
+    while pending := [trial for trial in pending_seeds(plan, store) if trial.id not in tried]:
         seed = [trial for trial in pending if trial.round == pending[0].round]
         _prepare(plan, seed, cluster)
+        tried |= {trial.id for trial in seed}
         finished = [
             (trial, outcome)
             for trial in seed
             if (outcome := _run_one(trial, store, cluster, next(ports), watch, ended)).status == DONE
         ]
-        if len(finished) < len(seed):
-            return  # what fails is not tried again and again: a later run may
-        _verify_again(finished, store, cluster, ended)
+        if finished:
+            _verify_again(finished, store, cluster, ended)
 
 
-def pending_seeds(plan: Plan, store: Store, undecided: set[tuple[tuple[Any, ...], str]]) -> list[Trial]:
+def pending_seeds(plan: Plan, store: Store) -> list[Trial]:
     """Further seeds, in their order, of what is undecided and of the baseline beside it, that are not done."""
+    if not plan.more_seeds:
+        return []
+    labels = {trial.method.label for trial in plan.more_seeds}
+    undecided = {each for each in stats.undecided(store.trials(), plan.scenario) if each[1] in labels}
     asked = undecided | {(workload, plan.scenario.baseline) for workload, _ in undecided}
     return plan.pending_seeds(store.attempts(), lambda trial: (workload_of(trial), trial.method.label) in asked)
 
@@ -238,7 +240,7 @@ def unfinished_run(plan: Plan, results: Path) -> Path | None:
     """The newest run of this plan under ``results`` that something is left to do of, if there is one."""
     for store in runs(results, plan.scenario):
         attempts = store.attempts()
-        if not plan.strangers(attempts) and plan.pending(attempts):
+        if not plan.strangers(attempts) and (plan.pending(attempts) or pending_seeds(plan, store)):
             return store.folder
     return None
 

@@ -45,7 +45,7 @@ def benchmark_json(run: Measured) -> dict[str, Any]:
             _benchmark(run.scenario.name, case, result)
             for case in run.cases
             for result in case.methods
-            if len(result.done)
+            if result.samples_per_s
         ],
         "datetime": last.get("started", ""),
         "version": VERSION,
@@ -54,7 +54,7 @@ def benchmark_json(run: Measured) -> dict[str, Any]:
 
 def _benchmark(scenario: str, case: CaseResult, result: MethodResult) -> dict[str, Any]:
     samples_per_step = case.key["workers"] * case.key["batch_size"]
-    step_s = (samples_per_step / result.done.sort_values("round")["samples_per_s"]).tolist()
+    step_s = (samples_per_step / result.done.sort_values("round")["samples_per_s"].dropna()).tolist()
     return {
         "group": f"{scenario}: {case.title}",
         "name": f"{scenario}[{result.label}]",

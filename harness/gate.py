@@ -30,7 +30,7 @@ from harness.compare import Change, Shift
 from harness.errors import EXIT_INCONCLUSIVE, EXIT_REGRESSION, MeasurementError
 from harness.plain import markdown, visible
 from harness.reference import Measured
-from harness.stats import MethodResult
+from harness.stats import MethodResult, on_links
 
 MAX_SLOWDOWN = 0.10
 
@@ -120,7 +120,7 @@ class Gate:
         notes += self._notes_on_accuracy()
         scenario = self.run.scenario
         planned = scenario.rounds * len(scenario.cases) * len(scenario.methods)
-        if (never := planned - len(self.run.trials)) > 0:
+        if (never := planned - len(on_links(self.run.trials))) > 0:
             notes.append(f"{never} of the {planned} trials that the scenario asks for were never started")
         if self.run.trials["cluster"].eq("fake").any():
             notes.append("SCRIPTED, not measured: a fake cluster recited these numbers")

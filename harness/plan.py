@@ -25,7 +25,7 @@ from harness.errors import UsageError
 from harness.network import Topology
 from harness.provenance import code_digest
 from harness.scenario import UNSHAPED, Case, Link, MethodSpec, Scenario, Section
-from harness.status import DONE
+from harness.status import ACCURACY, DONE
 from harness.workload.data import DATASETS, Dataset
 from harness.workload.models import MODELS, Model
 from harness.workload.replay import memory_bytes as replay_bytes
@@ -38,6 +38,9 @@ ASSUMED_FLOPS_PER_CORE = 2e10
 
 BRING_UP_S = 6.0
 TRIAL_OVERHEAD_S = 0.6
+
+FEWEST_SEEDS = 3
+"""Rounds without which no more seeds are trained: with fewer, somebody wants a quick look."""
 
 UNSETTLED_STEPS = 2
 """DDP regroups its buckets after the first step, and TCP finds its pace: never part of a steady state."""
@@ -109,8 +112,8 @@ class Plan:
 
     def strangers(self, attempts: pd.DataFrame) -> set[str]:
         """Ids of trials in a store that are none of this plan's: other code made them, or another kind of cluster."""
-        own = {trial.id for trial in (*self.trials, *self.more_seeds)}
-        return set(attempts["trial_id"]) - own - self.left_out
+        on_links = attempts[attempts["purpose"] != ACCURACY]  # more seeds, whoever asked for them, are no trouble
+        return set(on_links["trial_id"]) - {trial.id for trial in self.trials} - self.left_out
 
 
 def _not_done(trials: Iterable[Trial], attempts: pd.DataFrame) -> list[Trial]:
@@ -142,6 +145,8 @@ def make(scenario: Scenario, cluster: str, image: str = "") -> Plan:
 
 def _more_seeds(scenario: Scenario, cluster: str, image: str) -> Iterator[Trial]:
     """Once a workload, however many links it is tried on; none of methods that learn by what the links are."""
+    if scenario.rounds < FEWEST_SEEDS:
+        return
     workloads = dict.fromkeys(_on_unshaped_links(case) for case in scenario.cases if not case.train.replay)
     methods = [method for method in scenario.methods if not state_of(method).learns_by_the_links]
     for number in range(scenario.rounds, scenario.accuracy_seeds):
@@ -335,7 +340,7 @@ def _check_replay(scenario: Scenario, case: Case, replayed: profiles.Profile) ->
         )
     if train.target:
         raise UsageError.at(
-            scenario.name, "train.target", str(train.target), "none with train.replay: nothing is learnt or evaluated"
+            scenario.name, "train.target", str(train.target), "'none' with train.replay: nothing is learnt or evaluated"
         )
 
 

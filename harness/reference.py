@@ -32,7 +32,18 @@ ROUNDS = 10
 """Of a reference: it is made once, and every gate afterwards leans on it."""
 
 COLUMNS = (
-    *("trial_id", "label", "round", "seed", "replay", *stats.CASE_COLUMNS, "status", "reason", "samples_per_s"),
+    *(
+        "trial_id",
+        "label",
+        "round",
+        "seed",
+        "purpose",
+        "replay",
+        *stats.CASE_COLUMNS,
+        "status",
+        "reason",
+        "samples_per_s",
+    ),
     *(
         "step_time_median_s",
         "compute_s_per_step",
@@ -183,7 +194,7 @@ def _differences_of_cases(old: Case, new: Case) -> list[str]:
 
 
 def _of_store(store: Store) -> Measured:
-    return Measured(store.folder, store.scenario(), stats.on_links(store.trials()), store.provenance())
+    return Measured(store.folder, store.scenario(), store.trials(), store.provenance())
 
 
 def _of_file(path: Path) -> Measured:

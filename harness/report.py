@@ -170,7 +170,7 @@ def write(store: Store) -> Path:
         "sentences": _sentences(cases, scenario),
         "notes": _notes(cases, scenario),
         "reference": stats.reference(cases, scenario),
-        "fewest": f"{FEWEST_STEPS} steps ({FEWEST_REPLAYED} of a replay) and {FEWEST_S:g} s",
+        "fewest": f"{FEWEST_STEPS} steps and {FEWEST_S:g} s, or {FEWEST_REPLAYED} steps of a replay",
         "sooner": [f"sooner than {each}" for each in scenario.baselines],
         "faster": [f"faster than {each}" for each in scenario.baselines],
         "scripted": SCRIPTED if (trials["cluster"] == stats.FAKE).any() else "",
@@ -258,16 +258,15 @@ def _notes_on_accuracy(cases: Sequence[CaseResult], scenario: Scenario) -> list[
         notes.append(
             'No 16-bit all-reduce was run, which anyone has for one line of code: add [[methods]] with name = "bf16".'
         )
-    learnt = [result for case in cases for result in case.methods if result.quality.difference]
-    if learnt:
-        seeds = {result.quality.difference.n for result in learnt if result.quality.difference}
-        counted = " to ".join(map(str, dict.fromkeys((min(seeds), max(seeds)))))
-        tolerated = wording.tolerated(scenario.tolerance, learnt[0].quality.metric)
-        notes.append(
-            f"Keeps accuracy: the 95 % t interval of the final {learnt[0].quality.metric}'s difference to "
-            f"{scenario.baseline}'s, paired by seed ({counted} of them), is no worse than {tolerated} (tolerance). "
-            "Unknown: the interval reaches over that, or there is one seed."
-        )
+    known = [result.quality for case in cases for result in case.methods]
+    for metric in dict.fromkeys(quality.metric for quality in known):
+        if seeds := [each.difference.n for each in known if each.metric == metric and each.difference]:
+            counted = " to ".join(map(str, dict.fromkeys((min(seeds), max(seeds)))))
+            notes.append(
+                f"Keeps accuracy: the 95 % t interval of the final {metric}'s difference to {scenario.baseline}'s, "
+                f"paired by seed ({counted} of them), is no worse than {wording.tolerated(scenario.tolerance, metric)} "
+                "(tolerance), and no seed diverged. Unknown: the interval reaches over that, or there is one seed."
+            )
     return notes
 
 

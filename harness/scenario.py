@@ -45,6 +45,8 @@ SIXTEEN_BIT_METHODS = ("bf16", "fp16")
 """Plain all-reduces in 16 bits: what anyone has for one line of code, and so what a method must beat. The first that a
 scenario has is its 16-bit baseline, unless it says otherwise."""
 
+NO_TARGET = "none"
+
 TOLERANCE = 0.02
 """What PacTrain's authors say that pruning may cost."""
 
@@ -405,7 +407,14 @@ def _refuse_contradictions(pipes: Mapping[str, Pipe]) -> None:
 
 
 def _read_target(given: object) -> Target | None:
-    return given if given is None or isinstance(given, Target) else Target.parse(given)
+    if given is None or given == NO_TARGET:
+        return None
+    if isinstance(given, Target):
+        return given
+    try:
+        return Target.parse(given)
+    except ValueError as error:
+        raise ValueError(f"{error}, or '{NO_TARGET}'") from None
 
 
 def _target_as_text(target: Target | None) -> str | None:
@@ -443,7 +452,7 @@ class Train(Section):
     """Steps between evaluations on the test set, which pause the training clock."""
     target: Annotated[Target | None, BeforeValidator(_read_target), PlainSerializer(_target_as_text)] = None
     """How good the model must be: ``accuracy 95%``, ``loss 0.35``, ``perplexity 12``. The time is read at the first
-    crossing, between two evaluations by a line. None: no time to target is told."""
+    crossing, between two evaluations by a line. None, which files write ``none``: no time to target is told."""
     bucket_bytes: Annotated[SizeBytes, Field(alias="bucket")] = 25_000_000
     """DDP's bucket size."""
     timeout_s: Annotated[TimeS, Field(alias="timeout", gt=0)] = 300.0
@@ -519,6 +528,10 @@ class Scenario(Section):
         if slowed and not all(case.train.replay and case.link.rate_bps for case in self.cases):
             raise ValueError(f"methods ({slowed.label}).slowed_to: allowed: in replays over links that have a rate")
         return self
+
+    def is_same_run(self, other: Scenario) -> bool:
+        """Whether a run of the other goes on as one of this: more seeds for accuracy change nothing that was run."""
+        return self.model_copy(update={"accuracy_seeds": other.accuracy_seeds}) == other
 
     @property
     def sixteen_bit(self) -> str | None:
@@ -627,6 +640,9 @@ def _build(raw: Mapping[str, Any], source: str) -> Scenario:
     for name, section in sections.items():
         if not isinstance(section, Mapping):
             raise UsageError.at(source, name, section, f"a table [{name}]")
+    for name, section in sections.items():
+        if empty := next((key for key, value in section.items() if value == []), None):
+            raise UsageError.at(source, f"{name}.{empty}", [], "one value, or a list of some")
     cases = tuple(checked_section(Case, combination, source) for combination in _combinations(sections))
     methods = _methods(raw.get("methods"), source)
     scenario = checked_section(Scenario, {**top, "cases": cases, "methods": methods}, source)

@@ -19,7 +19,7 @@ from scipy.special import stdtrit  # the quantile of Student's t, without the sl
 
 from harness.errors import MeasurementError
 from harness.scenario import MethodSpec, Scenario
-from harness.store import ACCURACY, DIVERGED, DONE, WORKLOAD_COLUMNS
+from harness.store import ACCURACY, DIVERGED, DONE, MISSES, WORKLOAD_COLUMNS
 from harness.target import EVENT_KINDS, FINAL_COLUMNS, Evaluation, Metric, Target, crossing
 from harness.units import format_rate, format_size, format_time
 
@@ -33,9 +33,6 @@ FAKE = "fake"
 
 CASE_COLUMNS = ("rate_bps", "delay_s", "loss", "network", "dilation", *WORKLOAD_COLUMNS)
 """What trials must have in common to be compared."""
-
-FEWEST_SEEDS = 3
-"""Before which no more seeds are trained: with fewer rounds somebody wants a quick look."""
 
 SWEPT_PARAMETERS = ("density", "ratio")
 LEAST_SWEEP = 3
@@ -76,7 +73,7 @@ class TimeToTarget(NamedTuple):
 
     reached: int
     of: int
-    """How many trained to their cap or diverged; those that missed the target are counted here, not dropped."""
+    """How many trained to their cap, diverged or timed out; those that missed are counted here, not dropped."""
     median_s: float | None
     """Over all of them, whoever never reached it being the slowest; None where that leaves the median unknown."""
 
@@ -307,9 +304,7 @@ def undecided(trials: pd.DataFrame, scenario: Scenario) -> set[tuple[tuple[Any, 
         (workload_of(case.key), result.label)
         for case in case_results(trials, scenario)
         for result in case.methods
-        if result.quality.keeps == "unknown"
-        and result.quality.difference is not None
-        and result.quality.difference.n >= FEWEST_SEEDS
+        if result.quality.keeps == "unknown" and result.quality.difference
     }
 
 
@@ -461,8 +456,8 @@ def spread(values: pd.Series[float]) -> Spread | None:
 
 
 def time_to_target(trained: pd.DataFrame) -> TimeToTarget:
-    """When trials reached the target; one that never did, or diverged, counts as later than any that did."""
-    times_s = trained["time_to_target_s"].where(trained["status"] != DIVERGED).astype(float)
+    """When trials reached the target; one that never did, diverged or timed out, counts as later than all that did."""
+    times_s = trained["time_to_target_s"].where(~trained["status"].isin(MISSES)).astype(float)
     median_s = float(times_s.fillna(math.inf).median()) if len(times_s) else math.inf
     return TimeToTarget(int(times_s.notna().sum()), len(times_s), median_s if math.isfinite(median_s) else None)
 
@@ -509,9 +504,9 @@ def gain(trials: pd.DataFrame, label: str, baseline: str) -> Gain:
 
 
 def _trained(trials: pd.DataFrame, label: str) -> pd.DataFrame:
-    """Those of a method that tell whether it reaches the target: trained to their cap, or diverged before."""
+    """Those of a method that tell whether it reaches the target: trained to their cap, or one of ``MISSES``."""
     own = trials[trials["label"] == label]
-    return own[(own["status"] == DIVERGED) | ((own["status"] == DONE) & own["target"].notna())]
+    return own[own["target"].notna() & own["status"].isin([DONE, *MISSES])]
 
 
 def learning_curves(cases: Sequence[CaseResult], events: pd.DataFrame, kind: str = "accuracy") -> pd.DataFrame:
@@ -546,7 +541,7 @@ def times_to_targets(cases: Sequence[CaseResult], events: pd.DataFrame) -> pd.Da
 def _times_to_targets_of(case: CaseResult, events: pd.DataFrame) -> pd.DataFrame:
     metric: Metric = case.target.metric if case.target else "accuracy"
     evaluations = events[events["kind"] == EVENT_KINDS[metric]]
-    trained = case.trials[case.trials["status"].isin([DONE, DIVERGED])]
+    trained = case.trials[case.trials["status"].isin([DONE, *MISSES])]
     curves = {
         str(trial.trial_id): [
             Evaluation(*each)

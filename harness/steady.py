@@ -22,12 +22,12 @@ FEWEST_STEPS, FEWEST_S = 10, 0.25
 ticks and segments sent again would decide it."""
 
 FEWEST_REPLAYED = 3
-"""Steps of a replay, whose computation takes equally long each time."""
+"""Steps of a replay, whose computation takes equally long each time; however short they are told."""
 
 
 def is_long_enough(steps: int, seconds: float, is_replay: bool) -> bool:
     """Whether so much of a steady state tells a throughput."""
-    return steps >= (FEWEST_REPLAYED if is_replay else FEWEST_STEPS) and seconds >= FEWEST_S
+    return steps >= FEWEST_REPLAYED if is_replay else steps >= FEWEST_STEPS and seconds >= FEWEST_S
 
 
 def settling_steps(step_s: Sequence[float], period: int = 1) -> int:

@@ -28,8 +28,10 @@ from pydantic import ValidationError
 
 from harness.errors import MeasurementError, UsageError
 from harness.scenario import Scenario
+from harness.status import ACCURACY as ACCURACY
 from harness.status import DIVERGED as DIVERGED
 from harness.status import DONE as DONE
+from harness.status import MISSES as MISSES
 from harness.status import STATUSES as STATUSES
 from harness.target import Target
 
@@ -122,9 +124,6 @@ WORKLOAD_COLUMNS = (
 )
 """What two trials must share to learn alike, whatever their links are."""
 
-ACCURACY = "accuracy"
-"""The purpose of a trial on unshaped links that is one more seed for accuracy, and part of no figure of time."""
-
 VERIFICATION_SCHEMA = pa.schema(
     [
         ("trial_id", pa.string()),
@@ -179,7 +178,7 @@ class Store:
             raise UsageError.at(
                 "command line", "--out", str(folder), f"a folder that can be written ({error})"
             ) from None
-        if store.scenario() != scenario:
+        if not store.scenario().is_same_run(scenario):
             raise UsageError.at(
                 "command line",
                 "--out",
@@ -335,7 +334,7 @@ def runs(results: Path, scenario: Scenario) -> Iterator[Store]:
     for folder in sorted(results.glob(f"{scenario.name}-*"), reverse=True):
         try:
             store = Store.open(folder)
-            if store.scenario() == scenario:
+            if store.scenario().is_same_run(scenario):
                 yield store
         except UsageError:
             continue

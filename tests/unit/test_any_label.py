@@ -25,6 +25,7 @@ from harness import claims, layout, paper, plots, stats
 from harness.drawing import style
 from harness.plain import markdown, visible
 from harness.plots import Drawing
+from harness.scenario import load
 from harness.stats import CaseResult, Estimate
 from harness.turning import RATE_OF_WORKERS_BPS
 
@@ -86,7 +87,15 @@ def relabelled(measured: Measured, kind: Kind) -> tuple[list[CaseResult], dict[s
         replace(
             case,
             parts=(*case.parts[:-1], next(iter(names.values()))),
-            methods=tuple(replace(each, label=names[each.label]) for each in case.methods if each.label in names),
+            methods=tuple(
+                replace(
+                    each,
+                    label=names[each.label],
+                    over={names[label]: gain for label, gain in each.over.items() if label in names},
+                )
+                for each in case.methods
+                if each.label in names
+            ),
         )
         for case in measured.cases[: 2 if kind.length == 46 else 1]
     ]
@@ -99,11 +108,12 @@ def relabelled(measured: Measured, kind: Kind) -> tuple[list[CaseResult], dict[s
 
 def drawings(measured: Measured, kind: Kind) -> Iterator[Drawing]:
     cases, looks = relabelled(measured, kind)
-    baseline, events = next(iter(looks)), measured.events
+    events, both = measured.events, dict.fromkeys(("baseline", "baseline_16bit"), next(iter(looks)))
+    scenario = load("quickstart").model_copy(update=both)
     if kind.length not in (46, 200):  # titles and legends of any other length are seen in other figures
         events = events[~events["kind"].isin(["perplexity", "link_rate_bps"])]
-    yield from plots._draw_all(cases, events, looks, baseline)
-    yield from plots._draw_for_paper(cases, looks, baseline)
+    yield from plots._draw_all(cases, events, looks, scenario)
+    yield from plots._draw_for_paper(cases, looks, scenario.baseline)
     yield plots.claims(judged(list(looks)))
     yield plots.turning(predicted(list(looks)), looks)
 
@@ -235,7 +245,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (folder / "text.toml").write_text(
         f"name = {json.dumps(NAME)}\ndescription = {json.dumps(NAME)}\nbaseline = {quoted[0]}\nrounds = 2\n"
-        f"[train]\nsteps = 8\n[[methods]]\nname = 'dense'\nlabel = {quoted[0]}\n{methods}",
+        f"[train]\nsteps = 40\n[[methods]]\nname = 'dense'\nlabel = {quoted[0]}\n{methods}",
         encoding="utf-8",
     )
     for command in COMMANDS:

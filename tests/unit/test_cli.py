@@ -102,10 +102,15 @@ def test_a_target_that_files_written_before_had_is_still_read(pacbench: Pacbench
 
 def test_more_seeds_are_trained_where_the_rounds_leave_accuracy_unknown(pacbench: Pacbench, tmp_path: Path) -> None:
     """What the fake cluster recites is the same for all methods: known after two rounds, and after one never."""
-    planned = json.loads(pacbench("plan", "quickstart", "--json").stdout)
+    planned = json.loads(pacbench("plan", "quickstart", "--set", "accuracy_seeds=8", "--json").stdout)
     assert planned["more_seeds"] == 6 * 5
-    done = pacbench("run", *FAST, "--rounds", "3", "--seeds", "8", "--out", "known")
+    done = pacbench("run", *FAST, "--rounds", "3", "--out", "known")
     assert done.returncode == 0, done.stderr
+    again = pacbench("run", *FAST, "--rounds", "3", "--seeds", "8", "--out", "known")
+    assert again.returncode == 0, again.stderr
+    assert "all 18 trials are done already; nothing is run again" in again.stdout, (
+        "another cap of seeds is the same run"
+    )
     assert len(Store.open(tmp_path / "known").trials()) == 6 * 3
 
 
@@ -255,12 +260,22 @@ def test_what_cannot_be_compared_is_one_line(pacbench: Pacbench, tmp_path: Path)
         (["run", *FAST, "--rounds", "many"], 2, "--rounds"),
         (["run", *FAST, "--set", "train.target=f1 0.9"], 2, "train.target: found 'f1 0.9'; allowed: a target such as"),
         (["run", *FAST, "--set", "train.target=perplexity 9"], 2, "only a language has a perplexity"),
-        (["run", "ci", "--on", "fake", "--set", "train.target=loss 1"], 2, "none with train.replay: nothing is learnt"),
+        (
+            ["run", "ci", "--on", "fake", "--set", "train.target=loss 1"],
+            2,
+            "allowed: 'none' with train.replay: nothing is learnt",
+        ),
         (["run", *FAST, "--set", "train.steps=10"], 2, "train.steps: found 10; allowed: more than 1"),
         (["run", *FAST, "--set", "tolerance=-0.1"], 2, "tolerance: found -0.1; allowed: greater than or equal to 0"),
         (["run", *FAST, "--set", "baseline=nope"], 2, "baseline: found 'nope'; allowed: the label of a method"),
         (["run", *FAST, "--set", "baseline_16bit=nope"], 2, "baseline_16bit: found 'nope'; allowed: the label of a"),
         (["run", *FAST, "--seeds", "-1"], 2, "--seeds"),
+        (["run", *FAST, "--seeds", "8", "--rounds", "1"], 2, "--seeds: found 8; allowed: more than the rounds"),
+        (
+            ["run", *FAST, "--set", "train.target=[]"],
+            2,
+            "train.target: found []; allowed: one value, or a list of some",
+        ),
         (["run", *FAST, "--until", "0%"], 2, "--until: found '0%'; allowed: a percentage above zero"),
         (["plan"], 2, "SCENARIO"),
         (["reproduce", "--claim", "nosuch"], 2, "--claim: found 'nosuch'; allowed: pactrain-throughput"),

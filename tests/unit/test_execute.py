@@ -103,15 +103,12 @@ def test_seeds_are_added_on_unshaped_links_until_accuracy_is_known(tmp_path: Pat
         final = 0.97 - 0.87 * math.exp(-5) - (lost[trial.round] if trial.round < 3 else 0.0)
         return of_seed(trial, "topk", final)
 
-    def undecided() -> set[tuple[tuple[Any, ...], str]]:
-        return stats.undecided(store.trials(), plan.scenario)
-
     run(plan, store, script)
-    assert {label for _, label in undecided()} == {"topk"}
+    assert {label for _, label in stats.undecided(store.trials(), plan.scenario)} == {"topk"}
     (case,) = stats.case_results(store.trials(), plan.scenario)
     speedups = [result.speedup for result in case.methods]
     with FakeCluster(script) as cluster:
-        execute.run_more_seeds(plan, store, cluster, lambda progress: None, lambda *how: None, undecided)
+        execute.run_more_seeds(plan, store, cluster, lambda progress: None, lambda *how: None)
 
     more = store.trials().query("purpose == 'accuracy'")
     assert set(more["label"]) == {"topk", "dense"}, "dgc is known"

@@ -201,7 +201,7 @@ def test_a_regression_is_graver_than_what_failed(make_run: MakeRun) -> None:
 def test_one_round_is_inconclusive(make_run: MakeRun) -> None:
     found = judge(make_run([500.0]), make_run(around(500.0)))
     assert verdict_of(found) == ("inconclusive", 4)
-    assert "1 round in which both it and the baseline finished; 2 are needed" in found.judgements[0].reason
+    assert "1 round in which both it and the baseline have a throughput; 2 are needed" in found.judgements[0].reason
 
 
 def test_a_method_that_one_side_lacks_is_inconclusive(tmp_path: Path, make_run: MakeRun) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.steady import FEWEST, settling_steps
+from harness.steady import FEWEST, is_long_enough, settling_steps
 from harness.store import Store
 
 REAL_RUN = Path(__file__).resolve().parents[2] / "results" / "reference" / "quickstart"
@@ -67,3 +67,11 @@ def test_behind_the_declared_warm_ups_there_is_nothing_left_to_drop() -> None:
     dropped = [settling_steps(steps.sort_values("step")["value"]) for _, steps in steady.groupby("trial_id")]
     assert len(dropped) == 18
     assert max(dropped) == 0
+
+
+def test_a_throughput_needs_ten_steps_and_a_quarter_of_a_second_and_of_a_replay_three_steps() -> None:
+    assert is_long_enough(10, 0.25, is_replay=False)
+    assert not is_long_enough(9, 1.0, is_replay=False)
+    assert not is_long_enough(1000, 0.2, is_replay=False)
+    assert is_long_enough(3, 0.001, is_replay=True)
+    assert not is_long_enough(2, 100.0, is_replay=True)
