@@ -265,9 +265,11 @@ def test_only_what_is_asked_for_is_run_and_quick_is_a_part_of_it() -> None:
     assert {trial.method.label for trial in whole.trials} == {"dense", "bf16", "topk"}
     assert {trial.id for trial in quick.trials} <= {trial.id for trial in whole.trials}
     assert {trial.round for trial in quick.trials} == set(range(claims.QUICK_ROUNDS))
-    everything = pd.DataFrame({"trial_id": [trial.id for trial in on_netns(load("quickstart")).trials]})
+    everything = pd.DataFrame(
+        {"trial_id": [trial.id for trial in on_netns(load("quickstart")).trials], "purpose": None}
+    )
     assert quick.strangers(everything) == whole.strangers(everything) == set()
-    assert whole.strangers(pd.DataFrame({"trial_id": ["another"]})) == {"another"}
+    assert whole.strangers(pd.DataFrame({"trial_id": ["another"], "purpose": None})) == {"another"}
 
 
 @pytest.mark.parametrize(

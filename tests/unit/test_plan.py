@@ -58,13 +58,13 @@ def test_only_done_trials_are_skipped() -> None:
     plan = quickstart("rounds=1")
     first, second, third = (trial.id for trial in plan.trials[:3])
     attempts = pd.DataFrame(
-        {"trial_id": [first, second, third, third], "status": ["done", "crashed", "timeout", "done"]}
+        {"trial_id": [first, second, third, third], "status": ["done", "crashed", "timeout", "done"], "purpose": None}
     )
     assert [trial.id for trial in plan.pending(attempts)] == [
         trial.id for trial in plan.trials if trial.id not in (first, third)
     ]
     assert plan.strangers(attempts) == set()
-    assert plan.strangers(pd.DataFrame({"trial_id": ["x", first]})) == {"x"}
+    assert plan.strangers(pd.DataFrame({"trial_id": ["x", first], "purpose": None})) == {"x"}
 
 
 def test_dense_bytes_and_bound_follow_the_ring() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from harness.steady import FEWEST, is_long_enough, settling_steps
 from harness.store import Store
 
-REAL_RUN = Path(__file__).resolve().parents[2] / "results" / "reference" / "quickstart"
+REAL_RUN = Path(__file__).resolve().parents[1] / "data" / "older" / "quickstart"
 
 
 def noisy(count: int, seed: int) -> np.ndarray:  # type: ignore[type-arg]

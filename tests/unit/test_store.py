@@ -137,10 +137,14 @@ def test_nothing_measured_is_its_own_error(store: Store) -> None:
         require_done(store.trials(), store.folder)
 
 
-OLDER = sorted(path.parent for path in (ROOT / "results" / "reference").glob("*/scenario.json"))
+OLDER = sorted(
+    path.parent
+    for folder in ("results/reference", "tests/data/older")
+    for path in (ROOT / folder).glob("*/scenario.json")
+)
 
 
-@pytest.mark.parametrize("folder", OLDER, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", OLDER, ids=lambda folder: f"{folder.parent.name}-{folder.name}")
 def test_stores_written_before_are_read_and_say_unknown_where_they_do_not_know(folder: Path) -> None:
     """They have a target accuracy, no losses, and time to the target at the evaluation that reached it."""
     store = Store.open(folder)

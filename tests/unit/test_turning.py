@@ -70,7 +70,7 @@ def test_a_method_turns_where_its_speedup_falls_to_one(power: float, turns_at: f
 
 def test_turning_rates_are_those_of_all_methods_but_the_baseline(found: pd.DataFrame) -> None:
     rates = turning.turning_rates(found, workers=8)
-    assert set(rates) == {"fp16", "topk", "pactrain-fp32", "pactrain-ternary"}
+    assert set(rates) == {"bf16", "fp16", "topk", "pactrain-fp32", "pactrain-ternary"}
     assert all(rate is None or 1e8 < rate < 2.5e10 for rate in rates.values())
 
 
