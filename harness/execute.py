@@ -116,13 +116,20 @@ def run(
     for (_, _, number), trials in itertools.groupby(pending, key=_network_and_round):
         if number > first_round and enough():
             return
-        finished = [
-            (trial, outcome)
-            for trial in trials
-            if (outcome := _run_one(trial, store, cluster, next(ports), watch, ended)).status == DONE
-        ]
-        if finished:
-            _verify_again(finished, store, cluster, ended)
+        _run_between_verifications(trials, store, cluster, ports, watch, ended)
+
+
+def _run_between_verifications(
+    trials: Iterable[Trial], store: Store, cluster: Cluster, ports: Iterator[int], watch: Watch, ended: Ended
+) -> None:
+    """Run trials that share a network, and measure it again after the last of them."""
+    finished = [
+        (trial, outcome)
+        for trial in trials
+        if (outcome := _run_one(trial, store, cluster, next(ports), watch, ended)).status == DONE
+    ]
+    if finished:
+        _verify_again(finished, store, cluster, ended)
 
 
 def _prepare(plan: Plan, pending: Sequence[Trial], cluster: Cluster) -> None:
@@ -150,13 +157,7 @@ def run_more_seeds(plan: Plan, store: Store, cluster: Cluster, watch: Watch, end
         seed = [trial for trial in pending if trial.round == pending[0].round]
         _prepare(plan, seed, cluster)
         tried |= {trial.id for trial in seed}
-        finished = [
-            (trial, outcome)
-            for trial in seed
-            if (outcome := _run_one(trial, store, cluster, next(ports), watch, ended)).status == DONE
-        ]
-        if finished:
-            _verify_again(finished, store, cluster, ended)
+        _run_between_verifications(seed, store, cluster, ports, watch, ended)
 
 
 def pending_seeds(plan: Plan, store: Store) -> list[Trial]:

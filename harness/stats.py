@@ -429,12 +429,10 @@ def geometric_mean(values: Sequence[float] | np.ndarray[Any, Any]) -> Estimate:
     values = np.asarray(values, dtype=float)
     if not len(values) or not np.all((values > 0) & np.isfinite(values)):
         raise ValueError(f"positive finite values are needed, not {values.tolist()}")
-    logs, n = np.log(values), len(values)
-    middle = float(logs.mean())
-    if n == 1:
-        return Estimate(math.exp(middle), None, None, n)
-    half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2) * logs.std(ddof=1) / math.sqrt(n))
-    return Estimate(math.exp(middle), math.exp(middle - half), math.exp(middle + half), n)
+    found = mean(np.log(values))
+    assert found
+    low, high = (None if end is None else math.exp(end) for end in (found.low, found.high))
+    return Estimate(math.exp(found.value), low, high, found.n)
 
 
 def mean(values: Sequence[float] | np.ndarray[Any, Any]) -> Estimate | None:
