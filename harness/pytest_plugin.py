@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from harness.cluster.base import Cluster
-    from harness.reference import Measured
-    from harness.stats import Estimate
+    from harness.analysis.reference import Measured
+    from harness.analysis.stats import Estimate
+    from harness.cluster.protocol import Cluster
 
 RunScenario = Callable[..., "BenchmarkRun"]
 
@@ -43,7 +43,7 @@ class BenchmarkRun:
             against: the name of a reference in ``results/reference/``, its file, or the folder of a run.
             max_slowdown: by what share longer a step must not take, compared with dense in the same run.
         """
-        from harness import gate, reference
+        from harness.analysis import gate, reference
         from harness.errors import PacbenchError
 
         try:
@@ -84,10 +84,13 @@ def pacbench(tmp_path_factory: pytest.TempPathFactory) -> RunScenario:
 def _run(
     scenario: str, overrides: Sequence[str], methods: Sequence[str], folder: Path, cluster: Cluster | None
 ) -> Measured:
-    from harness import execute, plan, provenance, reference
+    from harness import provenance
+    from harness.analysis import reference
     from harness.cluster.netns import NetnsCluster
-    from harness.scenario import load
-    from harness.store import Store
+    from harness.plan import plan
+    from harness.record.store import Store
+    from harness.run import execute
+    from harness.scenario.load import load
 
     cluster = cluster or NetnsCluster()
     planned = plan.make(load(scenario, overrides, methods), cluster.name)

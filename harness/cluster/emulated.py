@@ -6,12 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from harness.agent import Message
-from harness.cluster.base import SideTask
+from harness.cluster.protocol import SideTask
 from harness.errors import MeasurementError, UsageError
-from harness.linkprobe import PACKET_COST, Readings
-from harness.network import Topology
-from harness.scenario import NO_LIMITS, UNSHAPED, Link, Resources, Train
+from harness.messages import Message
+from harness.network.measure import PACKET_COST
+from harness.network.readings import Readings
+from harness.network.topology import Topology
+from harness.scenario.links import UNSHAPED, Link
+from harness.scenario.schema import NO_LIMITS, Resources, Train
 from harness.units import format_rate
 
 LEAST_DELAY = "1us"

@@ -15,11 +15,14 @@ from typing import Any
 
 from typing_extensions import Self
 
-from harness.agent import Message
-from harness.linkprobe import LinkReading, Readings
-from harness.network import FRAME_HEADER_BYTES, WORKER_INTERFACE, Topology, worker_name
-from harness.plan import UNSETTLED_STEPS, Trial, lower_bound_s, state_of, wire_bytes
-from harness.scenario import NO_LIMITS, Resources, Train
+from harness.messages import Message
+from harness.network.addresses import WORKER_INTERFACE, worker_name
+from harness.network.bounds import FRAME_HEADER_BYTES
+from harness.network.readings import LinkReading, Readings
+from harness.network.topology import Topology
+from harness.plan.estimate import lower_bound_s, wire_bytes
+from harness.plan.trial import UNSETTLED_STEPS, Trial, state_of
+from harness.scenario.schema import NO_LIMITS, Resources, Train
 
 COMPUTE_S = 0.01
 CODEC_S = 0.001

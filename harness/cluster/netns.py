@@ -11,14 +11,15 @@ from typing import Any
 from typing_extensions import Self
 
 from harness import programs
-from harness.agent import Message
-from harness.cluster.base import AgentConnection, SideTask
+from harness.cluster.connection import AgentConnection
 from harness.cluster.emulated import EmulatedCluster, as_json, preload_request, watchers
+from harness.cluster.protocol import SideTask
 from harness.errors import MeasurementError, UsageError
-from harness.linkprobe import Readings
-from harness.network import Topology
-from harness.scenario import NO_LIMITS, Resources, Train
-from harness.trace import PLAYER
+from harness.messages import Message
+from harness.network.player import PLAYER
+from harness.network.readings import Readings
+from harness.network.topology import Topology
+from harness.scenario.schema import NO_LIMITS, Resources, Train
 
 UNIVERSE_MODULE = "harness.cluster.universe"
 """By which its processes are recognised."""

@@ -17,7 +17,7 @@ import psutil
 from typing_extensions import Self
 
 from harness import programs
-from harness.cluster.base import AgentConnection
+from harness.cluster.connection import AgentConnection
 from harness.cluster.netns import ONE_THREAD, UNIVERSE_MODULE, NetnsCluster, universe_command
 
 KERNEL = "linux.uml"

@@ -17,13 +17,16 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from harness.agent import Agent, Message
-from harness.cluster.iproute import check_congestion_control, run, run_lines
+from harness.cluster.agent import Agent
 from harness.errors import MeasurementError, UsageError
-from harness.network import Command, Topology, check_read_back, qdisc
+from harness.messages import Message
+from harness.network.iproute import check_congestion_control, run, run_lines
+from harness.network.player import PLAYER
+from harness.network.qdisc import check_read_back, qdisc
+from harness.network.topology import Topology
+from harness.network.wires import Command
 from harness.programs import MissingProgramError
-from harness.scenario import UNSHAPED, Pipe
-from harness.trace import PLAYER
+from harness.scenario.links import UNSHAPED, Pipe
 from harness.units import format_rate, format_time
 
 CLONE_NEWNET = 0x40000000

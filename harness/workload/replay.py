@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from baselines._state import Clock, Stopwatch
-from harness import profile as profiles
-from harness.profile import Codec, Gradient, Profile
+from harness.workload import profile as profiles
+from harness.workload.profile import Codec, Gradient, Profile
 
 SPARE = 1 << 20
 """Entries by which the pool of gradients is longer than the largest of them: so many places to begin at."""

@@ -65,7 +65,7 @@ def main() -> None:
 
 def slower_tree(folder: Path, against: str) -> Path:
     """A copy of the code in which a method's step takes longer."""
-    from harness import reference
+    from harness.analysis import reference
 
     trials = reference.read(Path(against)).trials
     of_method = trials[trials["label"] == SLOWED]

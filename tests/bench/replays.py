@@ -13,8 +13,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from harness.stats import geometric_mean
-from harness.store import DONE, Store
+from harness.analysis.stats import geometric_mean
+from harness.plan.status import DONE
+from harness.record.store import Store
 
 SCENARIO = """
 description = "{model}, trained or replayed, to be compared"

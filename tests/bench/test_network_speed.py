@@ -7,12 +7,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from harness.cluster.base import SideTask
 from harness.cluster.emulated import as_json
 from harness.cluster.netns import NetnsCluster
-from harness.network import Topology
-from harness.probe import ProbeReport, probe
-from harness.scenario import Link
+from harness.cluster.protocol import SideTask
+from harness.machine.probe import ProbeReport, probe
+from harness.network.topology import Topology
+from harness.scenario.links import Link
 
 LIMITS = [
     (4, "10mbit", 1.08, 5.0),

@@ -13,8 +13,8 @@ from selenium.webdriver.chrome.service import Service
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
 from synthetic import make_store
 
-from harness import report
-from harness.store import Store
+from harness.record.store import Store
+from harness.report import page
 
 WRITTEN_WITHIN_S, USABLE_WITHIN_S, BELOW_BYTES = 20.0, 2.0, 5_000_000
 
@@ -48,7 +48,7 @@ def test_500_trials(benchmark, tmp_path: Path, shape: str) -> None:  # type: ign
 
 def write(store: Store) -> float:
     start = perf_counter()
-    report.write(store)
+    page.write(store)
     return perf_counter() - start
 
 

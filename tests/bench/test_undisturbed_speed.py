@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from harness.undisturbed import compute_undisturbed
+from harness.worker.process import compute_undisturbed
 
 REPETITIONS = 100
 

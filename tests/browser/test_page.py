@@ -16,8 +16,8 @@ from selenium.webdriver.remote.webelement import WebElement
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
 from synthetic import make_store
 
-from harness import report
-from harness.store import Store
+from harness.record.store import Store
+from harness.report import page as report
 
 EVIL = "w1: <script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\"> \"&'"
 

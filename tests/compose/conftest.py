@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from docker.client import DockerClient
 
-from harness.cluster import engine
+from harness.cluster.docker import engine
 
 PACBENCH = [sys.executable, "-m", "harness"]
 ROOT = Path(__file__).resolve().parents[2]

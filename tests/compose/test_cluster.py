@@ -16,11 +16,12 @@ import traps
 from conftest import ROOT
 from docker.client import DockerClient
 
-from harness.cluster import engine
-from harness.cluster.compose import ONLY_BY_THE_LINK, ComposeCluster, engine_address, project, wires
+from harness.cluster.docker import engine
+from harness.cluster.docker.compose import ONLY_BY_THE_LINK, ComposeCluster, engine_address, project, wires
 from harness.errors import UsageError
-from harness.network import Topology
-from harness.scenario import NO_LIMITS, Link, Resources
+from harness.network.topology import Topology
+from harness.scenario.links import Link
+from harness.scenario.schema import NO_LIMITS, Resources
 
 pytestmark = pytest.mark.compose
 

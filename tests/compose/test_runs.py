@@ -19,8 +19,8 @@ import torch
 from conftest import ROOT, labelled, wait_until
 from docker.client import DockerClient
 
-from harness.cluster import engine
-from harness.store import Store
+from harness.cluster.docker import engine
+from harness.record.store import Store
 from harness.workload.models import MODELS
 
 pytestmark = pytest.mark.compose
@@ -57,7 +57,7 @@ def image_torch(folder: Path) -> None:
 
 
 def image_libraries() -> dict[str, str]:
-    from harness.cluster.compose import ComposeCluster
+    from harness.cluster.docker.compose import ComposeCluster
 
     libraries: dict[str, str] = ComposeCluster().provenance()["container"]["libraries"]
     return libraries

@@ -8,9 +8,9 @@ import pytest
 
 from harness.cluster.uml import UmlCluster
 from harness.errors import UsageError
-from harness.linkprobe import Readings
-from harness.network import Topology
-from harness.scenario import NO_LIMITS
+from harness.network.readings import Readings
+from harness.network.topology import Topology
+from harness.scenario.schema import NO_LIMITS
 
 pytestmark = pytest.mark.netem
 

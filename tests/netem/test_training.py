@@ -11,7 +11,7 @@ import psutil
 import pytest
 import traps
 
-from harness.store import Store
+from harness.record.store import Store
 
 pytestmark = [pytest.mark.netem, pytest.mark.timeout(600)]
 

@@ -12,7 +12,7 @@ import pytest
 import traps
 
 from harness import programs
-from harness.store import Store
+from harness.record.store import Store
 
 pytestmark = pytest.mark.netns
 

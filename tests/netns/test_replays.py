@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.profile import read
-from harness.store import Store
+from harness.record.store import Store
+from harness.workload.profile import read
 
 pytestmark = pytest.mark.netns
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from host import universes, wait_until
 
-from harness.store import Store
+from harness.record.store import Store
 
 pytestmark = pytest.mark.netns
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from harness.cluster.base import SideTask
 from harness.cluster.netns import NetnsCluster
-from harness.network import Topology
-from harness.store import Store
+from harness.cluster.protocol import SideTask
+from harness.network.topology import Topology
+from harness.record.store import Store
 
 pytestmark = pytest.mark.netns
 

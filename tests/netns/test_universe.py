@@ -9,8 +9,9 @@ import pytest
 
 from harness.cluster.netns import NetnsCluster
 from harness.errors import MeasurementError, UsageError
-from harness.network import Topology
-from harness.scenario import NO_LIMITS, Link, Train
+from harness.network.topology import Topology
+from harness.scenario.links import Link
+from harness.scenario.schema import NO_LIMITS, Train
 
 pytestmark = pytest.mark.netns
 

@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import plan
-from harness.plan import Trial
-from harness.scenario import Scenario, load
-from harness.store import Event, Store
-from harness.target import Evaluation, crossing
+from harness.plan import estimate, plan
+from harness.plan.trial import Trial
+from harness.record.store import Event, Store
+from harness.scenario.load import load
+from harness.scenario.schema import Scenario
+from harness.scenario.target import Evaluation, crossing
 
 COMPUTE_S = 0.012
 CODEC_S = {"dense": 0.0, "bf16": 0.001, "topk": 0.02, "dgc": 0.008, "pactrain": 0.003}
@@ -61,11 +62,11 @@ def invent(trial: Trial) -> tuple[dict[str, Any], list[Event]]:
     """A trial's row and events: the lower bound and some overhead, with seeded noise; accuracy saturates."""
     dice = random.Random(f"{trial.method.label}/{trial.case.link.rate_bps}/{trial.round}")
     train, workers, rate_bps = trial.case.train, trial.case.cluster.workers, trial.case.link.rate_bps
-    payload, bound_s = plan.wire_bytes(trial), plan.lower_bound_s(trial)
+    payload, bound_s = estimate.wire_bytes(trial), estimate.lower_bound_s(trial)
     codec_s = CODEC_S.get(trial.method.name, 0.005) * dice.uniform(0.9, 1.1)
     comm_s = (bound_s or 8 * payload / OVERLAPPED_BPS) * dice.uniform(1.05, 1.12) + 0.002
     step_s = COMPUTE_S + codec_s + comm_s
-    steady_from_step = max(plan.state_of(trial.method).steady_from_step, plan.UNSETTLED_STEPS)
+    steady_from_step = max(trial.state_of(trial.method).steady_from_step, trial.UNSETTLED_STEPS)
     ceiling = {"dense": 0.967, "topk": 0.945, "dgc": 0.955}.get(trial.method.name, 0.963)
     events = list(_events(trial, step_s, codec_s, comm_s, ceiling + dice.uniform(-0.006, 0.006)))
     accuracies = [Evaluation(event.step, event.time_s, event.value) for event in events if event.kind == "accuracy"]

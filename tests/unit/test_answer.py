@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import make_store
 
-from harness import answer, paper, report, stats, wording
-from harness.stats import geometric_mean
-from harness.store import Store
+from harness.analysis import answer, stats
+from harness.analysis.stats import geometric_mean
+from harness.record.store import Store
+from harness.report import page, paper, text
 
 PLACE = "at 100 Mbit/s (4 workers, digits-cnn on digits; 3 paired rounds, 95 % t interval)"
 
@@ -45,14 +46,14 @@ LEARNS_NOTHING = figures([None, None, None], 72000.0, [0.197, 0.19, 0.2])
 
 
 def headline_of(store: Store) -> str:
-    (sentence,) = report.summary(store).sentences
+    (sentence,) = page.summary(store).sentences
     return sentence
 
 
 def test_the_winner_is_told_over_16_bits_first_in_time_and_in_throughput(tmp_path: Path) -> None:
     sentence = headline_of(store_of(tmp_path, {"dense": DENSE, "bf16": BF16, "topk": TOPK}))
-    over_bf16 = wording.ratio(geometric_mean([4.0 / 2.0, 4.1 / 2.1, 3.9 / 2.0]))
-    over_dense = wording.ratio(geometric_mean([8.0 / 2.0, 8.2 / 2.1, 7.9 / 2.0]))
+    over_bf16 = text.ratio(geometric_mean([4.0 / 2.0, 4.1 / 2.1, 3.9 / 2.0]))
+    over_dense = text.ratio(geometric_mean([8.0 / 2.0, 8.2 / 2.1, 7.9 / 2.0]))
     assert sentence == (
         f"topk reaches 95 % accuracy {over_bf16} sooner than bf16 and {over_dense} sooner than dense {PLACE}, and "
         "keeps accuracy (+0.0 points [+0.0, +0.0] against dense). In samples/s it is 5.50x bf16 and 11.0x dense."
@@ -67,8 +68,8 @@ def test_a_method_that_learns_nothing_wins_in_no_output_however_fast_it_is(tmp_p
     found = answer.Answer(case, scenario)
     assert found.winner is case.method("topk")
     assert found.fastest_other is case.method("dgc")
-    report.write(store)
-    page, markdown = ((store.folder / name).read_text() for name in ("report.html", "report.md"))
+    page.write(store)
+    html, markdown = ((store.folder / name).read_text() for name in ("report.html", "report.md"))
     table = paper.results_table([case], scenario)
     sentence = headline_of(store)
     assert sentence.startswith("topk reaches 95 % accuracy")
@@ -76,9 +77,9 @@ def test_a_method_that_learns_nothing_wins_in_no_output_however_fast_it_is(tmp_p
         "dgc trains 45.0x [45.0, 45.0] as many samples/s as bf16, but does not keep accuracy: -78.4 points [-80.0, "
         "-76.9] against dense, and reached 95 % accuracy in 0 of 3 rounds."
     )
-    assert '<p class="headline">topk reaches' in page
+    assert '<p class="headline">topk reaches' in html
     assert "- **topk reaches" in markdown
-    (row,) = [each for each in report.summary(store).rows if each["method"] == "dgc"]
+    (row,) = [each for each in page.summary(store).rows if each["method"] == "dgc"]
     assert row["to 95 % accuracy"] == "> 150 steps (0 of 3)"
     assert (row["sooner than bf16"], row["sooner than dense"], row["keeps accuracy"]) == ("–", "–", "no")
     assert r"dgc & \textgreater{} 150 steps (0 of 3) & -- & -- & 72000" in table
@@ -100,7 +101,7 @@ def test_one_missed_round_is_a_miss_and_no_ratio_is_made_of_the_others(tmp_path:
     assert found.time_to_target == (2, 3, 2.0), "the miss counts as slowest"
     assert found.over["bf16"].time_to_target is None
     assert found.over["bf16"].throughput is not None
-    assert wording.reached(found, case) == "> 150 steps (2 of 3)"
+    assert text.reached(found, case) == "> 150 steps (2 of 3)"
     assert "topk trains" in headline_of(store)
     assert "but reached 95 % accuracy in 2 of 3 rounds" in headline_of(store)
 
@@ -146,7 +147,7 @@ def test_one_round_names_no_winner_and_has_no_interval(tmp_path: Path) -> None:
 def test_without_a_16_bit_all_reduce_all_is_over_the_baseline_and_a_note_says_so(tmp_path: Path) -> None:
     store = store_of(tmp_path, {"dense": DENSE, "topk": TOPK})
     assert " sooner than dense at 100 Mbit/s" in headline_of(store)
-    report.write(store)
+    page.write(store)
     assert "No 16-bit all-reduce was run" in (store.folder / "report.html").read_text()
 
 
@@ -160,8 +161,8 @@ def test_without_a_target_throughput_is_compared_among_those_that_keep_accuracy(
     )
     assert f"{PLACE}, and keeps accuracy" in sentence
     assert "This is throughput alone: no target was set." in sentence
-    assert "to 95 % accuracy" not in report.summary(store).rows[0]
-    report.write(store)
+    assert "to 95 % accuracy" not in page.summary(store).rows[0]
+    page.write(store)
 
 
 def test_of_replays_nothing_but_throughput_is_said(tmp_path: Path) -> None:
@@ -246,8 +247,8 @@ def test_losses_are_compared_relative_and_lower_is_better(tmp_path: Path) -> Non
     found = case.method("topk").quality.difference
     assert found is not None
     assert found.value == pytest.approx(0.01, rel=0.01)
-    assert wording.difference(case.method("topk").quality).startswith("+1.0 %")
-    report.write(store)
+    assert text.difference(case.method("topk").quality).startswith("+1.0 %")
+    page.write(store)
     assert "time to perplexity 12" in (store.folder / "report.html").read_text().lower().replace("training ", "")
 
 

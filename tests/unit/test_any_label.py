@@ -21,13 +21,15 @@ from markdown_it import MarkdownIt
 from matplotlib.text import Text
 from synthetic import make_store
 
-from harness import claims, layout, paper, plots, stats
-from harness.drawing import style
+from harness.analysis import claims, stats
+from harness.analysis.crossover import RATE_OF_WORKERS_BPS
+from harness.analysis.stats import CaseResult, Estimate
 from harness.plain import markdown, visible
-from harness.plots import Drawing
-from harness.scenario import load
-from harness.stats import CaseResult, Estimate
-from harness.turning import RATE_OF_WORKERS_BPS
+from harness.report import paper
+from harness.report.figures import layout, plots
+from harness.report.figures.drawing import style
+from harness.report.figures.plots import Drawing
+from harness.scenario.load import load
 
 WIDTHS_IN = (3.5, 5.2, 7.2)
 

@@ -6,10 +6,11 @@ from typing import Any, cast
 
 import pytest
 
-from harness import calibrate
 from harness.cluster.netns import NetnsCluster
-from harness.linkprobe import ATTEMPTS, LinkReading, Readings, RoundTrip
-from harness.network import Topology
+from harness.machine import calibrate
+from harness.network.measure import ATTEMPTS
+from harness.network.readings import LinkReading, Readings, RoundTrip
+from harness.network.topology import Topology
 
 TOPOLOGY = Topology.model_validate({"workers": 2, "link": {"rate": "20mbit", "delay": "1ms"}})
 

@@ -14,11 +14,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from synthetic import make_store
 
-from harness import claims, plan, plots, stats
-from harness.claims import Claim, Judgement, Run
+from harness.analysis import claims, stats
+from harness.analysis.claims import Claim, Judgement, Run
 from harness.errors import UsageError
-from harness.plan import Plan
-from harness.scenario import Scenario, load
+from harness.plan import estimate, plan
+from harness.plan.plan import Plan
+from harness.report.figures import plots
+from harness.scenario.load import load
+from harness.scenario.schema import Scenario
 
 TOPK = """
 [[claims]]
@@ -252,7 +255,7 @@ def test_the_bytes_explain(method: str, claimed: tuple[float, float], says: str,
     assert says in text
     (case,) = run.plan.scenario.cases
     own, base = (
-        next(plan.lower_bound_s(trial) for trial in run.plan.trials if trial.method.label == label)
+        next(estimate.lower_bound_s(trial) for trial in run.plan.trials if trial.method.label == label)
         for label in (method, "dense")
     )
     assert f"{base / own:.3g}x" in text
@@ -336,7 +339,7 @@ def test_every_claim_is_answered_by_its_scenario_and_the_quick_ones_in_a_quarter
     whole = claims.plans(known, on_netns)
     assert set(whole) == {name for each in known for name in each.needs}
     quick = claims.plans(claims.select(known, quick=True), on_netns, quick=True)
-    assert sum(plan.total_s(each.trials, cpu_count=2) for each in quick.values()) < 15 * 60
+    assert sum(estimate.total_s(each.trials, cpu_count=2) for each in quick.values()) < 15 * 60
     for name, each in quick.items():
         assert {trial.id for trial in each.trials} <= {trial.id for trial in whole[name].trials}
 

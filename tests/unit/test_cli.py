@@ -14,7 +14,7 @@ import pytest
 from forked import run_pacbench
 from synthetic import make_store
 
-from harness.store import Store
+from harness.record.store import Store
 
 Pacbench = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -42,7 +42,7 @@ def test_help_names_every_verb(pacbench: Pacbench) -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     heavy = {"docker", "matplotlib", "numpy", "pandas", "pydantic", "torch"}
-    code = f"import sys, harness.cli; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, harness.cli.app; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from harness.cluster import engine
-from harness.cluster.compose import SUBNETS, End, Made, free_subnets, project, wires
+from harness.cluster.docker import engine
+from harness.cluster.docker.compose import SUBNETS, End, Made, free_subnets, project, wires
 from harness.errors import MeasurementError
-from harness.network import Topology
-from harness.scenario import NO_LIMITS, Cluster, Link, Resources
+from harness.network.topology import Topology
+from harness.scenario.links import Link
+from harness.scenario.schema import NO_LIMITS, Cluster, Resources
 
 
 def star(workers: int, **link: Any) -> Topology:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from harness import plain
-from harness.console import print_table
+from harness.cli.console import print_table
 
 numbers = st.builds(
     lambda value, form: form.format(value),

@@ -10,16 +10,19 @@ from typing import Any, ClassVar
 import pytest
 from synthetic import only
 
-from harness import execute, report, stats
-from harness.agent import Message
-from harness.cluster.base import ClusterBrokenError, TaskTimeoutError
+from harness.analysis import stats
 from harness.cluster.fake import FakeCluster, Script, recite
+from harness.cluster.protocol import ClusterBrokenError, TaskTimeoutError
 from harness.errors import MeasurementError, UsageError
-from harness.linkprobe import Readings
-from harness.plan import Plan, Trial, make
-from harness.scenario import load
-from harness.store import Store
-from harness.target import Evaluation, Target, crossing
+from harness.messages import Message
+from harness.network.readings import Readings
+from harness.plan.plan import Plan, make
+from harness.plan.trial import Trial
+from harness.record.store import Store
+from harness.report import page
+from harness.run import execute
+from harness.scenario.load import load
+from harness.scenario.target import Evaluation, Target, crossing
 
 
 @pytest.fixture
@@ -122,9 +125,9 @@ def test_seeds_are_added_on_unshaped_links_until_accuracy_is_known(tmp_path: Pat
     assert found.difference.n == 3 + more["round"].nunique()
     assert [result.speedup for result in case.methods] == speedups, "time is that of the rounds alone"
     assert not plan.strangers(store.attempts())
-    report.write(store)
-    page = (store.folder / "report.md").read_text()
-    assert "3 to" in page
+    page.write(store)
+    markdown = (store.folder / "report.md").read_text()
+    assert "3 to" in markdown
 
 
 def test_what_is_done_is_not_run_again(plan: Plan, store: Store) -> None:
@@ -309,7 +312,7 @@ def test_what_ends_the_run_leaves_a_row_and_what_came_before(
 
 def test_trials_of_other_code_are_not_mixed_in(plan: Plan, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     run(plan, store)
-    monkeypatch.setattr("harness.plan.code_digest", lambda: "edited")
+    monkeypatch.setattr("harness.plan.plan.code_digest", lambda: "edited")
     with pytest.raises(UsageError, match="not to be mixed"):
         run(make(plan.scenario, "fake"), store)
 

@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
-from harness.agent import TASKS, Agent, Message, Send
-from harness.cluster.base import AgentConnection, ClusterBrokenError, SideTask, TaskTimeoutError
-from harness.cluster.fleet import Fleet
+from harness.cluster.agent import TASKS, Agent
+from harness.cluster.connection import AgentConnection
+from harness.cluster.docker.fleet import Fleet
+from harness.cluster.protocol import ClusterBrokenError, SideTask, TaskTimeoutError
 from harness.errors import MeasurementError
+from harness.messages import Message, Send
 
 NODES = ["w0", "w1", "switch"]
 ROOT = Path(__file__).resolve().parents[2]

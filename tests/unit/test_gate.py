@@ -18,13 +18,14 @@ import pytest
 from scipy.stats import ttest_ind
 from synthetic import make_store
 
-from harness import compare, export, gate, reference
+from harness.analysis import compare, gate, reference
+from harness.analysis.gate import judge
+from harness.analysis.reference import Measured, read
+from harness.analysis.stats import Noise, noise_of
 from harness.errors import MeasurementError, UsageError
-from harness.gate import judge
-from harness.reference import Measured, read
-from harness.scenario import load
-from harness.stats import Noise, noise_of
-from harness.store import Store
+from harness.record.store import Store
+from harness.report import export
+from harness.scenario.load import load
 
 Rates = Mapping[str, list[float | None]]
 MakeRun = Callable[..., Measured]

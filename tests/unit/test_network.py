@@ -13,33 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.linkprobe import (
-    PING,
-    PINGED,
-    SO_TIMESTAMPNS,
-    Counts,
-    Readings,
-    _Answering,
-    _collect,
-    _complaints,
-    counts_of,
-    loss_interval,
-    mean_burst,
-    share_interval,
-)
-from harness.meter import Transport, parse_transport
-from harness.network import (
-    Topology,
-    address,
-    burst_bytes,
-    check_read_back,
-    gateway,
-    netem_limit,
-    qdisc,
-    ring_bound_s,
-    wire_share,
-)
-from harness.scenario import GilbertElliott, Link, Pipe
+from harness.network.addresses import address, gateway
+from harness.network.bounds import ring_bound_s, wire_share
+from harness.network.probe_protocol import PING, PINGED, SO_TIMESTAMPNS
+from harness.network.qdisc import burst_bytes, check_read_back, netem_limit, qdisc
+from harness.network.readings import Counts, Readings
+from harness.network.responder import _Answering, _collect, counts_of
+from harness.network.tolerances import _complaints, loss_interval, mean_burst, share_interval
+from harness.network.topology import Topology
+from harness.scenario.links import GilbertElliott, Link, Pipe
+from harness.worker.meter import Transport, parse_transport
 
 
 def link(rate: str = "100mbit", **fields: object) -> Link:

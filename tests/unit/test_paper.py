@@ -14,9 +14,12 @@ from PIL import Image
 from synthetic import make_store
 
 import baselines
-from harness import paper, plots, stats
-from harness.scenario import load
-from harness.store import DONE, Store
+from harness.analysis import stats
+from harness.plan.status import DONE
+from harness.record.store import Store
+from harness.report import paper
+from harness.report.figures import plots
+from harness.scenario.load import load
 
 LOST = {"status": "crashed", "reason": "w1: 100 % of $x_1 & #2 {lost} ~^\\"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -10,10 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import plan as planning
 from harness.errors import UsageError
-from harness.plan import Plan, estimate, lower_bound_s, make, wire_bytes
-from harness.scenario import load
+from harness.plan import plan as planning
+from harness.plan.estimate import estimate, lower_bound_s, wire_bytes
+from harness.plan.plan import Plan, make
+from harness.scenario.load import load
 from harness.workload.models import MODELS
 
 
@@ -69,7 +71,7 @@ def test_only_done_trials_are_skipped() -> None:
 
 def test_dense_bytes_and_bound_follow_the_ring() -> None:
     dense = next(trial for trial in quickstart().trials if trial.method.label == "dense")
-    parameters = sum(map(planning.math.prod, planning.MODELS["digits-cnn"].shapes()))
+    parameters = sum(map(math.prod, MODELS["digits-cnn"].shapes()))
     assert wire_bytes(dense) == 2 * 3 / 4 * 4 * parameters
     assert lower_bound_s(dense) == pytest.approx(8 * wire_bytes(dense) / 1e8)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import traps
 
-from harness.profiler import Order, samples
+from harness.worker.profiler import Order, samples
 from harness.workload.data import DATASETS
 from harness.workload.models import MODELS
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import baselines
-from harness.store import Store
+from harness.record.store import Store
 
 REFERENCE = Path(__file__).resolve().parents[2] / "results" / "reference"
 SEEDS = 3

@@ -14,17 +14,22 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 import baselines
-from harness import execute, predict
+from harness.analysis.stats import case_results
 from harness.cluster.fake import FakeCluster
 from harness.errors import UsageError
-from harness.network import Topology
-from harness.plan import Plan, built_topology_of, estimate, lower_bound_s, make, state_of, topology_of
-from harness.profile import Profile, read
-from harness.report import headline
-from harness.scenario import Link, MethodSpec, load
-from harness.stats import case_results
-from harness.store import Store
+from harness.network.topology import Topology
+from harness.plan import predict
+from harness.plan.estimate import estimate, lower_bound_s
+from harness.plan.plan import Plan, make
+from harness.plan.trial import built_topology_of, state_of, topology_of
+from harness.record.store import Store
+from harness.report.page import headline
+from harness.run import execute
+from harness.scenario.links import Link
+from harness.scenario.load import load
+from harness.scenario.schema import MethodSpec
 from harness.workload.models import MODELS
+from harness.workload.profile import Profile, read
 from harness.workload.replay import Pace, PacedStopwatch, Replayed, WaitingSgd, make_materials, memory_bytes
 
 SHAPES = ((10,), (10, 448), (448,), (448, 512), (128, 64, 3, 3), (128,), (64, 1, 3, 3), (64,))

@@ -20,11 +20,14 @@ from PIL import Image
 from synthetic import make_store
 
 import baselines
-from harness import plots, report, stats
+from harness.analysis import stats
+from harness.analysis.stats import geometric_mean
 from harness.errors import MeasurementError
-from harness.scenario import load
-from harness.stats import geometric_mean
-from harness.store import DONE, Store
+from harness.plan.status import DONE
+from harness.record.store import Store
+from harness.report import page
+from harness.report.figures import plots
+from harness.scenario.load import load
 
 EVIL = "w1: <script>alert(1)</script> | `x` *y* \"&'"
 CRASHED = {"status": "crashed", "reason": EVIL, "log_tail": f"{EVIL}\n</pre><b>bold</b>"}
@@ -60,11 +63,11 @@ class Run:
         self.store = store
         self.plots = store.folder / "plots"
         settings = dict(matplotlib.rcParams)
-        self.html = report.write(store).read_text()
+        self.html = page.write(store).read_text()
         self.changed_settings = [name for name, value in matplotlib.rcParams.items() if value != settings[name]]
         self.page = Page(self.html)
         self.markdown = (store.folder / "report.md").read_text()
-        self.summary = report.summary(store)
+        self.summary = page.summary(store)
         self.done = store.trials().query("status == 'done'")
 
     def csv(self, name: str) -> pd.DataFrame:
@@ -348,9 +351,9 @@ def test_a_trial_can_be_looked_into(with_failures: Run) -> None:
 
 
 def test_the_picture_of_steps_shows_the_slowest_of_each_group() -> None:
-    assert report._spark(np.array([1.0, 1.0, 2.0])) == "1,12 60,12 119,1"
-    points = report._spark(np.array([1.0] * 999 + [100.0])).split()
-    assert len(points) == report.SPARK_WIDTH
+    assert page._spark(np.array([1.0, 1.0, 2.0])) == "1,12 60,12 119,1"
+    points = page._spark(np.array([1.0] * 999 + [100.0])).split()
+    assert len(points) == page.SPARK_WIDTH
     assert points[-1] == "119,1"
 
 
@@ -449,7 +452,7 @@ def test_scripted_numbers_are_loudly_marked(tmp_path: Path) -> None:
 def test_nothing_finished_is_an_error(tmp_path: Path) -> None:
     ends = {(label, 0): CRASHED for label in ("dense", "bf16")}
     store = make_store(tmp_path / "run", ["rounds=1"], methods=["bf16"], ends=ends)
-    for make in (report.write, report.summary):
+    for make in (page.write, page.summary):
         with pytest.raises(MeasurementError, match="no trial finished"):
             make(store)
 

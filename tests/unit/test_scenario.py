@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import scenario
 from harness.errors import UsageError
-from harness.scenario import Scenario, load
+from harness.scenario.load import _combinations, available, load
+from harness.scenario.schema import Scenario
 
 MINIMAL = """
 rounds = 2
@@ -33,7 +33,7 @@ def write(tmp_path: Path):  # type: ignore[no-untyped-def]
 
 
 def test_every_scenario_that_comes_with_pacbench_loads_and_says_what_it_is() -> None:
-    found = scenario.available()
+    found = available()
     assert {"quickstart", "ci", "bandwidth_sweep"} <= set(found)
     for name, description in found.items():
         assert load(name).methods
@@ -178,7 +178,7 @@ def test_what_is_not_toml_or_not_there_is_said(write: Any, tmp_path: Path) -> No
 @given(st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=3), min_size=1, max_size=3))
 def test_combinations_are_the_product_of_the_lists(lists: list[list[int]]) -> None:
     section = {f"field{number}": values for number, values in enumerate(lists)}
-    combinations = scenario._combinations({"section": section})
+    combinations = _combinations({"section": section})
     expected = 1
     for values in lists:
         expected *= len(values)

@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import stats
+from harness.analysis import stats
+from harness.analysis.stats import Estimate, geometric_mean, paired_speedup, spread, time_to_target
 from harness.errors import MeasurementError
-from harness.scenario import load
-from harness.stats import Estimate, geometric_mean, paired_speedup, spread, time_to_target
-from harness.store import DONE, TRIAL_SCHEMA, Store
+from harness.plan.status import DONE
+from harness.record.store import TRIAL_SCHEMA, Store
+from harness.scenario.load import load
 
 rates = st.floats(1e-3, 1e6)
 rounds_of_two = st.lists(st.tuples(rates, rates), min_size=1, max_size=8)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.steady import FEWEST, is_long_enough, settling_steps
-from harness.store import Store
+from harness.record.steady import FEWEST, is_long_enough, settling_steps
+from harness.record.store import Store
 
 REAL_RUN = Path(__file__).resolve().parents[1] / "data" / "older" / "quickstart"
 

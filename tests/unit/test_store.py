@@ -7,13 +7,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness.answer import headline
+from harness.analysis.answer import headline
+from harness.analysis.stats import case_results
 from harness.errors import MeasurementError, UsageError
 from harness.provenance import ROOT
-from harness.scenario import Scenario, load
-from harness.stats import case_results
-from harness.store import EVENT_SCHEMA, TRIAL_SCHEMA, Event, Store, new_folder, require_done, runs
-from harness.target import Target
+from harness.record.store import EVENT_SCHEMA, TRIAL_SCHEMA, Event, Store, new_folder, require_done, runs
+from harness.scenario.load import load
+from harness.scenario.schema import Scenario
+from harness.scenario.target import Target
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.target import Evaluation, Target, crossing
+from harness.scenario.target import Evaluation, Target, crossing
 
 SHARES = st.floats(1e-6, 1.0)
 CURVES = st.lists(st.floats(0.0, 1.0), min_size=1, max_size=12)

@@ -7,17 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from harness import trace
 from harness.errors import UsageError
-from harness.network import Topology
-from harness.scenario import Scenario, load
+from harness.network import player
+from harness.network.topology import Topology
+from harness.scenario import traces
+from harness.scenario.load import load
+from harness.scenario.schema import Scenario
 
 CSV = "t_s,rate_bps,delay_s,loss\n0,1000000000,0.001,0.01\n2.5,50000000,0.02,0.02\n"
 
 
 def test_csv_has_a_row_a_change(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("# a remark\n" + CSV)
-    assert trace.read(tmp_path / "x.csv") == {
+    assert traces.read(tmp_path / "x.csv") == {
         "rows": [
             {"t_s": 0.0, "rate_bps": 10**9, "delay_s": 0.001, "loss": 0.01},
             {"t_s": 2.5, "rate_bps": 5 * 10**7, "delay_s": 0.02, "loss": 0.02},
@@ -30,8 +32,8 @@ def test_mahimahis_chances_become_rates_in_slots_and_begin_anew(tmp_path: Path) 
     # 200 packets in the first slot of 0.2 s, none in the second, 50 in the third: 12 Mbit/s, nothing, 3 Mbit/s.
     lines = [*range(200), *range(400, 600, 4)]
     (tmp_path / "x.mahi").write_text("\n".join(map(str, lines)) + "\n")
-    found = trace.read(tmp_path / "x.mahi")
-    assert [row["rate_bps"] for row in found["rows"]] == [12_000_000, trace.LEAST_BPS, 3_000_000]
+    found = traces.read(tmp_path / "x.mahi")
+    assert [row["rate_bps"] for row in found["rows"]] == [12_000_000, traces.LEAST_BPS, 3_000_000]
     assert [row["t_s"] for row in found["rows"]] == pytest.approx([0.0, 0.2, 0.4])
     assert found["period_s"] == pytest.approx(0.6)
 
@@ -93,8 +95,8 @@ def test_nothing_beats_the_best_that_the_links_ever_are(changing: Topology) -> N
 
 
 def test_a_trace_ends_with_its_last_row_or_begins_anew(changing: Topology) -> None:
-    assert list(trace.schedule(changing)) == [(0.0, 0), (1.0, 1), (3.0, 2)]
+    assert list(player.schedule(changing)) == [(0.0, 0), (1.0, 1), (3.0, 2)]
     assert changing.link.trace
     again = changing.link.trace.model_copy(update={"period_s": 4.0})
     repeated = changing.model_copy(update={"link": changing.link.model_copy(update={"trace": again})})
-    assert list(islice(trace.schedule(repeated), 5)) == [(0.0, 0), (1.0, 1), (3.0, 2), (4.0, 0), (5.0, 1)]
+    assert list(islice(player.schedule(repeated), 5)) == [(0.0, 0), (1.0, 1), (3.0, 2), (4.0, 0), (5.0, 1)]

@@ -8,22 +8,23 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness import plan as planning
-from harness import plots, turning
-from harness.plan import Plan
-from harness.scenario import load
+from harness.analysis import crossover
+from harness.plan import estimate
+from harness.plan.plan import Plan, make
+from harness.report.figures import plots
+from harness.scenario.load import load
 
 REPLAYED = "paper/pactrain-resnet152"
 
 
 @pytest.fixture(scope="module")
 def plan() -> Plan:
-    return planning.make(load(REPLAYED), "fake")
+    return make(load(REPLAYED), "fake")
 
 
 @pytest.fixture(scope="module")
 def found(plan: Plan) -> pd.DataFrame:
-    return turning.speedups(plan)
+    return crossover.speedups(plan)
 
 
 def test_rates_and_workers_are_swept_for_every_method(found: pd.DataFrame, plan: Plan) -> None:
@@ -31,13 +32,13 @@ def test_rates_and_workers_are_swept_for_every_method(found: pd.DataFrame, plan:
     by_rate = found[found["workers"] == 8].groupby("label")["rate_bps"].agg(["min", "max"])
     assert set(by_rate.index) == labels
     assert (by_rate == [1e7, 2.5e10]).all().all()
-    by_workers = found[found["rate_bps"] == turning.RATE_OF_WORKERS_BPS].groupby("label")["workers"]
-    assert {tuple(sorted(own)) for _, own in by_workers} == {turning.WORKERS}
+    by_workers = found[found["rate_bps"] == crossover.RATE_OF_WORKERS_BPS].groupby("label")["workers"]
+    assert {tuple(sorted(own)) for _, own in by_workers} == {crossover.WORKERS}
     assert (found[found["label"] == "dense"]["speedup"] == 1).all()
 
 
 def test_slow_links_give_what_the_bytes_allow_and_faster_ones_less(found: pd.DataFrame, plan: Plan) -> None:
-    bound_s = {trial.method.label: planning.lower_bound_s(trial) for trial in plan.trials}
+    bound_s = {trial.method.label: estimate.lower_bound_s(trial) for trial in plan.trials}
     swept = found[found["workers"] == 8].set_index(["label", "rate_bps"])["speedup"]
     for label in ("fp16", "pactrain-fp32"):
         most = bound_s["dense"] / bound_s[label]
@@ -52,24 +53,24 @@ def test_the_sweep_has_what_is_predicted_for_a_trial_that_is_not_slowed(found: p
     for trial in plan.trials:
         if trial.case.link.rate_bps == 10**9:
             method = trial.method.model_copy(update={"slowed_to_bps": None})
-            assert rows[method.label] == planning.predicted_step_s(trial.model_copy(update={"method": method}))
-            assert rows[method.label] > (planning.predicted_step_s(trial) or 0.0)
+            assert rows[method.label] == estimate.predicted_step_s(trial.model_copy(update={"method": method}))
+            assert rows[method.label] > (estimate.predicted_step_s(trial) or 0.0)
 
 
 def test_a_scenario_that_trains_has_nothing_to_predict() -> None:
-    assert turning.speedups(planning.make(load("quickstart"), "fake")).empty
+    assert crossover.speedups(plan.make(load("quickstart"), "fake")).empty
 
 
 @pytest.mark.parametrize(("power", "turns_at"), [(-0.5, 1e9), (0.0, None), (0.5, None)])
 def test_a_method_turns_where_its_speedup_falls_to_one(power: float, turns_at: float | None) -> None:
     rates = np.geomspace(1e8, 3e10, 6)
     speedups = (rates / 1e9) ** power if power else np.full(6, 2.0)
-    found = turning.turning_rate_bps(pd.DataFrame({"rate_bps": rates, "speedup": speedups}))
+    found = crossover.turning_rate_bps(pd.DataFrame({"rate_bps": rates, "speedup": speedups}))
     assert found == (pytest.approx(turns_at) if turns_at else None)
 
 
 def test_turning_rates_are_those_of_all_methods_but_the_baseline(found: pd.DataFrame) -> None:
-    rates = turning.turning_rates(found, workers=8)
+    rates = crossover.turning_rates(found, workers=8)
     assert set(rates) == {"bf16", "fp16", "topk", "pactrain-fp32", "pactrain-ternary"}
     assert all(rate is None or 1e8 < rate < 2.5e10 for rate in rates.values())
 

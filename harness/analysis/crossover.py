@@ -1,0 +1,89 @@
+"""Why a claim holds where it does: predicted speedups over the baseline, by the links' rate and the number of workers.
+
+Predictions, not measurements: from the profile that a scenario replays, the methods' bytes and the graph of the links.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from harness.plan.estimate import predicted_step_s
+from harness.plan.plan import Plan
+from harness.plan.trial import Trial
+
+RATES_BPS = tuple(float(f"{rate:.3g}") for rate in np.geomspace(1e7, 2.5e10, 25))
+"""From 10 Mbit/s to 25 Gbit/s."""
+
+WORKERS = (2, 4, 8, 16, 32)
+
+RATE_OF_WORKERS_BPS = 1e9
+"""The rate at which the number of workers varies."""
+
+
+def speedups(plan: Plan) -> pd.DataFrame:
+    """Predicted speedups of a replayed scenario's methods.
+
+    Returns:
+        A row a method, rate and number of workers: ``model``, ``replay``, ``label``, ``workers``, ``rate_bps``,
+        ``step_s``, ``speedup`` over the scenario's baseline. Empty where the scenario trains for real.
+    """
+    some = next(iter(plan.trials), None)
+    if some is None or not some.case.train.replay:
+        return pd.DataFrame()
+    trials = {method.label: some.model_copy(update={"method": method}) for method in plan.scenario.methods}
+    own_workers = some.case.cluster.workers
+    places = [(own_workers, rate_bps) for rate_bps in RATES_BPS]
+    places += [(workers, RATE_OF_WORKERS_BPS) for workers in WORKERS if (workers, RATE_OF_WORKERS_BPS) not in places]
+    return pd.DataFrame(row for place in places for row in _rows(trials, plan.scenario.baseline, *place))
+
+
+def turning_rate_bps(curve: pd.DataFrame) -> float | None:
+    """The rate from which on a method is no longer faster: where its speedup first falls to 1, between two rates.
+
+    Args:
+        curve: ``speedups`` of one method, in the order of rates and with one number of workers.
+    """
+    logs = np.log(curve["speedup"].to_numpy())
+    for place in range(1, len(logs)):
+        if logs[place - 1] > 0 >= logs[place]:
+            share = logs[place - 1] / (logs[place - 1] - logs[place])
+            rates = np.log(curve["rate_bps"].to_numpy()[[place - 1, place]])
+            return float(np.exp(rates[0] + share * (rates[1] - rates[0])))
+    return None
+
+
+def turning_rates(found: pd.DataFrame, workers: int) -> dict[str, float | None]:
+    """``turning_rate_bps`` of each method but the baseline, by label, of ``speedups`` of one scenario."""
+    swept = found[found["workers"] == workers].sort_values("rate_bps")
+    curves = swept.groupby("label", sort=False)
+    return {str(label): turning_rate_bps(curve) for label, curve in curves if (curve["speedup"] != 1).any()}
+
+
+def _rows(trials: dict[str, Trial], baseline: str, workers: int, rate_bps: float) -> Iterator[dict[str, object]]:
+    steps_s = {label: predicted_step_s(_moved(trial, workers, rate_bps)) or math.nan for label, trial in trials.items()}
+    for label, step_s in steps_s.items():
+        yield {
+            "model": trials[label].case.train.model,
+            "replay": trials[label].case.train.replay,
+            "label": label,
+            "workers": workers,
+            "rate_bps": rate_bps,
+            "step_s": step_s,
+            "speedup": steps_s[baseline] / step_s,
+        }
+
+
+def _moved(trial: Trial, workers: int, rate_bps: float) -> Trial:
+    """The trial on so many workers with links of this rate, which really are as fast."""
+    case = trial.case
+    moved = {
+        "cluster": case.cluster.model_copy(update={"workers": workers}),
+        "link": case.link.model_copy(update={"rate_bps": round(rate_bps)}),
+        "train": case.train.model_copy(update={"dilation": 1.0}),
+    }
+    method = trial.method.model_copy(update={"slowed_to_bps": None})
+    return trial.model_copy(update={"case": case.model_copy(update=moved), "method": method})

@@ -1,0 +1,223 @@
+"""What later runs are held against: a run, or one file of JSON made from a run.
+
+A file holds the scenario, where it was measured, and a row a trial with the figures that comparisons need. It is small
+and can be read in a review. ``results/reference/`` has those that come with pacbench.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pydantic import ValidationError
+
+import baselines
+from harness.analysis import stats
+from harness.analysis.stats import CaseResult, Noise
+from harness.errors import MeasurementError, UsageError
+from harness.provenance import ROOT
+from harness.record.store import OLDER_COLUMNS, TRIAL_SCHEMA, Store, require_done, with_targets
+from harness.scenario.schema import Case, MethodSpec, Scenario
+
+FORMAT = 2
+"""Of the file. To be raised whenever what is compared changes its meaning."""
+
+REFERENCES = ROOT / "results" / "reference"
+ROUNDS = 10
+"""Of a reference: it is made once, and every gate afterwards leans on it."""
+
+COLUMNS = (
+    *(
+        "trial_id",
+        "label",
+        "round",
+        "seed",
+        "purpose",
+        "replay",
+        *stats.CASE_COLUMNS,
+        "status",
+        "reason",
+        "samples_per_s",
+    ),
+    *(
+        "step_time_median_s",
+        "compute_s_per_step",
+        "processor_s_per_step",
+        "yardstick_s",
+        "wire_bytes_per_step",
+        "final_accuracy",
+        "final_loss",
+        "final_perplexity",
+        "time_to_target_s",
+        "peak_memory_bytes",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a comparison takes from a run, or from a file made of one."""
+
+    where: Path
+    scenario: Scenario
+    trials: pd.DataFrame
+    """The last attempt of each, in the columns of ``TRIAL_SCHEMA``."""
+    provenance: list[dict[str, Any]]
+
+    @cached_property
+    def cases(self) -> list[CaseResult]:
+        """Its cases, in the order in which reports show them."""
+        return stats.case_results(self.trials, self.scenario)
+
+    @property
+    def clusters(self) -> set[str]:
+        """The kinds of cluster that its trials ran on."""
+        return set(self.trials["cluster"])
+
+    @cached_property
+    def noise(self) -> Noise | None:
+        """The machine's noise while it was measured."""
+        return stats.noise(self.cases, self.scenario.baseline)
+
+    @property
+    def machine(self) -> str:
+        """The machine it was measured on, in words."""
+        last = self.provenance[-1] if self.provenance else {}
+        return f"{last.get('cpu') or 'an unknown CPU'}, {last.get('cpu_count', '?')} cores"
+
+    @property
+    def commits(self) -> list[str]:
+        """The commits that its trials were measured at."""
+        return list(dict.fromkeys(str(entry["commit"]) for entry in self.provenance if "commit" in entry))
+
+
+def read(where: Path) -> Measured:
+    """A run's folder, a reference's file, or the name of one in ``results/reference/``, here or of pacbench itself.
+
+    Raises:
+        UsageError: it is none of them, is damaged, or was written by another version of pacbench.
+        MeasurementError: no trial of it finished, or none of the baseline.
+    """
+    files = [where, *(folder / f"{where}.json" for folder in (Path("results/reference"), REFERENCES))]
+    if where.is_dir():
+        found = _of_store(Store.open(where))
+    elif file := next((path for path in files if path.is_file()), None):
+        found = _of_file(file)
+    else:
+        known = ", ".join(sorted(path.stem for path in REFERENCES.glob("*.json"))) or "none so far"
+        allowed = f"the folder of a run, the file of a reference, or the name of one ({known})"
+        raise UsageError.at("command line", "RUN or REFERENCE", str(where), allowed)
+    done = require_done(found.trials, found.where)
+    if not (done["label"] == found.scenario.baseline).any():
+        raise MeasurementError(
+            f"{found.where}: no trial of the baseline {found.scenario.baseline} finished; without it nothing compares"
+        )
+    return found
+
+
+def write(run: Store, path: Path) -> Path:
+    """Make a reference of a run; what did not finish stays in it, with its reason.
+
+    Raises:
+        MeasurementError: no trial finished, or none of the baseline.
+    """
+    found = read(run.folder)
+    rows = json.loads(found.trials[list(COLUMNS)].to_json(orient="records", double_precision=15))
+    content = {
+        "format": FORMAT,
+        "scenario": found.scenario.model_dump(mode="json", by_alias=True),
+        "provenance": found.provenance,
+        "trials": rows,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+def require_comparable(before: Measured, after: Measured) -> None:
+    """Both must have measured the same thing; rounds, seeds and which methods took part may differ.
+
+    Raises:
+        UsageError: one line that names the first difference.
+    """
+    for difference in _differences(before.scenario, after.scenario):
+        raise UsageError(f"{after.where} and {before.where} are of different scenarios: {difference}")
+    clusters = [sorted(set(side.trials["cluster"])) for side in (before, after)]
+    if clusters[0] != clusters[1]:
+        raise UsageError(
+            f"{after.where} was measured on {', '.join(clusters[1])} and {before.where} on {', '.join(clusters[0])}: "
+            "the two are not to be compared"
+        )
+
+
+def _differences(before: Scenario, after: Scenario) -> list[str]:
+    found = []
+    for field in ("name", "baseline"):
+        if getattr(before, field) != getattr(after, field):
+            found.append(f"{field} is {getattr(after, field)!r} and was {getattr(before, field)!r}")
+    if len(before.cases) != len(after.cases):
+        found.append(f"{len(after.cases)} cases now and {len(before.cases)} before")
+    for old, new in zip(before.cases, after.cases, strict=False):
+        found += _differences_of_cases(old, new)
+    old_methods = {method.label: method for method in before.methods}
+    for method in after.methods:
+        if then := old_methods.get(method.label):
+            found += _differences_of_methods(then, method)
+    return found
+
+
+def _differences_of_methods(old: MethodSpec, new: MethodSpec) -> list[str]:
+    """A parameter that only one side knows came or went with a version: it is taken to have its default there."""
+    if old.name != new.name:
+        return [f"{new.label} is {new.name} and was {old.name}"]
+    defaults = baselines.get(new.name).State().parameters
+    return [
+        f"{new.label}'s {parameter} is {now!r} and was {then!r}"
+        for parameter in dict.fromkeys([*old.params, *new.params])
+        if (now := new.params.get(parameter, defaults.get(parameter)))
+        != (then := old.params.get(parameter, defaults.get(parameter)))
+    ]
+
+
+def _differences_of_cases(old: Case, new: Case) -> list[str]:
+    return [
+        f"{section}.{field} is {now!r} and was {then!r}"
+        for section in Case.model_fields
+        for field in type(getattr(old, section)).model_fields
+        if (now := getattr(getattr(new, section), field)) != (then := getattr(getattr(old, section), field))
+    ]
+
+
+def _of_store(store: Store) -> Measured:
+    return Measured(store.folder, store.scenario(), store.trials(), store.provenance())
+
+
+def _of_file(path: Path) -> Measured:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found_format = content["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path}: not the file of a reference ({type(error).__name__}: {error})") from None
+    if found_format != FORMAT:
+        raise UsageError.at(path, "format", found_format, f"{FORMAT}; make it anew with `pacbench reference`")
+    try:
+        scenario = Scenario.model_validate_json(json.dumps(content["scenario"]))
+        trials = _frame(content["trials"])
+        return Measured(path, scenario, trials, list(content["provenance"]))
+    except (ValidationError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"{path}: not a reference that this version can read ({reason})") from None
+
+
+def _frame(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Rows as the store would give them; what a reference does not keep is unknown."""
+    known = [*COLUMNS, *OLDER_COLUMNS.names]
+    frame = with_targets(pd.DataFrame(list(rows), columns=known)).reindex(columns=TRIAL_SCHEMA.names)
+    numeric = [name for name in TRIAL_SCHEMA.names if str(TRIAL_SCHEMA.field(name).type) == "double"]
+    frame[numeric] = frame[numeric].astype(float)
+    return frame

@@ -1,0 +1,227 @@
+"""The process that lives inside a cluster and forks a worker for each task, so that torch is imported once.
+
+It speaks lines of JSON. Requests come in on stdin::
+
+    {"op": "preload", "train": {"dataset": "digits", ...}}
+    {"op": "start", "task": "train", "nodes": ["w0", "w1"], "spec": {...}}
+    {"op": "stop"}
+    {"op": "quit"}
+
+and everything a task has to say goes out on stdout, together with what becomes of it::
+
+    {"kind": "done", "op": "preload"}
+    {"kind": "refused", "op": "preload", "reason": ..., "exit_code": 2}
+    {"kind": "events", "node": "w0", ...}
+    {"kind": "log", "node": "w0", "text": ...}
+    {"kind": "exit", "node": "w0", "code": 0}
+
+It ends when stdin does, so it cannot outlive whoever started it. It stays single-threaded: only then is a fork safe.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import selectors
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.errors import PacbenchError
+from harness.messages import Message, Task
+
+TASKS = {
+    "probe_links": "harness.network.tasks:probe_links",
+    "probe_ceiling": "harness.network.tasks:probe_ceiling",
+    "all_reduce": "harness.worker.train:time_all_reduce",
+    "train": "harness.worker.train:train",
+    "play": "harness.network.player:play",
+    "watch_queues": "harness.network.queues:watch_queues",
+}
+
+
+READ_BYTES = 1 << 16
+
+
+@dataclass
+class Child:
+    """A forked worker: its pipes, and what has been read of lines that are not yet whole."""
+
+    node: str
+    pid: int
+    open_pipes: int = 2
+    partial: dict[int, bytes] = field(default_factory=dict)
+
+
+class Agent:
+    """Serves requests until they end.
+
+    Args:
+        enter: takes the calling process to a node (into its namespace); called in each forked worker.
+        operations: further requests that this kind of cluster knows, by the name of their ``op``.
+    """
+
+    def __init__(self, enter: Callable[[str], None], operations: Mapping[str, Callable[[Message], None]]) -> None:
+        self._enter = enter
+        self._operations: dict[str, Callable[[Message], None]] = {
+            "preload": _preload,
+            "start": self._start,
+            "stop": self._stop,
+            "quit": self._quit,
+            **operations,
+        }
+        self._replies = os.dup(sys.stdout.fileno())
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a stray print must not look like a message
+        self._selector = selectors.DefaultSelector()
+        self._children: dict[int, Child] = {}
+
+    def serve(self) -> None:
+        """Answer requests and pass on what workers say, until stdin ends."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the harness, which then closes stdin
+        stdin, unfinished = sys.stdin.fileno(), b""
+        self._selector.register(stdin, selectors.EVENT_READ)
+        while True:
+            for key, _ in self._selector.select():
+                if key.fd != stdin:
+                    self._forward(key.fd, key.data[0], key.data[1])
+                    continue
+                chunk = os.read(stdin, READ_BYTES)
+                if not chunk:
+                    self._stop({})
+                    return
+                *lines, unfinished = (unfinished + chunk).split(b"\n")
+                for line in lines:
+                    self._handle(json.loads(line))
+
+    def _handle(self, request: Message) -> None:
+        op = request["op"]
+        self._reap_orphans()
+        try:
+            self._operations[op](request)
+        except PacbenchError as error:
+            self._say({"kind": "refused", "op": op, "reason": str(error), "exit_code": error.exit_code})
+        except Exception as error:
+            traceback.print_exc()
+            reason = f"{type(error).__name__}: {error}"
+            self._say({"kind": "refused", "op": op, "reason": reason, "exit_code": PacbenchError.exit_code})
+        else:
+            self._say({"kind": "done", "op": op})
+
+    def _start(self, request: Message) -> None:
+        task = _resolve(request["task"])
+        gc.collect()
+        gc.freeze()  # what exists now stays shared between the workers
+        for node in request["nodes"]:
+            self._fork(node, task, request["spec"])
+
+    def _fork(self, node: str, task: Task, spec: Mapping[str, Any]) -> None:
+        messages, messages_end = os.pipe()
+        logs, logs_end = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(self._replies)
+            _run(task, spec, node, self._enter, messages_end, logs_end)
+        os.close(messages_end)
+        os.close(logs_end)
+        child = Child(node, pid)
+        self._children[pid] = child
+        for descriptor, is_log in ((messages, False), (logs, True)):
+            child.partial[descriptor] = b""
+            self._selector.register(descriptor, selectors.EVENT_READ, (child, is_log))
+
+    def _forward(self, descriptor: int, child: Child, is_log: bool) -> None:
+        chunk = os.read(descriptor, READ_BYTES)
+        *lines, child.partial[descriptor] = (child.partial[descriptor] + chunk).split(b"\n")
+        if not chunk and (rest := child.partial[descriptor]) and is_log:
+            lines = [rest]
+        for line in lines:
+            if is_log:
+                self._say({"kind": "log", "node": child.node, "text": line.decode(errors="replace")})
+            else:
+                self._write(line)
+        if not chunk:
+            self._selector.unregister(descriptor)
+            os.close(descriptor)
+            child.open_pipes -= 1
+            if not child.open_pipes:
+                self._reap(child)
+
+    def _reap(self, child: Child) -> None:
+        _, status = os.waitpid(child.pid, 0)
+        del self._children[child.pid]
+        self._say({"kind": "exit", "node": child.node, "code": os.waitstatus_to_exitcode(status)})
+
+    def _reap_orphans(self) -> None:
+        """Let go of what workers had started and left behind: where this is process 1, it has become its child."""
+        with suppress(ChildProcessError):
+            while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                if ended.si_pid in self._children:
+                    break  # it is reaped when its pipes have been read
+                os.waitpid(ended.si_pid, 0)
+
+    def _stop(self, request: Message) -> None:
+        """End all workers at once; their exits are reported as any others."""
+        for pid in self._children:
+            os.kill(pid, signal.SIGKILL)
+
+    def _quit(self, request: Message) -> None:
+        """End; for who cannot rely on the end of stdin being seen: a console's is not, always."""
+        self._stop(request)
+        raise SystemExit
+
+    def _say(self, message: Message) -> None:
+        self._write(json.dumps(message).encode())
+
+    def _write(self, line: bytes) -> None:
+        data = memoryview(line + b"\n")
+        while data:
+            data = data[os.write(self._replies, data) :]
+
+
+def _resolve(name: str) -> Task:
+    module, _, function = TASKS[name].partition(":")
+    task: Task = getattr(importlib.import_module(module), function)
+    return task
+
+
+def _preload(request: Message) -> None:
+    from harness.scenario.schema import Train
+    from harness.worker import train
+
+    if request["train"] is not None:
+        train.preload(Train.model_validate(request["train"]))
+
+
+def _run(
+    task: Task, spec: Mapping[str, Any], node: str, enter: Callable[[str], None], messages_end: int, logs_end: int
+) -> None:
+    """The life of a forked worker. It leaves without Python's long goodbye: its memory is the agent's."""
+    code = 1
+    os.setsid()
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(logs_end, 1)
+    os.dup2(logs_end, 2)
+    os.close(logs_end)
+
+    def send(message: Message) -> None:
+        data = memoryview(json.dumps({**message, "node": node}).encode() + b"\n")
+        while data:
+            data = data[os.write(messages_end, data) :]
+
+    try:
+        enter(node)
+        task(spec, node, send)
+        code = 0
+    except BaseException as error:
+        traceback.print_exc()
+        send({"kind": "error", "reason": f"{type(error).__name__}: {error}".splitlines()[0]})
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

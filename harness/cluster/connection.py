@@ -1,0 +1,173 @@
+"""The harness's end of the conversation with an agent."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from harness import programs
+from harness.cluster.protocol import ClusterBrokenError, SideTask, TaskTimeoutError
+from harness.errors import MeasurementError, UsageError
+from harness.messages import Message
+
+READ_BYTES = 1 << 20
+
+
+STOP_GRACE_S = 10.0
+
+
+TICK_S = 1.0
+
+
+class AgentConnection:
+    """A conversation with one agent process over its stdin and stdout. ``close`` ends the agent and all it started.
+
+    Args:
+        more: environment variables, beside those that every program gets.
+    """
+
+    def __init__(self, command: list[str], more: Mapping[str, str] | None = None) -> None:
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the agent
+        self._process = programs.start(
+            command,
+            more,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            start_new_session=True,  # Ctrl-C reaches the harness alone, which then ends the agent in good order
+        )
+        assert self._process.stdin
+        assert self._process.stdout
+        self._requests, self._replies = self._process.stdin.fileno(), self._process.stdout.fileno()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._replies, selectors.EVENT_READ)
+        self._writing = threading.Lock()
+        self._partial = b""
+        self._waiting: list[Message] = []
+
+    def request(self, message: Message, timeout_s: float) -> None:
+        """Ask for an operation and wait until it is done.
+
+        Raises:
+            UsageError, MeasurementError: it was refused.
+        """
+        self._send(message)
+        self.wait_until_done(message["op"], timeout_s)
+
+    def wait_until_done(self, op: str, timeout_s: float) -> None:
+        """Wait until an operation that was begun is done; see ``request``."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            reply = self._next(deadline)
+            if reply.get("op") != op:
+                continue  # what is left of a task that was ended early
+            if reply["kind"] == "done":
+                return
+            if reply["kind"] == "refused":
+                kind = UsageError if reply["exit_code"] == UsageError.exit_code else MeasurementError
+                raise kind(reply["reason"])
+
+    def task(
+        self,
+        task: str,
+        nodes: list[str],
+        spec: Mapping[str, Any],
+        timeout_s: float,
+        beside: Sequence[SideTask] = (),
+    ) -> Generator[Message]:
+        """Run a task on nodes; yields messages until each node's worker has ended. Leaving early ends them all.
+
+        Args:
+            beside: further tasks, which are ended when the others have.
+
+        While nothing is said, a message of kind ``tick`` comes every second, so that whoever listens can give up.
+        """
+        running, deadline = set(nodes), time.monotonic() + timeout_s
+        for side in beside:
+            self.request({"op": "start", "task": side.task, "nodes": [side.node], "spec": side.spec}, STOP_GRACE_S)
+            running.add(side.node)
+        self.request({"op": "start", "task": task, "nodes": nodes, "spec": dict(spec)}, STOP_GRACE_S)
+        try:
+            while running & set(nodes):
+                message = self._next_or_tick(deadline)
+                if message["kind"] == "exit":
+                    running.discard(message["node"])
+                yield message
+        finally:
+            if running and self.alive:
+                self._end_tasks(running)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the agent still runs."""
+        return self._process.poll() is None
+
+    def stop(self) -> None:
+        """End the task that runs; its workers' exits are heard by whoever listens to ``task``. For another thread."""
+        self._send({"op": "stop"})
+
+    def close(self) -> None:
+        """End the agent and what it started."""
+        with suppress(ClusterBrokenError):
+            self._send({"op": "quit"})
+        self._selector.close()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream:
+                stream.close()
+        try:
+            self._process.wait(STOP_GRACE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._stderr.close()
+
+    def _end_tasks(self, running: set[str]) -> None:
+        self.stop()
+        deadline = time.monotonic() + STOP_GRACE_S
+        while running:
+            message = self._next(deadline)
+            if message["kind"] == "exit":
+                running.discard(message["node"])
+
+    def _send(self, message: Message) -> None:
+        data = memoryview(json.dumps(message).encode() + b"\n")
+        try:
+            with self._writing:
+                while data:
+                    data = data[os.write(self._requests, data) :]
+        except BrokenPipeError:
+            raise ClusterBrokenError(self._epitaph()) from None
+
+    def _next_or_tick(self, deadline: float) -> Message:
+        soon = time.monotonic() + TICK_S
+        try:
+            return self._next(min(deadline, soon))
+        except TaskTimeoutError:
+            if deadline <= soon:
+                raise
+            return {"kind": "tick"}
+
+    def _next(self, deadline: float) -> Message:
+        while not self._waiting:
+            if not self._selector.select(max(0.0, deadline - time.monotonic())):
+                raise TaskTimeoutError
+            chunk = os.read(self._replies, READ_BYTES)
+            if not chunk:
+                raise ClusterBrokenError(self._epitaph())
+            *lines, self._partial = (self._partial + chunk).split(b"\n")
+            self._waiting = [json.loads(line) for line in lines if line.startswith(b"{")]  # a kernel may speak first
+        return self._waiting.pop(0)
+
+    def _epitaph(self) -> str:
+        self._process.wait(STOP_GRACE_S)
+        self._stderr.seek(0)
+        last_words = self._stderr.read().decode(errors="replace").strip().splitlines()[-1:]
+        return f"the cluster's agent ended with {self._process.returncode}: {' '.join(last_words) or 'it said nothing'}"

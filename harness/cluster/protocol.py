@@ -1,0 +1,81 @@
+"""What every cluster can do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol
+
+from typing_extensions import Self
+
+from harness.errors import MeasurementError
+from harness.messages import Message
+from harness.network.readings import Readings
+from harness.network.topology import Topology
+from harness.scenario.schema import NO_LIMITS, Resources, Train
+
+
+class TaskTimeoutError(Exception):
+    """A task took longer than it was given; it has been ended."""
+
+
+class ClusterBrokenError(MeasurementError):
+    """The cluster itself ended; nothing more can be run on it."""
+
+
+class SideTask(NamedTuple):
+    """What goes on beside a task until that has ended."""
+
+    task: str
+    node: str
+    spec: dict[str, Any]
+
+
+class Cluster(Protocol):
+    """A set of nodes that can be connected as a topology and made to run tasks. Closing removes all of it."""
+
+    name: str
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def check(self, topology: Topology, resources: Resources = NO_LIMITS) -> None:
+        """Raise UsageError where this machine, or this kind of cluster, cannot give what is asked for."""
+
+    def use(self, topology: Topology, resources: Resources = NO_LIMITS) -> Readings:
+        """Make the topology current: built, shaped, read back, measured. What is current already costs nothing.
+
+        Raises:
+            MeasurementError: a link is not what was asked.
+        """
+
+    def verify(self) -> Readings:
+        """Measure the topology in use once more; what is off is in the readings' ``complaints``."""
+
+    def lend(self, file: Path) -> None:
+        """Let workers read a file of this machine by the same name; before tasks start."""
+
+    def preload(self, train: Train | None = None) -> None:
+        """Have torch ready before tasks start, and the data set or the replayed model of a training, if one is given.
+
+        Raises:
+            UsageError: the data set is not there.
+        """
+
+    def run(self, task: str, spec: Mapping[str, Any], timeout_s: float) -> Iterator[Message]:
+        """Run a task on every worker of the current topology; yields what they say until all have ended.
+
+        Raises:
+            TaskTimeoutError: it took too long.
+            ClusterBrokenError: the cluster itself ended.
+        """
+
+    def image_digest(self) -> str:
+        """What identifies the workers' environment, where it is not the harness's own; empty where it is."""
+
+    def provenance(self) -> dict[str, Any]:
+        """What a reader may ask of this kind of cluster, beyond what ``provenance.collect`` tells of the machine."""

@@ -1,0 +1,1 @@
+"""The emulated network: what it is, how it is shaped, and what it measures."""

@@ -1,0 +1,78 @@
+"""The process that plays a trace: it changes the links while workers train."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.network.iproute import TcConsole
+
+if TYPE_CHECKING:
+    from harness.messages import Send
+    from harness.network.topology import Topology
+
+
+PLAYER = "player"
+"""The node that changes the links: it stands beside all others and has no network of its own."""
+
+
+START_PATIENCE_S = 120.0
+
+
+POLL_S = 1e-3
+
+
+def play(spec: Mapping[str, Any], node: str, send: Send) -> None:
+    """Change the links of ``topology`` as its trace says, from the moment ``start_file`` is there. Runs in a universe.
+
+    Each change is applied on every link, and reported with the time (``time.monotonic()``) at which the last was.
+    """
+    from harness.network.topology import Topology
+
+    topology = Topology.model_validate(spec["topology"])
+    with ExitStack() as stack:
+        consoles = {node: stack.enter_context(TcConsole(node)) for node in topology.nodes}
+        _wait_for(Path(spec["start_file"]))
+        started = time.monotonic()
+        for due_s, row in schedule(topology):
+            time.sleep(max(0.0, started + due_s - time.monotonic()))
+            _apply(topology, row, consoles)
+            applied = time.monotonic()
+            rate_bps = topology.link.trace.rows[row].rate_bps if topology.link.trace else None
+            change = {"row": row, "rate_bps": rate_bps, "at_s": applied, "late_s": applied - started - due_s}
+            send({"kind": "change", **change})
+        while True:  # the last row stays in force until the workers have ended, and this process with them
+            time.sleep(1.0)
+
+
+def schedule(topology: Topology) -> Iterator[tuple[float, int]]:
+    """When each row comes into force, in seconds from the start; without an end where the trace has a period."""
+    trace = topology.link.trace
+    if trace is None:
+        return
+    lap = 0
+    while lap == 0 or trace.period_s:
+        for number, row in enumerate(trace.rows):
+            yield lap * (trace.period_s or 0.0) + row.t_s, number
+        lap += 1
+
+
+def _apply(topology: Topology, row: int, consoles: Mapping[str, TcConsole]) -> None:
+    """Change all queues, and wait until tc has done so: it answers an empty question when it comes to it."""
+    asked = set()
+    for command in topology.change(row):
+        consoles[command.node or ""].tell(command.line)
+        asked.add(command.node or "")
+    for node in asked:
+        consoles[node].ask("qdisc show dev lo")
+
+
+def _wait_for(start_file: Path) -> None:
+    deadline = time.monotonic() + START_PATIENCE_S
+    while not start_file.exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError("the workers never began to train")
+        time.sleep(POLL_S)

@@ -1,0 +1,108 @@
+"""How nodes that measure links speak to one another: requests by datagrams, flows by TCP."""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+PORT = 5201
+
+SO_TIMESTAMPNS = 35
+"""Of <asm-generic/socket.h>; Python does not name it."""
+
+
+TIMEOUT_S = 30.0
+
+
+PATIENCE_S = 90.0
+
+
+AGAIN_S = 0.1
+"""How often a node is asked until it answers."""
+
+
+MOST_BYTES = 1 << 16
+
+
+PING = b"?"
+"""What datagrams begin with that are to be sent back, or counted; requests are JSON."""
+
+
+PINGED = struct.Struct("!Id")
+"""What follows in one that is to be sent back: its number, and for how long it was held before (0 on its way there)."""
+
+
+def call(to: str, request: Mapping[str, Any]) -> Any:
+    """Have a node do something. It is asked again and again until it has answered, and does it once.
+
+    Not by TCP, which waits twice as long each time that a packet is lost: on links that lose many, for minutes.
+
+    Raises:
+        ConnectionError: it does not answer, or could not do it.
+    """
+    message = json.dumps({**request, "id": uuid.uuid4().hex}).encode()
+    deadline = time.monotonic() + PATIENCE_S
+    with socket.socket(type=socket.SOCK_DGRAM) as control:
+        control.connect((to, PORT))
+        control.settimeout(AGAIN_S)
+        while time.monotonic() < deadline:
+            try:
+                control.send(message)
+                reply = json.loads(control.recv(MOST_BYTES))
+            except ConnectionRefusedError:  # it does not listen yet; or no longer, which is all that was wanted
+                if request["op"] == "quit":
+                    return None
+                time.sleep(AGAIN_S / 10)
+            except (TimeoutError, ValueError):
+                continue
+            else:
+                if "error" in reply:
+                    raise ConnectionError(reply["error"])
+                return reply["value"]
+    raise ConnectionError(f"{to} does not answer")
+
+
+def receive(datagrams: socket.socket) -> tuple[bytes, float, Any]:
+    """A datagram, when the kernel had it, whenever this process came to look (``time.time()``), and its sender."""
+    datagram, ancillary, _, sender = datagrams.recvmsg(MOST_BYTES, 64)
+    seconds, nanoseconds = struct.unpack("@qq", ancillary[0][2])
+    return datagram, seconds + 1e-9 * nanoseconds, sender
+
+
+@contextmanager
+def asking(to: str) -> Iterator[socket.socket]:
+    """A connection to a node that answers; waits until it listens."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while True:
+        try:
+            connection = socket.create_connection((to, PORT), timeout=2 * TIMEOUT_S)
+            break
+        except ConnectionRefusedError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+    with connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        yield connection
+
+
+def say(connection: socket.socket, message: Mapping[str, Any]) -> None:
+    connection.sendall(json.dumps(message).encode() + b"\n")
+
+
+def hear(connection: socket.socket) -> dict[str, Any]:
+    """One line, byte by byte: what follows it on the connection is not ours to take."""
+    line = b""
+    while not line.endswith(b"\n"):
+        byte = connection.recv(1)
+        if not byte:
+            raise ConnectionError("a peer hung up")
+        line += byte
+    message: dict[str, Any] = json.loads(line)
+    return message

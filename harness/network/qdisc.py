@@ -1,0 +1,161 @@
+"""The queueing discipline of one direction of a link, as tc(8) is told it and as the kernel shows it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from harness.network.bounds import ETHERNET_HEADER_BYTES
+from harness.network.wires import Queue
+from harness.scenario.links import Pipe
+
+MIN_BURST_BYTES = 76 * 1024
+"""More than the largest segment that offloads build: 64 KiB, and a header for each packet in it (125 at the least MTU).
+A smaller bucket has to split each one, and never lets one pass that was queued while it was larger: a link whose rate
+falls would stand still."""
+
+
+BURST_S = 0.004
+"""Below about 2 ms of the rate, the timer that refills the bucket limits the link instead of the rate."""
+
+
+QUEUE_S = 0.3
+
+
+UNSHAPED_BPS = 10_000_000_000
+"""More than any machine carries here: what queues of unshaped links are sized for."""
+
+
+SPARE_PACKETS = 1000
+
+
+def burst_bytes(pipe: Pipe) -> int:
+    """The token bucket of a direction: as asked, or what keeps the rate true without hiding it.
+
+    Raises:
+        ValueError: it has no rate.
+    """
+    if pipe.rate_bps is None:
+        raise ValueError("an unshaped link has no bucket")
+    return pipe.burst_bytes or max(MIN_BURST_BYTES, math.ceil(pipe.rate_bps / 8 * BURST_S))
+
+
+def qdisc(pipe: Pipe, mtu_bytes: int = 1500) -> str:
+    """The queueing discipline of one direction.
+
+    A rate alone is a token bucket (tc-tbf(8)). Anything more is netem's (tc-netem(8)), which then paces the rate too:
+    by the packets' lengths, without bursts, and in order however their delays vary. An unshaped direction gets a plain
+    queue, for its counters.
+    """
+    if pipe.needs_netem:
+        return " ".join(["netem", f"limit {netem_limit(pipe, mtu_bytes)}", *_netem_words(pipe)])
+    if pipe.rate_bps is None:
+        return "pfifo limit 10000"
+    burst = burst_bytes(pipe)
+    return f"tbf rate {pipe.rate_bps}bit burst {burst} limit {burst + queue_bytes(pipe)}"
+
+
+def queue_bytes(pipe: Pipe) -> int:
+    """What may wait for the rate: as asked, or ``QUEUE_S`` of it."""
+    return pipe.queue_bytes or math.ceil((pipe.rate_bps or UNSHAPED_BPS) / 8 * QUEUE_S)
+
+
+def netem_limit(pipe: Pipe, mtu_bytes: int) -> int:
+    """Packets that netem may hold: those on their way through the delay, and those that wait for the rate.
+
+    Where no queue is asked for it is never the limit: netem drops what exceeds it, which would look like loss.
+    """
+    frame_bytes = mtu_bytes + ETHERNET_HEADER_BYTES
+    flight_s = pipe.delay_s + 4 * pipe.jitter_s
+    flight = math.ceil((pipe.rate_bps or UNSHAPED_BPS) / 8 * flight_s / frame_bytes)
+    waiting = math.ceil(queue_bytes(pipe) / frame_bytes)
+    return flight + waiting if pipe.queue_bytes else 2 * flight + max(waiting, SPARE_PACKETS)
+
+
+def _netem_words(pipe: Pipe) -> Iterator[str]:
+    if pipe.delay_s:
+        yield f"delay {_us(pipe.delay_s)}"
+    if pipe.jitter_s:
+        yield _us(pipe.jitter_s)
+        if pipe.jitter_correlation:
+            yield _percent(pipe.jitter_correlation)
+        if pipe.jitter_distribution != "uniform":
+            yield f"distribution {pipe.jitter_distribution}"
+    if pipe.loss:
+        yield f"loss random {_percent(pipe.loss)}"
+    if bursts := pipe.loss_bursts:
+        shares = (bursts.p, bursts.r, bursts.loss_bad, bursts.loss_good)
+        yield f"loss gemodel {' '.join(map(_percent, shares))}"
+    for name in ("duplicate", "corrupt", "reorder"):
+        if share := getattr(pipe, name):
+            yield f"{name} {_percent(share)}"
+    if pipe.rate_bps:
+        yield f"rate {pipe.rate_bps}bit"
+
+
+def _us(time_s: float) -> str:
+    return f"{1e6 * time_s:.9g}us"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.9g}%"
+
+
+def check_read_back(pipe: Pipe, queue: Queue, shown: Sequence[Mapping[str, Any]]) -> None:
+    """Compare what ``tc -j qdisc show`` says of an interface with what was asked.
+
+    Raises:
+        ValueError: the kernel has another queue, or other values, than were asked.
+    """
+    root = next((entry for entry in shown if entry.get("root") and entry.get("dev") == queue.interface), None)
+    where = f"{queue.node}/{queue.interface}"
+    expected = qdisc(pipe).split()[0]
+    if root is None or root["kind"] != expected:
+        raise ValueError(f"{where}: asked for {expected}, the kernel has {root and root['kind']}")
+    if expected == "netem":
+        _check_netem(pipe, where, root["options"])
+        return
+    if pipe.rate_bps is None:
+        return
+    rate_bps, burst = 8 * root["options"]["rate"], root["options"]["burst"]
+    # tc turns the bucket into time at the rate and back, in ticks: the last bytes may be rounded away.
+    if abs(rate_bps - pipe.rate_bps) > 8 or abs(burst - burst_bytes(pipe)) > 0.01 * burst:
+        raise ValueError(
+            f"{where}: asked for {pipe.rate_bps} bit/s with a bucket of {burst_bytes(pipe)} bytes, "
+            f"the kernel has {rate_bps} bit/s and {burst} bytes"
+        )
+
+
+NETEM_FIELDS: dict[str, tuple[str, str]] = {
+    "delay_s": ("delay", "delay"),
+    "jitter_s": ("delay", "jitter"),
+    "jitter_correlation": ("delay", "correlation"),
+    "loss": ("loss-random", "loss"),
+    "duplicate": ("duplicate", "duplicate"),
+    "corrupt": ("corrupt", "corrupt"),
+    "reorder": ("reorder", "reorder"),
+    "rate_bps": ("rate", "rate"),
+}
+"""Where ``tc -j`` shows each field of a pipe."""
+
+
+NETEM_ROUNDING = {"rate_bps": 8, "delay_s": 1.1e-6, "jitter_s": 1.1e-6}
+
+
+BURST_FIELDS = {"p": "p", "r": "r", "loss_bad": "1-h", "loss_good": "1-k"}
+
+
+def _check_netem(pipe: Pipe, where: str, options: Mapping[str, Any]) -> None:
+    pairs = {
+        name: (getattr(pipe, name) or 0.0, options.get(part, {}).get(key, 0.0))
+        for name, (part, key) in NETEM_FIELDS.items()
+    }
+    pairs["rate_bps"] = (pairs["rate_bps"][0], 8 * pairs["rate_bps"][1])
+    if pipe.loss_bursts:
+        model = options.get("loss-gemodel", {})
+        pairs |= {name: (getattr(pipe.loss_bursts, name), model.get(key, 0.0)) for name, key in BURST_FIELDS.items()}
+    for name, (asked, found) in pairs.items():
+        # Shares are 32 bits in the kernel, rates whole bytes, and times are shown in microseconds, rounded down.
+        if abs(found - asked) > max(1e-6 * asked, NETEM_ROUNDING.get(name, 1e-8)):
+            raise ValueError(f"{where}: asked for {name} = {asked:g}, the kernel has {found:g}")

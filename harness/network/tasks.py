@@ -1,0 +1,32 @@
+"""What nodes do that needs no torch: probing links."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from harness.messages import Send
+from harness.network import measure, responder
+from harness.network.topology import Topology
+
+
+def probe_links(spec: Mapping[str, Any], node: str, send: Send) -> None:
+    """Measure all links of ``topology``: every node answers, the last switch asks as well and sends ``readings``."""
+    topology = Topology.model_validate(spec["topology"])
+    if node == topology.switches[-1]:
+        threading.Thread(target=responder.answer, daemon=True).start()
+        readings = measure.measure(topology, spec.get("counted"))
+        send({"kind": "result", "readings": readings.model_dump_json()})
+    else:
+        responder.answer()
+
+
+def probe_ceiling(spec: Mapping[str, Any], node: str, send: Send) -> None:
+    """Measure what the machine carries when nothing is shaped; the switch sends ``ceiling_bps``, a worker's share."""
+    topology = Topology.model_validate(spec["topology"])
+    if node == topology.switches[-1]:
+        threading.Thread(target=responder.answer, daemon=True).start()
+        send({"kind": "result", "ceiling_bps": measure.measure_ceiling(topology)})
+    else:
+        responder.answer()

@@ -1,0 +1,126 @@
+"""How far a measured link may be from what was asked: tolerances, and intervals of what is counted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from harness.network.bounds import ETHERNET_HEADER_BYTES
+from harness.network.readings import Counts, off
+from harness.network.topology import Topology
+from harness.network.wires import Queue
+from harness.scenario.links import GilbertElliott, Pipe
+from harness.units import format_rate
+
+PINGS = 10
+
+
+COUNTED_BYTES = 100
+
+
+UDP_IP_HEADER_BYTES = 28
+
+
+RATE_TOLERANCE = (0.93, 1.04)
+"""Measured over asked, on the wire: loosest at the low side, where a busy machine delays the receiver."""
+
+
+RTT_TOLERANCE_S = 0.5e-3
+"""A link's; between workers there are at least two links."""
+
+
+RTT_TOLERANCE_SHARE = 0.05
+
+
+CONFIDENCE = 0.999
+"""Of the interval in which a share must lie that was counted, if the kernel does what it was asked."""
+
+
+DEVIATIONS = 3.29
+"""Standard deviations that hold the same share of a normal distribution."""
+
+
+HARMLESS_CORRUPTION = 6 / (ETHERNET_HEADER_BYTES + UDP_IP_HEADER_BYTES + COUNTED_BYTES)
+"""A wrong bit in the sender's hardware address harms nobody; any other is seen, and the packet dropped."""
+
+
+def rtt_tolerance_s(asked_s: float) -> float:
+    """How far from what was asked the round trip over an idle link without jitter may be."""
+    return max(RTT_TOLERANCE_S, RTT_TOLERANCE_SHARE * asked_s)
+
+
+def loss_interval(pipe: Pipe, counts: Counts, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """The least and the greatest loss that the confidence allows in so many packets: binomial, or wider for bursts.
+
+    A chain's states last, so that its losses come together and their share varies more: by 2 lambda / (1 - lambda)
+    times what the state explains of the variance, lambda = 1 - p - r being its correlation from packet to packet.
+    """
+    seen = 1 - (1 - pipe.mean_loss) * (1 - pipe.corrupt * (1 - HARMLESS_CORRUPTION))
+    if pipe.loss_bursts is None:
+        return share_interval(seen, counts.sent, confidence)
+    from scipy.special import ndtri
+
+    chain = pipe.loss_bursts
+    stays = 1 - chain.p - chain.r
+    by_state = (chain.loss_bad - chain.loss_good) ** 2 * chain.bad_share * (1 - chain.bad_share)
+    variance = (seen * (1 - seen) + 2 * by_state * stays / (1 - stays)) / counts.sent
+    half = float(ndtri((1 + confidence) / 2)) * math.sqrt(max(variance, 0.0))
+    return max(0.0, seen - half), seen + half
+
+
+def share_interval(share: float, trials: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Between which shares a binomial count of so many trials lies with that confidence."""
+    from scipy.stats import binom  # takes most of a second to import, and only this needs it
+
+    low, high = binom.interval(confidence, trials, share)
+    return float(low) / trials, float(high) / trials
+
+
+def mean_burst(chain: GilbertElliott) -> float:
+    """Packets in a run of losses: P(lost) / P(lost, and the next one not).
+
+    Netem draws each loss by the state in which the packet finds the chain, and steps it at the same time.
+    """
+    good, bad = chain.loss_good, chain.loss_bad
+    then_lost = (1 - chain.bad_share) * good * (chain.p * bad + (1 - chain.p) * good) + chain.bad_share * bad * (
+        chain.r * good + (1 - chain.r) * bad
+    )
+    return chain.mean_loss / (chain.mean_loss - then_lost)
+
+
+def complaints_of(queue: Queue, measured_bps: float, counts: Counts | None) -> Iterator[str]:
+    pipe, where, (low, high) = queue.pipe, f"link {queue.link} {queue.direction}", RATE_TOLERANCE
+    if pipe.rate_bps and not low <= measured_bps / pipe.rate_bps <= high:
+        allowed = f"{low:.2f} to {high:.2f} of what was asked"
+        yield f"{where}: {off(pipe.rate_bps, measured_bps, format_rate, allowed)}"
+    if counts is None:
+        return
+    shares = [
+        ("lost", pipe.mean_loss, counts.loss, loss_interval(pipe, counts)),
+        ("duplicated", pipe.duplicate, counts.duplicated / counts.sent, share_interval(pipe.duplicate, counts.sent)),
+    ]
+    if pipe.rate_bps or not pipe.jitter_s:  # jitter alone lets packets overtake one another
+        shares.append(
+            ("overtaking", pipe.reorder, counts.overtook / counts.sent, share_interval(pipe.reorder, counts.sent))
+        )
+    for name, asked, measured, (least, most) in shares:
+        if not least <= measured <= most:
+            allowed = f"{least:.3%} to {most:.3%}, in which {CONFIDENCE:.1%} of counts of {counts.sent} lie"
+            yield f"{where}: packets {name}: {off(asked, measured, '{:.3%}'.format, allowed)}"
+    if pipe.loss_bursts and counts.bursts:
+        asked, measured = mean_burst(pipe.loss_bursts), counts.lost / counts.bursts
+        half = DEVIATIONS * math.sqrt(asked * max(asked - 1, 0.05) / counts.bursts)
+        if abs(measured - asked) > half:
+            yield f"{where}: packets in a burst: {off(asked, measured, '{:.2f}'.format, f'within {half:.2f}')}"
+
+
+def pair_tolerance_s(topology: Topology, one: int, other: int) -> float:
+    """How far from what was asked the round trip between two workers may be."""
+    both_ways = topology.path(one, other) + topology.path(other, one)
+    jitter_s = math.hypot(*(queue.pipe.jitter_s for queue in both_ways))
+    return len(both_ways) / 2 * rtt_tolerance_s(topology.rtt_s(one, other)) + median_spread_s(jitter_s, PINGS)
+
+
+def median_spread_s(jitter_s: float, pings: int) -> float:
+    """How far the median of so many round trips may be from the delay, their deviation being the jitter's."""
+    return DEVIATIONS * 1.25 * jitter_s / math.sqrt(pings)

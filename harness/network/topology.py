@@ -1,0 +1,311 @@
+"""The emulated network: workers, switches and shaped links, as lists of ``ip`` and ``tc`` commands.
+
+Every worker has a link of its own, a /30, to a switch that forwards; where workers are grouped, trunks join the
+switches. Two queues make a link: each end's egress is one direction. Everything here is pure; whoever runs the commands
+does so inside a private universe or inside containers, never on the host.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from functools import cached_property
+
+from pydantic import Field
+
+from harness.network.addresses import (
+    SWITCH,
+    WORKER_INTERFACE,
+    address,
+    gateway,
+    switch_interface,
+    worker_name,
+    worker_number,
+)
+from harness.network.bounds import seconds_on
+from harness.network.qdisc import UNSHAPED_BPS, qdisc
+from harness.network.wires import Command, Direction, End, Queue, Wire
+from harness.scenario.links import UNSHAPED, Fabric, Link, Pipe, Trace, TraceRow
+from harness.scenario.section import Section
+from harness.units import format_rate, format_size, format_time, parse_rate_bps, parse_size_bytes, parse_time_s
+
+SEGMENT_S = 0.25e-3
+"""The longest that one segment may occupy a link that netem paces: it is passed on whole, so long ones add delay."""
+
+
+OFFLOADED_SEGMENTS = 44
+"""Packets in the largest segment that offloads build, at an MTU of 1500."""
+
+
+class Topology(Section):
+    """Workers with a link each, to one switch or to those of the fabric's groups."""
+
+    workers: int = Field(ge=2, le=128)
+    link: Link
+    fabric: Fabric = Fabric.model_validate({})
+    most_segments: int | None = None
+    """How many packets a worker may hand to its link as one, whatever its queues need; None: as they need it."""
+
+    def __hash__(self) -> int:
+        return hash((self.workers, self.link, self.fabric))
+
+    @property
+    def nodes(self) -> list[str]:
+        """Names of all nodes, workers first."""
+        return self.worker_nodes + self.switches
+
+    @property
+    def worker_nodes(self) -> list[str]:
+        """Names of the workers' nodes, in order."""
+        return [worker_name(worker) for worker in range(self.workers)]
+
+    @property
+    def switches(self) -> list[str]:
+        """Names of the nodes that forward; the one between all groups, or of a star, last."""
+        return self.fabric.names + ([] if self.fabric.mesh else [SWITCH])
+
+    def switch_of(self, worker: int) -> str:
+        """The switch that a worker's link leads to: workers are dealt to the groups in order."""
+        groups = self.fabric.names
+        return groups[worker * len(groups) // self.workers] if groups else SWITCH
+
+    def slowed(self, dilation: float) -> Topology:
+        """The same with links so many times slower, and as many times longer delays."""
+        if dilation == 1:
+            return self
+        link, fabric = self.link.slowed(dilation), self.fabric.slowed(dilation)
+        return Topology(workers=self.workers, link=link, fabric=fabric)
+
+    @cached_property
+    def wires(self) -> tuple[Wire, ...]:
+        """All links, those of the workers first."""
+        return (*self._worker_wires(), *self._trunks())
+
+    def queues(self) -> Iterator[Queue]:
+        """Both directions of every link."""
+        for wire in self.wires:
+            yield from wire.queues()
+
+    @property
+    def needs_netem(self) -> bool:
+        """Whether any link asks for more than a rate."""
+        return any(queue.pipe.needs_netem for queue in self.queues())
+
+    def build(self) -> list[Command]:
+        """Commands that make the namespaces and links; every switch must forward (``net.ipv4.ip_forward``)."""
+        commands = [Command("ip", None, f"netns add {node}") for node in self.nodes]
+        mtu = self.link.mtu_bytes
+        for wire in self.wires:
+            near, far = wire.near, wire.far
+            commands.append(
+                Command(
+                    "ip",
+                    None,
+                    f"link add {far.interface} mtu {mtu} netns {far.node} type veth "
+                    f"peer name {near.interface} mtu {mtu} netns {near.node}",
+                )
+            )
+        ends = [end for wire in self.wires for end in (wire.near, wire.far)]
+        segments = f"gso_max_segs {self.segments} " if self.segments else ""
+        for node in [*self.switches, *self.worker_nodes]:
+            commands.append(Command("ip", node, "link set lo up"))
+            for end in ends:
+                if end.node == node:
+                    commands.append(Command("ip", node, f"addr add {end.address}/30 dev {end.interface}"))
+                    commands.append(Command("ip", node, f"link set {end.interface} {segments}up"))
+            commands.extend(Command("ip", node, line) for line in self._routes_of(node))
+        return commands
+
+    def shape(self) -> list[Command]:
+        """Commands that give every direction of every link its queue."""
+        order = {node: place for place, node in enumerate(self.nodes)}
+        queues = sorted(self.queues(), key=lambda queue: order[queue.node])
+        return [
+            Command("tc", queue.node, f"qdisc replace dev {queue.interface} root {self.qdisc(queue.pipe)}")
+            for queue in queues
+        ]
+
+    def change(self, row: int) -> list[Command]:
+        """Commands that bring a row of the links' trace into force; queues and flows go on."""
+        assert self.link.trace
+        now = self.link.trace.rows[row]
+        return [
+            Command("tc", queue.node, f"qdisc change dev {queue.interface} root {self.qdisc(now.changed(queue.pipe))}")
+            for queue in self.queues()
+            if queue.worker is not None
+        ]
+
+    def qdisc(self, pipe: Pipe) -> str:
+        """The queueing discipline of one direction of one of these links."""
+        return qdisc(pipe, self.link.mtu_bytes)
+
+    def destroy(self) -> list[Command]:
+        """Commands that remove what ``build`` made; links go with their namespaces."""
+        return [Command("ip", None, f"netns delete {node}") for node in self.nodes]
+
+    def script(self) -> str:
+        """All of it as lines for a shell, as root, in a network of one's own (``unshare --net --mount``)."""
+        forward = [f"ip netns exec {node} sysctl -qw net.ipv4.ip_forward=1" for node in self.switches]
+        return "\n".join([*map(str, self.build()), *forward, *map(str, self.shape())])
+
+    def hosts(self) -> str:
+        """The text of /etc/hosts that names every node: reverse look-ups must never leave the universe."""
+        lines = ["127.0.0.1 localhost", *(f"{address(w)} {worker_name(w)}" for w in range(self.workers))]
+        return "\n".join(lines) + "\n"
+
+    def address_of(self, node: str) -> str:
+        """Where the last of the switches, a neighbour of every other one, finds a node."""
+        if node in self.worker_nodes:
+            return address(worker_number(node))
+        seen_from = self.switches[-1]
+        return next((queue.to.address for queue in self._between(seen_from, node)), "127.0.0.1")
+
+    def path(self, sender: int, receiver: int) -> list[Queue]:
+        """The queues that a packet from one worker to another passes, in order."""
+        up, down = self.wires[sender].queues()[0], self.wires[receiver].queues()[1]
+        return [up, *self._between(self.switch_of(sender), self.switch_of(receiver)), down]
+
+    def rtt_s(self, one: int, other: int) -> float:
+        """What an idle round trip between two workers takes at least: the delays on the way there and back."""
+        return sum(queue.pipe.delay_s for queue in self.path(one, other) + self.path(other, one))
+
+    def bound_s(self, wire_bytes: float, busiest_bytes: float) -> float:
+        """The least time a step of communication takes; 0 where nothing limits it.
+
+        A cut that parts the workers is crossed by at least what one of them sends, whoever they talk to: for a ring
+        exactly by that. So every link, trunks too, carries ``wire_bytes`` each way, and then delays the last of them;
+        somewhere ``busiest_bytes`` must pass too, at best over the fastest link of a worker.
+
+        Args:
+            wire_bytes: payload that each worker sends.
+            busiest_bytes: payload in the busiest direction of any worker's link.
+        """
+        if self.link.trace and len(self.link.trace.rows) > 1:
+            return self.at_best.bound_s(wire_bytes, busiest_bytes)
+        queues = list(self.queues())
+        carried = [seconds_on(wire_bytes, queue.pipe) + queue.pipe.delay_s for queue in queues]
+        busiest = min(seconds_on(busiest_bytes, queue.pipe) for queue in queues if queue.worker is not None)
+        farthest_s = max(sum(queue.pipe.delay_s for queue in self.path(0, other)) for other in range(1, self.workers))
+        return max(*carried, busiest, farthest_s)
+
+    def ring_bound_s(self, payload_bytes: float) -> float:
+        """Seconds that a ring all-reduce cannot beat, latency included; 0 where nothing limits it.
+
+        Each worker sends 2 (p - 1) / p of the payload to its neighbour, which the slowest queue on the way must carry,
+        and the last byte of it is still to travel there; and the sum of the first element travels round the ring once
+        to be made, and all but once to be told. Headers and acknowledgements are not payload: where there is netem,
+        and so nothing joins segments, they make 1.07 of each byte at an MTU of 1500 (1514 bytes sent for 1448, and
+        66 bytes back for each second of them).
+        """
+        if self.link.trace and len(self.link.trace.rows) > 1:
+            return self.at_best.ring_bound_s(payload_bytes)
+        p = self.workers
+        share = 2 * (p - 1) / p
+        hops = [[queue.pipe for queue in self.path(worker, (worker + 1) % p)] for worker in range(p)]
+        delays_s = [sum(pipe.delay_s for pipe in hop) for hop in hops]
+        slowest_s = [max(seconds_on(share * payload_bytes, pipe) for pipe in hop) for hop in hops]
+        return max(share * sum(delays_s), *map(sum, zip(slowest_s, delays_s, strict=True)))
+
+    @cached_property
+    def at_best(self) -> Topology:
+        """The same with links that stay as good as they ever become: what a changing network cannot beat either."""
+        assert self.link.trace
+        rows = self.link.trace.rows
+        delays_s = [row.delay_s for row in rows if row.delay_s is not None]
+        best = TraceRow(t_s=0.0, rate_bps=max(row.rate_bps for row in rows), delay_s=min(delays_s, default=None))
+        return self.model_copy(update={"link": self.link.model_copy(update={"trace": Trace(rows=(best,))})})
+
+    def particulars(self) -> str:
+        """What the links are beyond rate, delay and loss, and how they are joined, in words; empty for a plain star."""
+        told = {"rate_bps", "delay_s", "loss", "mtu_bytes", "congestion_control"}
+        plain = Link.model_validate({}).model_dump(mode="json", by_alias=True)
+        own = self.link.model_dump(mode="json", by_alias=True, exclude=told)
+        own |= self.link.model_dump(mode="json", by_alias=True, include={"mtu_bytes", "congestion_control"})
+        links = {key: value for key, value in own.items() if value != plain[key]}
+        if self.link.trace:
+            rates = [row.rate_bps for row in self.link.trace.rows]
+            links["trace"] = f"of {len(rates)} rates, {format_rate(min(rates))} to {format_rate(max(rates))}"
+        fabric = self.fabric.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        return ", ".join(_named(name, value) for name, value in {**links, **fabric}.items())
+
+    @property
+    def slowest_bps(self) -> int | None:
+        """The rate of the slowest direction of any link; None where all are unshaped."""
+        return min((queue.pipe.rate_bps for queue in self.queues() if queue.pipe.rate_bps), default=None)
+
+    @property
+    def segments(self) -> int | None:
+        """How many packets a worker may hand to its link as one; None where that does not matter.
+
+        Netem counts, drops and passes on segments whole: where it does so, they must not be long.
+        """
+        if self.most_segments:
+            return self.most_segments
+        netem = [queue.pipe for queue in self.queues() if queue.pipe.needs_netem]
+        if not netem:
+            return None
+        if any(pipe.disturbs or pipe.queue_bytes for pipe in netem):
+            return 1
+        slowest_bps = min(pipe.rate_bps or UNSHAPED_BPS for pipe in netem)
+        return min(max(1, int(slowest_bps / 8 * SEGMENT_S / self.link.mtu_bytes)), OFFLOADED_SEGMENTS)
+
+    def _worker_wires(self) -> Iterator[Wire]:
+        for worker, name in enumerate(self.worker_nodes):
+            near = End(name, WORKER_INTERFACE, address(worker))
+            far = End(self.switch_of(worker), switch_interface(worker), gateway(worker))
+            yield Wire(name, worker, near, far, self.link.pipe(name, "up"), self.link.pipe(name, "down"))
+
+    def _trunks(self) -> Iterator[Wire]:
+        for number, trunk in enumerate(self.fabric.trunk_names):
+            near, far = trunk.split() if self.fabric.mesh else (trunk, SWITCH)
+            interface, subnet = f"trunk{number}", f"198.19.{number // 64}.{number % 64 * 4}"
+            near_end, far_end = (
+                End(node, interface, f"{subnet.rpartition('.')[0]}.{number % 64 * 4 + place}")
+                for node, place in ((near, 1), (far, 2))
+            )
+            up, down = (self.fabric.pipe(trunk, way, self._shared_bps(near, way)) for way in ("up", "down"))
+            yield Wire(trunk, None, near_end, far_end, up, down)
+
+    def _shared_bps(self, group: str, direction: Direction) -> int | None:
+        """The rate of a group's trunk by its oversubscription; None where it has none, or its links no rate."""
+        members = [worker for worker in range(self.workers) if self.switch_of(worker) == group]
+        rates = [self.link.pipe(worker_name(worker), direction).rate_bps for worker in members]
+        if self.fabric.oversubscription is None or None in rates:
+            return None
+        return round(sum(rate for rate in rates if rate) / self.fabric.oversubscription)
+
+    def _between(self, one: str, other: str) -> list[Queue]:
+        """The trunks' queues on the way from one switch to another."""
+        if one == other:
+            return []
+        ways = {(queue.node, queue.to.node): queue for wire in self.wires[self.workers :] for queue in wire.queues()}
+        stops = [one, other] if (one, other) in ways else [one, SWITCH, other]
+        return [ways[hop] for hop in itertools.pairwise(stops)]
+
+    def _routes_of(self, node: str) -> list[str]:
+        """How a node reaches workers that are not its neighbours."""
+        if node in self.worker_nodes:
+            gateway_address = gateway(worker_number(node))
+            return [f"route add default via {gateway_address} congctl {self.link.congestion_control}"]
+        far = {worker: self._between(node, self.switch_of(worker)) for worker in range(self.workers)}
+        return [f"route add {address(worker)}/32 via {way[0].to.address}" for worker, way in far.items() if way]
+
+
+SAID = {
+    "rate": lambda text: text if text == UNSHAPED else format_rate(parse_rate_bps(text)),
+    **dict.fromkeys(("delay", "jitter"), lambda text: format_time(parse_time_s(text))),
+    **dict.fromkeys(("burst", "queue"), lambda text: format_size(parse_size_bytes(text))),
+    "mtu": lambda size: f"{size} B",
+}
+"""How people say the value that a field of a link holds in files."""
+
+
+def _named(name: str, value: object) -> str:
+    """A field in words: ``up 25 Mbit/s``, ``delay 5 ms``, ``workers w2 (10 Mbit/s, delay 1 ms)``."""
+    if value is True:
+        return name
+    if isinstance(value, dict):
+        parts = [_named(key, inner) for key, inner in value.items() if inner is not None]
+        return f"{name} {parts[0]}" if len(parts) == 1 else f"{name} ({', '.join(parts)})"
+    said = SAID.get(name, str)(value)
+    return said if name == "rate" else f"{name} {said}"

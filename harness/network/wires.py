@@ -1,0 +1,63 @@
+"""Links and the two queues that make each: where one direction leaves a node for its neighbour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from harness.scenario.links import Pipe
+
+Direction = Literal["up", "down"]
+
+
+class Command(NamedTuple):
+    """One line for ``ip`` or ``tc`` on a node; None is the place from which nodes are made."""
+
+    program: Literal["ip", "tc"]
+    node: str | None
+    line: str
+
+    def __str__(self) -> str:
+        namespace = f"-n {self.node} " if self.node else ""
+        return f"{self.program} {namespace}{self.line}"
+
+
+class End(NamedTuple):
+    """Where a link meets a node."""
+
+    node: str
+    interface: str
+    address: str
+
+
+@dataclass(frozen=True)
+class Queue:
+    """Where one direction of a link is shaped: where it leaves ``node`` for its neighbour ``to``."""
+
+    worker: int | None
+    """Whose link it is; None for a trunk."""
+    link: str
+    """Its name: the worker's, or those of the groups that a trunk joins."""
+    direction: Direction
+    node: str
+    interface: str
+    to: End
+    pipe: Pipe
+
+
+class Wire(NamedTuple):
+    """A link: its near end belongs to the worker or to a group's switch."""
+
+    name: str
+    worker: int | None
+    near: End
+    far: End
+    up: Pipe
+    down: Pipe
+
+    def queues(self) -> tuple[Queue, Queue]:
+        """Both directions."""
+        return (
+            Queue(self.worker, self.name, "up", self.near.node, self.near.interface, self.far, self.up),
+            Queue(self.worker, self.name, "down", self.far.node, self.far.interface, self.near, self.down),
+        )

@@ -1,0 +1,83 @@
+"""Refuse what cannot be run: models, data sets and step counts that do not go together."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from baselines._state import numel
+from harness.errors import UsageError
+from harness.plan.estimate import shapes_of
+from harness.plan.trial import UNSETTLED_STEPS, state_of
+from harness.scenario.schema import Case, Scenario
+from harness.workload import profile as profiles
+from harness.workload.data import DATASETS, Dataset
+from harness.workload.models import MODELS, Model
+
+
+def check_workload(scenario: Scenario, case: Case) -> None:
+    if case.train.replay:
+        _check_replay(scenario, case, profiles.read(case.train.replay))
+    else:
+        _check_training(scenario, case)
+
+
+def _check_replay(scenario: Scenario, case: Case, replayed: profiles.Profile) -> None:
+    train = case.train
+    model = _known(scenario, "model", train.model, MODELS)
+    if replayed.model != train.model or Counter(replayed.shapes) != Counter(shapes_of(model.name)):
+        found = f"{train.replay}, of {replayed.model} with {replayed.numel} parameters"
+        allowed = f"a profile of {train.model} (train.model) with {numel(shapes_of(model.name))}"
+        raise UsageError.at(scenario.name, "train.replay", found, allowed)
+    if replayed.batch_size != train.batch_size:
+        allowed = f"{replayed.batch_size}, with which {train.replay} was made"
+        raise UsageError.at(scenario.name, "train.batch_size", train.batch_size, allowed)
+    if train.checkpoint:
+        raise UsageError.at(
+            scenario.name, "train.checkpoint", train.checkpoint, "none with train.replay: nothing is learnt"
+        )
+    if case.cluster.device != "cpu":
+        raise UsageError.at(
+            scenario.name, "cluster.device", case.cluster.device, "cpu with train.replay: nothing is computed"
+        )
+    if train.target:
+        raise UsageError.at(
+            scenario.name, "train.target", str(train.target), "'none' with train.replay: nothing is learnt or evaluated"
+        )
+
+
+def _check_training(scenario: Scenario, case: Case) -> None:
+    train = case.train
+    model, data = _known(scenario, "model", train.model, MODELS), _known(scenario, "dataset", train.dataset, DATASETS)
+    if not model.fits(data):
+        fitting = [name for name, other in MODELS.items() if other.fits(data)]
+        raise UsageError.at(scenario.name, "train.model", train.model, f"for {train.dataset}: {', '.join(fitting)}")
+    if train.target and train.target.metric == "perplexity" and not data.is_text:
+        allowed = f"accuracy or loss on {data.name}: only a language has a perplexity"
+        raise UsageError.at(scenario.name, "train.target", str(train.target), allowed)
+    if train.checkpoint:
+        model.build_from(Path(train.checkpoint))
+    if case.cluster.workers * train.batch_size > data.train_size:
+        found = f"{train.batch_size} x {case.cluster.workers} workers"
+        raise UsageError.at(
+            scenario.name, "train.batch_size", found, f"at most {data.train_size} samples a step ({train.dataset})"
+        )
+
+
+def check_steps(scenario: Scenario, case: Case) -> None:
+    for method in scenario.methods:
+        warmup = max(state_of(method).steady_from_step, UNSETTLED_STEPS)
+        if case.train.steps <= warmup:
+            allowed = f"more than {warmup}, the steps before the steady state of {method.label}"
+            raise UsageError.at(scenario.name, "train.steps", case.train.steps, allowed)
+        period = state_of(method).agrees_every
+        for field, steps in (("steps", case.train.steps), ("eval_every", case.train.eval_every)):
+            if steps % period:
+                allowed = f"multiples of {period}: only then do the workers of {method.label} hold the same parameters"
+                raise UsageError.at(scenario.name, f"train.{field}", steps, allowed)
+
+
+def _known(scenario: Scenario, field: str, name: str, registry: dict[str, Model] | dict[str, Dataset]):  # type: ignore[no-untyped-def]
+    if name not in registry:
+        raise UsageError.at(scenario.name, f"train.{field}", name, ", ".join(registry))
+    return registry[name]

@@ -1,0 +1,1 @@
+"""What is kept of trials."""

@@ -1,0 +1,1 @@
+"""From pending trials to rows in a store."""

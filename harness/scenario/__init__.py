@@ -1,0 +1,1 @@
+"""What a file may say: links, workload, methods, read and checked."""

@@ -1,0 +1,330 @@
+"""What links and what joins them may be: rates, delays, losses, changes over time, and the fabric of switches."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, PlainSerializer, ValidationInfo, model_serializer, model_validator
+from typing_extensions import Self
+
+from harness.scenario.section import Section
+from harness.units import Share, SizeBytes, TimeS, format_time, parse_rate_bps
+
+UNSHAPED = "unshaped"
+
+
+def _rate_or_unshaped(given: object) -> int | None:
+    if given in (UNSHAPED, None):
+        return None
+    try:
+        return parse_rate_bps(given)
+    except ValueError as error:
+        raise ValueError(f"{error}, or '{UNSHAPED}'") from None
+
+
+RateOrUnshaped = Annotated[
+    int | None,
+    BeforeValidator(_rate_or_unshaped),
+    PlainSerializer(lambda bps: UNSHAPED if bps is None else f"{bps}bit"),
+]
+
+
+class GilbertElliott(Section):
+    """Loss that comes in bursts: a chain that steps once a packet between a good and a bad state, each with its loss.
+
+    E. N. Gilbert, Bell Syst. Tech. J. 39 (1960); E. O. Elliott, ibid. 42 (1963); ``loss gemodel`` of tc-netem(8).
+    """
+
+    p: Share
+    """From good to bad, a packet."""
+    r: Share
+    """From bad to good, a packet: left alone, a burst is 1 / r packets long."""
+    loss_bad: Share = 1.0
+    loss_good: Share = 0.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not (self.p > 0 and self.r > 0):
+            raise ValueError("p and r above 0: a state that is never left is no burst")
+        return self
+
+    @property
+    def bad_share(self) -> float:
+        """The share of packets that meet the bad state."""
+        return self.p / (self.p + self.r)
+
+    @property
+    def mean_loss(self) -> float:
+        """The share of packets that are lost."""
+        return self.bad_share * self.loss_bad + (1 - self.bad_share) * self.loss_good
+
+
+class Pipe(Section):
+    """One direction of a link: what happens to a packet between two neighbours."""
+
+    rate_bps: Annotated[RateOrUnshaped, Field(alias="rate")] = 100_000_000
+    """Bits per second on the wire, headers included; None leaves the direction unshaped."""
+    burst_bytes: Annotated[SizeBytes | None, Field(alias="burst")] = None
+    """The token bucket's size; None chooses one that neither stalls the rate nor hides it."""
+    queue_bytes: Annotated[SizeBytes | None, Field(alias="queue")] = None
+    """What may wait for the rate before packets are dropped; None lets 0.3 s of the rate wait."""
+    delay_s: Annotated[TimeS, Field(alias="delay")] = 0.0
+    """On the way in this direction. Two workers of a star are two links apart: their round trip takes it four times."""
+    jitter_s: Annotated[TimeS, Field(alias="jitter")] = 0.0
+    """The standard deviation of the delay (half its width, where the distribution is uniform); packets stay in order
+    where there is a rate."""
+    jitter_distribution: Literal["normal", "uniform", "pareto", "paretonormal"] = "normal"
+    jitter_correlation: Share = 0.0
+    """How much of a packet's delay is its predecessor's."""
+    loss: Share = 0.0
+    """Of packets, each by itself."""
+    loss_bursts: GilbertElliott | None = None
+    duplicate: Share = 0.0
+    corrupt: Share = 0.0
+    """Of packets, which get one wrong bit."""
+    reorder: Share = 0.0
+    """Of packets, which overtake those that wait for their delay."""
+
+    @property
+    def mean_loss(self) -> float:
+        """The share of packets that are lost on purpose."""
+        return self.loss_bursts.mean_loss if self.loss_bursts else self.loss
+
+    @property
+    def disturbs(self) -> bool:
+        """Whether single packets are lost, doubled, damaged or out of turn."""
+        return self.mean_loss + self.duplicate + self.corrupt + self.reorder > 0
+
+    @property
+    def needs_netem(self) -> bool:
+        """Whether the kernel must have netem, since this is more than a rate."""
+        return self.delay_s + self.jitter_s > 0 or self.disturbs
+
+    def changed_by(self, *changes: Pipe | None) -> Pipe:
+        """This one with the fields that were set in each change, the last of them in force."""
+        values = {
+            name: getattr(change, name)
+            for change in changes
+            if change
+            for name in change.model_fields_set & Pipe.model_fields.keys()
+        }
+        return Pipe.model_construct(_fields_set=None, **{**{n: getattr(self, n) for n in Pipe.model_fields}, **values})
+
+    def slowed(self, dilation: float) -> Self:
+        """The same so many times slower: what takes its time on it takes that many times longer."""
+        slower = {
+            "rate_bps": self.rate_bps and max(1, round(self.rate_bps / dilation)),
+            "delay_s": self.delay_s * dilation,
+            "jitter_s": self.jitter_s * dilation,
+        }
+        return self.model_copy(update=self._in_force(slower))
+
+    def _in_force(self, changes: dict[str, Any]) -> dict[str, Any]:
+        """Those of the changes that concern a field which says something here."""
+        return changes
+
+    def contradiction(self) -> str | None:
+        """What cannot be had together, as ``field: found ...; allowed: ...``."""
+        if self.jitter_s > self.delay_s:
+            found, most = format_time(self.jitter_s), format_time(self.delay_s)
+            return f"jitter: found {found!r}; allowed: at most the delay, {most}: no packet arrives before it left"
+        if self.reorder and not self.delay_s:
+            return f"reorder: found {self.reorder}; allowed: 0 without a delay, since there is nobody to overtake"
+        if self.loss and self.loss_bursts:
+            return f"loss: found {self.loss} beside loss_bursts; allowed: one of the two"
+        if self.mean_loss >= 1:
+            return f"loss: found {self.mean_loss}; allowed: below 1"
+        return None
+
+
+class Change(Pipe):
+    """What is different for a direction, a worker or a trunk: only the fields that are given."""
+
+    def _in_force(self, changes: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in changes.items() if name in self.model_fields_set}
+
+    @model_serializer(mode="wrap")
+    def _only_what_was_given(self, handler: Any, info: Any) -> dict[str, Any]:
+        dumped = handler(self)
+        aliases = {name: (info.by_alias and field.alias) or name for name, field in type(self).model_fields.items()}
+        given = {aliases[name] for name in self.model_fields_set}
+        return {key: value for key, value in dumped.items() if key in given}
+
+
+class TwoWay(Change):
+    """What is different for a link: in both directions, and further in one of them."""
+
+    up: Change | None = None
+    """Away from the worker, or from the group's switch."""
+    down: Change | None = None
+
+    def slowed(self, dilation: float) -> Self:
+        """See ``Pipe.slowed``."""
+        ways = {way: pipe.slowed(dilation) for way in ("up", "down") if (pipe := getattr(self, way))}
+        return super().slowed(dilation).model_copy(update=ways)
+
+
+class TraceRow(Section):
+    """What a link is from a moment on."""
+
+    t_s: float = Field(ge=0)
+    rate_bps: int = Field(gt=0)
+    delay_s: float | None = Field(default=None, ge=0)
+    """None leaves the link's own."""
+    loss: float | None = Field(default=None, ge=0, lt=1)
+
+    def changed(self, pipe: Pipe) -> Pipe:
+        """A direction of a link in this moment."""
+        given = {"rate_bps": self.rate_bps, "delay_s": self.delay_s, "loss": self.loss}
+        return pipe.model_copy(update={name: value for name, value in given.items() if value is not None})
+
+    def slowed(self, dilation: float) -> TraceRow:
+        """See ``Pipe.slowed``."""
+        return TraceRow(
+            t_s=self.t_s * dilation,
+            rate_bps=max(1, round(self.rate_bps / dilation)),
+            delay_s=None if self.delay_s is None else self.delay_s * dilation,
+            loss=self.loss,
+        )
+
+
+class Trace(Section):
+    """Links that change over time, from the moment training begins."""
+
+    rows: Annotated[tuple[TraceRow, ...], Field(min_length=1, strict=False)]
+    period_s: float | None = Field(default=None, gt=0)
+    """When it begins anew; None keeps the last row in force."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        times_s = [row.t_s for row in self.rows]
+        if times_s[0] != 0 or times_s != sorted(set(times_s)):
+            raise ValueError("t_s: found times that do not begin at 0 and grow; allowed: 0, then later and later")
+        if self.period_s is not None and self.period_s <= times_s[-1]:
+            raise ValueError(f"period_s: found {self.period_s}; allowed: after the last row")
+        for name in ("delay_s", "loss"):
+            if len({getattr(row, name) is None or getattr(row, name) > 0 for row in self.rows}) > 1:
+                raise ValueError(f"{name}: found rows with and without; allowed: above 0 in all rows, or in none")
+        return self
+
+    def slowed(self, dilation: float) -> Trace:
+        """See ``Pipe.slowed``."""
+        period_s = None if self.period_s is None else self.period_s * dilation
+        return Trace(rows=tuple(row.slowed(dilation) for row in self.rows), period_s=period_s)
+
+
+def _read_trace(given: object, info: ValidationInfo) -> object:
+    """Rows instead of a file's name, so that what was run is known when the file has changed."""
+    if not isinstance(given, str):
+        return given
+    from harness.scenario import traces
+
+    folders = [Path(), *filter(None, [(info.context or {}).get("folder")]), Path(str(files("scenarios")))]
+    candidates = [folder / given for folder in folders]
+    return traces.read(next((path for path in candidates if path.is_file()), candidates[0]))
+
+
+class Link(Pipe):
+    """What connects each worker to its switch: both directions alike, but for ``up``, ``down`` and ``workers``."""
+
+    mtu_bytes: int = Field(1500, alias="mtu", ge=576, le=9000)
+    congestion_control: str = Field("cubic", pattern=r"^[a-z0-9_]{1,15}$")
+    """TCP's, on every worker, whatever the host's own is. BBR pauses for 0.2 s every 10 s to look at the path's RTT,
+    which shows in single steps."""
+    trace: Annotated[Trace | None, BeforeValidator(_read_trace)] = None
+    """A file, CSV or mahimahi's (``traces.py``): rates over time, on all workers' links, in both directions."""
+    up: Change | None = None
+    """From a worker to its switch."""
+    down: Change | None = None
+    workers: dict[str, TwoWay] = Field(default_factory=dict)
+    """What is different for single workers, by name: ``[link.workers.w3]`` makes a straggler."""
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
+
+    def pipe(self, worker: str, direction: Literal["up", "down"]) -> Pipe:
+        """One direction of a worker's link, all changes applied."""
+        own = self.workers.get(worker)
+        asked = self.changed_by(getattr(self, direction), own, own and getattr(own, direction))
+        return self.trace.rows[0].changed(asked) if self.trace else asked
+
+    def slowed(self, dilation: float) -> Self:
+        """See ``Pipe.slowed``."""
+        parts = {name: part.slowed(dilation) for name in ("up", "down", "trace") if (part := getattr(self, name))}
+        workers = {name: own.slowed(dilation) for name, own in self.workers.items()}
+        return super().slowed(dilation).model_copy(update={**parts, "workers": workers})
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _refuse_contradictions({"": self, "up.": self.pipe("", "up"), "down.": self.pipe("", "down")})
+        for worker in self.workers:
+            _refuse_contradictions({f"workers.{worker} ({way}).": self.pipe(worker, way) for way in ("up", "down")})
+        return self
+
+
+class Fabric(Section):
+    """What connects the switches. Without groups there is one switch, and the network is a star.
+
+    Workers are dealt to groups in order, each group with a switch of its own. A trunk leads from each group to a core
+    (racks); or, as a ``mesh``, from each group to each other one (regions of a wide area network).
+    """
+
+    groups: str = Field("", pattern=r"^([a-z][a-z0-9-]*( [a-z][a-z0-9-]*)*)?$")
+    """Names, with blanks between them."""
+    mesh: bool = False
+    oversubscription: float | None = Field(None, gt=0)
+    """The sum of a group's uplinks over the rate of its trunk to the core; None takes the trunk's own rate."""
+    trunk: TwoWay = TwoWay()
+    """Every trunk; unshaped where no rate is given."""
+    trunks: dict[str, TwoWay] = Field(default_factory=dict)
+    """What is different for single trunks, by the group's name, or the two groups' (``"tokyo virginia"``)."""
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the groups."""
+        return self.groups.split()
+
+    @property
+    def trunk_names(self) -> list[str]:
+        """Names of the trunks, in the order of the groups."""
+        return [" ".join(pair) for pair in itertools.combinations(self.names, 2)] if self.mesh else self.names
+
+    def pipe(self, trunk: str, direction: Literal["up", "down"], rate_bps: int | None) -> Pipe:
+        """One direction of a trunk, all changes applied; ``rate_bps`` is in force where none is given."""
+        own = self.trunks.get(trunk)
+        plain = Pipe.model_construct(rate_bps=rate_bps)
+        return plain.changed_by(self.trunk, getattr(self.trunk, direction), own, own and getattr(own, direction))
+
+    def slowed(self, dilation: float) -> Fabric:
+        """See ``Pipe.slowed``."""
+        trunks = {name: own.slowed(dilation) for name, own in self.trunks.items()}
+        return self.model_copy(update={"trunk": self.trunk.slowed(dilation), "trunks": trunks})
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = self.names
+        if len(names) == 1 or len(names) != len(set(names)) or any(re.fullmatch(r"w\d+|switch", n) for n in names):
+            raise ValueError(f"groups: found {self.groups!r}; allowed: two or more names, all different, no worker's")
+        if self.mesh and self.oversubscription is not None:
+            raise ValueError("oversubscription: found with mesh; allowed: trunks to a core only")
+        for trunk in self.trunks:
+            if trunk not in self.trunk_names:
+                known = ", ".join(map(repr, self.trunk_names)) or "none without groups"
+                raise ValueError(f"trunks: found {trunk!r}; allowed: {known}")
+        for trunk in self.trunk_names:
+            _refuse_contradictions({f"trunk {trunk} ({way}).": self.pipe(trunk, way, None) for way in ("up", "down")})
+        return self
+
+
+def _refuse_contradictions(pipes: Mapping[str, Pipe]) -> None:
+    for where, pipe in pipes.items():
+        if complaint := pipe.contradiction():
+            raise ValueError(f"{where}{complaint}")

@@ -1,0 +1,177 @@
+"""Read a scenario: find its file, override fields, expand lists to every combination, check, choose methods."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from harness.errors import UsageError
+from harness.scenario.schema import Case, MethodSpec, Scenario
+from harness.scenario.section import checked_section, explain
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def load(name_or_path: str, overrides: Iterable[str] = (), only_methods: Sequence[str] = ()) -> Scenario:
+    """Read, override, expand and check a scenario.
+
+    Args:
+        name_or_path: a file, or the name of a scenario that comes with pacbench (``quickstart``, ``paper/ablation``).
+        overrides: ``key=value`` pairs such as ``train.steps=50`` or ``link.rate=500mbit``; values are TOML, and what is
+            not TOML is taken as text.
+        only_methods: names or labels of the methods to keep; all when empty. Both baselines are always kept.
+
+    Raises:
+        UsageError: with one line that says what is wrong, and where.
+    """
+    path = _find(name_or_path)
+    source, raw = str(path), read_toml(path)
+    for override in overrides:
+        apply_override(raw, override)
+    raw.setdefault("name", Path(source).stem)
+    scenario = _build(raw, source)
+    return _only(scenario, only_methods) if only_methods else scenario
+
+
+def available() -> dict[str, str]:
+    """The scenarios that come with pacbench: name -> description."""
+    root = Path(str(files("scenarios")))
+    found = {str(path.relative_to(root).with_suffix("")): read_toml(path) for path in sorted(root.rglob("*.toml"))}
+    return {name: str(raw.get("description", "")) for name, raw in found.items() if "methods" in raw}
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a file.
+
+    Raises:
+        UsageError: it cannot be read, or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path}: not valid TOML: {error}") from None
+
+
+def _find(name_or_path: str) -> Path:
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        path = Path(str(files("scenarios"))) / f"{name_or_path}.toml"
+        if not path.is_file():
+            raise UsageError.at(
+                "command line", "SCENARIO", name_or_path, f"a .toml file, or one of {', '.join(available())}"
+            )
+    return path
+
+
+def apply_override(raw: dict[str, Any], override: str) -> None:
+    """Set a field of a scenario's tables, in place, as ``--set`` does.
+
+    Raises:
+        UsageError: it is not ``key=value``, or the key leads nowhere.
+    """
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise UsageError.at("--set", "key=value", override, "for example train.steps=50")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *sections, field = key.strip().split(".")
+    table: Any = raw
+    for section in sections:
+        table = table.setdefault(section, {}) if isinstance(table, dict) else None
+    if not isinstance(table, dict):
+        raise UsageError.at("--set", key, override, "a field of [cluster], [link], [fabric], [train] or the top level")
+    table[field] = value
+
+
+def _build(raw: Mapping[str, Any], source: str) -> Scenario:
+    top = {key: value for key, value in raw.items() if key not in Case.model_fields and key != "methods"}
+    sections = {name: raw.get(name, {}) for name in Case.model_fields}
+    for name, section in sections.items():
+        if not isinstance(section, Mapping):
+            raise UsageError.at(source, name, section, f"a table [{name}]")
+    for name, section in sections.items():
+        if empty := next((key for key, value in section.items() if value == []), None):
+            raise UsageError.at(source, f"{name}.{empty}", [], "one value, or a list of some")
+    cases = tuple(checked_section(Case, combination, source) for combination in _combinations(sections))
+    methods = _methods(raw.get("methods"), source)
+    scenario = checked_section(Scenario, {**top, "cases": cases, "methods": methods}, source)
+    labels = [method.label for method in scenario.methods]
+    for field in ("baseline", "baseline_16bit"):
+        if (label := getattr(scenario, field)) is not None and label not in labels:
+            raise UsageError.at(source, field, label, f"the label of a method: {', '.join(labels)}")
+    return scenario
+
+
+def _combinations(sections: Mapping[str, Mapping[str, Any]]) -> list[dict[str, dict[str, Any]]]:
+    """Every choice of one element from each list that stands where one value is expected."""
+    fields = [(name, key, value) for name, section in sections.items() for key, value in section.items()]
+    choices = [value if isinstance(value, list) else [value] for _, _, value in fields]
+    combinations = []
+    for chosen in itertools.product(*choices):
+        combination: dict[str, dict[str, Any]] = {name: {} for name in sections}
+        for (name, key, _), value in zip(fields, chosen, strict=True):
+            combination[name][key] = value
+        combinations.append(combination)
+    return combinations
+
+
+def _methods(entries: object, source: str) -> tuple[MethodSpec, ...]:
+    import baselines  # brings torch, which nothing else here needs
+
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+        raise UsageError.at(source, "methods", entries, "at least one [[methods]] table")
+    specs = []
+    for number, entry in enumerate(entries, start=1):
+        where = f"methods[{number}]"
+        name = entry.get("name")
+        if name not in baselines.names():
+            raise UsageError.at(source, f"{where}.name", name, ", ".join(baselines.names()))
+        given = {key: value for key, value in entry.items() if key not in ("name", "label", "slowed_to")}
+        for combination in _combinations({"params": given}):
+            try:
+                state = baselines.get(name).State(**combination["params"])
+            except ValidationError as error:
+                allowed = ", ".join(baselines.get(name).State().parameters) or "no parameters"
+                raise UsageError(explain(error, source, prefix=f"{where} ({name})", keys=allowed)) from None
+            specs.append((entry, state.parameters))
+    return _labelled(specs, source)
+
+
+def _labelled(specs: Sequence[tuple[Mapping[str, Any], dict[str, Any]]], source: str) -> tuple[MethodSpec, ...]:
+    """Give each method the label it was given, or its name and what tells it from others of that name."""
+    methods = []
+    for entry, params in specs:
+        siblings = [other for other_entry, other in specs if other_entry["name"] == entry["name"]]
+        differing = [key for key in params if any(other[key] != params[key] for other in siblings)]
+        parts = [str(params[key]) if isinstance(params[key], str) else f"{key}={params[key]}" for key in differing]
+        label = entry.get("label") or "-".join([entry["name"], *parts])
+        fields = {"name": entry["name"], "label": label, "params": params, "slowed_to": entry.get("slowed_to")}
+        methods.append(checked_section(MethodSpec, fields, f"{source}: methods ({label})"))
+    repeated = [label for label, count in Counter(method.label for method in methods).items() if count > 1]
+    if repeated:
+        raise UsageError.at(source, "methods", repeated[0], "each method once, or a label of its own for each")
+    return tuple(methods)
+
+
+def _only(scenario: Scenario, wanted: Sequence[str]) -> Scenario:
+    known = {key for method in scenario.methods for key in (method.name, method.label)}
+    for name in wanted:
+        if name not in known:
+            raise UsageError.at("command line", "--method", name, ", ".join(sorted(known)))
+    keep = {*wanted, *scenario.baselines}
+    chosen = tuple(method for method in scenario.methods if method.name in keep or method.label in keep)
+    return scenario.model_copy(update={"methods": chosen})

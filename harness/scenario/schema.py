@@ -1,0 +1,207 @@
+"""The one schema: what a scenario file may say, and what it means.
+
+A scenario holds sections ``[cluster]``, ``[link]``, ``[fabric]``, ``[train]`` and a list ``[[methods]]``. Any field of
+them may hold a list instead of one value; the scenario then stands for every combination. Everything is checked when it
+is read: an unknown key, a wrong unit or a value out of range is a ``UsageError`` that names file, field, what was found
+and what is allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
+from typing_extensions import Self
+
+from harness.scenario.links import Fabric, Link
+from harness.scenario.section import Section
+from harness.scenario.target import Target
+from harness.units import RateBps, SizeBytes, TimeS
+
+SIXTEEN_BIT_METHODS = ("bf16", "fp16")
+"""Plain all-reduces in 16 bits: what anyone has for one line of code, and so what a method must beat. The first that a
+scenario has is its 16-bit baseline, unless it says otherwise."""
+
+
+NO_TARGET = "none"
+
+
+TOLERANCE = 0.02
+"""What PacTrain's authors say that pruning may cost."""
+
+
+class Resources(Section):
+    """What each worker may use of the machine; None and the defaults leave it as it is."""
+
+    cpuset: str | None = Field(None, pattern=r"^[0-9]+([-,][0-9]+)*(;[0-9]+([-,][0-9]+)*)*$")
+    """CPUs, as taskset(1) takes them: one set for all workers, or several, parted by ``;``, that they take in turn."""
+    memory_bytes: Annotated[SizeBytes | None, Field(alias="memory")] = None
+    """A worker that needs more is ended by the kernel."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where workers compute. On GPUs NCCL synchronises them, or Gloo, where there are fewer GPUs than workers."""
+
+    def cpuset_of(self, worker: int) -> str | None:
+        """The CPUs of one worker."""
+        sets = self.cpuset.split(";") if self.cpuset else [None]
+        return sets[worker % len(sets)]
+
+
+NO_LIMITS = Resources.model_validate({})
+
+
+class Cluster(Resources):
+    """Who takes part, and what each may use."""
+
+    workers: int = Field(4, ge=2, le=128)
+
+    @property
+    def resources(self) -> Resources:
+        """The part that is not the network's."""
+        return Resources.model_validate(self.model_dump(by_alias=True, include=set(Resources.model_fields)))
+
+
+def _read_target(given: object) -> Target | None:
+    if given is None or given == NO_TARGET:
+        return None
+    if isinstance(given, Target):
+        return given
+    try:
+        return Target.parse(given)
+    except ValueError as error:
+        raise ValueError(f"{error}, or '{NO_TARGET}'") from None
+
+
+def _target_as_text(target: Target | None) -> str | None:
+    return target and str(target)
+
+
+class Train(Section):
+    """What each worker computes, and for how long."""
+
+    model: str = "digits-cnn"
+    dataset: str = "digits"
+    data_dir: str | None = None
+    """A folder that holds the data set; None looks in the usual places, then downloads."""
+    checkpoint: str | None = None
+    """A file with the model's ``state_dict()``, by ``torch.save``, to start from; None draws weights by the seed."""
+    replay: str | None = None
+    """A profile, by name or file (``workload/profile.py``), whose times are waited for instead of computing: gradients
+    are made up, nothing is learnt and no data set is read. None trains for real."""
+    dilation: float = Field(1.0, ge=1)
+    """Replays only: links, delays and the profile's device are so many times slower than what is said here, and all
+    times are divided by it before they are told. So a machine can carry rates that are beyond it."""
+    gradient_density: float = Field(1.0, gt=0, le=1)
+    """Replays only: the share of a gradient's entries that are not zero."""
+    gradient_overlap: Literal["random", "full"] = "random"
+    """Replays only: whether each worker has a gradient of its own, or all have the same one."""
+    steps: int = Field(100, ge=4)
+    """The cap: every trial goes on to it, whether it has reached the target or not, so that final accuracies are those
+    of the same step."""
+    batch_size: int = Field(32, ge=1)
+    """Samples per worker and step."""
+    lr: float = Field(0.05, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    eval_every: int = Field(10, ge=1)
+    """Steps between evaluations on the test set, which pause the training clock."""
+    target: Annotated[Target | None, BeforeValidator(_read_target), PlainSerializer(_target_as_text)] = None
+    """How good the model must be: ``accuracy 95%``, ``loss 0.35``, ``perplexity 12``. The time is read at the first
+    crossing, between two evaluations by a line. None, which files write ``none``: no time to target is told."""
+    bucket_bytes: Annotated[SizeBytes, Field(alias="bucket")] = 25_000_000
+    """DDP's bucket size."""
+    timeout_s: Annotated[TimeS, Field(alias="timeout", gt=0)] = 300.0
+    """A trial that takes longer is ended and recorded as ``timeout``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_older_files(cls, given: Any) -> Any:
+        """Files written before there were other targets say ``target_accuracy = 0.95``. A replay's meant nothing."""
+        if not isinstance(given, Mapping) or "target_accuracy" not in given or "target" in given:
+            return given
+        rest = {name: value for name, value in given.items() if name != "target_accuracy"}
+        return rest if given.get("replay") else {**rest, "target": f"accuracy {given['target_accuracy']}"}
+
+
+class MethodSpec(Section):
+    """A method of ``baselines/`` with its parameters, and the label that tells it from its siblings."""
+
+    name: str
+    label: str
+    params: dict[str, Any] = Field(default_factory=dict)
+    slowed_to_bps: Annotated[RateBps | None, Field(alias="slowed_to")] = None
+    """Of a replay: links really have this rate, and time is dilated by as much, so that this machine has the time for
+    what the method computes. Links that are no faster stay as they are. None: ``train.dilation`` alone says."""
+
+
+class Case(Section):
+    """One concrete combination of the sections."""
+
+    cluster: Cluster
+    link: Link
+    fabric: Fabric = Fabric.model_validate({})
+    train: Train
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = {f"w{worker}" for worker in range(self.cluster.workers)}
+        if strangers := [name for name in self.link.workers if name not in names]:
+            raise ValueError(f"link.workers: found {strangers[0]!r}; allowed: w0 to w{len(names) - 1}")
+        if len(self.fabric.names) > len(names):
+            raise ValueError(f"fabric.groups: found {self.fabric.groups!r}; allowed: at most {len(names)}, the workers")
+        if self.train.dilation > 1 and not self.train.replay:
+            raise ValueError(f"train.dilation: found {self.train.dilation:g}; allowed: 1 without train.replay")
+        if self.train.dilation > 1 and None in (self.link.pipe("", way).rate_bps for way in ("up", "down")):
+            raise ValueError(f"train.dilation: found {self.train.dilation:g}; allowed: 1 where links are unshaped")
+        return self
+
+
+class Scenario(Section):
+    """A scenario as the rest of pacbench sees it: concrete cases, concrete methods, no lists left to expand."""
+
+    name: str
+    description: str = ""
+    rounds: int = Field(5, ge=1)
+    seed: int = Field(0, ge=0)
+    baseline: str = "dense"
+    """The label of the method that speedups are ratios to, and whose final accuracy the others must keep."""
+    baseline_16bit: str | None = None
+    """The label of the 16-bit all-reduce that speedups are told over first; None takes the first of
+    ``SIXTEEN_BIT_METHODS`` that the scenario has."""
+    tolerance: float = Field(TOLERANCE, ge=0, lt=1)
+    """By how much a final accuracy may be worse than the baseline's: absolute, 0.02 being two points; of a loss or a
+    perplexity relative."""
+    accuracy_seeds: int = Field(0, ge=0, le=64)
+    """Where the rounds leave it unknown whether a method keeps accuracy, more seeds are trained for that alone, on
+    unshaped links, up to so many in all. 0: the rounds must do."""
+    cases: tuple[Case, ...]
+    methods: tuple[MethodSpec, ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        slowed = next((method for method in self.methods if method.slowed_to_bps), None)
+        if slowed and not all(case.train.replay and case.link.rate_bps for case in self.cases):
+            raise ValueError(f"methods ({slowed.label}).slowed_to: allowed: in replays over links that have a rate")
+        return self
+
+    @classmethod
+    def keys_in_files(cls) -> list[str]:
+        """Files have the sections of a case instead of cases, which are what their lists stand for."""
+        return [key for key in super().keys_in_files() if key != "cases"] + list(Case.model_fields)
+
+    def is_same_run(self, other: Scenario) -> bool:
+        """Whether a run of the other goes on as one of this: more seeds for accuracy change nothing that was run."""
+        return self.model_copy(update={"accuracy_seeds": other.accuracy_seeds}) == other
+
+    @property
+    def sixteen_bit(self) -> str | None:
+        """The label of the 16-bit baseline; None where the scenario has none."""
+        if self.baseline_16bit:
+            return self.baseline_16bit
+        of_name = {method.name: method.label for method in reversed(self.methods)}
+        return next((of_name[name] for name in SIXTEEN_BIT_METHODS if name in of_name), None)
+
+    @property
+    def baselines(self) -> tuple[str, ...]:
+        """The labels that speedups are told over: the 16-bit all-reduce first, if there is one, then the baseline."""
+        return tuple(dict.fromkeys([*([self.sixteen_bit] if self.sixteen_bit else []), self.baseline]))

@@ -1,0 +1,170 @@
+"""Profiles: what a training step of a model takes on a device, as a file that replays wait by and predictions add up.
+
+A profile is measured (``profiler.measure``) or modelled from published figures (``profiler.derive``), and says which.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from harness.errors import UsageError
+from harness.scenario.schema import MethodSpec
+from harness.scenario.section import Section, checked_section
+
+SCHEMA = 1
+
+
+class Gradient(Section):
+    """A parameter, and when its gradient is ready: seconds from the start of the backward pass."""
+
+    parameter: str
+    shape: Annotated[tuple[int, ...], Field(strict=False)]
+    ready_s: float = Field(ge=0)
+
+    @property
+    def numel(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
+
+class Layer(Section):
+    """Seconds that a layer with parameters takes in each direction, what follows it up to the next one included."""
+
+    layer: str
+    forward_s: float = Field(ge=0)
+    backward_s: float = Field(ge=0)
+
+
+class Codec(Section):
+    """What a method costs in a step, beside waiting for the wire: of the whole model, with so many workers."""
+
+    method: str
+    params: dict[str, Any]
+    workers: int = Field(ge=1)
+    encode_s: float = Field(ge=0)
+    """Encoding that holds up the backward pass."""
+    beside_s: float = Field(ge=0)
+    """Encoding on another thread than the backward pass."""
+    decode_s: float = Field(ge=0)
+    optimizer_s: float = Field(ge=0)
+    """The optimizer's step with what the method does before and after it."""
+
+
+class Profile(Section):
+    """A training step of a model on a device, without a network."""
+
+    version: int = Field(alias="schema")
+    model: str
+    batch_size: int = Field(ge=1)
+    device: str
+    source: Literal["measured", "modelled"]
+    made_by: str
+    """The command that made it."""
+    assumptions: str = ""
+    """What a modelled one takes for granted."""
+    workers: int = Field(1, ge=1)
+    """How many computed at once on the device when it was measured."""
+    forward_s: float = Field(gt=0)
+    backward_s: float = Field(gt=0)
+    """Of the whole backward pass, with DDP's copies into its buckets."""
+    optimizer_s: float = Field(ge=0)
+    """Of SGD with momentum."""
+    gradients: Annotated[tuple[Gradient, ...], Field(min_length=1, strict=False)]
+    """In the order in which they are ready."""
+    layers: Annotated[tuple[Layer, ...], Field(strict=False)] = ()
+    codecs: Annotated[tuple[Codec, ...], Field(strict=False)] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        ready_s = [gradient.ready_s for gradient in self.gradients]
+        if ready_s != sorted(ready_s):
+            raise ValueError("gradients: found times that do not grow; allowed: gradients in the order of ready_s")
+        if self.backward_s < ready_s[-1]:
+            raise ValueError(f"backward_s: found {self.backward_s}; allowed: at least {ready_s[-1]}, the last gradient")
+        return self
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Of the parameters, in the order in which their gradients are ready."""
+        return [gradient.shape for gradient in self.gradients]
+
+    @property
+    def numel(self) -> int:
+        """How many numbers all parameters hold."""
+        return sum(gradient.numel for gradient in self.gradients)
+
+    @property
+    def origin(self) -> str:
+        """In words: ``measured on`` or ``modelled for`` which device."""
+        return f"{self.source} {'on' if self.source == 'measured' else 'for'} {self.device}"
+
+    def codec(self, method: MethodSpec, workers: int) -> Codec | None:
+        """The costs of a method with just these parameters, of the number of workers that comes closest."""
+        known = [each for each in self.codecs if (each.method, each.params) == (method.name, method.params)]
+        return min(known, key=lambda each: abs(math.log(each.workers / workers)), default=None)
+
+    def as_json(self) -> str:
+        """A gradient a line."""
+        content = json.loads(self.model_dump_json(by_alias=True))
+        lines = []
+        for key, value in content.items():
+            if isinstance(value, list):
+                rows = ",\n  ".join(json.dumps(row) for row in value)
+                lines.append(f" {json.dumps(key)}: [\n  {rows}\n ]" if value else f" {json.dumps(key)}: []")
+            else:
+                lines.append(f" {json.dumps(key)}: {json.dumps(value)}")
+        return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def available() -> dict[str, Path]:
+    """The profiles that come with pacbench, by name."""
+    folder = Path(str(files("scenarios"))) / "profiles"
+    return {path.stem: path for path in sorted(folder.glob("*.json"))}
+
+
+def find(name_or_path: str) -> Path:
+    """The file of a profile: of one that comes with pacbench, or at a path that ends in ``.json``.
+
+    Raises:
+        UsageError: there is none.
+    """
+    path = Path(name_or_path) if name_or_path.endswith(".json") else available().get(name_or_path)
+    if path is None or not path.is_file():
+        known = ", ".join(available()) or "none come with pacbench"
+        raise UsageError.at("scenario", "train.replay", name_or_path, f"a profile's .json file, or a name ({known})")
+    return path
+
+
+@cache
+def read(name_or_path: str) -> Profile:
+    """A profile, by its name or file.
+
+    Raises:
+        UsageError: there is none, or it is not one of this version's.
+    """
+    path = find(name_or_path)
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: not a profile: {str(error).splitlines()[0]}") from None
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        found = content.get("schema") if isinstance(content, dict) else content
+        raise UsageError.at(path, "schema", found, f"{SCHEMA}, the profiles of this version of pacbench")
+    return checked_section(Profile, content, str(path))
+
+
+def digest(name_or_path: str) -> str:
+    """Of a profile's content, which may change under the same name."""
+    return hashlib.sha256(find(name_or_path).read_bytes()).hexdigest()
