@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.plan import estimate, plan
-from harness.plan.trial import Trial
+from harness.plan.trial import UNSETTLED_STEPS, Trial, state_of
 from harness.record.store import Event, Store
 from harness.scenario.load import load
 from harness.scenario.schema import Scenario
@@ -66,7 +66,7 @@ def invent(trial: Trial) -> tuple[dict[str, Any], list[Event]]:
     codec_s = CODEC_S.get(trial.method.name, 0.005) * dice.uniform(0.9, 1.1)
     comm_s = (bound_s or 8 * payload / OVERLAPPED_BPS) * dice.uniform(1.05, 1.12) + 0.002
     step_s = COMPUTE_S + codec_s + comm_s
-    steady_from_step = max(trial.state_of(trial.method).steady_from_step, trial.UNSETTLED_STEPS)
+    steady_from_step = max(state_of(trial.method).steady_from_step, UNSETTLED_STEPS)
     ceiling = {"dense": 0.967, "topk": 0.945, "dgc": 0.955}.get(trial.method.name, 0.963)
     events = list(_events(trial, step_s, codec_s, comm_s, ceiling + dice.uniform(-0.006, 0.006)))
     accuracies = [Evaluation(event.step, event.time_s, event.value) for event in events if event.kind == "accuracy"]

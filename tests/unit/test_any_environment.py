@@ -103,7 +103,7 @@ def test_our_import_of_matplotlib_leaves_environment_folder_and_locale(tmp_path:
     (tmp_path / "matplotlibrc").write_bytes(ODD_SETTINGS)
     program = (
         "import locale, os; before = dict(os.environ), os.getcwd(), locale.setlocale(locale.LC_ALL); "
-        "import harness.drawing; print(before == (dict(os.environ), os.getcwd(), locale.setlocale(locale.LC_ALL)))"
+        "import harness.report.figures.drawing; print(before == (dict(os.environ), os.getcwd(), locale.setlocale(locale.LC_ALL)))"
     )
     environment = {**clean_environment(), "MPLBACKEND": "nonsense", "MATPLOTLIBRC": str(tmp_path)}
     done = subprocess.run(
@@ -119,7 +119,7 @@ import matplotlib, io
 from matplotlib.figure import Figure
 matplotlib.rcParams.update({"text.usetex": True, "font.family": "nothing-that-exists", "figure.facecolor": "red"})
 before = dict(matplotlib.rcParams)
-from harness import drawing, plots
+from harness.report.figures import drawing, plots
 with drawing.style(plots.STYLE_FILE):
     figure = Figure()
     figure.text(0, 0, "text")

@@ -19,7 +19,7 @@ from harness.network.probe_protocol import PING, PINGED, SO_TIMESTAMPNS
 from harness.network.qdisc import burst_bytes, check_read_back, netem_limit, qdisc
 from harness.network.readings import Counts, Readings
 from harness.network.responder import _Answering, _collect, counts_of
-from harness.network.tolerances import _complaints, loss_interval, mean_burst, share_interval
+from harness.network.tolerances import complaints_of, loss_interval, mean_burst, share_interval
 from harness.network.topology import Topology
 from harness.scenario.links import GilbertElliott, Link, Pipe
 from harness.worker.meter import Transport, parse_transport
@@ -297,7 +297,7 @@ def test_what_became_of_numbered_datagrams_is_told_apart() -> None:
 
 
 def complaints(asked: Link, measured_bps: float, counts: Counts | None = None) -> list[str]:
-    return list(_complaints(replace(UP, link="w2", direction="down", pipe=asked), measured_bps, counts))
+    return list(complaints_of(replace(UP, link="w2", direction="down", pipe=asked), measured_bps, counts))
 
 
 def test_only_links_that_are_what_was_asked_pass() -> None:

@@ -137,7 +137,7 @@ def test_drawing_ends_where_a_signal_is_no_more_than_noted(tmp_path: Path) -> No
 import signal
 from pathlib import Path
 from matplotlib.figure import Figure
-from harness import plots
+from harness.report.figures import plots
 import pandas as pd
 signal.signal(signal.SIGTERM, lambda *_: None)
 drawing = plots.Drawing("figure", "Title", "Caption", Figure(), pd.DataFrame())

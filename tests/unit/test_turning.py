@@ -58,7 +58,7 @@ def test_the_sweep_has_what_is_predicted_for_a_trial_that_is_not_slowed(found: p
 
 
 def test_a_scenario_that_trains_has_nothing_to_predict() -> None:
-    assert crossover.speedups(plan.make(load("quickstart"), "fake")).empty
+    assert crossover.speedups(make(load("quickstart"), "fake")).empty
 
 
 @pytest.mark.parametrize(("power", "turns_at"), [(-0.5, 1e9), (0.0, None), (0.5, None)])
