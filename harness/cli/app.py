@@ -484,7 +484,7 @@ def profile(
         raise UsageError.at("command line", "-o", str(out), "a file whose name ends in .json")
     methods = _load(codecs, None, None, None).methods if codecs else ()
     made_by = shlex.join(["pacbench", *sys.argv[1:]])
-    order = profiler.Order(model, batch_size, device, workers, steps, methods, made_by, dataset)
+    order = profiler.ProfileRequest(model, batch_size, device, workers, steps, methods, made_by, dataset)
     if derive_for:
         hardware = profiler.HARDWARE[derive_for]
         made = profiler.derive(order, hardware, efficiency or profiler.EFFICIENCY)

@@ -125,7 +125,7 @@ class FakeCluster:
         """They stay so."""
         return self._readings
 
-    def lend(self, file: Path) -> None:
+    def share_file(self, file: Path) -> None:
         """Nobody reads."""
 
     def preload(self, train: Train | None = None) -> None:

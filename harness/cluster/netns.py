@@ -77,8 +77,8 @@ class NetnsCluster(EmulatedCluster):
         super().check(topology, resources)  # first: of a rate that is far too high tc only says that it is illegal
         self._agent.request({"op": "check", "topology": as_json(topology)}, self.build_timeout_s)
 
-    def lend(self, file: Path) -> None:
-        """See ``Cluster.lend``: workers share the host's files."""
+    def share_file(self, file: Path) -> None:
+        """See ``Cluster.share_file``: workers share the host's files."""
 
     def verify(self) -> Readings:
         """See ``Cluster.verify``; after a trace the links are first what they were before it."""

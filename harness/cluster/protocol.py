@@ -56,7 +56,7 @@ class Cluster(Protocol):
     def verify(self) -> Readings:
         """Measure the topology in use once more; what is off is in the readings' ``complaints``."""
 
-    def lend(self, file: Path) -> None:
+    def share_file(self, file: Path) -> None:
         """Let workers read a file of this machine by the same name; before tasks start."""
 
     def preload(self, train: Train | None = None) -> None:

@@ -178,4 +178,4 @@ def _words(topology: Topology) -> str:
     delay = [f"{format_time(link.delay_s)} a way"] if link.delay_s else []
     loss = [f"{link.loss:.2%} lost"] if link.loss else []
     rate = format_rate(link.rate_bps) if link.rate_bps else "unshaped"
-    return ", ".join([rate, *delay, *loss, *filter(None, [topology.particulars()])])
+    return ", ".join([rate, *delay, *loss, *filter(None, [topology.describe_extras()])])

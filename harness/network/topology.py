@@ -215,7 +215,7 @@ class Topology(Section):
         best = TraceRow(t_s=0.0, rate_bps=max(row.rate_bps for row in rows), delay_s=min(delays_s, default=None))
         return self.model_copy(update={"link": self.link.model_copy(update={"trace": Trace(rows=(best,))})})
 
-    def particulars(self) -> str:
+    def describe_extras(self) -> str:
         """What the links are beyond rate, delay and loss, and how they are joined, in words; empty for a plain star."""
         told = {"rate_bps", "delay_s", "loss", "mtu_bytes", "congestion_control"}
         plain = Link.model_validate({}).model_dump(mode="json", by_alias=True)

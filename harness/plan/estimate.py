@@ -24,7 +24,7 @@ TRIAL_OVERHEAD_S = 0.6
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Expected:
     """What is known of a trial before it runs."""
 
     wire_bytes_per_step: float
@@ -52,7 +52,7 @@ def lower_bound_s(trial: Trial, step: int | None = None) -> float:
     return topology_of(trial.case).bound_s(wire_bytes(trial, step), busiest_bytes)
 
 
-def estimate(trial: Trial, cpu_count: int) -> Estimate:
+def estimate(trial: Trial, cpu_count: int) -> Expected:
     """Bytes, lower bound and time of a trial, from the method's byte formula and the model's operation count."""
     train, replayed = trial.case.train, profile_of(trial.case)
     ramp = min(state_of(trial.method).steady_from_step, train.steps)
@@ -62,7 +62,7 @@ def estimate(trial: Trial, cpu_count: int) -> Estimate:
         evaluation_s = 0.0
     else:
         compute_s, evaluation_s = _training_s(trial, cpu_count)
-    return Estimate(
+    return Expected(
         wire_bytes_per_step=wire_bytes(trial),
         lower_bound_s_per_step=lower_bound_s(trial),
         time_s=TRIAL_OVERHEAD_S + trial.dilation * (wire_s + compute_s) + evaluation_s,

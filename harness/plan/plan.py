@@ -55,7 +55,7 @@ class Plan:
         """Likewise, those of ``more_seeds`` that are wanted."""
         return _not_done(filter(wanted, self.more_seeds), attempts)
 
-    def strangers(self, attempts: pd.DataFrame) -> set[str]:
+    def foreign_trial_ids(self, attempts: pd.DataFrame) -> set[str]:
         """Ids of trials in a store that are none of this plan's: other code made them, or another kind of cluster."""
         on_links = attempts[attempts["purpose"] != ACCURACY]  # more seeds, whoever asked for them, are no trouble
         return set(on_links["trial_id"]) - {trial.id for trial in self.trials} - self.left_out

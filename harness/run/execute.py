@@ -97,9 +97,9 @@ def run(
         KeyboardInterrupt: passed on once the trial that it hit is stored as interrupted.
     """
     attempts = store.attempts()
-    if strangers := plan.strangers(attempts):
+    if foreign_trial_ids := plan.foreign_trial_ids(attempts):
         raise UsageError(
-            f"{store.folder}: holds {len(strangers)} trials of other code or of another kind of cluster, "
+            f"{store.folder}: holds {len(foreign_trial_ids)} trials of other code or of another kind of cluster, "
             "which are not to be mixed with new ones; choose another --out"
         )
     pending = plan.pending(attempts)
@@ -129,9 +129,9 @@ def _prepare(plan: Plan, pending: Sequence[Trial], cluster: Cluster) -> None:
     """Have files and data ready on the cluster, and refuse what this machine or the cluster cannot carry."""
     _check_memory(plan, pending)
     for checkpoint in {named for trial in pending if (named := trial.case.train.checkpoint)}:
-        cluster.lend(Path(checkpoint))
+        cluster.share_file(Path(checkpoint))
     for path in {Path(named) for trial in pending if (named := trial.case.train.replay) and named.endswith(".json")}:
-        cluster.lend(path)
+        cluster.share_file(path)
     for train in {_materials_of(trial.case.train): trial.case.train for trial in pending}.values():
         cluster.preload(train)
     for wanted in dict.fromkeys((built_topology_of(trial), trial.case.cluster.resources) for trial in pending):
@@ -234,14 +234,14 @@ def unfinished_run(plan: Plan, results: Path) -> Path | None:
     """The newest run of this plan under ``results`` that something is left to do of, if there is one."""
     for store in runs(results, plan.scenario):
         attempts = store.attempts()
-        if not plan.strangers(attempts) and (plan.pending(attempts) or pending_seeds(plan, store)):
+        if not plan.foreign_trial_ids(attempts) and (plan.pending(attempts) or pending_seeds(plan, store)):
             return store.folder
     return None
 
 
 def latest_run(plan: Plan, results: Path) -> Store | None:
     """The newest run of this plan's scenario and code under ``results``, be it finished or not."""
-    return next((store for store in runs(results, plan.scenario) if not plan.strangers(store.attempts())), None)
+    return next((store for store in runs(results, plan.scenario) if not plan.foreign_trial_ids(store.attempts())), None)
 
 
 def _attempt(trial: Trial, cluster: Cluster, port: int, outcome: Outcome, watch: Watch) -> None:
@@ -390,7 +390,7 @@ def _settings(trial: Trial) -> dict[str, Any]:
         "rate_bps": case.link.trace.rows[0].rate_bps if case.link.trace else case.link.rate_bps,
         "delay_s": case.link.delay_s,
         "loss": case.link.mean_loss,
-        "network": topology_of(case).particulars(),
+        "network": topology_of(case).describe_extras(),
         "seed": trial.seed,
         "round": trial.round,
         "purpose": ACCURACY if trial.for_accuracy else None,

@@ -142,7 +142,7 @@ class Pipe(Section):
         return None
 
 
-class Change(Pipe):
+class PipeChange(Pipe):
     """What is different for a direction, a worker or a trunk: only the fields that are given."""
 
     def _in_force(self, changes: dict[str, Any]) -> dict[str, Any]:
@@ -156,12 +156,12 @@ class Change(Pipe):
         return {key: value for key, value in dumped.items() if key in given}
 
 
-class TwoWay(Change):
+class TwoWay(PipeChange):
     """What is different for a link: in both directions, and further in one of them."""
 
-    up: Change | None = None
+    up: PipeChange | None = None
     """Away from the worker, or from the group's switch."""
-    down: Change | None = None
+    down: PipeChange | None = None
 
     def slowed(self, dilation: float) -> Self:
         """See ``Pipe.slowed``."""
@@ -238,9 +238,9 @@ class Link(Pipe):
     which shows in single steps."""
     trace: Annotated[Trace | None, BeforeValidator(_read_trace)] = None
     """A file, CSV or mahimahi's (``traces.py``): rates over time, on all workers' links, in both directions."""
-    up: Change | None = None
+    up: PipeChange | None = None
     """From a worker to its switch."""
-    down: Change | None = None
+    down: PipeChange | None = None
     workers: dict[str, TwoWay] = Field(default_factory=dict)
     """What is different for single workers, by name: ``[link.workers.w3]`` makes a straggler."""
 

@@ -50,7 +50,7 @@ class Resources(Section):
 NO_LIMITS = Resources.model_validate({})
 
 
-class Cluster(Resources):
+class ClusterSpec(Resources):
     """Who takes part, and what each may use."""
 
     workers: int = Field(4, ge=2, le=128)
@@ -137,7 +137,7 @@ class MethodSpec(Section):
 class Case(Section):
     """One concrete combination of the sections."""
 
-    cluster: Cluster
+    cluster: ClusterSpec
     link: Link
     fabric: Fabric = Fabric.model_validate({})
     train: Train
@@ -145,8 +145,8 @@ class Case(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         names = {f"w{worker}" for worker in range(self.cluster.workers)}
-        if strangers := [name for name in self.link.workers if name not in names]:
-            raise ValueError(f"link.workers: found {strangers[0]!r}; allowed: w0 to w{len(names) - 1}")
+        if unknown_workers := [name for name in self.link.workers if name not in names]:
+            raise ValueError(f"link.workers: found {unknown_workers[0]!r}; allowed: w0 to w{len(names) - 1}")
         if len(self.fabric.names) > len(names):
             raise ValueError(f"fabric.groups: found {self.fabric.groups!r}; allowed: at most {len(names)}, the workers")
         if self.train.dilation > 1 and not self.train.replay:

@@ -13,13 +13,13 @@ KEPT = {M_TRIM_THRESHOLD: 1 << 30, M_TOP_PAD: 1 << 26, M_MMAP_THRESHOLD: 1 << 26
 """In bytes: what may lie free before any goes back, by how much the heap grows, what is too large to lie in it."""
 
 
-def compute_undisturbed() -> None:
+def prepare_process() -> None:
     """Both of the below; for this thread and those that it starts afterwards."""
-    keep_what_is_freed()
-    finish_what_was_begun()
+    keep_freed_memory()
+    use_batch_scheduling()
 
 
-def keep_what_is_freed() -> None:
+def keep_freed_memory() -> None:
     """Have malloc keep this process's memory (mallopt(3)); where the C library has no such thing, change nothing.
 
     By itself, glibc gives a step's activations back to the kernel or not as chance has laid out the heap. Of the small
@@ -30,14 +30,14 @@ def keep_what_is_freed() -> None:
             mallopt(parameter, size)
 
 
-def finish_what_was_begun() -> None:
+def use_batch_scheduling() -> None:
     """No thread takes the processor from another of ours by waking up: SCHED_BATCH (sched(7)), as anybody may ask for.
 
     Gloo's event loop asks again and again for a lock that one of Gloo's other threads holds. If it has just taken the
     processor from that thread, it goes on until its time is up, a tick or more: of two processes on two cores a small
     all-reduce takes 1.9 ms then instead of 0.14, of eight 21 ms instead of 3.9, in the mean
-    (``tests/bench/test_undisturbed_speed.py``). Workers with cores of their own, for whom these stand, would not meet
-    it.
+    (``tests/bench/test_batch_scheduling_speed.py``). Workers with cores of their own, for whom these stand, would not
+    meet it.
     """
     with suppress(AttributeError, PermissionError):  # not on Linux; a sandbox that refuses it
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

@@ -37,7 +37,7 @@ from harness.plan.trial import UNSETTLED_STEPS, state_of
 from harness.provenance import cpu_model
 from harness.scenario.schema import MethodSpec
 from harness.worker.meter import CudaClock
-from harness.worker.process import compute_undisturbed
+from harness.worker.process import prepare_process
 from harness.workload.data import DATASETS
 from harness.workload.models import MODELS, Model, cross_entropy
 from harness.workload.profile import SCHEMA, Codec, Profile
@@ -51,7 +51,7 @@ SGD: dict[str, Any] = {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
 
 
 @dataclass(frozen=True)
-class Order:
+class ProfileRequest:
     """What is to be measured."""
 
     model: str
@@ -88,7 +88,7 @@ EFFICIENCY = 0.4
 """Of the peak, unless one is given."""
 
 
-def measure(order: Order) -> Profile:
+def measure(order: ProfileRequest) -> Profile:
     """Time a model, and methods' codecs, on this machine.
 
     Raises:
@@ -113,7 +113,7 @@ def measure(order: Order) -> Profile:
     return profile.model_copy(update={"codecs": measure_codecs(profile, order)})
 
 
-def derive(order: Order, hardware: Hardware, efficiency: float) -> Profile:
+def derive(order: ProfileRequest, hardware: Hardware, efficiency: float) -> Profile:
     """What a model would take on a published device: its operations at a share of the peak, the rest by memory.
 
     A backward pass takes twice the forward pass's operations, a layer after the other; SGD with momentum reads and
@@ -149,7 +149,7 @@ def derive(order: Order, hardware: Hardware, efficiency: float) -> Profile:
     return profile.model_copy(update={"codecs": tuple(codecs)})
 
 
-def measure_codecs(profile: Profile, order: Order) -> tuple[Codec, ...]:
+def measure_codecs(profile: Profile, order: ProfileRequest) -> tuple[Codec, ...]:
     """Time each of the methods, on gradients of the profile's shapes."""
     if not order.methods:
         return ()
@@ -291,7 +291,7 @@ def _working_in(folder: Path) -> Iterator[None]:
 
 
 def _on_rank(rank: int, workers: int, meeting: str, job: Callable[..., T], arguments: tuple[Any, ...]) -> T:
-    compute_undisturbed()  # as workers do
+    prepare_process()  # as workers do
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group(GLOO, init_method=f"file://{meeting}", rank=rank, world_size=workers)
@@ -301,7 +301,7 @@ def _on_rank(rank: int, workers: int, meeting: str, job: Callable[..., T], argum
         dist.destroy_process_group()
 
 
-def samples(order: Order, network: nn.Module) -> tuple[Tensor, Tensor]:
+def samples(order: ProfileRequest, network: nn.Module) -> tuple[Tensor, Tensor]:
     """A batch: the data set's first, or N(0, 1) and any tokens. Not zeros: a processor foresees where those branch.
 
     Args:
@@ -319,7 +319,7 @@ def samples(order: Order, network: nn.Module) -> tuple[Tensor, Tensor]:
         return inputs, torch.zeros_like(network(inputs).argmax(-1))
 
 
-def _time_steps(order: Order) -> list[Timed]:
+def _time_steps(order: ProfileRequest) -> list[Timed]:
     """Real steps of the model, in which nothing is sent: a row of times for each, in seconds."""
     clock = CudaClock() if order.device == "cuda" else Clock()
     torch.manual_seed(0)
@@ -425,12 +425,12 @@ class _ThreadStopwatch(Stopwatch):
         return seconds
 
 
-def _time_codecs(profile: Profile, order: Order) -> list[list[Timed]]:
+def _time_codecs(profile: Profile, order: ProfileRequest) -> list[list[Timed]]:
     made = make_materials(profile).on(torch.device(order.device))
     return [_time_codec(profile, made, method, order) for method in order.methods]
 
 
-def _time_codec(profile: Profile, made: Materials, method: MethodSpec, order: Order) -> list[Timed]:
+def _time_codec(profile: Profile, made: Materials, method: MethodSpec, order: ProfileRequest) -> list[Timed]:
     """Real steps of a method on made-up gradients, in which only the codec and the optimizer take time."""
     model = Replayed(profile, made, Pace(0.0), dist.get_rank())
     ddp = DistributedDataParallel(

@@ -36,7 +36,7 @@ from harness.plan.trial import UNSETTLED_STEPS, Trial, state_of
 from harness.scenario.schema import Train
 from harness.worker import meter
 from harness.worker.meter import Recorder
-from harness.worker.process import compute_undisturbed
+from harness.worker.process import prepare_process
 from harness.workload import profile as profiles
 from harness.workload import replay
 from harness.workload.data import DATASETS, Data
@@ -113,7 +113,7 @@ def time_all_reduce(spec: Mapping[str, Any], node: str, send: Send) -> None:
 @contextmanager
 def process_group(rank: int, world_size: int, port: int, backend: str = GLOO) -> Iterator[None]:
     """The default group of all workers, on the shaped interface and nowhere else."""
-    compute_undisturbed()
+    prepare_process()
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = WORKER_INTERFACE
     dist.init_process_group(
@@ -126,7 +126,7 @@ def process_group(rank: int, world_size: int, port: int, backend: str = GLOO) ->
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Scores:
     """Of the whole test set, the same on every rank."""
 
     accuracy: float
@@ -303,7 +303,7 @@ class _Training:
         self.paused_s += perf_counter() - start
 
     @torch.no_grad()
-    def _evaluate(self) -> Evaluation:
+    def _evaluate(self) -> Scores:
         """Each rank looks at its share of the test set, by rank 0's statistics of batches; the sums are all-reduced."""
         for buffer in self.ddp.module.buffers():
             dist.broadcast(buffer, 0)
@@ -322,7 +322,7 @@ class _Training:
         self.ddp.train()
         dist.all_reduce(sums)
         correct, loss = (sums / self.data.test_targets.numel()).tolist()
-        return Evaluation(correct, loss)
+        return Scores(correct, loss)
 
     def _parameter_hash_range(self) -> tuple[int, int]:
         """The least and the greatest of all ranks' hashes: equal when every rank holds the same bits."""

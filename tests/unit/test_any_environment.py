@@ -103,7 +103,8 @@ def test_our_import_of_matplotlib_leaves_environment_folder_and_locale(tmp_path:
     (tmp_path / "matplotlibrc").write_bytes(ODD_SETTINGS)
     program = (
         "import locale, os; before = dict(os.environ), os.getcwd(), locale.setlocale(locale.LC_ALL); "
-        "import harness.report.figures.drawing; print(before == (dict(os.environ), os.getcwd(), locale.setlocale(locale.LC_ALL)))"
+        "import harness.report.figures.drawing; "
+        "print(before == (dict(os.environ), os.getcwd(), locale.setlocale(locale.LC_ALL)))"
     )
     environment = {**clean_environment(), "MPLBACKEND": "nonsense", "MATPLOTLIBRC": str(tmp_path)}
     done = subprocess.run(

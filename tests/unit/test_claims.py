@@ -271,8 +271,8 @@ def test_only_what_is_asked_for_is_run_and_quick_is_a_part_of_it() -> None:
     everything = pd.DataFrame(
         {"trial_id": [trial.id for trial in on_netns(load("quickstart")).trials], "purpose": None}
     )
-    assert quick.strangers(everything) == whole.strangers(everything) == set()
-    assert whole.strangers(pd.DataFrame({"trial_id": ["another"], "purpose": None})) == {"another"}
+    assert quick.foreign_trial_ids(everything) == whole.foreign_trial_ids(everything) == set()
+    assert whole.foreign_trial_ids(pd.DataFrame({"trial_id": ["another"], "purpose": None})) == {"another"}
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from harness.cluster.docker import engine
-from harness.cluster.docker.compose import SUBNETS, End, Made, free_subnets, project, wires
+from harness.cluster.docker.compose import SUBNETS, Deployment, End, free_subnets, project, wires
 from harness.errors import MeasurementError
 from harness.network.topology import Topology
 from harness.scenario.links import Link
-from harness.scenario.schema import NO_LIMITS, Cluster, Resources
+from harness.scenario.schema import NO_LIMITS, ClusterSpec, Resources
 
 
 def star(workers: int, **link: Any) -> Topology:
@@ -75,8 +75,8 @@ def test_limits_hold_for_workers_in_turn() -> None:
 
 def test_a_scenario_names_them_beside_its_workers() -> None:
     given = {"cpuset": "0;1", "memory": "1GB", "device": "cuda"}
-    assert Cluster.model_validate({"workers": 4, **given}).resources == Resources.model_validate(given)
-    assert Cluster.model_validate({"workers": 4}).resources == NO_LIMITS
+    assert ClusterSpec.model_validate({"workers": 4, **given}).resources == Resources.model_validate(given)
+    assert ClusterSpec.model_validate({"workers": 4}).resources == NO_LIMITS
 
 
 @pytest.mark.parametrize(("gpus", "backend", "given"), [(2, "nccl", ["0", "1"]), (1, "gloo", ["0", "0"])])
@@ -94,7 +94,7 @@ def test_gpus_are_given_in_turn_and_only_the_link_connects_them(gpus: int, backe
 
 
 def test_a_larger_star_serves_a_smaller_one() -> None:
-    made = Made(star(8), NO_LIMITS, {Path("/data"): "/data"}, {}, 0)
+    made = Deployment(star(8), NO_LIMITS, {Path("/data"): "/data"}, {}, 0)
     assert made.covers(star(4, rate="20mbit"), NO_LIMITS, {})
     assert not made.covers(star(9), NO_LIMITS, {})
     assert not made.covers(star(4, mtu=9000), NO_LIMITS, {})

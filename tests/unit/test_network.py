@@ -179,7 +179,7 @@ def test_directions_and_workers_differ_where_they_are_told_to() -> None:
     assert all(pipe.delay_s == 0.005 for pipe in found.values())
     assert topology.rtt_s(0, 2) == pytest.approx(0.02)
     assert topology.bound_s(1e6, 1e6) == pytest.approx(8e6 / 10e6 + 0.005), "the straggler's link decides"
-    assert "w2 (10 Mbit/s" in topology.particulars()
+    assert "w2 (10 Mbit/s" in topology.describe_extras()
 
 
 def racks(**fabric: object) -> Topology:

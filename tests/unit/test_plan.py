@@ -65,8 +65,8 @@ def test_only_done_trials_are_skipped() -> None:
     assert [trial.id for trial in plan.pending(attempts)] == [
         trial.id for trial in plan.trials if trial.id not in (first, third)
     ]
-    assert plan.strangers(attempts) == set()
-    assert plan.strangers(pd.DataFrame({"trial_id": ["x", first], "purpose": None})) == {"x"}
+    assert plan.foreign_trial_ids(attempts) == set()
+    assert plan.foreign_trial_ids(pd.DataFrame({"trial_id": ["x", first], "purpose": None})) == {"x"}
 
 
 def test_dense_bytes_and_bound_follow_the_ring() -> None:

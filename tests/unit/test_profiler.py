@@ -10,13 +10,13 @@ import pytest
 import torch
 import traps
 
-from harness.worker.profiler import Order, samples
+from harness.worker.profiler import ProfileRequest, samples
 from harness.workload.data import DATASETS
 from harness.workload.models import MODELS
 
 
 def batch(model: str, dataset: str | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    order = Order(model, 8, "cpu", workers=1, steps=1, methods=(), made_by="a test", dataset=dataset)
+    order = ProfileRequest(model, 8, "cpu", workers=1, steps=1, methods=(), made_by="a test", dataset=dataset)
     return samples(order, MODELS[model].build())
 
 

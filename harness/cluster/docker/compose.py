@@ -215,7 +215,7 @@ class ComposeCluster(EmulatedCluster):
         self._run = uuid.uuid4().hex[:8]
         self._name = f"pacbench-{self._run}"
         self._fleet = Fleet()
-        self._made: Made | None = None
+        self._deployment: Deployment | None = None
         self._mounts: dict[Path, str] = {}
         self._preloads: list[Message] = []
 
@@ -228,8 +228,8 @@ class ComposeCluster(EmulatedCluster):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with _undisturbed():
-            if self._keep and self._made:
+        with _uninterrupted():
+            if self._keep and self._deployment:
                 self._fleet.close()
                 enter = f"docker exec -it {self._name}-w0 bash (-w1, ..., -{SWITCH})"
                 print(f"kept: {enter}; removed by: pacbench clean", file=sys.stderr)
@@ -265,8 +265,8 @@ class ComposeCluster(EmulatedCluster):
             raise UsageError.at("scenario", "link.trace", "a trace", "none on docker, but on netns")
         super().check(topology, resources)
 
-    def lend(self, file: Path) -> None:
-        """See ``Cluster.lend``."""
+    def share_file(self, file: Path) -> None:
+        """See ``Cluster.share_file``."""
         self._mounts[file.resolve()] = os.path.join(WORKDIR, file)
 
     def preload(self, train: Train | None = None) -> None:
@@ -278,9 +278,9 @@ class ComposeCluster(EmulatedCluster):
             self._mounts |= {place.resolve(): _inside(place, train.data_dir) for place in found}
         request = preload_request(train)
         self._preloads.append(request)
-        if self._made:
-            started = self._bring_up(self._made.topology, self._made.resources)
-            others = [node for node in worker_nodes(self._made.topology) if node not in started]
+        if self._deployment:
+            started = self._bring_up(self._deployment.topology, self._deployment.resources)
+            others = [node for node in worker_nodes(self._deployment.topology) if node not in started]
             self._fleet.request(dict.fromkeys(others, request), self.preload_timeout_s)
 
     def run(self, task: str, spec: Mapping[str, Any], timeout_s: float) -> Iterator[Message]:
@@ -311,34 +311,34 @@ class ComposeCluster(EmulatedCluster):
         Returns:
             The nodes that were started.
         """
-        if not self._made or not self._made.covers(topology, resources, self._mounts):
+        if not self._deployment or not self._deployment.covers(topology, resources, self._mounts):
             self._take_down()
             names = [wire.name for wire in wires(topology)]
             subnets = dict(zip(names, free_subnets(len(names), list(engine.subnets(self._client))), strict=True))
-            self._made = Made(topology, resources, dict(self._mounts), subnets, engine.gpu_count())
-        missing = [node for node in self._made.topology.nodes if not self._fleet.serves(node)]
+            self._deployment = Deployment(topology, resources, dict(self._mounts), subnets, engine.gpu_count())
+        missing = [node for node in self._deployment.topology.nodes if not self._fleet.serves(node)]
         if missing:
             self._compose("up", "-d", "--no-build")
             for node in missing:
                 self._fleet.add(node, self._agent(node))
             check = {"op": "check_code", "digest": code_digest()}
             self._fleet.request(dict.fromkeys(missing, check), HELLO_TIMEOUT_S)
-            workers = [node for node in worker_nodes(self._made.topology) if node in missing]
+            workers = [node for node in worker_nodes(self._deployment.topology) if node in missing]
             for preload in self._preloads:
                 self._fleet.request(dict.fromkeys(workers, preload), self.preload_timeout_s)
         return missing
 
     def _take_down(self) -> None:
         self._fleet.close()
-        if self._made:
+        if self._deployment:
             self._compose("down", "-t", "0")
-            self._made = None
+            self._deployment = None
 
     def _agent(self, node: str) -> AgentConnection:
-        assert self._made
+        assert self._deployment
         interfaces = {
-            engine_address(self._made.subnets[wire.name], number): end.interface
-            for wire in wires(self._made.topology)
+            engine_address(self._deployment.subnets[wire.name], number): end.interface
+            for wire in wires(self._deployment.topology)
             for number, end in enumerate(wire.ends)
             if end.node == node
         }
@@ -346,13 +346,13 @@ class ComposeCluster(EmulatedCluster):
         return AgentConnection(["docker", "exec", "-i", f"{self._name}-{node}", *inside])
 
     def _compose(self, *arguments: str) -> None:
-        assert self._made
-        file = project(self._name, **vars(self._made), image=self._image, labels=engine.labels(self._run))
+        assert self._deployment
+        file = project(self._name, **vars(self._deployment), image=self._image, labels=engine.labels(self._run))
         engine.command(["compose", "-p", self._name, "-f", "-", *arguments], json.dumps(file))
 
 
 @dataclass(frozen=True)
-class Made:
+class Deployment:
     """What containers were made for."""
 
     topology: Topology
@@ -383,7 +383,7 @@ def _inside(place: Path, data_dir: str | None) -> str:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
+def _uninterrupted() -> Iterator[None]:
     """Let nothing interrupt the removal of what was made."""
     handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from harness.worker.process import compute_undisturbed
+from harness.worker.process import prepare_process
 
 REPETITIONS = 100
 
@@ -41,7 +41,7 @@ def mean_all_reduce_s(ranks: int, compute_s: float, store: Path, undisturbed: bo
 def of_a_rank(rank: int, ranks: int, compute_s: float, store: Path, undisturbed: bool) -> float:
     """Mean seconds of one rank's all-reduces."""
     if undisturbed:
-        compute_undisturbed()
+        prepare_process()
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)

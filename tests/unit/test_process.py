@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 FAULTS_A_STEP = """
 import resource, statistics, torch
-from harness.undisturbed import keep_what_is_freed
+from harness.worker.process import keep_freed_memory
 {}
 def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def step(): [torch.ones(10_000_000) for _ in range(4)]
@@ -30,14 +30,14 @@ def faults_a_step(first: str) -> float:
 
 
 def test_memory_that_was_freed_is_found_again() -> None:
-    assert faults_a_step("keep_what_is_freed()") < 10
+    assert faults_a_step("keep_freed_memory()") < 10
     assert faults_a_step("") > 10, "else there is no need for it"
 
 
 POLICIES = """
 import os, sys, torch, torch.distributed as dist
-from harness.undisturbed import compute_undisturbed
-compute_undisturbed()
+from harness.worker.process import prepare_process
+prepare_process()
 dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=0, world_size=1)
 dist.all_reduce(torch.ones(1))
 for thread in os.listdir("/proc/self/task"):
