@@ -16,7 +16,6 @@ from torch.futures import Future
 
 from baselines._state import MethodState, ring_all_reduce_bytes
 
-
 UNSETTLED_STEPS, SAMPLED_STEPS = 1, 8
 """Of each mode that is explored: one step in which it lists survivors and makes memory, then those that count."""
 
