@@ -461,7 +461,7 @@ def profile(
 ) -> None:
     """Time a model's steps and the methods' codecs, or derive them for a published device: what replays wait by."""
     from harness.units import format_time
-    from harness.worker import profiler
+    from harness.worker import derived, profile_request, profiler
     from harness.workload.data import DATASETS
     from harness.workload.models import MODELS
 
@@ -472,8 +472,8 @@ def profile(
         raise UsageError.at("command line", "--dataset", dataset, ", ".join(fitting) or f"none: none fits {model}")
     if device not in ("cpu", "cuda"):
         raise UsageError.at("command line", "--device", device, "cpu, cuda")
-    if derive_for is not None and derive_for not in profiler.HARDWARE:
-        raise UsageError.at("command line", "--derive-for", derive_for, ", ".join(profiler.HARDWARE))
+    if derive_for is not None and derive_for not in derived.HARDWARE:
+        raise UsageError.at("command line", "--derive-for", derive_for, ", ".join(derived.HARDWARE))
     if dataset is not None and derive_for is not None:
         raise UsageError.at("command line", "--dataset", dataset, "none with --derive-for, which computes no samples")
     if efficiency is not None and not (derive_for and 0 < efficiency <= 1):
@@ -482,10 +482,10 @@ def profile(
         raise UsageError.at("command line", "-o", str(out), "a file whose name ends in .json")
     methods = _load(codecs, None, None, None).methods if codecs else ()
     made_by = shlex.join(["pacbench", *sys.argv[1:]])
-    order = profiler.ProfileRequest(model, batch_size, device, workers, steps, methods, made_by, dataset)
+    order = profile_request.ProfileRequest(model, batch_size, device, workers, steps, methods, made_by, dataset)
     if derive_for:
-        hardware = profiler.HARDWARE[derive_for]
-        made = profiler.derive(order, hardware, efficiency or profiler.EFFICIENCY)
+        hardware = derived.HARDWARE[derive_for]
+        made = derived.derive(order, hardware, efficiency or derived.EFFICIENCY)
     else:
         made = profiler.measure(order)
     _write(out, made.as_json())
