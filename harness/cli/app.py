@@ -79,18 +79,23 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @app.command("list")
 def list_things(
     kind: Annotated[str | None, typer.Argument(metavar="[scenarios|methods|models|datasets]")] = None,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Methods only: all facts, as Markdown.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", help="Methods, scenarios: all facts, as Markdown.")
+    ] = False,
 ) -> None:
     """Show what can be named: scenarios, methods, models, data sets."""
     catalogues = {"scenarios": _scenarios, "methods": _methods, "models": _models, "datasets": _datasets}
     if kind is not None and kind not in catalogues:
         raise UsageError.at("command line", "list", kind, ", ".join(catalogues))
     if verbose:
-        if kind != "methods":
-            raise UsageError.at("command line", "-v", f"list {kind or ''}".strip(), "list methods -v")
-        from harness.report import catalogue
-
-        print(catalogue.page(), end="")
+        if kind not in ("methods", "scenarios"):
+            found = f"list {kind or ''}".strip()
+            raise UsageError.at("command line", "-v", found, "list methods -v, list scenarios -v")
+        if kind == "methods":
+            from harness.report.catalogue import page
+        else:
+            from harness.report.fields import page
+        print(page(), end="")
         return
     for name in [kind] if kind else catalogues:
         print(f"{name}:")
