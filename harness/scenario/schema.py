@@ -54,6 +54,7 @@ class ClusterSpec(Resources):
     """Who takes part, and what each may use."""
 
     workers: int = Field(4, ge=2, le=128)
+    """World size: each worker is one rank, with a link of its own."""
 
     @property
     def resources(self) -> Resources:
@@ -80,7 +81,9 @@ class Train(Section):
     """What each worker computes, and for how long."""
 
     model: str = "digits-cnn"
+    """A name from ``pacbench list models``."""
     dataset: str = "digits"
+    """A name from ``pacbench list datasets``."""
     data_dir: str | None = None
     """A folder that holds the data set; None looks in the usual places, then downloads."""
     checkpoint: str | None = None
@@ -101,8 +104,11 @@ class Train(Section):
     batch_size: int = Field(32, ge=1)
     """Samples per worker and step."""
     lr: float = Field(0.05, gt=0)
+    """Learning rate of SGD."""
     momentum: float = Field(0.9, ge=0, lt=1)
+    """Momentum of SGD."""
     weight_decay: float = Field(5e-4, ge=0)
+    """Weight decay of SGD."""
     eval_every: int = Field(10, ge=1)
     """Steps between evaluations on the test set, which pause the training clock."""
     target: Annotated[Target | None, BeforeValidator(_read_target), PlainSerializer(_target_as_text)] = None
@@ -127,7 +133,9 @@ class MethodSpec(Section):
     """A method of ``baselines/`` with its parameters, and the label that tells it from its siblings."""
 
     name: str
+    """A name from ``pacbench list methods``."""
     label: str
+    """What tables and figures call it. Without one it is the name, and what tells it from others of that name."""
     params: dict[str, Any] = Field(default_factory=dict)
     slowed_to_bps: Annotated[RateBps | None, Field(alias="slowed_to")] = None
     """Replays only: links really have this rate, and time is dilated by as much, so that this machine has the time for
@@ -163,9 +171,13 @@ class Scenario(Section):
     """A scenario as the rest of pacbench sees it: concrete cases, concrete methods, no lists left to expand."""
 
     name: str
+    """What lists and folders call it; the file's name, unless it is given."""
     description: str = ""
+    """The question that it answers, in one line."""
     rounds: int = Field(5, ge=1)
+    """How often every method is trained, each time with the next seed."""
     seed: int = Field(0, ge=0)
+    """Seed of the first round."""
     baseline: str = "dense"
     """The label of the method that speedups are ratios to, and whose final accuracy the others must keep."""
     baseline_16bit: str | None = None
