@@ -12,7 +12,8 @@ from harness.messages import Message
 from harness.network.measure import PACKET_COST
 from harness.network.readings import Readings
 from harness.network.topology import Topology
-from harness.scenario.links import UNSHAPED, Link
+from harness.scenario.links import Link
+from harness.scenario.properties import UNSHAPED
 from harness.scenario.schema import NO_LIMITS, Resources, Train
 from harness.units import format_rate
 

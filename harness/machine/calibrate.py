@@ -10,7 +10,7 @@ often it was measured; one that stays out of tolerance is printed as such, and w
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,7 +23,7 @@ from harness.network.measure import ATTEMPTS
 from harness.network.readings import Readings
 from harness.network.tolerances import loss_interval
 from harness.network.topology import Topology
-from harness.scenario.links import Link
+from harness.scenario.links import PROPERTIES, Link
 from harness.units import format_rate, format_time
 
 RATE_TOLERANCE = 0.05
@@ -36,23 +36,11 @@ FEWEST, MOST = 3_000, 30_000
 """Datagrams to count for a loss."""
 MEETINGS = 30
 
-LINKS: tuple[dict[str, Any], ...] = (
-    *({"rate": rate} for rate in ("1mbit", "5mbit", "10mbit", "50mbit", "100mbit", "500mbit")),
-    *({"rate": rate} for rate in ("1gbit", "2gbit", "3gbit", "5gbit")),
-    *({"rate": "50mbit", "delay": delay} for delay in ("50us", "0.25ms", "0.5ms", "1ms", "2.5ms", "10ms")),
-    *({"rate": "10mbit", "delay": delay} for delay in ("25ms", "50ms", "100ms")),
-    {"rate": "200mbit", "delay": "5ms"},
-    {"rate": "500mbit", "delay": "5ms"},
-    {"rate": "20mbit", "delay": "10ms", "jitter": "1ms"},
-    {"rate": "20mbit", "delay": "20ms", "jitter": "5ms"},
-    *({"rate": "20mbit", "delay": "1ms", "loss": loss} for loss in ("0.01%", "0.1%", "1%", "5%")),
-    {"rate": "20mbit", "delay": "1ms", "loss_bursts": {"p": "1%", "r": "25%"}},
-    {"rate": "20mbit", "delay": "1ms", "loss_bursts": {"p": "0.5%", "r": "10%", "loss_bad": 0.7, "loss_good": 0.001}},
+LINKS: tuple[Mapping[str, Any], ...] = (
+    *(link for row in PROPERTIES for link in row.calibrated),
     {"rate": "20mbit", "delay": "5ms", "up": {"rate": "5mbit"}},
-    {"rate": "20mbit", "delay": "5ms", "reorder": "2%"},
-    {"rate": "20mbit", "delay": "1ms", "duplicate": "1%"},
-    {"rate": "20mbit", "delay": "1ms", "corrupt": "1%"},
 )
+"""What each property of a link is tried on, and a link that is not the same in both directions."""
 
 
 @dataclass(frozen=True)
@@ -131,12 +119,7 @@ def _measured(topology: Topology, cluster: NetnsCluster) -> Calibration:
 
 
 def _counted(topology: Topology) -> int:
-    shares = [
-        share
-        for queue in topology.queues()
-        for share in (queue.pipe.mean_loss, queue.pipe.duplicate, queue.pipe.corrupt, queue.pipe.reorder)
-        if share
-    ]
+    shares = [share for queue in topology.queues() for share in queue.pipe.disturbed_shares]
     return min(max(FEWEST, round(MEETINGS / min(shares, default=1.0))), MOST)
 
 

@@ -18,7 +18,8 @@ from harness.plan.check import check_steps, check_workload
 from harness.plan.status import ACCURACY, DONE
 from harness.plan.trial import Trial, state_of
 from harness.provenance import code_digest
-from harness.scenario.links import UNSHAPED, Link
+from harness.scenario.links import Link
+from harness.scenario.properties import UNSHAPED
 from harness.scenario.schema import Case, MethodSpec, Scenario
 from harness.workload import profile as profiles
 

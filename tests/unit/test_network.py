@@ -21,7 +21,8 @@ from harness.network.readings import Counts, Readings
 from harness.network.responder import _Answering, _collect, counts_of
 from harness.network.tolerances import complaints_of, loss_interval, mean_burst, share_interval
 from harness.network.topology import Topology
-from harness.scenario.links import GilbertElliott, Link, Pipe
+from harness.scenario.links import Link, Pipe
+from harness.scenario.properties import GilbertElliott
 from harness.worker.meter import Transport, parse_transport
 
 
