@@ -9,6 +9,7 @@ from typing import Any
 from harness.cluster.protocol import SideTask
 from harness.errors import MeasurementError, UsageError
 from harness.messages import Message
+from harness.network.addresses import WORKER_INTERFACE, address
 from harness.network.measure import PACKET_COST
 from harness.network.readings import Readings
 from harness.network.topology import Topology
@@ -19,6 +20,9 @@ from harness.units import format_rate
 
 LEAST_DELAY = "1us"
 """With which packets pass netem, and its timers."""
+
+MEETING_PLACE = {"interface": WORKER_INTERFACE, "meeting_address": address(0)}
+"""What a worker's task must know of the network: its shaped interface, and the address at which all ranks meet."""
 
 HEADROOM = 1.1
 """How much more than a link's rate the machine must carry before the rate may be called the limit."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing_extensions import Self
 
 from harness import programs
 from harness.cluster.connection import AgentConnection
-from harness.cluster.emulated import EmulatedCluster, as_json, preload_request, watchers
+from harness.cluster.emulated import MEETING_PLACE, EmulatedCluster, as_json, preload_request, watchers
 from harness.cluster.protocol import SideTask
 from harness.errors import MeasurementError, UsageError
 from harness.messages import Message
@@ -28,6 +29,9 @@ OWN_NAMESPACES = ["--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--ki
 
 PROGRAMS = ("unshare", "mount", "ip", "tc", "ss", "stdbuf")
 """What a universe is made with, and what its workers look at it with."""
+
+START_FILES = "/run/trace-"
+"""Files that tell a trace's player to begin, followed by a number: /run is the universe's own, and ends with it."""
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 """A worker has one thread to compute with, and the agent none beside its own: it forks."""
@@ -59,6 +63,20 @@ class NetnsCluster(EmulatedCluster):
     """See the module. Entered, it runs one process outside and a universe inside."""
 
     name = "netns"
+
+    @classmethod
+    def why_it_works(cls) -> str:
+        """Why this machine can have one.
+
+        Raises:
+            MeasurementError: it cannot.
+        """
+        universe_command()
+        return "private networks can be made here"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._trials = itertools.count()
 
     def __enter__(self) -> Self:
         command = [*universe_command(), *programs.python(UNIVERSE_MODULE)]
@@ -96,11 +114,12 @@ class NetnsCluster(EmulatedCluster):
         assert self._current, "a topology must be in use"
         topology = self._current[0]
         beside = watchers(topology) if task == "train" else []
-        if topology.link.trace and "start_file" in spec:
+        own: dict[str, Any] = {**spec, **MEETING_PLACE}
+        if topology.link.trace and task == "train":
             self._agent.request({"op": "reset"}, self.build_timeout_s)
-            played = {"topology": as_json(topology), "start_file": spec["start_file"]}
-            beside.append(SideTask("play", PLAYER, played))
-        return self._agent.task(task, topology.worker_nodes, spec, timeout_s, beside)
+            own["start_file"] = f"{START_FILES}{next(self._trials)}"
+            beside.append(SideTask("play", PLAYER, {"topology": as_json(topology), "start_file": own["start_file"]}))
+        return self._agent.task(task, topology.worker_nodes, own, timeout_s, beside)
 
     def image_digest(self) -> str:
         """No image: what runs is what lies here."""

@@ -27,7 +27,7 @@ from typing_extensions import Self
 from harness.cluster.connection import AgentConnection
 from harness.cluster.docker import engine
 from harness.cluster.docker.fleet import Fleet
-from harness.cluster.emulated import EmulatedCluster, as_json, preload_request, watchers
+from harness.cluster.emulated import MEETING_PLACE, EmulatedCluster, as_json, preload_request, watchers
 from harness.errors import MeasurementError, UsageError
 from harness.messages import BACKEND_VARIABLE, GLOO, Message
 from harness.network.addresses import SWITCH, WORKER_INTERFACE, worker_name, worker_number
@@ -208,6 +208,17 @@ class ComposeCluster(EmulatedCluster):
 
     name = "docker"
 
+    @classmethod
+    def why_it_works(cls) -> str:
+        """Why this machine can have one.
+
+        Raises:
+            EngineError: it cannot.
+        """
+        engine.connect()
+        engine.compose_version()
+        return "containers can be made here"
+
     def __init__(self, keep: bool = False, image: str = engine.IMAGE) -> None:
         super().__init__()
         self._keep = keep
@@ -288,7 +299,7 @@ class ComposeCluster(EmulatedCluster):
         assert self._current, "a topology must be in use"
         topology = self._current[0]
         beside = watchers(topology) if task == "train" else []
-        return self._fleet.task(task, worker_nodes(topology), spec, timeout_s, beside)
+        return self._fleet.task(task, topology.worker_nodes, {**spec, **MEETING_PLACE}, timeout_s, beside)
 
     def use(self, topology: Topology, resources: Resources = NO_LIMITS) -> Readings:
         """See ``Cluster.use``; containers that were lost are started again, and all links measured anew."""

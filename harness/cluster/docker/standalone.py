@@ -16,7 +16,7 @@ import threading
 import time
 
 from harness.cluster.docker.node import Node
-from harness.cluster.emulated import as_json
+from harness.cluster.emulated import MEETING_PLACE, as_json
 from harness.errors import MeasurementError, PacbenchError, UsageError
 from harness.messages import Message
 from harness.network import measure, probe_protocol, responder
@@ -99,7 +99,8 @@ def train(trial: Trial, name: str, port: int) -> None:
     from harness.worker import train
 
     heard: list[Message] = []
-    train.train({"trial": trial.model_dump(mode="json", by_alias=True), "port": port}, name, heard.append)
+    spec = {"trial": trial.model_dump(mode="json", by_alias=True), "port": port, **MEETING_PLACE}
+    train.train(spec, name, heard.append)
     if worker_number(name):
         return
     rows = [row for message in heard if message["kind"] == "events" for row in message["rows"]]
