@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from harness.plan.plan import Plan
     from harness.plan.trial import Trial
     from harness.record.store import Store
-    from harness.run.execute import Progress
+    from harness.run.outcome import Progress
     from harness.scenario.schema import Scenario
 
 RESULTS = Path("results")
@@ -113,18 +113,16 @@ def show_plan(
     as_json: AsJson = False,
 ) -> None:
     """Show each trial with its bytes, lower bound and estimated time. Starts nothing."""
-    from harness.plan.estimate import estimate, total_s
-    from harness.plan.trial import built_topology_of
+    from harness.plan.estimate import time_s, total_s
 
     plan = _plan(_load(scenario, set_, method, rounds), _cluster(on))
     if show_tc:
-        for topology in dict.fromkeys(built_topology_of(trial) for trial in plan.trials):
+        for topology in dict.fromkeys(trial.expected.built_topology for trial in plan.trials):
             print(topology.script())
         return
-    estimates = [estimate(trial, _cpu_count()) for trial in plan.trials]
     seconds, more_s = total_s(plan.trials, _cpu_count()), total_s(plan.more_seeds, _cpu_count())
     if as_json:
-        rows = [{**_describe(trial), **vars(each)} for trial, each in zip(plan.trials, estimates, strict=True)]
+        rows = [{**_describe(trial), **_foreseen(trial)} for trial in plan.trials]
         print(
             json.dumps(
                 {
@@ -151,12 +149,12 @@ def show_plan(
                 str(trial.round),
                 str(trial.case.cluster.workers),
                 format_rate(trial.case.link.rate_bps) if trial.case.link.rate_bps else "unshaped",
-                format_size(each.wire_bytes_per_step),
-                format_time(each.lower_bound_s_per_step),
-                format_time(each.predicted_step_s) if each.predicted_step_s else "no profile",
-                format_time(each.time_s),
+                format_size((known := trial.expected).wire_bytes_per_step),
+                format_time(known.lower_bound_s_per_step),
+                format_time(known.predicted_step_s) if known.predicted_step_s else "no profile",
+                format_time(time_s(trial, _cpu_count())),
             ]
-            for trial, each in zip(plan.trials, estimates, strict=True)
+            for trial in plan.trials
         ],
     )
 
@@ -731,6 +729,19 @@ def _write(path: Path, content: str) -> None:
 
 def _cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _foreseen(trial: Trial) -> dict[str, Any]:
+    from harness.plan.estimate import time_s
+
+    known = trial.expected
+    return {
+        "wire_bytes_per_step": known.wire_bytes_per_step,
+        "lower_bound_s_per_step": known.lower_bound_s_per_step,
+        "time_s": time_s(trial, _cpu_count()),
+        "predicted_step_s": known.predicted_step_s,
+        "memory_bytes": known.memory_bytes,
+    }
 
 
 def _describe(trial: Trial) -> dict[str, Any]:

@@ -33,7 +33,8 @@ from baselines import MethodState
 from baselines._state import Clock, Stopwatch, numel
 from harness.errors import MeasurementError, UsageError
 from harness.messages import GLOO
-from harness.plan.trial import UNSETTLED_STEPS, state_of
+from harness.plan.expected import state_of
+from harness.plan.trial import UNSETTLED_STEPS
 from harness.provenance import cpu_model
 from harness.scenario.schema import MethodSpec
 from harness.worker.meter import CudaClock

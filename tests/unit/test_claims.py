@@ -17,7 +17,8 @@ from synthetic import make_store
 from harness.analysis import claims, stats
 from harness.analysis.claims import Claim, Judgement, Run
 from harness.errors import UsageError
-from harness.plan import estimate, plan
+from harness.plan import plan
+from harness.plan.estimate import total_s
 from harness.plan.plan import Plan
 from harness.report.figures import plots
 from harness.scenario.load import load
@@ -255,7 +256,7 @@ def test_the_bytes_explain(method: str, claimed: tuple[float, float], says: str,
     assert says in text
     (case,) = run.plan.scenario.cases
     own, base = (
-        next(estimate.lower_bound_s(trial) for trial in run.plan.trials if trial.method.label == label)
+        next(trial.expected.lower_bound_s_per_step for trial in run.plan.trials if trial.method.label == label)
         for label in (method, "dense")
     )
     assert f"{base / own:.3g}x" in text
@@ -339,7 +340,7 @@ def test_every_claim_is_answered_by_its_scenario_and_the_quick_ones_in_a_quarter
     whole = claims.plans(known, on_netns)
     assert set(whole) == {name for each in known for name in each.needs}
     quick = claims.plans(claims.select(known, quick=True), on_netns, quick=True)
-    assert sum(estimate.total_s(each.trials, cpu_count=2) for each in quick.values()) < 15 * 60
+    assert sum(total_s(each.trials, cpu_count=2) for each in quick.values()) < 15 * 60
     for name, each in quick.items():
         assert {trial.id for trial in each.trials} <= {trial.id for trial in whole[name].trials}
 

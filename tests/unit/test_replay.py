@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -17,11 +18,12 @@ import baselines
 from harness.analysis.stats import case_results
 from harness.cluster.fake import FakeCluster
 from harness.errors import UsageError
+from harness.messages import Events
 from harness.network.topology import Topology
 from harness.plan import predict
-from harness.plan.estimate import estimate, lower_bound_s
+from harness.plan.estimate import time_s
+from harness.plan.expected import state_of
 from harness.plan.plan import Plan, make
-from harness.plan.trial import built_topology_of, state_of, topology_of
 from harness.record.store import Store
 from harness.report.page import headline
 from harness.run import execute
@@ -205,12 +207,12 @@ def test_defaults_stay_what_they_are() -> None:
 def test_a_dilated_case_keeps_its_figures_and_builds_a_slower_network(tmp_path: Path) -> None:
     file = Path(written(tmp_path / "p.json"))
     (plain, *_), (slow, *_) = (replayed(file, f"train.dilation={k}").trials for k in ("1.0", "10.0"))
-    assert topology_of(slow.case) == topology_of(plain.case)
-    assert built_topology_of(slow).slowest_bps == 10_000_000
-    assert lower_bound_s(slow) == lower_bound_s(plain)
-    asked_s, dilated_s = (estimate(trial, 2).predicted_step_s or 0.0 for trial in (plain, slow))
+    assert slow.expected.topology == plain.expected.topology
+    assert slow.expected.built_topology.slowest_bps == 10_000_000
+    assert slow.expected.lower_bound_s_per_step == plain.expected.lower_bound_s_per_step
+    asked_s, dilated_s = (trial.expected.predicted_step_s or 0.0 for trial in (plain, slow))
     assert asked_s - dilated_s == pytest.approx(0.9 * 6 * predict.MESSAGE_S), "this machine wakes as fast as ever"
-    assert estimate(slow, 2).time_s > 5 * estimate(plain, 2).time_s
+    assert time_s(slow, 2) > 5 * time_s(plain, 2)
 
 
 SLOWED = """
@@ -243,8 +245,8 @@ def test_a_method_slows_its_links_and_time_with_them(tmp_path: Path) -> None:
         (10_000_000, "dense"): 1.0,
         (10_000_000, "topk"): 1.0,  # slow enough as it is
     }
-    assert built_topology_of(first[100_000_000, "topk"]).slowest_bps == 20_000_000
-    assert built_topology_of(first[100_000_000, "dense"]).slowest_bps == 100_000_000
+    assert first[100_000_000, "topk"].expected.built_topology.slowest_bps == 20_000_000
+    assert first[100_000_000, "dense"].expected.built_topology.slowest_bps == 100_000_000
 
     store = Store.create(tmp_path / "run", plan.scenario)
     execute.run(plan, store, FakeCluster(), lambda _: None, lambda *_: None)
@@ -276,8 +278,8 @@ def test_rows_of_a_replay_say_so_and_know_no_accuracy(tmp_path: Path) -> None:
         from harness.cluster.fake import recite
 
         for message in recite(trial):
-            if message["kind"] == "events":
-                message["rows"] = [row for row in message["rows"] if row[2] != "accuracy"]
+            if isinstance(message, Events):
+                message = dataclasses.replace(message, rows=[row for row in message.rows if row[2] != "accuracy"])
             yield message
 
     plan = replayed(Path(written(tmp_path / "abacus.json")), "rounds=1", "train.dilation=2.0")

@@ -16,7 +16,8 @@ from harness.analysis import stats
 from harness.analysis.stats import Estimate, geometric_mean, paired_speedup, spread, time_to_target
 from harness.errors import MeasurementError
 from harness.plan.status import DONE
-from harness.record.store import TRIAL_SCHEMA, Store
+from harness.record.row import TRIAL_SCHEMA
+from harness.record.store import Store
 from harness.scenario.load import load
 
 rates = st.floats(1e-3, 1e6)
