@@ -421,8 +421,8 @@ def calibrate(
     """Measure many links, asked against found: rates, round trips, jitter, losses. Minutes."""
     from harness.machine import calibrate as calibration
 
-    if on not in ("auto", "netns", "uml"):
-        raise UsageError.at("command line", "--on", on, "auto, netns, uml")
+    if on not in calibration.names():
+        raise UsageError.at("command line", "--on", on, ", ".join(calibration.names()))
     found = list(calibration.calibrate(on))
     if as_json:
         print(json.dumps([{**vars(each), "ok": each.ok} for each in found], indent=1))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import MeasurementError, UsageError
 
 if TYPE_CHECKING:
-    from harness.cluster.protocol import Cluster
+    from harness.cluster.protocol import Check, Cluster
 
 AUTO = "auto"
 
@@ -25,20 +25,30 @@ class Kind:
     name: str
     """Its class has the same ``name``."""
     place: str
-    """Where its class is: module and name."""
+    """Module and name of its class."""
     summary: str
     """What its nodes are, in a few words."""
     tried_by_auto: bool = False
     """Whether ``auto`` may choose it; its class then has ``why_it_works``, which raises MeasurementError otherwise."""
     can_be_kept: bool = False
     """Whether it can be left up at the end; its class then takes ``keep``."""
-    calibrates: bool = False
-    """Whether ``pacbench calibrate`` measures on it; it is then a ``NetnsCluster``, on some kernel."""
+    has_universe: bool = False
+    """Whether its class is a ``NetnsCluster``, on some kernel: ``pacbench calibrate`` measures on it."""
+    examined_by: str = ""
+    """A function that yields what ``pacbench doctor`` looks at, as a ``Check`` each; empty where that is nothing."""
 
     def load(self) -> Any:
         """Its class."""
-        module, _, name = self.place.partition(":")
-        return getattr(importlib.import_module(module), name)
+        return _load(self.place)
+
+    def checks(self) -> list[Check]:
+        """What ``pacbench doctor`` says of it."""
+        return list(_load(self.examined_by)()) if self.examined_by else []
+
+
+def _load(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 KINDS: dict[str, Kind] = {}
@@ -50,12 +60,36 @@ def register(kind: Kind) -> None:
     KINDS[kind.name] = kind
 
 
-register(Kind("netns", "harness.cluster.netns:NetnsCluster", "network namespaces", tried_by_auto=True, calibrates=True))
-register(Kind("uml", "harness.cluster.uml:UmlCluster", "a kernel with netem", calibrates=True))
 register(
-    Kind("docker", "harness.cluster.docker.compose:ComposeCluster", "containers", tried_by_auto=True, can_be_kept=True)
+    Kind(
+        name="netns",
+        place="harness.cluster.netns:NetnsCluster",
+        summary="network namespaces",
+        tried_by_auto=True,
+        has_universe=True,
+        examined_by="harness.cluster.netns:examine",
+    )
 )
-register(Kind("fake", "harness.cluster.fake:FakeCluster", "scripted, for tests"))
+register(
+    Kind(
+        name="uml",
+        place="harness.cluster.uml:UmlCluster",
+        summary="a kernel with netem",
+        has_universe=True,
+        examined_by="harness.cluster.uml:examine",
+    )
+)
+register(
+    Kind(
+        name="docker",
+        place="harness.cluster.docker.compose:ComposeCluster",
+        summary="containers",
+        tried_by_auto=True,
+        can_be_kept=True,
+        examined_by="harness.cluster.docker.engine:examine",
+    )
+)
+register(Kind(name="fake", place="harness.cluster.fake:FakeCluster", summary="scripted, for tests"))
 
 
 def names() -> list[str]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from harness import programs
+from harness.cluster import registry
 from harness.cluster.netns import NetnsCluster
 from harness.cluster.uml import INSTALL, KERNEL, UmlCluster
 from harness.errors import MeasurementError, UsageError
@@ -67,6 +68,11 @@ class Calibration:
         return not self.complaints
 
 
+def names() -> list[str]:
+    """What ``where`` may be: one kind of private universe, or ``auto``, which tries them in turn."""
+    return [registry.AUTO, *(name for name, kind in registry.KINDS.items() if kind.has_universe)]
+
+
 def calibrate(where: str = "auto") -> Iterator[Calibration]:
     """Measure all links, each as soon as it is asked for.
 
@@ -81,10 +87,11 @@ def calibrate(where: str = "auto") -> Iterator[Calibration]:
 
 
 def _candidates(where: str) -> list[type[NetnsCluster]]:
-    kinds: dict[str, list[type[NetnsCluster]]] = {"netns": [NetnsCluster], "uml": [UmlCluster]}
-    if where != "auto":
-        return kinds[where]
-    return [NetnsCluster, UmlCluster] if programs.find(KERNEL) else [NetnsCluster]
+    """The kinds of cluster to try a link on, in this order."""
+    if where != registry.AUTO:
+        return [registry.KINDS[where].load()]
+    kinds: list[type[NetnsCluster]] = [registry.KINDS[name].load() for name in names()[1:]]
+    return [kind for kind in kinds if kind is not UmlCluster or programs.find(KERNEL)]
 
 
 def _calibrated(

@@ -6,7 +6,7 @@ import os
 import re
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from docker.errors import DockerException, ImageNotFound, NotFound
 from requests.exceptions import RequestException
 
 from harness import programs
+from harness.cluster.protocol import Check
 from harness.errors import MeasurementError
 from harness.programs import MissingProgramError
+from harness.units import format_size
 
 IMAGE = "pacbench"
 """The image of the workers, as ``pacbench image`` builds it."""
@@ -248,3 +250,18 @@ def build_image(
     arguments.append(f"--network={'none' if offline else 'host'}")
     command(["build", "--progress=plain", "-f", str(dockerfile), "-t", tag, *arguments, str(ROOT)], timeout_s=3600)
     return image_facts(client, tag)
+
+
+def examine() -> Iterator[Check]:
+    """What ``pacbench doctor`` looks at: what containers take, in the order in which one needs the other."""
+    steps: dict[str, Callable[[], str]] = {
+        "container engine": lambda: str(connect().version()["Version"]),
+        "compose plugin": compose_version,
+        "worker image": lambda: format_size(image_facts(connect(), IMAGE)["size_bytes"]),
+    }
+    for name, look in steps.items():
+        try:
+            yield Check(name, True, look())
+        except EngineError as error:
+            yield Check(name, False, "no containers", str(error))
+            return
