@@ -19,7 +19,7 @@ from harness.scenario.schema import NO_LIMITS, Resources, Train
 from harness.units import format_rate
 
 LEAST_DELAY = "1us"
-"""With which packets pass netem, and its timers."""
+"""A delay that sends packets through netem and its timers, and costs them nothing else."""
 
 MEETING_PLACE = {"interface": WORKER_INTERFACE, "meeting_address": address(0)}
 """What a worker's task must know of the network: its shaped interface, and the address at which all ranks meet."""
@@ -98,7 +98,7 @@ class EmulatedCluster(ABC):
         return readings
 
     def measure(self, topology: Topology, counted: int | None = None, resources: Resources = NO_LIMITS) -> Readings:
-        """Build a topology and say what it is, whatever that is; see ``linkprobe.measure``."""
+        """Build a topology and say what it is, whatever that is; see ``measure.measure``."""
         self._build(topology, resources)
         return self._measured(topology, counted)
 

@@ -31,7 +31,7 @@ PROGRAMS = (KERNEL, "busybox", "setpriv")
 BOOT_TIMEOUT_S = 60.0
 
 MEMORY_SHARE = 0.5
-"""Of what the host has free: the guest takes pages as it touches them, and gives none back."""
+"""The guest's share of what the host has free. It takes pages as it touches them, and gives none back."""
 MOST_MEMORY_BYTES = 8 << 30
 
 

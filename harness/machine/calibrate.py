@@ -3,7 +3,7 @@
 Each link joins two workers to a switch, so that every row is four directions; the worst of them is what it shows. Rows
 that this kernel can emulate are measured in a private universe on it; the others in user-mode-linux, where it is
 installed. A row that is out of tolerance is built and measured again, as verification does before training
-(``linkprobe.ATTEMPTS``): a busy machine explains a late reading, and chance one count in a hundred. The row says how
+(``measure.ATTEMPTS``): a busy machine explains a late reading, and chance one count in a hundred. The row says how
 often it was measured; one that stays out of tolerance is printed as such, and what could not be emulated at all too.
 """
 
@@ -28,10 +28,10 @@ from harness.scenario.links import PROPERTIES, Link
 from harness.units import format_rate, format_time
 
 RATE_TOLERANCE = 0.05
-"""Of the rate that was asked, headers included in both."""
+"""How far a rate may be from what was asked, as a share of it. Both include headers."""
 
 RTT_TOLERANCE_S, RTT_TOLERANCE_SHARE = 0.3e-3, 0.05
-"""Of a link's round trip, whichever is more."""
+"""How far a link's round trip may be from what was asked: the greater of the two."""
 
 FEWEST, MOST = 3_000, 30_000
 """Datagrams to count for a loss."""
@@ -51,7 +51,7 @@ class Calibration:
     asked: str
     where: str
     rate_error: float | None = None
-    """Of four directions, relative to the rate."""
+    """The greatest of four directions, relative to the rate."""
     rtt_s_asked: float | None = None
     rtt_s_measured: float | None = None
     loss_asked: float | None = None

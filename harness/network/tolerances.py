@@ -34,7 +34,7 @@ RTT_TOLERANCE_SHARE = 0.05
 
 
 CONFIDENCE = 0.999
-"""Of the interval in which a share must lie that was counted, if the kernel does what it was asked."""
+"""The confidence of the interval in which a counted share must lie, if the kernel does what it was asked."""
 
 
 DEVIATIONS = 3.29

@@ -160,7 +160,7 @@ class Link(Pipe):
     trace: Annotated[Trace | None, BeforeValidator(_read_trace)] = None
     """A file, CSV or mahimahi's (``traces.py``): rates over time, on all workers' links, in both directions."""
     up: PipeChange | None = None
-    """From a worker to its switch."""
+    """What is different on the way from a worker to its switch."""
     down: PipeChange | None = None
     workers: dict[str, TwoWay] = Field(default_factory=dict)
     """What is different for single workers, by name: ``[link.workers.w3]`` makes a straggler."""

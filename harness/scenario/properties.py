@@ -272,7 +272,8 @@ class LinkProperties(Section):
         Field(alias="delay"),
         Property("delay {}", place=0, shown="delay.delay", needs_netem=True, calibrated=DELAYS),
     ] = 0.0
-    """On the way in this direction. Two workers of a star are two links apart: their round trip takes it four times."""
+    """How long a packet is on its way in this direction. Two workers of a star are two links apart: their round trip
+    takes it four times."""
     jitter_s: Annotated[
         TimeS,
         Field(alias="jitter"),

@@ -38,9 +38,11 @@ properties.LinkProperties = WithSlots  # before anything reads the table
 from harness.machine import calibrate
 from harness.network.qdisc import check_read_back, qdisc
 from harness.network.topology import Topology
-from harness.scenario.load import load
+from harness.scenario.schema import Case
+from harness.scenario.section import checked_section
 
-link = load("quickstart", ["link.rate=20mbit", "link.slot=2ms", "link.workers.w1.slot=3ms"]).cases[0].link
+said = {"rate": "20mbit", "slot": "2ms", "workers": {"w1": {"slot": "3ms"}}}
+link = checked_section(Case, {"cluster": {}, "link": said, "train": {}}, "toy.toml").link
 queue = next(Topology(workers=2, link=link).queues())
 shown = [{"kind": "netem", "dev": "eth0", "root": True, "options": {"rate": {"rate": 2.5e6}}}]
 try:

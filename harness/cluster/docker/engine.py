@@ -25,16 +25,16 @@ IMAGE = "pacbench"
 """The image of the workers, as ``pacbench image`` builds it."""
 
 RUN_LABEL = "pacbench.run"
-"""On every object that pacbench makes, with the run's id: what it may remove, and all that it ever removes."""
+"""The label of every object that pacbench makes, with the run's id. It removes nothing that lacks this label."""
 
 OWNER_LABEL = "pacbench.owner"
-"""Host and process that made it: what belongs to a process that lives is left alone."""
+"""The label that names host and process of the maker. What belongs to a process that lives is left alone."""
 
 MIN_ENGINE = (20, 10)
 COMMAND_TIMEOUT_S = 180.0
 
 LINE_LENGTH = 240
-"""Of a complaint, in characters: its end says what happened, and much before it only where."""
+"""The most characters of a complaint that are shown. Its end says what happened, and much before it only where."""
 
 NO_BASE = (
     "no registry that can be reached has this image: make a base image (docker/offline_base.sh) and name it by --base"

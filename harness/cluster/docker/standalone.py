@@ -33,7 +33,7 @@ GONE_S = 10.0
 """How long a worker on a busy link may take to refuse a connection."""
 
 WORKERS = 4
-"""As many as the compose file has."""
+"""The number of workers in the compose file."""
 
 
 def main() -> None:
