@@ -16,6 +16,7 @@ import typer
 
 from harness.cli.console import accept_any_text, print_table
 from harness.cli.console import say as _say
+from harness.cluster import registry
 from harness.errors import EXIT_INTERRUPTED, MeasurementError, PacbenchError, UsageError
 from harness.plain import prose, visible
 
@@ -52,8 +53,7 @@ On = Annotated[
     str,
     typer.Option(
         "--on",
-        help="Where: netns (network namespaces), docker (containers), uml (a kernel with netem), auto (netns where it "
-        "works, else docker), or fake (scripted, for tests).",
+        help=registry.help_text(),
     ),
 ]
 Gpu = Annotated[bool, typer.Option("--gpu", help="On docker: short for --set cluster.device=cuda.")]
@@ -178,7 +178,6 @@ def run(
     gpu: Gpu = False,
 ) -> None:
     """Run scenarios, store every trial as it ends, and write the report. Goes on where an earlier run stopped."""
-    from harness.cluster import registry
     from harness.plan.plan import FEWEST_SEEDS
 
     share = _share("--until", until) if until else None
@@ -301,7 +300,6 @@ def make_reference(
 ) -> None:
     """Run a scenario, ten rounds unless said otherwise, and make of it a reference for gates."""
     from harness.analysis import reference
-    from harness.cluster import registry
     from harness.record.store import Store
 
     kind, why = registry.choose(on)
@@ -340,7 +338,6 @@ def reproduce(
 
     from harness import provenance
     from harness.analysis import claims, crossover
-    from harness.cluster import registry
     from harness.record.store import Store, new_folder
     from harness.report.figures import plots
     from harness.run import execute
@@ -429,8 +426,8 @@ def calibrate(
     """Measure many links, asked against found: rates, round trips, jitter, losses. Minutes."""
     from harness.machine import calibrate as calibration
 
-    if on not in ("auto", "netns", "uml"):
-        raise UsageError.at("command line", "--on", on, "auto, netns, uml")
+    if on not in calibration.names():
+        raise UsageError.at("command line", "--on", on, ", ".join(calibration.names()))
     found = list(calibration.calibrate(on))
     if as_json:
         print(json.dumps([{**vars(each), "ok": each.ok} for each in found], indent=1))
@@ -585,7 +582,6 @@ def _plan(scenario: Scenario, cluster: Cluster) -> Plan:
 
 
 def _cluster(on: str, keep: bool = False) -> Cluster:
-    from harness.cluster import registry
 
     return registry.make(registry.choose(on)[0], keep)
 

@@ -9,15 +9,20 @@ from typing import Any
 from harness.cluster.protocol import SideTask
 from harness.errors import MeasurementError, UsageError
 from harness.messages import CeilingMeasured, Failed, LinksMeasured, Message, Preload
+from harness.network.addresses import WORKER_INTERFACE, address
 from harness.network.measure import PACKET_COST
 from harness.network.readings import Readings
 from harness.network.topology import Topology
-from harness.scenario.links import UNSHAPED, Link
+from harness.scenario.links import Link
+from harness.scenario.properties import UNSHAPED
 from harness.scenario.schema import NO_LIMITS, Resources, Train
 from harness.units import format_rate
 
 LEAST_DELAY = "1us"
-"""With which packets pass netem, and its timers."""
+"""A delay that sends packets through netem and its timers, and costs them nothing else."""
+
+MEETING_PLACE = {"interface": WORKER_INTERFACE, "meeting_address": address(0)}
+"""What a worker's task must know of the network: its shaped interface, and the address at which all ranks meet."""
 
 HEADROOM = 1.1
 """How much more than a link's rate the machine must carry before the rate may be called the limit."""
@@ -93,7 +98,7 @@ class EmulatedCluster(ABC):
         return readings
 
     def measure(self, topology: Topology, counted: int | None = None, resources: Resources = NO_LIMITS) -> Readings:
-        """Build a topology and say what it is, whatever that is; see ``linkprobe.measure``."""
+        """Build a topology and say what it is, whatever that is; see ``measure.measure``."""
         self._build(topology, resources)
         return self._measured(topology, counted)
 

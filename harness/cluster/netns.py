@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -10,24 +11,31 @@ from typing import Any
 
 from typing_extensions import Self
 
-from harness import programs
+from harness import messages, programs
 from harness.cluster.connection import AgentConnection
-from harness.cluster.emulated import EmulatedCluster, as_json, preload_request, watchers
-from harness.cluster.protocol import SideTask
+from harness.cluster.emulated import MEETING_PLACE, EmulatedCluster, as_json, preload_request, watchers
+from harness.cluster.protocol import Check, SideTask
 from harness.errors import MeasurementError, UsageError
-from harness.messages import Build, Check, Message, Reset
+from harness.messages import Build, Message, Reset
 from harness.network.player import PLAYER
 from harness.network.readings import Readings
 from harness.network.topology import Topology
 from harness.scenario.schema import NO_LIMITS, Resources, Train
+from harness.units import format_rate
 
 UNIVERSE_MODULE = "harness.cluster.universe"
-"""By which its processes are recognised."""
+"""Its processes are recognised by this name."""
 
 OWN_NAMESPACES = ["--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child"]
 
 PROGRAMS = ("unshare", "mount", "ip", "tc", "ss", "stdbuf")
 """What a universe is made with, and what its workers look at it with."""
+
+START_FILES = "/run/trace-"
+"""Files that tell a trace's player to begin, followed by a number: /run is the universe's own, and ends with it."""
+
+CEILING_WORKERS = 4
+"""How many workers send at once where ``pacbench doctor`` asks what this machine carries."""
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 """A worker has one thread to compute with, and the agent none beside its own: it forks."""
@@ -60,6 +68,20 @@ class NetnsCluster(EmulatedCluster):
 
     name = "netns"
 
+    @classmethod
+    def why_it_works(cls) -> str:
+        """Why this machine can have one.
+
+        Raises:
+            MeasurementError: it cannot.
+        """
+        universe_command()
+        return "private networks can be made here"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._trials = itertools.count()
+
     def __enter__(self) -> Self:
         command = [*universe_command(), *programs.python(UNIVERSE_MODULE)]
         self._agent = AgentConnection(command, ONE_THREAD)
@@ -75,7 +97,7 @@ class NetnsCluster(EmulatedCluster):
         for field, value in resources.model_dump(by_alias=True, exclude_defaults=True).items():
             raise UsageError.at("scenario", f"cluster.{field}", value, "nothing on netns; containers can: --on docker")
         super().check(topology, resources)  # first: of a rate that is far too high tc only says that it is illegal
-        self._agent.request(Check(topology=as_json(topology)), self.build_timeout_s)
+        self._agent.request(messages.Check(topology=as_json(topology)), self.build_timeout_s)
 
     def share_file(self, file: Path) -> None:
         """See ``Cluster.share_file``: workers share the host's files."""
@@ -96,11 +118,12 @@ class NetnsCluster(EmulatedCluster):
         assert self._current, "a topology must be in use"
         topology = self._current[0]
         beside = watchers(topology) if task == "train" else []
-        if topology.link.trace and "start_file" in spec:
+        own: dict[str, Any] = {**spec, **MEETING_PLACE}
+        if topology.link.trace and task == "train":
             self._agent.request(Reset(), self.build_timeout_s)
-            played = {"topology": as_json(topology), "start_file": spec["start_file"]}
-            beside.append(SideTask("play", PLAYER, played))
-        return self._agent.task(task, topology.worker_nodes, spec, timeout_s, beside)
+            own["start_file"] = f"{START_FILES}{next(self._trials)}"
+            beside.append(SideTask("play", PLAYER, {"topology": as_json(topology), "start_file": own["start_file"]}))
+        return self._agent.task(task, topology.worker_nodes, own, timeout_s, beside)
 
     def image_digest(self) -> str:
         """No image: what runs is what lies here."""
@@ -116,3 +139,54 @@ class NetnsCluster(EmulatedCluster):
 
     def _task(self, task: str, nodes: list[str], spec: Mapping[str, Any], timeout_s: float) -> Iterator[Message]:
         return self._agent.task(task, nodes, spec, timeout_s)
+
+
+def examine() -> Iterator[Check]:
+    """What ``pacbench doctor`` looks at. Nothing outside private universes is touched."""
+    tools = [*_tools()]
+    universe = _universe()
+    yield from [*tools, universe]
+    if universe.ok and all(tool.ok for tool in tools):
+        yield from _qdiscs()
+        yield _ceiling()
+
+
+def _tools() -> Iterator[Check]:
+    for program in PROGRAMS:
+        path, package = programs.find(program), programs.package(program)
+        fix = "" if path else f"install {package} (Debian: apt-get install {package})"
+        yield Check(program, path is not None, path or "missing", fix, needed=True)
+
+
+def _universe() -> Check:
+    try:
+        command = universe_command()
+    except programs.MissingProgramError as error:
+        return Check("private networks", False, "not tried", str(error), needed=True)
+    except MeasurementError as error:
+        return Check("private networks", False, "not allowed", str(error), needed=True)
+    how = "rootless, by user namespaces" if "--user" in command else "as root"
+    return Check("private networks", True, how, needed=True)
+
+
+def _qdiscs() -> Iterator[Check]:
+    trials = {
+        "tbf": ("tbf rate 1mbit burst 64kb latency 300ms", "the kernel needs CONFIG_NET_SCH_TBF", True),
+        "netem": (
+            "netem delay 1ms",
+            "delay and loss need CONFIG_NET_SCH_NETEM (try: modprobe sch_netem), or --on uml; rates work",
+            False,
+        ),
+    }
+    for name, (qdisc, fix, wanted) in trials.items():
+        script = f"ip link add try0 type veth peer name try1 && tc qdisc add dev try0 root {qdisc}"
+        done = programs.run([*universe_command(), "sh", "-c", script], capture_output=True, text=True, timeout=60)
+        found = "works" if done.returncode == 0 else " ".join(done.stderr.split())
+        yield Check(f"qdisc {name}", done.returncode == 0, found, "" if done.returncode == 0 else fix, wanted)
+
+
+def _ceiling() -> Check:
+    with NetnsCluster() as cluster:
+        ceiling_bps = cluster.ceiling_bps(CEILING_WORKERS)
+    found = f"{format_rate(ceiling_bps)} for each of {CEILING_WORKERS} workers at once, unshaped"
+    return Check("ceiling", True, found)

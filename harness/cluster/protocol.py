@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
@@ -22,6 +23,18 @@ class TaskTimeoutError(Exception):
 
 class ClusterBrokenError(MeasurementError):
     """The cluster itself ended; nothing more can be run on it."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that ``pacbench doctor`` has looked at."""
+
+    name: str
+    ok: bool
+    found: str
+    fix: str = ""
+    needed: bool = False
+    """Whether its kind of cluster cannot be had without it, and another kind would have to do."""
 
 
 class SideTask(NamedTuple):

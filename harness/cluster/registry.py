@@ -1,17 +1,109 @@
-"""The kinds of cluster by name, and which of them this machine can have."""
+"""The kinds of cluster by name, and which of them this machine can have.
+
+A kind is a file with a class, as ``Cluster`` asks for, and a row here. Rows name their class by its place, so that the
+command line can list all kinds without importing one.
+"""
 
 from __future__ import annotations
 
-from harness.cluster.docker import engine
-from harness.cluster.docker.compose import ComposeCluster
-from harness.cluster.fake import FakeCluster
-from harness.cluster.netns import NetnsCluster, universe_command
-from harness.cluster.protocol import Cluster
-from harness.cluster.uml import UmlCluster
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
 from harness.errors import MeasurementError, UsageError
 
+if TYPE_CHECKING:
+    from harness.cluster.protocol import Check, Cluster
+
 AUTO = "auto"
-NAMES = (AUTO, NetnsCluster.name, UmlCluster.name, ComposeCluster.name, FakeCluster.name)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of cluster."""
+
+    name: str
+    """Its class has the same ``name``."""
+    place: str
+    """Module and name of its class."""
+    summary: str
+    """What its nodes are, in a few words."""
+    tried_by_auto: bool = False
+    """Whether ``auto`` may choose it; its class then has ``why_it_works``, which raises MeasurementError otherwise."""
+    can_be_kept: bool = False
+    """Whether it can be left up at the end; its class then takes ``keep``."""
+    has_universe: bool = False
+    """Whether its class is a ``NetnsCluster``, on some kernel: ``pacbench calibrate`` measures on it."""
+    examined_by: str = ""
+    """A function that yields what ``pacbench doctor`` looks at, as a ``Check`` each; empty where that is nothing."""
+
+    def load(self) -> Any:
+        """Its class."""
+        return _load(self.place)
+
+    def checks(self) -> list[Check]:
+        """What ``pacbench doctor`` says of it."""
+        return list(_load(self.examined_by)()) if self.examined_by else []
+
+
+def _load(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+KINDS: dict[str, Kind] = {}
+"""All kinds, in the order in which messages name them and ``auto`` tries them."""
+
+
+def register(kind: Kind) -> None:
+    """Let ``--on`` name a kind of cluster."""
+    KINDS[kind.name] = kind
+
+
+register(
+    Kind(
+        name="netns",
+        place="harness.cluster.netns:NetnsCluster",
+        summary="network namespaces",
+        tried_by_auto=True,
+        has_universe=True,
+        examined_by="harness.cluster.netns:examine",
+    )
+)
+register(
+    Kind(
+        name="uml",
+        place="harness.cluster.uml:UmlCluster",
+        summary="a kernel with netem",
+        has_universe=True,
+        examined_by="harness.cluster.uml:examine",
+    )
+)
+register(
+    Kind(
+        name="docker",
+        place="harness.cluster.docker.compose:ComposeCluster",
+        summary="containers",
+        tried_by_auto=True,
+        can_be_kept=True,
+        examined_by="harness.cluster.docker.engine:examine",
+    )
+)
+register(Kind(name="fake", place="harness.cluster.fake:FakeCluster", summary="scripted, for tests"))
+
+
+def names() -> list[str]:
+    """What ``--on`` may name."""
+    return [AUTO, *KINDS]
+
+
+def help_text() -> str:
+    """The help of ``--on``."""
+    *others, last = sorted(KINDS.values(), key=lambda kind: not kind.tried_by_auto)
+    first, *then = (kind.name for kind in KINDS.values() if kind.tried_by_auto)
+    auto = ", ".join([f"{first} where it works", *(f"else {name}" for name in then)])
+    named = [f"{kind.name} ({kind.summary})" for kind in others]
+    return f"Where: {', '.join(named)}, {AUTO} ({auto}), or {last.name} ({last.summary})."
 
 
 def choose(asked: str) -> tuple[str, str]:
@@ -21,21 +113,20 @@ def choose(asked: str) -> tuple[str, str]:
         UsageError: there is no such kind.
         MeasurementError: this machine can have none.
     """
-    if asked not in NAMES:
-        raise UsageError.at("command line", "--on", asked, ", ".join(NAMES))
+    if asked not in names():
+        raise UsageError.at("command line", "--on", asked, ", ".join(names()))
     if asked != AUTO:
         return asked, "as asked"
-    try:
-        universe_command()
-        return NetnsCluster.name, "private networks can be made here"
-    except MeasurementError as error:
-        no_universe = str(error)
-    try:
-        engine.connect()
-        engine.compose_version()
-    except engine.EngineError as no_engine:
-        raise MeasurementError(f"{no_universe}; and containers are no way round: {no_engine}") from None
-    return ComposeCluster.name, no_universe
+    refusals: list[str] = []
+    for kind in KINDS.values():
+        if kind.tried_by_auto:
+            try:
+                works = kind.load().why_it_works()
+            except MeasurementError as error:
+                refusals.append(f"and {kind.summary} are no way round: {error}" if refusals else str(error))
+            else:
+                return kind.name, "; ".join(refusals) or works
+    raise MeasurementError("; ".join(refusals))
 
 
 def make(kind: str, keep: bool = False) -> Cluster:
@@ -47,9 +138,9 @@ def make(kind: str, keep: bool = False) -> Cluster:
     Raises:
         UsageError: this kind cannot be kept.
     """
-    if kind == ComposeCluster.name:
-        return ComposeCluster(keep)
-    if keep:
-        raise UsageError.at("command line", "--keep", f"--on {kind}", f"with --on {ComposeCluster.name} alone")
-    alone: dict[str, type[Cluster]] = {cluster.name: cluster for cluster in (NetnsCluster, UmlCluster, FakeCluster)}
-    return alone[kind]()
+    chosen = KINDS[kind]
+    if keep and not chosen.can_be_kept:
+        able = " or ".join(f"--on {other.name}" for other in KINDS.values() if other.can_be_kept)
+        raise UsageError.at("command line", "--keep", f"--on {kind}", f"with {able} alone")
+    made: Cluster = chosen.load()(keep) if keep else chosen.load()()
+    return made

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -19,6 +19,7 @@ from typing_extensions import Self
 from harness import programs
 from harness.cluster.connection import AgentConnection
 from harness.cluster.netns import ONE_THREAD, UNIVERSE_MODULE, NetnsCluster, universe_command
+from harness.cluster.protocol import Check
 
 KERNEL = "linux.uml"
 INSTALL = "apt-get install user-mode-linux busybox-static"
@@ -30,7 +31,7 @@ PROGRAMS = (KERNEL, "busybox", "setpriv")
 BOOT_TIMEOUT_S = 60.0
 
 MEMORY_SHARE = 0.5
-"""Of what the host has free: the guest takes pages as it touches them, and gives none back."""
+"""The guest's share of what the host has free. It takes pages as it touches them, and gives none back."""
 MOST_MEMORY_BYTES = 8 << 30
 
 
@@ -96,3 +97,10 @@ def _environment(folder: Path) -> Mapping[str, str]:
 
 def _memory_bytes() -> int:
     return min(int(MEMORY_SHARE * psutil.virtual_memory().available), MOST_MEMORY_BYTES)
+
+
+def examine() -> Iterator[Check]:
+    """What ``pacbench doctor`` looks at."""
+    missing = [program for program in PROGRAMS if programs.find(program) is None]
+    found = f"{', '.join(missing)} missing" if missing else "--on uml runs a kernel with netem, on one CPU"
+    yield Check("user-mode-linux", not missing, found, f"for netem on any kernel: {INSTALL}" if missing else "")

@@ -26,8 +26,8 @@ from harness.network.qdisc import check_read_back, qdisc
 from harness.network.topology import Topology
 from harness.network.wires import Command
 from harness.programs import MissingProgramError
-from harness.scenario.links import UNSHAPED, Pipe
-from harness.units import format_rate, format_time
+from harness.scenario.links import PROPERTIES, Pipe
+from harness.units import format_time
 
 CLONE_NEWNET = 0x40000000
 CLONE_NEWUTS = 0x04000000
@@ -107,12 +107,9 @@ def _try_queue(pipe: Pipe, mtu_bytes: int) -> None:
 
 def _asked_of(pipe: Pipe) -> Iterator[tuple[str, object]]:
     """What a queue is to do, netem's part first."""
-    if pipe.delay_s:
-        yield "delay", format_time(pipe.delay_s)
-    for name in ("loss", "loss_bursts", "duplicate", "corrupt", "reorder"):
-        if value := getattr(pipe, name):
-            yield name, value
-    yield "rate", format_rate(pipe.rate_bps) if pipe.rate_bps else UNSHAPED
+    for row in sorted(PROPERTIES, key=lambda row: not row.needs_netem):
+        if row.is_netems(pipe) or row.name == "rate_bps":
+            yield row.key, row.unit.said(getattr(pipe, row.name))
 
 
 def timer_resolution_s() -> float:

@@ -3,19 +3,20 @@
 Each link joins two workers to a switch, so that every row is four directions; the worst of them is what it shows. Rows
 that this kernel can emulate are measured in a private universe on it; the others in user-mode-linux, where it is
 installed. A row that is out of tolerance is built and measured again, as verification does before training
-(``linkprobe.ATTEMPTS``): a busy machine explains a late reading, and chance one count in a hundred. The row says how
+(``measure.ATTEMPTS``): a busy machine explains a late reading, and chance one count in a hundred. The row says how
 often it was measured; one that stays out of tolerance is printed as such, and what could not be emulated at all too.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
 from harness import programs
+from harness.cluster import registry
 from harness.cluster.netns import NetnsCluster
 from harness.cluster.uml import INSTALL, KERNEL, UmlCluster
 from harness.errors import MeasurementError, UsageError
@@ -23,36 +24,24 @@ from harness.network.measure import ATTEMPTS
 from harness.network.readings import Readings
 from harness.network.tolerances import loss_interval
 from harness.network.topology import Topology
-from harness.scenario.links import Link
+from harness.scenario.links import PROPERTIES, Link
 from harness.units import format_rate, format_time
 
 RATE_TOLERANCE = 0.05
-"""Of the rate that was asked, headers included in both."""
+"""How far a rate may be from what was asked, as a share of it. Both include headers."""
 
 RTT_TOLERANCE_S, RTT_TOLERANCE_SHARE = 0.3e-3, 0.05
-"""Of a link's round trip, whichever is more."""
+"""How far a link's round trip may be from what was asked: the greater of the two."""
 
 FEWEST, MOST = 3_000, 30_000
 """Datagrams to count for a loss."""
 MEETINGS = 30
 
-LINKS: tuple[dict[str, Any], ...] = (
-    *({"rate": rate} for rate in ("1mbit", "5mbit", "10mbit", "50mbit", "100mbit", "500mbit")),
-    *({"rate": rate} for rate in ("1gbit", "2gbit", "3gbit", "5gbit")),
-    *({"rate": "50mbit", "delay": delay} for delay in ("50us", "0.25ms", "0.5ms", "1ms", "2.5ms", "10ms")),
-    *({"rate": "10mbit", "delay": delay} for delay in ("25ms", "50ms", "100ms")),
-    {"rate": "200mbit", "delay": "5ms"},
-    {"rate": "500mbit", "delay": "5ms"},
-    {"rate": "20mbit", "delay": "10ms", "jitter": "1ms"},
-    {"rate": "20mbit", "delay": "20ms", "jitter": "5ms"},
-    *({"rate": "20mbit", "delay": "1ms", "loss": loss} for loss in ("0.01%", "0.1%", "1%", "5%")),
-    {"rate": "20mbit", "delay": "1ms", "loss_bursts": {"p": "1%", "r": "25%"}},
-    {"rate": "20mbit", "delay": "1ms", "loss_bursts": {"p": "0.5%", "r": "10%", "loss_bad": 0.7, "loss_good": 0.001}},
+LINKS: tuple[Mapping[str, Any], ...] = (
+    *(link for row in PROPERTIES for link in row.calibrated),
     {"rate": "20mbit", "delay": "5ms", "up": {"rate": "5mbit"}},
-    {"rate": "20mbit", "delay": "5ms", "reorder": "2%"},
-    {"rate": "20mbit", "delay": "1ms", "duplicate": "1%"},
-    {"rate": "20mbit", "delay": "1ms", "corrupt": "1%"},
 )
+"""What each property of a link is tried on, and a link that is not the same in both directions."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +51,7 @@ class Calibration:
     asked: str
     where: str
     rate_error: float | None = None
-    """Of four directions, relative to the rate."""
+    """The greatest of four directions, relative to the rate."""
     rtt_s_asked: float | None = None
     rtt_s_measured: float | None = None
     loss_asked: float | None = None
@@ -79,6 +68,11 @@ class Calibration:
         return not self.complaints
 
 
+def names() -> list[str]:
+    """What ``where`` may be: one kind of private universe, or ``auto``, which tries them in turn."""
+    return [registry.AUTO, *(name for name, kind in registry.KINDS.items() if kind.has_universe)]
+
+
 def calibrate(where: str = "auto") -> Iterator[Calibration]:
     """Measure all links, each as soon as it is asked for.
 
@@ -93,10 +87,11 @@ def calibrate(where: str = "auto") -> Iterator[Calibration]:
 
 
 def _candidates(where: str) -> list[type[NetnsCluster]]:
-    kinds: dict[str, list[type[NetnsCluster]]] = {"netns": [NetnsCluster], "uml": [UmlCluster]}
-    if where != "auto":
-        return kinds[where]
-    return [NetnsCluster, UmlCluster] if programs.find(KERNEL) else [NetnsCluster]
+    """The kinds of cluster to try a link on, in this order."""
+    if where != registry.AUTO:
+        return [registry.KINDS[where].load()]
+    kinds: list[type[NetnsCluster]] = [registry.KINDS[name].load() for name in names()[1:]]
+    return [kind for kind in kinds if kind is not UmlCluster or programs.find(KERNEL)]
 
 
 def _calibrated(
@@ -131,12 +126,7 @@ def _measured(topology: Topology, cluster: NetnsCluster) -> Calibration:
 
 
 def _counted(topology: Topology) -> int:
-    shares = [
-        share
-        for queue in topology.queues()
-        for share in (queue.pipe.mean_loss, queue.pipe.duplicate, queue.pipe.corrupt, queue.pipe.reorder)
-        if share
-    ]
+    shares = [share for queue in topology.queues() for share in queue.pipe.disturbed_shares]
     return min(max(FEWEST, round(MEETINGS / min(shares, default=1.0))), MOST)
 
 

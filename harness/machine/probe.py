@@ -9,7 +9,7 @@ from typing import Any
 from harness.cluster.protocol import Cluster
 from harness.errors import MeasurementError
 from harness.messages import AllReduced, Failed, FirstCollective
-from harness.network.bounds import ring_bound_s
+from harness.network.bounds import ring_transfer_s
 from harness.network.readings import Readings
 from harness.network.topology import Topology
 
@@ -83,7 +83,7 @@ def tensor_bytes(topology: Topology) -> int:
     """A size that takes about ``BOUND_S`` on these links."""
     if topology.slowest_bps is None:
         return UNSHAPED_TENSOR_BYTES
-    wanted = BOUND_S / ring_bound_s(1, topology.workers, topology.slowest_bps)
+    wanted = BOUND_S / ring_transfer_s(1, topology.workers, topology.slowest_bps)
     smallest, largest = TENSOR_BYTES
     return int(min(max(wanted, smallest), largest)) // 4 * 4
 

@@ -19,8 +19,8 @@ def wire_share(link: Link) -> float:
     return (link.mtu_bytes + ETHERNET_HEADER_BYTES) / (link.mtu_bytes - TCP_IP_HEADER_BYTES)
 
 
-def ring_bound_s(payload_bytes: float, workers: int, rate_bps: float) -> float:
-    """Seconds a ring all-reduce cannot beat: each worker sends 2 (p - 1) / p of the payload through its uplink."""
+def ring_transfer_s(payload_bytes: float, workers: int, rate_bps: float) -> float:
+    """Seconds that a ring all-reduce sends: each worker passes 2 (p - 1) / p of the payload through its uplink."""
     return 2 * (workers - 1) / workers * payload_bytes * 8 / rate_bps
 
 

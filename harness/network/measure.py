@@ -309,7 +309,7 @@ def _count(topology: Topology, queue: Queue, counted: int | None, beside: int) -
     per_s = COUNTED_PER_S / beside
     if pipe.rate_bps:
         per_s = min(per_s, 0.5 * pipe.rate_bps / 8 / frame)
-    rarest = min(share for share in (pipe.mean_loss, pipe.duplicate, pipe.corrupt, pipe.reorder) if share)
+    rarest = min(pipe.disturbed_shares)
     least, most = COUNTED
     packets = counted or min(max(math.ceil(MEETINGS / rarest), least), most)
     request = {"op": "count", "to": queue.to.address, "bytes": COUNTED_BYTES, "per_s": per_s, "packets": packets}

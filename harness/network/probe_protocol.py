@@ -14,7 +14,7 @@ from typing import Any
 PORT = 5201
 
 SO_TIMESTAMPNS = 35
-"""Of <asm-generic/socket.h>; Python does not name it."""
+"""A socket option of <asm-generic/socket.h> that Python does not name."""
 
 
 TIMEOUT_S = 30.0

@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.network.bounds import ETHERNET_HEADER_BYTES
 from harness.network.wires import Queue
-from harness.scenario.links import Pipe
+from harness.scenario.links import PROPERTIES, Pipe
 
 MIN_BURST_BYTES = 76 * 1024
 """More than the largest segment that offloads build: 64 KiB, and a header for each packet in it (125 at the least MTU).
@@ -74,32 +74,9 @@ def netem_limit(pipe: Pipe, mtu_bytes: int) -> int:
 
 
 def _netem_words(pipe: Pipe) -> Iterator[str]:
-    if pipe.delay_s:
-        yield f"delay {_us(pipe.delay_s)}"
-    if pipe.jitter_s:
-        yield _us(pipe.jitter_s)
-        if pipe.jitter_correlation:
-            yield _percent(pipe.jitter_correlation)
-        if pipe.jitter_distribution != "uniform":
-            yield f"distribution {pipe.jitter_distribution}"
-    if pipe.loss:
-        yield f"loss random {_percent(pipe.loss)}"
-    if bursts := pipe.loss_bursts:
-        shares = (bursts.p, bursts.r, bursts.loss_bad, bursts.loss_good)
-        yield f"loss gemodel {' '.join(map(_percent, shares))}"
-    for name in ("duplicate", "corrupt", "reorder"):
-        if share := getattr(pipe, name):
-            yield f"{name} {_percent(share)}"
-    if pipe.rate_bps:
-        yield f"rate {pipe.rate_bps}bit"
-
-
-def _us(time_s: float) -> str:
-    return f"{1e6 * time_s:.9g}us"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.9g}%"
+    for row in sorted(PROPERTIES, key=lambda row: row.place):
+        if words := row.words(pipe):
+            yield words
 
 
 def check_read_back(pipe: Pipe, queue: Queue, shown: Sequence[Mapping[str, Any]]) -> None:
@@ -127,35 +104,8 @@ def check_read_back(pipe: Pipe, queue: Queue, shown: Sequence[Mapping[str, Any]]
         )
 
 
-NETEM_FIELDS: dict[str, tuple[str, str]] = {
-    "delay_s": ("delay", "delay"),
-    "jitter_s": ("delay", "jitter"),
-    "jitter_correlation": ("delay", "correlation"),
-    "loss": ("loss-random", "loss"),
-    "duplicate": ("duplicate", "duplicate"),
-    "corrupt": ("corrupt", "corrupt"),
-    "reorder": ("reorder", "reorder"),
-    "rate_bps": ("rate", "rate"),
-}
-"""Where ``tc -j`` shows each field of a pipe."""
-
-
-NETEM_ROUNDING = {"rate_bps": 8, "delay_s": 1.1e-6, "jitter_s": 1.1e-6}
-
-
-BURST_FIELDS = {"p": "p", "r": "r", "loss_bad": "1-h", "loss_good": "1-k"}
-
-
 def _check_netem(pipe: Pipe, where: str, options: Mapping[str, Any]) -> None:
-    pairs = {
-        name: (getattr(pipe, name) or 0.0, options.get(part, {}).get(key, 0.0))
-        for name, (part, key) in NETEM_FIELDS.items()
-    }
-    pairs["rate_bps"] = (pairs["rate_bps"][0], 8 * pairs["rate_bps"][1])
-    if pipe.loss_bursts:
-        model = options.get("loss-gemodel", {})
-        pairs |= {name: (getattr(pipe.loss_bursts, name), model.get(key, 0.0)) for name, key in BURST_FIELDS.items()}
-    for name, (asked, found) in pairs.items():
-        # Shares are 32 bits in the kernel, rates whole bytes, and times are shown in microseconds, rounded down.
-        if abs(found - asked) > max(1e-6 * asked, NETEM_ROUNDING.get(name, 1e-8)):
-            raise ValueError(f"{where}: asked for {name} = {asked:g}, the kernel has {found:g}")
+    for row in PROPERTIES:
+        for name, asked, found, rounding in row.compared(pipe, options):
+            if abs(found - asked) > max(1e-6 * asked, rounding):
+                raise ValueError(f"{where}: asked for {name} = {asked:g}, the kernel has {found:g}")

@@ -23,7 +23,7 @@ class QueueWatch:
     """Looks at all queues of the node it is on, through one tc(8) that stays: a look takes part of a millisecond."""
 
     uses: dict[str, QueueUse]
-    """By interface, as of the last look."""
+    """The use of each interface's queue, as of the last look."""
 
     def __enter__(self) -> Self:
         self._tc = TcConsole(None, "-s", "-j")

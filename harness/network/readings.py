@@ -58,9 +58,10 @@ class Readings(Section):
 
     links: tuple[LinkReading, ...]
     round_trips: tuple[RoundTrip, ...] = ()
-    """Of each link."""
+    """The round trip over each link."""
     rtt_s: tuple[float, ...]
-    """Of each neighbouring pair of workers, over all links between them: the least, or the median where they vary."""
+    """The round trip between each pair of neighbours, over all links between them: the least, or the median where they
+    vary."""
     rtt_s_asked: tuple[float, ...] = ()
     rtt_s_allowed: tuple[float, ...] = ()
     """How far from what was asked each may be."""

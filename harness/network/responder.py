@@ -29,7 +29,7 @@ from harness.network.probe_protocol import (
 CHUNK_BYTES = 1 << 18
 
 SO_RCVBUFFORCE = 33
-"""Of <asm-generic/socket.h>; Python does not name it."""
+"""A socket option of <asm-generic/socket.h> that Python does not name."""
 
 
 ROOM_BYTES = 2048
@@ -139,9 +139,10 @@ def _take_flow(connection: socket.socket) -> None:
 
 
 def _ping(request: Mapping[str, Any]) -> list[float]:
-    """Round trips of datagrams to a peer, in seconds, after one that warms caches; those that are lost are left out.
+    """Round trips of datagrams to a peer, in seconds; those that are lost are left out.
 
-    Each from when it is given to the kernel to when the kernel has the reply, less what the peer held it for.
+    Each is from when it is given to the kernel to when the kernel has the reply, less what the peer held it for. The
+    first one is not told: it warms caches, and until the kernel has begun to stamp, stamps are late.
     """
     call(request["to"], {"op": "hello"})
     with socket.socket(type=socket.SOCK_DGRAM) as datagrams:

@@ -9,7 +9,8 @@ from harness.network.bounds import ETHERNET_HEADER_BYTES
 from harness.network.readings import Counts, off
 from harness.network.topology import Topology
 from harness.network.wires import Queue
-from harness.scenario.links import GilbertElliott, Pipe
+from harness.scenario.links import PROPERTIES, Pipe
+from harness.scenario.properties import GilbertElliott
 from harness.units import format_rate
 
 PINGS = 10
@@ -33,7 +34,7 @@ RTT_TOLERANCE_SHARE = 0.05
 
 
 CONFIDENCE = 0.999
-"""Of the interval in which a share must lie that was counted, if the kernel does what it was asked."""
+"""The confidence of the interval in which a counted share must lie, if the kernel does what it was asked."""
 
 
 DEVIATIONS = 3.29
@@ -95,14 +96,7 @@ def complaints_of(queue: Queue, measured_bps: float, counts: Counts | None) -> I
         yield f"{where}: {off(pipe.rate_bps, measured_bps, format_rate, allowed)}"
     if counts is None:
         return
-    shares = [
-        ("lost", pipe.mean_loss, counts.loss, loss_interval(pipe, counts)),
-        ("duplicated", pipe.duplicate, counts.duplicated / counts.sent, share_interval(pipe.duplicate, counts.sent)),
-    ]
-    if pipe.rate_bps or not pipe.jitter_s:  # jitter alone lets packets overtake one another
-        shares.append(
-            ("overtaking", pipe.reorder, counts.overtook / counts.sent, share_interval(pipe.reorder, counts.sent))
-        )
+    shares = [("lost", pipe.mean_loss, counts.loss, loss_interval(pipe, counts)), *_shares_counted(pipe, counts)]
     for name, asked, measured, (least, most) in shares:
         if not least <= measured <= most:
             allowed = f"{least:.3%} to {most:.3%}, in which {CONFIDENCE:.1%} of counts of {counts.sent} lie"
@@ -112,6 +106,17 @@ def complaints_of(queue: Queue, measured_bps: float, counts: Counts | None) -> I
         half = DEVIATIONS * math.sqrt(asked * max(asked - 1, 0.05) / counts.bursts)
         if abs(measured - asked) > half:
             yield f"{where}: packets in a burst: {off(asked, measured, '{:.2f}'.format, f'within {half:.2f}')}"
+
+
+def _shares_counted(pipe: Pipe, counts: Counts) -> Iterator[tuple[str, float, float, tuple[float, float]]]:
+    """Each share of packets that has a count of its own: its name, what was asked and measured, and the interval."""
+    overtake_anyway = pipe.jitter_s and not pipe.rate_bps  # jitter alone lets packets overtake one another
+    for row in PROPERTIES:
+        if row.counted is None or (row.name == "reorder" and overtake_anyway):
+            continue
+        word, field = row.counted
+        asked, measured = row.share(pipe), getattr(counts, field) / counts.sent
+        yield word, asked, measured, share_interval(asked, counts.sent)
 
 
 def pair_tolerance_s(topology: Topology, one: int, other: int) -> float:

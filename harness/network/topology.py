@@ -25,9 +25,10 @@ from harness.network.addresses import (
 from harness.network.bounds import seconds_on
 from harness.network.qdisc import UNSHAPED_BPS, qdisc
 from harness.network.wires import Command, Direction, End, Queue, Wire
-from harness.scenario.links import UNSHAPED, Fabric, Link, Pipe, Trace, TraceRow
+from harness.scenario.links import PROPERTIES, Fabric, Link, Pipe, Trace, TraceRow
+from harness.scenario.properties import NO_UNIT
 from harness.scenario.section import Section
-from harness.units import format_rate, format_size, format_time, parse_rate_bps, parse_size_bytes, parse_time_s
+from harness.units import format_rate
 
 SEGMENT_S = 0.25e-3
 """The longest that one segment may occupy a link that netem paces: it is passed on whole, so long ones add delay."""
@@ -193,9 +194,9 @@ class Topology(Section):
 
         Each worker sends 2 (p - 1) / p of the payload to its neighbour, which the slowest queue on the way must carry,
         and the last byte of it is still to travel there; and the sum of the first element travels round the ring once
-        to be made, and all but once to be told. Headers and acknowledgements are not payload: where there is netem,
-        and so nothing joins segments, they make 1.07 of each byte at an MTU of 1500 (1514 bytes sent for 1448, and
-        66 bytes back for each second of them).
+        to be made, and all but once to be told. Headers and ACKs are not payload. Where there is netem, offload is
+        off, and they add 7 % at an MTU of 1500: 1514 bytes are sent for 1448, and 66 bytes back for every second
+        segment.
         """
         if self.link.trace and len(self.link.trace.rows) > 1:
             return self.at_best.ring_bound_s(payload_bytes)
@@ -217,10 +218,11 @@ class Topology(Section):
 
     def describe_extras(self) -> str:
         """What the links are beyond rate, delay and loss, and how they are joined, in words; empty for a plain star."""
-        told = {"rate_bps", "delay_s", "loss", "mtu_bytes", "congestion_control"}
+        already_in_title = {"rate_bps", "delay_s", "loss"}
         plain = Link.model_validate({}).model_dump(mode="json", by_alias=True)
-        own = self.link.model_dump(mode="json", by_alias=True, exclude=told)
-        own |= self.link.model_dump(mode="json", by_alias=True, include={"mtu_bytes", "congestion_control"})
+        of_the_whole_link = {"mtu_bytes", "congestion_control"}
+        own = self.link.model_dump(mode="json", by_alias=True, exclude=already_in_title | of_the_whole_link)
+        own |= self.link.model_dump(mode="json", by_alias=True, include=of_the_whole_link)
         links = {key: value for key, value in own.items() if value != plain[key]}
         if self.link.trace:
             rates = [row.rate_bps for row in self.link.trace.rows]
@@ -291,13 +293,7 @@ class Topology(Section):
         return [f"route add {address(worker)}/32 via {way[0].to.address}" for worker, way in far.items() if way]
 
 
-SAID = {
-    "rate": lambda text: text if text == UNSHAPED else format_rate(parse_rate_bps(text)),
-    **dict.fromkeys(("delay", "jitter"), lambda text: format_time(parse_time_s(text))),
-    **dict.fromkeys(("burst", "queue"), lambda text: format_size(parse_size_bytes(text))),
-    "mtu": lambda size: f"{size} B",
-}
-"""How people say the value that a field of a link holds in files."""
+UNITS_BY_KEY = {row.key: row.unit for row in PROPERTIES}
 
 
 def _named(name: str, value: object) -> str:
@@ -307,5 +303,8 @@ def _named(name: str, value: object) -> str:
     if isinstance(value, dict):
         parts = [_named(key, inner) for key, inner in value.items() if inner is not None]
         return f"{name} {parts[0]}" if len(parts) == 1 else f"{name} ({', '.join(parts)})"
-    said = SAID.get(name, str)(value)
-    return said if name == "rate" else f"{name} {said}"
+    if name == "mtu":
+        return f"{name} {value} B"
+    unit = UNITS_BY_KEY.get(name, NO_UNIT)
+    said = unit.said(unit.read(value))
+    return str(said) if name == "rate" else f"{name} {said}"

@@ -19,7 +19,8 @@ from harness.plan.expected import state_of
 from harness.plan.status import ACCURACY, DONE
 from harness.plan.trial import Trial
 from harness.provenance import code_digest
-from harness.scenario.links import UNSHAPED, Link
+from harness.scenario.links import Link
+from harness.scenario.properties import UNSHAPED
 from harness.scenario.schema import Case, MethodSpec, Scenario
 from harness.workload import profile as profiles
 

@@ -196,8 +196,6 @@ def _attempt(trial: Trial, cluster: Cluster, port: int, outcome: Outcome, watch:
     train = trial.case.train
     outcome.readings = cluster.use(trial.expected.built_topology, trial.case.cluster.resources)
     spec = {"trial": trial.model_dump(mode="json", by_alias=True), "port": port}
-    if trial.case.link.trace:
-        spec["start_file"] = f"/run/trace-{port}"  # of the universe, which ends with the cluster
     try:
         for message in _until_failure(cluster.run("train", spec, train.timeout_s), outcome):
             outcome.take(message, trial, watch)

@@ -9,101 +9,31 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainSerializer, ValidationInfo, model_serializer, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, model_serializer, model_validator
 from typing_extensions import Self
 
+from harness.scenario import properties
+from harness.scenario.properties import slowed
 from harness.scenario.section import Section
-from harness.units import Share, SizeBytes, TimeS, format_time, parse_rate_bps
-
-UNSHAPED = "unshaped"
 
 
-def _rate_or_unshaped(given: object) -> int | None:
-    if given in (UNSHAPED, None):
-        return None
-    try:
-        return parse_rate_bps(given)
-    except ValueError as error:
-        raise ValueError(f"{error}, or '{UNSHAPED}'") from None
-
-
-RateOrUnshaped = Annotated[
-    int | None,
-    BeforeValidator(_rate_or_unshaped),
-    PlainSerializer(lambda bps: UNSHAPED if bps is None else f"{bps}bit"),
-]
-
-
-class GilbertElliott(Section):
-    """Loss that comes in bursts: a chain that steps once a packet between a good and a bad state, each with its loss.
-
-    E. N. Gilbert, Bell Syst. Tech. J. 39 (1960); E. O. Elliott, ibid. 42 (1963); ``loss gemodel`` of tc-netem(8).
-    """
-
-    p: Share
-    """From good to bad, a packet."""
-    r: Share
-    """From bad to good, a packet: left alone, a burst is 1 / r packets long."""
-    loss_bad: Share = 1.0
-    loss_good: Share = 0.0
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if not (self.p > 0 and self.r > 0):
-            raise ValueError("p and r above 0: a state that is never left is no burst")
-        return self
-
-    @property
-    def bad_share(self) -> float:
-        """The share of packets that meet the bad state."""
-        return self.p / (self.p + self.r)
-
-    @property
-    def mean_loss(self) -> float:
-        """The share of packets that are lost."""
-        return self.bad_share * self.loss_bad + (1 - self.bad_share) * self.loss_good
-
-
-class Pipe(Section):
+class Pipe(properties.LinkProperties):
     """One direction of a link: what happens to a packet between two neighbours."""
 
-    rate_bps: Annotated[RateOrUnshaped, Field(alias="rate")] = 100_000_000
-    """Bits per second on the wire, headers included; None leaves the direction unshaped."""
-    burst_bytes: Annotated[SizeBytes | None, Field(alias="burst")] = None
-    """The token bucket's size; None chooses one that neither stalls the rate nor hides it."""
-    queue_bytes: Annotated[SizeBytes | None, Field(alias="queue")] = None
-    """What may wait for the rate before packets are dropped; None lets 0.3 s of the rate wait."""
-    delay_s: Annotated[TimeS, Field(alias="delay")] = 0.0
-    """On the way in this direction. Two workers of a star are two links apart: their round trip takes it four times."""
-    jitter_s: Annotated[TimeS, Field(alias="jitter")] = 0.0
-    """The standard deviation of the delay (half its width, where the distribution is uniform); packets stay in order
-    where there is a rate."""
-    jitter_distribution: Literal["normal", "uniform", "pareto", "paretonormal"] = "normal"
-    jitter_correlation: Share = 0.0
-    """How much of a packet's delay is its predecessor's."""
-    loss: Share = 0.0
-    """Of packets, each by itself."""
-    loss_bursts: GilbertElliott | None = None
-    duplicate: Share = 0.0
-    corrupt: Share = 0.0
-    """Of packets, which get one wrong bit."""
-    reorder: Share = 0.0
-    """Of packets, which overtake those that wait for their delay."""
-
     @property
-    def mean_loss(self) -> float:
-        """The share of packets that are lost on purpose."""
-        return self.loss_bursts.mean_loss if self.loss_bursts else self.loss
+    def disturbed_shares(self) -> list[float]:
+        """Shares of packets that are lost, doubled, damaged or out of turn, those above 0."""
+        return [share for row in PROPERTIES if (share := row.share(self)) > 0]
 
     @property
     def disturbs(self) -> bool:
         """Whether single packets are lost, doubled, damaged or out of turn."""
-        return self.mean_loss + self.duplicate + self.corrupt + self.reorder > 0
+        return bool(self.disturbed_shares)
 
     @property
     def needs_netem(self) -> bool:
         """Whether the kernel must have netem, since this is more than a rate."""
-        return self.delay_s + self.jitter_s > 0 or self.disturbs
+        return any(row.is_netems(self) for row in PROPERTIES)
 
     def changed_by(self, *changes: Pipe | None) -> Pipe:
         """This one with the fields that were set in each change, the last of them in force."""
@@ -118,9 +48,7 @@ class Pipe(Section):
     def slowed(self, dilation: float) -> Self:
         """The same so many times slower: what takes its time on it takes that many times longer."""
         slower = {
-            "rate_bps": self.rate_bps and max(1, round(self.rate_bps / dilation)),
-            "delay_s": self.delay_s * dilation,
-            "jitter_s": self.jitter_s * dilation,
+            row.name: slowed(row.name, getattr(self, row.name), dilation) for row in PROPERTIES if row.unit.slowed
         }
         return self.model_copy(update=self._in_force(slower))
 
@@ -130,16 +58,14 @@ class Pipe(Section):
 
     def contradiction(self) -> str | None:
         """What cannot be had together, as ``field: found ...; allowed: ...``."""
-        if self.jitter_s > self.delay_s:
-            found, most = format_time(self.jitter_s), format_time(self.delay_s)
-            return f"jitter: found {found!r}; allowed: at most the delay, {most}: no packet arrives before it left"
-        if self.reorder and not self.delay_s:
-            return f"reorder: found {self.reorder}; allowed: 0 without a delay, since there is nobody to overtake"
-        if self.loss and self.loss_bursts:
-            return f"loss: found {self.loss} beside loss_bursts; allowed: one of the two"
-        if self.mean_loss >= 1:
-            return f"loss: found {self.mean_loss}; allowed: below 1"
+        for row in PROPERTIES:
+            if row.contradiction and (complaint := row.contradiction(self)):
+                return f"{row.key}: {complaint}"
         return None
+
+
+PROPERTIES = properties.rows(Pipe)
+"""What a direction of a link can have, a row each."""
 
 
 class PipeChange(Pipe):
@@ -180,17 +106,12 @@ class TraceRow(Section):
 
     def changed(self, pipe: Pipe) -> Pipe:
         """A direction of a link in this moment."""
-        given = {"rate_bps": self.rate_bps, "delay_s": self.delay_s, "loss": self.loss}
-        return pipe.model_copy(update={name: value for name, value in given.items() if value is not None})
+        given = {name: value for name, value in self if name != "t_s" and value is not None}
+        return pipe.model_copy(update=given)
 
     def slowed(self, dilation: float) -> TraceRow:
         """See ``Pipe.slowed``."""
-        return TraceRow(
-            t_s=self.t_s * dilation,
-            rate_bps=max(1, round(self.rate_bps / dilation)),
-            delay_s=None if self.delay_s is None else self.delay_s * dilation,
-            loss=self.loss,
-        )
+        return TraceRow(**{name: slowed(name, value, dilation) for name, value in self})
 
 
 class Trace(Section):
@@ -214,8 +135,8 @@ class Trace(Section):
 
     def slowed(self, dilation: float) -> Trace:
         """See ``Pipe.slowed``."""
-        period_s = None if self.period_s is None else self.period_s * dilation
-        return Trace(rows=tuple(row.slowed(dilation) for row in self.rows), period_s=period_s)
+        rows = tuple(row.slowed(dilation) for row in self.rows)
+        return Trace(rows=rows, period_s=slowed("period_s", self.period_s, dilation))
 
 
 def _read_trace(given: object, info: ValidationInfo) -> object:
@@ -239,7 +160,7 @@ class Link(Pipe):
     trace: Annotated[Trace | None, BeforeValidator(_read_trace)] = None
     """A file, CSV or mahimahi's (``traces.py``): rates over time, on all workers' links, in both directions."""
     up: PipeChange | None = None
-    """From a worker to its switch."""
+    """What is different on the way from a worker to its switch."""
     down: PipeChange | None = None
     workers: dict[str, TwoWay] = Field(default_factory=dict)
     """What is different for single workers, by name: ``[link.workers.w3]`` makes a straggler."""

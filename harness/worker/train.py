@@ -30,7 +30,7 @@ from torch.utils.data import BatchSampler, DistributedSampler
 
 import baselines
 from harness.messages import BACKEND_VARIABLE, GLOO, AllReduced, FirstCollective, Send, Trained
-from harness.network.addresses import WORKER_INTERFACE, address, worker_number
+from harness.network.addresses import worker_number
 from harness.network.queues import watched_queues
 from harness.plan.expected import state_of
 from harness.plan.trial import UNSETTLED_STEPS, Trial
@@ -78,14 +78,15 @@ def train(spec: Mapping[str, Any], node: str, send: Send) -> None:
     """Train one trial on this rank.
 
     Args:
-        spec: ``trial``, the Trial as JSON; ``port``, where the ranks meet on the first worker; maybe ``start_file``, to
-            be made when training begins.
+        spec: ``trial``, the Trial as JSON; ``interface``, the shaped one; ``meeting_address`` and ``port``, where the
+            ranks meet; maybe ``start_file``, to be made when training begins.
     """
     trial = Trial.model_validate(spec["trial"])
     rank, world_size = worker_number(node), trial.case.cluster.workers
     kind = _Replay if trial.case.train.replay else _Training
-    with process_group(rank, world_size, spec["port"], os.environ.get(BACKEND_VARIABLE, GLOO)):
+    with process_group(rank, world_size, spec, os.environ.get(BACKEND_VARIABLE, GLOO)):
         training = kind(trial, rank, world_size, Recorder(send), send)
+        training.interface = spec["interface"]
         training.start_file = Path(spec["start_file"]) if rank == 0 and "start_file" in spec else None
         training.run()
 
@@ -94,10 +95,10 @@ def time_all_reduce(spec: Mapping[str, Any], node: str, send: Send) -> None:
     """Time a large all-reduce, repeated; rank 0 sends the median ``seconds``.
 
     Args:
-        spec: ``bytes`` of the tensor, ``workers`` and ``port``.
+        spec: ``bytes`` of the tensor, ``workers``, and what ``process_group`` asks for.
     """
     rank = worker_number(node)
-    with process_group(rank, spec["workers"], spec["port"]):
+    with process_group(rank, spec["workers"], spec):
         tensor = torch.ones(spec["bytes"] // 4)
         dist.all_reduce(tensor[: tensor.numel() // 10])  # connections, and TCP's first look at the path
         send(FirstCollective())
@@ -112,14 +113,17 @@ def time_all_reduce(spec: Mapping[str, Any], node: str, send: Send) -> None:
 
 
 @contextmanager
-def process_group(rank: int, world_size: int, port: int, backend: str = GLOO) -> Iterator[None]:
-    """The default group of all workers, on the shaped interface and nowhere else."""
+def process_group(rank: int, world_size: int, place: Mapping[str, Any], backend: str = GLOO) -> Iterator[None]:
+    """The default group of all workers, on the shaped interface and nowhere else.
+
+    Args:
+        place: ``interface``, and ``meeting_address`` and ``port``, where the ranks meet.
+    """
     prepare_process()
     torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = WORKER_INTERFACE
-    dist.init_process_group(
-        backend, init_method=f"tcp://{address(0)}:{port}", rank=rank, world_size=world_size, timeout=PEER_TIMEOUT
-    )
+    os.environ["GLOO_SOCKET_IFNAME"] = place["interface"]
+    meeting = f"tcp://{place['meeting_address']}:{place['port']}"
+    dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=world_size, timeout=PEER_TIMEOUT)
     try:
         yield
     finally:
@@ -152,6 +156,8 @@ class _Training:
         self.steady_from_step = max(self.method.steady_from_step, UNSETTLED_STEPS)
         self.paused_s = 0.0
         self.first_non_finite: tuple[int, str] | None = None
+        self.interface = ""
+        """The shaped one, whose bytes are counted."""
         self.start_file: Path | None = None
         """Made when training begins, for whoever changes the links from then on."""
 
@@ -186,7 +192,7 @@ class _Training:
         yardsticks_s = [meter.yardstick_s()]
         with watched_queues() as queues:
             steps, test_loss = self._train()
-            sent, transport = meter.wire_bytes(WORKER_INTERFACE) - self.at_steady, meter.transport()
+            sent, transport = meter.wire_bytes(self.interface) - self.at_steady, meter.transport()
         yardsticks_s.append(meter.yardstick_s())
         smallest, largest = self._parameter_hash_range()
         self.recorder.flush()
@@ -217,14 +223,14 @@ class _Training:
         steps, test_loss = 0, 0.0
         if self.learns:
             self._note_evaluation(0)  # where every curve begins, so that a line leads to whatever the next one found
-        self.at_steady = meter.wire_bytes(WORKER_INTERFACE)
+        self.at_steady = meter.wire_bytes(self.interface)
         dist.barrier()
         if self.start_file:
             self.start_file.touch()
         for step in range(self.settings.steps):
             if step == self.steady_from_step:
                 with self._paused():
-                    self.at_steady = meter.wire_bytes(WORKER_INTERFACE)
+                    self.at_steady = meter.wire_bytes(self.interface)
             self._step(step)
             self.batch = next(self.batches)
             steps = step + 1

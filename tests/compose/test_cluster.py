@@ -17,7 +17,8 @@ from conftest import ROOT
 from docker.client import DockerClient
 
 from harness.cluster.docker import engine
-from harness.cluster.docker.compose import ONLY_BY_THE_LINK, ComposeCluster, engine_address, project, wires
+from harness.cluster.docker.compose import ComposeCluster
+from harness.cluster.docker.project import ONLY_BY_THE_LINK, Deployment, project
 from harness.errors import UsageError
 from harness.network.topology import Topology
 from harness.scenario.links import Link
@@ -112,10 +113,8 @@ def test_the_file_by_hand_is_the_cluster_that_pacbench_makes() -> None:
         f"switch-{name}": ipaddress.IPv4Network(network["ipam"]["config"][0]["subnet"])
         for name, network in by_hand["networks"].items()
     }
-    topology = star(4, "100mbit")
-    made = project(
-        "x", topology=topology, resources=NO_LIMITS, mounts={}, subnets=subnets, gpus=0, image=engine.IMAGE, labels={}
-    )
+    deployment = Deployment(star(4, "100mbit"), NO_LIMITS, mounts={}, subnets=subnets, gpus=0)
+    made = project("x", deployment, image=engine.IMAGE, labels={})
     assert set(by_hand["services"]) == set(made["services"])
     for node, service in by_hand["services"].items():
         ours = made["services"][node]
@@ -124,13 +123,7 @@ def test_the_file_by_hand_is_the_cluster_that_pacbench_makes() -> None:
         assert service["environment"]["PYTHONPATH"] == ours["environment"]["PYTHONPATH"] == ""
         assert set(service.get("sysctls", {})) == set(ours.get("sysctls", {}))
         assert addresses(service) == addresses(ours)
-    interfaces = {
-        str(engine_address(subnets[wire.name], number)): end.interface
-        for wire in wires(topology)
-        for number, end in enumerate(wire.ends)
-        if end.node == "switch"
-    }
-    assert json.loads(by_hand["services"]["switch"]["command"][-1]) == interfaces
+    assert json.loads(by_hand["services"]["switch"]["command"][-1]) == deployment.interfaces_of("switch")
 
 
 def test_the_file_for_gpus_gives_each_worker_what_pacbench_gives() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from harness.cluster.docker import engine
-from harness.cluster.docker.compose import SUBNETS, Deployment, End, free_subnets, project, wires
+from harness.cluster.docker.project import SUBNETS, Deployment, Plug, free_subnets, networks, project
 from harness.errors import MeasurementError
 from harness.network.topology import Topology
 from harness.scenario.links import Link
@@ -21,25 +21,18 @@ def star(workers: int, **link: Any) -> Topology:
 
 
 def file(topology: Topology, resources: Resources = NO_LIMITS, gpus: int = 0) -> Any:
-    names = [wire.name for wire in wires(topology)]
-    return project(
-        "pacbench-test",
-        topology=topology,
-        resources=resources,
-        mounts={},
-        subnets=dict(zip(names, free_subnets(len(names), []), strict=True)),
-        gpus=gpus,
-        image="pacbench",
-        labels={"pacbench.run": "test"},
-    )
+    names = [network.name for network in networks(topology)]
+    subnets = dict(zip(names, free_subnets(len(names), []), strict=True))
+    deployment = Deployment(topology, resources, {}, subnets, gpus)
+    return project("pacbench-test", deployment, image="pacbench", labels={"pacbench.run": "test"})
 
 
 @pytest.mark.parametrize("workers", [2, 8, 128])
-def test_every_queue_of_a_topology_is_at_an_end_of_a_wire(workers: int) -> None:
+def test_every_queue_of_a_topology_is_at_a_plug_of_a_network(workers: int) -> None:
     topology = star(workers)
-    ends = {end for wire in wires(topology) for end in wire.ends}
-    assert {End(queue.node, queue.interface) for queue in topology.queues()} == ends
-    assert len(wires(topology)) == workers
+    plugs = {plug for network in networks(topology) for plug in network.plugs}
+    assert {Plug(queue.node, queue.interface) for queue in topology.queues()} == plugs
+    assert len(networks(topology)) == workers
 
 
 def test_each_wire_is_a_network_of_two_with_an_address_each() -> None:

@@ -18,10 +18,12 @@ from harness.cluster.connection import AgentConnection
 from harness.cluster.docker.fleet import Fleet
 from harness.cluster.protocol import ClusterBrokenError, SideTask, TaskTimeoutError
 from harness.errors import MeasurementError
-from harness.messages import Failed, Log, Message, Preload, Reset, Send, Start, Tick, message_kind
+from harness.messages import Failed, Log, Message, Reset, Send, Start, Stop, Tick, message_kind
 
 NODES = ["w0", "w1", "switch"]
 ROOT = Path(__file__).resolve().parents[2]
+PATIENCE_S = 120.0
+"""More than a busy machine takes."""
 
 
 @message_kind
@@ -57,7 +59,7 @@ def agent() -> AgentConnection:
     return AgentConnection([sys.executable, __file__], {"PYTHONPATH": path})
 
 
-def said(fleet: Fleet, spec: Mapping[str, Any], timeout_s: float = 30) -> list[tuple[str, str]]:
+def said(fleet: Fleet, spec: Mapping[str, Any], timeout_s: float = PATIENCE_S) -> list[tuple[str, str]]:
     """Who said what, in the order of nodes; ticks and logs apart."""
     messages = fleet.task("behave", NODES[:2], spec, timeout_s)
     return sorted((m.node, m.kind) for m in messages if not isinstance(m, (Tick, Log)))
@@ -76,9 +78,8 @@ def test_a_lost_agent_is_an_error_of_its_node_and_can_be_replaced(fleet: Fleet) 
 
 def test_an_agent_that_is_lost_while_it_is_asked_costs_what_it_was_asked_for_and_not_the_cluster(fleet: Fleet) -> None:
     fleet._agents["w1"]._process.kill()
-    preload = Preload(train=None)
     with pytest.raises(MeasurementError, match="w1: its container has ended") as lost:
-        fleet.request(dict.fromkeys(NODES, preload), 30)
+        fleet.request(dict.fromkeys(NODES, Stop()), PATIENCE_S)
     assert not isinstance(lost.value, ClusterBrokenError)
     fleet.add("w1", agent())
     assert said(fleet, {})[-1] == ("w1", "result")
@@ -86,7 +87,7 @@ def test_an_agent_that_is_lost_while_it_is_asked_costs_what_it_was_asked_for_and
 
 def test_an_agent_that_only_stands_by_is_missed_too(fleet: Fleet) -> None:
     fleet._agents["switch"]._process.kill()
-    for message in fleet.task("behave", NODES[:2], {"w0": "hang", "w1": "hang"}, 30):
+    for message in fleet.task("behave", NODES[:2], {"w0": "hang", "w1": "hang"}, PATIENCE_S):
         if isinstance(message, Failed):
             break
     assert message.node == "switch"
@@ -94,10 +95,12 @@ def test_an_agent_that_only_stands_by_is_missed_too(fleet: Fleet) -> None:
 
 def test_what_goes_on_beside_a_task_ends_with_it(fleet: Fleet) -> None:
     beside = [SideTask("behave", "switch", {"switch": "hang"})]
-    heard = [(m.node, m.kind) for m in fleet.task("behave", NODES[:2], {}, 30, beside) if not isinstance(m, Tick)]
+    heard = [
+        (m.node, m.kind) for m in fleet.task("behave", NODES[:2], {}, PATIENCE_S, beside) if not isinstance(m, Tick)
+    ]
     assert {("w0", "exit"), ("w1", "exit")} <= set(heard)
     assert ("switch", "exit") not in heard
-    again = fleet.task("behave", NODES, {}, 30)
+    again = fleet.task("behave", NODES, {}, PATIENCE_S)
     assert sorted(m.node for m in again if isinstance(m, Result)) == sorted(NODES), "its agent is free again"
 
 
@@ -110,7 +113,7 @@ def test_a_task_that_is_cut_short_leaves_agents_that_listen(fleet: Fleet) -> Non
     with pytest.raises(TaskTimeoutError):
         said(fleet, {"w0": "hang"}, timeout_s=0.5)
     assert ("w0", "result") in said(fleet, {})
-    for message in fleet.task("behave", NODES[:2], {"w0": "hang"}, 30):
+    for message in fleet.task("behave", NODES[:2], {"w0": "hang"}, PATIENCE_S):
         if isinstance(message, Result):
             break  # and w0 hangs
     with pytest.raises(MeasurementError, match="KeyError"):
@@ -131,7 +134,7 @@ def test_a_node_that_had_not_begun_when_a_task_was_cut_short_does_not_begin(
 
     monkeypatch.setattr(AgentConnection, "_send", send_late)
     fleet._agents["w1"]._process.kill()
-    for message in fleet.task("behave", NODES[:2], {"w0": "hang"}, 30):
+    for message in fleet.task("behave", NODES[:2], {"w0": "hang"}, PATIENCE_S):
         if isinstance(message, Failed):
             break
     assert [thread.name for thread in threading.enumerate() if "_listen" in thread.name] == []

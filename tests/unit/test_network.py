@@ -13,15 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.network import responder
 from harness.network.addresses import address, gateway
-from harness.network.bounds import ring_bound_s, wire_share
-from harness.network.probe_protocol import PING, PINGED, SO_TIMESTAMPNS
+from harness.network.bounds import ring_transfer_s, wire_share
+from harness.network.probe_protocol import PING, PINGED, SO_TIMESTAMPNS, receive
 from harness.network.qdisc import burst_bytes, check_read_back, netem_limit, qdisc
 from harness.network.readings import Counts, Readings
 from harness.network.responder import _Answering, _collect, counts_of
 from harness.network.tolerances import complaints_of, loss_interval, mean_burst, share_interval
 from harness.network.topology import Topology
-from harness.scenario.links import GilbertElliott, Link, Pipe
+from harness.scenario.links import Link, Pipe
+from harness.scenario.properties import GilbertElliott
 from harness.worker.meter import Transport, parse_transport
 
 
@@ -98,8 +100,8 @@ def test_a_full_segment_carries_1448_of_1514_bytes() -> None:
     assert wire_share(link()) == pytest.approx(1514 / 1448)
 
 
-def test_the_ring_bound_of_four_workers_is_one_and_a_half_times_the_tensor() -> None:
-    assert ring_bound_s(1_000_000, 4, 8_000_000) == pytest.approx(1.5)
+def test_a_ring_of_four_workers_sends_one_and_a_half_times_the_tensor() -> None:
+    assert ring_transfer_s(1_000_000, 4, 8_000_000) == pytest.approx(1.5)
 
 
 FLAT_PIPES = st.builds(
@@ -356,21 +358,52 @@ def test_what_tcp_says_is_read_from_connections_that_sent() -> None:
     assert parse_transport("") == Transport(retransmits=0, smoothed_rtt_s=None, cwnd_packets=None)
 
 
-def test_a_round_trip_is_without_the_time_for_which_the_peer_held_it() -> None:
-    with socket.socket(type=socket.SOCK_DGRAM) as near, socket.socket(type=socket.SOCK_DGRAM) as far:
-        for each in (near, far):
-            each.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
-            each.bind(("127.0.0.1", 0))
-        near.connect(far.getsockname())
-        for one, other in ((near, far), (far, near)):  # the first one after SO_TIMESTAMPNS may be stamped late
+def stamped_pair() -> tuple[socket.socket, socket.socket]:
+    """Two sockets that send to one another, once the kernel stamps what arrives.
+
+    It begins to do so some time after it was asked: until then a datagram gets its stamp when it is read.
+    """
+    near, far = (socket.socket(type=socket.SOCK_DGRAM) for _ in range(2))
+    for each in (near, far):
+        each.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        each.bind(("127.0.0.1", 0))
+    near.connect(far.getsockname())
+    for one, other in ((near, far), (far, near)):
+        arrived_s, sent_s = 1.0, 0.0
+        while arrived_s > sent_s:
             one.sendto(b"to throw away", other.getsockname())
-            other.recv(100)
+            sent_s = time.time()
+            time.sleep(0.001)
+            _, arrived_s, _ = receive(other)
+    return near, far
+
+
+def test_a_round_trip_is_without_the_time_for_which_the_peer_held_it() -> None:
+    held_s = 0.2
+    near, far = stamped_pair()
+    with near, far:
         sent, trips = {0: time.time()}, dict[int, float]()
         near.send(PING + PINGED.pack(0, 0.0))
-        time.sleep(0.2)  # it has arrived, and nobody takes it
+        time.sleep(held_s)  # it has arrived, and nobody takes it
         answering = threading.Thread(target=_Answering(far).serve)
         answering.start()
         _collect(near, sent, trips, until=time.perf_counter() + 10, enough=1)
+        took_s = time.time() - sent[0]
         near.send(b'{"op": "quit"}')
         answering.join()
-    assert 0 < trips[0] < 0.1
+    assert 0 < trips[0] <= took_s - held_s
+
+
+def test_only_what_is_left_when_the_peers_time_is_taken_off_is_a_round_trip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same without a clock. A second reply to the same ping is ignored, and so is one to a ping never sent."""
+    replies = iter([(7, 5.0, 15.25), (7, 0.0, 99.0), (9, 0.0, 11.0), (8, 0.0, 20.5)])  # number, held for, back at
+
+    def receive_next(datagrams: socket.socket) -> tuple[bytes, float, None]:
+        number, held_s, arrived_s = next(replies)
+        return PING + PINGED.pack(number, held_s), arrived_s, None
+
+    monkeypatch.setattr(responder, "receive", receive_next)
+    trips = dict[int, float]()
+    with socket.socket(type=socket.SOCK_DGRAM) as unused:
+        _collect(unused, {7: 10.0, 8: 20.0}, trips, until=time.perf_counter() + 60, enough=2)
+    assert trips == {7: 0.25, 8: 0.5}

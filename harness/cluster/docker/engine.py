@@ -6,7 +6,7 @@ import os
 import re
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +16,25 @@ from docker.errors import DockerException, ImageNotFound, NotFound
 from requests.exceptions import RequestException
 
 from harness import programs
+from harness.cluster.protocol import Check
 from harness.errors import MeasurementError
 from harness.programs import MissingProgramError
+from harness.units import format_size
 
 IMAGE = "pacbench"
 """The image of the workers, as ``pacbench image`` builds it."""
 
 RUN_LABEL = "pacbench.run"
-"""On every object that pacbench makes, with the run's id: what it may remove, and all that it ever removes."""
+"""The label of every object that pacbench makes, with the run's id. It removes nothing that lacks this label."""
 
 OWNER_LABEL = "pacbench.owner"
-"""Host and process that made it: what belongs to a process that lives is left alone."""
+"""The label that names host and process of the maker. What belongs to a process that lives is left alone."""
 
 MIN_ENGINE = (20, 10)
 COMMAND_TIMEOUT_S = 180.0
 
 LINE_LENGTH = 240
-"""Of a complaint, in characters: its end says what happened, and much before it only where."""
+"""The most characters of a complaint that are shown. Its end says what happened, and much before it only where."""
 
 NO_BASE = (
     "no registry that can be reached has this image: make a base image (docker/offline_base.sh) and name it by --base"
@@ -248,3 +250,18 @@ def build_image(
     arguments.append(f"--network={'none' if offline else 'host'}")
     command(["build", "--progress=plain", "-f", str(dockerfile), "-t", tag, *arguments, str(ROOT)], timeout_s=3600)
     return image_facts(client, tag)
+
+
+def examine() -> Iterator[Check]:
+    """What ``pacbench doctor`` looks at: what containers take, in the order in which one needs the other."""
+    steps: dict[str, Callable[[], str]] = {
+        "container engine": lambda: str(connect().version()["Version"]),
+        "compose plugin": compose_version,
+        "worker image": lambda: format_size(image_facts(connect(), IMAGE)["size_bytes"]),
+    }
+    for name, look in steps.items():
+        try:
+            yield Check(name, True, look())
+        except EngineError as error:
+            yield Check(name, False, "no containers", str(error))
+            return

@@ -16,7 +16,7 @@ import threading
 import time
 
 from harness.cluster.docker.node import Node
-from harness.cluster.emulated import as_json
+from harness.cluster.emulated import MEETING_PLACE, as_json
 from harness.errors import MeasurementError, PacbenchError, UsageError
 from harness.messages import Build, Events, Message, Trained
 from harness.network import measure, probe_protocol, responder
@@ -33,7 +33,7 @@ GONE_S = 10.0
 """How long a worker on a busy link may take to refuse a connection."""
 
 WORKERS = 4
-"""As many as the compose file has."""
+"""The number of workers in the compose file."""
 
 
 def main() -> None:
@@ -99,7 +99,8 @@ def train(trial: Trial, name: str, port: int) -> None:
     from harness.worker import train
 
     heard: list[Message] = []
-    train.train({"trial": trial.model_dump(mode="json", by_alias=True), "port": port}, name, heard.append)
+    spec = {"trial": trial.model_dump(mode="json", by_alias=True), "port": port, **MEETING_PLACE}
+    train.train(spec, name, heard.append)
     if worker_number(name):
         return
     rows = [row for message in heard if isinstance(message, Events) for row in message.rows]
