@@ -17,8 +17,9 @@ import pandas as pd
 from pydantic import ValidationError
 
 import baselines
-from harness.analysis import stats
-from harness.analysis.stats import CaseResult, Noise
+from harness.analysis.cases import CaseResult, case_results
+from harness.analysis.noise import Noise, noise_of_cases
+from harness.analysis.trials import CASE_COLUMNS
 from harness.errors import MeasurementError, UsageError
 from harness.provenance import ROOT
 from harness.record.store import OLDER_COLUMNS, TRIAL_SCHEMA, Store, require_done, with_targets
@@ -39,7 +40,7 @@ COLUMNS = (
         "seed",
         "purpose",
         "replay",
-        *stats.CASE_COLUMNS,
+        *CASE_COLUMNS,
         "status",
         "reason",
         "samples_per_s",
@@ -72,7 +73,7 @@ class Measured:
     @cached_property
     def cases(self) -> list[CaseResult]:
         """Its cases, in the order in which reports show them."""
-        return stats.case_results(self.trials, self.scenario)
+        return case_results(self.trials, self.scenario)
 
     @property
     def clusters(self) -> set[str]:
@@ -82,7 +83,7 @@ class Measured:
     @cached_property
     def noise(self) -> Noise | None:
         """The machine's noise while it was measured."""
-        return stats.noise(self.cases, self.scenario.baseline)
+        return noise_of_cases(self.cases, self.scenario.baseline)
 
     @property
     def machine(self) -> str:

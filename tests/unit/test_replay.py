@@ -14,7 +14,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 import baselines
-from harness.analysis.stats import case_results
+from harness.analysis.cases import case_results
 from harness.cluster.fake import FakeCluster
 from harness.errors import UsageError
 from harness.network.topology import Topology

@@ -7,11 +7,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness.analysis.answer import headline
-from harness.analysis.stats import case_results
+from harness.analysis.cases import case_results
 from harness.errors import MeasurementError, UsageError
 from harness.provenance import ROOT
 from harness.record.store import EVENT_SCHEMA, TRIAL_SCHEMA, Event, Store, new_folder, require_done, runs
+from harness.report.headline import headline
 from harness.scenario.load import load
 from harness.scenario.schema import Scenario
 from harness.scenario.target import Target
