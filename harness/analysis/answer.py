@@ -45,7 +45,7 @@ class Answer:
 
     @property
     def best(self) -> MethodResult | None:
-        """Of the methods that are as good as the baseline, the one that gains most, be it little."""
+        """The method that gains most among those that are as good as the baseline, be it little."""
         able = [(result, gained) for result in self.rivals if self.is_as_good(result) and (gained := self.gain(result))]
         return max(able, key=lambda pair: pair[1].value)[0] if able else None
 

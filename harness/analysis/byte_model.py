@@ -39,7 +39,7 @@ class Payoff(NamedTuple):
 
 
 def payoff(method: StepModel, baseline: StepModel) -> Payoff:
-    """Where a method's step is shorter than the baseline's."""
+    """The rates at which a method's step is shorter than the baseline's."""
     extra_s = method.fixed_s - baseline.fixed_s
     saved_bytes = baseline.link_bytes - method.link_bytes
     if extra_s * saved_bytes > 0:

@@ -59,7 +59,7 @@ def case_results(trials: pd.DataFrame, scenario: Scenario) -> list[CaseResult]:
     """
     frames = [frame for _, frame in on_links(trials).groupby(list(CASE_COLUMNS), dropna=False)]
     frames.sort(key=lambda frame: [(True, 0) if pd.isna(value) else (False, value) for value in _key(frame).values()])
-    settings = [set(_told_where_cases_differ(_key(frame))) for frame in frames]
+    settings = [set(_describe_extras(_key(frame))) for frame in frames]
     shared = set.intersection(*settings)
     more_seeds = trials[trials["purpose"] == ACCURACY]
     return [_case_result(frame, more_seeds, shared, scenario) for frame in frames]
@@ -84,7 +84,7 @@ def _key(frame: pd.DataFrame) -> dict[str, Any]:
     return {column: first[column] for column in CASE_COLUMNS}
 
 
-def _always_told(key: dict[str, Any]) -> list[str]:
+def _describe(key: dict[str, Any]) -> list[str]:
     return [
         format_rate(key["rate_bps"]) if key["rate_bps"] > 0 else "unshaped links",
         *([f"{format_time(key['delay_s'])} delay"] if key["delay_s"] > 0 else []),
@@ -97,7 +97,7 @@ def _always_told(key: dict[str, Any]) -> list[str]:
     ]
 
 
-def _told_where_cases_differ(key: dict[str, Any]) -> list[str]:
+def _describe_extras(key: dict[str, Any]) -> list[str]:
     return [
         f"batch {key['batch_size']}",
         f"target {target.words}" if (target := target_of(key)) else "no target",
@@ -113,7 +113,7 @@ def _case_result(
 ) -> CaseResult:
     key = _key(frame)
     alike = more_seeds[[workload_of(row) == workload_of(key) for _, row in more_seeds.iterrows()]]
-    parts = _always_told(key) + [part for part in _told_where_cases_differ(key) if part not in shared_settings]
+    parts = _describe(key) + [part for part in _describe_extras(key) if part not in shared_settings]
     repeated = frame[frame.duplicated(["label", "round"])]
     if not repeated.empty:
         twice = repeated.iloc[0]

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
+import baselines
 from harness.errors import UsageError
 from harness.plan.plan import Plan
 from harness.plan.trial import Trial
@@ -41,11 +42,6 @@ QUICK_ROUNDS = 3
 Quantity = Literal["throughput", "bytes", "time to accuracy"]
 
 
-UNLIKE = ("warmup_steps",)
-"""Parameters that may differ between a replay and the training that its steps to the target come from: throughput is
-that of the steady state, which a replay reaches at once."""
-
-
 class Claim(Section):
     """What a source says of one method against another, on one model and link."""
 
@@ -53,7 +49,7 @@ class Claim(Section):
     source: str
     """Authors, where, and the place in it."""
     wording: str
-    """In the source's own words, short."""
+    """The claim in the source's own words, short."""
     quantity: Quantity
     model: str
     rate_bps: Annotated[RateBps, Field(alias="rate")]
@@ -65,7 +61,7 @@ class Claim(Section):
     claimed: Annotated[tuple[float, float], Field(alias="range", strict=False)]
     """How many times better, from and to."""
     scenario: str
-    """Where it is measured; ``{model}`` stands for the model."""
+    """The scenario in which it is measured; ``{model}`` stands for the model."""
     convergence: str | None = None
     """A scenario of real training, where the steps to the target come from."""
     quick: bool = False
@@ -212,13 +208,18 @@ def _check_alike(chosen: Sequence[Claim], found: Mapping[str, Plan]) -> None:
 
 
 def _difference(replayed: MethodSpec, trained: MethodSpec) -> str:
-    """The first thing in which they differ; nothing if in none that matters."""
+    """The first thing in which they differ; nothing if in none that matters.
+
+    What belongs to the warm-up alone may differ. Throughput is that of the steady state, which a replay reaches at
+    once.
+    """
     if replayed.name != trained.name:
         return f"{trained.name} against {replayed.name}"
+    warmup = baselines.get(replayed.name).State.warmup_parameters
     differing = [
         f"{key} = {trained.params.get(key)!r} against {value!r}"
         for key, value in replayed.params.items()
-        if key not in UNLIKE and trained.params.get(key) != value
+        if key not in warmup and trained.params.get(key) != value
     ]
     return differing[0] if differing else ""
 

@@ -188,7 +188,7 @@ def _bytes_ratio(before: MethodResult | None, after: MethodResult | None) -> flo
 
 
 def machine_factor(before_s: np.ndarray[Any, Any], after_s: np.ndarray[Any, Any]) -> float:
-    """By what factor a machine surely computes longer after than before: the end of the interval that is nearer to 1.
+    """The factor by which a machine surely computes longer after than before: the interval's end that is nearer to 1.
 
     1 where the interval holds it, or there are too few rounds to tell.
 

@@ -13,6 +13,7 @@ from harness.errors import UsageError
 from harness.record.store import Store, require_done
 
 PAIRED_BY = ["rate_bps", "workers", "model", "dataset", "label"]
+"""Columns in which trials of the two runs must agree, beside round and seed."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,11 @@ class Line:
     rounds: int
     """How many rounds finished on both."""
     samples_per_s: tuple[float, float]
-    """Medians over those rounds."""
+    """Medians over those rounds, on either cluster."""
     same_curves: int
-    """In how many rounds all accuracies were the same."""
+    """How many rounds had exactly the same accuracies."""
     same_parameters: int
-    """In how many rounds training ended with the same parameters."""
+    """How many rounds ended with the same parameters."""
 
     @property
     def ratio(self) -> float:
@@ -66,7 +67,7 @@ def compare(first: Store, second: Store) -> list[Line]:
 
 
 def _curves(store: Store) -> dict[str, list[tuple[int, float]]]:
-    """Of each trial: the accuracies by step, exactly."""
+    """The accuracies of each trial by step, exactly."""
     events = store.events()
     accuracies = events[events["kind"] == "accuracy"].sort_values("step")
     return {

@@ -51,7 +51,7 @@ class Judgement:
     explanation: str
     """What the bytes alone allow, by the methods' formulas."""
     origins: tuple[str, ...]
-    """Where each figure came from."""
+    """A sentence for each figure that tells where it came from."""
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class MethodResult:
     """The statuses of those that did not finish, such as ``crashed``."""
     samples_per_s: Estimate | None
     over: Mapping[str, Gain]
-    """By the label of a baseline: the 16-bit all-reduce first, if there is one."""
+    """What it gains over each baseline, by label: over the 16-bit all-reduce first, if there is one."""
     speedup: Estimate | None
     """Samples per second over the baseline's; None where no round has both."""
     final: Spread | None
@@ -60,7 +60,7 @@ class MethodResult:
 
     @property
     def fullest_queues(self) -> list[str]:
-        """In which link's queue, and in which direction, most waited: of each finished trial that knows."""
+        """The link and direction in whose queue most waited, for each finished trial that knows."""
         return sorted(set(self.done["fullest_queue"].dropna()))
 
     @property

@@ -13,7 +13,7 @@ from harness.analysis.pairs import paired_ratios
 
 
 class Noise(NamedTuple):
-    """By how much a ratio to the baseline differs from itself when nothing has changed."""
+    """How much a ratio to the baseline differs from itself when nothing has changed."""
 
     sd: float
     """Standard deviation of the ratio's logarithm in one round; 0.02 reads as 2 %."""

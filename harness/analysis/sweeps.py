@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+import baselines
 from harness.analysis.cases import CaseResult
 from harness.analysis.methods import MethodResult
-
-SWEPT_PARAMETERS = ("density", "ratio")
 
 LEAST_SWEEP = 3
 """Points below which a line would show nothing."""
@@ -28,24 +27,28 @@ class Sweep:
 
 
 def sweeps(case: CaseResult, baseline: str, tolerance: float) -> list[Sweep]:
-    """The sweeps over ``SWEPT_PARAMETERS`` that a case holds.
+    """The sweeps that a case holds, over the parameters that its methods declare as ``swept``.
 
     Args:
         tolerance: by how much less accurate than the baseline a method may be, absolute.
     """
     return [
         _sweep(parameter, family, case, baseline, tolerance)
-        for parameter in SWEPT_PARAMETERS
+        for parameter in sorted({name for result in case.methods for name in _swept(result)})
         for family in _families(case, parameter)
         if len(family) >= LEAST_SWEEP
     ]
 
 
+def _swept(result: MethodResult) -> tuple[str, ...]:
+    return baselines.get(result.method).State.swept
+
+
 def _families(case: CaseResult, parameter: str) -> list[list[MethodResult]]:
-    """The methods that have such a parameter and an accuracy, grouped by all else."""
+    """The methods that declare the parameter as swept and have an accuracy, grouped by all else."""
     families: dict[str, list[MethodResult]] = {}
     for result in case.methods:
-        if parameter in result.params and result.final_accuracy:
+        if parameter in _swept(result) and parameter in result.params and result.final_accuracy:
             families.setdefault(repr((result.method, {**result.params, parameter: None})), []).append(result)
     return list(families.values())
 

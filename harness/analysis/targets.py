@@ -17,7 +17,7 @@ class TimeToTarget(NamedTuple):
     of: int
     """How many trained to their cap, diverged or timed out; those that missed are counted here, not dropped."""
     median_s: float | None
-    """Over all of them, whoever never reached it being the slowest; None where that leaves the median unknown."""
+    """The median over all. One that never reached it counts as slowest. None where the median is thus unknown."""
 
     @property
     def surely(self) -> bool:

@@ -44,7 +44,7 @@ def _over(result: MethodResult, baseline: str, what: str) -> str:
 
 
 def _won(answer: Answer, winner: MethodResult) -> str:
-    """Over each baseline, in time first and in throughput beside it."""
+    """What the winner gains over each baseline, in time first and in throughput beside it."""
     case, gained = answer.case, answer.gain(winner)
     if not case.target:
         why = "no target was set" if answer.learnt else "nothing was learnt, so that accuracy is unknown"

@@ -28,6 +28,7 @@ from harness import plain
 from harness.analysis.byte_model import Payoff, mean_model, payoff, step_models
 from harness.analysis.cases import CaseResult, case_results, label_to_beat
 from harness.analysis.noise import noise_of_cases
+from harness.analysis.savings import saving_bound
 from harness.analysis.trials import FAKE
 from harness.cli.console import print_table, say
 from harness.plan.status import ACCURACY, DONE
@@ -222,14 +223,11 @@ def _notes(cases: Sequence[CaseResult], scenario: Scenario) -> list[str]:
     """What a reader should know before believing a ratio."""
     notes = []
     for method in scenario.methods:
-        density = method.params.get("density", 1.0)
         measured = [saving for case in cases if (saving := case.method(method.label).saving)]
-        sends_fp32 = method.params.get("values") == "fp32" and not method.params.get("adaptive")
-        if sends_fp32 and density < 1 and measured:
+        if (bound := saving_bound(method)) and measured:
             notes.append(
-                f"{method.label} keeps a share of {density:g} of the weights and sends them as fp32: that cannot save "
-                f"more than {1 / density:.3g}x in bytes against {scenario.baseline}; measured: {max(measured):.3g}x. "
-                "A higher speedup would have another cause."
+                f"{method.label} {bound.why}: that cannot save more than {bound.most:.3g}x in bytes against "
+                f"{scenario.baseline}; measured: {max(measured):.3g}x. A higher speedup would have another cause."
             )
     notes += _notes_on_accuracy(cases, scenario)
     if found := noise_of_cases(cases, scenario.baseline):

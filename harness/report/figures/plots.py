@@ -805,8 +805,7 @@ def changing_links(cases: Sequence[CaseResult], events: pd.DataFrame, looks: Map
 
 def changes_by_step(cases: Sequence[CaseResult], events: pd.DataFrame) -> pd.DataFrame:
     """A row a step of each method's first finished trial on changing links: rate in force, goodput, choices."""
-    kinds = {"step_s", "link_rate_bps", "adaptive_goodput_bps"}
-    chosen = events[events["kind"].isin(kinds) & (events["rank"] <= 0)]
+    chosen = events[events["rank"] <= 0]
 
     def of(case: CaseResult) -> pd.DataFrame:
         frames = []
@@ -814,11 +813,14 @@ def changes_by_step(cases: Sequence[CaseResult], events: pd.DataFrame) -> pd.Dat
             first = result.done.sort_values("round").head(1)
             if first.empty:
                 continue
-            own = chosen[chosen["trial_id"] == first["trial_id"].iloc[0]]
+            names = {"step_s": "step_s", "link_rate_bps": "link_rate_bps"}
+            if note := baselines.get(result.method).State.goodput_note:
+                names[note] = "adaptive_goodput_bps"
+            own = chosen[(chosen["trial_id"] == first["trial_id"].iloc[0]) & chosen["kind"].isin(names)]
             table = own.pivot_table(index="step", columns="kind", values="value", aggfunc="last").sort_index()
             if "link_rate_bps" not in table:
                 continue
-            table = table.reindex(columns=sorted(kinds))
+            table = table.rename(columns=names).reindex(columns=["adaptive_goodput_bps", "link_rate_bps", "step_s"])
             table["link_rate_bps"] = table["link_rate_bps"].ffill().bfill()
             table["goodput_bps"] = 8 * first["wire_bytes_per_step"].iloc[0] / table["step_s"]
             frames.append(table.reset_index().assign(label=result.label))
