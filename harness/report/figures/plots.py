@@ -816,7 +816,8 @@ def changes_by_step(cases: Sequence[CaseResult], events: pd.DataFrame) -> pd.Dat
             names = {"step_s": "step_s", "link_rate_bps": "link_rate_bps"}
             if note := baselines.get(result.method).State.goodput_note:
                 names[note] = "adaptive_goodput_bps"
-            own = chosen[(chosen["trial_id"] == first["trial_id"].iloc[0]) & chosen["kind"].isin(names)]
+            own = chosen[chosen["trial_id"] == first["trial_id"].iloc[0]]
+            own = own[own["kind"].isin(names)]
             table = own.pivot_table(index="step", columns="kind", values="value", aggfunc="last").sort_index()
             if "link_rate_bps" not in table:
                 continue
