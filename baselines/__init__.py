@@ -9,6 +9,11 @@ A method is a module of this package that defines
   it, and the paper or code that it follows,
 * ``MOST_LOSS``, if it is known: the final accuracy that it may lose to dense in ``scenarios/convergence.toml``.
 
+What else figures, reports and claims should know of a method its ``State`` says, by attributes of ``MethodState``:
+``swept`` (which parameters a sweep goes over), ``saving_bound`` (what its parameters bound the saving by),
+``warmup_parameters`` (what belongs to its warm-up alone), ``goodput_note`` (how it tells what it made a choice for),
+``is_sixteen_bit`` (whether it is a plain all-reduce in 16 bits).
+
 Every such file is found by itself; nothing is registered by hand. The same door serves anyone's own training::
 
     import baselines
@@ -33,9 +38,9 @@ import torch
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from baselines._state import MethodState
+from baselines._state import MethodState, SavingBound
 
-__all__ = ["Method", "MethodState", "get", "method_of", "names", "register"]
+__all__ = ["Method", "MethodState", "SavingBound", "get", "method_of", "names", "register"]
 
 
 @dataclass(frozen=True)

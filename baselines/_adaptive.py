@@ -26,6 +26,10 @@ CHANGE = 0.2
 """The relative change of the goodput that calls for a new choice."""
 
 
+GOODPUT_NOTE = "adaptive_goodput_bps"
+"""Kind of the note of the goodput that a choice was made for."""
+
+
 class Mode(IntEnum):
     """How a bucket travels."""
 
@@ -223,7 +227,7 @@ class Chooser:
             return
         self._modes = dict(zip(self._buckets, map(Mode, chosen), strict=True))
         if self._state.own_rank == 0:
-            self._state.note("adaptive_goodput_bps", self._believed_bps)
+            self._state.note(GOODPUT_NOTE, self._believed_bps)
             for mode in Mode:
                 self._state.note(f"adaptive_{mode.name.lower()}_buckets", chosen.count(mode))
 

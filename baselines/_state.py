@@ -106,6 +106,15 @@ class Stopwatch:
         return Lap(seconds["encode"], seconds["decode"], before_ready_s, seconds["end_step"], ready_at)
 
 
+class SavingBound(NamedTuple):
+    """The most that a method can save in bytes, and why."""
+
+    most: float
+    """How many times fewer bytes than an all-reduce in fp32."""
+    why: str
+    """What sets the bound, as words that follow the method's label: ``sends a share of 0.1 of the entries``."""
+
+
 class MethodState:
     """Base of every method's ``State``.
 
@@ -116,6 +125,22 @@ class MethodState:
     most_copies: ClassVar[float] = 4.0
     """Tensors of the model's size that a rank has at most: DDP's buckets, what the method holds, what it computes with;
     parameters only where the method gives each rank its own. An estimate, for whoever must know before the start."""
+
+    swept: ClassVar[tuple[str, ...]] = ()
+    """Names of parameters that say which share of the entries is kept. Of a scenario that has several values of one, a
+    figure shows the final accuracy against them, and down to which of them it holds."""
+
+    warmup_parameters: ClassVar[tuple[str, ...]] = ()
+    """Names of parameters that shape the warm-up alone. States that differ in nothing else are alike in the steady
+    state, so that the throughput of one may be put beside the steps to the target of the other."""
+
+    goodput_note: ClassVar[str | None] = None
+    """Kind of the note in which rank 0 tells the goodput that it made a choice for, in bit/s. The figure of changing
+    links marks each. None where the method chooses nothing."""
+
+    is_sixteen_bit: ClassVar[bool] = False
+    """Whether it is a plain all-reduce in 16 bits: what anyone has for one line of code, and so what others must
+    beat."""
 
     def __post_init__(self) -> None:
         self.step = 0
@@ -142,6 +167,11 @@ class MethodState:
     def learns_by_the_links(self) -> bool:
         """Whether what the links are decides what is learnt, so that accuracies on other links say nothing of these."""
         return False
+
+    @property
+    def saving_bound(self) -> SavingBound | None:
+        """What the parameters alone bound the saving by. Reports hold what was measured against it. None: nothing."""
+        return None
 
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
         """Payload bytes that a worker sends in a step, by the method's formula; the mean where workers differ.

@@ -64,6 +64,8 @@ class State(MethodState):
     """
 
     most_copies = 6.0
+    swept = ("ratio",)
+    warmup_parameters = ("warmup_steps",)
 
     ratio: Annotated[float, Field(gt=0, le=1)] = 0.001
     warmup_steps: Annotated[int, Field(ge=0)] = 20

@@ -26,6 +26,8 @@ MOST_LOSS = 0.01
 class State(MethodState):
     """No parameters."""
 
+    is_sixteen_bit = True
+
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
         return ring_all_reduce_bytes(2 * numel(shapes), world_size)
 

@@ -63,6 +63,8 @@ class State(LaneState):
         selection: by each worker: of exactly its largest entries, or by a threshold from a strided sample of 1 %.
     """
 
+    swept = ("ratio",)
+
     ratio: Annotated[float, Field(gt=0, le=1)] = 0.01
     selection: Literal["sampled", "exact"] = "sampled"
 

@@ -55,6 +55,7 @@ class State(LaneState):
     """
 
     most_copies = 8.0
+    swept = ("ratio",)
 
     ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
 

@@ -49,11 +49,11 @@ from pydantic_core import ArgsKwargs
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from baselines._adaptive import Chooser, Contents, Mode, exploration
+from baselines._adaptive import GOODPUT_NOTE, Chooser, Contents, Mode, exploration
 from baselines._lane import LaneState
 from baselines._pruning import cubic_density, hessian_gradient, mean_over_ranks, most_important, prove_equal
 from baselines._quantise import Dice, add_scaled, own_scales, refuse_overflow, ternarise
-from baselines._state import BucketMemory, Shapes, numel, parameters, ring_all_reduce_bytes
+from baselines._state import BucketMemory, SavingBound, Shapes, numel, parameters, ring_all_reduce_bytes
 
 LABEL = "PacTrain"
 COLOR = "#009E73"
@@ -101,6 +101,10 @@ class State(LaneState):
         seed: of the random rounding; each rank adds its own number to it.
         variant: a name for a set of the others, which apply unless given.
     """
+
+    swept = ("density",)
+    warmup_parameters = ("warmup_steps",)
+    goodput_note = GOODPUT_NOTE
 
     density: Annotated[float, Field(gt=0, le=1)] = 0.2
     values: Literal["fp32", "ternary"] = "fp32"
@@ -170,6 +174,13 @@ class State(LaneState):
     @property
     def learns_by_the_links(self) -> bool:
         return self.adaptive
+
+    @property
+    def saving_bound(self) -> SavingBound | None:
+        """Where survivors travel as fp32, their share is the bound."""
+        if self.adaptive or self.values != "fp32" or self.density == 1:
+            return None
+        return SavingBound(1 / self.density, f"keeps a share of {self.density:g} of the weights and sends them as fp32")
 
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
         """If adaptive, of the least that a bucket may choose to send: ternary codes."""

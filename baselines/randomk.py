@@ -44,6 +44,8 @@ class State(MethodState):
         seed: of the choice, the same on every rank.
     """
 
+    swept = ("ratio",)
+
     ratio: Annotated[float, Field(gt=0, le=1)] = 0.01
     error_feedback: bool = True
     seed: Annotated[int, Field(ge=0)] = 0

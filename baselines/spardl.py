@@ -54,6 +54,8 @@ class State(LaneState):
         ratio: the share of each block's entries that travels and is applied.
     """
 
+    swept = ("ratio",)
+
     ratio: Annotated[float, Field(gt=0, le=1)] = 0.01
 
     def __post_init__(self) -> None:

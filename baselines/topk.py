@@ -40,6 +40,8 @@ class State(MethodState):
         error_feedback: whether entries that were not sent are remembered and added to the next gradient.
     """
 
+    swept = ("ratio",)
+
     ratio: Annotated[float, Field(gt=0, le=1)] = 0.01
     selection: Literal["sampled", "exact"] = "sampled"
     error_feedback: bool = True

@@ -54,6 +54,8 @@ class State(LaneState):
         ratio: the share of each bucket's entries that is taken; 1 takes all that are not zero.
     """
 
+    swept = ("ratio",)
+
     ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
 
     def __post_init__(self) -> None:

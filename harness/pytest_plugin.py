@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from harness.analysis.estimates import Estimate
     from harness.analysis.reference import Measured
-    from harness.analysis.stats import Estimate
     from harness.cluster.protocol import Cluster
 
 RunScenario = Callable[..., "BenchmarkRun"]
@@ -45,13 +45,14 @@ class BenchmarkRun:
         """
         from harness.analysis import gate, reference
         from harness.errors import PacbenchError
+        from harness.report import verdicts
 
         try:
             found = gate.judge(self.measured, reference.read(Path(against)), max_slowdown)
         except PacbenchError as error:
             pytest.fail(f"pacbench: {error}", pytrace=False)
         if found.verdict != "pass":
-            pytest.fail(gate.as_markdown(found), pytrace=False)
+            pytest.fail(verdicts.as_markdown(found), pytrace=False)
 
 
 @pytest.fixture(scope="session")

@@ -9,45 +9,24 @@ paired by round; between runs there is no pairing but the seed, which accuracies
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
 
+from harness.analysis.cases import CaseResult
+from harness.analysis.estimates import Estimate, mean
+from harness.analysis.methods import MethodResult
+from harness.analysis.pairs import paired_ratios
 from harness.analysis.reference import Measured, require_comparable
-from harness.analysis.stats import CONFIDENCE, CaseResult, Estimate, MethodResult, Noise, mean, paired_ratios
+from harness.analysis.shifts import FEWEST_VALUES, Shift, log_shift
 from harness.errors import EXIT_INCONCLUSIVE, EXIT_REGRESSION, MeasurementError
 from harness.plan.status import DONE
-from harness.report.text import points, ratio, time
-
-FEWEST_ROUNDS = 2
-"""Of either side: one value has no spread."""
 
 Kind = Literal["faster", "slower", "no clear change", "unknown"]
-
-
-class Shift(NamedTuple):
-    """How the logarithm of a positive quantity differs between two runs."""
-
-    log: float
-    error: float | None
-    """Standard error; None where a side has one round."""
-    freedom: float
-    """Degrees of freedom of the error."""
-    n: int
-    """Rounds, of the side that has fewer."""
-
-    def estimate(self, confidence: float = CONFIDENCE) -> Estimate:
-        """The quantity after as a multiple of that before, with an interval of this confidence."""
-        if self.error is None:
-            return Estimate(math.exp(self.log), None, None, self.n)
-        half = float(stdtrit(self.freedom, (1 + confidence) / 2)) * self.error if self.error else 0.0
-        return Estimate(math.exp(self.log), math.exp(self.log - half), math.exp(self.log + half), self.n)
 
 
 @dataclass(frozen=True)
@@ -60,9 +39,9 @@ class Change:
     """None: that side does not have the method."""
     after: MethodResult | None
     shift: Shift | None
-    """Of the speedup over the baseline."""
+    """How the speedup over the baseline has shifted."""
     absolute: Estimate | None
-    """Samples per second after, as a multiple of those before: of the method they tell on the same machine alone."""
+    """Samples per second after, as a multiple of those before: they speak of the method on the same machine alone."""
     accuracy: Estimate | None
     """Final accuracy after minus before, as a share, paired by seed; one seed gives no interval."""
     bytes_ratio: float | None
@@ -118,31 +97,6 @@ def exit_code(found: Sequence[Change], baseline: str) -> int:
     return EXIT_INCONCLUSIVE if kinds <= {"unknown"} else 0
 
 
-def log_shift(
-    before: np.ndarray[Any, Any], after: np.ndarray[Any, Any], noise: tuple[Noise | None, Noise | None]
-) -> Shift:
-    """How the logarithm of a positive quantity differs between two runs, with Welch's error and freedom (1947).
-
-    No side is taken to be quieter than the machine was: few rounds that agree by chance would make the error too
-    small.
-
-    Args:
-        before: one value a round.
-        after: likewise.
-        noise: of the machine, before and after, if it is known.
-    """
-    sides = [np.log(before), np.log(after)]
-    log, n = float(sides[1].mean() - sides[0].mean()), min(map(len, sides))
-    if n < FEWEST_ROUNDS:
-        return Shift(log, None, 0.0, n)
-    deviations = [
-        max(float(side.std(ddof=1)), each.sd if each else 0.0) for side, each in zip(sides, noise, strict=True)
-    ]
-    variances = [deviation**2 / len(side) for deviation, side in zip(deviations, sides, strict=True)]
-    weights = sum(variance**2 / (len(side) - 1) for variance, side in zip(variances, sides, strict=True))
-    return Shift(log, math.sqrt(sum(variances)), sum(variances) ** 2 / weights if weights else math.inf, n)
-
-
 def at_pace(trials: pd.DataFrame, yardstick_s: float) -> pd.DataFrame:
     """The same trials as a machine would have had them on which the yardstick takes so long (``meter.yardstick_s``).
 
@@ -159,15 +113,10 @@ def at_pace(trials: pd.DataFrame, yardstick_s: float) -> pd.DataFrame:
     )
 
 
-def pace_note(before: Measured, after: Measured) -> list[str]:
-    """How much faster or slower the machine had become, in words; nothing where it is not known."""
-    slower = after.trials["yardstick_s"].mean() / before.trials["yardstick_s"].mean()
-    if not math.isfinite(slower):
-        return []
-    return [
-        f"the processor took {slower:.2f} times as long for a fixed piece of work after as before; "
-        "what it did in a step is compared at one pace"
-    ]
+def pace(before: Measured, after: Measured) -> float | None:
+    """How many times as long the processor took for a fixed piece of work after as before; None where unknown."""
+    slower = float(after.trials["yardstick_s"].mean() / before.trials["yardstick_s"].mean())
+    return slower if math.isfinite(slower) else None
 
 
 def _at_one_pace(cases: tuple[CaseResult, CaseResult]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -205,10 +154,10 @@ def _problem(
     for result, where, found in zip(results, wheres, ratios, strict=True):
         if result is None:
             return f"{where} does not have it"
-        if len(found) < FEWEST_ROUNDS:
+        if len(found) < FEWEST_VALUES:
             rounds = f"{len(found)} round{'' if len(found) == 1 else 's'}"
             return (
-                f"{where} has {rounds} in which both it and the baseline have a throughput; {FEWEST_ROUNDS} are needed"
+                f"{where} has {rounds} in which both it and the baseline have a throughput; {FEWEST_VALUES} are needed"
             )
     return ""
 
@@ -218,7 +167,7 @@ def _result(case: CaseResult, label: str) -> MethodResult | None:
 
 
 def _column(trials: pd.DataFrame, label: str, column: str) -> np.ndarray[Any, Any]:
-    """Of the method's finished trials, where it is known."""
+    """A column of the method's finished trials, where it is known."""
     done = trials[(trials["label"] == label) & (trials["status"] == DONE)]
     return done[column].dropna().to_numpy(dtype=float)
 
@@ -239,7 +188,7 @@ def _bytes_ratio(before: MethodResult | None, after: MethodResult | None) -> flo
 
 
 def machine_factor(before_s: np.ndarray[Any, Any], after_s: np.ndarray[Any, Any]) -> float:
-    """By what factor a machine surely computes longer after than before: the end of the interval that is nearer to 1.
+    """The factor by which a machine surely computes longer after than before: the interval's end that is nearer to 1.
 
     1 where the interval holds it, or there are too few rounds to tell.
 
@@ -247,7 +196,7 @@ def machine_factor(before_s: np.ndarray[Any, Any], after_s: np.ndarray[Any, Any]
         before_s: what the baseline computed in a step, a value a round.
         after_s: likewise.
     """
-    if min(len(before_s), len(after_s)) < FEWEST_ROUNDS:
+    if min(len(before_s), len(after_s)) < FEWEST_VALUES:
         return 1.0
     found = log_shift(before_s, after_s, (None, None)).estimate()
     assert found.low is not None
@@ -263,69 +212,3 @@ def unfinished(trials: pd.DataFrame, label: str) -> tuple[str, ...]:
 
 def _hashable(case: CaseResult) -> tuple[Any, ...]:
     return tuple(None if pd.isna(value) else value for value in case.key.values())
-
-
-def cells(change: Change) -> dict[str, str]:
-    """A row for a terminal: column -> text."""
-    return {
-        "method": change.label,
-        "speedup before": ratio(change.before.speedup if change.before else None),
-        "after": ratio(change.after.speedup if change.after else None),
-        "after ÷ before": ratio(change.speedup),
-        "": change.problem or ("" if change.speedup is None else change.kind),
-        "samples/s, after ÷ before": ratio(change.absolute),
-        "time to target before": _to_target(change.before),
-        "after ": _to_target(change.after),
-        "accuracy": points(change.accuracy),
-        "keeps accuracy": change.after.quality.keeps if change.after else "–",
-        "bytes, after ÷ before": "–" if change.bytes_ratio is None else f"{change.bytes_ratio:.3f}",
-    }
-
-
-def _to_target(result: MethodResult | None) -> str:
-    """The median; of a method that missed the target in any round, that it did."""
-    found = result.time_to_target if result else None
-    if not found or not found.of:
-        return "–"
-    return time(found.median_s) if found.surely else f"missed ({found.reached} of {found.of})"
-
-
-def notes(before: Measured, after: Measured, found: Sequence[Change]) -> list[str]:
-    """One sentence on what changed, and what a reader should know beside it."""
-    counts = Counter(change.kind for change in found if change.label != after.scenario.baseline)
-    lines = [f"{change.label}, {unfinished} (in {after.where})" for change in found for unfinished in change.unfinished]
-    lines += [
-        f"{case}: the machine computed {factor:.2f} times as long after as before; what that explains is no change"
-        for case, factor in dict.fromkeys((change.case, change.computing) for change in found)
-        if factor != 1
-    ]
-    for name, side in (("before", before), ("after", after)):
-        noise = f", noise {100 * side.noise.sd:.1f} % a round" if side.noise else ""
-        lines.append(f"{name}: {side.where}, commit {', '.join(side.commits) or 'unknown'}, {side.machine}{noise}")
-    lines += pace_note(before, after)
-    lines.append(f"speedups over {after.scenario.baseline}: " + ", ".join(f"{n} {kind}" for kind, n in counts.items()))
-    return lines
-
-
-def as_json(before: Measured, after: Measured, found: Sequence[Change]) -> dict[str, Any]:
-    """All of it, for programs."""
-    return {
-        "exit_code": exit_code(found, after.scenario.baseline),
-        "before": str(before.where),
-        "after": str(after.where),
-        "changes": [
-            {
-                "case": change.case,
-                "label": change.label,
-                "kind": change.kind,
-                "problem": change.problem,
-                "speedup": change.speedup and change.speedup._asdict(),
-                "samples_per_s": change.absolute and change.absolute._asdict(),
-                "final_accuracy": change.accuracy and change.accuracy._asdict(),
-                "bytes_ratio": change.bytes_ratio,
-                "computing": change.computing,
-                "unfinished": list(change.unfinished),
-            }
-            for change in found
-        ],
-    }

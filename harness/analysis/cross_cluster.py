@@ -8,18 +8,12 @@ the builds stand beside it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import pandas as pd
 
 from harness.errors import UsageError
-from harness.plain import markdown
 from harness.record.store import Store, require_done
 
-FILE = "comparison.md"
-
-CASE_COLUMNS = ["rate_bps", "workers", "model", "dataset", "label"]
+PAIRED_BY = ["rate_bps", "workers", "model", "dataset", "label"]
+"""Columns in which trials of the two runs must agree, beside round and seed."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +23,13 @@ class Line:
     case: str
     label: str
     rounds: int
-    """In which it finished on both."""
+    """How many rounds finished on both."""
     samples_per_s: tuple[float, float]
-    """Medians over those rounds."""
+    """Medians over those rounds, on either cluster."""
     same_curves: int
-    """In how many rounds all accuracies were the same."""
+    """How many rounds had exactly the same accuracies."""
     same_parameters: int
-    """In how many rounds training ended with the same parameters."""
+    """How many rounds ended with the same parameters."""
 
     @property
     def ratio(self) -> float:
@@ -54,7 +48,7 @@ def compare(first: Store, second: Store) -> list[Line]:
         raise UsageError(f"{second.folder}: not a run of the same scenario as {first.folder}")
     left, right = (require_done(store.trials(), store.folder) for store in (first, second))
     curves = _curves(first) | _curves(second)
-    pairs = left.merge(right, on=[*CASE_COLUMNS, "round", "seed"], suffixes=("_1", "_2"))
+    pairs = left.merge(right, on=[*PAIRED_BY, "round", "seed"], suffixes=("_1", "_2"))
     if pairs.empty:
         raise UsageError(f"{second.folder}: no trial finished both here and in {first.folder}")
     return [
@@ -68,49 +62,15 @@ def compare(first: Store, second: Store) -> list[Line]:
             ),
             same_parameters=int((rows["parameter_hash_1"] == rows["parameter_hash_2"]).sum()),
         )
-        for _, rows in pairs.groupby(CASE_COLUMNS, dropna=False, sort=False)
+        for _, rows in pairs.groupby(PAIRED_BY, dropna=False, sort=False)
     ]
-
-
-def write(first: Store, second: Store) -> Path:
-    """Write ``comparison.md`` into the second run's folder; returns it. Raises what ``compare`` does."""
-    lines = compare(first, second)
-    names = [markdown(f"{_cluster(store)} (torch {_torch(store)})") for store in (first, second)]
-    folders = [markdown(str(store.folder)) for store in (first, second)]
-    rows = [
-        f"| {markdown(line.case)} | {markdown(line.label)} "
-        f"| {line.samples_per_s[0]:.1f} | {line.samples_per_s[1]:.1f} | {line.ratio:.3f} "
-        f"| {line.same_curves} of {line.rounds} | {line.same_parameters} of {line.rounds} |"
-        for line in lines
-    ]
-    page = second.folder / FILE
-    page.write_text(
-        f"# {markdown(first.scenario().name)}: {names[0]} against {names[1]}\n\n"
-        f"Runs: {folders[0]}, {folders[1]}. Samples/s are medians over rounds.\n\n"
-        f"| case | method | samples/s on {names[0]} | on {names[1]} | ratio | same accuracy curve | same parameters |\n"
-        "|---|---|--:|--:|--:|--:|--:|\n" + "\n".join(rows) + "\n",
-        encoding="utf-8",
-    )
-    return page
 
 
 def _curves(store: Store) -> dict[str, list[tuple[int, float]]]:
-    """Of each trial: the accuracies by step, exactly."""
+    """The accuracies of each trial by step, exactly."""
     events = store.events()
     accuracies = events[events["kind"] == "accuracy"].sort_values("step")
     return {
         str(trial_id): list(rows[["step", "value"]].itertuples(index=False, name=None))
         for trial_id, rows in accuracies.groupby("trial_id")
     }
-
-
-def _cluster(store: Store) -> str:
-    trials: pd.DataFrame = store.trials()
-    return str(trials["cluster"].iloc[0])
-
-
-def _torch(store: Store) -> str:
-    """The build that the workers ran, by the last start of the run."""
-    latest: dict[str, Any] = store.provenance()[-1] if store.provenance() else {}
-    where = latest.get("container", latest)
-    return str(where.get("libraries", {}).get("torch", "unknown"))

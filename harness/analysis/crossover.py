@@ -15,7 +15,7 @@ from harness.plan.plan import Plan
 from harness.plan.trial import Trial
 
 RATES_BPS = tuple(float(f"{rate:.3g}") for rate in np.geomspace(1e7, 2.5e10, 25))
-"""From 10 Mbit/s to 25 Gbit/s."""
+"""Rates that are swept: 10 Mbit/s to 25 Gbit/s."""
 
 WORKERS = (2, 4, 8, 16, 32)
 
@@ -40,7 +40,7 @@ def speedups(plan: Plan) -> pd.DataFrame:
     return pd.DataFrame(row for place in places for row in _rows(trials, plan.scenario.baseline, *place))
 
 
-def turning_rate_bps(curve: pd.DataFrame) -> float | None:
+def crossover_rate_bps(curve: pd.DataFrame) -> float | None:
     """The rate from which on a method is no longer faster: where its speedup first falls to 1, between two rates.
 
     Args:
@@ -55,11 +55,11 @@ def turning_rate_bps(curve: pd.DataFrame) -> float | None:
     return None
 
 
-def turning_rates(found: pd.DataFrame, workers: int) -> dict[str, float | None]:
-    """``turning_rate_bps`` of each method but the baseline, by label, of ``speedups`` of one scenario."""
+def crossover_rates_bps(found: pd.DataFrame, workers: int) -> dict[str, float | None]:
+    """``crossover_rate_bps`` of each method but the baseline, by label, of ``speedups`` of one scenario."""
     swept = found[found["workers"] == workers].sort_values("rate_bps")
     curves = swept.groupby("label", sort=False)
-    return {str(label): turning_rate_bps(curve) for label, curve in curves if (curve["speedup"] != 1).any()}
+    return {str(label): crossover_rate_bps(curve) for label, curve in curves if (curve["speedup"] != 1).any()}
 
 
 def _rows(trials: dict[str, Trial], baseline: str, workers: int, rate_bps: float) -> Iterator[dict[str, object]]:

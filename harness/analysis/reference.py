@@ -17,8 +17,9 @@ import pandas as pd
 from pydantic import ValidationError
 
 import baselines
-from harness.analysis import stats
-from harness.analysis.stats import CaseResult, Noise
+from harness.analysis.cases import CaseResult, case_results
+from harness.analysis.noise import Noise, noise_of_cases
+from harness.analysis.trials import CASE_COLUMNS
 from harness.errors import MeasurementError, UsageError
 from harness.provenance import ROOT
 from harness.record.row import TRIAL_SCHEMA
@@ -26,38 +27,18 @@ from harness.record.store import OLDER_COLUMNS, Store, require_done, with_target
 from harness.scenario.schema import Case, MethodSpec, Scenario
 
 FORMAT = 2
-"""Of the file. To be raised whenever what is compared changes its meaning."""
+"""The file's version. It is raised whenever what is compared changes its meaning."""
 
 REFERENCES = ROOT / "results" / "reference"
 ROUNDS = 10
-"""Of a reference: it is made once, and every gate afterwards leans on it."""
+"""How many rounds a reference has: it is made once, and every gate afterwards leans on it."""
 
 COLUMNS = (
-    *(
-        "trial_id",
-        "label",
-        "round",
-        "seed",
-        "purpose",
-        "replay",
-        *stats.CASE_COLUMNS,
-        "status",
-        "reason",
-        "samples_per_s",
-    ),
-    *(
-        "step_time_median_s",
-        "compute_s_per_step",
-        "processor_s_per_step",
-        "yardstick_s",
-        "wire_bytes_per_step",
-        "final_accuracy",
-        "final_loss",
-        "final_perplexity",
-        "time_to_target_s",
-        "peak_memory_bytes",
-    ),
+    *("trial_id", "label", "round", "seed", "purpose", "replay", *CASE_COLUMNS, "status", "reason", "samples_per_s"),
+    *("step_time_median_s", "compute_s_per_step", "processor_s_per_step", "yardstick_s", "wire_bytes_per_step"),
+    *("final_accuracy", "final_loss", "final_perplexity", "time_to_target_s", "peak_memory_bytes"),
 )
+"""Columns of a trial that a reference keeps."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +54,7 @@ class Measured:
     @cached_property
     def cases(self) -> list[CaseResult]:
         """Its cases, in the order in which reports show them."""
-        return stats.case_results(self.trials, self.scenario)
+        return case_results(self.trials, self.scenario)
 
     @property
     def clusters(self) -> set[str]:
@@ -83,7 +64,7 @@ class Measured:
     @cached_property
     def noise(self) -> Noise | None:
         """The machine's noise while it was measured."""
-        return stats.noise(self.cases, self.scenario.baseline)
+        return noise_of_cases(self.cases, self.scenario.baseline)
 
     @property
     def machine(self) -> str:
@@ -106,9 +87,9 @@ def read(where: Path) -> Measured:
     """
     files = [where, *(folder / f"{where}.json" for folder in (Path("results/reference"), REFERENCES))]
     if where.is_dir():
-        found = _of_store(Store.open(where))
+        found = _read_run(Store.open(where))
     elif file := next((path for path in files if path.is_file()), None):
-        found = _of_file(file)
+        found = _read_file(file)
     else:
         known = ", ".join(sorted(path.stem for path in REFERENCES.glob("*.json"))) or "none so far"
         allowed = f"the folder of a run, the file of a reference, or the name of one ({known})"
@@ -194,11 +175,11 @@ def _differences_of_cases(old: Case, new: Case) -> list[str]:
     ]
 
 
-def _of_store(store: Store) -> Measured:
+def _read_run(store: Store) -> Measured:
     return Measured(store.folder, store.scenario(), store.trials(), store.provenance())
 
 
-def _of_file(path: Path) -> Measured:
+def _read_file(path: Path) -> Measured:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         found_format = content["format"]

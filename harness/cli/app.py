@@ -230,23 +230,25 @@ def compare(
     Runs on two kinds of cluster are held against each other instead: speeds, accuracy curves, bits.
     """
     from harness.analysis import compare as comparison
-    from harness.analysis import cross_cluster, reference
+    from harness.analysis import reference
     from harness.record.store import Store
+    from harness.report import changes as report
+    from harness.report import comparison as across
 
     old, new = reference.read(before), reference.read(after)
     if old.clusters.isdisjoint(new.clusters):
-        page = cross_cluster.write(Store.open(before), Store.open(after))
+        page = across.write(Store.open(before), Store.open(after))
         print(page.read_text(encoding="utf-8"))
         _say(f"comparison: {page}")
         return
     changes = comparison.changes(old, new)
     if as_json:
-        print(json.dumps(comparison.as_json(old, new, changes), indent=1))
+        print(json.dumps(report.as_json(old, new, changes), indent=1))
     else:
         for case in dict.fromkeys(change.case for change in changes):
-            own = [comparison.cells(change) for change in changes if change.case == case]
+            own = [report.cells(change) for change in changes if change.case == case]
             print_table(case, list(own[0]), [list(cells.values()) for cells in own], words=[""])
-        for line in comparison.notes(old, new, changes):
+        for line in report.notes(old, new, changes):
             _say(line)
     raise typer.Exit(comparison.exit_code(changes, new.scenario.baseline))
 
@@ -266,25 +268,25 @@ def gate(
     """Hold a run's speedups against a reference's. Exit code: 0 pass, 3 regression, 4 inconclusive, 5 failed."""
     from harness.analysis import gate as gates
     from harness.analysis import reference
-    from harness.report import export
+    from harness.report import export, verdicts
 
     limit = _share("--max-slowdown", max_slowdown)
     run_side = reference.read(run_dir)
     found = gates.judge(run_side, reference.read(against), limit)
     for path, content in (
-        (markdown, lambda: gates.as_markdown(found)),
-        (junit, lambda: gates.as_junit(found)),
-        (json_, lambda: json.dumps(gates.as_json(found), indent=1) + "\n"),
+        (markdown, lambda: verdicts.as_markdown(found)),
+        (junit, lambda: verdicts.as_junit(found)),
+        (json_, lambda: json.dumps(verdicts.as_json(found), indent=1) + "\n"),
         (benchmark_json, lambda: json.dumps(export.benchmark_json(run_side), indent=1) + "\n"),
     ):
         if path:
             _write(path, content())
-    for case in dict.fromkeys(judgement.change.case for judgement in found.judgements):
-        own = [gates.cells(judgement) for judgement in found.judgements if judgement.change.case == case]
+    for case in dict.fromkeys(method.change.case for method in found.methods):
+        own = [verdicts.cells(method) for method in found.methods if method.change.case == case]
         print_table(case, list(own[0]), [list(cells.values()) for cells in own], words=["why"])
-    for note in found.notes:
+    for note in verdicts.notes(found):
         _say(note)
-    _say(found.sentence)
+    _say(verdicts.sentence(found))
     raise typer.Exit(found.exit_code)
 
 
@@ -337,8 +339,9 @@ def reproduce(
     import pandas as pd
 
     from harness import provenance
-    from harness.analysis import claims, crossover
+    from harness.analysis import claims, crossover, judgements
     from harness.record.store import Store, new_folder
+    from harness.report import claims as report
     from harness.report.figures import plots
     from harness.run import execute
 
@@ -359,18 +362,18 @@ def reproduce(
             problem = str(error)
             failed += len(each.pending(store.attempts()))
             _say(problem)
-        runs[name] = claims.Run(each, store, problem)
-    judgements = [claims.judge(each, runs) for each in chosen]
-    page = claims.write(judgements, out, provenance.collect(["pacbench", *sys.argv[1:]]))
-    plots.write_claims(judgements, out)
+        runs[name] = judgements.Run(each, store, problem)
+    judged = [judgements.judge(each, runs) for each in chosen]
+    page = report.write(judged, out, provenance.collect(["pacbench", *sys.argv[1:]]))
+    plots.write_claims(judged, out)
     if len(predicted := pd.concat([crossover.speedups(each) for each in plans.values()])):
         methods = {method.label: method for each in plans.values() for method in each.scenario.methods}
         plots.write_turning(predicted, list(methods.values()), out)
-    rows = [claims.cells(judgement) for judgement in judgements]
+    rows = [report.cells(each) for each in judged]
     words = ["method", "over", "of", "verdict"]
     print_table("claims", list(rows[0]), [list(row.values()) for row in rows], words)
-    for family, own in claims.families(judgements).items():
-        _say(f"{family}: {claims.sentence(own)}")
+    for family, own in judgements.families(judged).items():
+        _say(f"{family}: {report.sentence(own)}")
     _say(f"verdicts, reasons, origins: {page}")
     if failed:
         raise MeasurementError(f"{failed} of the trials did not finish; each run's report lists them with their reason")
@@ -601,11 +604,11 @@ def _run_one(plan: Plan, store: Store, cluster: Cluster, why: str, until: float 
         until: end with the round after which every speedup's interval is this narrow.
     """
     from harness import provenance
-    from harness.analysis import stats
+    from harness.analysis.stopping import narrow_enough
     from harness.run import execute
 
     def enough() -> bool:
-        return until is not None and stats.narrow_enough(store.trials(), plan.scenario, until)
+        return until is not None and narrow_enough(store.trials(), plan.scenario, until)
 
     with store.locked():
         pending = plan.pending(store.attempts())

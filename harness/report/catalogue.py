@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import baselines
 from baselines import Method
 from harness.report.markdown import UNKNOWN, table
-from harness.worker.profiler import HARDWARE
+from harness.worker.derived import HARDWARE
 from harness.workload.profile import Codec, Profile, available, read
 
 HEAD = """\

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from harness.analysis.cases import CaseResult
 from harness.analysis.compare import unfinished
+from harness.analysis.methods import MethodResult
 from harness.analysis.reference import Measured
-from harness.analysis.stats import CaseResult, MethodResult
 
 VERSION = "5.1.0"
 """Of pytest-benchmark, whose fields these are."""

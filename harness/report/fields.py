@@ -15,8 +15,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from harness.report.markdown import UNKNOWN, table
-from harness.scenario.links import Fabric, GilbertElliott, Link
+from harness.scenario.links import Fabric, Link
 from harness.scenario.load import available
+from harness.scenario.properties import GilbertElliott
 from harness.scenario.schema import ClusterSpec, MethodSpec, Scenario, Train
 from harness.scenario.section import Section
 from harness.units import format_rate, format_size, parse_share

@@ -25,15 +25,18 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from harness import plain
-from harness.analysis import answer, stats
-from harness.analysis.answer import headline
-from harness.analysis.stats import CaseResult, Payoff
+from harness.analysis.byte_model import Payoff, mean_model, payoff, step_models
+from harness.analysis.cases import CaseResult, case_results, label_to_beat
+from harness.analysis.noise import noise_of_cases
+from harness.analysis.savings import saving_bound
+from harness.analysis.trials import FAKE
 from harness.cli.console import print_table, say
 from harness.plan.status import ACCURACY, DONE
 from harness.record.steady import FEWEST_REPLAYED, FEWEST_S, FEWEST_STEPS
 from harness.record.store import Store, require_done
 from harness.report import text
 from harness.report.figures import plots
+from harness.report.headline import headline, table_row
 from harness.report.text import NOTHING, SCRIPTED
 from harness.scenario.schema import Scenario
 from harness.units import format_rate
@@ -164,7 +167,7 @@ def write(store: Store) -> Path:
     attempts, scenario = store.attempts(), store.scenario()
     trials = attempts.drop_duplicates("trial_id", keep="last")  # as store.trials(), without reading it all again
     require_done(trials, store.folder)
-    cases = stats.case_results(trials, scenario)
+    cases = case_results(trials, scenario)
     events = store.events(trials)
     drawings = plots.write_all(store.folder / "plots", cases, events, scenario)
     content = {
@@ -173,13 +176,13 @@ def write(store: Store) -> Path:
         "cases": cases,
         "sentences": _sentences(cases, scenario),
         "notes": _notes(cases, scenario),
-        "reference": stats.reference(cases, scenario),
+        "reference": label_to_beat(cases, scenario),
         "fewest": f"{FEWEST_STEPS} steps and {FEWEST_S:g} s, or {FEWEST_REPLAYED} steps of a replay",
         "sooner": [f"sooner than {each}" for each in scenario.baselines],
         "faster": [f"faster than {each}" for each in scenario.baselines],
-        "scripted": SCRIPTED if (trials["cluster"] == stats.FAKE).any() else "",
+        "scripted": SCRIPTED if (trials["cluster"] == FAKE).any() else "",
         "drawings": drawings,
-        "paybacks": {case.title: _paybacks(case, stats.reference(cases, scenario)) for case in cases},
+        "paybacks": {case.title: _paybacks(case, label_to_beat(cases, scenario)) for case in cases},
         "attempts": _attempts(cases, attempts, events),
         "not_run": _not_run(cases, scenario),
         "verified": [links for case in cases if (links := _verified_links(case)).readings],
@@ -202,9 +205,9 @@ def summary(store: Store) -> Summary:
     """
     trials, scenario = store.trials(), store.scenario()
     require_done(trials, store.folder)
-    cases = stats.case_results(trials, scenario)
+    cases = case_results(trials, scenario)
     rows = [
-        {"case": case.title, **answer.row(result, case, scenario)}
+        {"case": case.title, **table_row(result, case, scenario)}
         | ({} if (trials["status"] == DONE).all() else {"finished": f"{len(result.done)} of {result.trials}"})
         for case in cases
         for result in case.methods
@@ -213,24 +216,21 @@ def summary(store: Store) -> Summary:
 
 
 def _sentences(cases: Sequence[CaseResult], scenario: Scenario) -> list[str]:
-    return [(f"{SCRIPTED}: " if case.key["cluster"] == stats.FAKE else "") + headline(case, scenario) for case in cases]
+    return [(f"{SCRIPTED}: " if case.key["cluster"] == FAKE else "") + headline(case, scenario) for case in cases]
 
 
 def _notes(cases: Sequence[CaseResult], scenario: Scenario) -> list[str]:
     """What a reader should know before believing a ratio."""
     notes = []
     for method in scenario.methods:
-        density = method.params.get("density", 1.0)
         measured = [saving for case in cases if (saving := case.method(method.label).saving)]
-        sends_fp32 = method.params.get("values") == "fp32" and not method.params.get("adaptive")
-        if sends_fp32 and density < 1 and measured:
+        if (bound := saving_bound(method)) and measured:
             notes.append(
-                f"{method.label} keeps a share of {density:g} of the weights and sends them as fp32: that cannot save "
-                f"more than {1 / density:.3g}x in bytes against {scenario.baseline}; measured: {max(measured):.3g}x. "
-                "A higher speedup would have another cause."
+                f"{method.label} {bound.why}: that cannot save more than {bound.most:.3g}x in bytes against "
+                f"{scenario.baseline}; measured: {max(measured):.3g}x. A higher speedup would have another cause."
             )
     notes += _notes_on_accuracy(cases, scenario)
-    if found := stats.noise(cases, scenario.baseline):
+    if found := noise_of_cases(cases, scenario.baseline):
         notes.append(
             f"Noise: a method's ratio to {scenario.baseline} differs from itself a round later by a standard deviation "
             f"of {100 * found.sd:.1f} % ({found.pairs} A/A pairs)."
@@ -323,16 +323,16 @@ def _paybacks(case: CaseResult, baseline: str) -> list[Payback]:
     for result in case.methods:
         rounds = set(result.done["round"]) & set(base["round"])
         own, other = (
-            stats.step_models(done[done["round"].isin(rounds)].sort_values("round")) for done in (result.done, base)
+            step_models(done[done["round"].isin(rounds)].sort_values("round")) for done in (result.done, base)
         )
-        method, dense = stats.mean_model(own), stats.mean_model(other)
+        method, dense = mean_model(own), mean_model(other)
         if result.label == baseline or method is None or dense is None:
             continue
         found.append(
             Payback(
                 result.label,
-                stats.payoff(method, dense),
-                _range_of([stats.payoff(*pair) for pair in zip(own, other, strict=True)]),
+                payoff(method, dense),
+                _range_of([payoff(*pair) for pair in zip(own, other, strict=True)]),
                 method.fixed_s - dense.fixed_s,
                 dense.link_bytes - method.link_bytes,
             )

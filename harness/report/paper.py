@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from harness import plain
-from harness.analysis import stats
-from harness.analysis.stats import CaseResult, Estimate, MethodResult
+from harness.analysis.cases import CaseResult, case_results
+from harness.analysis.estimates import Estimate
+from harness.analysis.methods import MethodResult
+from harness.analysis.trials import CASE_COLUMNS, FAKE
 from harness.record.store import Store, require_done
 from harness.report import text
 from harness.report.figures import plots
@@ -34,7 +36,7 @@ SMALLER = ("axes.labelsize", "axes.titlesize", "legend.fontsize", "xtick.labelsi
 """Texts that take the font's size in one column."""
 
 TRIAL_COLUMNS = (
-    *("trial_id", "label", "round", "seed", "purpose", *stats.CASE_COLUMNS, "status", "reason", "steps"),
+    *("trial_id", "label", "round", "seed", "purpose", *CASE_COLUMNS, "status", "reason", "steps"),
     *("settling_steps", "samples_per_s", "step_time_median_s", "final_accuracy", "final_loss", "final_perplexity"),
     *("steps_to_target", "time_to_target_s", "train_time_s"),
     *("wire_bytes_per_step", "header_bytes_per_step", "peak_memory_bytes"),
@@ -69,7 +71,7 @@ def write(store: Store) -> Path:
     """
     trials, scenario = store.trials(), store.scenario()
     require_done(trials, store.folder)
-    cases, events = stats.case_results(trials, scenario), store.events(trials)
+    cases, events = case_results(trials, scenario), store.events(trials)
     folder = store.folder / "paper"
     for name, changes in COLUMNS.items():
         small = dict.fromkeys(SMALLER, changes["font.size"]) if "font.size" in changes else {}
@@ -92,7 +94,7 @@ def results_table(cases: Sequence[CaseResult], scenario: Scenario) -> str:
     head += ["Final", f"Against {tex(scenario.baseline)}", "Keeps accuracy"] if learnt else []
     head += ["Bytes/step"]
     head += ["Finished"] if unfinished else []
-    scripted = any(case.key["cluster"] == stats.FAKE for case in cases)
+    scripted = any(case.key["cluster"] == FAKE for case in cases)
     lines = [
         "% Made by `pacbench report --paper`; needs \\usepackage{booktabs}. Brackets hold 95 % t intervals. Times to",
         "% the target are medians, given where every round reached it. Final figures are means (least--greatest). A",
@@ -104,7 +106,7 @@ def results_table(cases: Sequence[CaseResult], scenario: Scenario) -> str:
         " & ".join(head) + r" \\",
     ]
     for case in cases:
-        title = f"{case.title} ({SCRIPTED})" if case.key["cluster"] == stats.FAKE else case.title
+        title = f"{case.title} ({SCRIPTED})" if case.key["cluster"] == FAKE else case.title
         lines += [r"\midrule", rf"\multicolumn{{{len(head)}}}{{l}}{{\emph{{{tex(title)}}}}} \\"]
         lines += [_row(_cells(result, case, scenario, aimed, learnt), result, unfinished) for result in case.methods]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])

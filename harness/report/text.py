@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import math
 
-from harness.analysis.stats import CaseResult, Estimate, MethodResult, Quality, Spread, TimeToTarget
+from harness.analysis.cases import CaseResult
+from harness.analysis.estimates import Estimate, Spread
+from harness.analysis.methods import MethodResult
+from harness.analysis.quality import Quality
+from harness.analysis.targets import TimeToTarget
 from harness.scenario.target import Metric
 from harness.units import format_size, format_time
 
@@ -31,23 +35,41 @@ def ratio(estimate: Estimate | None) -> str:
     return f"{estimate.value:.{decimals}f}x{interval}"
 
 
+def multiple(estimate: Estimate | None) -> str:
+    """``4.10x``, without its interval and always with two decimals."""
+    return f"{estimate.value:.2f}x" if estimate else NOTHING
+
+
+def times_better(estimate: Estimate | None) -> str:
+    """``4.10 [3.80, 4.40]``, where a heading says what it is."""
+    if estimate is None:
+        return NOTHING
+    interval = f" [{estimate.low:.2f}, {estimate.high:.2f}]" if estimate.low is not None else ""
+    return f"{estimate.value:.2f}{interval}"
+
+
 def points(difference: Estimate | None) -> str:
     """A difference of shares in percentage points: ``-0.4 points [-1.1, +0.3]``."""
-    return _signed(difference, "points")
+    return _signed_estimate(difference, "points")
 
 
 def difference(quality: Quality) -> str:
-    """Of the final metric to the baseline's: accuracies in points, a loss or a perplexity in percent of it."""
-    return _signed(quality.difference, "points" if quality.metric == "accuracy" else "%")
+    """The final metric's difference to the baseline's: accuracies in points, losses and perplexities in percent."""
+    return _signed_estimate(quality.difference, "points" if quality.metric == "accuracy" else "%")
 
 
-def _signed(found: Estimate | None, unit: str) -> str:
-    if found is None:
-        return NOTHING
-    interval = ""
-    if found.low is not None and found.high is not None:
-        interval = f" [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
-    return f"{100 * found.value:+.1f} {unit}{interval}"
+def slowdown(found: tuple[float, float | None, float | None] | None) -> str:
+    """A share by which steps take longer, and the ends of its interval: ``+1.2 % [-0.6, +3.0]``."""
+    return NOTHING if found is None else _signed(*found, "%")
+
+
+def _signed_estimate(found: Estimate | None, unit: str) -> str:
+    return NOTHING if found is None else _signed(found.value, found.low, found.high, unit)
+
+
+def _signed(value: float, low: float | None, high: float | None, unit: str) -> str:
+    interval = "" if low is None or high is None else f" [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return f"{100 * value:+.1f} {unit}{interval}"
 
 
 def final(value: float | None, metric: Metric) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from harness.analysis import stats
+from harness.analysis.stopping import undecided_accuracies
 from harness.cluster.protocol import Cluster, ClusterBrokenError, TaskTimeoutError
 from harness.errors import MeasurementError, PacbenchError, UsageError
 from harness.messages import Message
@@ -110,7 +110,7 @@ def pending_seeds(plan: Plan, store: Store) -> list[Trial]:
     if not plan.more_seeds:
         return []
     labels = {trial.method.label for trial in plan.more_seeds}
-    undecided = {each for each in stats.undecided(store.trials(), plan.scenario) if each[1] in labels}
+    undecided = {each for each in undecided_accuracies(store.trials(), plan.scenario) if each[1] in labels}
     asked = undecided | {(workload, plan.scenario.baseline) for workload, _ in undecided}
     return plan.pending_seeds(store.attempts(), lambda trial: (workload_of(trial), trial.method.label) in asked)
 

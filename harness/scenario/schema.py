@@ -9,6 +9,7 @@ and what is allowed.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
@@ -18,11 +19,6 @@ from harness.scenario.links import Fabric, Link
 from harness.scenario.section import Section
 from harness.scenario.target import Target
 from harness.units import RateBps, SizeBytes, TimeS
-
-SIXTEEN_BIT_METHODS = ("bf16", "fp16")
-"""Plain all-reduces in 16 bits: what anyone has for one line of code, and so what a method must beat. The first that a
-scenario has is its 16-bit baseline, unless it says otherwise."""
-
 
 NO_TARGET = "none"
 
@@ -145,6 +141,14 @@ class MethodSpec(Section):
         return hash(self.model_dump_json())
 
 
+@cache
+def _is_sixteen_bit(name: str) -> bool:
+    """Whether a method declares itself a plain all-reduce in 16 bits; one that is no longer there does not."""
+    import baselines  # brings torch, which nothing else here needs
+
+    return name in baselines.names() and baselines.get(name).State.is_sixteen_bit
+
+
 class Case(Section):
     """One concrete combination of the sections."""
 
@@ -181,8 +185,8 @@ class Scenario(Section):
     baseline: str = "dense"
     """The label of the method that speedups are ratios to, and whose final accuracy the others must keep."""
     baseline_16bit: str | None = None
-    """The label of the 16-bit all-reduce that speedups are told over first; None takes the first of
-    ``SIXTEEN_BIT_METHODS`` that the scenario has."""
+    """The label of the 16-bit all-reduce that speedups are told over first; None takes the first, by its
+    method's name, of those whose files declare them as plain all-reduces in 16 bits."""
     tolerance: float = Field(TOLERANCE, ge=0, lt=1)
     """By how much a final accuracy may be worse than the baseline's: absolute, 0.02 being two points; of a loss or a
     perplexity relative."""
@@ -213,8 +217,8 @@ class Scenario(Section):
         """The label of the 16-bit baseline; None where the scenario has none."""
         if self.baseline_16bit:
             return self.baseline_16bit
-        of_name = {method.name: method.label for method in reversed(self.methods)}
-        return next((of_name[name] for name in SIXTEEN_BIT_METHODS if name in of_name), None)
+        plain = [method for method in self.methods if _is_sixteen_bit(method.name)]
+        return min(plain, key=lambda method: method.name).label if plain else None
 
     @property
     def baselines(self) -> tuple[str, ...]:

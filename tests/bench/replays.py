@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from harness.analysis.stats import geometric_mean
+from harness.analysis.estimates import geometric_mean
 from harness.plan.status import DONE
 from harness.record.store import Store
 

@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import make_store
 
-from harness.analysis import answer, stats
-from harness.analysis.stats import geometric_mean
+from harness.analysis import answer
+from harness.analysis.cases import case_results
+from harness.analysis.estimates import geometric_mean
+from harness.analysis.quality import quality
 from harness.record.store import Store
 from harness.report import page, paper, text
 
@@ -64,7 +66,7 @@ def test_a_method_that_learns_nothing_wins_in_no_output_however_fast_it_is(tmp_p
     """45 times dense's throughput, and 19.7 % where dense has 98 %."""
     store = store_of(tmp_path, {"dense": DENSE, "bf16": BF16, "topk": TOPK, "dgc": LEARNS_NOTHING})
     scenario = store.scenario()
-    (case,) = stats.case_results(store.trials(), scenario)
+    (case,) = case_results(store.trials(), scenario)
     found = answer.Answer(case, scenario)
     assert found.winner is case.method("topk")
     assert found.fastest_other is case.method("dgc")
@@ -96,7 +98,7 @@ def test_without_others_who_are_as_good_the_one_that_learns_nothing_is_still_no_
 def test_one_missed_round_is_a_miss_and_no_ratio_is_made_of_the_others(tmp_path: Path) -> None:
     missed = {**TOPK, "time_to_target_s": [2.0, None, 2.0]}
     store = store_of(tmp_path, {"dense": DENSE, "bf16": BF16, "topk": missed})
-    (case,) = stats.case_results(store.trials(), store.scenario())
+    (case,) = case_results(store.trials(), store.scenario())
     found = case.method("topk")
     assert found.time_to_target == (2, 3, 2.0), "the miss counts as slowest"
     assert found.over["bf16"].time_to_target is None
@@ -109,7 +111,7 @@ def test_one_missed_round_is_a_miss_and_no_ratio_is_made_of_the_others(tmp_path:
 def test_a_round_that_diverged_is_a_miss_and_costs_accuracy(tmp_path: Path) -> None:
     diverged = {**TOPK, "status": ["done", "diverged", "done"]}
     store = store_of(tmp_path, {"dense": DENSE, "bf16": BF16, "topk": diverged})
-    (case,) = stats.case_results(store.trials(), store.scenario())
+    (case,) = case_results(store.trials(), store.scenario())
     found = case.method("topk")
     assert (found.time_to_target.reached, found.time_to_target.of) == (2, 3)
     assert found.quality.keeps == "no"
@@ -179,7 +181,7 @@ def test_a_timeout_is_a_miss_and_what_did_not_finish_every_round_does_not_win(tm
     for status, reached_of in (("timeout", (2, 3)), ("crashed", (2, 2))):
         ended = {**TOPK, "status": ["done", status, "done"]}
         store = store_of(tmp_path / status, {"dense": DENSE, "bf16": BF16, "topk": ended})
-        (case,) = stats.case_results(store.trials(), store.scenario())
+        (case,) = case_results(store.trials(), store.scenario())
         assert case.method("topk").time_to_target[:2] == reached_of
         assert answer.Answer(case, store.scenario()).winner is None
         assert f"but did not finish 1 of 3 rounds ({status})" in headline_of(store)
@@ -201,7 +203,7 @@ def test_an_interval_that_leaves_it_open_is_not_called_a_loss(tmp_path: Path) ->
 
 def test_a_crash_is_no_miss(tmp_path: Path) -> None:
     store = store_of(tmp_path, {"dense": DENSE, "topk": {**TOPK, "status": ["done", "crashed", "done"]}})
-    (case,) = stats.case_results(store.trials(), store.scenario())
+    (case,) = case_results(store.trials(), store.scenario())
     assert case.method("topk").time_to_target[:2] == (2, 2)
     assert case.method("topk").trials == 3
 
@@ -227,7 +229,7 @@ def test_accuracy_is_kept_where_the_whole_interval_is_tolerated(
     count = len(own)
     methods = {label: {"final_accuracy": values} for label, values in (("dense", [0.98] * count), ("topk", own))}
     store = store_of(tmp_path, methods, [f"tolerance={tolerance}"])
-    (case,) = stats.case_results(store.trials(), store.scenario())
+    (case,) = case_results(store.trials(), store.scenario())
     assert case.method("topk").quality.keeps == keeps
 
 
@@ -241,7 +243,7 @@ def test_losses_are_compared_relative_and_lower_is_better(tmp_path: Path) -> Non
     }
     methods = {label: {"final_perplexity": values} for label, values in final.items()}
     store = store_of(tmp_path, methods, overrides)
-    (case,) = stats.case_results(store.trials(), store.scenario())
+    (case,) = case_results(store.trials(), store.scenario())
     kept = {label: case.method(label).quality.keeps for label in final}
     assert kept == {"dense": "yes", "topk": "yes", "dgc": "no", "bf16": "yes"}
     found = case.method("topk").quality.difference
@@ -260,7 +262,7 @@ def test_more_tolerance_never_costs_a_yes(pairs: list[tuple[float, float]], tole
         for label, value in zip(("a", "b"), pair, strict=True)
     ]
     strict, mild = (
-        stats.quality(pd.DataFrame(rows), "a", "b", "accuracy", each).keeps for each in (tolerance, tolerance + 0.1)
+        quality(pd.DataFrame(rows), "a", "b", "accuracy", each).keeps for each in (tolerance, tolerance + 0.1)
     )
     order = ["no", "unknown", "yes"]
     assert order.index(mild) >= order.index(strict)

@@ -21,9 +21,11 @@ from markdown_it import MarkdownIt
 from matplotlib.text import Text
 from synthetic import make_store
 
-from harness.analysis import claims, stats
+from harness.analysis import claims
+from harness.analysis.cases import CaseResult, case_results
 from harness.analysis.crossover import RATE_OF_WORKERS_BPS
-from harness.analysis.stats import CaseResult, Estimate
+from harness.analysis.estimates import Estimate
+from harness.analysis.judgements import Judgement
 from harness.plain import markdown, visible
 from harness.report import paper
 from harness.report.figures import layout, plots
@@ -70,7 +72,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
     events = store.events()
     rates = events[events["kind"] == "step_s"].assign(kind="link_rate_bps", value=1e7)
     perplexities = events[events["kind"] == "accuracy"].assign(kind="perplexity")
-    cases = stats.case_results(store.trials(), store.scenario())
+    cases = case_results(store.trials(), store.scenario())
     labels = [method.label for method in store.scenario().methods]
     return Measured(cases, pd.concat([events, rates, perplexities]), labels)
 
@@ -120,10 +122,10 @@ def drawings(measured: Measured, kind: Kind) -> Iterator[Drawing]:
     yield plots.turning(predicted(list(looks)), looks)
 
 
-def judged(labels: list[str]) -> list[claims.Judgement]:
+def judged(labels: list[str]) -> list[Judgement]:
     claim = claims.load()[0]
     return [
-        claims.Judgement(
+        Judgement(
             claim.model_copy(update={"method": label, "baseline": labels[0]}),
             "reproduced",
             Estimate(2.0, 1.8, 2.2, 3),

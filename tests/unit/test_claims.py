@@ -14,12 +14,16 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from synthetic import make_store
 
-from harness.analysis import claims, stats
-from harness.analysis.claims import Claim, Judgement, Run
+from harness.analysis import claims, judgements
+from harness.analysis.cases import case_results
+from harness.analysis.claims import Claim
+from harness.analysis.estimates import Estimate, geometric_mean
+from harness.analysis.judgements import Judgement, Run
 from harness.errors import UsageError
 from harness.plan import plan
 from harness.plan.estimate import total_s
 from harness.plan.plan import Plan
+from harness.report import claims as report
 from harness.report.figures import plots
 from harness.scenario.load import load
 from harness.scenario.schema import Scenario
@@ -87,7 +91,7 @@ def missing(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def judged(run: Run, **changes: Any) -> Judgement:
-    return claims.judge(claim(**changes), {"quickstart": run})
+    return judgements.judge(claim(**changes), {"quickstart": run})
 
 
 def test_a_list_stands_for_every_combination(write: Callable[[str], Path]) -> None:
@@ -142,20 +146,20 @@ def test_a_verdict_says_where_the_interval_lies(a: float, b: float, c: float, d:
     (low, high), (start, end) = sorted((a, b)), sorted((c, d))
     assume(low < high)
     assume(start < end)
-    verdict, reason = claims.verdict_on(stats.Estimate((start * end) ** 0.5, start, end, 3), (low, high))
+    verdict, reason = judgements.verdict_on(Estimate((start * end) ** 0.5, start, end, 3), (low, high))
     inside, outside = low <= start and end <= high, end < low or start > high
     assert verdict == ("reproduced" if inside else "not reproduced" if outside else "inconclusive")
     assert ("less" in reason, "more" in reason) == (end < low, start > high)
 
 
 def test_throughput_is_the_speedup_that_reports_show(run: Run) -> None:
-    (case,) = stats.case_results(run.trials, run.plan.scenario)
+    (case,) = case_results(run.trials, run.plan.scenario)
     found = judged(run).found
     assert found == pytest.approx(case.method("topk").speedup)
 
 
 def test_bytes_are_those_that_were_counted(run: Run) -> None:
-    (case,) = stats.case_results(run.trials, run.plan.scenario)
+    (case,) = case_results(run.trials, run.plan.scenario)
     found = judged(run, quantity="bytes", range=(10, 30)).found
     assert found is not None
     assert found.value == pytest.approx(case.method("topk").saving, rel=0.001)
@@ -172,7 +176,7 @@ def test_a_baseline_may_be_any_method(run: Run) -> None:
 
 def test_what_was_not_run_is_inconclusive(run: Run) -> None:
     nothing = Run(run.plan)
-    judgement = claims.judge(claim(), {"quickstart": nothing})
+    judgement = judgements.judge(claim(), {"quickstart": nothing})
     assert (judgement.verdict, judgement.found) == ("inconclusive", None)
     assert judgement.reason == "nothing of it was run"
     assert judgement.origins == ()
@@ -196,7 +200,7 @@ def test_one_round_is_inconclusive(tmp_path: Path) -> None:
 
 
 def steps(run: Run, label: str) -> list[float]:
-    return claims.steps_to_target(run, label).tolist()
+    return judgements.steps_to_target(run, label).tolist()
 
 
 def test_steps_to_the_target_are_those_of_the_first_crossing(run: Run, missing: Run) -> None:
@@ -213,7 +217,7 @@ def test_time_to_accuracy_is_throughput_times_steps_each_with_its_origin(run: Ru
     judgement = judged(run, method="bf16", quantity="time to accuracy", convergence="quickstart")
     throughput = judged(run, method="bf16").found
     pairs = list(zip(steps(run, "dense"), steps(run, "bf16"), strict=True))
-    fewer = stats.geometric_mean([dense / own for dense, own in pairs])
+    fewer = geometric_mean([dense / own for dense, own in pairs])
     assert judgement.found is not None
     assert throughput is not None
     assert judgement.found.value == pytest.approx(throughput.value * fewer.value)
@@ -316,22 +320,22 @@ def test_a_claim_that_its_scenario_cannot_answer_is_refused(
 
 
 def test_verdicts_are_written_for_readers_and_programs(run: Run, tmp_path: Path) -> None:
-    judgements = [
+    found = [
         judged(run),
         judged(run, id="bytes/topk", quantity="bytes", range=(2, 3)),
         judged(run, rate="100mbit"),
     ]
-    page = claims.write(judgements, tmp_path / "out", {"commit": "abc", "started": "today"})
+    page = report.write(found, tmp_path / "out", {"commit": "abc", "started": "today"})
     text = page.read_text()
     for expected in ("commit abc", "topk**: of 2, 2 reproduced", "bytes**: of 1, 1 not reproduced", "> faster"):
         assert expected in text
     content = json.loads((tmp_path / "out" / "claims.json").read_text())
-    assert [each["verdict"] for each in content["claims"]] == [each.verdict for each in judgements]
+    assert [each["verdict"] for each in content["claims"]] == [each.verdict for each in found]
     assert all(each["origins"] and each["explanation"] for each in content["claims"])
 
-    plots.write_claims(judgements, tmp_path / "out")
+    plots.write_claims(found, tmp_path / "out")
     drawn = pd.read_csv(tmp_path / "out" / "claims.csv")
-    assert list(drawn["verdict"]) == [each.verdict for each in judgements]
+    assert list(drawn["verdict"]) == [each.verdict for each in found]
     assert (tmp_path / "out" / "claims.png").stat().st_size > 0
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from abacus import replayed, written
 
-from harness.analysis.stats import case_results
+from harness.analysis.cases import case_results
 from harness.cluster.fake import FakeCluster
 from harness.errors import UsageError
 from harness.messages import Events
@@ -18,7 +18,7 @@ from harness.plan import predict
 from harness.plan.estimate import time_s
 from harness.plan.plan import make
 from harness.record.store import Store
-from harness.report.page import headline
+from harness.report.headline import headline
 from harness.run import execute
 from harness.scenario.links import Link
 from harness.scenario.load import load

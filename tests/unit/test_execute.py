@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 import pytest
 from synthetic import only
 
-from harness.analysis import stats
+from harness.analysis.cases import case_results
+from harness.analysis.stopping import undecided_accuracies
 from harness.cluster.fake import FakeCluster, Script, recite
 from harness.cluster.protocol import ClusterBrokenError, TaskTimeoutError
 from harness.errors import MeasurementError, UsageError
@@ -108,8 +109,8 @@ def test_seeds_are_added_on_unshaped_links_until_accuracy_is_known(tmp_path: Pat
         return of_seed(trial, "topk", final)
 
     run(plan, store, script)
-    assert {label for _, label in stats.undecided(store.trials(), plan.scenario)} == {"topk"}
-    (case,) = stats.case_results(store.trials(), plan.scenario)
+    assert {label for _, label in undecided_accuracies(store.trials(), plan.scenario)} == {"topk"}
+    (case,) = case_results(store.trials(), plan.scenario)
     speedups = [result.speedup for result in case.methods]
     with FakeCluster(script) as cluster:
         execute.run_more_seeds(plan, store, cluster, lambda progress: None, lambda *how: None)
@@ -119,7 +120,7 @@ def test_seeds_are_added_on_unshaped_links_until_accuracy_is_known(tmp_path: Pat
     assert more["rate_bps"].isna().all()
     assert 3 <= more["round"].min() <= more["round"].max() < 8
     assert set(more["seed"]) == set(more["round"])
-    (case,) = stats.case_results(store.trials(), plan.scenario)
+    (case,) = case_results(store.trials(), plan.scenario)
     found = case.method("topk").quality
     assert found.keeps == "yes"
     assert found.difference is not None

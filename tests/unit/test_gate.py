@@ -20,11 +20,13 @@ from synthetic import make_store
 
 from harness.analysis import compare, gate, reference
 from harness.analysis.gate import judge
+from harness.analysis.noise import Noise, noise_of_ratios
 from harness.analysis.reference import Measured, read
-from harness.analysis.stats import Noise, noise_of
+from harness.analysis.shifts import log_shift
 from harness.errors import MeasurementError, UsageError
 from harness.record.store import Store
-from harness.report import export
+from harness.report import changes as changes_text
+from harness.report import export, text, verdicts
 from harness.scenario.load import load
 
 Rates = Mapping[str, list[float | None]]
@@ -61,7 +63,7 @@ def around(value: float, spread: float = 0.01, rounds: int = 5) -> list[float | 
 
 
 def verdict_of(found: gate.Gate) -> tuple[str, int]:
-    (judgement,) = found.judgements
+    (judgement,) = found.methods
     return judgement.verdict, found.exit_code
 
 
@@ -104,9 +106,9 @@ def test_what_the_machine_explains_is_held_neither_against_a_method_nor_to_its_c
     run.trials["compute_s_per_step"] *= computing
     found = judge(run, before)
     assert verdict_of(found)[0] == verdict
-    assert found.judgements[0].change.computing == pytest.approx(computing)
+    assert found.methods[0].change.computing == pytest.approx(computing)
     if verdict == "inconclusive":
-        assert f"surely took {computing:.2f} times as long to compute" in found.judgements[0].reason
+        assert f"surely took {computing:.2f} times as long to compute" in found.methods[0].reason
 
 
 def test_a_method_is_judged_at_the_pace_of_the_references_machine(make_run: MakeRun) -> None:
@@ -129,9 +131,9 @@ def test_a_method_is_judged_at_the_pace_of_the_references_machine(make_run: Make
     assert verdict_of(judge(run(0.8, unknown), run(0.4, unknown)))[0] == "regression", "nothing tells of the machine"
     found = judge(run(0.8, 2e-3), run(0.4, 1e-3))
     assert verdict_of(found) == ("pass", 0)
-    assert found.judgements[0].slowdown is not None
-    assert found.judgements[0].slowdown[0] == pytest.approx(0.0, abs=1e-9)
-    assert any("2.00 times as long for a fixed piece of work" in note for note in found.notes)
+    assert found.methods[0].slowdown is not None
+    assert found.methods[0].slowdown[0] == pytest.approx(0.0, abs=1e-9)
+    assert any("2.00 times as long for a fixed piece of work" in note for note in verdicts.notes(found))
     assert verdict_of(judge(run(1.2, 2e-3), run(0.4, 1e-3)))[0] == "regression", "more than the machine explains"
     assert verdict_of(judge(run(0.4, 0.5e-3), run(0.4, 1e-3)))[0] == "regression", "a faster machine hides nothing"
 
@@ -154,8 +156,8 @@ def test_a_slower_machine_is_no_regression(make_run: MakeRun) -> None:
 
 def test_rounds_that_agree_by_chance_are_not_believed_to_be_quieter_than_the_machine(make_run: MakeRun) -> None:
     """The run's two rounds differ by nothing; what a round varies by is known from the reference's."""
-    quiet = compare.log_shift(np.array([1.0, 1.0]), np.array([1.0, 1.0]), (None, None)).estimate()
-    floored = compare.log_shift(np.array([1.0, 1.0]), np.array([1.0, 1.0]), (Noise(0.1, 8), Noise(0.1, 8))).estimate()
+    quiet = log_shift(np.array([1.0, 1.0]), np.array([1.0, 1.0]), (None, None)).estimate()
+    floored = log_shift(np.array([1.0, 1.0]), np.array([1.0, 1.0]), (Noise(0.1, 8), Noise(0.1, 8))).estimate()
     assert (quiet.low, quiet.high) == (1.0, 1.0)
     assert floored.low is not None
     assert floored.low < 0.8
@@ -163,18 +165,18 @@ def test_rounds_that_agree_by_chance_are_not_believed_to_be_quieter_than_the_mac
 
 def test_a_slowdown_reads_as_longer_steps(make_run: MakeRun) -> None:
     found = judge(make_run(around(400.0)), make_run(around(500.0)))
-    (judgement,) = found.judgements
+    (judgement,) = found.methods
     value, low, high = judgement.slowdown or (None, None, None)
     assert value == pytest.approx(0.25)
     assert low is not None
     assert high is not None
     assert low < 0.25 < high
-    assert judgement.slowdown_text.startswith("+25.0 % [+2")
+    assert text.slowdown(judgement.slowdown).startswith("+25.0 % [+2")
 
 
 def test_the_interval_is_welchs_as_scipy_knows_it() -> None:
     before, after = [0.0, 0.1, 0.05, 0.2], [0.3, 0.5, 0.35]
-    found = compare.log_shift(np.exp(before), np.exp(after), (None, None)).estimate()
+    found = log_shift(np.exp(before), np.exp(after), (None, None)).estimate()
     expected = ttest_ind(after, before, equal_var=False).confidence_interval(0.95)
     assert np.log([found.low, found.high]) == pytest.approx([expected.low, expected.high])  # type: ignore[list-item]
 
@@ -184,13 +186,13 @@ def test_a_trial_that_did_not_finish_never_passes(make_run: MakeRun, lost: int) 
     run = make_run([None] * lost + around(500.0)[lost:])
     found = judge(run, make_run(around(500.0)))
     assert verdict_of(found) == ("failed", 5)
-    assert found.judgements[0].reason.count("crashed: w1: <script>") == lost
+    assert found.methods[0].reason.count("crashed: w1: <script>") == lost
 
 
 def test_a_baseline_that_lost_a_trial_is_judged_too(make_run: MakeRun) -> None:
     run = make_run(around(500.0), [None, 100.0, 100.0, 100.0, 100.0])
     found = judge(run, make_run(around(500.0)))
-    assert {(j.change.label, j.verdict) for j in found.judgements} == {("dense", "failed"), ("topk", "pass")}
+    assert {(j.change.label, j.verdict) for j in found.methods} == {("dense", "failed"), ("topk", "pass")}
     assert found.exit_code == 5
 
 
@@ -202,7 +204,7 @@ def test_a_regression_is_graver_than_what_failed(make_run: MakeRun) -> None:
 def test_one_round_is_inconclusive(make_run: MakeRun) -> None:
     found = judge(make_run([500.0]), make_run(around(500.0)))
     assert verdict_of(found) == ("inconclusive", 4)
-    assert "1 round in which both it and the baseline have a throughput; 2 are needed" in found.judgements[0].reason
+    assert "1 round in which both it and the baseline have a throughput; 2 are needed" in found.methods[0].reason
 
 
 def test_a_method_that_one_side_lacks_is_inconclusive(tmp_path: Path, make_run: MakeRun) -> None:
@@ -210,7 +212,7 @@ def test_a_method_that_one_side_lacks_is_inconclusive(tmp_path: Path, make_run: 
     both = read(make_store(tmp_path / "both", overrides, methods=["topk", "bf16"]).folder)
     one = read(make_store(tmp_path / "one", overrides, methods=["topk"]).folder)
     for run, before, lacks in ((both, one, "one"), (one, both, "one")):
-        verdicts = {j.change.label: (j.verdict, j.reason) for j in judge(run, before).judgements}
+        verdicts = {j.change.label: (j.verdict, j.reason) for j in judge(run, before).methods}
         assert verdicts["topk"][0] == "pass"
         assert verdicts["bf16"] == ("inconclusive", f"{tmp_path / lacks} does not have it")
 
@@ -219,7 +221,7 @@ def test_several_cases_are_judged_each(tmp_path: Path) -> None:
     overrides = ['link.rate=["10mbit", "unshaped"]', "rounds=4", "train.steps=8"]
     before, after = (read(make_store(tmp_path / name, overrides, methods=["topk"]).folder) for name in "ab")
     found = judge(after, before)
-    assert [(j.change.case.split(",")[0], j.verdict) for j in found.judgements] == [
+    assert [(j.change.case.split(",")[0], j.verdict) for j in found.methods] == [
         ("10 Mbit/s", "pass"),
         ("unshaped links", "pass"),
     ]
@@ -322,7 +324,7 @@ def test_a_reference_says_what_its_run_says(tmp_path: Path, make_run: MakeRun) -
     assert found.noise == run.noise
     after = make_run(around(480.0))
     by_file, by_run = judge(after, found), judge(after, run)
-    assert [(j.verdict, j.slowdown) for j in by_file.judgements] == [(j.verdict, j.slowdown) for j in by_run.judgements]
+    assert [(j.verdict, j.slowdown) for j in by_file.methods] == [(j.verdict, j.slowdown) for j in by_run.methods]
 
 
 def test_the_references_that_come_with_pacbench_can_be_read() -> None:
@@ -344,7 +346,7 @@ def failed_gate(make_run: MakeRun) -> gate.Gate:
 
 
 def test_markdown_is_one_whole_table_and_escaped(failed_gate: gate.Gate) -> None:
-    markdown = gate.as_markdown(failed_gate)
+    markdown = verdicts.as_markdown(failed_gate)
     table = [line for line in markdown.splitlines() if line.startswith("|")]
     assert len(table) == 3
     assert {line.replace("\\|", "").count("|") for line in table} == {7}
@@ -353,7 +355,7 @@ def test_markdown_is_one_whole_table_and_escaped(failed_gate: gate.Gate) -> None
 
 
 def test_junit_is_xml_that_counts_right(failed_gate: gate.Gate, make_run: MakeRun) -> None:
-    suite = ElementTree.fromstring(gate.as_junit(failed_gate)).find("testsuite")
+    suite = ElementTree.fromstring(verdicts.as_junit(failed_gate)).find("testsuite")
     assert suite is not None
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("1", "0", "1")
     case = suite.find("testcase")
@@ -364,19 +366,19 @@ def test_junit_is_xml_that_counts_right(failed_gate: gate.Gate, make_run: MakeRu
     assert "<script>alert(1)</script>" in (error.get("message") or "")
 
     slower = judge(make_run(around(300.0)), make_run(around(500.0)))
-    suite = ElementTree.fromstring(gate.as_junit(slower)).find("testsuite")
+    suite = ElementTree.fromstring(verdicts.as_junit(slower)).find("testsuite")
     assert suite is not None
     assert (suite.get("failures"), suite.get("errors")) == ("1", "0")
     assert suite.find("testcase/failure") is not None
 
     passed = judge(make_run(around(500.0)), make_run(around(500.0)))
-    case = ElementTree.fromstring(gate.as_junit(passed)).find("testsuite/testcase")
+    case = ElementTree.fromstring(verdicts.as_junit(passed)).find("testsuite/testcase")
     assert case is not None
     assert list(case) == []
 
 
 def test_json_holds_every_verdict_with_its_numbers(failed_gate: gate.Gate) -> None:
-    content = json.loads(json.dumps(gate.as_json(failed_gate), allow_nan=False))
+    content = json.loads(json.dumps(verdicts.as_json(failed_gate), allow_nan=False))
     assert (content["verdict"], content["exit_code"], content["max_slowdown"]) == ("failed", 5, 0.1)
     (method,) = content["methods"]
     assert method["label"] == "topk"
@@ -410,8 +412,8 @@ def test_pytest_benchmark_reads_the_export_as_its_own(
 def test_what_was_never_started_is_noted(make_run: MakeRun) -> None:
     run = make_run(around(500.0))
     run = Measured(run.where, run.scenario, run.trials.query("round < 4"), run.provenance)
-    assert (
-        "2 of the 10 trials that the scenario asks for were never started" in judge(run, make_run(around(500.0))).notes
+    assert "2 of the 10 trials that the scenario asks for were never started" in verdicts.notes(
+        judge(run, make_run(around(500.0)))
     )
 
 
@@ -433,7 +435,7 @@ def test_a_comparison_calls_no_change_what_the_machine_explains(make_run: MakeRu
     after.trials["compute_s_per_step"] *= 2
     changes = compare.changes(before, after)
     assert {change.kind for change in changes if change.label == "topk"} == {"no clear change"}
-    assert any("the machine computed 2.00 times as long" in line for line in compare.notes(before, after, changes))
+    assert any("the machine computed 2.00 times as long" in line for line in changes_text.notes(before, after, changes))
 
 
 def test_a_method_that_never_finished_is_an_error_of_a_comparison(make_run: MakeRun) -> None:
@@ -453,14 +455,14 @@ def test_accuracies_are_paired_by_seed(make_run: MakeRun, tmp_path: Path) -> Non
     (change,) = [change for change in compare.changes(before, after) if change.label == "topk"]
     assert change.accuracy is not None
     assert (change.accuracy.value, change.accuracy.low, change.accuracy.high) == pytest.approx((0.01, 0.01, 0.01))
-    assert "+1.0 points [+1.0, +1.0]" in compare.cells(change)["accuracy"]
+    assert "+1.0 points [+1.0, +1.0]" in changes_text.cells(change)["accuracy"]
 
 
 def test_a_comparison_names_what_did_not_finish(make_run: MakeRun) -> None:
     before, after = make_run(around(500.0)), make_run([None, *around(500.0)[1:]])
     changes = compare.changes(before, after)
-    assert any("round 0 crashed" in line for line in compare.notes(before, after, changes))
-    assert json.dumps(compare.as_json(before, after, changes), allow_nan=False)
+    assert any("round 0 crashed" in line for line in changes_text.notes(before, after, changes))
+    assert json.dumps(changes_text.as_json(before, after, changes), allow_nan=False)
 
 
 # How often verdicts are right: noise drawn from real rounds
@@ -502,8 +504,8 @@ METHODS = ("topk", "pactrain")
 def simulated_verdict(before: np.ndarray, after: np.ndarray, computing: float = 1.0) -> str:  # type: ignore[type-arg]
     """The verdict of a gate on these log ratios, (rounds, methods), by the functions that a gate uses."""
     old, new = (list(np.exp(logs).T) for logs in (before, after))
-    noise = noise_of(old), noise_of(new)
-    shifts = [compare.log_shift(*sides, noise) for sides in zip(old, new, strict=True)]
+    noise = noise_of_ratios(old), noise_of_ratios(new)
+    shifts = [log_shift(*sides, noise) for sides in zip(old, new, strict=True)]
     verdicts = {gate.verdict_on(shift, gate.MAX_SLOWDOWN, len(METHODS), computing) for shift in shifts}
     return next(verdict for verdict in gate.EXIT_CODES if verdict in verdicts)
 

@@ -14,7 +14,7 @@ from PIL import Image
 from synthetic import make_store
 
 import baselines
-from harness.analysis import stats
+from harness.analysis.cases import case_results
 from harness.plan.status import DONE
 from harness.record.store import Store
 from harness.report import paper
@@ -60,7 +60,7 @@ def test_the_one_style_file_changes_every_figure(run: Store, tmp_path: Path, mon
     changed.write_text(plots.STYLE_FILE.read_text().replace("figure.figsize: 7.2", "figure.figsize: 4.0"))
     monkeypatch.setattr(plots, "STYLE_FILE", changed)
     scenario, trials = run.scenario(), run.trials()
-    cases = stats.case_results(trials, scenario)
+    cases = case_results(trials, scenario)
     drawings = plots.write_all(tmp_path / "out", cases, run.events(), scenario)
     assert {drawing.figure.get_figwidth() for drawing in drawings} == {4.0}
 
@@ -76,7 +76,7 @@ def test_the_table_is_whole(run: Store, table: str) -> None:
 
 
 def test_the_table_says_what_the_run_says(run: Store, table: str) -> None:
-    case = stats.case_results(run.trials(), run.scenario())[0]
+    case = case_results(run.trials(), run.scenario())[0]
     speedup = case.method("topk").speedup
     assert speedup is not None
     assert f"${speedup.value:.2f}\\times$" in table, "one paired round has no interval"

@@ -20,8 +20,9 @@ from PIL import Image
 from synthetic import make_store, row_again
 
 import baselines
-from harness.analysis import stats
-from harness.analysis.stats import geometric_mean
+from harness.analysis.byte_model import StepModel, mean_model, payoff, step_models
+from harness.analysis.cases import case_results
+from harness.analysis.estimates import geometric_mean
 from harness.errors import MeasurementError
 from harness.plan.status import DONE
 from harness.record.store import Store
@@ -148,7 +149,7 @@ print([svg[:5] for svg in plots._render_all([drawing] * 3, Path({str(tmp_path)!r
 
 def test_a_method_without_a_finished_trial_keeps_its_place_in_figures(with_failures: Run) -> None:
     scenario = with_failures.store.scenario()
-    cases = stats.case_results(with_failures.store.trials(), scenario)
+    cases = case_results(with_failures.store.trials(), scenario)
     looks = plots.looks(scenario.methods)
     for drawing in (plots.throughput(cases, looks, "dense"), plots.step_time(cases, looks)):
         nothing = [text for text in drawing.figure.findobj(Text) if text.get_text() == "no trial finished"]
@@ -360,8 +361,8 @@ def test_the_picture_of_steps_shows_the_slowest_of_each_group() -> None:
 
 
 def test_when_it_pays_follows_from_bytes_and_times(one_case: Run) -> None:
-    (case,) = stats.case_results(one_case.store.trials(), one_case.store.scenario())
-    models = {result.label: stats.mean_model(stats.step_models(result.done)) for result in case.methods}
+    (case,) = case_results(one_case.store.trials(), one_case.store.scenario())
+    models = {result.label: mean_model(step_models(result.done)) for result in case.methods}
     dense, topk = models["dense"], models["topk"]
     assert dense is not None
     assert topk is not None
@@ -371,7 +372,7 @@ def test_when_it_pays_follows_from_bytes_and_times(one_case: Run) -> None:
     assert dense.step_s(rate_bps) / topk.step_s(rate_bps) == pytest.approx(measured), "there it is what was measured"
     half = models["bf16"]
     assert half is not None
-    found = stats.payoff(topk, half)
+    found = payoff(topk, half)
     assert found.where == "below"
     assert found.rate_bps is not None
     assert half.step_s(found.rate_bps) == pytest.approx(topk.step_s(found.rate_bps))
@@ -384,8 +385,8 @@ def test_when_it_pays_follows_from_bytes_and_times(one_case: Run) -> None:
     [((0.02, 1e5), "below"), ((0.01, 1e5), "at every rate"), ((0.02, 1e6), "at no rate"), ((0.005, 2e6), "above")],
 )
 def test_a_method_pays_below_above_everywhere_or_nowhere(method: tuple[float, float], where: str) -> None:
-    dense, other = stats.StepModel(0.01, 1e6), stats.StepModel(*method)
-    found = stats.payoff(other, dense)
+    dense, other = StepModel(0.01, 1e6), StepModel(*method)
+    found = payoff(other, dense)
     assert found.where == where
     faster = [other.step_s(rate_bps) < dense.step_s(rate_bps) for rate_bps in (1e3, 1e12)]
     assert faster == {"below": [True, False], "at every rate": [True, True], "above": [False, True]}.get(

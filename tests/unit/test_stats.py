@@ -12,8 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.analysis import stats
-from harness.analysis.stats import Estimate, geometric_mean, paired_speedup, spread, time_to_target
+from harness.analysis.cases import CaseResult, case_results
+from harness.analysis.estimates import Estimate, geometric_mean, spread
+from harness.analysis.noise import noise_of_cases
+from harness.analysis.pairs import paired_speedup
+from harness.analysis.stopping import FEWEST_ROUNDS, narrow_enough
+from harness.analysis.targets import time_to_target
 from harness.errors import MeasurementError
 from harness.plan.status import DONE
 from harness.record.row import TRIAL_SCHEMA
@@ -152,7 +156,7 @@ def test_intervals_cover_also_where_rounds_end_as_soon_as_they_are_narrow() -> N
         logs = dice.normal(0, 0.03, 30)
         found = next(
             estimate
-            for rounds in range(stats.FEWEST_ROUNDS, 31)
+            for rounds in range(FEWEST_ROUNDS, 31)
             if half_width(estimate := geometric_mean(np.exp(logs[:rounds]))) <= 0.03 or rounds == 30
         )
         covered.append(found.low <= 1 <= found.high)
@@ -165,27 +169,29 @@ def half_width(estimate: Estimate) -> float:
     return math.sqrt(estimate.high / estimate.low) - 1
 
 
-def cases_of(**samples_per_s: list[float | None]) -> list[stats.CaseResult]:
+def cases_of(**samples_per_s: list[float | None]) -> list[CaseResult]:
     rows = trials_of(**samples_per_s).to_dict("records")
-    return stats.case_results(frame_of(*rows), load("quickstart", only_methods=["topk", "dgc"]))
+    return case_results(frame_of(*rows), load("quickstart", only_methods=["topk", "dgc"]))
 
 
 def test_noise_is_that_of_a_ratio_against_itself_a_round_later() -> None:
     """Ratios 2, 2e^0.02, 2, 2e^0.02: neighbours differ by 0.02, as two draws of a deviation of 0.02 / sqrt 2 would."""
     up = math.exp(0.02)
-    found = stats.noise(cases_of(dense=[1.0] * 4, topk=[2.0, 2 * up, 2.0, 2 * up]), "dense")
+    found = noise_of_cases(cases_of(dense=[1.0] * 4, topk=[2.0, 2 * up, 2.0, 2 * up]), "dense")
     assert found == (pytest.approx(0.02 / math.sqrt(2)), 3)
 
 
 def test_noise_is_not_drift_nor_one_restless_method() -> None:
     drifting = [0.9**number for number in range(6)]
     twice, thrice = ([factor * each for each in drifting] for factor in (2, 3))
-    found = stats.noise(cases_of(dense=drifting, topk=twice, dgc=thrice, bf16=[1.0, 9.0, 1.0, 9.0, 1.0, 9.0]), "dense")
+    found = noise_of_cases(
+        cases_of(dense=drifting, topk=twice, dgc=thrice, bf16=[1.0, 9.0, 1.0, 9.0, 1.0, 9.0]), "dense"
+    )
     assert found == (pytest.approx(0.0, abs=1e-12), 15)
 
 
 def test_of_one_round_no_noise_is_known() -> None:
-    assert stats.noise(cases_of(dense=[1.0], topk=[2.0]), "dense") is None
+    assert noise_of_cases(cases_of(dense=[1.0], topk=[2.0]), "dense") is None
 
 
 @pytest.mark.parametrize(
@@ -197,12 +203,12 @@ def test_rounds_are_enough_when_the_widest_interval_is_narrow(
 ) -> None:
     topk = [2.0 * math.exp(spread_of_ratios * (-1) ** number) for number in range(rounds)]
     rows = trials_of(dense=[1.0] * rounds, topk=topk).to_dict("records")
-    assert stats.narrow_enough(frame_of(*rows), load("quickstart", only_methods=["topk"]), share) is enough
+    assert narrow_enough(frame_of(*rows), load("quickstart", only_methods=["topk"]), share) is enough
 
 
 def test_a_method_that_never_finishes_does_not_keep_a_run_going() -> None:
     rows = trials_of(dense=[1.0] * 5, topk=[None] * 5).to_dict("records")
-    assert stats.narrow_enough(frame_of(*rows), load("quickstart", only_methods=["topk"]), 0.02)
+    assert narrow_enough(frame_of(*rows), load("quickstart", only_methods=["topk"]), 0.02)
 
 
 def test_pairing_removes_what_a_round_has_in_common() -> None:
@@ -260,7 +266,7 @@ def frame_of(*rows: dict[str, Any]) -> pd.DataFrame:
 
 
 def parts_of(*rows: dict[str, Any]) -> list[tuple[str, ...]]:
-    return [case.parts for case in stats.case_results(frame_of(*rows), load("quickstart"))]
+    return [case.parts for case in case_results(frame_of(*rows), load("quickstart"))]
 
 
 def test_cases_are_told_apart_sorted_and_named() -> None:

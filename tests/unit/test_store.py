@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 from synthetic import a_row
 
-from harness.analysis.answer import headline
-from harness.analysis.stats import case_results
+from harness.analysis.cases import case_results
 from harness.errors import MeasurementError, UsageError
 from harness.provenance import ROOT
 from harness.record.row import EVENT_SCHEMA, TRIAL_SCHEMA, Event, TrialRow
 from harness.record.store import Store, new_folder, require_done, runs
+from harness.report.headline import headline
 from harness.scenario.load import load
 from harness.scenario.schema import Scenario
 from harness.scenario.target import Target

@@ -39,22 +39,15 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter, NullLocator, PercentFormatter
 
 import baselines
-from harness.analysis.claims import Judgement
+from harness.analysis.byte_model import mean_model, step_models
+from harness.analysis.cases import CaseResult, label_to_beat, per_case
 from harness.analysis.crossover import RATE_OF_WORKERS_BPS
-from harness.analysis.stats import (
-    CASE_COLUMNS,
-    CaseResult,
-    Estimate,
-    MethodResult,
-    Sweep,
-    learning_curves,
-    mean_model,
-    per_case,
-    reference,
-    step_models,
-    sweeps,
-    times_to_targets,
-)
+from harness.analysis.curves import learning_curves, times_to_targets
+from harness.analysis.estimates import Estimate
+from harness.analysis.judgements import Judgement
+from harness.analysis.methods import MethodResult
+from harness.analysis.sweeps import Sweep, sweeps
+from harness.analysis.trials import CASE_COLUMNS
 from harness.report.figures import layout
 from harness.report.figures.layout import Key
 from harness.scenario.schema import MethodSpec, Scenario
@@ -153,7 +146,7 @@ def write_all(
 
     Args:
         events: of the trials, in the columns of ``EVENT_SCHEMA``.
-        scenario: says in which order methods are shown, over which baseline speedups are told (``stats.reference``),
+        scenario: says in which order methods are shown, over which baseline speedups are told (``label_to_beat``),
             and which loss of accuracy is tolerated.
         changes: of settings in the style file, such as ``figure.figsize``, whose width no figure exceeds.
         for_paper: also those that show apart what a report shows beside other things.
@@ -162,7 +155,7 @@ def write_all(
     with style(STYLE_FILE, changes):
         drawings = list(_draw_all(cases, events, looks(scenario.methods), scenario))
         if for_paper:
-            drawings += _draw_for_paper(cases, looks(scenario.methods), reference(cases, scenario))
+            drawings += _draw_for_paper(cases, looks(scenario.methods), label_to_beat(cases, scenario))
         return _write(drawings, folder)
 
 
@@ -443,7 +436,7 @@ def time_to_target(cases: Sequence[CaseResult], times: pd.DataFrame, looks: Mapp
     """When each method was as good as any value of the metric; a line ends, or has a gap, where a round missed it.
 
     Args:
-        times: of the cases, by ``stats.times_to_targets``.
+        times: of the cases, by ``times_to_targets``.
     """
     heading, titles = _shared_and_own([case.parts for case in cases])
     target = Line2D([], [], color=INK, ls=(0, (4, 3)), lw=0.9, label="target")
@@ -492,7 +485,7 @@ def accuracy(cases: Sequence[CaseResult], curves: pd.DataFrame, looks: Mapping[s
     """Test accuracy against training time, and against steps: mean and extremes over rounds.
 
     Args:
-        curves: of the cases, by ``stats.learning_curves``.
+        curves: of the cases, by ``learning_curves``.
     """
     target = Line2D([], [], color=INK, ls=(0, (4, 3)), lw=0.9, label="target")
     figure, grid = _learning(cases, curves, looks, "accuracy", [target])
@@ -812,8 +805,7 @@ def changing_links(cases: Sequence[CaseResult], events: pd.DataFrame, looks: Map
 
 def changes_by_step(cases: Sequence[CaseResult], events: pd.DataFrame) -> pd.DataFrame:
     """A row a step of each method's first finished trial on changing links: rate in force, goodput, choices."""
-    kinds = {"step_s", "link_rate_bps", "adaptive_goodput_bps"}
-    chosen = events[events["kind"].isin(kinds) & (events["rank"] <= 0)]
+    chosen = events[events["rank"] <= 0]
 
     def of(case: CaseResult) -> pd.DataFrame:
         frames = []
@@ -821,11 +813,15 @@ def changes_by_step(cases: Sequence[CaseResult], events: pd.DataFrame) -> pd.Dat
             first = result.done.sort_values("round").head(1)
             if first.empty:
                 continue
+            names = {"step_s": "step_s", "link_rate_bps": "link_rate_bps"}
+            if note := baselines.get(result.method).State.goodput_note:
+                names[note] = "adaptive_goodput_bps"
             own = chosen[chosen["trial_id"] == first["trial_id"].iloc[0]]
+            own = own[own["kind"].isin(names)]
             table = own.pivot_table(index="step", columns="kind", values="value", aggfunc="last").sort_index()
             if "link_rate_bps" not in table:
                 continue
-            table = table.reindex(columns=sorted(kinds))
+            table = table.rename(columns=names).reindex(columns=["adaptive_goodput_bps", "link_rate_bps", "step_s"])
             table["link_rate_bps"] = table["link_rate_bps"].ffill().bfill()
             table["goodput_bps"] = 8 * first["wire_bytes_per_step"].iloc[0] / table["step_s"]
             frames.append(table.reset_index().assign(label=result.label))
@@ -838,7 +834,7 @@ def changes_by_step(cases: Sequence[CaseResult], events: pd.DataFrame) -> pd.Dat
 def _draw_all(
     cases: Sequence[CaseResult], events: pd.DataFrame, looks: Mapping[str, Look], scenario: Scenario
 ) -> Iterator[Drawing]:
-    over, baseline, tolerance = reference(cases, scenario), scenario.baseline, scenario.tolerance
+    over, baseline, tolerance = label_to_beat(cases, scenario), scenario.baseline, scenario.tolerance
     if len(times := times_to_targets(cases, events)):
         yield time_to_target(cases, times, looks)
     yield throughput(cases, looks, over)

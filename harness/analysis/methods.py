@@ -1,0 +1,125 @@
+"""What the trials of one method in one case say.
+
+Only trials that are done enter a figure; how many were run stands beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from harness.analysis.estimates import Estimate, Spread, geometric_mean, spread
+from harness.analysis.gains import Gain, gain
+from harness.analysis.pairs import paired_speedup
+from harness.analysis.quality import Quality, quality
+from harness.analysis.targets import TimeToTarget, time_to_target, trained_trials
+from harness.analysis.trials import target_of
+from harness.plan.status import DONE
+from harness.scenario.schema import MethodSpec, Scenario
+from harness.scenario.target import FINAL_COLUMNS, Metric
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """What the trials of one method in one case say."""
+
+    label: str
+    method: str
+    params: dict[str, Any]
+    trials: int
+    """How many were run; ``len(done)`` of them finished."""
+    done: pd.DataFrame
+    """The finished ones, a row each in the columns of ``TRIAL_SCHEMA``."""
+    ways_lost: tuple[str, ...]
+    """The statuses of those that did not finish, such as ``crashed``."""
+    samples_per_s: Estimate | None
+    over: Mapping[str, Gain]
+    """What it gains over each baseline, by label: over the 16-bit all-reduce first, if there is one."""
+    speedup: Estimate | None
+    """Samples per second over the baseline's; None where no round has both."""
+    final: Spread | None
+    """The last value of the metric that the target is about; accuracy where there is no target."""
+    final_accuracy: Spread | None
+    quality: Quality
+    time_to_target: TimeToTarget
+    saving: float | None
+    """The baseline's bytes over this method's."""
+
+    def mean(self, column: str) -> float:
+        """Mean over the finished trials; NaN where none of them knows."""
+        return float(self.done[column].mean())
+
+    @property
+    def peak_memory_bytes(self) -> float:
+        """The most that a worker held in any finished trial; NaN where none is known."""
+        return float(self.done["peak_memory_bytes"].max())
+
+    @property
+    def fullest_queues(self) -> list[str]:
+        """The link and direction in whose queue most waited, for each finished trial that knows."""
+        return sorted(set(self.done["fullest_queue"].dropna()))
+
+    @property
+    def bytes_over_formula(self) -> float:
+        """Payload that the kernel counted over what the method's formula says."""
+        return self.mean("wire_bytes_per_step") / self.mean("formula_bytes_per_step")
+
+    @property
+    def step_over_predicted(self) -> float:
+        """The measured step over the predicted one; NaN where none was predicted."""
+        return self.mean("step_time_median_s") / self.mean("predicted_step_s")
+
+    @property
+    def at_least_s(self) -> float:
+        """What no step can beat, in seconds: its computation or its bytes on the link, whichever takes longer."""
+        return float(np.fmax(self.mean("compute_s_per_step"), self.mean("lower_bound_s_per_step")))
+
+    @property
+    def serial_s(self) -> float:
+        """What a step takes in seconds if nothing overlaps: computation, codec, payload and headers on the link."""
+        on_link_s = np.nansum([self.mean("lower_bound_s_per_step"), self.headers_s_per_step])
+        return float(self.mean("compute_s_per_step") + self.mean("codec_s_per_step") + on_link_s)
+
+    @property
+    def headers_s_per_step(self) -> float:
+        """Seconds that a step's packet headers take on the link; NaN where it is unshaped."""
+        return 8 * self.mean("header_bytes_per_step") / self.mean("rate_bps")
+
+
+def method_result(
+    frame: pd.DataFrame, more_seeds: pd.DataFrame, method: MethodSpec, scenario: Scenario
+) -> MethodResult:
+    """The result of one method.
+
+    Args:
+        frame: the trials of one case, of all methods.
+        more_seeds: further trials of the same workload, which were run for accuracy alone.
+    """
+    label, baseline = method.label, scenario.baseline
+    own = frame[frame["label"] == label]
+    done = own[own["status"] == DONE]
+    base = frame[(frame["label"] == baseline) & (frame["status"] == DONE)]
+    known = done["samples_per_s"].dropna()
+    saving = base["wire_bytes_per_step"].mean() / done["wire_bytes_per_step"].mean()
+    target = target_of(frame.iloc[0])
+    metric: Metric = target.metric if target else "accuracy"
+    return MethodResult(
+        label=label,
+        method=method.name,
+        params=method.params,
+        trials=len(own),
+        done=done,
+        ways_lost=tuple(sorted(set(own["status"]) - {DONE})),
+        samples_per_s=geometric_mean(known.to_numpy()) if len(known) else None,
+        over={each: gain(frame, label, each) for each in scenario.baselines},
+        speedup=paired_speedup(frame, label, baseline),
+        final=spread(done[FINAL_COLUMNS[metric]]),
+        final_accuracy=spread(done["final_accuracy"]),
+        quality=quality(pd.concat([frame, more_seeds]), label, baseline, metric, scenario.tolerance),
+        time_to_target=time_to_target(trained_trials(frame, label)),
+        saving=float(saving) if np.isfinite(saving) else None,
+    )

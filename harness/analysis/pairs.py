@@ -1,0 +1,24 @@
+"""Ratios between trials of one round and case, which share their seed and their moment on the machine."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from harness.analysis.estimates import Estimate, geometric_mean
+from harness.plan.status import DONE
+
+
+def paired_ratios(trials: pd.DataFrame, label: str, baseline: str, column: str = "samples_per_s") -> pd.Series[float]:
+    """The method's figure over the baseline's, by round: of rounds in which both finished, in order."""
+    done = trials[trials["status"] == DONE]
+    own, base = (done[done["label"] == each].set_index("round")[column] for each in (label, baseline))
+    return (own / base).dropna().sort_index()
+
+
+def paired_speedup(trials: pd.DataFrame, label: str, baseline: str) -> Estimate | None:
+    """How many times the samples per second of ``baseline`` the method ``label`` has, in trials of one case.
+
+    The ratios are taken within each round in which both finished; None where there is no such round.
+    """
+    ratios = paired_ratios(trials, label, baseline)
+    return geometric_mean(ratios.to_numpy()) if len(ratios) else None

@@ -1,0 +1,23 @@
+"""What a method's parameters bound its saving by, as its file declares it."""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+
+import baselines
+from harness.scenario.schema import MethodSpec
+
+
+def saving_bound(method: MethodSpec) -> baselines.SavingBound | None:
+    """The bound that a method declares for these parameters.
+
+    A run may have been written by another version: parameters that are unknown now are passed over, and None is
+    returned where a value is no longer allowed.
+    """
+    declared = baselines.get(method.name).State
+    known = declared().parameters
+    try:
+        state = declared(**{name: value for name, value in method.params.items() if name in known})
+    except ValidationError:
+        return None
+    return state.saving_bound

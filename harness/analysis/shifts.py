@@ -1,0 +1,80 @@
+"""How much a positive quantity has shifted: means of logarithms, with Welch's error and degrees of freedom (1947)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.special import stdtrit
+
+from harness.analysis.estimates import CONFIDENCE, Estimate
+from harness.analysis.noise import Noise
+
+FEWEST_VALUES = 2
+"""Rounds that each side must have: one value has no spread."""
+
+
+class Shift(NamedTuple):
+    """How the logarithm of a positive quantity differs between two sides."""
+
+    log: float
+    error: float | None
+    """Standard error; None where a side has one round."""
+    freedom: float
+    """Degrees of freedom of the error."""
+    n: int
+    """Rounds on the side that has fewer."""
+
+    def estimate(self, confidence: float = CONFIDENCE) -> Estimate:
+        """The quantity after as a multiple of that before, with an interval of this confidence."""
+        if self.error is None:
+            return Estimate(math.exp(self.log), None, None, self.n)
+        half = float(stdtrit(self.freedom, (1 + confidence) / 2)) * self.error if self.error else 0.0
+        return Estimate(math.exp(self.log), math.exp(self.log - half), math.exp(self.log + half), self.n)
+
+
+def log_shift(
+    before: np.ndarray[Any, Any], after: np.ndarray[Any, Any], noise: tuple[Noise | None, Noise | None]
+) -> Shift:
+    """How the logarithm of a positive quantity differs between two runs.
+
+    No side is taken to be quieter than the machine was: few rounds that agree by chance would make the error too
+    small.
+
+    Args:
+        before: one value a round.
+        after: likewise.
+        noise: the machine's, before and after, if it is known.
+    """
+    sides = [np.log(before), np.log(after)]
+    log, n = float(sides[1].mean() - sides[0].mean()), min(map(len, sides))
+    if n < FEWEST_VALUES:
+        return Shift(log, None, 0.0, n)
+    deviations = [
+        max(float(side.std(ddof=1)), each.sd if each else 0.0) for side, each in zip(sides, noise, strict=True)
+    ]
+    variances = [deviation**2 / len(side) for deviation, side in zip(deviations, sides, strict=True)]
+    return Shift(log, *_welch(variances, [len(side) - 1 for side in sides]), n)
+
+
+def paired_shift(ratios: np.ndarray[Any, Any]) -> Shift:
+    """The shift that ratios of pairs show."""
+    logs, n = np.log(ratios), len(ratios)
+    error = float(logs.std(ddof=1)) / math.sqrt(n) if n > 1 else None
+    return Shift(float(logs.mean()), error, n - 1, n)
+
+
+def product(one: Shift, two: Shift) -> Shift:
+    """The shift of the product of two independent quantities."""
+    log, n = one.log + two.log, min(one.n, two.n)
+    if one.error is None or two.error is None:
+        return Shift(log, None, 0.0, n)
+    return Shift(log, *_welch([one.error**2, two.error**2], [one.freedom, two.freedom]), n)
+
+
+def _welch(variances: Sequence[float], freedoms: Sequence[float]) -> tuple[float, float]:
+    """Error and degrees of freedom of a sum of two independent means; infinitely many where nothing varies."""
+    weights = sum(variance**2 / freedom for variance, freedom in zip(variances, freedoms, strict=True))
+    return math.sqrt(sum(variances)), sum(variances) ** 2 / weights if weights else math.inf

@@ -1,0 +1,33 @@
+"""What a row of the frame of trials tells: its case, its workload, its target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from harness.plan.status import ACCURACY
+from harness.record.store import WORKLOAD_COLUMNS
+from harness.scenario.target import Target
+
+FAKE = "fake"
+"""The cluster whose numbers are scripted: whatever is made of them must say so."""
+
+CASE_COLUMNS = ("rate_bps", "delay_s", "loss", "network", "dilation", *WORKLOAD_COLUMNS)
+"""What trials must have in common to be compared."""
+
+
+def on_links(trials: pd.DataFrame) -> pd.DataFrame:
+    """Those that ran on the links that were asked for: all but further seeds for accuracy."""
+    return trials[trials["purpose"] != ACCURACY]
+
+
+def workload_of(row: Mapping[Any, Any] | pd.Series[Any]) -> tuple[Any, ...]:
+    """A row's values of ``WORKLOAD_COLUMNS``, None where nothing is said."""
+    return tuple(None if pd.isna(row[column]) else row[column] for column in WORKLOAD_COLUMNS)
+
+
+def target_of(row: Mapping[Any, Any] | pd.Series[Any]) -> Target | None:
+    """A row's target."""
+    return None if pd.isna(row["target"]) else Target.parse(row["target"])
