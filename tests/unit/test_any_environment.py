@@ -120,8 +120,8 @@ import matplotlib, io
 from matplotlib.figure import Figure
 matplotlib.rcParams.update({"text.usetex": True, "font.family": "nothing-that-exists", "figure.facecolor": "red"})
 before = dict(matplotlib.rcParams)
-from harness.report.figures import drawing, plots
-with drawing.style(plots.STYLE_FILE):
+from harness.report.figures import drawing, render
+with drawing.style():
     figure = Figure()
     figure.text(0, 0, "text")
     figure.savefig(io.BytesIO(), format="png")

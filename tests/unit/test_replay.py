@@ -14,6 +14,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 import baselines
+from harness.analysis.answer import headline
 from harness.analysis.stats import case_results
 from harness.cluster.fake import FakeCluster
 from harness.errors import UsageError
@@ -23,7 +24,6 @@ from harness.plan.estimate import estimate, lower_bound_s
 from harness.plan.plan import Plan, make
 from harness.plan.trial import built_topology_of, state_of, topology_of
 from harness.record.store import Store
-from harness.report.page import headline
 from harness.run import execute
 from harness.scenario.links import Link
 from harness.scenario.load import load
