@@ -17,7 +17,7 @@ from harness.analysis.reference import Measured
 from harness.analysis.stats import CaseResult, MethodResult
 
 VERSION = "5.1.0"
-"""Of pytest-benchmark, whose fields these are."""
+"""The version of pytest-benchmark whose fields these are."""
 
 
 def benchmark_json(run: Measured) -> dict[str, Any]:

@@ -5,10 +5,8 @@ Pages and terminals show it; nothing is written or printed here.
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
-import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +22,8 @@ from harness.plan.status import ACCURACY, DONE
 from harness.record.steady import FEWEST_REPLAYED, FEWEST_S, FEWEST_STEPS
 from harness.record.store import Store, require_done
 from harness.report import text
-from harness.report.text import NOTHING, SCRIPTED
+from harness.report.text import SCRIPTED
+from harness.report.verified import VerifiedLinks, verified_links
 from harness.scenario.schema import Scenario
 
 OVERRUN = 0.03
@@ -67,78 +66,6 @@ class Payback:
     """What a step takes beyond the baseline's, bytes apart; negative: less."""
     saved_bytes: float
     """What a step sends less than the baseline's on the busiest link, headers included."""
-
-
-@dataclass(frozen=True)
-class Verification:
-    """What one verification of the links found, and how many trials ran on them before the next one."""
-
-    links: list[dict[str, Any]]
-    """A row a worker and direction: ``worker``, ``direction``, ``rate_bps_asked``, ``rate_bps_measured``."""
-    rtt_s: float
-    trials: int
-    when: str = "before"
-    """Whether it was taken before or after those trials."""
-    drift: str | None = None
-
-    @property
-    def lost(self) -> list[str]:
-        """Where packets are lost on purpose: asked and counted, in words."""
-        return [
-            f"{link['link']} {link['direction']}: {link['loss_asked']:.3%} asked, "
-            f"{counts['lost'] / counts['sent']:.3%} of {counts['sent']} counted"
-            for link in self.links
-            if (counts := link.get("counts"))
-        ]
-
-
-@dataclass(frozen=True)
-class VerifiedLinks:
-    """All verifications of a case's links."""
-
-    case: str
-    asked_bps: float | None
-    verifications: list[Verification]
-
-    @property
-    def low_bps(self) -> float:
-        """The slowest direction of any link."""
-        return min(self._measured_bps)
-
-    @property
-    def high_bps(self) -> float:
-        """The fastest direction of any link."""
-        return max(self._measured_bps)
-
-    @property
-    def _measured_bps(self) -> list[float]:
-        return [link["rate_bps_measured"] for each in self.verifications for link in each.links]
-
-    @property
-    def ratio_range(self) -> str:
-        """Measured over asked, least to greatest."""
-        ratios = [
-            link["rate_bps_measured"] / link["rate_bps_asked"]
-            for each in self.verifications
-            for link in each.links
-            if link["rate_bps_asked"]
-        ]
-        return f"{min(ratios):.3f}–{max(ratios):.3f}" if ratios else NOTHING
-
-    @property
-    def rtt_s(self) -> float:
-        """The median over the verifications."""
-        return statistics.median(each.rtt_s for each in self.verifications)
-
-    @property
-    def trials(self) -> int:
-        """How many trials ran on these links."""
-        return sum(each.trials for each in self.verifications if each.when == "before")
-
-    @property
-    def trials_after(self) -> int:
-        """How many of them have links that were measured again afterwards."""
-        return sum(each.trials for each in self.verifications if each.when == "after")
 
 
 @dataclass(frozen=True)
@@ -205,7 +132,7 @@ def collect(store: Store) -> Facts:
         paybacks={case.title: _paybacks(case, reference) for case in cases},
         attempts=_attempts(cases, attempts, events),
         not_run=_not_run(cases, scenario),
-        verified=[links for case in cases if (links := _verified_links(case)).verifications],
+        verified=[links for case in cases if (links := verified_links(case)).verifications],
         commits=sorted(set(trials["commit"].dropna())),
         ended=_ended(trials),
         unfinished=_unfinished(cases, attempts, trials),
@@ -304,22 +231,6 @@ def _notes_on_accuracy(cases: Sequence[CaseResult], scenario: Scenario) -> list[
                 "(tolerance), and no seed diverged. Unknown: the interval reaches over that, or there is one seed."
             )
     return notes
-
-
-def _verified_links(case: CaseResult) -> VerifiedLinks:
-    """Each verification once: trials that follow one another on the same links share it."""
-    seen = Counter(zip(case.trials["links"], case.trials["measured_rtt_s"], strict=True))
-    verifications = [
-        Verification(json.loads(links), rtt_s, trials) for (links, rtt_s), trials in seen.items() if not pd.isna(links)
-    ]
-    after = Counter(zip(case.trials["verified_after"], case.trials["drift"], strict=True))
-    for (verified, drift), trials in after.items():
-        if not pd.isna(verified):
-            found = json.loads(verified)
-            verifications.append(
-                Verification(found["links"], statistics.median(found["rtt_s"]), trials, "after", drift)
-            )
-    return VerifiedLinks(case.title, case.rate_bps, verifications)
 
 
 def _ended(trials: pd.DataFrame) -> str:

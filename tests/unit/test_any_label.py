@@ -41,7 +41,7 @@ WIDTHS_IN = (3.5, 5.2, 7.2)
 
 
 class Kind(NamedTuple):
-    """Of labels."""
+    """A kind of labels."""
 
     length: int
     with_blanks: bool
@@ -62,7 +62,7 @@ class Measured(NamedTuple):
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
-    """Of 24 methods at two rates."""
+    """A run of 24 methods at two rates."""
     folder = tmp_path_factory.mktemp("labels")
     methods = "".join(f"[[methods]]\nname = 'topk'\nratio = {0.5 / number}\n" for number in range(1, 24))
     scenario = folder / "many.toml"

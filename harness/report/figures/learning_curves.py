@@ -22,8 +22,8 @@ from harness.report.figures.layout import PERCENT_AXIS_IN, WIDE_IN, Grid
 from harness.report.figures.look import DASHED, Look, dashed_key, method_keys
 from harness.report.figures.registry import Drawing, Results, figure
 
-MORE_THAN_MARKERS = 12
-"""The markers of a curve, at most."""
+MOST_MARKERS = 12
+"""How many markers a curve has at most."""
 
 X_LABELS = ("training time (s), evaluations excluded", "steps")
 
@@ -99,7 +99,7 @@ def _draw_case(row: Iterable[Axes], case: CaseResult, curves: pd.DataFrame, resu
 
 
 def _line_with_band(axes: Axes, curve: pd.DataFrame, x: str, kind: str, look: Look) -> None:
-    every = -(-len(curve) // MORE_THAN_MARKERS)
+    every = -(-len(curve) // MOST_MARKERS)
     there_and_back = np.concatenate([curve[x], curve[x][::-1]])
     edge = np.concatenate([curve[f"{kind}_min"], curve[f"{kind}_max"][::-1]])
     axes.fill(there_and_back, edge, color=look.color, alpha=0.15, lw=0)

@@ -19,8 +19,8 @@ from harness.report.figures.layout import AXIS_IN, Grid, Key
 from harness.report.figures.look import DASHED, dashed_key, method_keys
 from harness.report.figures.registry import Drawing, Results, figure
 
-MORE_THAN_MARKERS = 12
-"""The markers of a curve, about."""
+MARKERS = 12
+"""About how many markers a curve has."""
 
 TIMES_SHOWN = 200.0
 """The longest time to any target, over the shortest that has room. What is reached at once interests nobody."""
@@ -59,7 +59,7 @@ def time_to_target(results: Results) -> Iterator[Drawing]:
 
 def _draw_times(axes: Axes, case: CaseResult, times: pd.DataFrame, results: Results) -> None:
     for label, curve in times.groupby("label", sort=False):
-        every = max(1, len(curve) // MORE_THAN_MARKERS)
+        every = max(1, len(curve) // MARKERS)
         axes.plot(curve["value"], curve["time_s"], **results.looks[str(label)].line, markevery=every, ms=3.5)
     if case.target:
         axes.axvline(case.target.value, **DASHED)
