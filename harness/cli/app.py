@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from harness.plan.plan import Plan
     from harness.plan.trial import Trial
     from harness.record.store import Store
+    from harness.report.facts import Summary
     from harness.run.outcome import Progress
     from harness.scenario.schema import Scenario
 
@@ -342,7 +343,8 @@ def reproduce(
     from harness.analysis import claims, crossover, judgements
     from harness.record.store import Store, new_folder
     from harness.report import claims as report
-    from harness.report.figures import plots
+    from harness.report.figures.claims import write_claims
+    from harness.report.figures.crossover import write_crossover
     from harness.run import execute
 
     chosen = claims.select(claims.load(), claim or [], quick)
@@ -365,10 +367,10 @@ def reproduce(
         runs[name] = judgements.Run(each, store, problem)
     judged = [judgements.judge(each, runs) for each in chosen]
     page = report.write(judged, out, provenance.collect(["pacbench", *sys.argv[1:]]))
-    plots.write_claims(judged, out)
+    write_claims(judged, out)
     if len(predicted := pd.concat([crossover.speedups(each) for each in plans.values()])):
         methods = {method.label: method for each in plans.values() for method in each.scenario.methods}
-        plots.write_turning(predicted, list(methods.values()), out)
+        write_crossover(predicted, list(methods.values()), out)
     rows = [report.cells(each) for each in judged]
     words = ["method", "over", "of", "verdict"]
     print_table("claims", list(rows[0]), [list(row.values()) for row in rows], words)
@@ -664,11 +666,19 @@ def _announce_all(title: str, plans: Mapping[str, Plan], stores: Mapping[str, St
 
 
 def _report(store: Store) -> None:
-    from harness.report import page
+    from harness.report import facts, page
 
     written = page.write(store)
-    page.summary(store).print()
+    _show_summary(facts.summary(store))
     _say(f"report: {written}")
+
+
+def _show_summary(summary: Summary) -> None:
+    """A table a case, then the sentences."""
+    for title, rows in summary.tables.items():
+        print_table(title, list(rows[0]), [list(row.values()) for row in rows])
+    for sentence in summary.sentences:
+        _say(sentence)
 
 
 class _Watcher:

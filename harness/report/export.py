@@ -18,7 +18,7 @@ from harness.analysis.methods import MethodResult
 from harness.analysis.reference import Measured
 
 VERSION = "5.1.0"
-"""Of pytest-benchmark, whose fields these are."""
+"""The version of pytest-benchmark whose fields these are."""
 
 
 def benchmark_json(run: Measured) -> dict[str, Any]:

@@ -8,387 +8,44 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import math
-import shlex
-import statistics
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 import pandas as pd
 from markupsafe import Markup, escape
 
 from harness import plain
-from harness.analysis.byte_model import Payoff, mean_model, payoff, step_models
-from harness.analysis.cases import CaseResult, case_results, label_to_beat
-from harness.analysis.noise import noise_of_cases
-from harness.analysis.savings import saving_bound
-from harness.analysis.trials import FAKE
-from harness.cli.console import print_table, say
-from harness.plan.status import ACCURACY, DONE
-from harness.record.steady import FEWEST_REPLAYED, FEWEST_S, FEWEST_STEPS
-from harness.record.store import Store, require_done
-from harness.report import text
-from harness.report.figures import plots
-from harness.report.headline import headline, table_row
-from harness.report.text import NOTHING, SCRIPTED
-from harness.scenario.schema import Scenario
+from harness.record.store import Store
+from harness.report import facts, text
+from harness.report.facts import SPARK_HEIGHT, SPARK_WIDTH
+from harness.report.figures import registry, render
+from harness.report.figures.registry import Draws, Results
+from harness.report.text import NOTHING
 from harness.units import format_rate
 
 TEMPLATES = Path(__file__).parent / "templates"
 
-OVERRUN = 0.03
-"""The share of a replayed step by which this machine was late, from which on a report warns."""
 
-NOISY = 0.05
-"""Deviation of a ratio from itself from which on a report warns."""
-
-SPARK_WIDTH, SPARK_HEIGHT = 120, 24
-"""Of the small picture of a trial's steps, in pixels; of more steps than pixels, the slowest of each group."""
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a terminal shows of a run."""
-
-    rows: list[dict[str, str]]
-    """A row a method and case: column -> text. ``case`` is the same in every row of a case."""
-    sentences: list[str]
-    """One for each case."""
-
-    def print(self) -> None:
-        """A table a case, then the sentences."""
-        for case in dict.fromkeys(row["case"] for row in self.rows):
-            own = [{k: v for k, v in row.items() if k != "case"} for row in self.rows if row["case"] == case]
-            print_table(case, list(own[0]), [list(row.values()) for row in own])
-        for sentence in self.sentences:
-            say(sentence)
-
-
-@dataclass(frozen=True)
-class Payback:
-    """When a method pays, by the byte model: where it is faster than the baseline, and over which rates that varies."""
-
-    label: str
-    payoff: Payoff
-    over_rounds: str
-    """The least and the greatest crossover of single rounds."""
-    extra_s: float
-    """What a step takes beyond the baseline's, bytes apart; negative: less."""
-    saved_bytes: float
-    """What a step sends less than the baseline's on the busiest link, headers included."""
-
-
-@dataclass(frozen=True)
-class LinkReading:
-    """What one verification of the links found, and how many trials ran on them before the next one."""
-
-    links: list[dict[str, Any]]
-    """Of each worker and direction: ``worker``, ``direction``, ``rate_bps_asked``, ``rate_bps_measured``."""
-    rtt_s: float
-    trials: int
-    when: str = "before"
-    """Whether it was taken before or after those trials."""
-    drift: str | None = None
-
-    @property
-    def lost(self) -> list[str]:
-        """Where packets are lost on purpose: asked and counted, in words."""
-        return [
-            f"{link['link']} {link['direction']}: {link['loss_asked']:.3%} asked, "
-            f"{counts['lost'] / counts['sent']:.3%} of {counts['sent']} counted"
-            for link in self.links
-            if (counts := link.get("counts"))
-        ]
-
-
-@dataclass(frozen=True)
-class VerifiedLinks:
-    """All verifications of a case's links."""
-
-    case: str
-    asked_bps: float | None
-    readings: list[LinkReading]
-
-    @property
-    def low_bps(self) -> float:
-        """The slowest direction of any link."""
-        return min(self._measured_bps)
-
-    @property
-    def high_bps(self) -> float:
-        """The fastest direction of any link."""
-        return max(self._measured_bps)
-
-    @property
-    def _measured_bps(self) -> list[float]:
-        return [link["rate_bps_measured"] for reading in self.readings for link in reading.links]
-
-    @property
-    def ratio_range(self) -> str:
-        """Measured over asked, least to greatest."""
-        ratios = [
-            link["rate_bps_measured"] / link["rate_bps_asked"]
-            for reading in self.readings
-            for link in reading.links
-            if link["rate_bps_asked"]
-        ]
-        return f"{min(ratios):.3f}–{max(ratios):.3f}" if ratios else NOTHING
-
-    @property
-    def rtt_s(self) -> float:
-        """The median over the verifications."""
-        return statistics.median(reading.rtt_s for reading in self.readings)
-
-    @property
-    def trials(self) -> int:
-        """How many trials ran on these links."""
-        return sum(reading.trials for reading in self.readings if reading.when == "before")
-
-    @property
-    def trials_after(self) -> int:
-        """How many of them have links that were measured again afterwards."""
-        return sum(reading.trials for reading in self.readings if reading.when == "after")
-
-
-def write(store: Store) -> Path:
+def write(store: Store, figures: Sequence[Draws] | None = None) -> Path:
     """Write ``report.html``, ``report.md`` and ``plots/`` into the run's folder; returns the page.
 
+    Args:
+        figures: those to draw and show, in order; default: all that there are.
+
     Raises:
         MeasurementError: no trial finished.
         UsageError: a file of the run is damaged.
     """
-    attempts, scenario = store.attempts(), store.scenario()
-    trials = attempts.drop_duplicates("trial_id", keep="last")  # as store.trials(), without reading it all again
-    require_done(trials, store.folder)
-    cases = case_results(trials, scenario)
-    events = store.events(trials)
-    drawings = plots.write_all(store.folder / "plots", cases, events, scenario)
-    content = {
-        "scenario": scenario,
-        "names": [scenario.name, *(method.label for method in scenario.methods)],
-        "cases": cases,
-        "sentences": _sentences(cases, scenario),
-        "notes": _notes(cases, scenario),
-        "reference": label_to_beat(cases, scenario),
-        "fewest": f"{FEWEST_STEPS} steps and {FEWEST_S:g} s, or {FEWEST_REPLAYED} steps of a replay",
-        "sooner": [f"sooner than {each}" for each in scenario.baselines],
-        "faster": [f"faster than {each}" for each in scenario.baselines],
-        "scripted": SCRIPTED if (trials["cluster"] == FAKE).any() else "",
-        "drawings": drawings,
-        "paybacks": {case.title: _paybacks(case, label_to_beat(cases, scenario)) for case in cases},
-        "attempts": _attempts(cases, attempts, events),
-        "not_run": _not_run(cases, scenario),
-        "verified": [links for case in cases if (links := _verified_links(case)).readings],
-        "commits": sorted(set(trials["commit"].dropna())),
-        "ended": _ended(trials),
-        "unfinished": _unfinished(cases, attempts, trials),
-        "provenance": [_flat(entry) for entry in store.provenance()],
-        "settings": scenario.model_dump_json(by_alias=True, indent=1),
-    }
+    found = facts.collect(store)
+    results = Results.of(found.cases, found.events, found.scenario)
+    chosen = registry.figures() if figures is None else figures
+    content = {**vars(found), "drawings": render.write_all(store.folder / "plots", results, chosen)}
     _render(store.folder / "report.md", content, finalize=_escaped_by(plain.markdown))
     return _render(store.folder / "report.html", content, finalize=_escaped_by(plain.visible), autoescape=True)
-
-
-def summary(store: Store) -> Summary:
-    """The figures that matter most, as text.
-
-    Raises:
-        MeasurementError: no trial finished.
-        UsageError: a file of the run is damaged.
-    """
-    trials, scenario = store.trials(), store.scenario()
-    require_done(trials, store.folder)
-    cases = case_results(trials, scenario)
-    rows = [
-        {"case": case.title, **table_row(result, case, scenario)}
-        | ({} if (trials["status"] == DONE).all() else {"finished": f"{len(result.done)} of {result.trials}"})
-        for case in cases
-        for result in case.methods
-    ]
-    return Summary(rows, _sentences(cases, scenario))
-
-
-def _sentences(cases: Sequence[CaseResult], scenario: Scenario) -> list[str]:
-    return [(f"{SCRIPTED}: " if case.key["cluster"] == FAKE else "") + headline(case, scenario) for case in cases]
-
-
-def _notes(cases: Sequence[CaseResult], scenario: Scenario) -> list[str]:
-    """What a reader should know before believing a ratio."""
-    notes = []
-    for method in scenario.methods:
-        measured = [saving for case in cases if (saving := case.method(method.label).saving)]
-        if (bound := saving_bound(method)) and measured:
-            notes.append(
-                f"{method.label} {bound.why}: that cannot save more than {bound.most:.3g}x in bytes against "
-                f"{scenario.baseline}; measured: {max(measured):.3g}x. A higher speedup would have another cause."
-            )
-    notes += _notes_on_accuracy(cases, scenario)
-    if found := noise_of_cases(cases, scenario.baseline):
-        notes.append(
-            f"Noise: a method's ratio to {scenario.baseline} differs from itself a round later by a standard deviation "
-            f"of {100 * found.sd:.1f} % ({found.pairs} A/A pairs)."
-            + (" That is much: differences of this size say nothing." if found.sd > NOISY else "")
-        )
-    for case in cases:
-        for result in case.methods:
-            if (slowed := result.mean("trial_dilation")) > case.key["dilation"]:
-                notes.append(f"{result.label} ({case.title}): it really ran {slowed:g} times slower than is told here.")
-            if (overrun := result.mean("overrun_s_per_step") / result.mean("step_time_median_s")) > OVERRUN:
-                notes.append(
-                    f"{result.label} ({case.title}): for up to {100 * overrun:.0f} % of a step this machine was slower "
-                    "than the device that is replayed; a greater dilation (train.dilation, slowed_to) takes that away."
-                )
-        if short := [result.label for result in case.methods if len(result.done) and not result.samples_per_s]:
-            notes.append(
-                f"{', '.join(short)} ({case.title}): no throughput is told, since fewer than {FEWEST_STEPS} steps or "
-                f"{FEWEST_S:g} s of the steady state were timed."
-            )
-    if any(speedup.n == 1 for case in cases for result in case.methods if (speedup := result.speedup)):
-        notes.append("Where there is one round only, no interval can be given: a second run may say otherwise.")
-    return notes
-
-
-def _notes_on_accuracy(cases: Sequence[CaseResult], scenario: Scenario) -> list[str]:
-    """By which rule accuracy is kept, by how many seeds, and which 16-bit all-reduce there is."""
-    notes = []
-    if scenario.sixteen_bit is None:
-        notes.append(
-            'No 16-bit all-reduce was run, which anyone has for one line of code: add [[methods]] with name = "bf16".'
-        )
-    known = [result.quality for case in cases for result in case.methods]
-    for metric in dict.fromkeys(quality.metric for quality in known):
-        if seeds := [each.difference.n for each in known if each.metric == metric and each.difference]:
-            counted = " to ".join(map(str, dict.fromkeys((min(seeds), max(seeds)))))
-            notes.append(
-                f"Keeps accuracy: the 95 % t interval of the final {metric}'s difference to {scenario.baseline}'s, "
-                f"paired by seed ({counted} of them), is no worse than {text.tolerated(scenario.tolerance, metric)} "
-                "(tolerance), and no seed diverged. Unknown: the interval reaches over that, or there is one seed."
-            )
-    return notes
-
-
-def _verified_links(case: CaseResult) -> VerifiedLinks:
-    """Each verification once: trials that follow one another on the same links share it."""
-    seen = Counter(zip(case.trials["links"], case.trials["measured_rtt_s"], strict=True))
-    readings = [
-        LinkReading(json.loads(links), rtt_s, trials) for (links, rtt_s), trials in seen.items() if not pd.isna(links)
-    ]
-    after = Counter(zip(case.trials["verified_after"], case.trials["drift"], strict=True))
-    for (verified, drift), trials in after.items():
-        if not pd.isna(verified):
-            found = json.loads(verified)
-            readings.append(LinkReading(found["links"], statistics.median(found["rtt_s"]), trials, "after", drift))
-    return VerifiedLinks(case.title, case.rate_bps, readings)
-
-
-def _ended(trials: pd.DataFrame) -> str:
-    """For example ``16 done, 1 crashed, 1 timeout``."""
-    return ", ".join(f"{count} {status}" for status, count in Counter(trials["status"]).most_common())
-
-
-def _unfinished(cases: Sequence[CaseResult], attempts: pd.DataFrame, trials: pd.DataFrame) -> list[dict[Any, Any]]:
-    """Every attempt that did not finish, as its row and its ``case``; ``outcome`` tells whether it was run again."""
-    titles = _titles(cases, trials)
-    last = trials.set_index("trial_id")[["attempt", "status"]].add_suffix("_of_last")
-    ended = attempts[attempts["status"] != DONE].join(last, on="trial_id")
-    later = ended["attempt_of_last"] > ended["attempt"]
-    return (
-        ended.assign(
-            case=ended["trial_id"].map(titles),
-            outcome=("run again: " + ended["status_of_last"]).where(later, "not run again"),
-        )
-        .fillna({"reason": "no reason was recorded", "log_tail": ""})
-        .to_dict("records")
-    )
-
-
-def _titles(cases: Sequence[CaseResult], trials: pd.DataFrame) -> dict[str, str]:
-    """Trial -> the title of its case, or what it was for."""
-    more_seeds = trials.loc[trials["purpose"] == ACCURACY, "trial_id"]
-    of_cases = {trial_id: case.title for case in cases for trial_id in case.trials["trial_id"]}
-    return {**dict.fromkeys(more_seeds, "one more seed for accuracy, on unshaped links"), **of_cases}
-
-
-def _paybacks(case: CaseResult, baseline: str) -> list[Payback]:
-    """For each method that finished in a round in which the baseline did too."""
-    base = case.method(baseline).done.sort_values("round")
-    found = []
-    for result in case.methods:
-        rounds = set(result.done["round"]) & set(base["round"])
-        own, other = (
-            step_models(done[done["round"].isin(rounds)].sort_values("round")) for done in (result.done, base)
-        )
-        method, dense = mean_model(own), mean_model(other)
-        if result.label == baseline or method is None or dense is None:
-            continue
-        found.append(
-            Payback(
-                result.label,
-                payoff(method, dense),
-                _range_of([payoff(*pair) for pair in zip(own, other, strict=True)]),
-                method.fixed_s - dense.fixed_s,
-                dense.link_bytes - method.link_bytes,
-            )
-        )
-    return found
-
-
-def _range_of(payoffs: Sequence[Payoff]) -> str:
-    """The least and the greatest of several crossovers, "at every rate" being beyond all."""
-    ordered = sorted(payoffs, key=lambda each: each.rate_bps or (math.inf if each.where == "at every rate" else 0.0))
-    ends = dict.fromkeys([str(ordered[0]), str(ordered[-1])]) if ordered else {}
-    return " to ".join(ends)
-
-
-def _not_run(cases: Sequence[CaseResult], scenario: Scenario) -> list[str]:
-    """What the scenario asks for and no trial was started of, in words."""
-    lost = []
-    for case in cases:
-        for method in scenario.methods:
-            ran = set(case.trials.loc[case.trials["label"] == method.label, "round"])
-            if rounds := [str(number) for number in range(scenario.rounds) if number not in ran]:
-                which = f"{'round' if len(rounds) == 1 else 'rounds'} {', '.join(rounds)}"
-                lost.append(f"{method.label}, {which} ({case.title})")
-    if len(cases) < len(scenario.cases):
-        lost.append(f"{len(scenario.cases) - len(cases)} of {len(scenario.cases)} cases, of which no trial was started")
-    return lost
-
-
-def _attempts(cases: Sequence[CaseResult], attempts: pd.DataFrame, events: pd.DataFrame) -> list[dict[Any, Any]]:
-    """Every attempt as its row, its ``case`` and the picture of its ``steps``."""
-    titles = _titles(cases, attempts)
-    last = attempts.groupby("trial_id")["attempt"].transform("max") == attempts["attempt"]
-    step_s = events[(events["kind"] == "step_s") & (events["rank"] == 0)].sort_values("step")
-    sparks = {trial_id: _spark(own["value"].to_numpy()) for trial_id, own in step_s.groupby("trial_id")}
-    own_case, drawn = attempts["trial_id"].map(titles), attempts["trial_id"].map(sparks).where(last, "")
-    shown = attempts.assign(case=own_case, steps_drawn=drawn)
-    return shown.astype(object).fillna({"steps_drawn": "", "reason": "", "log_tail": ""}).to_dict("records")
-
-
-def _spark(step_s: np.ndarray[Any, Any]) -> str:
-    """Steps from left to right, longer ones higher: the points of an SVG polyline."""
-    slowest = [group.max() for group in np.array_split(step_s, min(len(step_s), SPARK_WIDTH))]
-    heights = SPARK_HEIGHT - 1 - (SPARK_HEIGHT - 2) * np.array(slowest) / max(slowest)
-    across = np.linspace(1, SPARK_WIDTH - 1, len(slowest))
-    return " ".join(f"{x:.0f},{y:.0f}" for x, y in zip(across, heights, strict=True))
-
-
-def _flat(entry: dict[str, Any]) -> dict[str, str]:
-    """Nested entries as ``outer.inner``, the command as a shell would take it."""
-    flat: dict[str, str] = {}
-    for key, value in entry.items():
-        if isinstance(value, dict):
-            flat |= {f"{key}.{inner}": text for inner, text in _flat(value).items()}
-        else:
-            flat[key] = shlex.join(value) if key == "command" and isinstance(value, list) else str(value)
-    return flat
 
 
 def _render(page: Path, content: dict[str, Any], **how_to_escape: Any) -> Path:

@@ -22,7 +22,8 @@ from harness.analysis.methods import MethodResult
 from harness.analysis.trials import CASE_COLUMNS, FAKE
 from harness.record.store import Store, require_done
 from harness.report import text
-from harness.report.figures import plots
+from harness.report.figures import registry, render
+from harness.report.figures.registry import Draws, Results
 from harness.report.text import NOTHING, SCRIPTED
 from harness.scenario.schema import Scenario
 
@@ -33,7 +34,7 @@ COLUMNS: dict[str, dict[str, Any]] = {
 """Widths of the IEEE's and most other two-column pages, in inches; what else differs from the style file there."""
 
 SMALLER = ("axes.labelsize", "axes.titlesize", "legend.fontsize", "xtick.labelsize", "ytick.labelsize")
-"""Texts that take the font's size in one column."""
+"""The texts that take the font's size in one column."""
 
 TRIAL_COLUMNS = (
     *("trial_id", "label", "round", "seed", "purpose", *CASE_COLUMNS, "status", "reason", "steps"),
@@ -62,8 +63,11 @@ TEX = {
 }
 
 
-def write(store: Store) -> Path:
+def write(store: Store, figures: Sequence[Draws] | None = None) -> Path:
     """Write ``paper/`` into the run's folder; returns it.
+
+    Args:
+        figures: those to draw, in order; default: all that there are.
 
     Raises:
         MeasurementError: no trial finished.
@@ -72,11 +76,13 @@ def write(store: Store) -> Path:
     trials, scenario = store.trials(), store.scenario()
     require_done(trials, store.folder)
     cases, events = case_results(trials, scenario), store.events(trials)
+    results = Results.of(cases, events, scenario)
+    chosen = registry.figures(for_paper=True) if figures is None else figures
     folder = store.folder / "paper"
     for name, changes in COLUMNS.items():
         small = dict.fromkeys(SMALLER, changes["font.size"]) if "font.size" in changes else {}
         style = {**changes, **small}
-        plots.write_all(folder / name, cases, events, scenario, style, for_paper=True)
+        render.write_all(folder / name, results, chosen, style)
     (folder / "results.tex").write_text(results_table(cases, scenario), encoding="utf-8")
     trials[list(TRIAL_COLUMNS)].to_csv(folder / "trials.csv", index=False)
     return folder

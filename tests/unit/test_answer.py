@@ -17,7 +17,9 @@ from harness.analysis.cases import case_results
 from harness.analysis.estimates import geometric_mean
 from harness.analysis.quality import quality
 from harness.record.store import Store
-from harness.report import page, paper, text
+from harness.report import facts, page, paper, text
+from harness.report.figures.learning_curves import accuracy
+from harness.report.figures.time_to_target import time_to_target
 
 PLACE = "at 100 Mbit/s (4 workers, digits-cnn on digits; 3 paired rounds, 95 % t interval)"
 
@@ -48,7 +50,7 @@ LEARNS_NOTHING = figures([None, None, None], 72000.0, [0.197, 0.19, 0.2])
 
 
 def headline_of(store: Store) -> str:
-    (sentence,) = page.summary(store).sentences
+    (sentence,) = facts.summary(store).sentences
     return sentence
 
 
@@ -70,7 +72,7 @@ def test_a_method_that_learns_nothing_wins_in_no_output_however_fast_it_is(tmp_p
     found = answer.Answer(case, scenario)
     assert found.winner is case.method("topk")
     assert found.fastest_other is case.method("dgc")
-    page.write(store)
+    page.write(store, figures=[])
     html, markdown = ((store.folder / name).read_text() for name in ("report.html", "report.md"))
     table = paper.results_table([case], scenario)
     sentence = headline_of(store)
@@ -81,7 +83,7 @@ def test_a_method_that_learns_nothing_wins_in_no_output_however_fast_it_is(tmp_p
     )
     assert '<p class="headline">topk reaches' in html
     assert "- **topk reaches" in markdown
-    (row,) = [each for each in page.summary(store).rows if each["method"] == "dgc"]
+    (row,) = [each for each in facts.summary(store).rows if each["method"] == "dgc"]
     assert row["to 95 % accuracy"] == "> 150 steps (0 of 3)"
     assert (row["sooner than bf16"], row["sooner than dense"], row["keeps accuracy"]) == ("–", "–", "no")
     assert r"dgc & \textgreater{} 150 steps (0 of 3) & -- & -- & 72000" in table
@@ -149,7 +151,7 @@ def test_one_round_names_no_winner_and_has_no_interval(tmp_path: Path) -> None:
 def test_without_a_16_bit_all_reduce_all_is_over_the_baseline_and_a_note_says_so(tmp_path: Path) -> None:
     store = store_of(tmp_path, {"dense": DENSE, "topk": TOPK})
     assert " sooner than dense at 100 Mbit/s" in headline_of(store)
-    page.write(store)
+    page.write(store, figures=[])
     assert "No 16-bit all-reduce was run" in (store.folder / "report.html").read_text()
 
 
@@ -163,8 +165,8 @@ def test_without_a_target_throughput_is_compared_among_those_that_keep_accuracy(
     )
     assert f"{PLACE}, and keeps accuracy" in sentence
     assert "This is throughput alone: no target was set." in sentence
-    assert "to 95 % accuracy" not in page.summary(store).rows[0]
-    page.write(store)
+    assert "to 95 % accuracy" not in facts.summary(store).rows[0]
+    page.write(store, figures=[time_to_target, accuracy])
 
 
 def test_of_replays_nothing_but_throughput_is_said(tmp_path: Path) -> None:
@@ -250,7 +252,7 @@ def test_losses_are_compared_relative_and_lower_is_better(tmp_path: Path) -> Non
     assert found is not None
     assert found.value == pytest.approx(0.01, rel=0.01)
     assert text.difference(case.method("topk").quality).startswith("+1.0 %")
-    page.write(store)
+    page.write(store, figures=[time_to_target, accuracy])
     assert "time to perplexity 12" in (store.folder / "report.html").read_text().lower().replace("training ", "")
 
 

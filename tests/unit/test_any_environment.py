@@ -31,7 +31,7 @@ def clean_environment() -> dict[str, str]:
 
 
 def report(run: Path, changes: dict[str, str | None]) -> subprocess.CompletedProcess[bytes]:
-    """Of a run, by a process of its own, in the folder above it."""
+    """Report on a run by a process of its own, in the folder above it."""
     environment = {**clean_environment(), **changes}
     return subprocess.run(
         [sys.executable, "-m", "harness", "report", run.name],
@@ -43,7 +43,7 @@ def report(run: Path, changes: dict[str, str | None]) -> subprocess.CompletedPro
 
 
 def digests(run: Path) -> dict[str, str]:
-    """Of what must not depend on the environment."""
+    """The digest of each file that must not depend on the environment."""
     paths = [path for kind in ("png", "csv") for path in sorted((run / "plots").glob(f"*.{kind}"))]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in [*paths, run / "report.html"]}
 
@@ -120,8 +120,8 @@ import matplotlib, io
 from matplotlib.figure import Figure
 matplotlib.rcParams.update({"text.usetex": True, "font.family": "nothing-that-exists", "figure.facecolor": "red"})
 before = dict(matplotlib.rcParams)
-from harness.report.figures import drawing, plots
-with drawing.style(plots.STYLE_FILE):
+from harness.report.figures import drawing, render
+with drawing.style():
     figure = Figure()
     figure.text(0, 0, "text")
     figure.savefig(io.BytesIO(), format="png")

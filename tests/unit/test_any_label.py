@@ -28,9 +28,13 @@ from harness.analysis.estimates import Estimate
 from harness.analysis.judgements import Judgement
 from harness.plain import markdown, visible
 from harness.report import paper
-from harness.report.figures import layout, plots
+from harness.report.figures import layout, registry
+from harness.report.figures.claims import claims as draw_claims
+from harness.report.figures.crossover import crossover
 from harness.report.figures.drawing import style
-from harness.report.figures.plots import Drawing
+from harness.report.figures.look import Look
+from harness.report.figures.registry import Drawing, Results
+from harness.report.figures.throughput import throughput
 from harness.scenario.load import load
 
 WIDTHS_IN = (3.5, 5.2, 7.2)
@@ -39,7 +43,7 @@ WIDTHS_IN = (3.5, 5.2, 7.2)
 
 
 class Kind(NamedTuple):
-    """Of labels."""
+    """A kind of labels."""
 
     length: int
     with_blanks: bool
@@ -60,7 +64,7 @@ class Measured(NamedTuple):
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
-    """Of 24 methods at two rates."""
+    """A run of 24 methods at two rates."""
     folder = tmp_path_factory.mktemp("labels")
     methods = "".join(f"[[methods]]\nname = 'topk'\nratio = {0.5 / number}\n" for number in range(1, 24))
     scenario = folder / "many.toml"
@@ -84,7 +88,7 @@ def labels_of(kind: Kind) -> list[str]:
     return [(sign + body * 8)[: kind.length - 1].ljust(kind.length - 1, "x") + sign for sign in signs]
 
 
-def relabelled(measured: Measured, kind: Kind) -> tuple[list[CaseResult], dict[str, plots.Look]]:
+def relabelled(measured: Measured, kind: Kind) -> tuple[list[CaseResult], dict[str, Look]]:
     """The same cases with fewer methods, under other labels, and with a workload of such a name."""
     names = dict(zip(measured.labels, labels_of(kind), strict=False))
     cases = [
@@ -106,7 +110,7 @@ def relabelled(measured: Measured, kind: Kind) -> tuple[list[CaseResult], dict[s
     cases = [
         replace(case, trials=case.trials[case.trials["label"].isin(names)].replace({"label": names})) for case in cases
     ]
-    look = plots.Look((0.2, 0.4, 0.6), "-", "o")
+    look = Look((0.2, 0.4, 0.6), "-", "o")
     return cases, dict.fromkeys(names.values(), look)
 
 
@@ -116,10 +120,11 @@ def drawings(measured: Measured, kind: Kind) -> Iterator[Drawing]:
     scenario = load("quickstart").model_copy(update=both)
     if kind.length not in (46, 200):  # titles and legends of any other length are seen in other figures
         events = events[~events["kind"].isin(["perplexity", "link_rate_bps"])]
-    yield from plots._draw_all(cases, events, looks, scenario)
-    yield from plots._draw_for_paper(cases, looks, scenario.baseline)
-    yield plots.claims(judged(list(looks)))
-    yield plots.turning(predicted(list(looks)), looks)
+    results = Results(cases, events, scenario, looks, scenario.baseline)
+    for draws in registry.figures(for_paper=True):
+        yield from draws(results)
+    yield draw_claims(judged(list(looks)))
+    yield crossover(predicted(list(looks)), looks)
 
 
 def judged(labels: list[str]) -> list[Judgement]:
@@ -170,7 +175,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Text]:
 def test_no_text_leaves_its_figure_or_covers_another(
     measured: Measured, drawn: list[Text], kind: Kind, width_in: float
 ) -> None:
-    with style(plots.STYLE_FILE, style_of(width_in)):
+    with style(style_of(width_in)):
         for drawing in drawings(measured, kind):
             drawn.clear()
             drawing.figure.set_dpi(200)
@@ -194,9 +199,10 @@ def assert_apart(drawing: Drawing, drawn: list[Text]) -> None:
 
 def test_a_label_without_room_stands_whole_in_the_key(measured: Measured, drawn: list[Text]) -> None:
     kind = Kind(200, True, 2)
-    with style(plots.STYLE_FILE, style_of(3.5)):
+    with style(style_of(3.5)):
         cases, looks = relabelled(measured, kind)
-        drawing = plots.throughput(cases, looks, next(iter(looks)))
+        results = Results(cases, measured.events, load("quickstart"), looks, next(iter(looks)))
+        (drawing,) = throughput(results)
         drawing.figure.draw_without_rendering()
     shown = [" ".join(text.get_text().split()) for text in drawn]
     rows = [label.get_text() for label in drawing.figure.axes[0].get_yticklabels()]
@@ -206,7 +212,7 @@ def test_a_label_without_room_stands_whole_in_the_key(measured: Measured, drawn:
 
 
 def test_no_sign_of_a_key_is_a_label() -> None:
-    with style(plots.STYLE_FILE):
+    with style():
         key = layout.Key(["A", "C", "a long label", "another one"])
         assert [key.inline(label, 0.2, "font.size") for label in ("A", "a long label", "another one")] == [
             "A",
@@ -217,7 +223,7 @@ def test_no_sign_of_a_key_is_a_label() -> None:
 
 
 def test_what_the_font_lacks_is_shown_by_its_number() -> None:
-    with style(plots.STYLE_FILE), warnings.catch_warnings():
+    with style(), warnings.catch_warnings():
         warnings.simplefilter("error")
         assert layout.shown("é 中文 \u202e x") == r"é U+4E2D U+6587 \u202e x"
 

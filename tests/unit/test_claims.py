@@ -24,7 +24,7 @@ from harness.plan import plan
 from harness.plan.estimate import total_s
 from harness.plan.plan import Plan
 from harness.report import claims as report
-from harness.report.figures import plots
+from harness.report.figures.claims import write_claims
 from harness.scenario.load import load
 from harness.scenario.schema import Scenario
 
@@ -333,7 +333,7 @@ def test_verdicts_are_written_for_readers_and_programs(run: Run, tmp_path: Path)
     assert [each["verdict"] for each in content["claims"]] == [each.verdict for each in found]
     assert all(each["origins"] and each["explanation"] for each in content["claims"])
 
-    plots.write_claims(found, tmp_path / "out")
+    write_claims(found, tmp_path / "out")
     drawn = pd.read_csv(tmp_path / "out" / "claims.csv")
     assert list(drawn["verdict"]) == [each.verdict for each in found]
     assert (tmp_path / "out" / "claims.png").stat().st_size > 0

@@ -10,7 +10,7 @@ import pytest
 
 from harness.analysis import crossover
 from harness.plan.plan import Plan, make
-from harness.report.figures import plots
+from harness.report.figures.crossover import write_crossover
 from harness.scenario.load import load
 
 REPLAYED = "paper/pactrain-resnet152"
@@ -75,7 +75,7 @@ def test_crossover_rates_are_those_of_all_methods_but_the_baseline(found: pd.Dat
 
 
 def test_the_figure_holds_the_predictions(found: pd.DataFrame, plan: Plan, tmp_path: Path) -> None:
-    plots.write_turning(found, plan.scenario.methods, tmp_path)
+    write_crossover(found, plan.scenario.methods, tmp_path)
     drawn = pd.read_csv(tmp_path / "turning.csv")
     assert drawn["speedup"].to_numpy() == pytest.approx(found["speedup"].to_numpy())
     assert (tmp_path / "turning.pdf").stat().st_size > 0

@@ -127,7 +127,7 @@ def test_seeds_are_added_on_unshaped_links_until_accuracy_is_known(tmp_path: Pat
     assert found.difference.n == 3 + more["round"].nunique()
     assert [result.speedup for result in case.methods] == speedups, "time is that of the rounds alone"
     assert not plan.foreign_trial_ids(store.attempts())
-    page.write(store)
+    page.write(store, figures=[])
     markdown = (store.folder / "report.md").read_text()
     assert "3 to" in markdown
 

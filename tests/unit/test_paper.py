@@ -18,7 +18,9 @@ from harness.analysis.cases import case_results
 from harness.plan.status import DONE
 from harness.record.store import Store
 from harness.report import paper
-from harness.report.figures import plots
+from harness.report.figures import drawing, registry
+from harness.report.figures.look import PHASES, looks
+from harness.report.figures.registry import Results
 from harness.scenario.load import load
 
 LOST = {"status": "crashed", "reason": "w1: 100 % of $x_1 & #2 {lost} ~^\\"}
@@ -57,12 +59,14 @@ def test_figures_are_no_wider_than_their_columns_and_carry_their_fonts(run: Stor
 
 def test_the_one_style_file_changes_every_figure(run: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changed = tmp_path / "mine.mplstyle"
-    changed.write_text(plots.STYLE_FILE.read_text().replace("figure.figsize: 7.2", "figure.figsize: 4.0"))
-    monkeypatch.setattr(plots, "STYLE_FILE", changed)
+    changed.write_text(drawing.STYLE_FILE.read_text().replace("figure.figsize: 7.2", "figure.figsize: 4.0"))
+    monkeypatch.setattr(drawing, "STYLE_FILE", changed)
     scenario, trials = run.scenario(), run.trials()
     cases = case_results(trials, scenario)
-    drawings = plots.write_all(tmp_path / "out", cases, run.events(), scenario)
-    assert {drawing.figure.get_figwidth() for drawing in drawings} == {4.0}
+    results = Results.of(cases, run.events(), scenario)
+    with drawing.style():
+        drawings = [each for draws in registry.figures() for each in draws(results)]
+    assert {each.figure.get_figwidth() for each in drawings} == {4.0}
 
 
 def test_the_table_is_whole(run: Store, table: str) -> None:
@@ -118,9 +122,9 @@ def test_what_did_not_finish_is_in_no_figure(run: Store) -> None:
 def test_variants_and_methods_are_told_apart_without_colour() -> None:
     """In grey, lines keep their markers and dashes."""
     for scenario in ("quickstart", "ci"):
-        looks = plots.looks(load(scenario).methods)
-        assert len({(look.marker, look.line_style) for look in looks.values()}) == len(looks)
-    luminances = [luminance(color) for color in plots.PHASES.values()]
+        found = looks(load(scenario).methods)
+        assert len({(look.marker, look.line_style) for look in found.values()}) == len(found)
+    luminances = [luminance(color) for color in PHASES.values()]
     assert all(abs(a - b) > 0.15 for a, b in combinations(luminances, 2))
 
 

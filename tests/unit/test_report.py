@@ -7,6 +7,8 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -23,11 +25,19 @@ import baselines
 from harness.analysis.byte_model import StepModel, mean_model, payoff, step_models
 from harness.analysis.cases import case_results
 from harness.analysis.estimates import geometric_mean
+from harness.cli.app import _show_summary
 from harness.errors import MeasurementError
 from harness.plan.status import DONE
 from harness.record.store import Store
-from harness.report import page
-from harness.report.figures import plots
+from harness.report import facts, page
+from harness.report.figures import registry
+from harness.report.figures.drawing import style
+from harness.report.figures.look import looks
+from harness.report.figures.registry import Draws, Results
+from harness.report.figures.step import bytes_per_step, step_time
+from harness.report.figures.sweep import sweep
+from harness.report.figures.throughput import throughput
+from harness.report.figures.when_it_pays import when_it_pays
 from harness.scenario.load import load
 
 EVIL = "w1: <script>alert(1)</script> | `x` *y* \"&'"
@@ -58,21 +68,32 @@ class Page(HTMLParser):
 
 
 class Run:
-    """A run, and its report."""
+    """A run, and its report: with these figures, or with all."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, figures: Sequence[Draws] | None = None) -> None:
         self.store = store
         self.plots = store.folder / "plots"
         settings = dict(matplotlib.rcParams)
-        self.html = page.write(store).read_text()
+        self.html = page.write(store, figures).read_text()
         self.changed_settings = [name for name, value in matplotlib.rcParams.items() if value != settings[name]]
         self.page = Page(self.html)
         self.markdown = (store.folder / "report.md").read_text()
-        self.summary = page.summary(store)
+        self.summary = facts.summary(store)
         self.done = store.trials().query("status == 'done'")
 
     def csv(self, name: str) -> pd.DataFrame:
         return pd.read_csv(self.plots / f"{name}.csv")
+
+
+def draw_all(store: Store) -> set[str]:
+    """Draw every figure of a run, but write none; returns their names. Rendering them takes three times as long."""
+    cases = case_results(store.trials(), store.scenario())
+    results = Results.of(cases, store.events(), store.scenario())
+    with style():
+        drawings = [each for draws in registry.figures(for_paper=True) for each in draws(results)]
+        for drawing in drawings:
+            drawing.figure.draw_without_rendering()
+    return {drawing.name for drawing in drawings}
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +119,7 @@ def with_failures(tmp_path_factory: pytest.TempPathFactory) -> Run:
     timed_out = store.trials().query("label == 'bf16' and round == 2").iloc[0]
     other = store.trials().query("label == 'bf16' and round == 1").iloc[0]
     store.append(row_again(other, trial_id=timed_out["trial_id"], attempt=1, round=2), [])
-    return Run(store)
+    return Run(store, figures=[throughput])
 
 
 # Figures
@@ -137,11 +158,12 @@ def test_drawing_ends_where_a_signal_is_no_more_than_noted(tmp_path: Path) -> No
 import signal
 from pathlib import Path
 from matplotlib.figure import Figure
-from harness.report.figures import plots
+from harness.report.figures import render
+from harness.report.figures.registry import Drawing
 import pandas as pd
 signal.signal(signal.SIGTERM, lambda *_: None)
-drawing = plots.Drawing("figure", "Title", "Caption", Figure(), pd.DataFrame())
-print([svg[:5] for svg in plots._render_all([drawing] * 3, Path({str(tmp_path)!r}))])
+drawing = Drawing("figure", "Title", "Caption", Figure(), pd.DataFrame())
+print([svg[:5] for svg in render.render_all([drawing] * 3, Path({str(tmp_path)!r}))])
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == str(["<?xml"] * 3), done.stderr
@@ -150,11 +172,12 @@ print([svg[:5] for svg in plots._render_all([drawing] * 3, Path({str(tmp_path)!r
 def test_a_method_without_a_finished_trial_keeps_its_place_in_figures(with_failures: Run) -> None:
     scenario = with_failures.store.scenario()
     cases = case_results(with_failures.store.trials(), scenario)
-    looks = plots.looks(scenario.methods)
-    for drawing in (plots.throughput(cases, looks, "dense"), plots.step_time(cases, looks)):
+    results = replace(Results.of(cases, with_failures.store.events(), scenario), reference="dense")
+    assert draw_all(with_failures.store) == {*FIGURES, "speedup"}
+    for drawing in (*throughput(results), *step_time(results)):
         nothing = [text for text in drawing.figure.findobj(Text) if text.get_text() == "no trial finished"]
         assert len(nothing) == 1
-        assert [label.get_text() for label in drawing.figure.axes[0].get_yticklabels()] == list(looks)
+        assert [label.get_text() for label in drawing.figure.axes[0].get_yticklabels()] == list(results.looks)
 
 
 def test_the_throughput_figure_holds_every_finished_trial(with_failures: Run) -> None:
@@ -208,7 +231,9 @@ def test_the_bandwidth_figure_holds_ratios_paired_within_rounds(three_rates: Run
 
 
 def test_every_method_can_be_drawn(tmp_path: Path) -> None:
-    every = Run(make_store(tmp_path / "run", ["rounds=1"], scenario="convergence"))
+    store = make_store(tmp_path / "run", ["rounds=1"], scenario="convergence")
+    assert draw_all(store) >= FIGURES
+    every = Run(store, figures=[bytes_per_step])
     assert set(every.csv("bytes-per-step")["label"]) == {method.label for method in every.store.scenario().methods}
 
 
@@ -230,7 +255,8 @@ def test_the_sweep_figure_marks_where_accuracy_stops_to_hold(
         for label, accuracy in zip(labels, [0.841, *accuracies], strict=True)
         for number, offset in enumerate((-0.01, 0.0, 0.01))
     }
-    swept = Run(make_store(tmp_path / "run", scenario="pruning_sweep", ends=ends)).csv("sweep")
+    store = make_store(tmp_path / "run", scenario="pruning_sweep", ends=ends)
+    swept = Run(store, figures=[sweep]).csv("sweep")
     assert set(swept["sweep"]) == {"pactrain"}
     assert swept["share"].tolist() == densities
     assert swept["final_accuracy"].tolist() == pytest.approx(accuracies)
@@ -265,16 +291,16 @@ def test_columns_name_their_units(three_rates: Run) -> None:
 
 def test_methods_look_as_their_files_say_and_variants_share_the_hue() -> None:
     methods = load("quickstart").methods
-    looks = plots.looks(methods)
-    assert len(set(looks.values())) == len(methods)
+    found = looks(methods)
+    assert len(set(found.values())) == len(methods)
     for method in methods:
-        assert looks[method.label].marker == baselines.get(method.name).marker
+        assert found[method.label].marker == baselines.get(method.name).marker
     (hue, lightness, _), (other_hue, other_lightness, _) = (
-        colorsys.rgb_to_hls(*looks[label].color) for label in ("pactrain-fp32", "pactrain-ternary")
+        colorsys.rgb_to_hls(*found[label].color) for label in ("pactrain-fp32", "pactrain-ternary")
     )
     assert hue == pytest.approx(other_hue, abs=0.01)
     assert abs(lightness - other_lightness) > 0.1
-    assert looks["pactrain-fp32"].line_style != looks["pactrain-ternary"].line_style
+    assert found["pactrain-fp32"].line_style != found["pactrain-ternary"].line_style
 
 
 # The page
@@ -322,7 +348,7 @@ def test_what_was_never_started_is_in_plain_sight(tmp_path: Path) -> None:
     store = make_store(tmp_path / "run", ["rounds=3", "train.steps=8"], methods=["topk"])
     for row in store.trials().query("label == 'topk' and round > 0").itertuples():
         (store.folder / "trials.parquet" / f"{row.trial_id}-0.parquet").unlink()
-    run = Run(store)
+    run = Run(store, figures=[])
     for text in (run.page.words, run.markdown):
         assert "topk, rounds 1, 2 (100 Mbit/s, 4 workers, digits-cnn on digits)" in text
 
@@ -351,9 +377,9 @@ def test_a_trial_can_be_looked_into(with_failures: Run) -> None:
 
 
 def test_the_picture_of_steps_shows_the_slowest_of_each_group() -> None:
-    assert page._spark(np.array([1.0, 1.0, 2.0])) == "1,12 60,12 119,1"
-    points = page._spark(np.array([1.0] * 999 + [100.0])).split()
-    assert len(points) == page.SPARK_WIDTH
+    assert facts._spark(np.array([1.0, 1.0, 2.0])) == "1,12 60,12 119,1"
+    points = facts._spark(np.array([1.0] * 999 + [100.0])).split()
+    assert len(points) == facts.SPARK_WIDTH
     assert points[-1] == "119,1"
 
 
@@ -437,12 +463,12 @@ def test_a_mask_in_fp32_is_said_to_have_a_limit(one_case: Run) -> None:
 
 def test_an_adaptive_mask_has_no_such_limit(tmp_path: Path) -> None:
     chosen = {"scenario": "bandwidth_sweep", "methods": ["pactrain-adaptive"]}
-    run = Run(make_store(tmp_path / "run", ["rounds=1", "link.rate=100mbit"], **chosen))
+    run = Run(make_store(tmp_path / "run", ["rounds=1", "link.rate=100mbit"], **chosen), figures=[])
     assert "cannot save" not in run.page.words
 
 
 def test_scripted_numbers_are_loudly_marked(tmp_path: Path) -> None:
-    run = Run(make_store(tmp_path / "run", ["rounds=1"], cluster="fake", methods=["bf16"]))
+    run = Run(make_store(tmp_path / "run", ["rounds=1"], cluster="fake", methods=["bf16"]), figures=[])
     assert "SCRIPTED, not measured: a fake cluster recited these numbers." in run.page.words
     assert "**SCRIPTED, not measured: a fake cluster" in run.markdown
     assert all(sentence.startswith("SCRIPTED") for sentence in run.summary.sentences)
@@ -452,7 +478,7 @@ def test_scripted_numbers_are_loudly_marked(tmp_path: Path) -> None:
 def test_nothing_finished_is_an_error(tmp_path: Path) -> None:
     ends = {(label, 0): CRASHED for label in ("dense", "bf16")}
     store = make_store(tmp_path / "run", ["rounds=1"], methods=["bf16"], ends=ends)
-    for make in (page.write, page.summary):
+    for make in (page.write, facts.summary):
         with pytest.raises(MeasurementError, match="no trial finished"):
             make(store)
 
@@ -467,7 +493,8 @@ def test_a_case_in_which_nothing_finished_is_shown_empty(tmp_path: Path) -> None
     for _, row in trials.iterrows():
         lost = {"status": "crashed", "reason": "boom", "links": None, "measured_rtt_s": None}
         store.append(row_again(row, **({} if pd.isna(row["rate_bps"]) else lost)), [])
-    run = Run(store)
+    assert draw_all(store) >= {"throughput", "when-it-pays", "bandwidth"}
+    run = Run(store, figures=[throughput])
     assert [row["samples/s"] for row in run.summary.rows if row["case"].startswith("10 Mbit/s")] == ["–", "–"]
     assert run.summary.sentences[0].startswith("No method stands beside bf16 and dense at 10 Mbit/s")
     assert set(run.csv("throughput")["rate_bps"].isna()) == {True}
@@ -480,7 +507,9 @@ def test_a_run_whose_baseline_never_finished_has_a_report_and_figures(tmp_path: 
     """A claim over another method needs no dense trials, for one."""
     overrides = ['link.rate=["10mbit", "1gbit"]', "rounds=1"]
     ends = {("dense", 0): CRASHED}
-    run = Run(make_store(tmp_path / "run", overrides, methods=["pactrain"], ends=ends))
+    store = make_store(tmp_path / "run", overrides, methods=["pactrain"], ends=ends)
+    assert draw_all(store) >= {"throughput", "when-it-pays", "bandwidth"}
+    run = Run(store, figures=[when_it_pays])
     assert "dense finished in no round, so that nothing tells whether accuracy is kept" in run.page.words
     assert (run.store.folder / "plots" / "when-it-pays.png").exists()
 
@@ -488,7 +517,7 @@ def test_a_run_whose_baseline_never_finished_has_a_report_and_figures(tmp_path: 
 def test_the_terminal_shows_every_row_and_whole_sentences(
     with_failures: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with_failures.summary.print()
+    _show_summary(with_failures.summary)
     shown = capsys.readouterr().out
     for row in with_failures.summary.rows:
         for value in row.values():

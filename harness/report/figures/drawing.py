@@ -41,14 +41,17 @@ if "matplotlib" not in sys.modules:
         import matplotlib.font_manager  # it seeks its folder for caches here
 import matplotlib  # noqa: E402 - it may come now
 
-__all__ = ["matplotlib", "style"]
+__all__ = ["STYLE_FILE", "matplotlib", "style"]
+
+STYLE_FILE = Path(__file__).parent / "figures.mplstyle"
 
 NOT_LOOKS = ("backend", "backend_fallback", "interactive")
+"""Settings that say where figures are shown, not how they look."""
 
 
 @contextmanager
-def style(file: Path, changes: Mapping[Any, Any] = {}) -> Iterator[None]:
-    """While it lasts, figures are made by matplotlib's defaults, this file and these changes, each over the last."""
+def style(changes: Mapping[Any, Any] = {}) -> Iterator[None]:
+    """While it lasts, figures are made by matplotlib's defaults, the style file and changes, each over the last."""
     plain = {name: value for name, value in matplotlib.rcParamsDefault.items() if name not in NOT_LOOKS}
-    with matplotlib.rc_context(plain), matplotlib.rc_context(fname=file), matplotlib.rc_context(dict(changes)):
+    with matplotlib.rc_context(plain), matplotlib.rc_context(fname=STYLE_FILE), matplotlib.rc_context(dict(changes)):
         yield

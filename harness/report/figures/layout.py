@@ -11,8 +11,9 @@ from __future__ import annotations
 import itertools
 import string
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,10 +27,20 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from harness import plain
 
+WIDTH_IN = 7.2
+"""The text width of a page."""
+
+NARROW_IN = 5.2
+WIDE_IN = 6.0
+"""From which width on two panels stand side by side."""
+
+AXIS_IN, PERCENT_AXIS_IN = 0.75, 0.85
+"""The left edge of a panel with numbers, or percentages, and an axis label of one line."""
+
 EDGE_IN = 0.1
 LEAST_PANEL_IN = 0.5
 TITLE_IN = 0.3
-"""Of a panel's title in one line."""
+"""What a panel's title takes in one line."""
 
 TICKS_IN = 0.3
 AXIS_LABEL_IN = 0.2
@@ -84,73 +95,131 @@ class Key:
         return self._signs[label]
 
 
-def grid(
-    rows: int,
-    columns: int,
-    width_in: float,
-    panel_in: float,
-    heading: str,
-    entries: Sequence[Artist],
-    *,
-    left_in: float,
-    between_in: float,
-    right_in: float,
-    titles: Sequence[str] = (),
-    x_labels: Sequence[str] = (),
-    titled: bool = False,
-    sharey: bool = False,
-    key: Key | None = None,
-) -> tuple[Figure, np.ndarray[Any, Any]]:
-    """A figure of (rows, columns) panels, each ``panel_in`` high, under a heading and a legend that hides no data.
+@dataclass(frozen=True)
+class Grid:
+    """A figure of panels in rows and columns, under a heading and a legend that hides no data."""
 
-    It is no wider than the style allows, if that leaves any room for panels.
+    rows: int
+    columns: int
+    panel_in: float
+    """The height of each panel."""
+    legend: Sequence[Artist]
+    """The entries of the legend."""
+    left_in: float
+    """The room at the left of all panels, for the numbers and the label of the y axis."""
+    right_in: float
+    between_in: float = 0.0
+    """The room between two columns."""
+    width_in: float = WIDTH_IN
+    """The figure is no wider than the style allows, if that leaves any room for panels."""
+    heading: str = ""
+    titles: Sequence[str] = ()
+    """The panels' titles, row by row. Panels beyond them have none."""
+    x_labels: Sequence[str] = ()
+    """The labels of the panels' x axes, row by row. Panels beyond them have none."""
+    titled: bool = False
+    """Whether something else stands in the line of the titles."""
+    share_y: bool = False
+    key: Key | None = None
+    """Explains the labels that were shortened for this figure."""
 
-    Args:
-        entries: of the legend.
-        titles: of the panels, row by row; those beyond them have none.
-        x_labels: likewise, of their x axes.
-        titled: whether something else stands in the line of the titles.
-        key: of the labels that were shortened for this figure.
-    """
-    around_in = left_in + right_in + (columns - 1) * between_in
-    width_in = max(min(width_in, style_width_in()), around_in + columns * LEAST_PANEL_IN)
-    text_in, own_in = width_in - 2 * EDGE_IN, (width_in - around_in) / columns
-    titles = [wrapped(title, own_in, "axes.titlesize") for title in titles]
-    x_labels = [wrapped(label, own_in + min(right_in, left_in), "axes.labelsize") for label in x_labels]
-    heading = wrapped(heading, text_in, "figure.titlesize")
-    legend_columns = _legend_columns(entries, text_in)
-    names = [wrapped(str(entry.get_label()), text_in - LEGEND_KEY_IN, "legend.fontsize") for entry in entries]
-    explained = key.text(text_in) if key else ""
-    legend_top_in = EDGE_IN + lines_in(heading, "figure.titlesize")
-    title_in = TITLE_IN + _more_lines_in(titles, "axes.titlesize") if titled or any(titles) else EDGE_IN
-    above_in = legend_top_in + _legend_in(names, legend_columns) + title_in
-    key_in = KEY_GAP_IN + lines_in(explained, KEY_SIZE) if explained else 0.0
-    labels_in = AXIS_LABEL_IN + _more_lines_in(x_labels, "axes.labelsize")
-    is_labelled = any(x_labels[: max(0, len(x_labels) - columns)])
-    below_in, gap_in = TICKS_IN + labels_in + key_in, TICKS_IN + title_in + (labels_in if is_labelled else 0.0)
-    height_in = above_in + rows * panel_in + (rows - 1) * gap_in + below_in
-    figure = Figure(figsize=(width_in, height_in))
+    @property
+    def around_in(self) -> float:
+        """The width that no panel has."""
+        return self.left_in + self.right_in + (self.columns - 1) * self.between_in
+
+    @property
+    def text_in(self) -> float:
+        """The width of the heading, the legend and the key."""
+        return self.width_in - 2 * EDGE_IN
+
+    @property
+    def own_in(self) -> float:
+        """The width of a panel."""
+        return (self.width_in - self.around_in) / self.columns
+
+
+def panels(grid: Grid) -> tuple[Figure, np.ndarray[Any, Any]]:
+    """The figure, and its panels by row and column."""
+    grid = _wrapped(grid)
+    names = [wrapped(str(entry.get_label()), grid.text_in - LEGEND_KEY_IN, "legend.fontsize") for entry in grid.legend]
+    columns = _legend_columns(grid.legend, grid.text_in)
+    explained = grid.key.text(grid.text_in) if grid.key else ""
+    room = _room(grid, _legend_in(names, columns), explained)
+    figure = Figure(figsize=(grid.width_in, room.height_in))
     FigureCanvasAgg(figure)
-    figure.text(EDGE_IN / width_in, 1 - EDGE_IN / height_in, heading, va="top", fontsize=size_pt("figure.titlesize"))
-    key_at = (EDGE_IN / width_in, (key_in - KEY_GAP_IN + EDGE_IN / 2) / height_in)
-    figure.text(*key_at, explained, va="top", fontsize=size_pt(KEY_SIZE))
-    legend_at = (EDGE_IN / width_in, 1 - legend_top_in / height_in)
-    _add_legend(figure, entries, names, legend_at, legend_columns)
-    made = figure.add_gridspec(
-        rows,
-        columns,
-        left=left_in / width_in,
-        right=1 - right_in / width_in,
-        top=1 - above_in / height_in,
-        bottom=below_in / height_in,
-        wspace=between_in / own_in,
-        hspace=gap_in / panel_in,
-    ).subplots(squeeze=False, sharey=sharey)
-    for axes, title in zip(made.flat, titles):  # noqa: B905 - panels without titles come last
+    left, top = EDGE_IN / grid.width_in, 1 - EDGE_IN / room.height_in
+    figure.text(left, top, grid.heading, va="top", fontsize=size_pt("figure.titlesize"))
+    key_top = (room.key_in - KEY_GAP_IN + EDGE_IN / 2) / room.height_in
+    figure.text(left, key_top, explained, va="top", fontsize=size_pt(KEY_SIZE))
+    _add_legend(figure, grid.legend, names, (left, 1 - room.legend_top_in / room.height_in), columns)
+    return figure, _add_panels(figure, grid, room)
+
+
+def lowest(count: int, *x_labels: str) -> list[str]:
+    """The x labels of so many panels, of which only the last ones have any."""
+    return [*[""] * (count - len(x_labels)), *x_labels]
+
+
+class _Room(NamedTuple):
+    """Heights within a figure, in inches."""
+
+    legend_top_in: float
+    """From the figure's top to its legend."""
+    above_in: float
+    """From the figure's top to its first panels."""
+    gap_in: float
+    """From a panel to the next one below."""
+    below_in: float
+    """From the last panels to the figure's bottom."""
+    key_in: float
+    """What the key below the figure takes of that."""
+    height_in: float
+
+
+def _wrapped(grid: Grid) -> Grid:
+    """As wide as the style allows, with all text in lines that have room."""
+    least_in = grid.around_in + grid.columns * LEAST_PANEL_IN
+    grid = replace(grid, width_in=max(min(grid.width_in, style_width_in()), least_in))
+    label_in = grid.own_in + min(grid.right_in, grid.left_in)
+    return replace(
+        grid,
+        heading=wrapped(grid.heading, grid.text_in, "figure.titlesize"),
+        titles=[wrapped(title, grid.own_in, "axes.titlesize") for title in grid.titles],
+        x_labels=[wrapped(label, label_in, "axes.labelsize") for label in grid.x_labels],
+    )
+
+
+def _room(grid: Grid, legend_in: float, explained: str) -> _Room:
+    """What the texts of a wrapped grid take around its panels."""
+    titled = grid.titled or any(grid.titles)
+    title_in = TITLE_IN + _more_lines_in(grid.titles, "axes.titlesize") if titled else EDGE_IN
+    labels_in = AXIS_LABEL_IN + _more_lines_in(grid.x_labels, "axes.labelsize")
+    labelled_between = any(grid.x_labels[: max(0, len(grid.x_labels) - grid.columns)])
+    key_in = KEY_GAP_IN + lines_in(explained, KEY_SIZE) if explained else 0.0
+    legend_top_in = EDGE_IN + lines_in(grid.heading, "figure.titlesize")
+    above_in, below_in = legend_top_in + legend_in + title_in, TICKS_IN + labels_in + key_in
+    gap_in = TICKS_IN + title_in + (labels_in if labelled_between else 0.0)
+    height_in = above_in + grid.rows * grid.panel_in + (grid.rows - 1) * gap_in + below_in
+    return _Room(legend_top_in, above_in, gap_in, below_in, key_in, height_in)
+
+
+def _add_panels(figure: Figure, grid: Grid, room: _Room) -> np.ndarray[Any, Any]:
+    made: np.ndarray[Any, Any] = figure.add_gridspec(
+        grid.rows,
+        grid.columns,
+        left=grid.left_in / grid.width_in,
+        right=1 - grid.right_in / grid.width_in,
+        top=1 - room.above_in / room.height_in,
+        bottom=room.below_in / room.height_in,
+        wspace=grid.between_in / grid.own_in,
+        hspace=room.gap_in / grid.panel_in,
+    ).subplots(squeeze=False, sharey=grid.share_y)
+    for axes, title in zip(made.flat, grid.titles):  # noqa: B905 - panels without titles come last
         axes.set_title(title)
-    for axes, label in zip(made.flat, x_labels):  # noqa: B905
+    for axes, label in zip(made.flat, grid.x_labels):  # noqa: B905
         axes.set_xlabel(label)
-    return figure, made
+    return made
 
 
 def style_width_in() -> float:

@@ -1,0 +1,91 @@
+"""Figures as files: a vector file (pdf), an image (png) and the plotted numbers (csv). Pages get them as SVG."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import re
+import sys
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from harness.report.figures.drawing import matplotlib, style  # first of all: away from the user's settings
+
+# isort: split
+from matplotlib.figure import Figure
+
+from harness.report.figures.registry import Drawing, Draws, Results
+
+MOST_PIXELS = 60_000
+"""The most pixels in any direction. matplotlib can render a few more."""
+
+
+def write_all(
+    folder: Path, results: Results, figures: Iterable[Draws], changes: Mapping[Any, Any] = {}
+) -> list[Drawing]:
+    """Draw the figures that the results give rise to, each into ``folder`` as ``<name>.pdf``, ``.png`` and ``.csv``.
+
+    Args:
+        figures: those to draw, in order; ``registry.figures`` knows all.
+        changes: settings that differ from the style file, such as ``figure.figsize``, whose width no figure exceeds.
+    """
+    with style(changes):
+        return write((drawing for draws in figures for drawing in draws(results)), folder)
+
+
+def write(drawings: Iterable[Drawing], folder: Path) -> list[Drawing]:
+    """Write each figure, in the style that is in force; returns them with their SVG."""
+    drawings = list(drawings)
+    folder.mkdir(parents=True, exist_ok=True)
+    for drawing in drawings:
+        drawing.data.to_csv(folder / f"{drawing.name}.csv", index=False)
+    return [replace(drawing, svg=svg) for drawing, svg in zip(drawings, render_all(drawings, folder), strict=True)]
+
+
+def render_all(drawings: Sequence[Drawing], folder: Path) -> list[str]:
+    """Write each figure as pdf and png; returns all as SVG. On all CPUs at once, where processes can be forked."""
+    processes = min(len(drawings), os.cpu_count() or 1)
+    if processes < 2 or sys.platform != "linux" or threading.active_count() > 1:
+        return [_render(drawing, folder) for drawing in drawings]
+    # multiprocessing's own pool ends its processes by SIGTERM, which here is Python's to handle, and may be lost.
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("fork"), _inherit, (drawings, folder)) as pool:
+        return list(pool.map(_render_inherited, range(len(drawings))))
+
+
+_inherited: tuple[Sequence[Drawing], Path]
+"""What a forked process has of its parent: figures take longer to pickle than to draw."""
+
+
+def _inherit(drawings: Sequence[Drawing], folder: Path) -> None:
+    global _inherited
+    _inherited = drawings, folder
+
+
+def _render_inherited(number: int) -> str:
+    drawings, folder = _inherited
+    return _render(drawings[number], folder)
+
+
+def _render(drawing: Drawing, folder: Path) -> str:
+    stem = folder / drawing.name
+    drawing.figure.savefig(stem.with_suffix(".pdf"), metadata={"CreationDate": None, "Title": drawing.title})
+    drawing.figure.savefig(stem.with_suffix(".png"), dpi=_dpi(drawing.figure))
+    svg = io.StringIO()
+    drawing.figure.savefig(svg, format="svg", metadata={"Date": None})
+    return _rounded(svg.getvalue())
+
+
+def _dpi(figure: Figure) -> float:
+    """As the style asks, unless the figure is too long for it."""
+    asked = matplotlib.rcParams["savefig.dpi"]
+    return min(float(figure.dpi if asked == "figure" else asked), MOST_PIXELS / float(max(figure.get_size_inches())))
+
+
+def _rounded(svg: str) -> str:
+    """Paths to a hundredth of a point: nobody sees more, and pages become a third smaller."""
+    return re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), svg)
