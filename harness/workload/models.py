@@ -75,7 +75,7 @@ class Model:
             network, example = self.build(), self.example()
             with OperationCounter() as counter:
                 network(example).sum().backward()
-        return counter.total
+        return int(counter.total)
 
 
 MOST_COMPUTED_PARAMETERS = 1_000_000
