@@ -29,7 +29,7 @@ from harness.plan.status import ACCURACY, DONE
 from harness.plan.trial import Trial, built_topology_of, profile_of, state_of, topology_of
 from harness.provenance import code_digest, commit
 from harness.record.steady import is_long_enough, settling_steps
-from harness.record.store import WORKLOAD_COLUMNS, Event, Store, runs
+from harness.record.store import WORKLOAD_COLUMNS, Event, Store
 from harness.scenario.schema import Resources, Train
 from harness.scenario.target import EVENT_KINDS, FINAL_COLUMNS, Evaluation, crossing
 from harness.units import format_size
@@ -228,20 +228,6 @@ def _verify_again(finished: list[tuple[Trial, Outcome]], store: Store, cluster: 
             drifted = Outcome("failed", f"the links had changed after it: {'; '.join(complaints)}", readings)
             store.append(_row(trial, attempt + 1, drifted, 0.0), [])
             ended(trial, drifted.status, drifted.reason)
-
-
-def unfinished_run(plan: Plan, results: Path) -> Path | None:
-    """The newest run of this plan under ``results`` that something is left to do of, if there is one."""
-    for store in runs(results, plan.scenario):
-        attempts = store.attempts()
-        if not plan.foreign_trial_ids(attempts) and (plan.pending(attempts) or pending_seeds(plan, store)):
-            return store.folder
-    return None
-
-
-def latest_run(plan: Plan, results: Path) -> Store | None:
-    """The newest run of this plan's scenario and code under ``results``, be it finished or not."""
-    return next((store for store in runs(results, plan.scenario) if not plan.foreign_trial_ids(store.attempts())), None)
 
 
 def _attempt(trial: Trial, cluster: Cluster, port: int, outcome: Outcome, watch: Watch) -> None:
