@@ -4,7 +4,7 @@ from harness.start import forget_current_folder
 
 forget_current_folder()  # before anything else is imported: it may lie there under any name
 
-from harness.cli.app import main  # noqa: E402
+from harness.cli.main import main  # noqa: E402
 
 if __name__ == "__main__":
     main()

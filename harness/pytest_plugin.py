@@ -85,18 +85,12 @@ def pacbench(tmp_path_factory: pytest.TempPathFactory) -> RunScenario:
 def _run(
     scenario: str, overrides: Sequence[str], methods: Sequence[str], folder: Path, cluster: Cluster | None
 ) -> Measured:
-    from harness import provenance
     from harness.analysis import reference
     from harness.cluster.netns import NetnsCluster
-    from harness.plan import plan
-    from harness.record.store import Store
-    from harness.run import execute
-    from harness.scenario.load import load
+    from harness.run import session
 
     cluster = cluster or NetnsCluster()
-    planned = plan.make(load(scenario, overrides, methods), cluster.name)
-    store = Store.create(folder, planned.scenario)
-    store.add_provenance(provenance.collect(["pytest", scenario, *overrides]))
-    with cluster:
-        execute.run(planned, store, cluster, lambda progress: None, lambda trial, status, reason: None)
+    plan = session.plan_run(scenario, cluster, overrides, methods)
+    store = session.open_store(plan, folder)
+    session.run(plan, store, cluster, ["pytest", scenario, *overrides])
     return reference.read(folder)

@@ -18,7 +18,7 @@ from harness.plan.plan import Plan
 from harness.plan.status import DONE
 from harness.plan.trial import Trial
 from harness.record.row import VerificationRow
-from harness.record.store import Store, runs
+from harness.record.store import Store
 from harness.run.outcome import Ended, Outcome, Watch
 from harness.run.row import row_of, workload_of
 from harness.scenario.schema import Resources, Train
@@ -175,20 +175,6 @@ def _verify_again(finished: list[tuple[Trial, Outcome]], store: Store, cluster: 
             drifted = Outcome("failed", f"the links had changed after it: {'; '.join(complaints)}", readings)
             store.append(row_of(trial, attempt + 1, drifted, 0.0), [])
             ended(trial, drifted.status, drifted.reason)
-
-
-def unfinished_run(plan: Plan, results: Path) -> Path | None:
-    """The newest run of this plan under ``results`` that something is left to do of, if there is one."""
-    for store in runs(results, plan.scenario):
-        attempts = store.attempts()
-        if not plan.foreign_trial_ids(attempts) and (plan.pending(attempts) or pending_seeds(plan, store)):
-            return store.folder
-    return None
-
-
-def latest_run(plan: Plan, results: Path) -> Store | None:
-    """The newest run of this plan's scenario and code under ``results``, be it finished or not."""
-    return next((store for store in runs(results, plan.scenario) if not plan.foreign_trial_ids(store.attempts())), None)
 
 
 def _attempt(trial: Trial, cluster: Cluster, port: int, outcome: Outcome, watch: Watch) -> None:

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.flop_counter import FlopCounterMode
 
 from harness.errors import UsageError
 from harness.workload.data import Dataset
+from harness.workload.operations import OperationCounter, WithoutValues
 
 
 @dataclass(frozen=True)
@@ -61,15 +61,25 @@ class Model:
 
     def shapes(self) -> list[tuple[int, ...]]:
         """Shapes of its trainable parameters. Nothing is allocated."""
-        with torch.device("meta"):
+        with torch.device("meta"), WithoutValues():
             return [tuple(parameter.shape) for parameter in self.build().parameters() if parameter.requires_grad]
 
     def flops_per_sample(self) -> int:
-        """Floating point operations of a forward and backward pass on one sample. Nothing is computed."""
-        with torch.device("meta"), FlopCounterMode(display=False) as counter:
-            self.build()(self.example()).sum().backward()
-        return int(counter.get_total_flops())
+        """Floating point operations of a forward and backward pass on one sample. What is large is not computed.
 
+        The meta device computes nothing, but its first operator imports torch's compiler, which takes as long as
+        importing torch. A small model is computed in a few milliseconds.
+        """
+        is_small = sum(map(math.prod, self.shapes())) <= MOST_COMPUTED_PARAMETERS
+        with torch.random.fork_rng(devices=[]), torch.device("cpu" if is_small else "meta"):
+            network, example = self.build(), self.example()
+            with OperationCounter() as counter:
+                network(example).sum().backward()
+        return int(counter.total)
+
+
+MOST_COMPUTED_PARAMETERS = 1_000_000
+"""Parameters up to which a model is computed, in order to count its operations."""
 
 IMAGE_DIMENSIONS = 3
 """Channels, rows, columns; all other inputs are tokens."""

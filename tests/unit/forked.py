@@ -19,7 +19,7 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
         *("baselines", "hypothesis", "pytest", "torch._dynamo"),
-        *("harness.cli.app", "harness.analysis.compare", "harness.run.execute", "harness.report.export"),
+        *("harness.cli.main", "harness.analysis.compare", "harness.run.execute", "harness.report.export"),
         *("harness.analysis.gate", "harness.report.page"),
     ]
 )
@@ -45,7 +45,7 @@ def run_pacbench(arguments: tuple[str, ...], folder: Path) -> subprocess.Complet
 
 
 def _main(arguments: tuple[str, ...], folder: Path, stdout: Path, stderr: Path) -> None:
-    from harness.cli.app import main
+    from harness.cli.main import main
 
     for descriptor, path in ((1, stdout), (2, stderr)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)

@@ -1,4 +1,4 @@
-"""The command line, in processes of its own on the fake cluster: what it prints, and how it ends."""
+"""The command line on the fake cluster: what it prints, and how it ends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from forked import run_pacbench
+from in_process import call_pacbench
 from synthetic import make_store
 
 from harness.record.store import Store
@@ -24,7 +24,7 @@ FAST = ("quickstart", "--on", "fake", "--set", "train.steps=40", "--set", "basel
 @pytest.fixture
 def pacbench(tmp_path: Path) -> Pacbench:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return run_pacbench(arguments, tmp_path)
+        return call_pacbench(arguments, tmp_path)
 
     return run
 
@@ -41,8 +41,9 @@ def test_help_names_every_verb(pacbench: Pacbench) -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    heavy = {"docker", "matplotlib", "numpy", "pandas", "pydantic", "torch"}
-    code = f"import sys, harness.cli.app; print(sorted({heavy} & set(sys.modules)))"
+    heavy = {"docker", "matplotlib", "numpy", "pandas", "pydantic", "rich", "torch", "tqdm"}
+    imports = "import sys, harness.cli.main, harness.cli.app; harness.cli.app.make_app()"
+    code = f"{imports}; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
 

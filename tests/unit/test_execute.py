@@ -22,7 +22,7 @@ from harness.plan.plan import Plan, make
 from harness.plan.trial import Trial
 from harness.record.store import Store
 from harness.report import page
-from harness.run import execute
+from harness.run import execute, session
 from harness.scenario.load import load
 from harness.scenario.target import Evaluation, Target, crossing
 
@@ -321,6 +321,6 @@ def test_trials_of_other_code_are_not_mixed_in(plan: Plan, store: Store, monkeyp
 def test_an_unfinished_run_is_found_and_a_finished_one_is_not(plan: Plan, tmp_path: Path) -> None:
     store = Store.create(tmp_path / "quickstart-20260101-000000", plan.scenario)
     run(plan, store, only_topk(crash))
-    assert execute.unfinished_run(plan, tmp_path) == store.folder
+    assert session.unfinished_run(plan, tmp_path) == store.folder
     run(plan, store)
-    assert execute.unfinished_run(plan, tmp_path) is None
+    assert session.unfinished_run(plan, tmp_path) is None

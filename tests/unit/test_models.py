@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import subprocess
 import sys
 from collections import Counter
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from harness.errors import UsageError
 from harness.plan import plan
@@ -53,6 +55,26 @@ def test_scores_come_last_and_there_is_one_for_each_class(name: str) -> None:
 def test_operations_are_those_that_are_published(name: str) -> None:
     """Two for each multiplication, and a backward pass takes twice the forward's."""
     assert MODELS[name].flops_per_sample() == pytest.approx(6 * MULTIPLICATIONS[name], rel=0.05)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_shapes_and_operations_are_those_that_torch_counts(name: str) -> None:
+    model = MODELS[name]
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        network = model.build()
+        network(model.example()).sum().backward()
+    assert model.flops_per_sample() == counter.get_total_flops()
+    assert model.shapes() == [tuple(weight.shape) for weight in network.parameters() if weight.requires_grad]
+
+
+def test_shapes_and_operations_are_counted_without_the_compiler() -> None:
+    """Importing it takes as long as importing torch."""
+    program = (
+        "import sys; from harness.workload.models import MODELS; model = MODELS['digits-cnn']; "
+        "model.shapes(); model.flops_per_sample(); print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout == "False\n"
 
 
 @pytest.mark.parametrize(("name", "package"), [("vgg19", "torchvision"), ("gpt2", "transformers")])

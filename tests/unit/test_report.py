@@ -25,7 +25,7 @@ import baselines
 from harness.analysis.byte_model import StepModel, mean_model, payoff, step_models
 from harness.analysis.cases import case_results
 from harness.analysis.estimates import geometric_mean
-from harness.cli.app import _show_summary
+from harness.cli.reporting import show_summary
 from harness.errors import MeasurementError
 from harness.plan.status import DONE
 from harness.record.store import Store
@@ -517,7 +517,7 @@ def test_a_run_whose_baseline_never_finished_has_a_report_and_figures(tmp_path: 
 def test_the_terminal_shows_every_row_and_whole_sentences(
     with_failures: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _show_summary(with_failures.summary)
+    show_summary(with_failures.summary)
     shown = capsys.readouterr().out
     for row in with_failures.summary.rows:
         for value in row.values():

@@ -1,0 +1,44 @@
+"""The console script: one verb, one clear line for every error, and the exit code that belongs to it."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+
+import typer
+
+from harness.cli.app import make_app
+from harness.cli.console import accept_any_text
+from harness.errors import EXIT_INTERRUPTED, PacbenchError, UsageError
+from harness.plain import visible
+
+OBJECTS_BETWEEN_COLLECTIONS = 100_000
+"""Importing torch makes many objects, all of which stay. Searching them for garbage takes a fifth of that time."""
+
+
+def main() -> None:
+    """Run the verb that the command line names."""
+    accept_any_text()
+    gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what has finished is kept
+    try:
+        code = make_app()(args=sys.argv[1:] or ["--help"], standalone_mode=False)
+        if code == EXIT_INTERRUPTED:
+            raise KeyboardInterrupt  # typer made an exit code of it
+        if code:
+            sys.exit(code)  # a verdict
+    except PacbenchError as error:
+        _leave(str(error), error.exit_code)
+    except typer.TyperException as error:
+        _leave(f"command line: {error.format_message()}", UsageError.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        _leave("interrupted; what had finished is kept", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone: nothing to tell it
+
+
+def _leave(message: str, code: int) -> None:
+    print(f"pacbench: {visible(message)}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,84 @@
+"""Arguments and options that verbs share, and what their values mean."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.cluster import registry
+from harness.errors import UsageError
+
+RESULTS = Path("results")
+"""Where runs are kept."""
+
+ScenarioName = Annotated[str, typer.Argument(metavar="SCENARIO", help="A name from `pacbench list`, or a .toml file.")]
+ScenarioNames = Annotated[list[str], typer.Argument(metavar="SCENARIO...", help="Names or .toml files.")]
+RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a run.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a field: train.steps=50.")]
+Method = Annotated[list[str] | None, typer.Option("--method", help="Only these methods, and the baseline.")]
+Rounds = Annotated[int | None, typer.Option("--rounds", help="Override the scenario's rounds.")]
+On = Annotated[
+    str,
+    typer.Option("--on", help=registry.help_text()),
+]
+Gpu = Annotated[bool, typer.Option("--gpu", help="On docker: short for --set cluster.device=cuda.")]
+Keep = Annotated[bool, typer.Option("--keep", help="On docker: leave the containers up, and say how to enter them.")]
+Until = Annotated[
+    str | None,
+    typer.Option(
+        "--until", metavar="PCT", help="Run rounds until every speedup's interval reaches no further, such as 2%."
+    ),
+]
+Seeds = Annotated[
+    int | None,
+    typer.Option(
+        "--seeds",
+        min=0,
+        help="Train more seeds on unshaped links, up to so many, where rounds leave it unknown if accuracy is kept.",
+    ),
+]
+RunOrReference = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or a reference.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def share(option: str, text: str) -> float:
+    """Read a percentage above zero: with none, nothing would ever be narrow enough, or slow enough.
+
+    Raises:
+        UsageError: it is none.
+    """
+    from harness.units import parse_share
+
+    try:
+        found = parse_share(text)
+    except ValueError:
+        found = 0.0
+    if not found:
+        raise UsageError.at("command line", option, text, "a percentage above zero, such as '10%'")
+    return found
+
+
+def write(path: Path, content: str) -> None:
+    """Write a file that an option names.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    try:
+        path.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise UsageError.at("command line", "output", str(path), f"a file that can be written ({error})") from None
+
+
+def command() -> list[str]:
+    """The command line that was given, for the record."""
+    return ["pacbench", *sys.argv[1:]]
+
+
+def cpu_count() -> int:
+    """How many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,28 @@
+"""What verbs that run trials share: a run with its progress and its report."""
+
+from __future__ import annotations
+
+from harness.cli.console import say
+from harness.cli.options import command
+from harness.cli.progress import ProgressBar
+from harness.cli.reporting import write_report
+from harness.cluster.protocol import Cluster
+from harness.plan.plan import Plan
+from harness.record.store import Store
+from harness.run import session
+from harness.run.session import Ending, Result
+
+
+def run_and_report(plan: Plan, store: Store, cluster: Cluster, why: str, until: float | None = None) -> Result:
+    """Run what is pending, show how it goes, and write the report.
+
+    Args:
+        why: why it is this kind of cluster, in words.
+        until: see ``session.run``.
+    """
+    bar = ProgressBar(f"on {cluster.name} ({why})")
+    result = session.run(plan, store, cluster, command(), bar, until)
+    write_report(store)
+    if until is not None and result.ending is Ending.OUT_OF_ROUNDS:
+        say(f"after {plan.scenario.rounds} rounds an interval still reaches further than {100 * until:g} %")
+    return result

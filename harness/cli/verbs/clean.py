@@ -1,0 +1,22 @@
+"""Remove what a killed run left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.cli.console import say
+from harness.cli.options import RESULTS
+
+
+def verb(
+    results: Annotated[Path, typer.Option(help="Where runs are kept.")] = RESULTS,
+) -> None:
+    """Remove what a killed run may have left: universes and containers without a harness, and files half written."""
+    from harness.machine.clean import clean_up
+
+    removed = clean_up(results)
+    for line in removed or ["nothing was left"]:
+        say(line)

@@ -1,0 +1,45 @@
+"""Show what changed between two runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.cli.console import print_table, say
+from harness.cli.options import AsJson
+
+
+def verb(
+    before: Annotated[Path, typer.Argument(metavar="RUN_A", help="The folder of a run, or a reference.")],
+    after: Annotated[Path, typer.Argument(metavar="RUN_B", help="Likewise.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show what changed from RUN_A to RUN_B. Exit code: 0 nothing is slower, 3 something is, 4 unknown, 5 failed.
+
+    Runs on two kinds of cluster are held against each other instead: speeds, accuracy curves, bits.
+    """
+    from harness.analysis import compare as comparison
+    from harness.analysis import reference
+    from harness.record.store import Store
+    from harness.report import changes as report
+    from harness.report import comparison as across
+
+    old, new = reference.read(before), reference.read(after)
+    if old.clusters.isdisjoint(new.clusters):
+        page = across.write(Store.open(before), Store.open(after))
+        print(page.read_text(encoding="utf-8"))
+        say(f"comparison: {page}")
+        return
+    changes = comparison.changes(old, new)
+    if as_json:
+        print(json.dumps(report.as_json(old, new, changes), indent=1))
+    else:
+        for case in dict.fromkeys(change.case for change in changes):
+            own = [report.cells(change) for change in changes if change.case == case]
+            print_table(case, list(own[0]), [list(cells.values()) for cells in own], words=[""])
+        for line in report.notes(old, new, changes):
+            say(line)
+    raise typer.Exit(comparison.exit_code(changes, new.scenario.baseline))

@@ -1,0 +1,24 @@
+"""Tell what this machine can do."""
+
+from __future__ import annotations
+
+import json
+
+from harness.cli.console import say
+from harness.cli.options import AsJson
+from harness.errors import MeasurementError
+
+
+def verb(as_json: AsJson = False) -> None:
+    """Tell what this machine can do, and how to mend what it cannot."""
+    from harness.machine.doctor import able, examine
+
+    checks = examine()
+    if as_json:
+        print(json.dumps({"able": able(checks), "checks": [vars(check) for check in checks]}, indent=1))
+    else:
+        for check in checks:
+            mark = "ok" if check.ok else "NO" if check.needed else "no"
+            say(f"{mark:3} {check.name:24} {check.found}{f'  -> {check.fix}' if check.fix else ''}")
+    if not able(checks):
+        raise MeasurementError("no cluster can be run on this machine; see each NO above")

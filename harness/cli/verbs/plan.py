@@ -1,0 +1,109 @@
+"""Show what a run would do."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from harness.cli.console import print_table
+from harness.cli.options import AsJson, Method, On, Rounds, ScenarioName, Set, cpu_count
+
+if TYPE_CHECKING:
+    from harness.plan.plan import Plan
+    from harness.plan.trial import Trial
+
+
+def verb(
+    scenario: ScenarioName,
+    on: On = "auto",
+    set_: Set = None,
+    method: Method = None,
+    rounds: Rounds = None,
+    show_tc: Annotated[
+        bool, typer.Option("--show-tc", help="Print the network as commands to paste, instead.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show each trial with its bytes, lower bound and estimated time. Starts nothing."""
+    from harness.cluster import registry
+    from harness.run.session import plan_run
+
+    cluster = registry.make(registry.choose(on)[0])
+    plan = plan_run(scenario, cluster, set_ or (), method or (), rounds)
+    if show_tc:
+        for topology in dict.fromkeys(trial.expected.built_topology for trial in plan.trials):
+            print(topology.script())
+    elif as_json:
+        print(json.dumps(_as_json(plan), indent=1))
+    else:
+        _print(plan)
+
+
+def _as_json(plan: Plan) -> dict[str, Any]:
+    from harness.plan.estimate import total_s
+
+    return {
+        "scenario": plan.scenario.name,
+        "trials": [{**_describe(trial), **_foreseen(trial)} for trial in plan.trials],
+        "total_s": total_s(plan.trials, cpu_count()),
+        "more_seeds": len(plan.more_seeds),
+    }
+
+
+def _print(plan: Plan) -> None:
+    from harness.plan.estimate import total_s
+    from harness.units import format_time
+
+    title = f"{plan.scenario.name}: {len(plan.trials)} trials, about {format_time(total_s(plan.trials, cpu_count()))}"
+    if plan.more_seeds:
+        more_s = total_s(plan.more_seeds, cpu_count())
+        title += f"; then up to {len(plan.more_seeds)} more seeds for accuracy, {format_time(more_s)} at most"
+    columns = ["method", "round", "workers", "rate", "bytes/step", "lower bound/step", "predicted step", "time"]
+    print_table(title, columns, [_cells(trial) for trial in plan.trials])
+
+
+def _cells(trial: Trial) -> list[str]:
+    from harness.plan.estimate import time_s
+    from harness.units import format_rate, format_size, format_time
+
+    known = trial.expected
+    return [
+        trial.method.label,
+        str(trial.round),
+        str(trial.case.cluster.workers),
+        format_rate(trial.case.link.rate_bps) if trial.case.link.rate_bps else "unshaped",
+        format_size(known.wire_bytes_per_step),
+        format_time(known.lower_bound_s_per_step),
+        format_time(known.predicted_step_s) if known.predicted_step_s else "no profile",
+        format_time(time_s(trial, cpu_count())),
+    ]
+
+
+def _foreseen(trial: Trial) -> dict[str, Any]:
+    from harness.plan.estimate import time_s
+
+    known = trial.expected
+    return {
+        "wire_bytes_per_step": known.wire_bytes_per_step,
+        "lower_bound_s_per_step": known.lower_bound_s_per_step,
+        "time_s": time_s(trial, cpu_count()),
+        "predicted_step_s": known.predicted_step_s,
+        "memory_bytes": known.memory_bytes,
+    }
+
+
+def _describe(trial: Trial) -> dict[str, Any]:
+    return {
+        "trial_id": trial.id,
+        "round": trial.round,
+        "seed": trial.seed,
+        "method": trial.method.name,
+        "label": trial.method.label,
+        "params": trial.method.params,
+        "workers": trial.case.cluster.workers,
+        "rate_bps": trial.case.link.rate_bps,
+        "model": trial.case.train.model,
+        "steps": trial.case.train.steps,
+    }

@@ -1,0 +1,87 @@
+"""Time a model, for replays."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness.cli.console import say
+from harness.cli.options import command, write
+from harness.errors import UsageError
+
+if TYPE_CHECKING:
+    from harness.workload.profile import Profile
+
+
+def verb(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A name from `pacbench list models`.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The profile, a .json file.")],
+    device: Annotated[str, typer.Option(help="Where to time it: cpu or cuda.")] = "cpu",
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples a step.")] = 32,
+    workers: Annotated[int, typer.Option(min=1, help="How many processes compute at once, sharing this machine.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="How many are timed, after a warm-up.")] = 10,
+    codecs: Annotated[str | None, typer.Option(metavar="SCENARIO", help="Whose methods to time as well.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Whose samples to compute; default: random ones.")
+    ] = None,
+    derive_for: Annotated[
+        str | None, typer.Option(metavar="DEVICE", help="Derive it from a device's published figures: a40, a100, ...")
+    ] = None,
+    efficiency: Annotated[float | None, typer.Option(help="The share of its peak that it reaches.")] = None,
+) -> None:
+    """Time a model's steps and the methods' codecs, or derive them for a published device: what replays wait by."""
+    from harness.scenario.load import load
+    from harness.worker import derived, profiler
+    from harness.worker.profile_request import ProfileRequest
+
+    _check(model, device, dataset, derive_for, efficiency, out)
+    methods = load(codecs).methods if codecs else ()
+    request = ProfileRequest(
+        model, batch_size, device, workers, steps, methods, made_by=shlex.join(command()), dataset=dataset
+    )
+    if derive_for:
+        hardware = derived.HARDWARE[derive_for]
+        made = derived.derive(request, hardware, efficiency or derived.EFFICIENCY)
+    else:
+        made = profiler.measure(request)
+    write(out, made.as_json())
+    _say_what_was_found(made, out)
+
+
+def _check(
+    model: str, device: str, dataset: str | None, derive_for: str | None, efficiency: float | None, out: Path
+) -> None:
+    """Refuse what there is not, or what does not go together."""
+    from harness.worker.derived import HARDWARE
+    from harness.workload.data import DATASETS
+    from harness.workload.models import MODELS
+
+    if model not in MODELS:
+        raise UsageError.at("command line", "MODEL", model, ", ".join(MODELS))
+    fitting = [name for name, known in DATASETS.items() if MODELS[model].fits(known)]
+    if dataset is not None and dataset not in fitting:
+        raise UsageError.at("command line", "--dataset", dataset, ", ".join(fitting) or f"none: none fits {model}")
+    if device not in ("cpu", "cuda"):
+        raise UsageError.at("command line", "--device", device, "cpu, cuda")
+    if derive_for is not None and derive_for not in HARDWARE:
+        raise UsageError.at("command line", "--derive-for", derive_for, ", ".join(HARDWARE))
+    if dataset is not None and derive_for is not None:
+        raise UsageError.at("command line", "--dataset", dataset, "none with --derive-for, which computes no samples")
+    if efficiency is not None and not (derive_for and 0 < efficiency <= 1):
+        raise UsageError.at("command line", "--efficiency", efficiency, "above 0, up to 1, with --derive-for")
+    if out.suffix != ".json":
+        raise UsageError.at("command line", "-o", str(out), "a file whose name ends in .json")
+
+
+def _say_what_was_found(made: Profile, out: Path) -> None:
+    from harness.units import format_time
+
+    phases = {"forward": made.forward_s, "backward": made.backward_s, "optimizer": made.optimizer_s}
+    times = ", ".join(f"{name} {format_time(seconds)}" for name, seconds in phases.items())
+    say(f"{out}: {made.model}, batch {made.batch_size}, {made.origin}: {times}")
+    for codec in made.codecs:
+        codec_s = codec.encode_s + codec.beside_s + codec.decode_s
+        say(f"  {codec.method}: codec {format_time(codec_s)}, optimizer {format_time(codec.optimizer_s)}")
