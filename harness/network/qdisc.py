@@ -106,6 +106,6 @@ def check_read_back(pipe: Pipe, queue: Queue, shown: Sequence[Mapping[str, Any]]
 
 def _check_netem(pipe: Pipe, where: str, options: Mapping[str, Any]) -> None:
     for row in PROPERTIES:
-        for name, asked, found, rounding in row.compared(pipe, options):
-            if abs(found - asked) > max(1e-6 * asked, rounding):
-                raise ValueError(f"{where}: asked for {name} = {asked:g}, the kernel has {found:g}")
+        for each in row.read_back(pipe, options):
+            if not each.agrees:
+                raise ValueError(f"{where}: asked for {each.name} = {each.asked:g}, the kernel has {each.found:g}")

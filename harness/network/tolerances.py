@@ -23,11 +23,11 @@ UDP_IP_HEADER_BYTES = 28
 
 
 RATE_TOLERANCE = (0.93, 1.04)
-"""Measured over asked, on the wire: loosest at the low side, where a busy machine delays the receiver."""
+"""The measured rate over the asked one. It is looser at the low side, since a busy machine delays the receiver."""
 
 
 RTT_TOLERANCE_S = 0.5e-3
-"""A link's; between workers there are at least two links."""
+"""The tolerance of one link. Between workers there are at least two."""
 
 
 RTT_TOLERANCE_SHARE = 0.05

@@ -6,9 +6,9 @@ with the rest. Schema, tc's words, read-back, calibration and the slowing of rep
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 from typing_extensions import Self
@@ -107,6 +107,20 @@ def slowed(name: str, value: Any, dilation: float) -> Any:
     return value if value is None or slow is None else slow(value, dilation)
 
 
+class ReadBack(NamedTuple):
+    """A value as it was asked, and as the kernel has it."""
+
+    name: str
+    asked: float
+    found: float
+    rounding: float
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the kernel has what was asked."""
+        return abs(self.found - self.asked) <= max(1e-6 * self.asked, self.rounding)
+
+
 @dataclass(frozen=True, eq=False)
 class Property:
     """The part of a row that is not said by the field itself."""
@@ -165,18 +179,16 @@ class Property:
             return self.tc.format(**{name: unit_of(name).tc(part) for name, part in value})
         return self.tc.format(self.unit.tc(value))
 
-    def compared(self, pipe: LinkProperties, options: Mapping[str, Any]) -> list[tuple[str, float, float, float]]:
-        """Fields as (name, asked, found, rounding), found in the ``options`` that ``tc -j`` shows of netem."""
+    def read_back(self, pipe: LinkProperties, options: Mapping[str, Any]) -> Iterator[ReadBack]:
+        """What was asked, beside what ``tc -j`` shows among netem's ``options``."""
         value = self.asked(pipe)
         places = self.shown if isinstance(self.shown, Mapping) else {self.name: self.shown} if self.shown else {}
-        found = []
         for name, place in places.items():
             option, _, key = place.partition(".")
             asked = getattr(value, name) if isinstance(value, Section) else value
             unit = unit_of(name)
-            shown = unit.shown_times * options.get(option, {}).get(key, 0.0)
-            found.append((name, asked or 0.0, shown, unit.shown_within))
-        return found
+            found = unit.shown_times * options.get(option, {}).get(key, 0.0)
+            yield ReadBack(name, asked or 0.0, found, unit.shown_within)
 
 
 class GilbertElliott(Section):

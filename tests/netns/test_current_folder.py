@@ -27,8 +27,8 @@ SMALL = (
 
 LIBRARY = """
 from harness.cluster.netns import NetnsCluster
-from harness.network import Topology
-from harness.scenario import Link
+from harness.network.topology import Topology
+from harness.scenario.links import Link
 
 if __name__ == "__main__":
     with NetnsCluster() as cluster:

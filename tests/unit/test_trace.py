@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from harness.cluster.netns import NetnsCluster
+from harness.cluster.protocol import SideTask
 from harness.errors import UsageError
+from harness.messages import Message
 from harness.network import player
+from harness.network.readings import Readings
 from harness.network.topology import Topology
 from harness.scenario import traces
 from harness.scenario.load import load
-from harness.scenario.schema import Scenario
+from harness.scenario.schema import NO_LIMITS, Scenario
 
 CSV = "t_s,rate_bps,delay_s,loss\n0,1000000000,0.001,0.01\n2.5,50000000,0.02,0.02\n"
 
@@ -100,3 +106,35 @@ def test_a_trace_ends_with_its_last_row_or_begins_anew(changing: Topology) -> No
     again = changing.link.trace.model_copy(update={"period_s": 4.0})
     repeated = changing.model_copy(update={"link": changing.link.model_copy(update={"trace": again})})
     assert list(islice(player.schedule(repeated), 5)) == [(0.0, 0), (1.0, 1), (3.0, 2), (4.0, 0), (5.0, 1)]
+
+
+class Listening:
+    """An agent that only remembers what it was asked to run."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, Mapping[str, Any], list[SideTask]]] = []
+
+    def request(self, message: Message, timeout_s: float) -> None:
+        """Nothing is done."""
+
+    def task(
+        self, task: str, nodes: list[str], spec: Mapping[str, Any], timeout_s: float, beside: list[SideTask]
+    ) -> Iterator[Message]:
+        self.asked.append((task, spec, beside))
+        return iter(())
+
+
+def test_the_cluster_says_where_ranks_meet_and_which_file_starts_the_trace(changing: Topology) -> None:
+    cluster, agent = NetnsCluster(), Listening()
+    cluster._agent = agent  # type: ignore[assignment]
+    still = changing.model_copy(update={"link": changing.link.model_copy(update={"trace": None})})
+    for topology, task in ((changing, "train"), (changing, "train"), (changing, "all_reduce"), (still, "train")):
+        cluster._current = (topology, NO_LIMITS, Readings(links=(), rtt_s=(), took_s=0.0))
+        list(cluster.run(task, {"port": 29500}, 1.0))
+    place = {"port": 29500, "interface": "eth0", "meeting_address": "198.18.128.2"}
+    assert all(place.items() <= spec.items() for _, spec, _ in agent.asked)
+    files = [spec.get("start_file") for _, spec, _ in agent.asked]
+    played = [[side.spec["start_file"] for side in beside if side.task == "play"] for _, _, beside in agent.asked]
+    assert played == [[files[0]], [files[1]], [], []]
+    assert files[2:] == [None, None]
+    assert len(set(files[:2])) == 2, "a file of an earlier trial would start the next one at once"
