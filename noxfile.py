@@ -45,8 +45,9 @@ def compose(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style and types."""
+    """Check style, stages and types."""
     run(session, "ruff", "check", ".")
+    run(session, "lint-imports")
     run(session, "ruff", "format", "--check", ".")
     run(session, "mypy")
 

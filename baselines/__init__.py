@@ -5,6 +5,8 @@ A method is a module of this package that defines
 * ``LABEL``, ``COLOR``, ``MARKER``: how figures show it,
 * ``State``: a dataclass (``@parameters``) whose fields are the method's parameters,
 * ``<module name>_hook(state, bucket) -> Future[Tensor]``: a DDP communication hook,
+* ``SENDS``, ``ALL_REDUCE``, ``SOURCE``, for the overview of METHODS.md: what a worker sends, whether an all-reduce sums
+  it, and the paper or code that it follows,
 * ``MOST_LOSS``, if it is known: the final accuracy that it may lose to dense in ``scenarios/convergence.toml``.
 
 What else figures, reports and claims should know of a method its ``State`` says, by attributes of ``MethodState``:
@@ -46,13 +48,17 @@ class Method:
     """A method as its file declares it.
 
     ``summary`` is the first line of the file's docstring, ``details`` the rest of it; ``color`` and ``marker`` are
-    matplotlib's; ``most_loss`` is a share of all test samples, None where it was not measured.
+    matplotlib's; ``all_reduce`` tells whether an all-reduce sums what workers send, None where the file does not say;
+    ``most_loss`` is a share of all test samples, None where it was not measured.
     """
 
     name: str
     label: str
     color: str
     marker: str
+    sends: str
+    all_reduce: bool | None
+    source: str
     summary: str
     details: str
     most_loss: float | None
@@ -89,6 +95,9 @@ def _describe(module: ModuleType) -> Method:
         label=module.LABEL,
         color=module.COLOR,
         marker=module.MARKER,
+        sends=getattr(module, "SENDS", ""),
+        all_reduce=getattr(module, "ALL_REDUCE", None),
+        source=getattr(module, "SOURCE", ""),
         summary=summary,
         details=details.strip(),
         most_loss=getattr(module, "MOST_LOSS", None),

@@ -8,16 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
 from threading import Lock
 from time import perf_counter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch.futures import Future
 
-from baselines._state import ring_all_reduce_bytes
-
-if TYPE_CHECKING:
-    from baselines.pactrain import State
+from baselines._state import MethodState, ring_all_reduce_bytes
 
 UNSETTLED_STEPS, SAMPLED_STEPS = 1, 8
 """Of each mode that is explored: one step in which it lists survivors and makes memory, then those that count."""
@@ -122,7 +119,7 @@ class Chooser:
     believed to stay.
     """
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: MethodState) -> None:
         self._state = state
         self._modes: dict[tuple[int, ...], Mode] = {}
         self._schedule: deque[Mode] | None = None

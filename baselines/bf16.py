@@ -17,6 +17,9 @@ from baselines.fp16 import half_all_reduce
 LABEL = "BF16"
 COLOR = "#56B4E9"
 MARKER = "P"
+SENDS = "every entry, as bf16"
+ALL_REDUCE = True
+SOURCE = "torch's `bf16_compress_hook`"
 MOST_LOSS = 0.01
 
 

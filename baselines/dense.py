@@ -14,6 +14,9 @@ from baselines._state import MethodState, Shapes, numel, parameters, ring_all_re
 LABEL = "Dense"
 COLOR = "#555555"
 MARKER = "o"
+SENDS = "every entry, as fp32"
+ALL_REDUCE = True
+SOURCE = "torch's `allreduce_hook`"
 MOST_LOSS = 0.0
 
 

@@ -38,6 +38,9 @@ from baselines._state import BucketMemory, MethodState, Shapes, numel, parameter
 LABEL = "DGC"
 COLOR = "#D55E00"
 MARKER = "v"
+SENDS = "the largest entries of accumulated momentum, with their indices"
+ALL_REDUCE = False
+SOURCE = "Lin et al., ICLR 2018 (arXiv 1712.01887)"
 MOST_LOSS = 0.01
 
 WARM_UP = (0.25, 0.0625, 0.015625, 0.004, 0.001)

@@ -25,6 +25,9 @@ from baselines.local_sgd import average_in_place
 LABEL = "DiLoCo"
 COLOR = "#997700"
 MARKER = "3"
+SENDS = "the change of every parameter, once in `period` steps"
+ALL_REDUCE = True
+SOURCE = "Douillard et al., 2023 (arXiv 2311.08105)"
 MOST_LOSS = 0.02
 
 

@@ -16,6 +16,9 @@ from baselines._state import MethodState, Shapes, numel, parameters, ring_all_re
 LABEL = "FP16"
 COLOR = "#0072B2"
 MARKER = "s"
+SENDS = "every entry, as fp16"
+ALL_REDUCE = True
+SOURCE = "torch's `fp16_compress_hook`"
 MOST_LOSS = 0.01
 
 

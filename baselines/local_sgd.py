@@ -23,6 +23,9 @@ from baselines._state import MethodState, Shapes, numel, parameters, ring_all_re
 LABEL = "Local SGD"
 COLOR = "#004488"
 MARKER = "2"
+SENDS = "every parameter, once in `period` steps"
+ALL_REDUCE = True
+SOURCE = "Stich, ICLR 2019 (arXiv 1805.09767)"
 MOST_LOSS = 0.01
 
 

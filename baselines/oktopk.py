@@ -35,6 +35,9 @@ from baselines._state import BucketMemory, Shapes, parameters, ring_all_reduce_b
 LABEL = "Ok-Topk"
 COLOR = "#44AA99"
 MARKER = "*"
+SENDS = "the largest entries to their owners, and the largest sums back, with their indices"
+ALL_REDUCE = False
+SOURCE = "Li and Hoefler, PPoPP 2022 (arXiv 2201.07598)"
 MOST_LOSS = 0.03
 
 SAMPLE_RATIO = 0.01

@@ -38,6 +38,9 @@ from baselines._state import BucketMemory, Shapes, numel, parameters
 LABEL = "OmniReduce"
 COLOR = "#D55E9A"
 MARKER = "8"
+SENDS = "blocks that are not zero to their owners, and the summed blocks back"
+ALL_REDUCE = False
+SOURCE = "Fei et al., SIGCOMM 2021"
 MOST_LOSS = 0.01
 
 BLOCK = 256

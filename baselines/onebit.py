@@ -28,6 +28,9 @@ from baselines._state import BucketMemory, MethodState, Shapes, all_gather_bytes
 LABEL = "1-bit"
 COLOR = "#999933"
 MARKER = "d"
+SENDS = "the sign of every entry, and one scale for each parameter"
+ALL_REDUCE = False
+SOURCE = "Karimireddy et al., ICML 2019 (arXiv 1901.09847)"
 MOST_LOSS = 0.2
 
 

@@ -58,6 +58,9 @@ from baselines._state import BucketMemory, SavingBound, Shapes, numel, parameter
 LABEL = "PacTrain"
 COLOR = "#009E73"
 MARKER = "D"
+SENDS = "the entries of weights that were not pruned, as fp32 or as ternary codes"
+ALL_REDUCE = True
+SOURCE = "Wang et al., DAC 2025 (arXiv 2505.18563)"
 MOST_LOSS = 0.01
 
 VARIANTS: dict[str, dict[str, Any]] = {

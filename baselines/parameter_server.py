@@ -24,6 +24,9 @@ from baselines._state import Shapes, numel, parameters
 LABEL = "Parameter server"
 COLOR = "#BB5566"
 MARKER = "1"
+SENDS = "every entry to its server, as fp32, and the mean back"
+ALL_REDUCE = False
+SOURCE = "Li et al., OSDI 2014"
 MOST_LOSS = 0.01
 
 

@@ -28,6 +28,9 @@ from baselines._state import BucketMemory, Shapes, numel, parameters, ring_all_r
 LABEL = "PowerSGD"
 COLOR = "#332288"
 MARKER = ">"
+SENDS = "two thin matrices for each weight's gradient"
+ALL_REDUCE = True
+SOURCE = "Vogels et al., NeurIPS 2019 (arXiv 1905.13727)"
 MOST_LOSS = 0.01
 
 

@@ -26,6 +26,9 @@ from baselines._state import MethodState, Shapes, all_gather_bytes, numel, param
 LABEL = "QSGD"
 COLOR = "#CC79A7"
 MARKER = "h"
+SENDS = "a code of a few bits for every entry, and one norm for 128 entries"
+ALL_REDUCE = False
+SOURCE = "Alistarh et al., NeurIPS 2017 (arXiv 1610.02132)"
 MOST_LOSS = 0.01
 
 STRETCH = 128

@@ -28,6 +28,9 @@ from baselines._state import BucketMemory, MethodState, Shapes, numel, parameter
 LABEL = "Random-k"
 COLOR = "#DDAA33"
 MARKER = "p"
+SENDS = "the same random entries on every worker, without indices"
+ALL_REDUCE = True
+SOURCE = "Stich et al., NeurIPS 2018 (arXiv 1809.07599)"
 MOST_LOSS = 0.75
 
 

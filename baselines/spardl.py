@@ -38,6 +38,9 @@ from baselines._state import BucketMemory, Shapes, parameters
 LABEL = "SparDL"
 COLOR = "#117733"
 MARKER = "H"
+SENDS = "the largest entries of each block, chosen anew in each round, with their indices"
+ALL_REDUCE = False
+SOURCE = "Zhao et al., ICDE 2024 (arXiv 2304.00737)"
 MOST_LOSS = 0.04
 
 SAMPLE_RATIO = 0.01

@@ -24,6 +24,9 @@ from baselines._state import Shapes, numel, parameters, ring_all_reduce_bytes
 LABEL = "TernGrad"
 COLOR = "#882255"
 MARKER = "X"
+SENDS = "a ternary code of one byte for every entry"
+ALL_REDUCE = True
+SOURCE = "Wen et al., NeurIPS 2017 (arXiv 1705.07878)"
 MOST_LOSS = 0.01
 
 

@@ -37,6 +37,9 @@ from baselines._state import BucketMemory, Shapes, numel, parameters
 LABEL = "THC"
 COLOR = "#AA4499"
 MARKER = "<"
+SENDS = "a 4-bit code for every entry to its owner, and the sum of the codes back"
+ALL_REDUCE = False
+SOURCE = "Li et al., NSDI 2024 (arXiv 2302.08545)"
 MOST_LOSS = 0.01
 
 SIDE = 16

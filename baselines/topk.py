@@ -22,6 +22,9 @@ from baselines._state import BucketMemory, MethodState, Shapes, parameters
 LABEL = "Top-k"
 COLOR = "#E69F00"
 MARKER = "^"
+SENDS = "the largest entries, with their indices"
+ALL_REDUCE = False
+SOURCE = "Stich et al., NeurIPS 2018 (arXiv 1809.07599)"
 MOST_LOSS = 0.02
 
 SAMPLE_RATIO = 0.01

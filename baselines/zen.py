@@ -37,6 +37,9 @@ from baselines._state import BucketMemory, Shapes, numel, parameters, ring_all_r
 LABEL = "Zen"
 COLOR = "#6699CC"
 MARKER = "$Z$"
+SENDS = "non-zero entries to their owners, with indices, and their sums back, with a bitmap"
+ALL_REDUCE = False
+SOURCE = "Wang et al., OSDI 2025 (arXiv 2309.13254)"
 MOST_LOSS = 0.02
 
 SAMPLE_RATIO = 0.01

@@ -1,22 +1,288 @@
-"""What harness, agents and workers say to each other."""
+"""What harness, agents and workers say to each other: a dataclass a kind, one writer, one reader.
+
+A message is a line of JSON: ``kind``, which is the class's name in small letters, and the fields. The harness sends
+requests; an agent answers each with ``Done`` or ``Refused``, and passes on what workers say in between. Whatever is
+read is checked: an unknown kind, a missing field or a wrong type is a ``ProtocolError``, never a value that is used.
+"""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import asdict, fields
+from typing import Any, ClassVar, TypeVar, cast
 
-Message = dict[str, Any]
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass as validated_dataclass
+from typing_extensions import dataclass_transform
+
+from harness.errors import MeasurementError
+
+GLOO = "gloo"
+
+BACKEND_VARIABLE = "PACBENCH_BACKEND"
+"""The environment variable that says which collectives training uses. Whoever gives out GPUs sets it: NCCL needs one
+GPU for each worker."""
+
+T = TypeVar("T")
+
+
+class ProtocolError(MeasurementError):
+    """A line is no message of this version."""
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def message_kind(cls: type[T]) -> type[T]:
+    """Make a class's annotated fields those of a kind of message. The class is derived from ``Message``."""
+    checked: Any = validated_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))(cls)
+    return cast(type[T], checked)
+
+
+KINDS: dict[str, type[Message]] = {}
+"""All kinds of message by name. A subclass of ``Message`` enters itself."""
+
+
+@message_kind
+class Message:
+    """Base of all kinds."""
+
+    kind: ClassVar[str]
+    node: str = ""
+    """Node that says it; the agent fills it in."""
+
+    def __init_subclass__(cls) -> None:
+        cls.kind = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+        KINDS[cls.kind] = cls
 
 
 Send = Callable[[Message], None]
-
+"""How a task reports."""
 
 Task = Callable[[Mapping[str, Any], str, Send], None]
 """What runs on a node: it gets the task's spec, the node's name, and a way to report."""
 
 
-GLOO = "gloo"
+# Requests of the harness.
 
 
-BACKEND_VARIABLE = "PACBENCH_BACKEND"
-"""Which collectives training uses: whoever gives out GPUs knows whether each worker has its own, as NCCL asks."""
+@message_kind
+class Preload(Message):
+    """Import torch, and have ready what a training reads."""
+
+    train: dict[str, Any] | None
+    """Section ``[train]`` as JSON; None: nothing but torch."""
+
+
+@message_kind
+class Start(Message):
+    """Run a task on nodes."""
+
+    task: str
+    nodes: list[str]
+    spec: dict[str, Any]
+
+
+@message_kind
+class Stop(Message):
+    """End all workers at once."""
+
+
+@message_kind
+class Quit(Message):
+    """End the agent and all workers."""
+
+
+@message_kind
+class Build(Message):
+    """Replace the network by this topology, and read back every queue."""
+
+    topology: dict[str, Any]
+
+
+@message_kind
+class Check(Message):
+    """Refuse the topology if this kernel cannot emulate it."""
+
+    topology: dict[str, Any]
+
+
+@message_kind
+class Reset(Message):
+    """Bring every queue back to what it was before a trace was played."""
+
+
+@message_kind
+class CheckCode(Message):
+    """Refuse to run other code than the harness has."""
+
+    digest: str
+
+
+# Answers of an agent.
+
+
+@message_kind
+class Done(Message):
+    """A request was carried out."""
+
+    op: str
+    """Kind of the request."""
+
+
+@message_kind
+class Refused(Message):
+    """A request was not carried out."""
+
+    op: str
+    """Kind of the request."""
+    reason: str
+    exit_code: int
+
+
+@message_kind
+class Log(Message):
+    """A line that a worker printed."""
+
+    text: str
+
+
+@message_kind
+class Exit(Message):
+    """A worker has ended."""
+
+    code: int
+    """Exit code; negative: the signal that ended it."""
+
+
+@message_kind
+class Tick(Message):
+    """Nothing was said for a second."""
+
+
+# What workers and other tasks report.
+
+
+@message_kind
+class Failed(Message):
+    """A task ended by an error, or its node was lost."""
+
+    reason: str
+    lost: bool = False
+    """Whether the node's agent was lost."""
+
+
+@message_kind
+class Events(Message):
+    """Numbers that a worker recorded: step, time on the training clock in seconds, kind, value."""
+
+    rows: list[tuple[int, float, str, float]]
+
+
+@validated_dataclass(frozen=True)
+class QueueUse:
+    """Use of an interface's queue since the watch began."""
+
+    drops: int
+    """Packets dropped: for want of room, or because the link was asked to lose some."""
+    most_backlog_bytes: int
+
+
+@message_kind
+class QueuesSeen(Message):
+    """How a node's queues were used, by interface."""
+
+    queues: dict[str, QueueUse]
+
+
+@message_kind
+class Trained(Message):
+    """What a rank measured of a whole training. Times are undilated."""
+
+    steps: int
+    """Steps completed."""
+    steady_from_step: int
+    first_non_finite: tuple[int, str] | None = None
+    """Step and parameter of this rank's first gradient that was not finite."""
+    diverged: bool
+    payload_bytes: int
+    """Payload that left the shaped interface in the steady state."""
+    header_bytes: int
+    retransmits: int
+    smoothed_rtt_s: float | None
+    cwnd_packets: float | None
+    queues: dict[str, QueueUse]
+    """Use of this node's own queues, by interface."""
+    train_time_s: float
+    evaluation_time_s: float
+    yardstick_s: float
+    """Processor time of a fixed piece of work, when the trial began and ended."""
+    peak_memory_bytes: int
+    peak_gpu_memory_bytes: int | None = None
+    own_memory_bytes: int
+    held_memory_bytes: int
+    parameter_hash: str
+    parameters_identical: bool
+
+
+@message_kind
+class FirstCollective(Message):
+    """The first collective of a process group is over."""
+
+
+@message_kind
+class AllReduced(Message):
+    """Median time of a large all-reduce."""
+
+    seconds: float
+
+
+@message_kind
+class LinksMeasured(Message):
+    """What all links are."""
+
+    readings: str
+    """``Readings`` as JSON."""
+
+
+@message_kind
+class CeilingMeasured(Message):
+    """What each worker can send while all do, with nothing limited."""
+
+    ceiling_bps: float
+
+
+@message_kind
+class LinksChanged(Message):
+    """A row of a trace came into force on all links."""
+
+    row: int
+    rate_bps: int | None
+    at_s: float
+    """When the last link was changed, by ``time.monotonic()``."""
+    late_s: float
+
+
+def encode(said: Message, node: str = "") -> bytes:
+    """A message as a line.
+
+    Args:
+        node: whose message it is, where the message itself does not say.
+    """
+    content = {field.name: getattr(said, field.name) for field in fields(cast(Any, said))}
+    content["node"] = said.node or node
+    return json.dumps({"kind": said.kind, **content}, default=asdict).encode() + b"\n"
+
+
+def decode(line: bytes | str) -> Message:
+    """The message that a line holds.
+
+    Raises:
+        ProtocolError: it holds none of this version's.
+    """
+    try:
+        content = json.loads(line)
+        return KINDS[content.pop("kind")](**content)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise ProtocolError(f"not a message of this version: {line[:200]!r} ({reason})") from None

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from harness.plan.estimate import predicted_step_s
 from harness.plan.plan import Plan
 from harness.plan.trial import Trial
 
@@ -64,7 +63,8 @@ def crossover_rates_bps(found: pd.DataFrame, workers: int) -> dict[str, float | 
 
 
 def _rows(trials: dict[str, Trial], baseline: str, workers: int, rate_bps: float) -> Iterator[dict[str, object]]:
-    steps_s = {label: predicted_step_s(_moved(trial, workers, rate_bps)) or math.nan for label, trial in trials.items()}
+    moved = {label: _moved(trial, workers, rate_bps) for label, trial in trials.items()}
+    steps_s = {label: trial.expected.predicted_step_s or math.nan for label, trial in moved.items()}
     for label, step_s in steps_s.items():
         yield {
             "model": trials[label].case.train.model,

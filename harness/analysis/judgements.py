@@ -23,7 +23,6 @@ from harness.analysis.estimates import Estimate
 from harness.analysis.pairs import paired_ratios
 from harness.analysis.shifts import Shift, paired_shift, product
 from harness.analysis.trials import FAKE
-from harness.plan import estimate
 from harness.plan.plan import Plan
 from harness.plan.status import DONE
 from harness.record.store import Store
@@ -121,14 +120,14 @@ def explain(claim: Claim, plan: Plan) -> str:
     """What the bytes alone allow, by the methods' formulas and the graph of the links; and what a profile predicts."""
     trials = {trial.method.label: trial for trial in plan.trials if claim.is_about(trial.case)}
     own, base = trials[claim.method], trials[claim.baseline]
-    own_bytes, base_bytes = map(estimate.wire_bytes, (own, base))
+    own_bytes, base_bytes = (trial.expected.wire_bytes_per_step for trial in (own, base))
     text = (
         f"In a step a worker sends {format_size(base_bytes)} by {claim.baseline} and {format_size(own_bytes)} by "
         f"{claim.method}"
     )
     if claim.quantity == "bytes":
         return f"{text}: {_plain(base_bytes / own_bytes)} times as much."
-    most = estimate.lower_bound_s(base) / estimate.lower_bound_s(own)
+    most = base.expected.lower_bound_s_per_step / own.expected.lower_bound_s_per_step
     text += f": where nothing but the link takes time, that is {_plain(most)}x in throughput"
     low, high = claim.claimed
     if claim.convergence:
@@ -139,7 +138,7 @@ def explain(claim: Claim, plan: Plan) -> str:
         text += f"; {high:g}x is out of the reach of bytes."
     else:
         text += "; computation, which no method shortens, leaves less of it."
-    own_s, base_s = map(estimate.predicted_step_s, (own, base))
+    own_s, base_s = own.expected.predicted_step_s, base.expected.predicted_step_s
     if own_s and base_s:
         text += f" With computation and codec as profiled, {_plain(base_s / own_s)}x is predicted."
     return text

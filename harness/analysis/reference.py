@@ -22,7 +22,8 @@ from harness.analysis.noise import Noise, noise_of_cases
 from harness.analysis.trials import CASE_COLUMNS
 from harness.errors import MeasurementError, UsageError
 from harness.provenance import ROOT
-from harness.record.store import OLDER_COLUMNS, TRIAL_SCHEMA, Store, require_done, with_targets
+from harness.record.row import TRIAL_SCHEMA
+from harness.record.store import OLDER_COLUMNS, Store, require_done, with_targets
 from harness.scenario.schema import Case, MethodSpec, Scenario
 
 FORMAT = 2

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from harness.plan.plan import Plan
     from harness.plan.trial import Trial
     from harness.record.store import Store
-    from harness.run.execute import Progress
+    from harness.run.outcome import Progress
     from harness.scenario.schema import Scenario
 
 RESULTS = Path("results")
@@ -79,18 +79,23 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @app.command("list")
 def list_things(
     kind: Annotated[str | None, typer.Argument(metavar="[scenarios|methods|models|datasets]")] = None,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Methods only: all facts, as Markdown.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", help="Methods, scenarios: all facts, as Markdown.")
+    ] = False,
 ) -> None:
     """Show what can be named: scenarios, methods, models, data sets."""
     catalogues = {"scenarios": _scenarios, "methods": _methods, "models": _models, "datasets": _datasets}
     if kind is not None and kind not in catalogues:
         raise UsageError.at("command line", "list", kind, ", ".join(catalogues))
     if verbose:
-        if kind != "methods":
-            raise UsageError.at("command line", "-v", f"list {kind or ''}".strip(), "list methods -v")
-        from harness.report import catalogue
-
-        print(catalogue.page(), end="")
+        if kind not in ("methods", "scenarios"):
+            found = f"list {kind or ''}".strip()
+            raise UsageError.at("command line", "-v", found, "list methods -v, list scenarios -v")
+        if kind == "methods":
+            from harness.report.catalogue import page
+        else:
+            from harness.report.fields import page
+        print(page(), end="")
         return
     for name in [kind] if kind else catalogues:
         print(f"{name}:")
@@ -113,18 +118,16 @@ def show_plan(
     as_json: AsJson = False,
 ) -> None:
     """Show each trial with its bytes, lower bound and estimated time. Starts nothing."""
-    from harness.plan.estimate import estimate, total_s
-    from harness.plan.trial import built_topology_of
+    from harness.plan.estimate import time_s, total_s
 
     plan = _plan(_load(scenario, set_, method, rounds), _cluster(on))
     if show_tc:
-        for topology in dict.fromkeys(built_topology_of(trial) for trial in plan.trials):
+        for topology in dict.fromkeys(trial.expected.built_topology for trial in plan.trials):
             print(topology.script())
         return
-    estimates = [estimate(trial, _cpu_count()) for trial in plan.trials]
     seconds, more_s = total_s(plan.trials, _cpu_count()), total_s(plan.more_seeds, _cpu_count())
     if as_json:
-        rows = [{**_describe(trial), **vars(each)} for trial, each in zip(plan.trials, estimates, strict=True)]
+        rows = [{**_describe(trial), **_foreseen(trial)} for trial in plan.trials]
         print(
             json.dumps(
                 {
@@ -151,12 +154,12 @@ def show_plan(
                 str(trial.round),
                 str(trial.case.cluster.workers),
                 format_rate(trial.case.link.rate_bps) if trial.case.link.rate_bps else "unshaped",
-                format_size(each.wire_bytes_per_step),
-                format_time(each.lower_bound_s_per_step),
-                format_time(each.predicted_step_s) if each.predicted_step_s else "no profile",
-                format_time(each.time_s),
+                format_size((known := trial.expected).wire_bytes_per_step),
+                format_time(known.lower_bound_s_per_step),
+                format_time(known.predicted_step_s) if known.predicted_step_s else "no profile",
+                format_time(time_s(trial, _cpu_count())),
             ]
-            for trial, each in zip(plan.trials, estimates, strict=True)
+            for trial in plan.trials
         ],
     )
 
@@ -466,7 +469,7 @@ def profile(
 ) -> None:
     """Time a model's steps and the methods' codecs, or derive them for a published device: what replays wait by."""
     from harness.units import format_time
-    from harness.worker import profiler
+    from harness.worker import derived, profile_request, profiler
     from harness.workload.data import DATASETS
     from harness.workload.models import MODELS
 
@@ -477,8 +480,8 @@ def profile(
         raise UsageError.at("command line", "--dataset", dataset, ", ".join(fitting) or f"none: none fits {model}")
     if device not in ("cpu", "cuda"):
         raise UsageError.at("command line", "--device", device, "cpu, cuda")
-    if derive_for is not None and derive_for not in profiler.HARDWARE:
-        raise UsageError.at("command line", "--derive-for", derive_for, ", ".join(profiler.HARDWARE))
+    if derive_for is not None and derive_for not in derived.HARDWARE:
+        raise UsageError.at("command line", "--derive-for", derive_for, ", ".join(derived.HARDWARE))
     if dataset is not None and derive_for is not None:
         raise UsageError.at("command line", "--dataset", dataset, "none with --derive-for, which computes no samples")
     if efficiency is not None and not (derive_for and 0 < efficiency <= 1):
@@ -487,10 +490,10 @@ def profile(
         raise UsageError.at("command line", "-o", str(out), "a file whose name ends in .json")
     methods = _load(codecs, None, None, None).methods if codecs else ()
     made_by = shlex.join(["pacbench", *sys.argv[1:]])
-    order = profiler.ProfileRequest(model, batch_size, device, workers, steps, methods, made_by, dataset)
+    order = profile_request.ProfileRequest(model, batch_size, device, workers, steps, methods, made_by, dataset)
     if derive_for:
-        hardware = profiler.HARDWARE[derive_for]
-        made = profiler.derive(order, hardware, efficiency or profiler.EFFICIENCY)
+        hardware = derived.HARDWARE[derive_for]
+        made = derived.derive(order, hardware, efficiency or derived.EFFICIENCY)
     else:
         made = profiler.measure(order)
     _write(out, made.as_json())
@@ -738,6 +741,19 @@ def _write(path: Path, content: str) -> None:
 
 def _cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _foreseen(trial: Trial) -> dict[str, Any]:
+    from harness.plan.estimate import time_s
+
+    known = trial.expected
+    return {
+        "wire_bytes_per_step": known.wire_bytes_per_step,
+        "lower_bound_s_per_step": known.lower_bound_s_per_step,
+        "time_s": time_s(trial, _cpu_count()),
+        "predicted_step_s": known.predicted_step_s,
+        "memory_bytes": known.memory_bytes,
+    }
 
 
 def _describe(trial: Trial) -> dict[str, Any]:

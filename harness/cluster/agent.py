@@ -1,19 +1,7 @@
 """The process that lives inside a cluster and forks a worker for each task, so that torch is imported once.
 
-It speaks lines of JSON. Requests come in on stdin::
-
-    {"op": "preload", "train": {"dataset": "digits", ...}}
-    {"op": "start", "task": "train", "nodes": ["w0", "w1"], "spec": {...}}
-    {"op": "stop"}
-    {"op": "quit"}
-
-and everything a task has to say goes out on stdout, together with what becomes of it::
-
-    {"kind": "done", "op": "preload"}
-    {"kind": "refused", "op": "preload", "reason": ..., "exit_code": 2}
-    {"kind": "events", "node": "w0", ...}
-    {"kind": "log", "node": "w0", "text": ...}
-    {"kind": "exit", "node": "w0", "code": 0}
+It speaks the lines of ``harness/messages.py``. Requests come in on stdin; everything a task has to say goes out on
+stdout, together with what becomes of it.
 
 It ends when stdin does, so it cannot outlive whoever started it. It stays single-threaded: only then is a fork safe.
 """
@@ -22,7 +10,6 @@ from __future__ import annotations
 
 import gc
 import importlib
-import json
 import os
 import selectors
 import signal
@@ -34,7 +21,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.errors import PacbenchError
-from harness.messages import Message, Task
+from harness.messages import (
+    Done,
+    Exit,
+    Failed,
+    Log,
+    Message,
+    Preload,
+    Quit,
+    Refused,
+    Start,
+    Stop,
+    Task,
+    decode,
+    encode,
+)
 
 TASKS = {
     "probe_links": "harness.network.tasks:probe_links",
@@ -64,16 +65,16 @@ class Agent:
 
     Args:
         enter: takes the calling process to a node (into its namespace); called in each forked worker.
-        operations: further requests that this kind of cluster knows, by the name of their ``op``.
+        operations: further requests that this kind of cluster knows, by their kind.
     """
 
-    def __init__(self, enter: Callable[[str], None], operations: Mapping[str, Callable[[Message], None]]) -> None:
+    def __init__(self, enter: Callable[[str], None], operations: Mapping[type[Message], Callable[[Any], None]]) -> None:
         self._enter = enter
-        self._operations: dict[str, Callable[[Message], None]] = {
-            "preload": _preload,
-            "start": self._start,
-            "stop": self._stop,
-            "quit": self._quit,
+        self._operations: dict[type[Message], Callable[[Any], None]] = {
+            Preload: _preload,
+            Start: self._start,
+            Stop: self._stop,
+            Quit: self._quit,
             **operations,
         }
         self._replies = os.dup(sys.stdout.fileno())
@@ -93,32 +94,32 @@ class Agent:
                     continue
                 chunk = os.read(stdin, READ_BYTES)
                 if not chunk:
-                    self._stop({})
+                    self._stop(Stop())
                     return
                 *lines, unfinished = (unfinished + chunk).split(b"\n")
                 for line in lines:
-                    self._handle(json.loads(line))
+                    self._handle(decode(line))
 
     def _handle(self, request: Message) -> None:
-        op = request["op"]
+        op = request.kind
         self._reap_orphans()
         try:
-            self._operations[op](request)
+            self._operations[type(request)](request)
         except PacbenchError as error:
-            self._say({"kind": "refused", "op": op, "reason": str(error), "exit_code": error.exit_code})
+            self._say(Refused(op=op, reason=str(error), exit_code=error.exit_code))
         except Exception as error:
             traceback.print_exc()
             reason = f"{type(error).__name__}: {error}"
-            self._say({"kind": "refused", "op": op, "reason": reason, "exit_code": PacbenchError.exit_code})
+            self._say(Refused(op=op, reason=reason, exit_code=PacbenchError.exit_code))
         else:
-            self._say({"kind": "done", "op": op})
+            self._say(Done(op=op))
 
-    def _start(self, request: Message) -> None:
-        task = _resolve(request["task"])
+    def _start(self, request: Start) -> None:
+        task = _resolve(request.task)
         gc.collect()
         gc.freeze()  # what exists now stays shared between the workers
-        for node in request["nodes"]:
-            self._fork(node, task, request["spec"])
+        for node in request.nodes:
+            self._fork(node, task, request.spec)
 
     def _fork(self, node: str, task: Task, spec: Mapping[str, Any]) -> None:
         messages, messages_end = os.pipe()
@@ -142,9 +143,9 @@ class Agent:
             lines = [rest]
         for line in lines:
             if is_log:
-                self._say({"kind": "log", "node": child.node, "text": line.decode(errors="replace")})
+                self._say(Log(node=child.node, text=line.decode(errors="replace")))
             else:
-                self._write(line)
+                self._write(line + b"\n")
         if not chunk:
             self._selector.unregister(descriptor)
             os.close(descriptor)
@@ -155,7 +156,7 @@ class Agent:
     def _reap(self, child: Child) -> None:
         _, status = os.waitpid(child.pid, 0)
         del self._children[child.pid]
-        self._say({"kind": "exit", "node": child.node, "code": os.waitstatus_to_exitcode(status)})
+        self._say(Exit(node=child.node, code=os.waitstatus_to_exitcode(status)))
 
     def _reap_orphans(self) -> None:
         """Let go of what workers had started and left behind: where this is process 1, it has become its child."""
@@ -165,21 +166,21 @@ class Agent:
                     break  # it is reaped when its pipes have been read
                 os.waitpid(ended.si_pid, 0)
 
-    def _stop(self, request: Message) -> None:
+    def _stop(self, request: Stop | Quit) -> None:
         """End all workers at once; their exits are reported as any others."""
         for pid in self._children:
             os.kill(pid, signal.SIGKILL)
 
-    def _quit(self, request: Message) -> None:
+    def _quit(self, request: Quit) -> None:
         """End; for who cannot rely on the end of stdin being seen: a console's is not, always."""
         self._stop(request)
         raise SystemExit
 
     def _say(self, message: Message) -> None:
-        self._write(json.dumps(message).encode())
+        self._write(encode(message))
 
     def _write(self, line: bytes) -> None:
-        data = memoryview(line + b"\n")
+        data = memoryview(line)
         while data:
             data = data[os.write(self._replies, data) :]
 
@@ -190,12 +191,12 @@ def _resolve(name: str) -> Task:
     return task
 
 
-def _preload(request: Message) -> None:
+def _preload(request: Preload) -> None:
     from harness.scenario.schema import Train
     from harness.worker import train
 
-    if request["train"] is not None:
-        train.preload(Train.model_validate(request["train"]))
+    if request.train is not None:
+        train.preload(Train.model_validate(request.train))
 
 
 def _run(
@@ -210,7 +211,7 @@ def _run(
     os.close(logs_end)
 
     def send(message: Message) -> None:
-        data = memoryview(json.dumps({**message, "node": node}).encode() + b"\n")
+        data = memoryview(encode(message, node))
         while data:
             data = data[os.write(messages_end, data) :]
 
@@ -220,7 +221,7 @@ def _run(
         code = 0
     except BaseException as error:
         traceback.print_exc()
-        send({"kind": "error", "reason": f"{type(error).__name__}: {error}".splitlines()[0]})
+        send(Failed(reason=f"{type(error).__name__}: {error}".splitlines()[0]))
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import selectors
 import subprocess
@@ -16,7 +15,7 @@ from typing import Any
 from harness import programs
 from harness.cluster.protocol import ClusterBrokenError, SideTask, TaskTimeoutError
 from harness.errors import MeasurementError, UsageError
-from harness.messages import Message
+from harness.messages import Done, Exit, Message, Quit, Refused, Start, Stop, Tick, decode, encode
 
 READ_BYTES = 1 << 20
 
@@ -60,20 +59,19 @@ class AgentConnection:
             UsageError, MeasurementError: it was refused.
         """
         self._send(message)
-        self.wait_until_done(message["op"], timeout_s)
+        self.wait_until_done(message.kind, timeout_s)
 
     def wait_until_done(self, op: str, timeout_s: float) -> None:
         """Wait until an operation that was begun is done; see ``request``."""
         deadline = time.monotonic() + timeout_s
         while True:
             reply = self._next(deadline)
-            if reply.get("op") != op:
-                continue  # what is left of a task that was ended early
-            if reply["kind"] == "done":
-                return
-            if reply["kind"] == "refused":
-                kind = UsageError if reply["exit_code"] == UsageError.exit_code else MeasurementError
-                raise kind(reply["reason"])
+            match reply:  # whatever else is read is left of a task that was ended early
+                case Done(op=done) if done == op:
+                    return
+                case Refused(op=refused) if refused == op:
+                    kind = UsageError if reply.exit_code == UsageError.exit_code else MeasurementError
+                    raise kind(reply.reason)
 
     def task(
         self,
@@ -88,18 +86,18 @@ class AgentConnection:
         Args:
             beside: further tasks, which are ended when the others have.
 
-        While nothing is said, a message of kind ``tick`` comes every second, so that whoever listens can give up.
+        While nothing is said, a ``Tick`` comes every second, so that whoever listens can give up.
         """
         running, deadline = set(nodes), time.monotonic() + timeout_s
         for side in beside:
-            self.request({"op": "start", "task": side.task, "nodes": [side.node], "spec": side.spec}, STOP_GRACE_S)
+            self.request(Start(task=side.task, nodes=[side.node], spec=side.spec), STOP_GRACE_S)
             running.add(side.node)
-        self.request({"op": "start", "task": task, "nodes": nodes, "spec": dict(spec)}, STOP_GRACE_S)
+        self.request(Start(task=task, nodes=nodes, spec=dict(spec)), STOP_GRACE_S)
         try:
             while running & set(nodes):
                 message = self._next_or_tick(deadline)
-                if message["kind"] == "exit":
-                    running.discard(message["node"])
+                if isinstance(message, Exit):
+                    running.discard(message.node)
                 yield message
         finally:
             if running and self.alive:
@@ -112,12 +110,12 @@ class AgentConnection:
 
     def stop(self) -> None:
         """End the task that runs; its workers' exits are heard by whoever listens to ``task``. For another thread."""
-        self._send({"op": "stop"})
+        self._send(Stop())
 
     def close(self) -> None:
         """End the agent and what it started."""
         with suppress(ClusterBrokenError):
-            self._send({"op": "quit"})
+            self._send(Quit())
         self._selector.close()
         for stream in (self._process.stdin, self._process.stdout):
             if stream:
@@ -134,11 +132,11 @@ class AgentConnection:
         deadline = time.monotonic() + STOP_GRACE_S
         while running:
             message = self._next(deadline)
-            if message["kind"] == "exit":
-                running.discard(message["node"])
+            if isinstance(message, Exit):
+                running.discard(message.node)
 
     def _send(self, message: Message) -> None:
-        data = memoryview(json.dumps(message).encode() + b"\n")
+        data = memoryview(encode(message))
         try:
             with self._writing:
                 while data:
@@ -153,7 +151,7 @@ class AgentConnection:
         except TaskTimeoutError:
             if deadline <= soon:
                 raise
-            return {"kind": "tick"}
+            return Tick()
 
     def _next(self, deadline: float) -> Message:
         while not self._waiting:
@@ -163,7 +161,7 @@ class AgentConnection:
             if not chunk:
                 raise ClusterBrokenError(self._epitaph())
             *lines, self._partial = (self._partial + chunk).split(b"\n")
-            self._waiting = [json.loads(line) for line in lines if line.startswith(b"{")]  # a kernel may speak first
+            self._waiting = [decode(line) for line in lines if line.startswith(b"{")]  # a kernel may speak first
         return self._waiting.pop(0)
 
     def _epitaph(self) -> str:

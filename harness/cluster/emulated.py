@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.cluster.protocol import SideTask
 from harness.errors import MeasurementError, UsageError
-from harness.messages import Message
+from harness.messages import CeilingMeasured, Failed, LinksMeasured, Message, Preload
 from harness.network.measure import PACKET_COST
 from harness.network.readings import Readings
 from harness.network.topology import Topology
@@ -68,7 +68,9 @@ class EmulatedCluster(ABC):
             link = Link.model_validate({"rate": UNSHAPED, **({"delay": LEAST_DELAY} if segments else {})})
             topology = Topology(workers=workers, link=link, most_segments=segments)
             self._build(topology, NO_LIMITS)
-            self._ceilings[workers, segments] = self._probe("probe_ceiling", topology)["ceiling_bps"]
+            found = self._probe("probe_ceiling", topology)
+            assert isinstance(found, CeilingMeasured)
+            self._ceilings[workers, segments] = found.ceiling_bps
         return self._ceilings[workers, segments]
 
     def use(self, topology: Topology, resources: Resources = NO_LIMITS) -> Readings:
@@ -96,23 +98,32 @@ class EmulatedCluster(ABC):
         return self._measured(topology, counted)
 
     def _measured(self, topology: Topology, counted: int | None = None) -> Readings:
-        return Readings.model_validate_json(self._probe("probe_links", topology, counted)["readings"])
+        found = self._probe("probe_links", topology, counted)
+        assert isinstance(found, LinksMeasured)
+        return Readings.model_validate_json(found.readings)
 
-    def _probe(self, task: str, topology: Topology, counted: int | None = None) -> Message:
-        """Run a probing task on all nodes; what the switch found."""
-        found: Message = {}
+    def _probe(self, task: str, topology: Topology, counted: int | None = None) -> LinksMeasured | CeilingMeasured:
+        """Run a probing task on all nodes; what the switch found.
+
+        Raises:
+            MeasurementError: a node failed, or the switch found nothing.
+        """
+        found: LinksMeasured | CeilingMeasured | None = None
         spec = {"topology": as_json(topology), "counted": counted}
         for message in self._task(task, topology.nodes, spec, self.probe_timeout_s):
-            if message["kind"] == "error":
-                raise MeasurementError(f"the links cannot be measured: {message['node']}: {message['reason']}")
-            if message["kind"] == "result":
-                found = message
+            match message:
+                case Failed():
+                    raise MeasurementError(f"the links cannot be measured: {message.node}: {message.reason}")
+                case LinksMeasured() | CeilingMeasured():
+                    found = message
+        if found is None:
+            raise MeasurementError("the links cannot be measured: the switch ended without a word")
         return found
 
 
-def preload_request(train: Train | None) -> Message:
+def preload_request(train: Train | None) -> Preload:
     """What asks an agent for ``Cluster.preload``."""
-    return {"op": "preload", "train": train and train.model_dump(mode="json", by_alias=True)}
+    return Preload(train=None if train is None else train.model_dump(mode="json", by_alias=True))
 
 
 def as_json(topology: Topology) -> dict[str, Any]:

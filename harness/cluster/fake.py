@@ -15,13 +15,13 @@ from typing import Any
 
 from typing_extensions import Self
 
-from harness.messages import Message
+from harness.messages import Events, Exit, Message, QueueUse, Trained
 from harness.network.addresses import WORKER_INTERFACE, worker_name
 from harness.network.bounds import FRAME_HEADER_BYTES
 from harness.network.readings import LinkReading, Readings
 from harness.network.topology import Topology
-from harness.plan.estimate import lower_bound_s, wire_bytes
-from harness.plan.trial import UNSETTLED_STEPS, Trial, state_of
+from harness.plan.expected import lower_bound_s, state_of
+from harness.plan.trial import UNSETTLED_STEPS, Trial
 from harness.scenario.schema import NO_LIMITS, Resources, Train
 
 COMPUTE_S = 0.01
@@ -37,47 +37,49 @@ def recite(trial: Trial) -> Iterator[Message]:
     train, workers = trial.case.train, trial.case.cluster.workers
     steady_from_step = max(state_of(trial.method).steady_from_step, UNSETTLED_STEPS)
     steady_steps = train.steps - steady_from_step
-    payload = round(wire_bytes(trial) * steady_steps)
-    step_s = [
-        COMPUTE_S + CODEC_S + lower_bound_s(trial, step) * random.Random(f"{trial.id}/{step}").uniform(1.04, 1.08)
-        for step in range(train.steps)
-    ]
+    payload = round(trial.expected.wire_bytes_per_step * steady_steps)
+    step_s = [_step_s(trial, step) for step in range(train.steps)]
     for worker in range(workers):
-        rows: list[list[Any]] = []
+        rows: list[tuple[int, float, str, float]] = []
         clock_s = 0.0
         for step, seconds in enumerate(step_s):
             clock_s += seconds
             phases = {"step_s": seconds, "compute_s": COMPUTE_S, "encode_s": CODEC_S, "decode_s": 0.0}
             phases["comm_s"] = seconds - COMPUTE_S - CODEC_S
-            rows.extend([step, clock_s, kind, value] for kind, value in phases.items())
+            rows.extend((step, clock_s, kind, value) for kind, value in phases.items())
             done = step + 1
             if worker == 0 and (done % train.eval_every == 0 or done == train.steps):
                 accuracy = 0.97 - 0.87 * math.exp(-5 * done / train.steps)
-                rows.append([done, clock_s, "accuracy", accuracy])
-                rows.append([done, clock_s, "test_loss", -math.log(accuracy)])
-        yield {"kind": "events", "node": worker_name(worker), "rows": rows}
-        yield {
-            "kind": "result",
-            "node": worker_name(worker),
-            "steps": train.steps,
-            "steady_from_step": steady_from_step,
-            "diverged": False,
-            "payload_bytes": payload,
-            "header_bytes": payload // 1448 * FRAME_HEADER_BYTES,
-            "retransmits": 0,
-            "smoothed_rtt_s": RTT_S,
-            "cwnd_packets": 10.0,
-            "queues": {WORKER_INTERFACE: {"drops": 0, "most_backlog_bytes": 0}},
-            "train_time_s": clock_s,
-            "evaluation_time_s": 0.0,
-            "yardstick_s": 1e-3,
-            "peak_memory_bytes": 300_000_000,
-            "own_memory_bytes": 100_000_000,
-            "held_memory_bytes": 1_000_000,
-            "parameter_hash": "0" * 16,
-            "parameters_identical": True,
-        }
-        yield {"kind": "exit", "node": worker_name(worker), "code": 0}
+                rows.append((done, clock_s, "accuracy", accuracy))
+                rows.append((done, clock_s, "test_loss", -math.log(accuracy)))
+        yield Events(node=worker_name(worker), rows=rows)
+        yield Trained(
+            node=worker_name(worker),
+            steps=train.steps,
+            steady_from_step=steady_from_step,
+            diverged=False,
+            payload_bytes=payload,
+            header_bytes=payload // 1448 * FRAME_HEADER_BYTES,
+            retransmits=0,
+            smoothed_rtt_s=RTT_S,
+            cwnd_packets=10.0,
+            queues={WORKER_INTERFACE: QueueUse(drops=0, most_backlog_bytes=0)},
+            train_time_s=clock_s,
+            evaluation_time_s=0.0,
+            yardstick_s=1e-3,
+            peak_memory_bytes=300_000_000,
+            own_memory_bytes=100_000_000,
+            held_memory_bytes=1_000_000,
+            parameter_hash="0" * 16,
+            parameters_identical=True,
+        )
+        yield Exit(node=worker_name(worker), code=0)
+
+
+def _step_s(trial: Trial, step: int) -> float:
+    """A step's time. Its noise is the same whatever the code is, so that tests of statistics do not hang on chance."""
+    noise = random.Random(f"{trial.method.label}/{trial.round}/{step}").uniform(1.04, 1.08)
+    return COMPUTE_S + CODEC_S + lower_bound_s(trial.case, trial.method, step) * noise
 
 
 class FakeCluster:

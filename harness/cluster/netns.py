@@ -15,7 +15,7 @@ from harness.cluster.connection import AgentConnection
 from harness.cluster.emulated import EmulatedCluster, as_json, preload_request, watchers
 from harness.cluster.protocol import SideTask
 from harness.errors import MeasurementError, UsageError
-from harness.messages import Message
+from harness.messages import Build, Check, Message, Reset
 from harness.network.player import PLAYER
 from harness.network.readings import Readings
 from harness.network.topology import Topology
@@ -75,7 +75,7 @@ class NetnsCluster(EmulatedCluster):
         for field, value in resources.model_dump(by_alias=True, exclude_defaults=True).items():
             raise UsageError.at("scenario", f"cluster.{field}", value, "nothing on netns; containers can: --on docker")
         super().check(topology, resources)  # first: of a rate that is far too high tc only says that it is illegal
-        self._agent.request({"op": "check", "topology": as_json(topology)}, self.build_timeout_s)
+        self._agent.request(Check(topology=as_json(topology)), self.build_timeout_s)
 
     def share_file(self, file: Path) -> None:
         """See ``Cluster.share_file``: workers share the host's files."""
@@ -84,7 +84,7 @@ class NetnsCluster(EmulatedCluster):
         """See ``Cluster.verify``; after a trace the links are first what they were before it."""
         assert self._current, "a topology must be in use"
         if self._current[0].link.trace:
-            self._agent.request({"op": "reset"}, self.build_timeout_s)
+            self._agent.request(Reset(), self.build_timeout_s)
         return super().verify()
 
     def preload(self, train: Train | None = None) -> None:
@@ -97,7 +97,7 @@ class NetnsCluster(EmulatedCluster):
         topology = self._current[0]
         beside = watchers(topology) if task == "train" else []
         if topology.link.trace and "start_file" in spec:
-            self._agent.request({"op": "reset"}, self.build_timeout_s)
+            self._agent.request(Reset(), self.build_timeout_s)
             played = {"topology": as_json(topology), "start_file": spec["start_file"]}
             beside.append(SideTask("play", PLAYER, played))
         return self._agent.task(task, topology.worker_nodes, spec, timeout_s, beside)
@@ -112,7 +112,7 @@ class NetnsCluster(EmulatedCluster):
 
     def _build(self, topology: Topology, resources: Resources) -> None:
         self._current = None
-        self._agent.request({"op": "build", "topology": as_json(topology)}, self.build_timeout_s)
+        self._agent.request(Build(topology=as_json(topology)), self.build_timeout_s)
 
     def _task(self, task: str, nodes: list[str], spec: Mapping[str, Any], timeout_s: float) -> Iterator[Message]:
         return self._agent.task(task, nodes, spec, timeout_s)

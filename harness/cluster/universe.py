@@ -19,7 +19,7 @@ from pathlib import Path
 
 from harness.cluster.agent import Agent
 from harness.errors import MeasurementError, UsageError
-from harness.messages import Message
+from harness.messages import Build, Check, Reset
 from harness.network.iproute import check_congestion_control, run, run_lines
 from harness.network.player import PLAYER
 from harness.network.qdisc import check_read_back, qdisc
@@ -58,9 +58,9 @@ class Universe:
             if Path(system).exists():
                 run(["mount", "--bind", str(own), system])
 
-    def build(self, request: Message) -> None:
+    def build(self, request: Build) -> None:
         """Replace what is there by the topology that is asked for, and read back every queue."""
-        topology = Topology.model_validate(request["topology"])
+        topology = Topology.model_validate(request.topology)
         if self._current:
             _apply(self._current.destroy())
             self._current = None
@@ -72,14 +72,14 @@ class Universe:
         _apply(topology.shape())
         _check_queues(topology)
 
-    def reset(self, request: Message) -> None:
+    def reset(self, request: Reset) -> None:
         """Bring every queue back to what it was before a trace was played."""
         assert self._current
         _apply(self._current.shape())
 
-    def check(self, request: Message) -> None:
+    def check(self, request: Check) -> None:
         """Refuse what this kernel cannot emulate, having tried every queue of the topology on a link of no one's."""
-        topology = Topology.model_validate(request["topology"])
+        topology = Topology.model_validate(request.topology)
         check_congestion_control(topology.link.congestion_control)
         run_lines("ip", None, [f"netns add {TRIAL}"])
         run_lines("ip", TRIAL, ["link add try0 type veth peer name try1"])
@@ -177,4 +177,4 @@ def _apply(commands: Iterable[Command]) -> None:
 def main() -> None:
     """Serve until the harness hangs up."""
     universe = Universe()
-    Agent(enter, {"build": universe.build, "check": universe.check, "reset": universe.reset}).serve()
+    Agent(enter, {Build: universe.build, Check: universe.check, Reset: universe.reset}).serve()

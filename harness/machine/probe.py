@@ -8,6 +8,7 @@ from typing import Any
 
 from harness.cluster.protocol import Cluster
 from harness.errors import MeasurementError
+from harness.messages import AllReduced, Failed, FirstCollective
 from harness.network.bounds import ring_bound_s
 from harness.network.readings import Readings
 from harness.network.topology import Topology
@@ -92,13 +93,13 @@ def _time_all_reduce(cluster: Cluster, topology: Topology, size: int) -> tuple[f
     seconds, first_at = None, 0.0
     spec = {"bytes": size, "workers": topology.workers, "port": PORT}
     for message in cluster.run("all_reduce", spec, TIMEOUT_S):
-        match message["kind"]:
-            case "first_collective":
+        match message:
+            case FirstCollective():
                 first_at = time.monotonic()
-            case "result":
-                seconds = float(message["seconds"])
-            case "error":
-                raise MeasurementError(f"the all-reduce failed: {message['node']}: {message['reason']}")
+            case AllReduced():
+                seconds = message.seconds
+            case Failed():
+                raise MeasurementError(f"the all-reduce failed: {message.node}: {message.reason}")
     if seconds is None:
         raise MeasurementError("the all-reduce gave no result")
     return seconds, first_at

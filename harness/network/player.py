@@ -8,10 +8,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.messages import LinksChanged, Send
 from harness.network.iproute import TcConsole
 
 if TYPE_CHECKING:
-    from harness.messages import Send
     from harness.network.topology import Topology
 
 
@@ -42,8 +42,7 @@ def play(spec: Mapping[str, Any], node: str, send: Send) -> None:
             _apply(topology, row, consoles)
             applied = time.monotonic()
             rate_bps = topology.link.trace.rows[row].rate_bps if topology.link.trace else None
-            change = {"row": row, "rate_bps": rate_bps, "at_s": applied, "late_s": applied - started - due_s}
-            send({"kind": "change", **change})
+            send(LinksChanged(row=row, rate_bps=rate_bps, at_s=applied, late_s=applied - started - due_s))
         while True:  # the last row stays in force until the workers have ended, and this process with them
             time.sleep(1.0)
 

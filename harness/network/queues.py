@@ -9,22 +9,14 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, TypedDict
+from typing import Any
 
 from typing_extensions import Self
 
-from harness.messages import Send
+from harness.messages import QueuesSeen, QueueUse, Send
 from harness.network.iproute import TcConsole
 
 LOOK_EVERY_S = 0.25
-
-
-class QueueUse(TypedDict):
-    """Of an interface's queue, since the watch began."""
-
-    drops: int
-    """Packets: for want of room, or because it was asked to lose some."""
-    most_backlog_bytes: int
 
 
 class QueueWatch:
@@ -38,7 +30,7 @@ class QueueWatch:
         self._drops_before: dict[str, int] = defaultdict(int)
         self._most_backlog_bytes: dict[str, int] = defaultdict(int)
         self.look()
-        self._drops_before |= {interface: use["drops"] for interface, use in self.uses.items()}
+        self._drops_before |= {interface: use.drops for interface, use in self.uses.items()}
         return self
 
     def __exit__(
@@ -94,5 +86,5 @@ def watch_queues(spec: Mapping[str, Any], node: str, send: Send) -> None:
             watch.look()
             if watch.uses != told:
                 told = watch.uses
-                send({"kind": "queues", "queues": told})
+                send(QueuesSeen(queues=told))
             time.sleep(LOOK_EVERY_S)

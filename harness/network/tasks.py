@@ -6,7 +6,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from harness.messages import Send
+from harness.messages import CeilingMeasured, LinksMeasured, Send
 from harness.network import measure, responder
 from harness.network.topology import Topology
 
@@ -17,7 +17,7 @@ def probe_links(spec: Mapping[str, Any], node: str, send: Send) -> None:
     if node == topology.switches[-1]:
         threading.Thread(target=responder.answer, daemon=True).start()
         readings = measure.measure(topology, spec.get("counted"))
-        send({"kind": "result", "readings": readings.model_dump_json()})
+        send(LinksMeasured(readings=readings.model_dump_json()))
     else:
         responder.answer()
 
@@ -27,6 +27,6 @@ def probe_ceiling(spec: Mapping[str, Any], node: str, send: Send) -> None:
     topology = Topology.model_validate(spec["topology"])
     if node == topology.switches[-1]:
         threading.Thread(target=responder.answer, daemon=True).start()
-        send({"kind": "result", "ceiling_bps": measure.measure_ceiling(topology)})
+        send(CeilingMeasured(ceiling_bps=measure.measure_ceiling(topology)))
     else:
         responder.answer()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from baselines._state import numel
 from harness.errors import UsageError
-from harness.plan.estimate import shapes_of
-from harness.plan.trial import UNSETTLED_STEPS, state_of
+from harness.plan.expected import shapes_of, state_of
+from harness.plan.trial import UNSETTLED_STEPS
 from harness.scenario.schema import Case, Scenario
 from harness.workload import profile as profiles
 from harness.workload.data import DATASETS, Dataset

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.plan.check import check_steps, check_workload
+from harness.plan.expected import state_of
 from harness.plan.status import ACCURACY, DONE
-from harness.plan.trial import Trial, state_of
+from harness.plan.trial import Trial
 from harness.provenance import code_digest
 from harness.scenario.links import UNSHAPED, Link
 from harness.scenario.schema import Case, MethodSpec, Scenario

@@ -1,9 +1,16 @@
 """How a trial may end, and what for it was run: words that plan and store share, without what either needs besides."""
 
-DONE = "done"
-DIVERGED, TIMEOUT = "diverged", "timeout"
-STATUSES = (DONE, "failed", "crashed", DIVERGED, TIMEOUT, "interrupted")
+from __future__ import annotations
+
+from typing import Final, Literal, get_args
+
+DONE: Final = "done"
+DIVERGED: Final = "diverged"
+TIMEOUT: Final = "timeout"
+Status = Literal["done", "failed", "crashed", "diverged", "timeout", "interrupted"]
 """How a trial may end. ``failed``: its links or its proofs did not hold, see the reason."""
+
+STATUSES: tuple[Status, ...] = get_args(Status)
 
 MISSES = (DIVERGED, TIMEOUT)
 """How a training ends that can no longer reach its target. Whoever crashed tells nothing of that."""

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from functools import cache
-
-import baselines
-from baselines import MethodState
-from harness.network.topology import Topology
+from harness.plan.expected import Expected, expect
 from harness.scenario.schema import Case, MethodSpec
 from harness.scenario.section import Section
-from harness.workload import profile as profiles
 
 UNSETTLED_STEPS = 2
 """DDP regroups its buckets after the first step, and TCP finds its pace: never part of a steady state."""
@@ -21,9 +16,9 @@ class Trial(Section):
     id: str
     scenario: str
     cluster: str
-    """The kind of cluster it runs on: trials on different kinds are different trials."""
+    """Kind of cluster it runs on: trials on different kinds are different trials."""
     image: str = ""
-    """The digest of the workers' image, where they have one."""
+    """Digest of the workers' image, where they have one."""
     case: Case
     method: MethodSpec
     seed: int
@@ -37,28 +32,7 @@ class Trial(Section):
         rate_bps, slowed_to_bps = self.case.link.rate_bps, self.method.slowed_to_bps
         return max(self.case.train.dilation, rate_bps / slowed_to_bps if rate_bps and slowed_to_bps else 1.0)
 
-
-@cache
-def topology_of(case: Case) -> Topology:
-    """The network that a case asks for."""
-    return Topology(workers=case.cluster.workers, link=case.link, fabric=case.fabric)
-
-
-def built_topology_of(trial: Trial) -> Topology:
-    """The network that is built for a trial: the one that its case asks for, or a slower one, where time is dilated."""
-    return _slowed(trial.case, trial.dilation)
-
-
-@cache
-def _slowed(case: Case, dilation: float) -> Topology:
-    return topology_of(case).slowed(dilation)
-
-
-def profile_of(case: Case) -> profiles.Profile | None:
-    """The profile that a case replays; None where it trains."""
-    return profiles.read(case.train.replay) if case.train.replay else None
-
-
-def state_of(method: MethodSpec) -> MethodState:
-    """A fresh, unbound state with the method's parameters."""
-    return baselines.get(method.name).State(**method.params)
+    @property
+    def expected(self) -> Expected:
+        """What is known of it before it runs. It is worked out once for all trials of the method on the case."""
+        return expect(self.case, self.method, self.dilation)

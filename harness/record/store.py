@@ -1,6 +1,7 @@
 """A run's folder: trials appended one by one, each written once by rename, and read back as frames.
 
     RUN/scenario.json           the scenario as it was resolved
+    RUN/store.json              the version of what is stored (``row.SCHEMA``); runs from before there was one have none
     RUN/provenance.json         a list, one entry for each time the run was started or resumed
     RUN/trials.parquet/         a folder, one file a trial; pandas reads it as one frame
     RUN/verified.parquet/       likewise: what the links were after it, known only once the last trial on them has ended
@@ -16,10 +17,10 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -27,94 +28,10 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from harness.errors import MeasurementError, UsageError
-from harness.plan.status import ACCURACY as ACCURACY
-from harness.plan.status import DIVERGED as DIVERGED
-from harness.plan.status import DONE as DONE
-from harness.plan.status import MISSES as MISSES
-from harness.plan.status import STATUSES as STATUSES
+from harness.plan.status import DONE
+from harness.record.row import EVENT_SCHEMA, SCHEMA, TRIAL_SCHEMA, VERIFICATION_SCHEMA, Event, TrialRow, VerificationRow
 from harness.scenario.schema import Scenario
 from harness.scenario.target import Target
-
-TRIAL_SCHEMA = pa.schema(
-    [
-        ("trial_id", pa.string()),
-        ("attempt", pa.int32()),
-        ("scenario", pa.string()),
-        ("cluster", pa.string()),
-        ("method", pa.string()),
-        ("label", pa.string()),
-        ("params", pa.string()),  # JSON
-        ("model", pa.string()),
-        ("dataset", pa.string()),  # or, of a replay, whose times were waited for
-        ("replay", pa.string()),  # the profile; null: it trained for real
-        ("replay_source", pa.string()),  # measured or modelled
-        ("dilation", pa.float64()),  # of the case: how many times slower everything is than it is told here, at least
-        ("trial_dilation", pa.float64()),  # how many times slower it was
-        ("workers", pa.int32()),
-        ("batch_size", pa.int32()),
-        ("rate_bps", pa.float64()),  # null: unshaped
-        ("delay_s", pa.float64()),
-        ("loss", pa.float64()),
-        ("network", pa.string()),  # what else its links and topology are, in words
-        ("seed", pa.int64()),
-        ("round", pa.int32()),
-        ("purpose", pa.string()),  # null: all that is told; accuracy: one more seed, on unshaped links, for that alone
-        ("status", pa.string()),
-        ("reason", pa.string()),
-        ("steps", pa.int32()),  # completed
-        ("steady_from_step", pa.int32()),
-        ("settling_steps", pa.int32()),  # beyond the declared warm-up, left out of all times by ``steady``'s rule
-        ("steady_steps", pa.int32()),  # timed ones
-        ("samples_per_s", pa.float64()),
-        ("step_time_median_s", pa.float64()),
-        ("compute_s_per_step", pa.float64()),
-        ("codec_s_per_step", pa.float64()),  # encode and decode together
-        ("encode_s_per_step", pa.float64()),
-        ("decode_s_per_step", pa.float64()),
-        ("comm_s_per_step", pa.float64()),
-        ("overrun_s_per_step", pa.float64()),  # of a replay: what this machine's slowness adds at most
-        ("processor_s_per_step", pa.float64()),  # of the above, what this machine's processor decides
-        ("yardstick_s", pa.float64()),  # of the processor, for a fixed piece of work, when the trial began and ended
-        ("wire_bytes_per_step", pa.float64()),
-        ("header_bytes_per_step", pa.float64()),
-        ("formula_bytes_per_step", pa.float64()),
-        ("lower_bound_s_per_step", pa.float64()),
-        ("predicted_step_s", pa.float64()),  # null: there is no profile
-        ("before_steady_s", pa.float64()),
-        ("steady_s", pa.float64()),  # timed, together; throughput is null where these or the steps are too few
-        ("final_accuracy", pa.float64()),
-        ("final_loss", pa.float64()),  # on the test set
-        ("final_perplexity", pa.float64()),  # null: no language
-        ("target", pa.string()),  # such as "accuracy 0.95"; null: none
-        ("steps_to_target", pa.float64()),  # by a line between two evaluations; null: not reached
-        ("time_to_target_s", pa.float64()),  # likewise
-        ("train_time_s", pa.float64()),
-        ("evaluation_time_s", pa.float64()),
-        ("wall_time_s", pa.float64()),
-        ("peak_memory_bytes", pa.float64()),
-        ("own_memory_bytes", pa.float64()),
-        ("held_memory_bytes", pa.float64()),  # by the method between steps: residuals, masks
-        ("measured_rate_bps", pa.float64()),
-        ("measured_rtt_s", pa.float64()),
-        ("links", pa.string()),  # JSON: every link and direction, asked and measured
-        ("verified_before", pa.string()),  # JSON: all that was measured of the network before the trial
-        ("retransmits", pa.float64()),  # TCP segments sent again, by all workers
-        ("transport_rtt_s", pa.float64()),  # TCP's smoothed round trip at the end, queues included; median of workers
-        ("cwnd_packets", pa.float64()),  # TCP's congestion window then, likewise
-        ("queue_drops", pa.float64()),  # by all links, in both directions: for want of room, or as asked
-        ("queue_backlog_bytes", pa.float64()),  # the most that was seen to wait in any link's queue
-        ("fullest_queue", pa.string()),  # the link and direction in which it did
-        ("parameter_hash", pa.string()),
-        ("commit", pa.string()),
-        ("code_digest", pa.string()),
-        ("image_digest", pa.string()),  # null: workers run in the harness's own environment
-        ("cpuset", pa.string()),  # of each worker; null: any CPU
-        ("memory_limit_bytes", pa.float64()),  # of each worker; null: none
-        ("device", pa.string()),  # cpu or cuda
-        ("peak_gpu_memory_bytes", pa.float64()),  # null: on a CPU
-        ("log_tail", pa.string()),
-    ]
-)
 
 OLDER_COLUMNS = pa.schema([("target_accuracy", pa.float64())])
 """Of stores from before there were other targets than an accuracy; read, and never written."""
@@ -123,36 +40,6 @@ WORKLOAD_COLUMNS = (
     *("workers", "model", "dataset", "batch_size", "target", "cluster", "cpuset", "memory_limit_bytes", "device"),
 )
 """What two trials must share to learn alike, whatever their links are."""
-
-VERIFICATION_SCHEMA = pa.schema(
-    [
-        ("trial_id", pa.string()),
-        ("attempt", pa.int32()),
-        ("verified_after", pa.string()),  # JSON: all that was measured after the last trial on the same network
-        ("drift", pa.string()),  # what was out of tolerance then
-    ]
-)
-
-EVENT_SCHEMA = pa.schema(
-    [
-        ("trial_id", pa.string()),
-        ("rank", pa.int32()),
-        ("step", pa.int32()),
-        ("time_s", pa.float64()),
-        ("kind", pa.string()),
-        ("value", pa.float64()),
-    ]
-)
-
-
-class Event(NamedTuple):
-    """One number that a worker reported. ``time_s`` is on the training clock, which evaluations pause."""
-
-    rank: int
-    step: int
-    time_s: float
-    kind: str
-    value: float
 
 
 class Store:
@@ -166,18 +53,20 @@ class Store:
         """Make the folder, or enter one that holds the same scenario.
 
         Raises:
-            UsageError: it cannot be written, or holds a run of another scenario.
+            UsageError: it cannot be written, or holds a run of another scenario or of a newer version.
         """
         store = cls(folder)
         try:
             for part in (store._trials, store._events, store._verified):
                 part.mkdir(parents=True, exist_ok=True)
             if not store._scenario.exists():
+                _write(store._version, json.dumps({"schema": SCHEMA}).encode())
                 _write(store._scenario, scenario.model_dump_json(by_alias=True, indent=1).encode())
         except OSError as error:
             raise UsageError.at(
                 "command line", "--out", str(folder), f"a folder that can be written ({error})"
             ) from None
+        store.check_version()
         if not store.scenario().is_same_run(scenario):
             raise UsageError.at(
                 "command line",
@@ -193,11 +82,12 @@ class Store:
         """Enter the folder of an existing run.
 
         Raises:
-            UsageError: it is not the folder of a run.
+            UsageError: it is not the folder of a run, or a newer version of pacbench wrote it.
         """
         store = cls(folder)
         if not store._scenario.is_file():
             raise UsageError.at("command line", "RUN_DIR", str(folder), "the folder of a run (it has scenario.json)")
+        store.check_version()
         return store
 
     @property
@@ -217,8 +107,27 @@ class Store:
         return self.folder / "scenario.json"
 
     @property
+    def _version(self) -> Path:
+        return self.folder / "store.json"
+
+    @property
     def _provenance(self) -> Path:
         return self.folder / "provenance.json"
+
+    def check_version(self) -> None:
+        """Refuse what a newer version of pacbench has written, whose columns may mean something else.
+
+        Raises:
+            UsageError: the version is newer, or its file is damaged.
+        """
+        try:
+            found = json.loads(self._version.read_bytes())["schema"]
+        except FileNotFoundError:
+            return  # from before there was a version
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"{self._version}: damaged: {type(error).__name__}: {error}") from None
+        if not isinstance(found, int) or found > SCHEMA:
+            raise UsageError.at(self._version, "schema", found, f"up to {SCHEMA}; a newer pacbench reads it: upgrade")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -246,26 +155,23 @@ class Store:
             reason = str(error).splitlines()[0]
             raise UsageError(f"{self._scenario}: not a scenario this version can read ({reason})") from None
 
-    def append(self, row: Mapping[str, Any], events: Iterable[Event]) -> None:
-        """Add a trial: its events first, then its row, each by one rename."""
-        trial_id = row["trial_id"]
-        name = f"{trial_id}-{row['attempt']}.parquet"
-        rows = [{"trial_id": trial_id, **event._asdict()} for event in events]
+    def append(self, row: TrialRow, events: Iterable[Event]) -> None:
+        """Add a trial: its events first, then its row, each by one rename.
+
+        Raises:
+            MeasurementError: this attempt is there already.
+        """
+        name = f"{row.trial_id}-{row.attempt}.parquet"
+        rows = [{"trial_id": row.trial_id, **event._asdict()} for event in events]
         if (self._trials / name).exists():
             raise MeasurementError(f"{self._trials / name}: exists already; a trial is written once")
         _write(self._events / name, _as_parquet(pa.Table.from_pylist(rows, schema=EVENT_SCHEMA)))
-        _write(self._trials / name, _as_parquet(pa.Table.from_pylist([dict(row)], schema=TRIAL_SCHEMA)))
+        _write(self._trials / name, _as_parquet(_table(row, TRIAL_SCHEMA)))
 
-    def append_verification(self, trial_id: str, attempt: int, readings: str | None, drift: Sequence[str]) -> None:
+    def append_verification(self, row: VerificationRow) -> None:
         """Add what the links of a trial were after it."""
-        row = {
-            "trial_id": trial_id,
-            "attempt": attempt,
-            "verified_after": readings,
-            "drift": "; ".join(drift) or None,
-        }
-        table = pa.Table.from_pylist([row], schema=VERIFICATION_SCHEMA)
-        _write(self._verified / f"{trial_id}-{attempt}.parquet", _as_parquet(table))
+        table = _table(row, VERIFICATION_SCHEMA)
+        _write(self._verified / f"{row.trial_id}-{row.attempt}.parquet", _as_parquet(table))
 
     def attempts_of(self, trial_id: str) -> int:
         """How many attempts of a trial there are."""
@@ -356,6 +262,10 @@ def require_done(trials: pd.DataFrame, where: Path) -> pd.DataFrame:
         reasons = ", ".join(sorted(set(trials["reason"].dropna()))) or "the run is empty"
         raise MeasurementError(f"{where}: no trial finished ({reasons}); nothing was measured")
     return done
+
+
+def _table(row: TrialRow | VerificationRow, schema: pa.Schema) -> pa.Table:
+    return pa.Table.from_pylist([vars(row)], schema=schema)
 
 
 def _as_parquet(table: pa.Table) -> bytes:

@@ -5,28 +5,109 @@ from __future__ import annotations
 import inspect
 import re
 import textwrap
+from collections.abc import Iterable
 
 import baselines
 from baselines import Method
+from harness.report.markdown import UNKNOWN, table
+from harness.worker.derived import HARDWARE
+from harness.workload.profile import Codec, Profile, available, read
 
 HEAD = """\
 # Methods
 
-Every synchronisation method of pacbench, in the order of their names: what it does, where it differs from its paper and
-why, its parameters with their defaults, and what a worker sends. All of it is read from the files in `baselines/` by
-`pacbench list methods -v > METHODS.md`; a test holds this page to them.
+Every synchronisation method of pacbench: an overview first, then each method in the order of their names. A section
+says what the method does, where it differs from its paper and why, its parameters with their defaults, and what a
+worker sends. This page is made from the files in `baselines/` by `pacbench list methods -v > METHODS.md`; a test
+holds it to them.
 
-Bytes are payload sent by each worker in a steady step (the mean, where workers differ), for one matrix of 1000 x 1000
-fp32 numbers and default parameters. For any model of yours: `pacbench plan`.
+Bytes are payload that each worker sends in a steady step (the mean, where workers differ). They are for one matrix of
+1000 x 1000 fp32 numbers and default parameters. `pacbench plan` tells them for any model of yours.
+"""
+
+OVERVIEW = """\
+## Overview
+
+* **All-reduce** says whether an all-reduce sums what workers send. Where it is "no", workers gather or exchange it,
+  and what each sends may grow with the number of workers.
+* **MB** is what each worker sends in a step, with so many workers.
+* **Device cost** is the time that a step's encoding and decoding takes, over the time of a copy of the gradient in
+  memory. Both were timed on a CPU core when the profiles in `scenarios/profiles/` were made, with the parameters that
+  stand there. A range is over profiles and parameters. It is rough: from profile to profile the same codec differs by
+  up to five times. "–" means that no profile has this method; [convergence](results/reference/convergence/report.md)
+  has all codecs in ms a step, measured on a busy machine.
+* **Accuracy cost** is what final accuracy may lose against dense in `scenarios/convergence.toml`, with the parameters
+  that stand there. A test holds the means of the [stored run](results/reference/convergence/report.md) to it.
 """
 
 EXAMPLE_SHAPES = ((1000, 1000),)
 EXAMPLE_WORLD_SIZES = (2, 4, 8)
+OVERVIEW_WORLD_SIZES = (2, 8, 32)
 
 
 def page() -> str:
     """All methods as Markdown."""
-    return "\n".join([HEAD, *(section(baselines.get(name)) for name in baselines.names())])
+    methods = [baselines.get(name) for name in baselines.names()]
+    return "\n".join([HEAD, overview(methods), *(section(method) for method in methods)])
+
+
+def overview(methods: Iterable[Method]) -> str:
+    """A table of the methods: a row each."""
+    profiles = shipped_profiles()
+    head = ["method", "what a worker sends", "all-reduce"]
+    head += [f"MB, {world_size} workers" for world_size in OVERVIEW_WORLD_SIZES]
+    head += ["device cost", "accuracy cost", "source"]
+    rows = [_overview_row(method, profiles) for method in methods]
+    return OVERVIEW + "\n" + table(head, rows, right_from=3, right_to=5) + "\n"
+
+
+def _overview_row(method: Method, profiles: Iterable[Profile]) -> list[str]:
+    state = method.State()
+    return [
+        f"[{method.name}](#{method.name})",
+        method.sends or UNKNOWN,
+        UNKNOWN if method.all_reduce is None else "yes" if method.all_reduce else "no",
+        *(f"{state.wire_bytes(EXAMPLE_SHAPES, world_size) / 1e6:.3g}" for world_size in OVERVIEW_WORLD_SIZES),
+        device_cost(method, profiles),
+        accuracy_cost(method),
+        method.source or UNKNOWN,
+    ]
+
+
+def accuracy_cost(method: Method) -> str:
+    """What the method may lose of the final accuracy."""
+    if method.most_loss is None:
+        return UNKNOWN
+    return f"at most {points(method.most_loss)}" if method.most_loss else "none"
+
+
+def points(share: float) -> str:
+    """A difference of accuracies: ``0.01`` -> ``"1 point"``."""
+    return f"{100 * share:g} point{'' if share == 0.01 else 's'}"
+
+
+def device_cost(method: Method, profiles: Iterable[Profile]) -> str:
+    """What the method's codec takes on a device, in copies of the gradient."""
+    found = [copies(profile, codec) for profile in profiles for codec in profile.codecs if codec.method == method.name]
+    if not found:
+        return UNKNOWN
+    least, most = f"{min(found):.2g}", f"{max(found):.2g}"
+    if least == most:
+        return "none" if most == "0" else f"{most} copies"
+    return f"{least} to {most} copies"
+
+
+def copies(profile: Profile, codec: Codec) -> float:
+    """A codec's time over the time in which the profile's device copies the gradient: reads and writes fp32."""
+    device = next(hardware for hardware in HARDWARE.values() if hardware.name == profile.device)
+    copy_s = 2 * 4 * profile.numel / device.memory_bytes_per_s
+    return (codec.encode_s + codec.beside_s + codec.decode_s) / copy_s
+
+
+def shipped_profiles() -> list[Profile]:
+    """The profiles that come with pacbench, of devices whose memory's speed is published."""
+    published = {hardware.name for hardware in HARDWARE.values()}
+    return [profile for profile in map(read, available()) if profile.device in published]
 
 
 def section(method: Method) -> str:
@@ -57,7 +138,7 @@ def accuracy(method: Method) -> str:
     """What training by the method may cost in accuracy."""
     if method.most_loss is None:
         return ""
-    return f"Final accuracy in `scenarios/convergence.toml`: at most {100 * method.most_loss:g} points below dense."
+    return f"Final accuracy in `scenarios/convergence.toml`: at most {points(method.most_loss)} below dense."
 
 
 def arguments(docstring: str) -> dict[str, str]:
@@ -75,8 +156,8 @@ def bytes_table(method: Method) -> str:
         sent = method.State().wire_bytes(EXAMPLE_SHAPES, world_size)
         share = sent / dense.wire_bytes(EXAMPLE_SHAPES, world_size)
         cells.append(f"{sent / 1e6:.3f} MB ({share:.3f} of dense)")
-    head = " | ".join(f"{world_size} workers" for world_size in EXAMPLE_WORLD_SIZES)
-    return f"| {head} |\n|{'--:|' * len(cells)}\n| {' | '.join(cells)} |"
+    head = [f"{world_size} workers" for world_size in EXAMPLE_WORLD_SIZES]
+    return table(head, [cells], right_from=0, right_to=len(cells))
 
 
 def formula(method: Method) -> str:

@@ -126,8 +126,11 @@ class MethodSpec(Section):
     label: str
     params: dict[str, Any] = Field(default_factory=dict)
     slowed_to_bps: Annotated[RateBps | None, Field(alias="slowed_to")] = None
-    """Of a replay: links really have this rate, and time is dilated by as much, so that this machine has the time for
+    """Replays only: links really have this rate, and time is dilated by as much, so that this machine has the time for
     what the method computes. Links that are no faster stay as they are. None: ``train.dilation`` alone says."""
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
 
 
 @cache

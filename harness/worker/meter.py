@@ -6,16 +6,15 @@ import json
 import re
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import torch
 
 from baselines._state import Clock
 from harness import programs
+from harness.messages import Events, Send
 from harness.network.bounds import FRAME_HEADER_BYTES
 
 YARDSTICK_NUMEL = 1 << 17
@@ -152,7 +151,7 @@ class Recorder:
     ``clock_s`` is the training clock: it advances by the steps' times and stands still while anything else happens.
     """
 
-    def __init__(self, send: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, send: Send) -> None:
         self.clock_s = 0.0
         self._send = send
         self._rows: list[tuple[int, float, str, float]] = []
@@ -171,5 +170,5 @@ class Recorder:
 
     def flush(self) -> None:
         """Send what has gathered."""
-        self._send({"kind": "events", "rows": self._rows})
+        self._send(Events(rows=self._rows))
         self._rows, self._flushed_at = [], perf_counter()

@@ -29,10 +29,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import BatchSampler, DistributedSampler
 
 import baselines
-from harness.messages import BACKEND_VARIABLE, GLOO, Send
+from harness.messages import BACKEND_VARIABLE, GLOO, AllReduced, FirstCollective, Send, Trained
 from harness.network.addresses import WORKER_INTERFACE, address, worker_number
 from harness.network.queues import watched_queues
-from harness.plan.trial import UNSETTLED_STEPS, Trial, state_of
+from harness.plan.expected import state_of
+from harness.plan.trial import UNSETTLED_STEPS, Trial
 from harness.scenario.schema import Train
 from harness.worker import meter
 from harness.worker.meter import Recorder
@@ -99,7 +100,7 @@ def time_all_reduce(spec: Mapping[str, Any], node: str, send: Send) -> None:
     with process_group(rank, spec["workers"], spec["port"]):
         tensor = torch.ones(spec["bytes"] // 4)
         dist.all_reduce(tensor[: tensor.numel() // 10])  # connections, and TCP's first look at the path
-        send({"kind": "first_collective"})
+        send(FirstCollective())
         seconds = []
         for _ in range(REPETITIONS):
             dist.barrier()
@@ -107,7 +108,7 @@ def time_all_reduce(spec: Mapping[str, Any], node: str, send: Send) -> None:
             dist.all_reduce(tensor)
             seconds.append(perf_counter() - start)
         if rank == 0:
-            send({"kind": "result", "seconds": statistics.median(seconds)})
+            send(AllReduced(seconds=statistics.median(seconds)))
 
 
 @contextmanager
@@ -190,26 +191,25 @@ class _Training:
         smallest, largest = self._parameter_hash_range()
         self.recorder.flush()
         self.send(
-            {
-                "kind": "result",
-                "steps": steps,
-                "steady_from_step": self.steady_from_step,
-                "first_non_finite": self.first_non_finite,
-                "diverged": steps < self.settings.steps or not test_loss < float("inf"),
-                "payload_bytes": sent.payload,
-                "header_bytes": sent.headers,
+            Trained(
+                steps=steps,
+                steady_from_step=self.steady_from_step,
+                first_non_finite=self.first_non_finite,
+                diverged=steps < self.settings.steps or not test_loss < float("inf"),
+                payload_bytes=sent.payload,
+                header_bytes=sent.headers,
                 **vars(transport.undilated(self.dilation)),
-                "queues": queues.uses,
-                "train_time_s": self.recorder.clock_s,
-                "evaluation_time_s": self.paused_s,
-                "yardstick_s": statistics.mean(yardsticks_s),
-                "peak_memory_bytes": meter.peak_memory_bytes(),
-                "peak_gpu_memory_bytes": meter.peak_gpu_memory_bytes(),
-                "own_memory_bytes": meter.own_memory_bytes(),
-                "held_memory_bytes": self.method.held_bytes(),
-                "parameter_hash": f"{smallest:016x}",
-                "parameters_identical": smallest == largest,
-            }
+                queues=queues.uses,
+                train_time_s=self.recorder.clock_s,
+                evaluation_time_s=self.paused_s,
+                yardstick_s=statistics.mean(yardsticks_s),
+                peak_memory_bytes=meter.peak_memory_bytes(),
+                peak_gpu_memory_bytes=meter.peak_gpu_memory_bytes(),
+                own_memory_bytes=meter.own_memory_bytes(),
+                held_memory_bytes=self.method.held_bytes(),
+                parameter_hash=f"{smallest:016x}",
+                parameters_identical=smallest == largest,
+            )
         )
 
     def _train(self) -> tuple[int, float]:

@@ -10,6 +10,7 @@ import pytest
 
 from harness.cluster.netns import NetnsCluster
 from harness.cluster.protocol import SideTask
+from harness.messages import Failed, LinksChanged
 from harness.network.topology import Topology
 from harness.record.store import Store
 
@@ -36,8 +37,8 @@ def test_a_thousand_changes_leave_no_leak() -> None:
         Path(f"/proc/{agent.pid}/root{start_file}").touch()
         spec = {"topology": asked.model_dump(mode="json", by_alias=True), "counted": None}
         for message in cluster._agent.task("probe_links", ["w0", "w1"], spec, 30.0, beside=[player]):
-            assert message["kind"] != "error", message
-            if message["kind"] == "change":
+            assert not isinstance(message, Failed), message
+            if isinstance(message, LinksChanged):
                 seen.append(message)
                 if len(seen) in (100, 1001):
                     memory.append(sum(child.memory_info().rss for child in agent.children(recursive=True)))

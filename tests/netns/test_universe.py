@@ -9,6 +9,7 @@ import pytest
 
 from harness.cluster.netns import NetnsCluster
 from harness.errors import MeasurementError, UsageError
+from harness.messages import Exit, Failed, Log
 from harness.network.topology import Topology
 from harness.scenario.links import Link
 from harness.scenario.schema import NO_LIMITS, Train
@@ -76,9 +77,9 @@ def test_a_congestion_control_that_the_kernel_lacks_is_refused_with_those_it_has
 def test_a_task_that_fails_is_reported_with_its_log(cluster: NetnsCluster) -> None:
     cluster.use(star(2, "50mbit"))
     messages = list(cluster.run("train", {"trial": {}, "port": 29999}, timeout_s=60))
-    assert {m["node"] for m in messages if m["kind"] == "error" and "ValidationError" in m["reason"]} == {"w0", "w1"}
-    assert any("Traceback" in m["text"] for m in messages if m["kind"] == "log")
-    assert sorted(m["code"] for m in messages if m["kind"] == "exit") == [1, 1]
+    assert {m.node for m in messages if isinstance(m, Failed) and "ValidationError" in m.reason} == {"w0", "w1"}
+    assert any("Traceback" in m.text for m in messages if isinstance(m, Log))
+    assert sorted(m.code for m in messages if isinstance(m, Exit)) == [1, 1]
 
 
 def test_a_data_set_that_is_not_there_is_a_usage_error(cluster: NetnsCluster) -> None:

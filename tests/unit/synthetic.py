@@ -9,9 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.plan import estimate, plan
-from harness.plan.trial import UNSETTLED_STEPS, Trial, state_of
-from harness.record.store import Event, Store
+import pandas as pd
+import pyarrow as pa
+
+from harness.plan import plan
+from harness.plan.expected import state_of
+from harness.plan.trial import UNSETTLED_STEPS, Trial
+from harness.record.row import TRIAL_SCHEMA, Event, TrialRow
+from harness.record.store import Store
 from harness.scenario.load import load
 from harness.scenario.schema import Scenario
 from harness.scenario.target import Evaluation, crossing
@@ -45,11 +50,27 @@ def make_store(
         changed = ends.get((trial.method.label, trial.round), {})
         if changed.get("status", "done") != "done":
             row, events = {key: row[key] for key in IDENTITY}, []
-        store.append({**row, **changed}, events)
+        store.append(TrialRow(**{**row, **changed}), events)
     store.add_provenance(
         {"command": ["pacbench", "run", scenario], "commit": "0123456789ab", "libraries": {"torch": "2.13"}}
     )
     return store
+
+
+def a_row(trial_id: str, **columns: Any) -> TrialRow:
+    """The row of some trial of which nothing matters but these columns."""
+    asked = {"scenario": "quickstart", "cluster": "netns", "method": "dense", "label": "dense", "params": "{}"}
+    workload = {"model": "digits-cnn", "dataset": "digits", "workers": 4, "batch_size": 32}
+    links = {"rate_bps": 1e8, "delay_s": 0.0, "loss": 0.0}
+    rest = {"attempt": 0, "seed": 0, "round": 0, "status": "done"}
+    return TrialRow(**{"trial_id": trial_id, **asked, **workload, **links, **rest, **columns})
+
+
+def row_again(stored: Mapping[Any, Any], **changes: Any) -> TrialRow:
+    """A row of a store's frame as it was written, with changes."""
+    integers = [each.name for each in TRIAL_SCHEMA if pa.types.is_integer(each.type)]
+    known = {name: stored[name] for name in TRIAL_SCHEMA.names if not pd.isna(stored[name])}
+    return TrialRow(**{**known, **{name: int(known[name]) for name in integers if name in known}, **changes})
 
 
 def only(scenario: Scenario, methods: Sequence[str]) -> Scenario:
@@ -62,7 +83,7 @@ def invent(trial: Trial) -> tuple[dict[str, Any], list[Event]]:
     """A trial's row and events: the lower bound and some overhead, with seeded noise; accuracy saturates."""
     dice = random.Random(f"{trial.method.label}/{trial.case.link.rate_bps}/{trial.round}")
     train, workers, rate_bps = trial.case.train, trial.case.cluster.workers, trial.case.link.rate_bps
-    payload, bound_s = estimate.wire_bytes(trial), estimate.lower_bound_s(trial)
+    payload, bound_s = trial.expected.wire_bytes_per_step, trial.expected.lower_bound_s_per_step
     codec_s = CODEC_S.get(trial.method.name, 0.005) * dice.uniform(0.9, 1.1)
     comm_s = (bound_s or 8 * payload / OVERLAPPED_BPS) * dice.uniform(1.05, 1.12) + 0.002
     step_s = COMPUTE_S + codec_s + comm_s

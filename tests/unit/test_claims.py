@@ -20,7 +20,8 @@ from harness.analysis.claims import Claim
 from harness.analysis.estimates import Estimate, geometric_mean
 from harness.analysis.judgements import Judgement, Run
 from harness.errors import UsageError
-from harness.plan import estimate, plan
+from harness.plan import plan
+from harness.plan.estimate import total_s
 from harness.plan.plan import Plan
 from harness.report import claims as report
 from harness.report.figures import plots
@@ -259,7 +260,7 @@ def test_the_bytes_explain(method: str, claimed: tuple[float, float], says: str,
     assert says in text
     (case,) = run.plan.scenario.cases
     own, base = (
-        next(estimate.lower_bound_s(trial) for trial in run.plan.trials if trial.method.label == label)
+        next(trial.expected.lower_bound_s_per_step for trial in run.plan.trials if trial.method.label == label)
         for label in (method, "dense")
     )
     assert f"{base / own:.3g}x" in text
@@ -343,7 +344,7 @@ def test_every_claim_is_answered_by_its_scenario_and_the_quick_ones_in_a_quarter
     whole = claims.plans(known, on_netns)
     assert set(whole) == {name for each in known for name in each.needs}
     quick = claims.plans(claims.select(known, quick=True), on_netns, quick=True)
-    assert sum(estimate.total_s(each.trials, cpu_count=2) for each in quick.values()) < 15 * 60
+    assert sum(total_s(each.trials, cpu_count=2) for each in quick.values()) < 15 * 60
     for name, each in quick.items():
         assert {trial.id for trial in each.trials} <= {trial.id for trial in whole[name].trials}
 

@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 
 from harness.analysis import crossover
-from harness.plan import estimate
 from harness.plan.plan import Plan, make
 from harness.report.figures import plots
 from harness.scenario.load import load
@@ -38,7 +37,7 @@ def test_rates_and_workers_are_swept_for_every_method(found: pd.DataFrame, plan:
 
 
 def test_slow_links_give_what_the_bytes_allow_and_faster_ones_less(found: pd.DataFrame, plan: Plan) -> None:
-    bound_s = {trial.method.label: estimate.lower_bound_s(trial) for trial in plan.trials}
+    bound_s = {trial.method.label: trial.expected.lower_bound_s_per_step for trial in plan.trials}
     swept = found[found["workers"] == 8].set_index(["label", "rate_bps"])["speedup"]
     for label in ("fp16", "pactrain-fp32"):
         most = bound_s["dense"] / bound_s[label]
@@ -53,8 +52,8 @@ def test_the_sweep_has_what_is_predicted_for_a_trial_that_is_not_slowed(found: p
     for trial in plan.trials:
         if trial.case.link.rate_bps == 10**9:
             method = trial.method.model_copy(update={"slowed_to_bps": None})
-            assert rows[method.label] == estimate.predicted_step_s(trial.model_copy(update={"method": method}))
-            assert rows[method.label] > (estimate.predicted_step_s(trial) or 0.0)
+            assert rows[method.label] == trial.model_copy(update={"method": method}).expected.predicted_step_s
+            assert rows[method.label] > (trial.expected.predicted_step_s or 0.0)
 
 
 def test_a_scenario_that_trains_has_nothing_to_predict() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +16,7 @@ from harness.analysis.stopping import undecided_accuracies
 from harness.cluster.fake import FakeCluster, Script, recite
 from harness.cluster.protocol import ClusterBrokenError, TaskTimeoutError
 from harness.errors import MeasurementError, UsageError
-from harness.messages import Message
+from harness.messages import Events, Exit, Failed, Log, Message, Trained
 from harness.network.readings import Readings
 from harness.plan.plan import Plan, make
 from harness.plan.trial import Trial
@@ -54,7 +55,7 @@ def only_topk(script: Callable[[Trial, Iterator[Message]], Iterator[Message]]) -
 def with_result(**changes: Any) -> Script:
     def script(trial: Trial, messages: Iterator[Message]) -> Iterator[Message]:
         for message in messages:
-            yield {**message, **changes} if message["kind"] == "result" else message
+            yield replace(message, **changes) if isinstance(message, Trained) else message
 
     return only_topk(script)
 
@@ -67,7 +68,6 @@ def test_all_trials_become_rows_with_figures(plan: Plan, store: Store) -> None:
     phases = trials[["compute_s_per_step", "codec_s_per_step", "comm_s_per_step"]].sum(axis=1)
     assert phases.to_numpy() == pytest.approx((4 * 32 / trials["samples_per_s"]).to_numpy())
     assert (trials["wire_bytes_per_step"] / trials["formula_bytes_per_step"]).between(0.999, 1.001).all()
-    # How many have to settle hangs on the script's noise, which is another one whenever the code is.
     assert (trials["steady_steps"] + trials["settling_steps"]).tolist() == [38] * 4
     events = store.events()
     assert set(events["kind"]) >= {"step_s", "compute_s", "encode_s", "decode_s", "comm_s", "accuracy"}
@@ -88,11 +88,12 @@ def test_time_to_target_counts_everything_before_it(plan: Plan, store: Store) ->
 def of_seed(trial: Trial, label: str, accuracy: float) -> Iterator[Message]:
     """The usual script, but that one method ends with another accuracy."""
     for message in recite(trial):
-        if message["kind"] == "events" and trial.method.label == label:
-            message["rows"] = [
-                [*row[:3], accuracy if row[2] == "accuracy" and row[0] == trial.case.train.steps else row[3]]
-                for row in message["rows"]
+        if isinstance(message, Events) and trial.method.label == label:
+            rows = [
+                (*row[:3], accuracy if row[2] == "accuracy" and row[0] == trial.case.train.steps else row[3])
+                for row in message.rows
             ]
+            message = replace(message, rows=rows)
         yield message
 
 
@@ -153,10 +154,9 @@ def test_between_rounds_it_is_asked_whether_they_are_enough(plan: Plan, store: S
 def test_steps_that_have_not_settled_are_left_out_of_times(plan: Plan, store: Store) -> None:
     def slow_start(trial: Trial) -> Iterator[Message]:
         for message in recite(trial):
-            if message["kind"] == "events":
-                for row in message["rows"]:
-                    if row[0] < 6:
-                        row[3] *= 10
+            if isinstance(message, Events):
+                rows = [(*row[:3], row[3] * (10 if row[0] < 6 else 1)) for row in message.rows]
+                message = replace(message, rows=rows)
             yield message
 
     run(plan, store, slow_start)
@@ -167,19 +167,19 @@ def test_steps_that_have_not_settled_are_left_out_of_times(plan: Plan, store: St
 
 
 def crash(trial: Trial, messages: Iterator[Message]) -> Iterator[Message]:
-    yield {"kind": "log", "node": "w2", "text": "about to die"}
-    yield {"kind": "exit", "node": "w2", "code": -9}
+    yield Log(node="w2", text="about to die")
+    yield Exit(node="w2", code=-9)
 
 
 def complain(trial: Trial, messages: Iterator[Message]) -> Iterator[Message]:
-    yield {"kind": "error", "node": "w1", "reason": "ValueError: no such thing"}
-    yield {"kind": "error", "node": "w0", "reason": "RuntimeError: connection closed by peer"}
+    yield Failed(node="w1", reason="ValueError: no such thing")
+    yield Failed(node="w0", reason="RuntimeError: connection closed by peer")
 
 
 def lose(trial: Trial, messages: Iterator[Message]) -> Iterator[Message]:
-    yield {"kind": "error", "node": "w0", "reason": "RuntimeError: connection reset by peer"}
-    yield {"kind": "error", "node": "w2", "reason": "its container has ended", "lost": True}
-    yield {"kind": "error", "node": "w1", "reason": "RuntimeError: connection reset by peer"}
+    yield Failed(node="w0", reason="RuntimeError: connection reset by peer")
+    yield Failed(node="w2", reason="its container has ended", lost=True)
+    yield Failed(node="w1", reason="RuntimeError: connection reset by peer")
 
 
 def hang(trial: Trial, messages: Iterator[Message]) -> Iterator[Message]:

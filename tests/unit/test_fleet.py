@@ -18,17 +18,24 @@ from harness.cluster.connection import AgentConnection
 from harness.cluster.docker.fleet import Fleet
 from harness.cluster.protocol import ClusterBrokenError, SideTask, TaskTimeoutError
 from harness.errors import MeasurementError
-from harness.messages import Message, Send
+from harness.messages import Failed, Log, Message, Preload, Reset, Send, Start, Tick, message_kind
 
 NODES = ["w0", "w1", "switch"]
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@message_kind
+class Result(Message):
+    """What the task of these tests reports."""
+
+    value: str
 
 
 def behave(spec: Mapping[str, Any], node: str, send: Send) -> None:
     """The task of these tests: what a node does is in the spec."""
     match spec.get(node, "report"):
         case "report":
-            send({"kind": "result", "value": node.upper()})
+            send(Result(value=node.upper()))
         case "hang":
             time.sleep(60)
         case "lose the agent":
@@ -53,7 +60,7 @@ def agent() -> AgentConnection:
 def said(fleet: Fleet, spec: Mapping[str, Any], timeout_s: float = 30) -> list[tuple[str, str]]:
     """Who said what, in the order of nodes; ticks and logs apart."""
     messages = fleet.task("behave", NODES[:2], spec, timeout_s)
-    return sorted((m["node"], m["kind"]) for m in messages if m["kind"] not in ("tick", "log"))
+    return sorted((m.node, m.kind) for m in messages if not isinstance(m, (Tick, Log)))
 
 
 def test_all_nodes_are_heard(fleet: Fleet) -> None:
@@ -61,7 +68,7 @@ def test_all_nodes_are_heard(fleet: Fleet) -> None:
 
 
 def test_a_lost_agent_is_an_error_of_its_node_and_can_be_replaced(fleet: Fleet) -> None:
-    assert said(fleet, {"w1": "lose the agent"}) == [("w0", "exit"), ("w0", "result"), ("w1", "error")]
+    assert said(fleet, {"w1": "lose the agent"}) == [("w0", "exit"), ("w0", "result"), ("w1", "failed")]
     assert [fleet.serves(node) for node in NODES] == [True, False, True]
     fleet.add("w1", agent())
     assert said(fleet, {})[-1] == ("w1", "result")
@@ -69,7 +76,7 @@ def test_a_lost_agent_is_an_error_of_its_node_and_can_be_replaced(fleet: Fleet) 
 
 def test_an_agent_that_is_lost_while_it_is_asked_costs_what_it_was_asked_for_and_not_the_cluster(fleet: Fleet) -> None:
     fleet._agents["w1"]._process.kill()
-    preload = {"op": "preload", "train": None}
+    preload = Preload(train=None)
     with pytest.raises(MeasurementError, match="w1: its container has ended") as lost:
         fleet.request(dict.fromkeys(NODES, preload), 30)
     assert not isinstance(lost.value, ClusterBrokenError)
@@ -80,18 +87,18 @@ def test_an_agent_that_is_lost_while_it_is_asked_costs_what_it_was_asked_for_and
 def test_an_agent_that_only_stands_by_is_missed_too(fleet: Fleet) -> None:
     fleet._agents["switch"]._process.kill()
     for message in fleet.task("behave", NODES[:2], {"w0": "hang", "w1": "hang"}, 30):
-        if message["kind"] == "error":
+        if isinstance(message, Failed):
             break
-    assert message["node"] == "switch"
+    assert message.node == "switch"
 
 
 def test_what_goes_on_beside_a_task_ends_with_it(fleet: Fleet) -> None:
     beside = [SideTask("behave", "switch", {"switch": "hang"})]
-    heard = [(m["node"], m["kind"]) for m in fleet.task("behave", NODES[:2], {}, 30, beside) if m["kind"] != "tick"]
+    heard = [(m.node, m.kind) for m in fleet.task("behave", NODES[:2], {}, 30, beside) if not isinstance(m, Tick)]
     assert {("w0", "exit"), ("w1", "exit")} <= set(heard)
     assert ("switch", "exit") not in heard
     again = fleet.task("behave", NODES, {}, 30)
-    assert sorted(m["node"] for m in again if m["kind"] == "result") == sorted(NODES), "its agent is free again"
+    assert sorted(m.node for m in again if isinstance(m, Result)) == sorted(NODES), "its agent is free again"
 
 
 def test_without_any_agent_the_cluster_is_broken(fleet: Fleet) -> None:
@@ -104,10 +111,10 @@ def test_a_task_that_is_cut_short_leaves_agents_that_listen(fleet: Fleet) -> Non
         said(fleet, {"w0": "hang"}, timeout_s=0.5)
     assert ("w0", "result") in said(fleet, {})
     for message in fleet.task("behave", NODES[:2], {"w0": "hang"}, 30):
-        if message["kind"] == "result":
+        if isinstance(message, Result):
             break  # and w0 hangs
     with pytest.raises(MeasurementError, match="KeyError"):
-        fleet.request({"w0": {"op": "no such operation"}}, 10)
+        fleet.request({"w0": Reset()}, 10)  # which this kind of cluster does not know
     assert ("w0", "result") in said(fleet, {})
 
 
@@ -118,14 +125,14 @@ def test_a_node_that_had_not_begun_when_a_task_was_cut_short_does_not_begin(
     slow, send = fleet._agents["w0"], AgentConnection._send
 
     def send_late(connection: AgentConnection, message: Message) -> None:
-        if connection is slow and message["op"] == "start":
+        if connection is slow and isinstance(message, Start):
             time.sleep(0.5)
         send(connection, message)
 
     monkeypatch.setattr(AgentConnection, "_send", send_late)
     fleet._agents["w1"]._process.kill()
     for message in fleet.task("behave", NODES[:2], {"w0": "hang"}, 30):
-        if message["kind"] == "error":
+        if isinstance(message, Failed):
             break
     assert [thread.name for thread in threading.enumerate() if "_listen" in thread.name] == []
     fleet.add("w1", agent())

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from harness.errors import UsageError
-from harness.plan import estimate, plan
+from harness.plan import plan
 from harness.scenario.load import load
 from harness.workload.data import DATASETS
 from harness.workload.models import MODELS, cross_entropy
@@ -67,7 +67,7 @@ def test_a_plan_knows_which_models_fit_text() -> None:
     with pytest.raises(UsageError, match=r"found 'digits-cnn'; allowed: for python-source: byte-lm"):
         plan.make(load("quickstart", ["train.dataset=python-source"]), "fake")
     trial = plan.make(load("quickstart", ["train.dataset=python-source", "train.model=byte-lm"]), "fake").trials[0]
-    assert estimate.wire_bytes(trial) == 2 * 3 / 4 * 4 * sum(map(math.prod, MODELS["byte-lm"].shapes()))
+    assert trial.expected.wire_bytes_per_step == 2 * 3 / 4 * 4 * sum(map(math.prod, MODELS["byte-lm"].shapes()))
 
 
 def test_the_language_model_does_not_look_ahead() -> None:

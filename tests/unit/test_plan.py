@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from harness.errors import UsageError
 from harness.plan import plan as planning
-from harness.plan.estimate import estimate, lower_bound_s, wire_bytes
+from harness.plan.estimate import time_s
 from harness.plan.plan import Plan, make
 from harness.scenario.load import load
 from harness.workload.models import MODELS
@@ -72,19 +72,21 @@ def test_only_done_trials_are_skipped() -> None:
 def test_dense_bytes_and_bound_follow_the_ring() -> None:
     dense = next(trial for trial in quickstart().trials if trial.method.label == "dense")
     parameters = sum(map(math.prod, MODELS["digits-cnn"].shapes()))
-    assert wire_bytes(dense) == 2 * 3 / 4 * 4 * parameters
-    assert lower_bound_s(dense) == pytest.approx(8 * wire_bytes(dense) / 1e8)
+    sent = dense.expected.wire_bytes_per_step
+    assert sent == 2 * 3 / 4 * 4 * parameters
+    assert dense.expected.lower_bound_s_per_step == pytest.approx(8 * sent / 1e8)
 
 
 def test_an_unshaped_link_has_no_bound() -> None:
-    assert lower_bound_s(quickstart("link.rate=unshaped").trials[0]) == 0
+    assert quickstart("link.rate=unshaped").trials[0].expected.lower_bound_s_per_step == 0
 
 
 def test_a_slower_link_costs_time_but_no_bytes() -> None:
-    slow, fast = (estimate(quickstart(f"link.rate={rate}").trials[0], 2) for rate in ("10mbit", "100mbit"))
+    trials = [quickstart(f"link.rate={rate}").trials[0] for rate in ("10mbit", "100mbit")]
+    slow, fast = (trial.expected for trial in trials)
     assert slow.wire_bytes_per_step == fast.wire_bytes_per_step
     assert slow.lower_bound_s_per_step == pytest.approx(10 * fast.lower_bound_s_per_step)
-    assert slow.time_s > fast.time_s
+    assert time_s(trials[0], 2) > time_s(trials[1], 2)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import pytest
 import torch
 import traps
 
-from harness.worker.profiler import ProfileRequest, samples
+from harness.worker.profile_request import ProfileRequest
+from harness.worker.profiler import samples
 from harness.workload.data import DATASETS
 from harness.workload.models import MODELS
 

@@ -9,19 +9,23 @@ from xml.etree import ElementTree
 import pytest
 
 TEST = '''
+from dataclasses import replace
+
 import pytest
 
 from harness.cluster.fake import FakeCluster, recite
+from harness.messages import Events
 
 
 def slowed(trial):
     """Steps of top-k take a half longer."""
     for message in recite(trial):
-        if message["kind"] == "events" and trial.method.name == "topk":
-            message["rows"] = [
-                [step, clock_s, kind, value * 1.5 if kind == "step_s" else value]
-                for step, clock_s, kind, value in message["rows"]
+        if isinstance(message, Events) and trial.method.name == "topk":
+            rows = [
+                (step, clock_s, kind, value * 1.5 if kind == "step_s" else value)
+                for step, clock_s, kind, value in message.rows
             ]
+            message = replace(message, rows=rows)
         yield message
 
 

@@ -1,4 +1,4 @@
-"""Replays: profiles that are read or refused, a model that waits, time that is dilated, steps that are predicted."""
+"""Replays: profiles that are read or refused, a model that waits, gradients that are made up."""
 
 from __future__ import annotations
 
@@ -11,68 +11,18 @@ from typing import Any
 
 import pytest
 import torch
+from abacus import codec, profile, replayed, written
 from torch.nn.parallel import DistributedDataParallel
 
 import baselines
-from harness.analysis.cases import case_results
 from harness.cluster.fake import FakeCluster
 from harness.errors import UsageError
-from harness.network.topology import Topology
-from harness.plan import predict
-from harness.plan.estimate import estimate, lower_bound_s
-from harness.plan.plan import Plan, make
-from harness.plan.trial import built_topology_of, state_of, topology_of
+from harness.plan.plan import make
 from harness.record.store import Store
-from harness.report.page import headline
 from harness.run import execute
-from harness.scenario.links import Link
 from harness.scenario.load import load
-from harness.scenario.schema import MethodSpec
-from harness.workload.models import MODELS
-from harness.workload.profile import Profile, read
+from harness.workload.profile import read
 from harness.workload.replay import Pace, PacedStopwatch, Replayed, WaitingSgd, make_materials, memory_bytes
-
-SHAPES = ((10,), (10, 448), (448,), (448, 512), (128, 64, 3, 3), (128,), (64, 1, 3, 3), (64,))
-READY_S = (0.001, 0.001, 0.002, 0.002, 0.011, 0.011, 0.015, 0.015)
-
-
-def profile(**changes: Any) -> Profile:
-    """Of digits-cnn on a device that never was."""
-    content = {
-        "schema": 1,
-        "model": "digits-cnn",
-        "batch_size": 32,
-        "device": "abacus",
-        "source": "modelled",
-        "made_by": "hand",
-        "forward_s": 0.004,
-        "backward_s": 0.016,
-        "optimizer_s": 0.001,
-        "gradients": [
-            {"parameter": f"p{place}", "shape": shape, "ready_s": ready_s}
-            for place, (shape, ready_s) in enumerate(zip(SHAPES, READY_S, strict=True))
-        ],
-        "codecs": [
-            {"method": "dense", "params": {}, "workers": 4}
-            | {"encode_s": 0.0, "beside_s": 0.0, "decode_s": 0.0, "optimizer_s": 0.001},
-        ],
-    }
-    return Profile.model_validate({**content, **changes})
-
-
-def codec(method: str, **seconds: float) -> dict[str, Any]:
-    params = baselines.get(method).State().parameters
-    none = {"encode_s": 0.0, "beside_s": 0.0, "decode_s": 0.0, "optimizer_s": 0.0}
-    return {"method": method, "params": params, "workers": 4, **none, **seconds}
-
-
-def written(path: Path, **changes: Any) -> str:
-    path.write_text(profile(**changes).as_json())
-    return str(path)
-
-
-def replayed(path: Path, *overrides: str) -> Plan:
-    return make(load("quickstart", [f"train.replay={path}", "train.target=none", *overrides]), "fake")
 
 
 def test_a_profile_survives_its_file(tmp_path: Path) -> None:
@@ -169,131 +119,6 @@ def test_memory_grows_with_workers_and_with_what_methods_hold() -> None:
 def test_an_id_knows_the_content_of_the_profile(tmp_path: Path) -> None:
     one, other = (replayed(Path(written(tmp_path / f"{s}.json", forward_s=s))) for s in (0.1, 0.2))
     assert not {trial.id for trial in one.trials} & {trial.id for trial in other.trials}
-
-
-def slowed(link: dict[str, Any], dilation: float, **more: Any) -> Topology:
-    return Topology.model_validate({"workers": 4, "link": link, **more}).slowed(dilation)
-
-
-def test_a_slowed_network_takes_so_many_times_longer_for_everything() -> None:
-    link = {"rate": "100mbit", "delay": "2ms", "jitter": "1ms", "up": {"rate": "20mbit"}}
-    link |= {"workers": {"w1": {"delay": "5ms", "down": {"rate": "8mbit"}}}}
-    fabric = {"groups": "a b", "trunk": {"rate": "50mbit"}, "trunks": {"b": {"up": {"delay": "7ms"}}}}
-    plain, slow = (slowed(link, dilation, fabric=fabric) for dilation in (1, 4))
-    pairs = [(one.pipe, other.pipe) for one, other in zip(plain.queues(), slow.queues(), strict=True)]
-    assert all(one.rate_bps == 4 * other.rate_bps for one, other in pairs)
-    assert all(other.delay_s == pytest.approx(4 * one.delay_s) for one, other in pairs)
-    assert all(other.jitter_s == pytest.approx(4 * one.jitter_s) for one, other in pairs)
-    assert slow.bound_s(1e6, 1e6) == pytest.approx(4 * plain.bound_s(1e6, 1e6))
-
-
-def test_a_slowed_trace_changes_as_many_times_later() -> None:
-    rows = [{"t_s": 0.0, "rate_bps": 80}, {"t_s": 1.5, "rate_bps": 40}]
-    slow = slowed({"trace": {"rows": rows, "period_s": 3.0}}, 2).link.trace
-    assert slow is not None
-    assert [(row.t_s, row.rate_bps) for row in slow.rows] == [(0.0, 40), (3.0, 20)]
-    assert slow.period_s == 6.0
-
-
-def test_defaults_stay_what_they_are() -> None:
-    """A change that was not asked for must not appear because links are slowed."""
-    slow = Link.model_validate({"up": {"delay": "1ms"}}).slowed(2)
-    assert slow.pipe("w0", "up").rate_bps == slow.pipe("w0", "down").rate_bps == 50_000_000
-    assert slow.pipe("w0", "down").delay_s == 0
-
-
-def test_a_dilated_case_keeps_its_figures_and_builds_a_slower_network(tmp_path: Path) -> None:
-    file = Path(written(tmp_path / "p.json"))
-    (plain, *_), (slow, *_) = (replayed(file, f"train.dilation={k}").trials for k in ("1.0", "10.0"))
-    assert topology_of(slow.case) == topology_of(plain.case)
-    assert built_topology_of(slow).slowest_bps == 10_000_000
-    assert lower_bound_s(slow) == lower_bound_s(plain)
-    asked_s, dilated_s = (estimate(trial, 2).predicted_step_s or 0.0 for trial in (plain, slow))
-    assert asked_s - dilated_s == pytest.approx(0.9 * 6 * predict.MESSAGE_S), "this machine wakes as fast as ever"
-    assert estimate(slow, 2).time_s > 5 * estimate(plain, 2).time_s
-
-
-SLOWED = """
-[train]
-model = "digits-cnn"
-replay = "{file}"
-batch_size = 32
-steps = 40
-
-[link]
-rate = ["100mbit", "10mbit"]
-
-[[methods]]
-name = "dense"
-
-[[methods]]
-name = "topk"
-slowed_to = "20mbit"
-"""
-
-
-def test_a_method_slows_its_links_and_time_with_them(tmp_path: Path) -> None:
-    file = written(tmp_path / "p.json")
-    (tmp_path / "slowed.toml").write_text(SLOWED.format(file=file))
-    plan = make(load(str(tmp_path / "slowed.toml"), ["rounds=2"]), "fake")
-    first = {(trial.case.link.rate_bps, trial.method.label): trial for trial in plan.trials if trial.round == 0}
-    assert {key: trial.dilation for key, trial in first.items()} == {
-        (100_000_000, "dense"): 1.0,
-        (100_000_000, "topk"): 5.0,
-        (10_000_000, "dense"): 1.0,
-        (10_000_000, "topk"): 1.0,  # slow enough as it is
-    }
-    assert built_topology_of(first[100_000_000, "topk"]).slowest_bps == 20_000_000
-    assert built_topology_of(first[100_000_000, "dense"]).slowest_bps == 100_000_000
-
-    store = Store.create(tmp_path / "run", plan.scenario)
-    execute.run(plan, store, FakeCluster(), lambda _: None, lambda *_: None)
-    rows = store.trials()
-    assert (rows["status"] == "done").all()
-    assert rows["measured_rate_bps"].eq(rows["rate_bps"]).all(), "told as asked"
-    cases = case_results(rows, store.scenario())
-    assert len(cases) == 2, "a method's own pace makes no case of its own"
-    assert all(case.method("topk").speedup for case in cases)
-    assert cases[-1].method("topk").mean("trial_dilation") == 5.0
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (('"20mbit"', '"fast"'), r"methods \(topk\): slowed_to: found 'fast'; allowed: a rate such as"),
-        (('"10mbit"', '"unshaped"'), r"methods \(topk\)\.slowed_to: allowed: in replays over links that have a rate"),
-        (('replay = "{file}"', ""), r"methods \(topk\)\.slowed_to: allowed: in replays over links that have a rate"),
-    ],
-)
-def test_links_are_slowed_for_a_method_in_replays_alone(change: tuple[str, str], says: str, tmp_path: Path) -> None:
-    (tmp_path / "slowed.toml").write_text(SLOWED.replace(*change).format(file=written(tmp_path / "p.json")))
-    with pytest.raises(UsageError, match=says):
-        load(str(tmp_path / "slowed.toml"))
-
-
-def test_rows_of_a_replay_say_so_and_know_no_accuracy(tmp_path: Path) -> None:
-    def silent(trial: Any) -> Any:
-        from harness.cluster.fake import recite
-
-        for message in recite(trial):
-            if message["kind"] == "events":
-                message["rows"] = [row for row in message["rows"] if row[2] != "accuracy"]
-            yield message
-
-    plan = replayed(Path(written(tmp_path / "abacus.json")), "rounds=1", "train.dilation=2.0")
-    store = Store.create(tmp_path / "run", plan.scenario)
-    execute.run(plan, store, FakeCluster(silent), lambda _: None, lambda *_: None)
-    rows = store.trials()
-    assert set(rows["dataset"]) == {"made-up gradients (replay of abacus, modelled for abacus)"}
-    assert set(rows["replay_source"]) == {"modelled"}
-    assert rows["rate_bps"].eq(100e6).all(), "as asked, not as built"
-    assert rows["measured_rate_bps"].eq(100e6).all(), "likewise"
-    assert rows["final_accuracy"].isna().all(), "not zero: there is none"
-    assert (rows["predicted_step_s"] > rows["lower_bound_s_per_step"]).all()
-    (case,) = case_results(rows, plan.scenario)
-    assert "time dilated by 2" in case.title
-    assert case.methods[0].time_to_target.of == 0
-    assert "nothing was learnt" in headline(case, plan.scenario)
 
 
 class MadeUpTime:
@@ -468,36 +293,3 @@ def test_methods_find_in_a_replay_what_they_need(
     first, second = on_ranks(2, replay_steps, method, params, "random")
     assert all(torch.equal(one, other) for one, other in zip(first["mean"], second["mean"], strict=True))
     assert first["pool_is_whole"]
-
-
-def predicted(method: str = "dense", rate: str = "100mbit", bucket_bytes: int = 25_000_000, **changes: Any) -> float:
-    topology = Topology.model_validate({"workers": 4, "link": {"rate": rate}})
-    spec = MethodSpec(name=method, label=method, params=baselines.get(method).State().parameters)
-    return predict.step_s(profile(**changes), spec, state_of(spec), topology, bucket_bytes)
-
-
-def test_buckets_fill_in_the_order_of_readiness() -> None:
-    found = list(predict.buckets(profile(), 1_000_000))
-    assert [shape for bucket in found for shape in bucket.shapes] == list(SHAPES)
-    assert [len(bucket.shapes) for bucket in found] == [5, 3]
-    assert [bucket.ready_s for bucket in found] == [0.011, 0.015]
-    assert sum(bucket.share for bucket in found) == pytest.approx(1)
-
-
-def test_a_slow_link_decides_and_a_fast_one_hides_behind_the_computation() -> None:
-    assert predicted(rate="1mbit") == pytest.approx(2 * 3 / 4 * 32 * profile().numel / 1e6 * 1514 / 1448, rel=0.01)
-    assert 0.021 <= predicted(rate="400gbit") < 0.025
-
-
-def test_buckets_that_leave_early_are_hidden() -> None:
-    assert predicted(rate="1gbit", bucket_bytes=100_000) < predicted(rate="1gbit") - 0.002
-
-
-def test_a_codec_holds_up_what_comes_after_it() -> None:
-    plain = predicted("topk", codecs=[codec("topk")])
-    for kind in ("encode_s", "beside_s", "decode_s", "optimizer_s"):
-        assert predicted("topk", codecs=[codec("topk", **{kind: 0.1})]) == pytest.approx(plain + 0.1)
-
-
-def test_a_profiles_shapes_are_the_models() -> None:
-    assert sorted(SHAPES) == sorted(MODELS["digits-cnn"].shapes())

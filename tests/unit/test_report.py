@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 from matplotlib.text import Text
 from PIL import Image
-from synthetic import make_store
+from synthetic import make_store, row_again
 
 import baselines
 from harness.analysis.byte_model import StepModel, mean_model, payoff, step_models
@@ -97,8 +97,7 @@ def with_failures(tmp_path_factory: pytest.TempPathFactory) -> Run:
     store = make_store(tmp_path_factory.mktemp("failures") / "run", ends=ends)
     timed_out = store.trials().query("label == 'bf16' and round == 2").iloc[0]
     other = store.trials().query("label == 'bf16' and round == 1").iloc[0]
-    row = {key: None if pd.isna(value) else value for key, value in other.items()}
-    store.append({**row, "trial_id": timed_out["trial_id"], "attempt": 1, "round": 2}, [])
+    store.append(row_again(other, trial_id=timed_out["trial_id"], attempt=1, round=2), [])
     return Run(store)
 
 
@@ -465,9 +464,9 @@ def test_a_case_in_which_nothing_finished_is_shown_empty(tmp_path: Path) -> None
     trials = store.trials()
     for path in (store.folder / "trials.parquet").iterdir():
         path.unlink()
-    for row in trials.astype(object).where(trials.notna(), None).to_dict("records"):
+    for _, row in trials.iterrows():
         lost = {"status": "crashed", "reason": "boom", "links": None, "measured_rtt_s": None}
-        store.append(row if row["rate_bps"] is None else {**row, **lost}, [])
+        store.append(row_again(row, **({} if pd.isna(row["rate_bps"]) else lost)), [])
     run = Run(store)
     assert [row["samples/s"] for row in run.summary.rows if row["case"].startswith("10 Mbit/s")] == ["–", "–"]
     assert run.summary.sentences[0].startswith("No method stands beside bf16 and dense at 10 Mbit/s")

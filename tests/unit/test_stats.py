@@ -20,7 +20,8 @@ from harness.analysis.stopping import FEWEST_ROUNDS, narrow_enough
 from harness.analysis.targets import time_to_target
 from harness.errors import MeasurementError
 from harness.plan.status import DONE
-from harness.record.store import TRIAL_SCHEMA, Store
+from harness.record.row import TRIAL_SCHEMA
+from harness.record.store import Store
 from harness.scenario.load import load
 
 rates = st.floats(1e-3, 1e6)

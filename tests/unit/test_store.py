@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+from synthetic import a_row
 
 from harness.analysis.cases import case_results
 from harness.errors import MeasurementError, UsageError
 from harness.provenance import ROOT
-from harness.record.store import EVENT_SCHEMA, TRIAL_SCHEMA, Event, Store, new_folder, require_done, runs
+from harness.record.row import EVENT_SCHEMA, TRIAL_SCHEMA, Event, TrialRow
+from harness.record.store import Store, new_folder, require_done, runs
 from harness.report.headline import headline
 from harness.scenario.load import load
 from harness.scenario.schema import Scenario
@@ -27,8 +30,8 @@ def store(tmp_path: Path, scenario: Scenario) -> Store:
     return Store.create(tmp_path / "run", scenario)
 
 
-def row(trial_id: str, status: str = "done", attempt: int = 0, **fields: object) -> dict[str, object]:
-    return {"trial_id": trial_id, "attempt": attempt, "status": status, "round": 0, **fields}
+def row(trial_id: str, status: str = "done", attempt: int = 0, **fields: Any) -> TrialRow:
+    return a_row(trial_id, status=status, attempt=attempt, **fields)
 
 
 def test_what_is_appended_is_read_back_also_by_pandas_alone(store: Store) -> None:

@@ -29,7 +29,7 @@ from harness.cluster.docker import engine
 from harness.cluster.docker.fleet import Fleet
 from harness.cluster.emulated import EmulatedCluster, as_json, preload_request, watchers
 from harness.errors import MeasurementError, UsageError
-from harness.messages import BACKEND_VARIABLE, GLOO, Message
+from harness.messages import BACKEND_VARIABLE, GLOO, Build, CheckCode, Message, Preload
 from harness.network.addresses import SWITCH, WORKER_INTERFACE, worker_name, worker_number
 from harness.network.readings import Readings
 from harness.network.topology import Topology
@@ -217,7 +217,7 @@ class ComposeCluster(EmulatedCluster):
         self._fleet = Fleet()
         self._deployment: Deployment | None = None
         self._mounts: dict[Path, str] = {}
-        self._preloads: list[Message] = []
+        self._preloads: list[Preload] = []
 
     def __enter__(self) -> Self:
         self._client = engine.connect()
@@ -299,7 +299,7 @@ class ComposeCluster(EmulatedCluster):
     def _build(self, topology: Topology, resources: Resources) -> None:
         self._current = None
         self._bring_up(topology, resources)
-        request = {"op": "build", "topology": as_json(topology)}
+        request = Build(topology=as_json(topology))
         self._fleet.request(dict.fromkeys(topology.nodes, request), BUILD_TIMEOUT_S)
 
     def _task(self, task: str, nodes: list[str], spec: Mapping[str, Any], timeout_s: float) -> Iterator[Message]:
@@ -321,7 +321,7 @@ class ComposeCluster(EmulatedCluster):
             self._compose("up", "-d", "--no-build")
             for node in missing:
                 self._fleet.add(node, self._agent(node))
-            check = {"op": "check_code", "digest": code_digest()}
+            check = CheckCode(digest=code_digest())
             self._fleet.request(dict.fromkeys(missing, check), HELLO_TIMEOUT_S)
             workers = [node for node in worker_nodes(self._deployment.topology) if node in missing]
             for preload in self._preloads:

@@ -13,7 +13,7 @@ from typing import Any
 from harness.cluster.connection import STOP_GRACE_S, TICK_S, AgentConnection
 from harness.cluster.protocol import ClusterBrokenError, SideTask
 from harness.errors import MeasurementError
-from harness.messages import Message
+from harness.messages import Failed, Message, Tick
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Fleet:
         try:
             with contextlib.closing(messages):  # an agent that was told to stop before it had begun is told again
                 while not over.is_set() and (message := next(messages, None)):
-                    if message["kind"] != "tick":
+                    if not isinstance(message, Tick):
                         said.put(message)
         except Exception as caught:  # whatever it is, the one who listens must hear of it
             error = caught
@@ -131,13 +131,13 @@ class Fleet:
             for node, agent in self._agents.items():
                 if node not in running and not agent.alive:
                     return _lost(node, "its container has ended")
-            return {"kind": "tick"}
+            return Tick()
 
 
 def _ended(error: ClusterBrokenError) -> str:
     return f"its container has ended ({error})"
 
 
-def _lost(node: str, reason: str) -> Message:
+def _lost(node: str, reason: str) -> Failed:
     """An error that explains what other nodes complain of, before or after."""
-    return {"kind": "error", "node": node, "reason": reason, "lost": True}
+    return Failed(node=node, reason=reason, lost=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from harness.cluster.agent import Agent
 from harness.errors import MeasurementError
-from harness.messages import Message
+from harness.messages import Build, CheckCode
 from harness.network.iproute import check_congestion_control, run, run_lines
 from harness.network.qdisc import check_read_back
 from harness.network.topology import Topology
@@ -36,9 +36,9 @@ class Node:
         # Names must resolve without asking anybody: a resolver that cannot answer costs seconds, now and then.
         Path("/etc/nsswitch.conf").write_text("hosts: files\n")
 
-    def build(self, request: Message) -> None:
+    def build(self, request: Build) -> None:
         """Take the node's part in the topology that is asked for, and read back every queue."""
-        topology = Topology.model_validate(request["topology"])
+        topology = Topology.model_validate(request.topology)
         check_congestion_control(topology.link.congestion_control)
         for entry in json.loads(run(["ip", "-j", "link", "show"])):
             if entry["ifname"] != "lo":
@@ -54,11 +54,11 @@ class Node:
                 except ValueError as error:
                     raise MeasurementError(str(error)) from None
 
-    def check_code(self, request: Message) -> None:
+    def check_code(self, request: CheckCode) -> None:
         """Refuse to run other code than the harness has."""
-        if code_digest() != request["digest"]:
+        if code_digest() != request.digest:
             raise MeasurementError(
-                f"{self.name}: the container's code is {code_digest()}, the harness's {request['digest']}: it was "
+                f"{self.name}: the container's code is {code_digest()}, the harness's {request.digest}: it was "
                 "edited while the run started; run it again"
             )
 
@@ -86,4 +86,4 @@ def _name_interfaces(wanted: Mapping[str, str]) -> None:
 def main() -> None:
     """Serve until the harness hangs up. Arguments: the node's name, and its interfaces as JSON."""
     node = Node(sys.argv[1], json.loads(sys.argv[2]))
-    Agent(lambda _: None, {"build": node.build, "check_code": node.check_code}).serve()
+    Agent(lambda _: None, {Build: node.build, CheckCode: node.check_code}).serve()

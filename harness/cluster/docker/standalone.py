@@ -18,7 +18,7 @@ import time
 from harness.cluster.docker.node import Node
 from harness.cluster.emulated import as_json
 from harness.errors import MeasurementError, PacbenchError, UsageError
-from harness.messages import Message
+from harness.messages import Build, Events, Message, Trained
 from harness.network import measure, probe_protocol, responder
 from harness.network.addresses import SWITCH, address, worker_number
 from harness.network.topology import Topology
@@ -57,7 +57,7 @@ def take_part(name: str, interfaces: dict[str, str], scenario: str) -> None:
         raise UsageError.at(scenario, "cluster.workers", case.cluster.workers, f"{WORKERS}, as in the compose file")
     topology = Topology(workers=WORKERS, link=case.link)
     node = Node(name, interfaces)
-    node.build({"topology": as_json(topology)})
+    node.build(Build(topology=as_json(topology)))
     if name == SWITCH:
         threading.Thread(target=responder.answer, daemon=True).start()
         measure_links(topology)
@@ -102,12 +102,12 @@ def train(trial: Trial, name: str, port: int) -> None:
     train.train({"trial": trial.model_dump(mode="json", by_alias=True), "port": port}, name, heard.append)
     if worker_number(name):
         return
-    rows = [row for message in heard if message["kind"] == "events" for row in message["rows"]]
+    rows = [row for message in heard if isinstance(message, Events) for row in message.rows]
     accuracy = [value for _, _, kind, value in rows if kind == "accuracy"][-1]
-    (result,) = (message for message in heard if message["kind"] == "result")
-    samples_per_s = result["steps"] * trial.case.train.batch_size * WORKERS / result["train_time_s"]
+    (result,) = (message for message in heard if isinstance(message, Trained))
+    samples_per_s = result.steps * trial.case.train.batch_size * WORKERS / result.train_time_s
     print(
-        f"{trial.method.label}: {100 * accuracy:.1f} % after {result['steps']} steps, {samples_per_s:.0f} samples/s "
+        f"{trial.method.label}: {100 * accuracy:.1f} % after {result.steps} steps, {samples_per_s:.0f} samples/s "
         "over all of them",
         flush=True,
     )

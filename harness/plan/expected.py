@@ -1,0 +1,95 @@
+"""What is known of a trial before it runs: its network, the bytes it sends, the time it cannot beat, its memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import baselines
+from baselines import MethodState
+from harness.network.topology import Topology
+from harness.plan import predict
+from harness.scenario.schema import Case, MethodSpec
+from harness.workload import profile as profiles
+from harness.workload import replay
+from harness.workload.models import MODELS
+from harness.workload.profile import Profile
+
+
+@dataclass(frozen=True)
+class Expected:
+    """See the module. Bytes are payload of a worker, times are undilated seconds."""
+
+    topology: Topology
+    """Network that the case asks for."""
+    built_topology: Topology
+    """Network that is built: the same, or a slower one where time is dilated."""
+    profile: Profile | None
+    """Profile that is replayed; None: it trains for real."""
+    wire_bytes_per_step: float
+    """Payload that each worker sends in a steady step, by the method's formula."""
+    lower_bound_s_per_step: float
+    """Least time that those bytes need on the case's links; 0 where they are unshaped."""
+    predicted_step_s: float | None
+    """What a steady step is expected to take, overlap included; None without a profile."""
+    memory_bytes: int | None
+    """Memory of all workers of a replay; None for real training."""
+
+
+@cache
+def expect(case: Case, method: MethodSpec, dilation: float) -> Expected:
+    """Work out once what all trials of a method on a case have in common.
+
+    Raises:
+        UsageError: the profile cannot be read.
+    """
+    state, topology = state_of(method), topology_of(case)
+    replayed = profiles.read(case.train.replay) if case.train.replay else None
+    return Expected(
+        topology=topology,
+        built_topology=topology.slowed(dilation),
+        profile=replayed,
+        wire_bytes_per_step=wire_bytes(case, method),
+        lower_bound_s_per_step=lower_bound_s(case, method),
+        predicted_step_s=_predicted_step_s(case, method, dilation, replayed, topology) if replayed else None,
+        memory_bytes=replay.memory_bytes(replayed, case.cluster.workers, state.most_copies) if replayed else None,
+    )
+
+
+def wire_bytes(case: Case, method: MethodSpec, step: int | None = None) -> float:
+    """Payload bytes that each worker sends in a step, by the method's formula; in the steady state without a step."""
+    return state_of(method).wire_bytes(shapes_of(case.train.model), case.cluster.workers, step)
+
+
+def lower_bound_s(case: Case, method: MethodSpec, step: int | None = None) -> float:
+    """The least time that a step's bytes need on the case's network; 0 where nothing limits them."""
+    busiest_bytes = state_of(method).busiest_bytes(shapes_of(case.train.model), case.cluster.workers, step)
+    return topology_of(case).bound_s(wire_bytes(case, method, step), busiest_bytes)
+
+
+def state_of(method: MethodSpec) -> MethodState:
+    """A fresh, unbound state with the method's parameters."""
+    return baselines.get(method.name).State(**method.params)
+
+
+@cache
+def topology_of(case: Case) -> Topology:
+    """The network that a case asks for."""
+    return Topology(workers=case.cluster.workers, link=case.link, fabric=case.fabric)
+
+
+@cache
+def shapes_of(model: str) -> list[tuple[int, ...]]:
+    """Shapes of the model's parameters."""
+    return MODELS[model].shapes()
+
+
+def _predicted_step_s(
+    case: Case, method: MethodSpec, dilation: float, replayed: Profile, topology: Topology
+) -> float | None:
+    """What a step of the steady state is expected to take.
+
+    Where time is dilated, it is told as measured: what wakes processes is this machine, which dilation does not slow.
+    """
+    message_s = predict.MESSAGE_S / dilation
+    return predict.step_s(replayed, method, state_of(method), topology, case.train.bucket_bytes, message_s)

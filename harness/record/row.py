@@ -1,0 +1,253 @@
+"""The rows that a store keeps: a dataclass a table, the one place of each column, its type and its meaning.
+
+The parquet schemas come from here, and so do the table of columns in results/README.md and the tooltips of reports. To
+add a column, add a field to ``TrialRow`` and give it a value in ``harness/run/row.py``. What was stored before has null
+there.
+"""
+
+from __future__ import annotations
+
+import types
+from dataclasses import fields
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+import pyarrow as pa
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass as validated_dataclass
+from typing_extensions import dataclass_transform
+
+from harness.plan.status import Status
+
+SCHEMA = 2
+"""Version of what a store holds. Raise it where a reader of the version before would misunderstand what is stored; a
+new column is no such change."""
+
+T = TypeVar("T")
+
+Int32 = Annotated[int, pa.int32()]
+
+ARROW_TYPES: dict[type, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64()}
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def row(cls: type[T]) -> type[T]:
+    """Make a class's annotated fields the columns of a table. A wrong type or an unknown name raises ``ValueError``."""
+    config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+    checked: Any = validated_dataclass(frozen=True, kw_only=True, config=config)(cls)
+    return cast(type[T], checked)
+
+
+@row
+class TrialRow:
+    """One attempt of one trial: what was asked, how it ended, what was measured. None becomes null: not known."""
+
+    trial_id: str
+    """Hash of all that makes two trials the same: case, method, seed, round, code, kind of cluster, image."""
+    attempt: Int32
+    """Number of this attempt, from 0. A trial that did not finish is attempted again."""
+    scenario: str
+    """Name of the scenario."""
+    cluster: str
+    """Kind of cluster."""
+    method: str
+    """Name of the method's file in baselines/."""
+    label: str
+    """Label of the method in the scenario."""
+    params: str
+    """Parameters of the method, as JSON."""
+    model: str
+    """Name of the model."""
+    dataset: str
+    """Data set; of a replay: whose times were waited for."""
+    replay: str | None = None
+    """Profile that was replayed; null: it trained for real."""
+    replay_source: str | None = None
+    """Whether that profile was measured or modelled."""
+    dilation: float | None = None
+    """How many times slower everything ran than is told here, as the case asks."""
+    trial_dilation: float | None = None
+    """How many times slower it really ran, which a method may need to be more."""
+    workers: Int32
+    """World size."""
+    batch_size: Int32
+    """Samples per worker and step."""
+    rate_bps: float | None
+    """Rate of the links that was asked for; null: unshaped."""
+    delay_s: float
+    """Delay of a link in one direction that was asked for."""
+    loss: float
+    """Share of packets that links were asked to lose."""
+    network: str = ""
+    """What else was asked of links and topology, in words."""
+    seed: int
+    """Seed of weights and sample order."""
+    round: Int32
+    """Round of the run, from 0. Ratios are paired within a round."""
+    purpose: str | None = None
+    """Null: all that is told. ``accuracy``: one more seed, on unshaped links, for accuracy alone."""
+    status: Status
+    """How it ended: done, failed, crashed, diverged, timeout or interrupted."""
+    reason: str | None = None
+    """Why it did not finish."""
+    steps: Int32 | None = None
+    """Steps completed."""
+    steady_from_step: Int32 | None = None
+    """First step of the steady state, as the method declares it."""
+    settling_steps: Int32 | None = None
+    """Steps beyond the declared warm-up that had not settled. They are left out of all times."""
+    steady_steps: Int32 | None = None
+    """Steps that were timed."""
+    samples_per_s: float | None = None
+    """Training throughput of all workers in the steady state; null: too few steps or too short a time."""
+    step_time_median_s: float | None = None
+    """Median time of a steady step on rank 0."""
+    compute_s_per_step: float | None = None
+    """Mean time of computation in a steady step, over ranks."""
+    codec_s_per_step: float | None = None
+    """Mean time of encoding and decoding together."""
+    encode_s_per_step: float | None = None
+    """Mean time of encoding."""
+    decode_s_per_step: float | None = None
+    """Mean time of decoding."""
+    comm_s_per_step: float | None = None
+    """Mean time of communication that nothing hides."""
+    overrun_s_per_step: float | None = None
+    """What this machine's slowness adds to a replayed step at most."""
+    processor_s_per_step: float | None = None
+    """Part of a step that takes as long as this machine's processor does."""
+    yardstick_s: float | None = None
+    """Processor time of a fixed piece of work, mean of the trial's beginning and end."""
+    wire_bytes_per_step: float | None = None
+    """Payload that a worker sent in a steady step, read from the kernel."""
+    header_bytes_per_step: float | None = None
+    """Packet headers that a worker sent in a steady step."""
+    formula_bytes_per_step: float | None = None
+    """Payload in a steady step by the method's formula."""
+    lower_bound_s_per_step: float | None = None
+    """Least time that those bytes need on the links; null: unshaped."""
+    predicted_step_s: float | None = None
+    """What a steady step was expected to take; null: there is no profile."""
+    before_steady_s: float | None = None
+    """Training time before the first timed step."""
+    steady_s: float | None = None
+    """Training time of all timed steps."""
+    final_accuracy: float | None = None
+    """Share of the test set that the last evaluation found right."""
+    final_loss: float | None = None
+    """Mean cross entropy on the test set in the last evaluation, in nats."""
+    final_perplexity: float | None = None
+    """Perplexity in the last evaluation; null: no language."""
+    target: str | None = None
+    """Target of the scenario, such as ``accuracy 0.95``; null: none."""
+    steps_to_target: float | None = None
+    """Steps until the target was first reached, by a line between two evaluations; null: not reached."""
+    time_to_target_s: float | None = None
+    """Training time until then, evaluations excluded; null: not reached."""
+    train_time_s: float | None = None
+    """Training time of all steps, evaluations excluded."""
+    evaluation_time_s: float | None = None
+    """Time of all evaluations."""
+    wall_time_s: float | None = None
+    """Time of the whole trial as the harness saw it, verification included."""
+    peak_memory_bytes: float | None = None
+    """Most memory that any worker ever had resident, shared pages included."""
+    own_memory_bytes: float | None = None
+    """Most memory of any worker at the end, shared pages divided among those that share them."""
+    held_memory_bytes: float | None = None
+    """Most memory that the method held between steps on any worker: residuals, masks."""
+    measured_rate_bps: float | None = None
+    """Rate of the slowest direction of any link, measured before the trial."""
+    measured_rtt_s: float | None = None
+    """Median round trip between neighbours, measured before the trial."""
+    links: str | None = None
+    """Every link and direction, asked and measured, as JSON."""
+    verified_before: str | None = None
+    """All that was measured of the network before the trial, as JSON."""
+    retransmits: float | None = None
+    """TCP segments that all workers sent again."""
+    transport_rtt_s: float | None = None
+    """TCP's smoothed round trip at the end, queues included; median over workers."""
+    cwnd_packets: float | None = None
+    """TCP's congestion window at the end; median over workers."""
+    queue_drops: float | None = None
+    """Packets that all links dropped: for want of room, or because they were asked to."""
+    queue_backlog_bytes: float | None = None
+    """Most that was seen to wait in any link's queue."""
+    fullest_queue: str | None = None
+    """Link and direction of that queue."""
+    parameter_hash: str | None = None
+    """Hash of the trained parameters, the same on all ranks."""
+    commit: str | None = None
+    """Commit of the code, with -dirty where files had changed."""
+    code_digest: str | None = None
+    """Hash of every Python file of harness/ and baselines/."""
+    image_digest: str | None = None
+    """Digest of the workers' image; null: they ran in the harness's own environment."""
+    cpuset: str | None = None
+    """CPUs of each worker; null: any."""
+    memory_limit_bytes: float | None = None
+    """Memory limit of each worker; null: none."""
+    device: str | None = None
+    """Where workers computed: cpu or cuda."""
+    peak_gpu_memory_bytes: float | None = None
+    """Most memory that tensors had on a worker's GPU; null: on a CPU."""
+    log_tail: str | None = None
+    """Last lines that workers printed."""
+
+
+@row
+class VerificationRow:
+    """What the links of an attempt were after it. It is known once the last trial on them has ended."""
+
+    trial_id: str
+    """Trial whose links they were."""
+    attempt: Int32
+    """Attempt whose links they were."""
+    verified_after: str | None = None
+    """All that was measured after the last trial on the same network, as JSON."""
+    drift: str | None = None
+    """What was out of tolerance then; null: nothing."""
+
+
+class Event(NamedTuple):
+    """One number that a worker reported. ``time_s`` is on the training clock, which evaluations pause."""
+
+    rank: int
+    step: int
+    time_s: float
+    kind: str
+    value: float
+
+
+def meanings(cls: type[Any]) -> dict[str, str]:
+    """The columns of a table with what each means, in order."""
+    return {name: info.description or "" for name, info in cls.__pydantic_fields__.items()}
+
+
+def arrow_schema(cls: type[Any]) -> pa.Schema:
+    """The parquet schema of a table."""
+    hints = get_type_hints(cls, include_extras=True)
+    return pa.schema([(field.name, _arrow_type(hints[field.name])) for field in fields(cls)])
+
+
+def _arrow_type(hint: Any) -> pa.DataType:
+    """The type of a column; every column may be null."""
+    if get_origin(hint) in (Union, types.UnionType):
+        (hint,) = (part for part in get_args(hint) if part is not type(None))
+    if get_origin(hint) is Literal:
+        return pa.string()
+    return get_args(hint)[1] if get_origin(hint) is Annotated else ARROW_TYPES[hint]
+
+
+TRIAL_SCHEMA = arrow_schema(TrialRow)
+VERIFICATION_SCHEMA = arrow_schema(VerificationRow)
+EVENT_SCHEMA = pa.schema(
+    [
+        ("trial_id", pa.string()),
+        ("rank", pa.int32()),
+        ("step", pa.int32()),
+        ("time_s", pa.float64()),
+        ("kind", pa.string()),
+        ("value", pa.float64()),
+    ]
+)

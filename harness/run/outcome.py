@@ -1,0 +1,145 @@
+"""What is known of a trial when it has ended: what its workers said, and whether that makes it count."""
+
+from __future__ import annotations
+
+import bisect
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from harness.messages import Events, Exit, Failed, LinksChanged, Log, Message, QueuesSeen, QueueUse, Trained
+from harness.network.addresses import worker_number
+from harness.network.readings import Readings
+from harness.plan.status import DONE, Status
+from harness.plan.trial import Trial
+from harness.record.row import Event
+
+LOG_TAIL_LINES = 40
+
+NO_RANK = -1
+"""Rank of events that no worker reported."""
+
+MIN_SHARE_SEEN = 0.5
+"""Share of the bytes a method must send below which they cannot have crossed the shaped link."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a watcher may show while trials run."""
+
+    trial: Trial
+    step: int
+    samples_per_s: float
+
+
+Watch = Callable[[Progress], None]
+Ended = Callable[[Trial, str, str | None], None]
+"""Hears of each trial's status and reason."""
+
+
+@dataclass
+class Outcome:
+    """What is known of a trial when it has ended, however it ended."""
+
+    status: Status = DONE
+    reason: str | None = None
+    readings: Readings | None = None
+    events: list[Event] = field(default_factory=list)
+    results: dict[int, Trained] = field(default_factory=dict)
+    """Result of each rank that has one."""
+    queues: dict[str, Mapping[str, QueueUse]] = field(default_factory=dict)
+    """Use of each node's queues, by interface."""
+    changes: list[LinksChanged] = field(default_factory=list)
+    """Changes of the links, told by the player of their trace."""
+    log: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_TAIL_LINES))
+
+    def fail(self, status: Status, reason: str) -> None:
+        """It did not finish."""
+        self.status, self.reason = status, reason
+
+    def take(self, message: Message, trial: Trial, watch: Watch) -> None:
+        """Add what was said. The first failure counts, but that a node was lost explains more than any other."""
+        match message:
+            case Events():
+                rank = worker_number(message.node)
+                rows = [Event(rank, *row) for row in message.rows]
+                self.events.extend(rows)
+                if rank == 0 and rows:
+                    watch(_progress(trial, rows))
+            case Trained():
+                self.results[worker_number(message.node)] = message
+                self.queues[message.node] = message.queues
+            case QueuesSeen():
+                self.queues[message.node] = message.queues
+            case LinksChanged():
+                self.changes.append(message)
+            case Log():
+                self.log.append(f"{message.node}: {message.text}")
+            case Failed() if self.status == DONE or message.lost:
+                self.fail("crashed", f"{message.node}: {message.reason}")
+            case Exit() if message.code and self.status == DONE:
+                how = f"signal {-message.code}" if message.code < 0 else f"exit code {message.code}"
+                self.fail("crashed", f"{message.node} ended with {how}")
+
+    def note_changes_of_links(self, dilation: float) -> None:
+        """Add the links' changes as events of no rank, in the step and at the training time of rank 0 then."""
+        self.events.extend(_changes_by_step(self.events, self.changes, dilation))
+
+    def check(self, trial: Trial) -> None:
+        """The proofs that make a finished trial count."""
+        results = self.results
+        if len(results) < trial.case.cluster.workers:
+            self.fail("crashed", "a worker ended without a result")
+        elif any(result.diverged for result in results.values()):
+            self.fail("diverged", _divergence(results))
+        elif not all(result.parameters_identical for result in results.values()):
+            self.fail("failed", "the ranks ended with different parameters")
+        else:
+            seen, expected = self.payload_per_step, trial.expected.wire_bytes_per_step
+            if seen < MIN_SHARE_SEEN * expected:
+                self.fail("failed", f"only {seen:.0f} of {expected:.0f} bytes a step crossed the shaped link")
+
+    @property
+    def payload_per_step(self) -> float:
+        """Payload that a worker sent in a steady step; mean over ranks and steps."""
+        return self._per_steady_step(sum(result.payload_bytes for result in self.results.values()))
+
+    @property
+    def headers_per_step(self) -> float:
+        """Packet headers that a worker sent in a steady step; mean over ranks and steps."""
+        return self._per_steady_step(sum(result.header_bytes for result in self.results.values()))
+
+    def _per_steady_step(self, total: int) -> float:
+        first = self.results[0]
+        return total / len(self.results) / max(first.steps - first.steady_from_step, 1)
+
+
+def _progress(trial: Trial, rows: list[Event]) -> Progress:
+    steps = [row.value for row in rows if row.kind == "step_s"]
+    samples = trial.case.train.batch_size * trial.case.cluster.workers
+    return Progress(trial, rows[-1].step + 1, samples * len(steps) / sum(steps) if steps else 0.0)
+
+
+def _changes_by_step(events: list[Event], changes: list[LinksChanged], dilation: float) -> Iterator[Event]:
+    ends = [event for event in events if event.kind == "monotonic_s" and event.rank == 0]
+    for change in changes:
+        place = bisect.bisect_right([end.value for end in ends], change.at_s)
+        step, time_s = (ends[place].step, ends[place].time_s) if place < len(ends) else (len(ends), 0.0)
+        if ends and place == len(ends):
+            time_s = ends[-1].time_s
+        told = {
+            "rate_bps": dilation * (change.rate_bps or 0),
+            "late_s": change.late_s / dilation,
+            "at_s": change.at_s,
+        }
+        for kind, value in told.items():
+            yield Event(NO_RANK, step, time_s, f"link_{kind}", float(value))
+
+
+def _divergence(results: Mapping[int, Trained]) -> str:
+    reason = f"the test loss was not finite after step {results[0].steps}"
+    found = [(*first, rank) for rank, result in results.items() if (first := result.first_non_finite)]
+    if not found:
+        return f"{reason}; every gradient was"
+    step, parameter, rank = min(found)
+    return f"{reason}; the first gradient that was not: {parameter} on rank {rank} in step {step}"

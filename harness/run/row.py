@@ -1,0 +1,198 @@
+"""From a trial and its outcome to the row that is stored."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from harness.plan.expected import state_of
+from harness.plan.status import ACCURACY
+from harness.plan.trial import Trial
+from harness.provenance import code_digest, commit
+from harness.record.row import TrialRow
+from harness.record.steady import is_long_enough, settling_steps
+from harness.record.store import WORKLOAD_COLUMNS
+from harness.run.outcome import Outcome
+from harness.scenario.target import EVENT_KINDS, FINAL_COLUMNS, Evaluation, crossing
+
+
+def row_of(trial: Trial, attempt: int, outcome: Outcome, wall_time_s: float) -> TrialRow:
+    """The row of an attempt; what is not known stays null."""
+    known: dict[str, Any] = {
+        "formula_bytes_per_step": trial.expected.wire_bytes_per_step,
+        "lower_bound_s_per_step": trial.expected.lower_bound_s_per_step or None,
+        "predicted_step_s": trial.expected.predicted_step_s,
+    }
+    if outcome.readings:
+        readings = outcome.readings.undilated(trial.dilation)
+        known |= {
+            "measured_rate_bps": readings.slowest_bps,
+            "measured_rtt_s": readings.rtt_median_s,
+            "links": json.dumps([link.model_dump() for link in readings.links]),
+            "verified_before": readings.model_dump_json(),
+        }
+    if len(outcome.results) == trial.case.cluster.workers:
+        known |= _measured(trial, outcome)
+    return TrialRow(
+        **_asked(trial),
+        **known,
+        attempt=attempt,
+        status=outcome.status,
+        reason=outcome.reason,
+        wall_time_s=wall_time_s,
+        log_tail="\n".join(outcome.log) or None,
+    )
+
+
+def workload_of(trial: Trial) -> tuple[Any, ...]:
+    """The trial's values of ``WORKLOAD_COLUMNS``, None where nothing is said."""
+    asked = _asked(trial)
+    return tuple(asked[column] for column in WORKLOAD_COLUMNS)
+
+
+def _asked(trial: Trial) -> dict[str, Any]:
+    """What was asked of the trial, and who asked."""
+    case, train, replayed = trial.case, trial.case.train, trial.expected.profile
+    return {
+        "trial_id": trial.id,
+        "scenario": trial.scenario,
+        "cluster": trial.cluster,
+        "method": trial.method.name,
+        "label": trial.method.label,
+        "params": json.dumps(trial.method.params),
+        "model": train.model,
+        "dataset": _what_is_fed(trial),
+        "replay": train.replay and Path(train.replay).stem,
+        "replay_source": replayed and replayed.source,
+        "dilation": train.dilation,
+        "trial_dilation": trial.dilation,
+        "workers": case.cluster.workers,
+        "batch_size": train.batch_size,
+        "rate_bps": case.link.trace.rows[0].rate_bps if case.link.trace else case.link.rate_bps,
+        "delay_s": case.link.delay_s,
+        "loss": case.link.mean_loss,
+        "network": trial.expected.topology.describe_extras(),
+        "seed": trial.seed,
+        "round": trial.round,
+        "purpose": ACCURACY if trial.for_accuracy else None,
+        "target": train.target and str(train.target),
+        "commit": commit(),
+        "code_digest": code_digest(),
+        "image_digest": trial.image or None,
+        "cpuset": case.cluster.cpuset,
+        "memory_limit_bytes": case.cluster.memory_bytes,
+        "device": case.cluster.device,
+    }
+
+
+def _what_is_fed(trial: Trial) -> str:
+    """The data set, or what stands in its place."""
+    train, replayed = trial.case.train, trial.expected.profile
+    if not train.replay or not replayed:
+        return train.dataset
+    return f"made-up gradients (replay of {Path(train.replay).stem}, {replayed.origin})"
+
+
+def _measured(trial: Trial, outcome: Outcome) -> dict[str, Any]:
+    """The figures of a trial whose ranks all reported: those a step belong to the steady state.
+
+    Times begin where the steps have settled, bytes where the method declares its steady state.
+    """
+    results = list(outcome.results.values())
+    first = outcome.results[0]
+    all_step_s = [event.value for event in outcome.events if event.kind == "step_s" and event.rank == 0]
+    settling = settling_steps(all_step_s[first.steady_from_step :], state_of(trial.method).agrees_every)
+    timed_from_step = first.steady_from_step + settling
+    steady = [event for event in outcome.events if event.step >= timed_from_step]
+    step_s = all_step_s[timed_from_step:]
+    steady_s = sum(step_s)
+    timed = is_long_enough(len(step_s), steady_s, bool(trial.case.train.replay))
+    samples_per_step = trial.case.train.batch_size * trial.case.cluster.workers
+
+    def mean_of(*kinds: str) -> float:
+        """Seconds a step over all ranks and steady steps, in these phases together."""
+        total = sum(event.value for event in steady if event.kind in kinds)
+        return total / max(len(step_s) * len(results), 1)
+
+    return {
+        "steps": first.steps,
+        "steady_from_step": first.steady_from_step,
+        "settling_steps": settling,
+        "steady_steps": len(step_s),
+        "steady_s": steady_s,
+        "samples_per_s": samples_per_step * len(step_s) / steady_s if timed else None,
+        "step_time_median_s": statistics.median(step_s) if step_s else None,
+        "compute_s_per_step": mean_of("compute_s"),
+        "codec_s_per_step": mean_of("encode_s", "decode_s"),
+        "encode_s_per_step": mean_of("encode_s"),
+        "decode_s_per_step": mean_of("decode_s"),
+        "comm_s_per_step": mean_of("comm_s"),
+        "overrun_s_per_step": mean_of("overrun_s") if trial.case.train.replay else None,
+        "processor_s_per_step": mean_of(*_phases_of_the_processor(trial)),
+        "yardstick_s": statistics.mean(result.yardstick_s for result in results),
+        "wire_bytes_per_step": outcome.payload_per_step,
+        "header_bytes_per_step": outcome.headers_per_step,
+        "before_steady_s": sum(all_step_s[:timed_from_step]),
+        **_learnt(trial, outcome),
+        "train_time_s": first.train_time_s,
+        "evaluation_time_s": first.evaluation_time_s,
+        "peak_memory_bytes": max(result.peak_memory_bytes for result in results),
+        "peak_gpu_memory_bytes": max(result.peak_gpu_memory_bytes or 0 for result in results) or None,
+        "own_memory_bytes": max(result.own_memory_bytes for result in results),
+        "held_memory_bytes": max(result.held_memory_bytes for result in results),
+        "retransmits": sum(result.retransmits for result in results),
+        "transport_rtt_s": _median(result.smoothed_rtt_s for result in results),
+        "cwnd_packets": _median(result.cwnd_packets for result in results),
+        **_queues(trial, outcome),
+        # A method whose bytes depend on the gradients' values notes what its formula gives for those it met.
+        **({"formula_bytes_per_step": noted} if (noted := mean_of("formula_bytes")) else {}),
+        "parameter_hash": first.parameter_hash,
+    }
+
+
+def _learnt(trial: Trial, outcome: Outcome) -> dict[str, Any]:
+    """What the last evaluation found, and when the target was first reached."""
+    curves: dict[str, list[Evaluation]] = {metric: [] for metric in EVENT_KINDS}
+    for event in outcome.events:
+        for metric, kind in EVENT_KINDS.items():
+            if event.kind == kind:
+                curves[metric].append(Evaluation(event.step, event.time_s, event.value))
+    target = trial.case.train.target
+    reached = crossing(target, curves[target.metric]) if target else None
+    return {
+        **{column: curves[metric][-1].value if curves[metric] else None for metric, column in FINAL_COLUMNS.items()},
+        "steps_to_target": reached and reached.steps,
+        "time_to_target_s": reached and reached.time_s,
+    }
+
+
+def _phases_of_the_processor(trial: Trial) -> tuple[str, ...]:
+    """The phases of a step that take as long as this machine's processor does: not what a GPU or a profile says."""
+    replayed = trial.expected.profile
+    if trial.case.cluster.device != "cpu" or (replayed and replayed.codec(trial.method, trial.case.cluster.workers)):
+        return ()
+    codec = ("encode_s", "decode_s")
+    return codec if replayed else ("compute_s", *codec)
+
+
+def _queues(trial: Trial, outcome: Outcome) -> dict[str, Any]:
+    """What the links' queues dropped, and what waited in the fullest of them."""
+    uses = {
+        f"{queue.link} {queue.direction}": use
+        for queue in trial.expected.topology.queues()
+        if (use := outcome.queues.get(queue.node, {}).get(queue.interface))
+    }
+    fullest = max(uses, key=lambda name: uses[name].most_backlog_bytes)
+    return {
+        "queue_drops": sum(use.drops for use in uses.values()),
+        "queue_backlog_bytes": uses[fullest].most_backlog_bytes,
+        "fullest_queue": fullest,
+    }
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None

@@ -1,0 +1,127 @@
+"""Profiles derived from what is published of a device that is not here."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from baselines._state import numel
+from harness.provenance import cpu_model
+from harness.worker.codecs import measure_codecs
+from harness.worker.layers import LayerWatch, owner_of
+from harness.worker.profile_request import ProfileRequest
+from harness.workload.models import MODELS, Model
+from harness.workload.profile import SCHEMA, Profile
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a vendor publishes of a device."""
+
+    name: str
+    peak_flops_per_s: float
+    """fp32, without sparsity or tensor cores."""
+    memory_bytes_per_s: float
+
+
+HARDWARE = {
+    "a40": Hardware("NVIDIA A40", 37.4e12, 696e9),
+    "a100": Hardware("NVIDIA A100 40 GB", 19.5e12, 1555e9),
+    "v100": Hardware("NVIDIA V100 32 GB", 15.7e12, 900e9),
+    "rtx3090": Hardware("NVIDIA RTX 3090", 35.6e12, 936e9),
+}
+"""From the vendor's data sheets."""
+
+
+EFFICIENCY = 0.4
+"""Of the peak, unless one is given."""
+
+
+def derive(order: ProfileRequest, hardware: Hardware, efficiency: float) -> Profile:
+    """What a model would take on a published device: its operations at a share of the peak, the rest by memory.
+
+    A backward pass takes twice the forward pass's operations, a layer after the other; SGD with momentum reads and
+    writes five numbers a parameter. Codecs are timed here, and scaled as a copy of memory would be.
+    """
+    model, here_bytes_per_s = MODELS[order.model], copy_bytes_per_s()
+    forward_s = {
+        layer: order.batch_size * flops / (hardware.peak_flops_per_s * efficiency)
+        for layer, flops in flops_by_layer(model).items()
+    }
+    profile = Profile.model_validate(
+        {
+            "schema": SCHEMA,
+            "model": order.model,
+            "batch_size": order.batch_size,
+            "device": hardware.name,
+            "source": "modelled",
+            "made_by": order.made_by,
+            "assumptions": f"{efficiency:g} of {hardware.peak_flops_per_s / 1e12:g} Tflop/s (fp32); "
+            f"backward 2 x forward; optimizer and codecs by {hardware.memory_bytes_per_s / 1e9:g} GB/s of memory, "
+            f"codecs as timed on {cpu_model()} against its {here_bytes_per_s / 1e9:.3g} GB/s",
+            **_modelled(model, forward_s, hardware),
+        }
+    )
+    slowness = here_bytes_per_s / hardware.memory_bytes_per_s
+    codecs = [
+        codec.model_copy(
+            update={name: getattr(codec, name) * slowness for name in ("encode_s", "beside_s", "decode_s")}
+            | {"optimizer_s": profile.optimizer_s}
+        )
+        for codec in measure_codecs(profile, order)
+    ]
+    return profile.model_copy(update={"codecs": tuple(codecs)})
+
+
+def flops_by_layer(model: Model) -> dict[str, int]:
+    """Floating point operations of a forward pass on one sample, by layer in the order in which layers begin.
+
+    What happens between layers (attention's products, say) counts for the one that ends next. Nothing is computed.
+    """
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        network, example = model.build(), model.example(1)
+        watch = LayerWatch(network, counter.get_total_flops)
+        with torch.no_grad():
+            network(example)
+    return {layer: int(flops) for layer, flops in watch.take().items()}
+
+
+def copy_bytes_per_s(size: int = 1 << 26, repetitions: int = 9) -> float:
+    """How fast one thread of this machine copies memory: bytes read and written, a second."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    source = torch.zeros(size, dtype=torch.uint8)
+    target = torch.empty_like(source)
+    seconds = []
+    for _ in range(repetitions):
+        start = time.perf_counter()
+        target.copy_(source)
+        seconds.append(time.perf_counter() - start)
+    torch.set_num_threads(threads)
+    return 2 * size / statistics.median(seconds)
+
+
+def _modelled(model: Model, forward_s: dict[str, float], hardware: Hardware) -> dict[str, Any]:
+    """The timed fields of a profile, of layers that follow one another."""
+    with torch.device("meta"):
+        shapes = {name: tuple(weight.shape) for name, weight in model.build().named_parameters()}
+    ready_s, now_s = {}, 0.0
+    for layer in reversed(forward_s):
+        now_s += 2 * forward_s[layer]
+        ready_s[layer] = now_s
+    gradients = [
+        {"parameter": name, "shape": shape, "ready_s": ready_s.get(owner_of(name, forward_s), now_s)}
+        for name, shape in reversed(shapes.items())
+    ]
+    return {
+        "forward_s": sum(forward_s.values()),
+        "backward_s": now_s,
+        "optimizer_s": 5 * 4 * numel(list(shapes.values())) / hardware.memory_bytes_per_s,
+        "gradients": sorted(gradients, key=lambda each: each["ready_s"]),
+        "layers": [{"layer": name, "forward_s": own, "backward_s": 2 * own} for name, own in forward_s.items()],
+    }

@@ -1,0 +1,66 @@
+"""Ranks of a process group on this machine's loopback, for what is timed without a network."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from harness.errors import MeasurementError
+from harness.messages import GLOO
+from harness.worker.process import prepare_process
+
+T = TypeVar("T")
+
+
+def in_processes(job: Callable[..., T], workers: int, *arguments: Any) -> list[T]:
+    """What ``job(*arguments)`` returns in each of so many processes at once, which form a process group on loopback.
+
+    Raises:
+        MeasurementError: one of them failed.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, job.__module__, "torch._dynamo"])  # which DDP and optimizers import
+    with tempfile.TemporaryDirectory(prefix="pacbench-profile-") as folder:
+        meeting = str(Path(folder) / "store")
+        # The server of forks is started by `python -c`, which looks for everything in the current folder first. Its
+        # forks go back to where this process is.
+        with _working_in(Path(folder)):
+            forkserver.ensure_running()
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            jobs = [pool.submit(_on_rank, rank, workers, meeting, job, arguments) for rank in range(workers)]
+            try:
+                return [each.result() for each in jobs]
+            except Exception as error:
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                raise MeasurementError(f"the profile cannot be made: {reason}") from None
+
+
+@contextmanager
+def _working_in(folder: Path) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def _on_rank(rank: int, workers: int, meeting: str, job: Callable[..., T], arguments: tuple[Any, ...]) -> T:
+    prepare_process()  # as workers do
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group(GLOO, init_method=f"file://{meeting}", rank=rank, world_size=workers)
+    try:
+        return job(*arguments)
+    finally:
+        dist.destroy_process_group()

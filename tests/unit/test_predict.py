@@ -1,0 +1,48 @@
+"""Steps that are predicted from a profile, a method's bytes and the links."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from abacus import SHAPES, codec, profile
+
+import baselines
+from harness.network.topology import Topology
+from harness.plan import predict
+from harness.plan.expected import state_of
+from harness.scenario.schema import MethodSpec
+from harness.workload.models import MODELS
+
+
+def predicted(method: str = "dense", rate: str = "100mbit", bucket_bytes: int = 25_000_000, **changes: Any) -> float:
+    topology = Topology.model_validate({"workers": 4, "link": {"rate": rate}})
+    spec = MethodSpec(name=method, label=method, params=baselines.get(method).State().parameters)
+    return predict.step_s(profile(**changes), spec, state_of(spec), topology, bucket_bytes)
+
+
+def test_buckets_fill_in_the_order_of_readiness() -> None:
+    found = list(predict.buckets(profile(), 1_000_000))
+    assert [shape for bucket in found for shape in bucket.shapes] == list(SHAPES)
+    assert [len(bucket.shapes) for bucket in found] == [5, 3]
+    assert [bucket.ready_s for bucket in found] == [0.011, 0.015]
+    assert sum(bucket.share for bucket in found) == pytest.approx(1)
+
+
+def test_a_slow_link_decides_and_a_fast_one_hides_behind_the_computation() -> None:
+    assert predicted(rate="1mbit") == pytest.approx(2 * 3 / 4 * 32 * profile().numel / 1e6 * 1514 / 1448, rel=0.01)
+    assert 0.021 <= predicted(rate="400gbit") < 0.025
+
+
+def test_buckets_that_leave_early_are_hidden() -> None:
+    assert predicted(rate="1gbit", bucket_bytes=100_000) < predicted(rate="1gbit") - 0.002
+
+
+def test_a_codec_holds_up_what_comes_after_it() -> None:
+    plain = predicted("topk", codecs=[codec("topk")])
+    for kind in ("encode_s", "beside_s", "decode_s", "optimizer_s"):
+        assert predicted("topk", codecs=[codec("topk", **{kind: 0.1})]) == pytest.approx(plain + 0.1)
+
+
+def test_a_profiles_shapes_are_the_models() -> None:
+    assert sorted(SHAPES) == sorted(MODELS["digits-cnn"].shapes())
