@@ -18,7 +18,8 @@ from harness.analysis import claims
 from harness.analysis.savings import saving_bound
 from harness.errors import UsageError
 from harness.plan import plan
-from harness.record.store import Event, Store
+from harness.record.row import Event, TrialRow
+from harness.record.store import Store
 from harness.report import page
 from harness.scenario.load import load
 from harness.scenario.schema import MethodSpec, Scenario
@@ -112,7 +113,7 @@ def reported(scenario: Scenario, tmp_path_factory: pytest.TempPathFactory) -> St
         events.append(Event(-1, 0, 0.0, "link_rate_bps", 1e8))
         if trial.method.name == "toy":
             events.append(Event(0, 10, 0.5, "toy_goodput_bps", 7e7))
-        store.append(row, events)
+        store.append(TrialRow(**row), events)
     page.write(store)
     return store
 
