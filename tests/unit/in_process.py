@@ -22,12 +22,15 @@ def call_pacbench(arguments: tuple[str, ...], folder: Path) -> subprocess.Comple
     """
     stdout, stderr = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
     code = 0
-    with _as_before(folder, ["pacbench", *arguments]):
-        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-            try:
-                main()
-            except SystemExit as ended:
-                code = ended.code if isinstance(ended.code, int) else 1
+    with (
+        _as_before(folder, ["pacbench", *arguments]),
+        contextlib.redirect_stdout(stdout),
+        contextlib.redirect_stderr(stderr),
+    ):
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else 1
     return subprocess.CompletedProcess(arguments, code, _text(stdout), _text(stderr))
 
 
