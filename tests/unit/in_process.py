@@ -22,8 +22,11 @@ def call_pacbench(arguments: tuple[str, ...], folder: Path) -> subprocess.Comple
     """
     stdout, stderr = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
     code = 0
-    redirected = contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr)
-    with _as_before(folder, ["pacbench", *arguments]), redirected[0], redirected[1]:
+    with (
+        _as_before(folder, ["pacbench", *arguments]),
+        contextlib.redirect_stdout(stdout),
+        contextlib.redirect_stderr(stderr),
+    ):
         try:
             main()
         except SystemExit as ended:
