@@ -37,7 +37,6 @@ HARDWARE = {
 }
 """From the vendor's data sheets."""
 
-
 EFFICIENCY = 0.4
 """Of the peak, unless one is given."""
 

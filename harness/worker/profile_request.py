@@ -12,9 +12,7 @@ from harness.scenario.schema import MethodSpec
 WARM_UP_STEPS = 3
 """DDP regroups its buckets, and memory is found."""
 
-
 BUCKET_BYTES = 25_000_000
-
 
 SGD: dict[str, Any] = {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
 
