@@ -132,7 +132,7 @@ def process_group(rank: int, world_size: int, place: Mapping[str, Any], backend:
 
 @dataclass(frozen=True)
 class Scores:
-    """Of the whole test set, the same on every rank."""
+    """What an evaluation of the whole test set found, the same on every rank."""
 
     accuracy: float
     loss: float
