@@ -9,15 +9,15 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import baselines
-from baselines._state import Clock, Stopwatch
+from baselines._state import Stopwatch
 from harness.plan.expected import state_of
 from harness.plan.trial import UNSETTLED_STEPS
 from harness.scenario.schema import MethodSpec
 from harness.worker.local_ranks import in_processes
-from harness.worker.meter import CudaClock
-from harness.worker.profile_request import BUCKET_BYTES, SGD, ProfileRequest, Timed, median
+from harness.worker.profile_request import BUCKET_BYTES, SGD, ProfileRequest, Timed
+from harness.workload.pace import Pace
 from harness.workload.profile import Codec, Profile
-from harness.workload.replay import Materials, Pace, Replayed, make_materials
+from harness.workload.replay import Materials, Replayed, make_materials
 
 
 def measure_codecs(profile: Profile, order: ProfileRequest) -> tuple[Codec, ...]:
@@ -26,7 +26,7 @@ def measure_codecs(profile: Profile, order: ProfileRequest) -> tuple[Codec, ...]
         return ()
     timed = in_processes(_time_codecs, order.workers, profile, order)
     return tuple(
-        Codec(method=method.name, params=method.params, workers=order.workers, **_codec_together(of_ranks))
+        Codec(method=method.name, params=method.params, workers=order.workers, **_codec_together(of_ranks, order))
         for method, of_ranks in zip(order.methods, zip(*timed, strict=True), strict=True)
     )
 
@@ -60,7 +60,7 @@ def _time_codec(profile: Profile, made: Materials, method: MethodSpec, order: Pr
     )
     optimizer = torch.optim.SGD(model.parameters(), **SGD)
     state, stopwatch = state_of(method), _ThreadStopwatch()
-    stopwatch.clock = CudaClock() if order.device == "cuda" else Clock()
+    stopwatch.clock = order.clock
     state.stopwatch = stopwatch
     baselines.register(ddp, state, optimizer=optimizer)
     steady_from_step = max(state.steady_from_step, UNSETTLED_STEPS)
@@ -80,7 +80,7 @@ def _time_codec(profile: Profile, made: Materials, method: MethodSpec, order: Pr
     return rows
 
 
-def _codec_together(of_ranks: Sequence[list[Timed]]) -> Timed:
-    """Medians over all steps of all processes."""
+def _codec_together(of_ranks: Sequence[list[Timed]], order: ProfileRequest) -> Timed:
+    """What is typical of all steps of all processes."""
     rows = [row for rank in of_ranks for row in rank]
-    return {name: median(row[name] for row in rows) for name in rows[0]}
+    return {name: order.typical(row[name] for row in rows) for name in rows[0]}

@@ -6,7 +6,7 @@ to carry workers. Nothing travels then, so that what is timed is the device's wo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,8 +23,7 @@ from harness.provenance import cpu_model
 from harness.worker.codecs import measure_codecs
 from harness.worker.layers import LayerWatch, owner_of
 from harness.worker.local_ranks import in_processes
-from harness.worker.meter import CudaClock
-from harness.worker.profile_request import BUCKET_BYTES, SGD, WARM_UP_STEPS, ProfileRequest, Timed, median
+from harness.worker.profile_request import BUCKET_BYTES, SGD, WARM_UP_STEPS, ProfileRequest, Timed
 from harness.workload.data import DATASETS
 from harness.workload.models import MODELS, cross_entropy
 from harness.workload.profile import SCHEMA, Profile
@@ -39,20 +38,24 @@ def measure(order: ProfileRequest) -> Profile:
     """
     if order.device == "cuda" and not torch.cuda.is_available():
         raise UsageError.at("command line", "--device", order.device, "cpu: torch finds no GPU here")
-    timed = in_processes(_time_steps, order.workers, order)
+    timed = in_processes(_time_steps, 1 if order.in_processor_time else order.workers, order)
     profile = Profile.model_validate(
         {
             "schema": SCHEMA,
             "model": order.model,
             "batch_size": order.batch_size,
-            "device": torch.cuda.get_device_name() if order.device == "cuda" else f"{cpu_model()}, 1 thread",
+            "device": torch.cuda.get_device_name() if order.device == "cuda" else _cpu(order),
             "source": "measured",
             "made_by": order.made_by,
             "workers": order.workers,
-            **_steps_together(timed),
+            **_steps_together(timed, order.typical),
         }
     )
     return profile.model_copy(update={"codecs": measure_codecs(profile, order)})
+
+
+def _cpu(order: ProfileRequest) -> str:
+    return f"{cpu_model()}, 1 thread" + (", processor time" if order.in_processor_time else "")
 
 
 def samples(order: ProfileRequest, network: nn.Module) -> tuple[Tensor, Tensor]:
@@ -75,7 +78,7 @@ def samples(order: ProfileRequest, network: nn.Module) -> tuple[Tensor, Tensor]:
 
 def _time_steps(order: ProfileRequest) -> list[Timed]:
     """Real steps of the model, in which nothing is sent: a row of times for each, in seconds."""
-    clock = CudaClock() if order.device == "cuda" else Clock()
+    clock = order.clock
     torch.manual_seed(0)
     network = MODELS[order.model].build().to(order.device)
     inputs, targets = samples(order, network)
@@ -128,17 +131,17 @@ def _keep_to_oneself(state, bucket):  # type: ignore[no-untyped-def]  # DDP refu
     return kept
 
 
-def _steps_together(of_ranks: Sequence[list[Timed]]) -> Timed:
-    """A profile's timed fields: medians over all steps of all processes."""
+def _steps_together(of_ranks: Sequence[list[Timed]], typical: Callable[[Iterable[float]], float]) -> Timed:
+    """A profile's timed fields, typical of all steps of all processes."""
     rows = [row for rank in of_ranks for row in rank]
-    seconds = {name: median(row[name] for row in rows) for name in ("forward_s", "backward_s", "optimizer_s")}
-    ready_s = {name: median(row["ready_s"][name] for row in rows) for name in rows[0]["ready_s"]}
+    seconds = {name: typical(row[name] for row in rows) for name in ("forward_s", "backward_s", "optimizer_s")}
+    ready_s = {name: typical(row["ready_s"][name] for row in rows) for name in rows[0]["ready_s"]}
     shapes = rows[0]["shapes"]
     gradients = [
         {"parameter": name, "shape": shapes[name], "ready_s": max(0.0, ready_s[name])}
         for name in sorted(ready_s, key=lambda each: ready_s[each])
     ]
-    forward_s = {name: median(row["layers"][name] for row in rows) for name in rows[0]["layers"]}
+    forward_s = {name: typical(row["layers"][name] for row in rows) for name in rows[0]["layers"]}
     return {
         **seconds,
         "backward_s": max(seconds["backward_s"], gradients[-1]["ready_s"]),

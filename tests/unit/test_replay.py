@@ -21,8 +21,9 @@ from harness.plan.plan import make
 from harness.record.store import Store
 from harness.run import execute
 from harness.scenario.load import load
+from harness.workload.pace import Pace, PacedStopwatch
 from harness.workload.profile import read
-from harness.workload.replay import Pace, PacedStopwatch, Replayed, WaitingSgd, make_materials, memory_bytes
+from harness.workload.replay import Replayed, WaitingSgd, make_materials, memory_bytes
 
 
 def test_a_profile_survives_its_file(tmp_path: Path) -> None:
@@ -140,7 +141,7 @@ class MadeUpTime:
 def clock(monkeypatch: pytest.MonkeyPatch) -> MadeUpTime:
     """What replays take for the time."""
     made_up = MadeUpTime()
-    monkeypatch.setattr("harness.workload.replay.time", made_up)
+    monkeypatch.setattr("harness.workload.pace.time", made_up)
     monkeypatch.setattr("baselines._state.perf_counter", made_up.perf_counter)
     return made_up
 
