@@ -17,7 +17,7 @@ from torch.futures import Future
 from baselines._state import MethodState, ring_all_reduce_bytes
 
 UNSETTLED_STEPS, SAMPLED_STEPS = 1, 8
-"""Of each mode that is explored: one step in which it lists survivors and makes memory, then those that count."""
+"""Steps of each mode that is explored: one in which it lists survivors and makes memory, then those that count."""
 
 DECIDE_EVERY = 10
 """Steps from one look at the goodput to the next."""
@@ -73,7 +73,7 @@ class Cost(NamedTuple):
 
     codec_s_per_entry: float
     bucket_s: float
-    """Of its collectives, waiting for threads and peers included; 0 for the mode that has least."""
+    """Latency of its collectives, waiting for threads and peers included; 0 for the mode that has least."""
 
 
 def exploration(dense_steps: int) -> list[Mode]:
@@ -177,7 +177,7 @@ class Chooser:
 
     def _begin_step(self) -> None:
         self._buckets: dict[tuple[int, ...], Contents] = {}
-        """Of this step, in the order in which DDP hands them over."""
+        """Buckets of this step, in the order in which DDP hands them over."""
         self._used: set[Mode] = set()
         self._spans: list[tuple[float, float]] = []
         self._began_at = self._sent_bytes = 0.0

@@ -20,7 +20,7 @@ STEERING = re.compile(
 
 MARKDOWN_SIGNS = re.compile(r"[\\`*_\[\]|~$]")
 MARKDOWN_STARTS = re.compile(r"^(\d*)([#>=]|[+-](?!\d)|(?<=\d)[.)](?= |$))")
-"""Of a line: headings, quotations, lists, rules; but no number."""
+"""How lines begin that are headings, quotations, lists or rules; but no number."""
 
 IN_ASCII = {"–": "-", "…": "~", "×": "x", "÷": "/", "µ": "u", "─": "-", "█": "#"}
 """What stands for our own signs where a terminal cannot show them; each as wide as the sign."""

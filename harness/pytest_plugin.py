@@ -87,10 +87,10 @@ def _run(
 ) -> Measured:
     from harness.analysis import reference
     from harness.cluster.netns import NetnsCluster
-    from harness.run import session
+    from harness.run import planning, session
 
     cluster = cluster or NetnsCluster()
-    plan = session.plan_run(scenario, cluster, overrides, methods)
+    plan = planning.plan_run(scenario, cluster, overrides, methods)
     store = session.open_store(plan, folder)
     session.run(plan, store, cluster, ["pytest", scenario, *overrides])
     return reference.read(folder)

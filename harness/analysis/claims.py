@@ -38,7 +38,6 @@ LISTED = ("model", "rate", "baseline", "method")
 QUICK_ROUNDS = 3
 """How many ``--quick`` runs: the fewest whose interval says something."""
 
-
 Quantity = Literal["throughput", "bytes", "time to accuracy"]
 
 

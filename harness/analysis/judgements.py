@@ -31,9 +31,7 @@ from harness.units import format_size, format_time
 MOST_OVERRUN = 0.1
 """The share of a replayed step by which this machine may be late before nothing is said of the device."""
 
-
 Verdict = Literal["reproduced", "not reproduced", "inconclusive"]
-
 
 VERDICTS: tuple[Verdict, ...] = ("reproduced", "not reproduced", "inconclusive")
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 FILE_WIDTH = 160
-"""Of tables that go into a file or a pipe, in characters."""
+"""Width of tables that go into a file or a pipe, in characters."""
 
 LEAST_WORDS = 16
 """Characters that a column of words keeps, if it has as many."""
@@ -39,7 +39,7 @@ def accept_any_text() -> None:
 
 
 def width() -> int:
-    """Of stdout in characters: ``COLUMNS`` or the terminal's own, ``FILE_WIDTH`` where it is none."""
+    """The width of stdout in characters: ``COLUMNS`` or the terminal's own, ``FILE_WIDTH`` where it is none."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else FILE_WIDTH
 
 

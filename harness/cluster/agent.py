@@ -46,7 +46,6 @@ TASKS = {
     "watch_queues": "harness.network.queues:watch_queues",
 }
 
-
 READ_BYTES = 1 << 16
 
 

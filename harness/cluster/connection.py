@@ -19,9 +19,7 @@ from harness.messages import Done, Exit, Message, Quit, Refused, Start, Stop, Ti
 
 READ_BYTES = 1 << 20
 
-
 STOP_GRACE_S = 10.0
-
 
 TICK_S = 1.0
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 SWITCH = "switch"
 """The name of the node that forwards between the workers of a star, or between the groups of racks."""
 
-
 WORKER_INTERFACE = "eth0"
 """The shaped interface, by the name that a worker sees."""
 

@@ -6,10 +6,8 @@ from harness.scenario.links import Link, Pipe
 
 ETHERNET_HEADER_BYTES = 14
 
-
 TCP_IP_HEADER_BYTES = 52
 """IPv4 20, TCP 20, timestamp option 12: what each full segment carries besides payload."""
-
 
 FRAME_HEADER_BYTES = ETHERNET_HEADER_BYTES + TCP_IP_HEADER_BYTES
 

@@ -42,47 +42,35 @@ from harness.units import format_time
 JITTER_PINGS = 60
 """The deviation of so many round trips is known to 12 %."""
 
-
 PING_GAP_S = 1e-3
-
 
 FLOW_S = 0.4
 """How long a timed flow lasts at the rate that was asked; less where many must take turns."""
 
-
 TURNS_S = 1.6
 """The time for all flows that must take turns."""
 
-
 MIN_FLOW_BYTES = 64 * 1024
 
-
 SETTLE_S = 0.05
-
 
 SETTLE_ROUND_TRIPS = 12
 """How much of a flow passes before it is timed, after the bucket is spent twice over: TCP's start-up."""
 
-
 COUNTED_PER_S = 10_000
 """Datagrams a second, over all links that are counted together."""
-
 
 COUNTED = (2_000, 10_000)
 """Datagrams to count: enough to meet 30 of what is rare, and no more than takes a second."""
 
-
 MEETINGS = 30
-
 
 CONCURRENT_BPS = 250_000_000 * (os.cpu_count() or 1)
 """Links are measured together up to this sum, so that their own traffic never makes the CPU the limit."""
 
-
 PACKET_COST = 4
 """How much more a byte costs that goes packet by packet: in datagrams, or through netem, which has a timer for each.
 Two links of 50 Mbit/s with a delay, measured together in user-mode-linux, came up to 7 % short; in turn, up to 1 %."""
-
 
 ATTEMPTS = 3
 """A link that is not what was asked is measured again: a busy machine explains a slow or late reading, and chance

@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 PLAYER = "player"
 """The node that changes the links: it stands beside all others and has no network of its own."""
 
-
 START_PATIENCE_S = 120.0
-
 
 POLL_S = 1e-3
 

@@ -16,23 +16,17 @@ PORT = 5201
 SO_TIMESTAMPNS = 35
 """A socket option of <asm-generic/socket.h> that Python does not name."""
 
-
 TIMEOUT_S = 30.0
 
-
 PATIENCE_S = 90.0
-
 
 AGAIN_S = 0.1
 """How often a node is asked until it answers."""
 
-
 MOST_BYTES = 1 << 16
-
 
 PING = b"?"
 """What datagrams begin with that are to be sent back, or counted; requests are JSON."""
-
 
 PINGED = struct.Struct("!Id")
 """What follows in one that is to be sent back: its number, and for how long it was held before (0 on its way there)."""

@@ -15,17 +15,13 @@ MIN_BURST_BYTES = 76 * 1024
 A smaller bucket has to split each one, and never lets one pass that was queued while it was larger: a link whose rate
 falls would stand still."""
 
-
 BURST_S = 0.004
 """Below about 2 ms of the rate, the timer that refills the bucket limits the link instead of the rate."""
 
-
 QUEUE_S = 0.3
-
 
 UNSHAPED_BPS = 10_000_000_000
 """More than any machine carries here: what queues of unshaped links are sized for."""
-
 
 SPARE_PACKETS = 1000
 

@@ -31,19 +31,15 @@ CHUNK_BYTES = 1 << 18
 SO_RCVBUFFORCE = 33
 """A socket option of <asm-generic/socket.h> that Python does not name."""
 
-
 ROOM_BYTES = 2048
 """What a counting receiver's buffer has for each datagram that is to come, which the kernel doubles: more than the 2304
 that one of a whole frame takes there, so that a receiver may fall behind as far as it likes. What it should miss all
 the same is told apart, by the kernel's own count."""
 
-
 SLICES = 8
-
 
 RECEIVER_LOOKS_US = 50_000
 """How long a counting receiver waits for a datagram before it looks whether all have been sent."""
-
 
 PACE_S = 2e-3
 """How often datagrams leave that are counted, a few at a time."""

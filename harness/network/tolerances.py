@@ -15,31 +15,23 @@ from harness.units import format_rate
 
 PINGS = 10
 
-
 COUNTED_BYTES = 100
 
-
 UDP_IP_HEADER_BYTES = 28
-
 
 RATE_TOLERANCE = (0.93, 1.04)
 """The measured rate over the asked one. It is looser at the low side, since a busy machine delays the receiver."""
 
-
 RTT_TOLERANCE_S = 0.5e-3
 """The tolerance of one link. Between workers there are at least two."""
 
-
 RTT_TOLERANCE_SHARE = 0.05
-
 
 CONFIDENCE = 0.999
 """The confidence of the interval in which a counted share must lie, if the kernel does what it was asked."""
 
-
 DEVIATIONS = 3.29
 """Standard deviations that hold the same share of a normal distribution."""
-
 
 HARMLESS_CORRUPTION = 6 / (ETHERNET_HEADER_BYTES + UDP_IP_HEADER_BYTES + COUNTED_BYTES)
 """A wrong bit in the sender's hardware address harms nobody; any other is seen, and the packet dropped."""

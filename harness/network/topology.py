@@ -33,7 +33,6 @@ from harness.units import format_rate
 SEGMENT_S = 0.25e-3
 """The longest that one segment may occupy a link that netem paces: it is passed on whole, so long ones add delay."""
 
-
 OFFLOADED_SEGMENTS = 44
 """Packets in the largest segment that offloads build, at an MTU of 1500."""
 

@@ -150,5 +150,5 @@ def _trial(
 
 @cache
 def _content_digest(checkpoint: str | None) -> str | None:
-    """Of a checkpoint's content, which may change under the same name."""
+    """Digest of a checkpoint's content, which may change under the same name."""
     return hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest() if checkpoint else None

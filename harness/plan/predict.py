@@ -29,7 +29,7 @@ class Bucket:
     ready_s: float
     """When the last of them is, from the start of the backward pass."""
     share: float
-    """Of all entries."""
+    """Share of all entries that is in it."""
 
 
 def buckets(profile: Profile, bucket_bytes: int) -> Iterator[Bucket]:

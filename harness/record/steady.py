@@ -15,10 +15,10 @@ import numpy as np
 WINDOW = 3
 FENCE = 1.5
 FEWEST = 12
-"""Of fewer steps, the quartiles of one half say too little."""
+"""Steps below which the quartiles of one half say too little."""
 
 FEWEST_STEPS, FEWEST_S = 10, 0.25
-"""Of the steady state, steps and seconds on the training clock: of fewer, no throughput is told, since single timer
+"""Steady steps and seconds on the training clock below which no throughput is told, since single timer
 ticks and segments sent again would decide it."""
 
 FEWEST_REPLAYED = 3

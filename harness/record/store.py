@@ -34,7 +34,7 @@ from harness.scenario.schema import Scenario
 from harness.scenario.target import Target
 
 OLDER_COLUMNS = pa.schema([("target_accuracy", pa.float64())])
-"""Of stores from before there were other targets than an accuracy; read, and never written."""
+"""Columns of stores from before there were other targets than an accuracy. They are read, and never written."""
 
 WORKLOAD_COLUMNS = (
     *("workers", "model", "dataset", "batch_size", "target", "cluster", "cpuset", "memory_limit_bytes", "device"),

@@ -83,7 +83,6 @@ PLAIN = {bool: "true or false", int: "whole number", float: "number", str: "text
 
 BOUNDS = ((Ge, "ge", "at least"), (Gt, "gt", "above"), (Le, "le", "at most"), (Lt, "lt", "below"))
 
-
 FIELDS = """\
 ## Every field
 

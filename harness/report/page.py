@@ -19,6 +19,7 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from harness import plain
+from harness.record.row import TrialRow, meanings
 from harness.record.store import Store
 from harness.report import facts, text
 from harness.report.facts import SPARK_HEIGHT, SPARK_WIDTH
@@ -64,6 +65,7 @@ def _environment(**how_to_escape: Any) -> jinja2.Environment:
     )
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     environment.globals |= {
+        "meanings": meanings(TrialRow),
         "script": Markup(script),
         "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "spark_width": SPARK_WIDTH,

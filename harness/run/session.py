@@ -19,20 +19,16 @@ from harness.analysis.stopping import narrow_enough
 from harness.cluster import registry
 from harness.cluster.protocol import Cluster
 from harness.errors import UsageError
-from harness.plan import plan as plans
-from harness.plan.plan import FEWEST_SEEDS, Plan
+from harness.plan.plan import Plan
 from harness.plan.trial import Trial
 from harness.record.store import Store, new_folder, runs
 from harness.run import execute
 from harness.run.outcome import Progress
-from harness.scenario.load import load
+from harness.run.planning import plan_run
 from harness.scenario.schema import Scenario
 
 RESULTS = Path("results")
 """Folder of runs that are given no folder of their own."""
-
-MOST_ROUNDS = 30
-"""Rounds of a run that ends when its intervals are narrow enough, unless it is told how many."""
 
 
 @dataclass(frozen=True)
@@ -161,37 +157,6 @@ def run_scenario(
     plan = plan_run(str(scenario), cluster, overrides, methods, rounds, until, seeds)
     store = open_store(plan, Path(out) if out else None)
     return run(plan, store, cluster, _python_command(str(scenario), given), until=until)
-
-
-def plan_run(
-    scenario: str,
-    cluster: Cluster,
-    overrides: Sequence[str] = (),
-    methods: Sequence[str] = (),
-    rounds: int | None = None,
-    until: float | None = None,
-    seeds: int | None = None,
-) -> Plan:
-    """Read a scenario and order its trials on a cluster. The arguments are those of ``run_scenario``.
-
-    Raises:
-        UsageError: it cannot be read, or cannot be run like this.
-    """
-    if until is not None:
-        rounds = rounds or MOST_ROUNDS
-    settings = list(overrides)
-    settings += [f"accuracy_seeds={seeds}"] if seeds is not None else []
-    settings += [f"rounds={rounds}"] if rounds is not None else []
-    plan = plan_on(load(scenario, settings, methods), cluster)
-    if seeds and (until is not None or not plan.more_seeds):
-        allowed = f"more than the rounds, of which there are {FEWEST_SEEDS} or more; not with --until, nor for replays"
-        raise UsageError.at("command line", "--seeds", seeds, allowed)
-    return plan
-
-
-def plan_on(scenario: Scenario, cluster: Cluster) -> Plan:
-    """Order a scenario's trials on a cluster."""
-    return plans.make(scenario, cluster.name, cluster.image_digest())
 
 
 def open_store(plan: Plan, folder: Path | None = None, results: Path = RESULTS) -> Store:

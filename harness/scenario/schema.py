@@ -22,7 +22,6 @@ from harness.units import RateBps, SizeBytes, TimeS
 
 NO_TARGET = "none"
 
-
 TOLERANCE = 0.02
 """What PacTrain's authors say that pruning may cost."""
 

@@ -13,13 +13,10 @@ from typing import Any
 
 SLOT_S = 0.2
 
-
 MAHIMAHI_PACKET_BITS = 8 * 1500
-
 
 LEAST_BPS = 8_000
 """The rate of a slot in which nothing could be delivered: a queue must have one."""
-
 
 COLUMNS = ("t_s", "rate_bps", "delay_s", "loss")
 

@@ -37,9 +37,8 @@ HARDWARE = {
 }
 """From the vendor's data sheets."""
 
-
 EFFICIENCY = 0.4
-"""Of the peak, unless one is given."""
+"""Share of its peak that a device reaches, unless one is given."""
 
 
 def derive(order: ProfileRequest, hardware: Hardware, efficiency: float) -> Profile:

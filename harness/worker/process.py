@@ -7,7 +7,7 @@ import os
 from contextlib import suppress
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
-"""Of <malloc.h>."""
+"""Parameters of mallopt(3), by <malloc.h>."""
 
 KEPT = {M_TRIM_THRESHOLD: 1 << 30, M_TOP_PAD: 1 << 26, M_MMAP_THRESHOLD: 1 << 26}
 """In bytes: what may lie free before any goes back, by how much the heap grows, what is too large to lie in it."""

@@ -60,7 +60,7 @@ class Paced(Timed):
 
     def _prepare(self, trial: Trial) -> None:
         super()._prepare(trial)
-        self.method.stopwatch = self.backward = _BackwardStopwatch(self.pace, self.codec, self.profile)
+        self.method.stopwatch = self.backward = BackwardStopwatch(self.pace, self.codec, self.profile)
         Training._prepare(self, trial)
         self.backward.ready_s = _ready_s(self.ddp.module, self.profile)
         self.optimizer.register_step_pre_hook(lambda *_: self.pace.begin())
@@ -75,7 +75,7 @@ class Paced(Timed):
         return loss
 
 
-class _BackwardStopwatch(PacedStopwatch):
+class BackwardStopwatch(PacedStopwatch):
     """Hands a bucket over when the device would have the last of its gradients ready."""
 
     def __init__(self, pace: Pace, codec: profiles.Codec | None, profile: Profile) -> None:

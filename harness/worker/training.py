@@ -52,7 +52,7 @@ def data_of(dataset: str, data_dir: str | None) -> Data:
 
 @dataclass(frozen=True)
 class Scores:
-    """Of the whole test set, the same on every rank."""
+    """What an evaluation of the whole test set found, the same on every rank."""
 
     accuracy: float
     loss: float

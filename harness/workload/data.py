@@ -108,7 +108,7 @@ def fashion_mnist(folder: Path | None) -> Data:
 
 
 CIFAR_PADDING = (2, 2, 2, 2)
-"""Of 28x28 to 32x32."""
+"""It makes 32x32 of 28x28."""
 
 
 @dataset("fashion-mnist-rgb", train_size=10000, test_size=500, input_shape=(3, 32, 32), classes=10)

@@ -101,7 +101,7 @@ def model(
 
 
 def cross_entropy(scores: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-    """Of scores (N, classes) for targets (N,), or of (N, T, classes) for (N, T), in nats."""
+    """Cross entropy of scores (N, classes) for targets (N,), or of (N, T, classes) for (N, T), in nats."""
     return functional.cross_entropy(scores.flatten(0, -2), targets.flatten(), reduction=reduction)
 
 

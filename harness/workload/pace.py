@@ -98,7 +98,7 @@ class PacedStopwatch(Stopwatch):
             self._s_per_entry = {kind: each / numel for kind, each in seconds.items()}
         self._backward_thread = get_ident()
         self._owed: dict[Kind, deque[float]] = {"encode": deque(), "beside": deque(), "decode": deque()}
-        """Of buckets that were handed over and have not yet come to that."""
+        """What buckets still owe that were handed over and have not yet come to that."""
 
     def bucket_ready(self, entries: int, members: Sequence[Tensor] = ()) -> None:
         """See ``Stopwatch.bucket_ready``."""

@@ -75,9 +75,9 @@ class Profile(Section):
     """How many computed at once on the device when it was measured."""
     forward_s: float = Field(gt=0)
     backward_s: float = Field(gt=0)
-    """Of the whole backward pass, with DDP's copies into its buckets."""
+    """Time of the whole backward pass, with DDP's copies into its buckets."""
     optimizer_s: float = Field(ge=0)
-    """Of SGD with momentum."""
+    """Time of a step of SGD with momentum."""
     gradients: Annotated[tuple[Gradient, ...], Field(min_length=1, strict=False)]
     """In the order in which they are ready."""
     layers: Annotated[tuple[Layer, ...], Field(strict=False)] = ()
@@ -97,7 +97,7 @@ class Profile(Section):
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
-        """Of the parameters, in the order in which their gradients are ready."""
+        """Shapes of the parameters, in the order in which their gradients are ready."""
         return [gradient.shape for gradient in self.gradients]
 
     @property
@@ -166,5 +166,5 @@ def read(name_or_path: str) -> Profile:
 
 
 def digest(name_or_path: str) -> str:
-    """Of a profile's content, which may change under the same name."""
+    """Digest of a profile's content, which may change under the same name."""
     return hashlib.sha256(find(name_or_path).read_bytes()).hexdigest()

@@ -58,7 +58,7 @@ def test_a_link_that_is_something_else_is_found_out(
     cluster: UmlCluster, built: dict[str, Any], asked: dict[str, Any], says: str
 ) -> None:
     cluster._build(pair(**built), NO_LIMITS)
-    readings = Readings.model_validate_json(cluster._probe("probe_links", pair(**asked))["readings"])
+    readings = Readings.model_validate_json(cluster._probe("probe_links", pair(**asked)).readings)
     assert any(says in complaint for complaint in readings.complaints()), readings.complaints()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from harness.cluster.netns import NetnsCluster
 from harness.errors import MeasurementError, UsageError
-from harness.messages import Exit, Failed, Log
+from harness.messages import Build, Exit, Failed, Log
 from harness.network.topology import Topology
 from harness.scenario.links import Link
 from harness.scenario.schema import NO_LIMITS, Train
@@ -58,7 +58,7 @@ def test_an_unchanged_network_is_not_measured_again(cluster: NetnsCluster) -> No
 
 def test_a_link_that_is_not_what_was_asked_is_found_by_measuring(cluster: NetnsCluster) -> None:
     cluster._build(star(2, "50mbit"), NO_LIMITS)
-    found = json.loads(cluster._probe("probe_links", star(2, "100mbit"))["readings"])
+    found = json.loads(cluster._probe("probe_links", star(2, "100mbit")).readings)
     measured = [link["rate_bps_measured"] for link in found["links"]]
     assert all(0.9 * 50e6 < rate < 1.1 * 50e6 for rate in measured)
 
@@ -89,7 +89,7 @@ def test_a_data_set_that_is_not_there_is_a_usage_error(cluster: NetnsCluster) ->
 
 def test_a_request_that_fails_leaves_the_cluster_usable(cluster: NetnsCluster) -> None:
     with pytest.raises(MeasurementError):
-        cluster._agent.request({"op": "build", "topology": {"workers": 2}}, 30)
+        cluster._agent.request(Build(topology={"workers": 2}), 30)
     assert cluster.use(star(2, "50mbit")).complaints() == []
 
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import hypothesis
 import pytest
+from gate_runs import make_run  # noqa: F401 - a fixture
 from ranks import Ranks
+from report_runs import one_case, three_rates, with_failures  # noqa: F401 - likewise
 
 hypothesis.settings.register_profile("timing is for benchmarks", deadline=None)
 hypothesis.settings.load_profile("timing is for benchmarks")

@@ -69,8 +69,9 @@ def a_row(trial_id: str, **columns: Any) -> TrialRow:
 def row_again(stored: Mapping[Any, Any], **changes: Any) -> TrialRow:
     """A row of a store's frame as it was written, with changes."""
     integers = [each.name for each in TRIAL_SCHEMA if pa.types.is_integer(each.type)]
-    known = {name: stored[name] for name in TRIAL_SCHEMA.names if not pd.isna(stored[name])}
-    return TrialRow(**{**known, **{name: int(known[name]) for name in integers if name in known}, **changes})
+    known = {name: None if pd.isna(stored[name]) else stored[name] for name in TRIAL_SCHEMA.names}
+    whole = {name: int(known[name]) for name in integers if known[name] is not None}
+    return TrialRow(**{**known, **whole, **changes})
 
 
 def only(scenario: Scenario, methods: Sequence[str]) -> Scenario:

@@ -1,73 +1,35 @@
-"""Gates and comparisons: verdicts that follow from numbers, and how often they are right under real noise."""
+"""Gates: verdicts that follow from numbers, references, and what they write."""
 
 from __future__ import annotations
 
 import json
 import math
 import sys
-from collections import Counter
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
 import pytest
+from gate_runs import EVIL, MakeRun, around, store_of
 from scipy.stats import ttest_ind
 from synthetic import make_store
 
 from harness.analysis import compare, gate, reference
 from harness.analysis.gate import judge
-from harness.analysis.noise import Noise, noise_of_ratios
+from harness.analysis.noise import Noise
 from harness.analysis.reference import Measured, read
 from harness.analysis.shifts import log_shift
 from harness.errors import MeasurementError, UsageError
 from harness.record.store import Store
-from harness.report import changes as changes_text
 from harness.report import export, text, verdicts
 from harness.scenario.load import load
-
-Rates = Mapping[str, list[float | None]]
-MakeRun = Callable[..., Measured]
-
-EVIL = "w1: <script>alert(1)</script> | `x` *y* \"&'\x1b]]>"
-
-
-@pytest.fixture
-def make_run(tmp_path: Path) -> MakeRun:
-    """A run of dense and top-k with these samples per second by round; None is a trial that crashed."""
-    folders = (tmp_path / f"run{number}" for number in range(99))
-
-    def make(topk: list[float | None], dense: list[float | None] | None = None, **how: Any) -> Measured:
-        return read(store_of(next(folders), topk, dense or [100.0] * len(topk), **how).folder)
-
-    return make
-
-
-def store_of(folder: Path, topk: list[float | None], dense: list[float | None], **how: Any) -> Store:
-    ends = {
-        (label, number): {"status": "crashed", "reason": EVIL} if value is None else {"samples_per_s": value}
-        for label, values in (("topk", topk), ("dense", dense))
-        for number, value in enumerate(values)
-    }
-    overrides = [f"rounds={len(dense)}", "train.steps=8", *how.pop("overrides", ())]
-    return make_store(folder, overrides, methods=["topk"], ends=ends, **how)
-
-
-def around(value: float, spread: float = 0.01, rounds: int = 5) -> list[float | None]:
-    """Five rounds whose geometric mean is the value; the spread is that of neighbours."""
-    jumps = np.linspace(-1, 1, rounds) if spread else np.zeros(rounds)
-    return [float(value * math.exp(spread * jump)) for jump in jumps]
 
 
 def verdict_of(found: gate.Gate) -> tuple[str, int]:
     (judgement,) = found.methods
     return judgement.verdict, found.exit_code
-
-
-# Verdicts
 
 
 @pytest.mark.parametrize(
@@ -227,9 +189,6 @@ def test_several_cases_are_judged_each(tmp_path: Path) -> None:
     ]
 
 
-# Bad input
-
-
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
@@ -310,9 +269,6 @@ def test_what_is_no_path_and_no_name_is_told_the_names() -> None:
         read(Path("nosuch"))
 
 
-# References
-
-
 def test_a_reference_says_what_its_run_says(tmp_path: Path, make_run: MakeRun) -> None:
     run = make_run([*around(500.0)[:4], None])
     path = reference.write(Store.open(run.where), tmp_path / "deep" / "reference.json")
@@ -335,9 +291,6 @@ def test_the_references_that_come_with_pacbench_can_be_read() -> None:
         assert (found.trials["status"] == "done").all()
         assert found.trials.groupby("label").size().min() >= reference.ROUNDS
         assert set(found.trials["cluster"]) == {"netns"}
-
-
-# What is written
 
 
 @pytest.fixture
@@ -415,144 +368,3 @@ def test_what_was_never_started_is_noted(make_run: MakeRun) -> None:
     assert "2 of the 10 trials that the scenario asks for were never started" in verdicts.notes(
         judge(run, make_run(around(500.0)))
     )
-
-
-# Comparisons
-
-
-def test_a_comparison_tells_faster_from_slower_from_neither(make_run: MakeRun) -> None:
-    before = make_run(around(500.0))
-    kinds = {}
-    for now in (400.0, 500.0, 600.0):
-        changes = compare.changes(before, make_run(around(now)))
-        kinds[now] = next(change.kind for change in changes if change.label == "topk")
-        assert compare.exit_code(changes, "dense") == (3 if now < 500 else 0)
-    assert kinds == {400.0: "slower", 500.0: "no clear change", 600.0: "faster"}
-
-
-def test_a_comparison_calls_no_change_what_the_machine_explains(make_run: MakeRun) -> None:
-    before, after = make_run(around(500.0)), make_run(around(400.0))
-    after.trials["compute_s_per_step"] *= 2
-    changes = compare.changes(before, after)
-    assert {change.kind for change in changes if change.label == "topk"} == {"no clear change"}
-    assert any("the machine computed 2.00 times as long" in line for line in changes_text.notes(before, after, changes))
-
-
-def test_a_method_that_never_finished_is_an_error_of_a_comparison(make_run: MakeRun) -> None:
-    changes = compare.changes(make_run(around(500.0)), make_run([None] * 5))
-    assert compare.exit_code(changes, "dense") == 5
-
-
-def test_of_one_round_a_comparison_says_that_it_cannot_tell(make_run: MakeRun) -> None:
-    changes = compare.changes(make_run([500.0]), make_run([400.0]))
-    assert compare.exit_code(changes, "dense") == 4
-
-
-def test_accuracies_are_paired_by_seed(make_run: MakeRun, tmp_path: Path) -> None:
-    before, after = make_run(around(500.0)), make_run(around(500.0))
-    topk = after.trials["label"] == "topk"
-    after.trials.loc[topk, "final_accuracy"] += 0.01
-    (change,) = [change for change in compare.changes(before, after) if change.label == "topk"]
-    assert change.accuracy is not None
-    assert (change.accuracy.value, change.accuracy.low, change.accuracy.high) == pytest.approx((0.01, 0.01, 0.01))
-    assert "+1.0 points [+1.0, +1.0]" in changes_text.cells(change)["accuracy"]
-
-
-def test_a_comparison_names_what_did_not_finish(make_run: MakeRun) -> None:
-    before, after = make_run(around(500.0)), make_run([None, *around(500.0)[1:]])
-    changes = compare.changes(before, after)
-    assert any("round 0 crashed" in line for line in changes_text.notes(before, after, changes))
-    assert json.dumps(changes_text.as_json(before, after, changes), allow_nan=False)
-
-
-# How often verdicts are right: noise drawn from real rounds
-
-GATES = 1000
-RUN_ROUNDS = 5
-SLOWED = "topk"
-
-
-OLDER = Path(__file__).resolve().parents[1] / "data" / "older"
-
-GATED, TRAINED = "ci.json", "quickstart"
-"""Runs of 2026-11-25 in ``tests/data/older``: of the scenario that is made for gates, and of noisier training.
-What a gate finds is tested with their noise, whatever that of the reference of the day is."""
-
-
-def real_residuals(*runs: str) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
-    """By how much real rounds of these runs differ from their mean.
-
-    Of the log ratios to dense, and of the log times in which dense computes.
-    """
-    of_ratios, of_computing = [], []
-    for run in (read(OLDER / name) for name in runs):
-        logs = np.log(run.trials.pivot(index="round", columns="label", values="samples_per_s"))
-        computing = np.log(run.trials[run.trials["label"] == "dense"][["compute_s_per_step"]])
-        of_ratios.append(residuals_of(logs.sub(logs["dense"], axis=0).drop(columns="dense")))
-        of_computing.append(residuals_of(computing))
-    return np.concatenate(of_ratios), np.concatenate(of_computing)
-
-
-def residuals_of(rounds: pd.DataFrame) -> np.ndarray:  # type: ignore[type-arg]
-    spread_lost = math.sqrt(len(rounds) / (len(rounds) - 1))
-    return (spread_lost * (rounds - rounds.mean())).to_numpy().ravel()
-
-
-METHODS = ("topk", "pactrain")
-
-
-def simulated_verdict(before: np.ndarray, after: np.ndarray, computing: float = 1.0) -> str:  # type: ignore[type-arg]
-    """The verdict of a gate on these log ratios, (rounds, methods), by the functions that a gate uses."""
-    old, new = (list(np.exp(logs).T) for logs in (before, after))
-    noise = noise_of_ratios(old), noise_of_ratios(new)
-    shifts = [log_shift(*sides, noise) for sides in zip(old, new, strict=True)]
-    verdicts = {gate.verdict_on(shift, gate.MAX_SLOWDOWN, len(METHODS), computing) for shift in shifts}
-    return next(verdict for verdict in gate.EXIT_CODES if verdict in verdicts)
-
-
-def as_run(like: Measured, logs: np.ndarray, computing: np.ndarray) -> Measured:  # type: ignore[type-arg]
-    """A run of dense and ``METHODS`` with these log ratios, on a machine that computes so long in each round."""
-    labels = ["dense", *METHODS]
-    template = like.trials.drop_duplicates("label").set_index("label", drop=False).loc[labels]
-    trials = pd.concat([template] * len(logs), ignore_index=True)
-    trials["round"] = np.repeat(np.arange(len(logs)), len(labels))
-    trials["samples_per_s"] = np.exp(np.insert(logs, 0, 0.0, axis=1).ravel())
-    trials["compute_s_per_step"] = np.repeat(computing, len(labels))
-    return Measured(like.where, like.scenario, trials, like.provenance)
-
-
-@pytest.mark.parametrize(("slowdown", "noise"), [(0.0, [GATED]), (0.0, [GATED, TRAINED]), (gate.MAX_SLOWDOWN, [GATED])])
-def test_the_gate_finds_a_slowdown_at_its_limit_and_leaves_unchanged_code_alone(
-    slowdown: float, noise: list[str], tmp_path: Path
-) -> None:
-    """1,000 gates of five rounds against references of ten, with the noise of rounds that were measured."""
-    like = read(make_store(tmp_path / "ci", scenario="ci", methods=METHODS).folder)
-    dice, (residuals, of_computing) = np.random.default_rng(2026), real_residuals(*noise)
-    verdicts: Counter[str] = Counter()
-    for number in range(GATES):
-        before, after = (
-            math.log(5) + dice.choice(residuals, (rounds, len(METHODS))) for rounds in (reference.ROUNDS, RUN_ROUNDS)
-        )
-        after[:, METHODS.index(SLOWED)] -= math.log(1 + slowdown)
-        computing = [np.exp(dice.choice(of_computing, rounds)) for rounds in (reference.ROUNDS, RUN_ROUNDS)]
-        verdict = simulated_verdict(before, after, compare.machine_factor(*computing))
-        verdicts[verdict] += 1
-        if number < 5:
-            by_gate = judge(as_run(like, after, computing[1]), as_run(like, before, computing[0])).verdict
-            assert by_gate == verdict, "the short cut is the gate"
-    print(dict(verdicts))
-    if slowdown:
-        assert verdicts["regression"] >= 0.95 * GATES, verdicts
-    else:
-        assert verdicts["regression"] <= 0.01 * GATES, verdicts
-        assert verdicts["pass"] >= 0.9 * GATES, verdicts
-
-
-@pytest.mark.parametrize("deviation", [0.01, 0.03, 0.06, 0.12, 0.3])
-def test_a_gate_cries_wolf_on_no_machine_however_noisy(deviation: float) -> None:
-    dice = np.random.default_rng(4)
-    verdicts = Counter(
-        simulated_verdict(*(dice.normal(0, deviation, (rounds, 2)) for rounds in (reference.ROUNDS, RUN_ROUNDS)))
-        for _ in range(GATES)
-    )
-    assert verdicts["regression"] <= 0.01 * GATES, verdicts

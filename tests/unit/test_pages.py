@@ -14,6 +14,7 @@ import pytest
 
 import baselines
 from harness.report import catalogue, fields
+from harness.report.columns import columns
 from harness.scenario.schema import Case, Scenario
 from harness.scenario.section import Section
 from harness.units import parse_rate_bps, parse_size_bytes, parse_time_s
@@ -91,6 +92,12 @@ def test_the_page_of_scenarios_ends_with_what_the_schema_says() -> None:
         "run: sed -i '/^## Scenarios that come/,$d' scenarios/README.md; "
         "pacbench list scenarios -v >> scenarios/README.md"
     )
+
+
+def test_the_page_of_results_ends_with_the_columns_of_trials() -> None:
+    page = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    remedy = "python -c 'from harness.report.columns import columns; print(columns(), end=\"\")'"
+    assert page.endswith(f"## The columns of trials\n\n{columns()}"), f"make its end anew: {remedy}"
 
 
 def test_list_scenarios_v_prints_it(tmp_path: Path) -> None:

@@ -1,309 +1,26 @@
-"""The report: figures that hold the frame's numbers, a page that stands alone, and sentences that do not flatter."""
+"""The report: a page that stands alone, and sentences that do not flatter."""
 
 from __future__ import annotations
 
-import colorsys
 import json
 import re
-import subprocess
-import sys
-from collections.abc import Sequence
-from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.text import Text
-from PIL import Image
+from report_runs import CRASHED, EVIL, FIGURES, Run, draw_all
 from synthetic import make_store, row_again
 
-import baselines
 from harness.analysis.byte_model import StepModel, mean_model, payoff, step_models
 from harness.analysis.cases import case_results
 from harness.analysis.estimates import geometric_mean
 from harness.cli.reporting import show_summary
 from harness.errors import MeasurementError
 from harness.plan.status import DONE
-from harness.record.store import Store
 from harness.report import facts, page
-from harness.report.figures import registry
-from harness.report.figures.drawing import style
-from harness.report.figures.look import looks
-from harness.report.figures.registry import Draws, Results
-from harness.report.figures.step import bytes_per_step, step_time
-from harness.report.figures.sweep import sweep
 from harness.report.figures.throughput import throughput
 from harness.report.figures.when_it_pays import when_it_pays
-from harness.scenario.load import load
-
-EVIL = "w1: <script>alert(1)</script> | `x` *y* \"&'"
-CRASHED = {"status": "crashed", "reason": EVIL, "log_tail": f"{EVIL}\n</pre><b>bold</b>"}
-
-FIGURES = {"accuracy", "bytes-per-step", "step-time", "throughput", "time-to-target", "when-it-pays"}
-
-
-class Page(HTMLParser):
-    """A page's elements with their attributes, and its text."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        self.text += " "
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    @property
-    def words(self) -> str:
-        return " ".join(self.text.split())
-
-
-class Run:
-    """A run, and its report: with these figures, or with all."""
-
-    def __init__(self, store: Store, figures: Sequence[Draws] | None = None) -> None:
-        self.store = store
-        self.plots = store.folder / "plots"
-        settings = dict(matplotlib.rcParams)
-        self.html = page.write(store, figures).read_text()
-        self.changed_settings = [name for name, value in matplotlib.rcParams.items() if value != settings[name]]
-        self.page = Page(self.html)
-        self.markdown = (store.folder / "report.md").read_text()
-        self.summary = facts.summary(store)
-        self.done = store.trials().query("status == 'done'")
-
-    def csv(self, name: str) -> pd.DataFrame:
-        return pd.read_csv(self.plots / f"{name}.csv")
-
-
-def draw_all(store: Store) -> set[str]:
-    """Draw every figure of a run, but write none; returns their names. Rendering them takes three times as long."""
-    cases = case_results(store.trials(), store.scenario())
-    results = Results.of(cases, store.events(), store.scenario())
-    with style():
-        drawings = [each for draws in registry.figures(for_paper=True) for each in draws(results)]
-        for drawing in drawings:
-            drawing.figure.draw_without_rendering()
-    return {drawing.name for drawing in drawings}
-
-
-@pytest.fixture(scope="module")
-def one_case(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Six methods, three rounds, one case."""
-    return Run(make_store(tmp_path_factory.mktemp("one") / "run"))
-
-
-@pytest.fixture(scope="module")
-def three_rates(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Three methods, two rounds, at two rates and on unshaped links."""
-    overrides = ['link.rate=["10mbit", "1gbit", "unshaped"]', "rounds=2", "train.steps=20"]
-    return Run(make_store(tmp_path_factory.mktemp("rates") / "run", overrides, methods=["pactrain"]))
-
-
-@pytest.fixture(scope="module")
-def with_failures(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """topk crashed once, dgc diverged once, pactrain-fp32 never finished; bf16 timed out and was run again."""
-    ends: dict[tuple[str, int], dict[str, Any]] = {("pactrain-fp32", number): CRASHED for number in range(3)}
-    ends |= {("topk", 1): CRASHED, ("dgc", 0): {"status": "diverged", "reason": "the test loss was not finite"}}
-    ends |= {("bf16", 2): {"status": "timeout", "reason": "it took longer than 300 s"}}
-    store = make_store(tmp_path_factory.mktemp("failures") / "run", ends=ends)
-    timed_out = store.trials().query("label == 'bf16' and round == 2").iloc[0]
-    other = store.trials().query("label == 'bf16' and round == 1").iloc[0]
-    store.append(row_again(other, trial_id=timed_out["trial_id"], attempt=1, round=2), [])
-    return Run(store, figures=[throughput])
-
-
-# Figures
-
-
-def test_every_figure_is_a_pdf_a_png_and_a_table(one_case: Run, three_rates: Run) -> None:
-    for run, names in ((one_case, FIGURES), (three_rates, FIGURES | {"bandwidth"})):
-        assert {path.name for path in run.plots.iterdir()} == {
-            f"{name}.{kind}" for name in names for kind in ("pdf", "png", "csv")
-        }
-        for name in names:
-            pdf = (run.plots / f"{name}.pdf").read_bytes()
-            assert pdf.startswith(b"%PDF-")
-            assert pdf.rstrip().endswith(b"%%EOF")
-            with Image.open(run.plots / f"{name}.png") as image:
-                image.load()
-                assert image.info["dpi"] == pytest.approx((200, 200), abs=0.1)
-            assert len(run.csv(name))
-
-
-def test_pdfs_carry_their_fonts_as_truetype(one_case: Run) -> None:
-    for path in one_case.plots.glob("*.pdf"):
-        pdf = path.read_bytes()
-        assert b"/FontFile2" in pdf
-        assert b"/Type3" not in pdf
-        assert not re.search(rb"/Subtype\s*/Type1\b", pdf)
-
-
-def test_drawing_leaves_no_trace_in_the_process(one_case: Run) -> None:
-    assert not one_case.changed_settings
-
-
-def test_drawing_ends_where_a_signal_is_no_more_than_noted(tmp_path: Path) -> None:
-    """The command line takes SIGTERM as Ctrl-C. In a process of its own: only one without threads forks to draw."""
-    program = f"""
-import signal
-from pathlib import Path
-from matplotlib.figure import Figure
-from harness.report.figures import render
-from harness.report.figures.registry import Drawing
-import pandas as pd
-signal.signal(signal.SIGTERM, lambda *_: None)
-drawing = Drawing("figure", "Title", "Caption", Figure(), pd.DataFrame())
-print([svg[:5] for svg in render.render_all([drawing] * 3, Path({str(tmp_path)!r}))])
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    assert done.stdout.strip() == str(["<?xml"] * 3), done.stderr
-
-
-def test_a_method_without_a_finished_trial_keeps_its_place_in_figures(with_failures: Run) -> None:
-    scenario = with_failures.store.scenario()
-    cases = case_results(with_failures.store.trials(), scenario)
-    results = replace(Results.of(cases, with_failures.store.events(), scenario), reference="dense")
-    assert draw_all(with_failures.store) == {*FIGURES, "speedup"}
-    for drawing in (*throughput(results), *step_time(results)):
-        nothing = [text for text in drawing.figure.findobj(Text) if text.get_text() == "no trial finished"]
-        assert len(nothing) == 1
-        assert [label.get_text() for label in drawing.figure.axes[0].get_yticklabels()] == list(results.looks)
-
-
-def test_the_throughput_figure_holds_every_finished_trial(with_failures: Run) -> None:
-    plotted = with_failures.csv("throughput").set_index(["label", "round"])["samples_per_s"]
-    measured = with_failures.done.set_index(["label", "round"])["samples_per_s"]
-    pd.testing.assert_series_equal(plotted.sort_index(), measured.sort_index(), check_index_type=False)
-
-
-def test_the_throughput_figure_holds_means_intervals_and_speedups(one_case: Run) -> None:
-    plotted = one_case.csv("throughput").groupby("label").first()
-    rounds = one_case.done.pivot(index="round", columns="label", values="samples_per_s")
-    for label, row in plotted.iterrows():
-        assert tuple(row[row.index.str.startswith("mean_samples_per_s")]) == pytest.approx(
-            geometric_mean(rounds[label].to_numpy())[:3]
-        )
-        ratio = geometric_mean((rounds[label] / rounds["bf16"]).to_numpy()).value
-        assert row["speedup_over_baseline"] == pytest.approx(ratio)
-        assert row["baseline"] == "bf16"
-
-
-@pytest.mark.parametrize(
-    ("figure", "columns"),
-    [
-        ("step-time", ["compute_s_per_step", "codec_s_per_step", "comm_s_per_step", "lower_bound_s_per_step"]),
-        ("bytes-per-step", ["wire_bytes_per_step", "formula_bytes_per_step"]),
-    ],
-)
-def test_figures_of_a_step_hold_the_means_over_rounds(three_rates: Run, figure: str, columns: list[str]) -> None:
-    plotted = three_rates.csv(figure).set_index(["rate_bps", "label"])[columns].sort_index()
-    measured = three_rates.done.groupby(["rate_bps", "label"], dropna=False)[columns].mean().sort_index()
-    pd.testing.assert_frame_equal(plotted, measured, check_index_type=False)
-
-
-def test_the_accuracy_figure_holds_the_evaluations(one_case: Run) -> None:
-    events = one_case.store.events().query("kind == 'accuracy'").merge(one_case.done, on="trial_id")
-    measured = events.groupby(["label", "step"]).agg({"time_s": "mean", "value": ["mean", "min", "max"]})
-    plotted = one_case.csv("accuracy").set_index(["label", "step"]).sort_index()
-    for column, expected in zip(("time_s", "accuracy", "accuracy_min", "accuracy_max"), measured, strict=True):
-        assert plotted[column].to_numpy() == pytest.approx(measured[expected].to_numpy())
-    assert set(plotted["rounds"]) == {3}
-
-
-def test_the_bandwidth_figure_holds_ratios_paired_within_rounds(three_rates: Run) -> None:
-    plotted = three_rates.csv("bandwidth")
-    assert len(plotted) == 3 * 3
-    for row in plotted.itertuples():
-        same = three_rates.done[three_rates.done["rate_bps"].fillna(0) == pd.Series([row.rate_bps]).fillna(0)[0]]
-        rounds = same.pivot(index="round", columns="label", values="samples_per_s")
-        expected = geometric_mean((rounds[row.label] / rounds["dense"]).to_numpy())
-        assert (row.speedup, row.speedup_low, row.speedup_high, row.rounds) == pytest.approx(expected)
-
-
-def test_every_method_can_be_drawn(tmp_path: Path) -> None:
-    store = make_store(tmp_path / "run", ["rounds=1"], scenario="convergence")
-    assert draw_all(store) >= FIGURES
-    every = Run(store, figures=[bytes_per_step])
-    assert set(every.csv("bytes-per-step")["label"]) == {method.label for method in every.store.scenario().methods}
-
-
-@pytest.mark.parametrize(
-    ("accuracies", "limit"),
-    [
-        ([0.85, 0.85, 0.84, 0.831, 0.82, 0.7, 0.5], 0.1),  # 0.05 is 2.1 points below
-        ([0.85, 0.80, 0.85, 0.85, 0.85, 0.85, 0.85], 1.0),  # what recovers further down does not hold
-        ([0.82, 0.85, 0.85, 0.85, 0.85, 0.85, 0.85], None),
-    ],
-)
-def test_the_sweep_figure_marks_where_accuracy_stops_to_hold(
-    tmp_path: Path, accuracies: list[float], limit: float | None
-) -> None:
-    densities = [1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01]
-    labels = ["dense", *(f"pactrain-density={density}" for density in densities)]
-    ends = {
-        (label, number): {"final_accuracy": accuracy + offset}
-        for label, accuracy in zip(labels, [0.841, *accuracies], strict=True)
-        for number, offset in enumerate((-0.01, 0.0, 0.01))
-    }
-    store = make_store(tmp_path / "run", scenario="pruning_sweep", ends=ends)
-    swept = Run(store, figures=[sweep]).csv("sweep")
-    assert set(swept["sweep"]) == {"pactrain"}
-    assert swept["share"].tolist() == densities
-    assert swept["final_accuracy"].tolist() == pytest.approx(accuracies)
-    assert swept.loc[swept["is_limit"], "share"].tolist() == ([] if limit is None else [limit])
-
-
-def test_columns_name_their_units(three_rates: Run) -> None:
-    plain = {
-        "loss",
-        "network",
-        "workers",
-        "model",
-        "dataset",
-        "dilation",
-        "batch_size",
-        "cluster",
-        "cpuset",
-        "device",
-        "target",
-        "metric",
-        "value",
-        "baseline",
-        "label",
-        "round",
-        "rounds",
-        "step",
-    }
-    for name in FIGURES | {"bandwidth"}:
-        for column in set(three_rates.csv(name).columns) - plain:
-            assert re.search(r"(_|^)(bps|s|s_per_step|bytes|bytes_per_step|accuracy|speedup)(_|$)", column), column
-
-
-def test_methods_look_as_their_files_say_and_variants_share_the_hue() -> None:
-    methods = load("quickstart").methods
-    found = looks(methods)
-    assert len(set(found.values())) == len(methods)
-    for method in methods:
-        assert found[method.label].marker == baselines.get(method.name).marker
-    (hue, lightness, _), (other_hue, other_lightness, _) = (
-        colorsys.rgb_to_hls(*found[label].color) for label in ("pactrain-fp32", "pactrain-ternary")
-    )
-    assert hue == pytest.approx(other_hue, abs=0.01)
-    assert abs(lightness - other_lightness) > 0.1
-    assert found["pactrain-fp32"].line_style != found["pactrain-ternary"].line_style
-
-
-# The page
 
 
 def test_the_page_stands_alone(one_case: Run, with_failures: Run) -> None:
@@ -381,9 +98,6 @@ def test_the_picture_of_steps_shows_the_slowest_of_each_group() -> None:
     points = facts._spark(np.array([1.0] * 999 + [100.0])).split()
     assert len(points) == facts.SPARK_WIDTH
     assert points[-1] == "119,1"
-
-
-# When it pays
 
 
 def test_when_it_pays_follows_from_bytes_and_times(one_case: Run) -> None:
@@ -498,9 +212,6 @@ def test_a_case_in_which_nothing_finished_is_shown_empty(tmp_path: Path) -> None
     assert [row["samples/s"] for row in run.summary.rows if row["case"].startswith("10 Mbit/s")] == ["–", "–"]
     assert run.summary.sentences[0].startswith("No method stands beside bf16 and dense at 10 Mbit/s")
     assert set(run.csv("throughput")["rate_bps"].isna()) == {True}
-
-
-# What could not be compared
 
 
 def test_a_run_whose_baseline_never_finished_has_a_report_and_figures(tmp_path: Path) -> None:

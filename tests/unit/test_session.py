@@ -13,7 +13,7 @@ from harness.cluster.fake import FakeCluster, recite
 from harness.errors import UsageError
 from harness.plan.trial import Trial
 from harness.record.store import Store
-from harness.run import session
+from harness.run import planning, session
 from harness.run.session import Ending, Outlook, Watcher
 
 FAST = {"on": "fake", "overrides": ["train.steps=40", "baseline_16bit=dense"], "methods": ["topk"]}
@@ -64,11 +64,11 @@ def test_rounds_end_when_intervals_are_narrow_or_rounds_are_out() -> None:
     narrow = harness.run_scenario("quickstart", until=0.2, out="narrow", **FAST)
     assert narrow.ending is Ending.NARROW_ENOUGH
     assert narrow.failed == 0
-    assert narrow.trials["round"].max() < session.MOST_ROUNDS - 1
+    assert narrow.trials["round"].max() < planning.MOST_ROUNDS - 1
 
 
 def test_what_fails_is_counted_heard_of_and_run_again() -> None:
-    plan = session.plan_run("quickstart", FakeCluster(), FAST["overrides"], FAST["methods"], rounds=1)
+    plan = planning.plan_run("quickstart", FakeCluster(), FAST["overrides"], FAST["methods"], rounds=1)
     store = session.open_store(plan, Path("run"))
     silent = FakeCluster(lambda trial: iter(()) if trial.method.name == "topk" else recite(trial))
     notes = Notes()
@@ -82,7 +82,7 @@ def test_what_fails_is_counted_heard_of_and_run_again() -> None:
 
 
 def test_a_folder_is_locked_while_it_is_used() -> None:
-    plan = session.plan_run("quickstart", FakeCluster(), FAST["overrides"], FAST["methods"], rounds=1)
+    plan = planning.plan_run("quickstart", FakeCluster(), FAST["overrides"], FAST["methods"], rounds=1)
     store = session.open_store(plan, Path("run"))
     with Store.open(Path("run")).locked(), pytest.raises(UsageError, match="another pacbench run is using this folder"):
         session.run(plan, store, FakeCluster(), ["test"])

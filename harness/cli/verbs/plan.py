@@ -28,7 +28,7 @@ def verb(
 ) -> None:
     """Show each trial with its bytes, lower bound and estimated time. Starts nothing."""
     from harness.cluster import registry
-    from harness.run.session import plan_run
+    from harness.run.planning import plan_run
 
     cluster = registry.make(registry.choose(on)[0])
     plan = plan_run(scenario, cluster, set_ or (), method or (), rounds)

@@ -29,7 +29,7 @@ def verb(
     """Run a scenario, ten rounds unless said otherwise, and make of it a reference for gates."""
     from harness.analysis import reference
     from harness.cluster import registry
-    from harness.run.session import plan_run
+    from harness.run.planning import plan_run
 
     kind, why = registry.choose(on)
     cluster = registry.make(kind)

@@ -35,7 +35,8 @@ def verb(
     from harness.cli.progress import announce_all
     from harness.cluster import registry
     from harness.report import claims as report
-    from harness.run.session import latest_run, plan_on
+    from harness.run.planning import plan_on
+    from harness.run.session import latest_run
 
     chosen = claims.select(claims.load(), claim or [], quick)
     kind, why = registry.choose(on)

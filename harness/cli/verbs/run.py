@@ -26,7 +26,8 @@ def verb(
     """Run scenarios, store every trial as it ends, and write the report. Goes on where an earlier run stopped."""
     from harness.cli.running import run_and_report
     from harness.cluster import registry
-    from harness.run.session import open_store, plan_run
+    from harness.run.planning import plan_run
+    from harness.run.session import open_store
 
     until_share = share("--until", until) if until else None
     overrides = [*(set_ or []), *(["cluster.device=cuda"] if gpu else [])]

@@ -1,0 +1,57 @@
+"""Comparisons of two runs: what changed, and what cannot be told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from gate_runs import MakeRun, around
+
+from harness.analysis import compare
+from harness.report import changes as changes_text
+
+
+def test_a_comparison_tells_faster_from_slower_from_neither(make_run: MakeRun) -> None:
+    before = make_run(around(500.0))
+    kinds = {}
+    for now in (400.0, 500.0, 600.0):
+        changes = compare.changes(before, make_run(around(now)))
+        kinds[now] = next(change.kind for change in changes if change.label == "topk")
+        assert compare.exit_code(changes, "dense") == (3 if now < 500 else 0)
+    assert kinds == {400.0: "slower", 500.0: "no clear change", 600.0: "faster"}
+
+
+def test_a_comparison_calls_no_change_what_the_machine_explains(make_run: MakeRun) -> None:
+    before, after = make_run(around(500.0)), make_run(around(400.0))
+    after.trials["compute_s_per_step"] *= 2
+    changes = compare.changes(before, after)
+    assert {change.kind for change in changes if change.label == "topk"} == {"no clear change"}
+    assert any("the machine computed 2.00 times as long" in line for line in changes_text.notes(before, after, changes))
+
+
+def test_a_method_that_never_finished_is_an_error_of_a_comparison(make_run: MakeRun) -> None:
+    changes = compare.changes(make_run(around(500.0)), make_run([None] * 5))
+    assert compare.exit_code(changes, "dense") == 5
+
+
+def test_of_one_round_a_comparison_says_that_it_cannot_tell(make_run: MakeRun) -> None:
+    changes = compare.changes(make_run([500.0]), make_run([400.0]))
+    assert compare.exit_code(changes, "dense") == 4
+
+
+def test_accuracies_are_paired_by_seed(make_run: MakeRun, tmp_path: Path) -> None:
+    before, after = make_run(around(500.0)), make_run(around(500.0))
+    topk = after.trials["label"] == "topk"
+    after.trials.loc[topk, "final_accuracy"] += 0.01
+    (change,) = [change for change in compare.changes(before, after) if change.label == "topk"]
+    assert change.accuracy is not None
+    assert (change.accuracy.value, change.accuracy.low, change.accuracy.high) == pytest.approx((0.01, 0.01, 0.01))
+    assert "+1.0 points [+1.0, +1.0]" in changes_text.cells(change)["accuracy"]
+
+
+def test_a_comparison_names_what_did_not_finish(make_run: MakeRun) -> None:
+    before, after = make_run(around(500.0)), make_run([None, *around(500.0)[1:]])
+    changes = compare.changes(before, after)
+    assert any("round 0 crashed" in line for line in changes_text.notes(before, after, changes))
+    assert json.dumps(changes_text.as_json(before, after, changes), allow_nan=False)
