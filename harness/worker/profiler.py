@@ -29,58 +29,58 @@ from harness.workload.models import MODELS, cross_entropy
 from harness.workload.profile import SCHEMA, Profile
 
 
-def measure(order: ProfileRequest) -> Profile:
+def measure(request: ProfileRequest) -> Profile:
     """Time a model, and methods' codecs, on this machine.
 
     Raises:
         UsageError: the device is not there.
         MeasurementError: a process failed.
     """
-    if order.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError.at("command line", "--device", order.device, "cpu: torch finds no GPU here")
-    timed = in_processes(_time_steps, 1 if order.in_processor_time else order.workers, order)
+    if request.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError.at("command line", "--device", request.device, "cpu: torch finds no GPU here")
+    timed = in_processes(_time_steps, 1 if request.in_processor_time else request.workers, request)
     profile = Profile.model_validate(
         {
             "schema": SCHEMA,
-            "model": order.model,
-            "batch_size": order.batch_size,
-            "device": torch.cuda.get_device_name() if order.device == "cuda" else _cpu(order),
+            "model": request.model,
+            "batch_size": request.batch_size,
+            "device": torch.cuda.get_device_name() if request.device == "cuda" else _cpu(request),
             "source": "measured",
-            "made_by": order.made_by,
-            "workers": order.workers,
-            **_steps_together(timed, order.typical),
+            "made_by": request.made_by,
+            "workers": request.workers,
+            **_steps_together(timed, request.typical),
         }
     )
-    return profile.model_copy(update={"codecs": measure_codecs(profile, order)})
+    return profile.model_copy(update={"codecs": measure_codecs(profile, request)})
 
 
-def _cpu(order: ProfileRequest) -> str:
-    return f"{cpu_model()}, 1 thread" + (", processor time" if order.in_processor_time else "")
+def _cpu(request: ProfileRequest) -> str:
+    return f"{cpu_model()}, 1 thread" + (", processor time" if request.in_processor_time else "")
 
 
-def samples(order: ProfileRequest, network: nn.Module) -> tuple[Tensor, Tensor]:
+def samples(request: ProfileRequest, network: nn.Module) -> tuple[Tensor, Tensor]:
     """A batch: the data set's first, or N(0, 1) and any tokens. Not zeros: a processor foresees where those branch.
 
     Args:
         network: the order's model, on its device.
     """
-    if order.dataset:
-        data = DATASETS[order.dataset].load(None)
-        batch = slice(order.batch_size)
-        return data.train_inputs[batch].to(order.device), data.train_targets[batch].to(order.device)
-    model = MODELS[order.model]
-    with torch.device(order.device):
-        example = model.example(order.batch_size)
+    if request.dataset:
+        data = DATASETS[request.dataset].load(None)
+        batch = slice(request.batch_size)
+        return data.train_inputs[batch].to(request.device), data.train_targets[batch].to(request.device)
+    model = MODELS[request.model]
+    with torch.device(request.device):
+        example = model.example(request.batch_size)
     inputs = torch.randn_like(example) if example.is_floating_point() else torch.randint_like(example, model.classes)
     with torch.no_grad():
         return inputs, torch.zeros_like(network(inputs).argmax(-1))
 
 
-def _time_steps(order: ProfileRequest) -> list[Timed]:
+def _time_steps(request: ProfileRequest) -> list[Timed]:
     """Real steps of the model, in which nothing is sent: a row of times for each, in seconds."""
-    clock = order.clock
+    clock = request.clock
     torch.manual_seed(0)
-    network = MODELS[order.model].build().to(order.device)
+    network = MODELS[request.model].build().to(request.device)
     inputs, targets = samples(order, network)
     watch = LayerWatch(network, clock.mark)
     ddp = DistributedDataParallel(network, bucket_cap_mb=BUCKET_BYTES / 2**20, gradient_as_bucket_view=True)
@@ -93,7 +93,7 @@ def _time_steps(order: ProfileRequest) -> list[Timed]:
         weight.register_hook(partial(_note_ready, ready, clock, name))
 
     rows = []
-    for step in range(WARM_UP_STEPS + order.steps):
+    for step in range(WARM_UP_STEPS + request.steps):
         dist.barrier()
         ready.clear()
         start = clock.restart()
