@@ -32,7 +32,7 @@ class ProfileRequest:
     methods: tuple[MethodSpec, ...]
     made_by: str
     dataset: str | None = None
-    """Whose samples are computed; None for made-up ones."""
+    """Data set whose samples are computed; None for made-up ones."""
     in_processor_time: bool = False
     """Whether to tell the processor's time of one worker alone, the best of all steps: what a worker takes that has a
     core of its own, however busy this machine is. Else the time that passes, the median of all steps."""

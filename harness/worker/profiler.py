@@ -62,7 +62,7 @@ def samples(request: ProfileRequest, network: nn.Module) -> tuple[Tensor, Tensor
     """A batch: the data set's first, or N(0, 1) and any tokens. Not zeros: a processor foresees where those branch.
 
     Args:
-        network: the order's model, on its device.
+        network: the request's model, on its device.
     """
     if request.dataset:
         data = DATASETS[request.dataset].load(None)
@@ -81,7 +81,7 @@ def _time_steps(request: ProfileRequest) -> list[Timed]:
     clock = request.clock
     torch.manual_seed(0)
     network = MODELS[request.model].build().to(request.device)
-    inputs, targets = samples(order, network)
+    inputs, targets = samples(request, network)
     watch = LayerWatch(network, clock.mark)
     ddp = DistributedDataParallel(network, bucket_cap_mb=BUCKET_BYTES / 2**20, gradient_as_bucket_view=True)
     optimizer = torch.optim.SGD(network.parameters(), **SGD)
