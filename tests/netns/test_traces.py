@@ -44,7 +44,7 @@ def test_a_thousand_changes_leave_no_leak() -> None:
                     memory.append(sum(child.memory_info().rss for child in agent.children(recursive=True)))
             if len(seen) == 1001:
                 break
-        assert [change["row"] for change in seen] == list(range(1001))
+        assert [change.row for change in seen] == list(range(1001))
         assert memory[1] - memory[0] < 20e6
         assert cluster.verify().complaints() == [], "the links are again what they were at first"
         cluster.use(topology([(0, 20_000_000)]))
