@@ -127,7 +127,7 @@ def register(
     state.bind(ddp, optimizer)
 
     def hook(state, bucket):  # type: ignore[no-untyped-def]  # DDP refuses annotations that are strings
-        state.stopwatch.bucket_ready(bucket.buffer().numel())
+        state.stopwatch.bucket_ready(bucket.buffer().numel(), bucket.parameters())
         state.look_for_non_finite(bucket)
         return method.hook(state, bucket)
 

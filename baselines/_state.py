@@ -86,8 +86,12 @@ class Stopwatch:
             if phase != "end_step":
                 self.codec_s += perf_counter() - host_start
 
-    def bucket_ready(self, entries: int) -> None:
-        """DDP hands over a bucket of so many entries, on the thread that runs the backward pass."""
+    def bucket_ready(self, entries: int, members: Sequence[torch.Tensor] = ()) -> None:
+        """DDP hands over a bucket of so many entries, on the thread that runs the backward pass.
+
+        Args:
+            members: the parameters whose gradients are in it.
+        """
         self._bucket_ready = (self.clock.mark(), get_ident())
 
     def lap(self) -> Lap:

@@ -92,7 +92,8 @@ def _describe(key: dict[str, Any]) -> list[str]:
         *([str(key["network"])] if key["network"] and not pd.isna(key["network"]) else []),
         f"{key['workers']} workers",
         f"{key['model']} on {key['dataset']}",
-        *([f"time dilated by {key['dilation']:g}"] if key["dilation"] > 1 else []),
+        *([] if pd.isna(key["pace"]) else [f"paced by {key['pace']}"]),
+        *([] if pd.isna(key["dilation"]) or key["dilation"] == 1 else [f"time dilated by {key['dilation']:g}"]),
         *(["SCRIPTED"] if key["cluster"] == FAKE else []),
     ]
 

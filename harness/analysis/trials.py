@@ -14,7 +14,7 @@ from harness.scenario.target import Target
 FAKE = "fake"
 """The cluster whose numbers are scripted: whatever is made of them must say so."""
 
-CASE_COLUMNS = ("rate_bps", "delay_s", "loss", "network", "dilation", *WORKLOAD_COLUMNS)
+CASE_COLUMNS = ("rate_bps", "delay_s", "loss", "network", "dilation", "pace", *WORKLOAD_COLUMNS)
 """What trials must have in common to be compared."""
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from baselines._state import numel
 from harness.errors import UsageError
-from harness.plan.expected import shapes_of, state_of
+from harness.plan.expected import shapes_of, state_of, topology_of
 from harness.plan.trial import UNSETTLED_STEPS
 from harness.scenario.schema import Case, Scenario
 from harness.workload import profile as profiles
@@ -16,29 +16,41 @@ from harness.workload.models import MODELS, Model
 
 
 def check_workload(scenario: Scenario, case: Case) -> None:
-    if case.train.replay:
-        _check_replay(scenario, case, profiles.read(case.train.replay))
+    train = case.train
+    if train.replay and train.pace:
+        raise UsageError.at(scenario.name, "train.pace", train.pace, "none with train.replay, which has its own")
+    if train.profile:
+        _check_profile(scenario, case, "replay" if train.replay else "pace")
+    if train.replay:
+        _check_replay(scenario, case)
     else:
         _check_training(scenario, case)
 
 
-def _check_replay(scenario: Scenario, case: Case, replayed: profiles.Profile) -> None:
-    train = case.train
+def _check_profile(scenario: Scenario, case: Case, field: str) -> None:
+    """A profile must be of the same model and batch; faster than real time only what this kernel need not time."""
+    train, profile = case.train, profiles.read(str(case.train.profile))
     model = _known(scenario, "model", train.model, MODELS)
-    if replayed.model != train.model or Counter(replayed.shapes) != Counter(shapes_of(model.name)):
-        found = f"{train.replay}, of {replayed.model} with {replayed.numel} parameters"
+    if profile.model != train.model or Counter(profile.shapes) != Counter(shapes_of(model.name)):
+        found = f"{train.profile}, of {profile.model} with {profile.numel} parameters"
         allowed = f"a profile of {train.model} (train.model) with {numel(shapes_of(model.name))}"
-        raise UsageError.at(scenario.name, "train.replay", found, allowed)
-    if replayed.batch_size != train.batch_size:
-        allowed = f"{replayed.batch_size}, with which {train.replay} was made"
+        raise UsageError.at(scenario.name, f"train.{field}", found, allowed)
+    if profile.batch_size != train.batch_size:
+        allowed = f"{profile.batch_size}, with which {train.profile} was made"
         raise UsageError.at(scenario.name, "train.batch_size", train.batch_size, allowed)
+    if case.cluster.device != "cpu":
+        allowed = f"cpu with train.{field}: the profile's device is what counts"
+        raise UsageError.at(scenario.name, "cluster.device", case.cluster.device, allowed)
+    if train.dilation < 1 and topology_of(case).needs_netem:
+        allowed = "at least 1 where links have a delay or lose packets: netem's timers cannot be faster than real time"
+        raise UsageError.at(scenario.name, "train.dilation", train.dilation, allowed)
+
+
+def _check_replay(scenario: Scenario, case: Case) -> None:
+    train = case.train
     if train.checkpoint:
         raise UsageError.at(
             scenario.name, "train.checkpoint", train.checkpoint, "none with train.replay: nothing is learnt"
-        )
-    if case.cluster.device != "cpu":
-        raise UsageError.at(
-            scenario.name, "cluster.device", case.cluster.device, "cpu with train.replay: nothing is computed"
         )
     if train.target:
         raise UsageError.at(

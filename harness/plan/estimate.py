@@ -25,16 +25,15 @@ def total_s(trials: Iterable[Trial], cpu_count: int) -> float:
 
 def time_s(trial: Trial, cpu_count: int) -> float:
     """Estimated wall time of a trial, from the method's byte formula and the model's operation count."""
-    case, train, replayed = trial.case, trial.case.train, trial.expected.profile
+    case, train, profile = trial.case, trial.case.train, trial.expected.profile
     ramp = min(state_of(trial.method).steady_from_step, train.steps)
     wire_s = sum(lower_bound_s(case, trial.method, step) for step in range(ramp))
     wire_s += (train.steps - ramp) * trial.expected.lower_bound_s_per_step
-    if replayed:
-        compute_s = train.steps * (replayed.forward_s + replayed.backward_s + replayed.optimizer_s)
-        evaluation_s = 0.0
-    else:
-        compute_s, evaluation_s = _training_s(trial, cpu_count)
-    return TRIAL_OVERHEAD_S + trial.dilation * (wire_s + compute_s) + evaluation_s
+    compute_s, evaluation_s = (0.0, 0.0) if train.replay else _training_s(trial, cpu_count)
+    if profile is None:
+        return TRIAL_OVERHEAD_S + wire_s + compute_s + evaluation_s
+    device_s = train.steps * (profile.forward_s + profile.backward_s + profile.optimizer_s)
+    return TRIAL_OVERHEAD_S + max(trial.dilation * (wire_s + device_s), compute_s) + evaluation_s
 
 
 def _training_s(trial: Trial, cpu_count: int) -> tuple[float, float]:

@@ -25,7 +25,7 @@ class Expected:
     built_topology: Topology
     """Network that is built: the same, or a slower one where time is dilated."""
     profile: Profile | None
-    """Profile that is replayed; None: it trains for real."""
+    """Profile by which time is kept, in replays and paced trainings; None: this machine keeps it."""
     wire_bytes_per_step: float
     """Payload that each worker sends in a steady step, by the method's formula."""
     lower_bound_s_per_step: float
@@ -44,15 +44,15 @@ def expect(case: Case, method: MethodSpec, dilation: float) -> Expected:
         UsageError: the profile cannot be read.
     """
     state, topology = state_of(method), topology_of(case)
-    replayed = profiles.read(case.train.replay) if case.train.replay else None
+    profile = profiles.read(case.train.profile) if case.train.profile else None
     return Expected(
         topology=topology,
         built_topology=topology.slowed(dilation),
-        profile=replayed,
+        profile=profile,
         wire_bytes_per_step=wire_bytes(case, method),
         lower_bound_s_per_step=lower_bound_s(case, method),
-        predicted_step_s=_predicted_step_s(case, method, dilation, replayed, topology) if replayed else None,
-        memory_bytes=replay.memory_bytes(replayed, case.cluster.workers, state.most_copies) if replayed else None,
+        predicted_step_s=_predicted_step_s(case, method, dilation, profile, topology) if profile else None,
+        memory_bytes=_memory_bytes(case, state, profile),
     )
 
 
@@ -84,12 +84,18 @@ def shapes_of(model: str) -> list[tuple[int, ...]]:
     return MODELS[model].shapes()
 
 
+def _memory_bytes(case: Case, state: MethodState, profile: Profile | None) -> int | None:
+    if profile is None or not case.train.replay:
+        return None
+    return replay.memory_bytes(profile, case.cluster.workers, state.most_copies)
+
+
 def _predicted_step_s(
-    case: Case, method: MethodSpec, dilation: float, replayed: Profile, topology: Topology
+    case: Case, method: MethodSpec, dilation: float, profile: Profile, topology: Topology
 ) -> float | None:
     """What a step of the steady state is expected to take.
 
     Where time is dilated, it is told as measured: what wakes processes is this machine, which dilation does not slow.
     """
     message_s = predict.MESSAGE_S / dilation
-    return predict.step_s(replayed, method, state_of(method), topology, case.train.bucket_bytes, message_s)
+    return predict.step_s(profile, method, state_of(method), topology, case.train.bucket_bytes, message_s)

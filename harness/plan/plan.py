@@ -103,8 +103,10 @@ def _more_seeds(scenario: Scenario, cluster: str, image: str) -> Iterator[Trial]
 
 
 def _on_unshaped_links(case: Case) -> Case:
+    """Nor does it matter how long a step takes: a paced training learns what an unpaced one learns."""
     link = Link.model_validate({"rate": UNSHAPED})
-    return Case(cluster=case.cluster, link=link, train=case.train)
+    train = case.train.model_copy(update={"pace": None, "dilation": 1.0})
+    return Case(cluster=case.cluster, link=link, train=train)
 
 
 def _alternating(methods: tuple[MethodSpec, ...], round_number: int) -> tuple[MethodSpec, ...]:
@@ -132,7 +134,7 @@ def _trial(
         "for_accuracy": for_accuracy,
         "code": code_digest(),
         "checkpoint": _content_digest(case.train.checkpoint),
-        "profile": profiles.digest(case.train.replay) if case.train.replay else None,
+        "profile": profiles.digest(case.train.profile) if case.train.profile else None,
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return Trial(

@@ -61,8 +61,10 @@ class TrialRow:
     """Data set; of a replay: whose times were waited for."""
     replay: str | None = None
     """Profile that was replayed; null: it trained for real."""
+    pace: str | None = None
+    """Profile whose times a real training kept; null: it took the time of this machine."""
     replay_source: str | None = None
-    """Whether that profile was measured or modelled."""
+    """Whether the profile that was replayed or kept was measured or modelled."""
     dilation: float | None = None
     """How many times slower everything ran than is told here, as the case asks."""
     trial_dilation: float | None = None

@@ -82,7 +82,7 @@ def _prepare(plan: Plan, pending: Sequence[Trial], cluster: Cluster) -> None:
     _check_memory(plan, pending)
     for checkpoint in {named for trial in pending if (named := trial.case.train.checkpoint)}:
         cluster.share_file(Path(checkpoint))
-    for path in {Path(named) for trial in pending if (named := trial.case.train.replay) and named.endswith(".json")}:
+    for path in {Path(named) for trial in pending if (named := trial.case.train.profile) and named.endswith(".json")}:
         cluster.share_file(path)
     for train in {_materials_of(trial.case.train): trial.case.train for trial in pending}.values():
         cluster.preload(train)

@@ -66,6 +66,7 @@ def _asked(trial: Trial) -> dict[str, Any]:
         "model": train.model,
         "dataset": _what_is_fed(trial),
         "replay": train.replay and Path(train.replay).stem,
+        "pace": train.pace and Path(train.pace).stem,
         "replay_source": replayed and replayed.source,
         "dilation": train.dilation,
         "trial_dilation": trial.dilation,
@@ -109,7 +110,7 @@ def _measured(trial: Trial, outcome: Outcome) -> dict[str, Any]:
     steady = [event for event in outcome.events if event.step >= timed_from_step]
     step_s = all_step_s[timed_from_step:]
     steady_s = sum(step_s)
-    timed = is_long_enough(len(step_s), steady_s, bool(trial.case.train.replay))
+    timed = is_long_enough(len(step_s), steady_s, trial.expected.profile is not None)
     samples_per_step = trial.case.train.batch_size * trial.case.cluster.workers
 
     def mean_of(*kinds: str) -> float:
@@ -130,7 +131,7 @@ def _measured(trial: Trial, outcome: Outcome) -> dict[str, Any]:
         "encode_s_per_step": mean_of("encode_s"),
         "decode_s_per_step": mean_of("decode_s"),
         "comm_s_per_step": mean_of("comm_s"),
-        "overrun_s_per_step": mean_of("overrun_s") if trial.case.train.replay else None,
+        "overrun_s_per_step": mean_of("overrun_s") if trial.expected.profile else None,
         "processor_s_per_step": mean_of(*_phases_of_the_processor(trial)),
         "yardstick_s": statistics.mean(result.yardstick_s for result in results),
         "wire_bytes_per_step": outcome.payload_per_step,

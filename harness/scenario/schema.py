@@ -86,9 +86,13 @@ class Train(Section):
     replay: str | None = None
     """A profile, by name or file (``workload/profile.py``), whose times are waited for instead of computing: gradients
     are made up, nothing is learnt and no data set is read. None trains for real."""
-    dilation: float = Field(1.0, ge=1)
-    """Replays only: links, delays and the profile's device are so many times slower than what is said here, and all
-    times are divided by it before they are told. So a machine can carry rates that are beyond it."""
+    pace: str | None = None
+    """A profile, by name or file: workers really train, and each part of a step takes as long as the profile's device
+    would, so that this machine's processor decides nothing. None takes the time that it takes here."""
+    dilation: float = Field(1.0, gt=0)
+    """With ``pace`` or ``replay``: links, delays and the profile's device are so many times slower than what is said
+    here, and all times are divided by it before they are told. So a machine can carry rates that are beyond it. Below 1
+    all is faster than real time, for links without a delay."""
     gradient_density: float = Field(1.0, gt=0, le=1)
     """Replays only: the share of a gradient's entries that are not zero."""
     gradient_overlap: Literal["random", "full"] = "random"
@@ -113,6 +117,11 @@ class Train(Section):
     """DDP's bucket size."""
     timeout_s: Annotated[TimeS, Field(alias="timeout", gt=0)] = 300.0
     """A trial that takes longer is ended and recorded as ``timeout``."""
+
+    @property
+    def profile(self) -> str | None:
+        """The profile by which time is kept; None where this machine's own processor keeps it."""
+        return self.replay or self.pace
 
     @model_validator(mode="before")
     @classmethod
@@ -163,9 +172,10 @@ class Case(Section):
             raise ValueError(f"link.workers: found {unknown_workers[0]!r}; allowed: w0 to w{len(names) - 1}")
         if len(self.fabric.names) > len(names):
             raise ValueError(f"fabric.groups: found {self.fabric.groups!r}; allowed: at most {len(names)}, the workers")
-        if self.train.dilation > 1 and not self.train.replay:
-            raise ValueError(f"train.dilation: found {self.train.dilation:g}; allowed: 1 without train.replay")
-        if self.train.dilation > 1 and None in (self.link.pipe("", way).rate_bps for way in ("up", "down")):
+        if self.train.dilation != 1 and not self.train.profile:
+            allowed = "1 without train.pace or train.replay"
+            raise ValueError(f"train.dilation: found {self.train.dilation:g}; allowed: {allowed}")
+        if self.train.dilation != 1 and None in (self.link.pipe("", way).rate_bps for way in ("up", "down")):
             raise ValueError(f"train.dilation: found {self.train.dilation:g}; allowed: 1 where links are unshaped")
         return self
 

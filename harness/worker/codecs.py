@@ -9,25 +9,25 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import baselines
-from baselines._state import Clock, Stopwatch
+from baselines._state import Stopwatch
 from harness.plan.expected import state_of
 from harness.plan.trial import UNSETTLED_STEPS
 from harness.scenario.schema import MethodSpec
 from harness.worker.local_ranks import in_processes
-from harness.worker.meter import CudaClock
-from harness.worker.profile_request import BUCKET_BYTES, SGD, ProfileRequest, Timed, median
+from harness.worker.profile_request import BUCKET_BYTES, SGD, ProfileRequest, Timed
+from harness.workload.pace import Pace
 from harness.workload.profile import Codec, Profile
-from harness.workload.replay import Materials, Pace, Replayed, make_materials
+from harness.workload.replay import Materials, Replayed, make_materials
 
 
-def measure_codecs(profile: Profile, order: ProfileRequest) -> tuple[Codec, ...]:
+def measure_codecs(profile: Profile, request: ProfileRequest) -> tuple[Codec, ...]:
     """Time each of the methods, on gradients of the profile's shapes."""
-    if not order.methods:
+    if not request.methods:
         return ()
-    timed = in_processes(_time_codecs, order.workers, profile, order)
+    timed = in_processes(_time_codecs, request.workers, profile, request)
     return tuple(
-        Codec(method=method.name, params=method.params, workers=order.workers, **_codec_together(of_ranks))
-        for method, of_ranks in zip(order.methods, zip(*timed, strict=True), strict=True)
+        Codec(method=method.name, params=method.params, workers=request.workers, **_codec_together(of_ranks, request))
+        for method, of_ranks in zip(request.methods, zip(*timed, strict=True), strict=True)
     )
 
 
@@ -47,12 +47,12 @@ class _ThreadStopwatch(Stopwatch):
         return seconds
 
 
-def _time_codecs(profile: Profile, order: ProfileRequest) -> list[list[Timed]]:
-    made = make_materials(profile).on(torch.device(order.device))
-    return [_time_codec(profile, made, method, order) for method in order.methods]
+def _time_codecs(profile: Profile, request: ProfileRequest) -> list[list[Timed]]:
+    made = make_materials(profile).on(torch.device(request.device))
+    return [_time_codec(profile, made, method, request) for method in request.methods]
 
 
-def _time_codec(profile: Profile, made: Materials, method: MethodSpec, order: ProfileRequest) -> list[Timed]:
+def _time_codec(profile: Profile, made: Materials, method: MethodSpec, request: ProfileRequest) -> list[Timed]:
     """Real steps of a method on made-up gradients, in which only the codec and the optimizer take time."""
     model = Replayed(profile, made, Pace(0.0), dist.get_rank())
     ddp = DistributedDataParallel(
@@ -60,12 +60,12 @@ def _time_codec(profile: Profile, made: Materials, method: MethodSpec, order: Pr
     )
     optimizer = torch.optim.SGD(model.parameters(), **SGD)
     state, stopwatch = state_of(method), _ThreadStopwatch()
-    stopwatch.clock = CudaClock() if order.device == "cuda" else Clock()
+    stopwatch.clock = request.clock
     state.stopwatch = stopwatch
     baselines.register(ddp, state, optimizer=optimizer)
     steady_from_step = max(state.steady_from_step, UNSETTLED_STEPS)
     rows = []
-    for step in range(steady_from_step + order.steps):
+    for step in range(steady_from_step + request.steps):
         dist.barrier()
         stopwatch.clock.restart()
         ddp().backward()
@@ -80,7 +80,7 @@ def _time_codec(profile: Profile, made: Materials, method: MethodSpec, order: Pr
     return rows
 
 
-def _codec_together(of_ranks: Sequence[list[Timed]]) -> Timed:
-    """Medians over all steps of all processes."""
+def _codec_together(of_ranks: Sequence[list[Timed]], request: ProfileRequest) -> Timed:
+    """What is typical of all steps of all processes."""
     rows = [row for rank in of_ranks for row in rank]
-    return {name: median(row[name] for row in rows) for name in rows[0]}
+    return {name: request.typical(row[name] for row in rows) for name in rows[0]}

@@ -41,25 +41,25 @@ EFFICIENCY = 0.4
 """Share of its peak that a device reaches, unless one is given."""
 
 
-def derive(order: ProfileRequest, hardware: Hardware, efficiency: float) -> Profile:
+def derive(request: ProfileRequest, hardware: Hardware, efficiency: float) -> Profile:
     """What a model would take on a published device: its operations at a share of the peak, the rest by memory.
 
     A backward pass takes twice the forward pass's operations, a layer after the other; SGD with momentum reads and
     writes five numbers a parameter. Codecs are timed here, and scaled as a copy of memory would be.
     """
-    model, here_bytes_per_s = MODELS[order.model], copy_bytes_per_s()
+    model, here_bytes_per_s = MODELS[request.model], copy_bytes_per_s()
     forward_s = {
-        layer: order.batch_size * flops / (hardware.peak_flops_per_s * efficiency)
+        layer: request.batch_size * flops / (hardware.peak_flops_per_s * efficiency)
         for layer, flops in flops_by_layer(model).items()
     }
     profile = Profile.model_validate(
         {
             "schema": SCHEMA,
-            "model": order.model,
-            "batch_size": order.batch_size,
+            "model": request.model,
+            "batch_size": request.batch_size,
             "device": hardware.name,
             "source": "modelled",
-            "made_by": order.made_by,
+            "made_by": request.made_by,
             "assumptions": f"{efficiency:g} of {hardware.peak_flops_per_s / 1e12:g} Tflop/s (fp32); "
             f"backward 2 x forward; optimizer and codecs by {hardware.memory_bytes_per_s / 1e9:g} GB/s of memory, "
             f"codecs as timed on {cpu_model()} against its {here_bytes_per_s / 1e9:.3g} GB/s",
@@ -72,7 +72,7 @@ def derive(order: ProfileRequest, hardware: Hardware, efficiency: float) -> Prof
             update={name: getattr(codec, name) * slowness for name in ("encode_s", "beside_s", "decode_s")}
             | {"optimizer_s": profile.optimizer_s}
         )
-        for codec in measure_codecs(profile, order)
+        for codec in measure_codecs(profile, request)
     ]
     return profile.model_copy(update={"codecs": tuple(codecs)})
 

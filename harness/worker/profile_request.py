@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from baselines._state import Clock
 from harness.scenario.schema import MethodSpec
+from harness.worker.meter import CudaClock
 
 WARM_UP_STEPS = 3
 """DDP regroups its buckets, and memory is found."""
 
 BUCKET_BYTES = 25_000_000
-
 SGD: dict[str, Any] = {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
 
 
@@ -30,12 +32,30 @@ class ProfileRequest:
     methods: tuple[MethodSpec, ...]
     made_by: str
     dataset: str | None = None
-    """Whose samples are computed; None for made-up ones."""
+    """Data set whose samples are computed; None for made-up ones."""
+    in_processor_time: bool = False
+    """Whether to tell the processor's time of one worker alone, the best of all steps: what a worker takes that has a
+    core of its own, however busy this machine is. Else the time that passes, the median of all steps."""
+
+    @property
+    def clock(self) -> Clock:
+        """A clock for what is to be timed."""
+        if self.device == "cuda":
+            return CudaClock()
+        return ThreadClock() if self.in_processor_time else Clock()
+
+    def typical(self, seconds: Iterable[float]) -> float:
+        """Of many steps' times the one that counts."""
+        return min(seconds) if self.in_processor_time else float(statistics.median(seconds))
+
+
+class ThreadClock(Clock):
+    """Tells the processor's time of the thread that asks; marks compare within one thread alone."""
+
+    def mark(self) -> float:
+        """See ``Clock.mark``."""
+        return time.thread_time()
 
 
 Timed = dict[str, Any]
 """Seconds by the profile's fields."""
-
-
-def median(values: Iterable[float]) -> float:
-    return float(statistics.median(values))

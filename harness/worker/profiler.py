@@ -6,7 +6,7 @@ to carry workers. Nothing travels then, so that what is timed is the device's wo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,62 +23,65 @@ from harness.provenance import cpu_model
 from harness.worker.codecs import measure_codecs
 from harness.worker.layers import LayerWatch, owner_of
 from harness.worker.local_ranks import in_processes
-from harness.worker.meter import CudaClock
-from harness.worker.profile_request import BUCKET_BYTES, SGD, WARM_UP_STEPS, ProfileRequest, Timed, median
+from harness.worker.profile_request import BUCKET_BYTES, SGD, WARM_UP_STEPS, ProfileRequest, Timed
 from harness.workload.data import DATASETS
 from harness.workload.models import MODELS, cross_entropy
 from harness.workload.profile import SCHEMA, Profile
 
 
-def measure(order: ProfileRequest) -> Profile:
+def measure(request: ProfileRequest) -> Profile:
     """Time a model, and methods' codecs, on this machine.
 
     Raises:
         UsageError: the device is not there.
         MeasurementError: a process failed.
     """
-    if order.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError.at("command line", "--device", order.device, "cpu: torch finds no GPU here")
-    timed = in_processes(_time_steps, order.workers, order)
+    if request.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError.at("command line", "--device", request.device, "cpu: torch finds no GPU here")
+    timed = in_processes(_time_steps, 1 if request.in_processor_time else request.workers, request)
     profile = Profile.model_validate(
         {
             "schema": SCHEMA,
-            "model": order.model,
-            "batch_size": order.batch_size,
-            "device": torch.cuda.get_device_name() if order.device == "cuda" else f"{cpu_model()}, 1 thread",
+            "model": request.model,
+            "batch_size": request.batch_size,
+            "device": torch.cuda.get_device_name() if request.device == "cuda" else _cpu(request),
             "source": "measured",
-            "made_by": order.made_by,
-            "workers": order.workers,
-            **_steps_together(timed),
+            "made_by": request.made_by,
+            "workers": request.workers,
+            **_steps_together(timed, request.typical),
         }
     )
-    return profile.model_copy(update={"codecs": measure_codecs(profile, order)})
+    return profile.model_copy(update={"codecs": measure_codecs(profile, request)})
 
 
-def samples(order: ProfileRequest, network: nn.Module) -> tuple[Tensor, Tensor]:
+def _cpu(request: ProfileRequest) -> str:
+    return f"{cpu_model()}, 1 thread" + (", processor time" if request.in_processor_time else "")
+
+
+def samples(request: ProfileRequest, network: nn.Module) -> tuple[Tensor, Tensor]:
     """A batch: the data set's first, or N(0, 1) and any tokens. Not zeros: a processor foresees where those branch.
 
     Args:
-        network: the order's model, on its device.
+        network: the request's model, on its device.
     """
-    if order.dataset:
-        data = DATASETS[order.dataset].load(None)
-        batch = slice(order.batch_size)
-        return data.train_inputs[batch].to(order.device), data.train_targets[batch].to(order.device)
-    model = MODELS[order.model]
-    with torch.device(order.device):
-        example = model.example(order.batch_size)
+    if request.dataset:
+        data = DATASETS[request.dataset].load(None)
+        batch = slice(request.batch_size)
+        return data.train_inputs[batch].to(request.device), data.train_targets[batch].to(request.device)
+    model = MODELS[request.model]
+    with torch.device(request.device):
+        example = model.example(request.batch_size)
     inputs = torch.randn_like(example) if example.is_floating_point() else torch.randint_like(example, model.classes)
     with torch.no_grad():
         return inputs, torch.zeros_like(network(inputs).argmax(-1))
 
 
-def _time_steps(order: ProfileRequest) -> list[Timed]:
+def _time_steps(request: ProfileRequest) -> list[Timed]:
     """Real steps of the model, in which nothing is sent: a row of times for each, in seconds."""
-    clock = CudaClock() if order.device == "cuda" else Clock()
+    clock = request.clock
     torch.manual_seed(0)
-    network = MODELS[order.model].build().to(order.device)
-    inputs, targets = samples(order, network)
+    network = MODELS[request.model].build().to(request.device)
+    inputs, targets = samples(request, network)
     watch = LayerWatch(network, clock.mark)
     ddp = DistributedDataParallel(network, bucket_cap_mb=BUCKET_BYTES / 2**20, gradient_as_bucket_view=True)
     optimizer = torch.optim.SGD(network.parameters(), **SGD)
@@ -90,7 +93,7 @@ def _time_steps(order: ProfileRequest) -> list[Timed]:
         weight.register_hook(partial(_note_ready, ready, clock, name))
 
     rows = []
-    for step in range(WARM_UP_STEPS + order.steps):
+    for step in range(WARM_UP_STEPS + request.steps):
         dist.barrier()
         ready.clear()
         start = clock.restart()
@@ -128,17 +131,17 @@ def _keep_to_oneself(state, bucket):  # type: ignore[no-untyped-def]  # DDP refu
     return kept
 
 
-def _steps_together(of_ranks: Sequence[list[Timed]]) -> Timed:
-    """A profile's timed fields: medians over all steps of all processes."""
+def _steps_together(of_ranks: Sequence[list[Timed]], typical: Callable[[Iterable[float]], float]) -> Timed:
+    """A profile's timed fields, typical of all steps of all processes."""
     rows = [row for rank in of_ranks for row in rank]
-    seconds = {name: median(row[name] for row in rows) for name in ("forward_s", "backward_s", "optimizer_s")}
-    ready_s = {name: median(row["ready_s"][name] for row in rows) for name in rows[0]["ready_s"]}
+    seconds = {name: typical(row[name] for row in rows) for name in ("forward_s", "backward_s", "optimizer_s")}
+    ready_s = {name: typical(row["ready_s"][name] for row in rows) for name in rows[0]["ready_s"]}
     shapes = rows[0]["shapes"]
     gradients = [
         {"parameter": name, "shape": shapes[name], "ready_s": max(0.0, ready_s[name])}
         for name in sorted(ready_s, key=lambda each: ready_s[each])
     ]
-    forward_s = {name: median(row["layers"][name] for row in rows) for name in rows[0]["layers"]}
+    forward_s = {name: typical(row["layers"][name] for row in rows) for name in rows[0]["layers"]}
     return {
         **seconds,
         "backward_s": max(seconds["backward_s"], gradients[-1]["ready_s"]),

@@ -1,29 +1,22 @@
 """Replay: a model that waits for as long as a device would compute, and whose gradients are made up.
 
-Everything else is real: parameters at their true shapes, DDP with its buckets and hooks, methods, bytes, links. Time
-may be dilated: the replayed device is then k times slower than in truth, as the links are, and whoever reports a time
-divides it by k. What this machine really does meanwhile (a codec, DDP's copies) does not become slower by itself; so a
-``Pace`` charges it as the profile has it, times k, and what it really took counts as part of that.
+Everything else is real: parameters at their true shapes, DDP with its buckets and hooks, methods, bytes, links. Time is
+kept by a ``Pace``, which may dilate it.
 """
 
 from __future__ import annotations
 
-import time
-from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
-from threading import Lock, get_ident
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from baselines._state import Clock, Stopwatch
 from harness.workload import profile as profiles
-from harness.workload.profile import Codec, Gradient, Profile
+from harness.workload.pace import Pace
+from harness.workload.profile import Gradient, Profile
 
 SPARE = 1 << 20
 """Entries by which the pool of gradients is longer than the largest of them: so many places to begin at."""
@@ -78,123 +71,6 @@ def make_materials(profile: Profile, density: float = 1.0) -> Materials:
     sizes = [gradient.numel for gradient in profile.gradients]
     parts = zip(weights.split(sizes), profile.shapes, strict=True)
     return Materials(tuple(part.view(shape) for part, shape in parts), pool)
-
-
-class SlowClock(Clock):
-    """Tells the time of a world that is k times slower."""
-
-    def __init__(self, dilation: float) -> None:
-        self._dilation = dilation
-
-    def seconds(self, mark: Any) -> float:
-        """See ``Clock.seconds``."""
-        return float(mark) / self._dilation
-
-
-class Pace:
-    """Keeps threads as late as the device that they stand for, which does one thing at a time."""
-
-    def __init__(self, dilation: float) -> None:
-        self.dilation = dilation
-        self._due = time.perf_counter()
-        """When the device has done what it was given."""
-        self._late_s = self._overrun_s = 0.0
-        self._lock = Lock()
-
-    def begin(self) -> None:
-        """The device begins now: whatever was before, it has waited for."""
-        with self._lock:
-            self._overrun_s += self._late_s
-            self._due, self._late_s = time.perf_counter(), 0.0
-
-    def take_overrun_s(self) -> float:
-        """Undilated seconds, since this was last asked, by which this machine was slower than the device and never
-        caught up: what it adds to a step at most, and a greater dilation takes away."""
-        with self._lock:
-            overrun_s, self._overrun_s = self._overrun_s, 0.0
-        return overrun_s / self.dilation
-
-    def work(self, seconds: float) -> None:
-        """For the thread of the backward pass: go on when the device has worked for so long since the work before.
-
-        What this thread has done since then is part of it; if it took longer, the next work is shorter by that.
-        """
-        with self._lock:
-            self._due += self.dilation * seconds
-            self._late_s = max(0.0, time.perf_counter() - self._due)
-        while (left_s := self._due - time.perf_counter()) > 0:  # another thread may have brought it more meanwhile
-            time.sleep(left_s)
-
-    def work_beside(self, seconds: float, began: float) -> None:
-        """For any other thread: from the moment ``began`` the device does this first, and the backward pass waits."""
-        done = began + self.dilation * seconds
-        with self._lock:
-            self._due = max(self._due, began) + self.dilation * seconds
-            self._overrun_s += max(0.0, time.perf_counter() - done)
-        time.sleep(max(0.0, done - time.perf_counter()))
-
-
-Kind = Literal["encode", "beside", "decode"]
-
-
-class PacedStopwatch(Stopwatch):
-    """A stopwatch whose codec takes as long as the profile's device, for each bucket in proportion to its entries.
-
-    A method that the profile does not know is charged the processor's time that it really takes, times the dilation.
-    """
-
-    def __init__(self, pace: Pace, codec: Codec | None, numel: int) -> None:
-        super().__init__()
-        self.clock = SlowClock(pace.dilation)
-        self._pace = pace
-        self._s_per_entry: dict[Kind, float] = {}
-        if codec:
-            seconds: dict[Kind, float] = {
-                "encode": codec.encode_s,
-                "beside": codec.beside_s,
-                "decode": codec.decode_s,
-            }
-            self._s_per_entry = {kind: each / numel for kind, each in seconds.items()}
-        self._backward_thread = get_ident()
-        self._owed: dict[Kind, deque[float]] = {"encode": deque(), "beside": deque(), "decode": deque()}
-        """What buckets still owe that were handed over and have not yet come to that."""
-
-    def bucket_ready(self, entries: int) -> None:
-        """See ``Stopwatch.bucket_ready``."""
-        super().bucket_ready(entries)
-        self._backward_thread = get_ident()
-        for kind, s_per_entry in self._s_per_entry.items():
-            self._owed[kind].append(s_per_entry * entries)
-
-    @contextmanager
-    def __call__(self, phase: Literal["encode", "decode", "end_step"]) -> Iterator[None]:
-        """See ``Stopwatch``: a block of codec work, which ends when the device would have ended it."""
-        with super().__call__(phase):
-            if phase == "end_step":
-                yield
-                return
-            start, cpu_start = time.perf_counter(), time.thread_time()
-            yield
-            on_backward = get_ident() == self._backward_thread
-            charge_s = self._charge_s(phase, on_backward, time.thread_time() - cpu_start)
-            if on_backward:
-                self._pace.work(charge_s)
-            else:
-                self._pace.work_beside(charge_s, start)
-
-    def lap(self) -> Any:
-        """See ``Stopwatch.lap``."""
-        for owed in self._owed.values():
-            owed.clear()
-        return super().lap()
-
-    def _charge_s(self, phase: Literal["encode", "decode"], on_backward: bool, cpu_s: float) -> float:
-        """The first block of a bucket's encoding, or decoding, takes what all of it costs."""
-        if not self._s_per_entry:
-            return cpu_s
-        kind: Kind = "beside" if phase == "encode" and not on_backward else phase
-        owed = self._owed[kind]
-        return owed.popleft() if owed else 0.0
 
 
 class WaitingSgd(torch.optim.SGD):

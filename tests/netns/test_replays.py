@@ -77,6 +77,27 @@ def test_a_model_is_profiled_replayed_and_replayed_slower(pacbench: Run, tmp_pat
     assert "made-up gradients (replay of profile, measured on" in (tmp_path / "plain" / "report.md").read_text()
 
 
+def test_a_paced_training_takes_its_profiles_time_and_learns_bit_for_bit_what_an_unpaced_one_learns(
+    pacbench: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "paced.toml").write_text(METHODS.replace('replay = "profile.json"\n', ""))
+    timed = ("--workers", "2", "--steps", "3", "--codecs", "paced.toml", "--processor-time", "-o", "profile.json")
+    made = pacbench("profile", "digits-cnn", *timed)
+    assert made.returncode == 0, made.stderr
+    profile = read(str(tmp_path / "profile.json"))
+    assert profile.device.endswith("processor time")
+    for out, pace in (("plain", ()), ("paced", ("--set", "train.pace=profile.json", "--set", "train.dilation=2.0"))):
+        done = pacbench("run", "paced.toml", "--on", "netns", "--rounds", "1", "--out", out, *pace)
+        assert done.returncode == 0, done.stderr
+    plain, paced = (Store.open(tmp_path / run) for run in ("plain", "paced"))
+    hashes = [store.trials().set_index("label")["parameter_hash"].to_dict() for store in (plain, paced)]
+    assert hashes[0] == hashes[1]
+    trials = paced.trials().set_index("label")
+    assert (trials["compute_s_per_step"] > 0.9 * (profile.forward_s + profile.gradients[-1].ready_s)).all()
+    assert trials["measured_rate_bps"].between(45e6, 52e6).all(), "told as asked"
+    assert (trials["wire_bytes_per_step"] / trials["formula_bytes_per_step"]).between(0.95, 1.05).all()
+
+
 def test_bad_input_ends_with_one_line_and_2(pacbench: Run, tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text('{"schema": 7}')
     for overrides, says in (

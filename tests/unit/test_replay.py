@@ -21,8 +21,9 @@ from harness.plan.plan import make
 from harness.record.store import Store
 from harness.run import execute
 from harness.scenario.load import load
+from harness.workload.pace import Pace, PacedStopwatch
 from harness.workload.profile import read
-from harness.workload.replay import Pace, PacedStopwatch, Replayed, WaitingSgd, make_materials, memory_bytes
+from harness.workload.replay import Replayed, WaitingSgd, make_materials, memory_bytes
 
 
 def test_a_profile_survives_its_file(tmp_path: Path) -> None:
@@ -76,7 +77,7 @@ def test_a_profile_that_is_not_there_names_those_that_are() -> None:
         (["train.batch_size=16"], r"train\.batch_size: found 16; allowed: 32, with which"),
         (["train.checkpoint=w.pt"], r"train\.checkpoint: found 'w.pt'; allowed: none with train\.replay"),
         (["cluster.device=cuda"], r"cluster\.device: found 'cuda'; allowed: cpu with train\.replay"),
-        (["train.dilation=0.5"], r"train\.dilation: found 0.5; allowed: greater than or equal to 1"),
+        (["train.dilation=0.0"], r"train\.dilation: found 0.0; allowed: greater than 0"),
         (["train.dilation=2", "link.rate=unshaped"], r"train\.dilation: found 2; allowed: 1 where links are unshaped"),
     ],
 )
@@ -95,8 +96,8 @@ def test_a_profile_of_other_shapes_under_the_same_name_is_refused(tmp_path: Path
         replayed(Path(file))
 
 
-def test_dilation_is_for_replays_alone() -> None:
-    with pytest.raises(UsageError, match=r"train\.dilation: found 2; allowed: 1 without train\.replay"):
+def test_dilation_is_for_what_a_profile_keeps_the_time_of() -> None:
+    with pytest.raises(UsageError, match=r"train\.dilation: found 2; allowed: 1 without train\.pace or train\.replay"):
         load("quickstart", ["train.dilation=2"])
 
 
@@ -140,7 +141,7 @@ class MadeUpTime:
 def clock(monkeypatch: pytest.MonkeyPatch) -> MadeUpTime:
     """What replays take for the time."""
     made_up = MadeUpTime()
-    monkeypatch.setattr("harness.workload.replay.time", made_up)
+    monkeypatch.setattr("harness.workload.pace.time", made_up)
     monkeypatch.setattr("baselines._state.perf_counter", made_up.perf_counter)
     return made_up
 

@@ -30,6 +30,10 @@ def verb(
     derive_for: Annotated[
         str | None, typer.Option(metavar="DEVICE", help="Derive it from a device's published figures: a40, a100, ...")
     ] = None,
+    in_processor_time: Annotated[
+        bool,
+        typer.Option("--processor-time", help="Of one worker alone, the best of all steps, in the processor's time."),
+    ] = False,
     efficiency: Annotated[float | None, typer.Option(help="The share of its peak that it reaches.")] = None,
 ) -> None:
     """Time a model's steps and the methods' codecs, or derive them for a published device: what replays wait by."""
@@ -38,9 +42,11 @@ def verb(
     from harness.worker.profile_request import ProfileRequest
 
     _check(model, device, dataset, derive_for, efficiency, out)
+    if in_processor_time and (device != "cpu" or derive_for):
+        raise UsageError.at("command line", "--processor-time", device, "on a CPU that is here")
     methods = load(codecs).methods if codecs else ()
     request = ProfileRequest(
-        model, batch_size, device, workers, steps, methods, made_by=shlex.join(command()), dataset=dataset
+        model, batch_size, device, workers, steps, methods, shlex.join(command()), dataset, in_processor_time
     )
     if derive_for:
         hardware = derived.HARDWARE[derive_for]

@@ -1,0 +1,102 @@
+"""Trainings that take as long as a profile's device would: replays, which only wait, and paced ones, which learn."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import baselines
+from harness.plan.trial import Trial
+from harness.worker.training import Training
+from harness.workload import profile as profiles
+from harness.workload import replay
+from harness.workload.pace import Pace, PacedStopwatch
+from harness.workload.profile import Profile
+from harness.workload.replay import Replayed, WaitingSgd
+
+
+class Timed(Training):
+    """One trial on one rank whose times are those of a profile, and of an undilated world."""
+
+    def _prepare(self, trial: Trial) -> None:
+        self.profile = profiles.read(str(self.settings.profile))
+        self.codec = self.profile.codec(trial.method, self.world_size)
+        self.optimizer_s = self.codec.optimizer_s if self.codec else self.profile.optimizer_s
+        self.pace = Pace(self.dilation)
+
+    def _step(self, step: int) -> None:
+        super()._step(step)
+        self.recorder.note(step, "overrun_s", self.pace.take_overrun_s())
+
+
+class Replay(Timed):
+    """A model that waits instead of computing."""
+
+    learns = False
+
+    def _prepare(self, trial: Trial) -> None:
+        super()._prepare(trial)
+        settings = self.settings
+        made = replay.materials(str(settings.replay), settings.gradient_density)
+        model = Replayed(self.profile, made, self.pace, self.rank, settings.gradient_overlap)
+        # All ranks have the same weights already; to send them would take a copy of its own from each.
+        self.ddp = DistributedDataParallel(model, **self._ddp_settings, init_sync=False)
+        self.optimizer = WaitingSgd(model.parameters(), self.pace, self.optimizer_s, **self._sgd_settings)
+        self.method.stopwatch = PacedStopwatch(self.pace, self.codec, self.profile.numel)
+        self.batches = itertools.repeat([])
+        self.batch = next(self.batches)
+        baselines.register(self.ddp, self.method, optimizer=self.optimizer)
+
+    def _loss(self, model: nn.Module) -> Tensor:
+        loss: Tensor = model()
+        return loss
+
+
+class Paced(Timed):
+    """A model that really computes and learns, and then waits until the profile's device would be as far."""
+
+    def _prepare(self, trial: Trial) -> None:
+        super()._prepare(trial)
+        self.method.stopwatch = self.backward = BackwardStopwatch(self.pace, self.codec, self.profile)
+        Training._prepare(self, trial)
+        self.backward.ready_s = _ready_s(self.ddp.module, self.profile)
+        self.optimizer.register_step_pre_hook(lambda *_: self.pace.begin())
+        # Hooks run in their order: what the method does at the end of a step comes before this, and is part of it.
+        self.optimizer.register_step_post_hook(lambda *_: self.pace.work(self.optimizer_s))
+
+    def _loss(self, model: nn.Module) -> Tensor:
+        self.pace.begin()
+        loss = super()._loss(model)
+        self.pace.work(self.profile.forward_s)
+        self.backward.backward_begins()
+        return loss
+
+
+class BackwardStopwatch(PacedStopwatch):
+    """Hands a bucket over when the device would have the last of its gradients ready."""
+
+    def __init__(self, pace: Pace, codec: profiles.Codec | None, profile: Profile) -> None:
+        super().__init__(pace, codec, profile.numel)
+        self.ready_s: dict[Tensor, float] = {}
+        """When each parameter's gradient is ready, in seconds from the start of the backward pass."""
+        self._reached_s = 0.0
+
+    def backward_begins(self) -> None:
+        """A new backward pass begins."""
+        self._reached_s = 0.0
+
+    def bucket_ready(self, entries: int, members: Sequence[Tensor] = ()) -> None:
+        """See ``Stopwatch.bucket_ready``."""
+        ready_s = max((self.ready_s[member] for member in members), default=0.0)
+        self._pace.work(max(0.0, ready_s - self._reached_s))
+        self._reached_s = max(self._reached_s, ready_s)
+        super().bucket_ready(entries, members)
+
+
+def _ready_s(model: nn.Module, profile: Profile) -> dict[Tensor, float]:
+    """Times by parameter. A profile knows parameters by their names."""
+    times_s = {gradient.parameter: gradient.ready_s for gradient in profile.gradients}
+    return {weight: times_s[name] for name, weight in model.named_parameters()}

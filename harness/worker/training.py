@@ -1,0 +1,268 @@
+"""A rank's training: data, model, DDP with a method's hook, the loop, and what is measured of each step."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import itertools
+import math
+import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from time import monotonic, perf_counter
+from typing import Any
+
+import torch
+import torch._dynamo  # DDP imports it when it is made, which would cost every worker over a second
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import BatchSampler, DistributedSampler
+
+import baselines
+from harness.messages import Send, Trained
+from harness.network.queues import watched_queues
+from harness.plan.expected import state_of
+from harness.plan.trial import UNSETTLED_STEPS, Trial
+from harness.worker import meter
+from harness.worker.meter import Recorder
+from harness.workload.data import DATASETS, Data
+from harness.workload.models import MODELS, cross_entropy
+
+EVALUATION_BATCH = 500
+
+LARGEST_LOSS = 700.0
+"""Whose exponential is still a number."""
+
+BUFFERS_OF_RANK_0 = next(
+    name
+    for name in ("forward_sync_buffers", "broadcast_buffers")  # the new name, and that of torch before 2.13
+    if name in inspect.signature(DistributedDataParallel).parameters
+)
+"""DDP's argument that says whether every forward pass begins by sending them to all ranks."""
+
+
+@cache
+def data_of(dataset: str, data_dir: str | None) -> Data:
+    return DATASETS[dataset].load(Path(data_dir) if data_dir else None)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an evaluation of the whole test set found, the same on every rank."""
+
+    accuracy: float
+    loss: float
+
+
+class Training:
+    """One trial on one rank. Ranks decide alike: by step number, or by numbers that were all-reduced."""
+
+    learns = True
+    """Whether there is a loss, and an accuracy."""
+
+    def __init__(self, trial: Trial, rank: int, world_size: int, recorder: Recorder, send: Send) -> None:
+        self.settings = trial.case.train
+        self.seed = trial.seed
+        self.dilation = trial.dilation
+        self.rank, self.world_size = rank, world_size
+        self.recorder, self.send = recorder, send
+        self.device = torch.device(trial.case.cluster.device)
+        self.method = state_of(trial.method)
+        self._prepare(trial)
+        self.steady_from_step = max(self.method.steady_from_step, UNSETTLED_STEPS)
+        self.paused_s = 0.0
+        self.first_non_finite: tuple[int, str] | None = None
+        self.interface = ""
+        """The shaped one, whose bytes are counted."""
+        self.start_file: Path | None = None
+        """Made when training begins, for whoever changes the links from then on."""
+
+    def _prepare(self, trial: Trial) -> None:
+        """Model, data, optimizer, and the method between them."""
+        self.data = data_of(self.settings.dataset, self.settings.data_dir).on(self.device)
+        torch.manual_seed(trial.seed)
+        known, checkpoint = MODELS[self.settings.model], self.settings.checkpoint
+        model = known.build_from(Path(checkpoint)) if checkpoint else known.build()
+        model.to(self.device)
+        self.ddp = DistributedDataParallel(model, **self._ddp_settings)
+        self.optimizer = torch.optim.SGD(model.parameters(), **self._sgd_settings)
+        if self.device.type == "cuda":
+            self.method.stopwatch.clock = meter.CudaClock()
+        self.batches = self._batches()
+        self.batch = next(self.batches)
+        baselines.register(self.ddp, self.method, optimizer=self.optimizer, loss=lambda: self._loss(model))
+
+    @property
+    def _ddp_settings(self) -> dict[str, Any]:
+        return {
+            "bucket_cap_mb": self.settings.bucket_bytes / 2**20,
+            "gradient_as_bucket_view": True,
+            BUFFERS_OF_RANK_0: False,  # statistics of batches serve evaluations alone, and are sent before each one
+        }
+
+    @property
+    def _sgd_settings(self) -> dict[str, Any]:
+        return {name: getattr(self.settings, name) for name in ("lr", "momentum", "weight_decay")}
+
+    def run(self) -> None:
+        yardsticks_s = [meter.yardstick_s()]
+        with watched_queues() as queues:
+            steps, test_loss = self._train()
+            sent, transport = meter.wire_bytes(self.interface) - self.at_steady, meter.transport()
+        yardsticks_s.append(meter.yardstick_s())
+        smallest, largest = self._parameter_hash_range()
+        self.recorder.flush()
+        self.send(
+            Trained(
+                steps=steps,
+                steady_from_step=self.steady_from_step,
+                first_non_finite=self.first_non_finite,
+                diverged=steps < self.settings.steps or not test_loss < float("inf"),
+                payload_bytes=sent.payload,
+                header_bytes=sent.headers,
+                **vars(transport.undilated(self.dilation)),
+                queues=queues.uses,
+                train_time_s=self.recorder.clock_s,
+                evaluation_time_s=self.paused_s,
+                yardstick_s=statistics.mean(yardsticks_s),
+                peak_memory_bytes=meter.peak_memory_bytes(),
+                peak_gpu_memory_bytes=meter.peak_gpu_memory_bytes(),
+                own_memory_bytes=meter.own_memory_bytes(),
+                held_memory_bytes=self.method.held_bytes(),
+                parameter_hash=f"{smallest:016x}",
+                parameters_identical=smallest == largest,
+            )
+        )
+
+    def _train(self) -> tuple[int, float]:
+        """All steps, or those until the test loss is not finite; how many, and the last test loss, 0 for a replay's."""
+        steps, test_loss = 0, 0.0
+        if self.learns:
+            self._note_evaluation(0)  # where every curve begins, so that a line leads to whatever the next one found
+        self.at_steady = meter.wire_bytes(self.interface)
+        dist.barrier()
+        if self.start_file:
+            self.start_file.touch()
+        for step in range(self.settings.steps):
+            if step == self.steady_from_step:
+                with self._paused():
+                    self.at_steady = meter.wire_bytes(self.interface)
+            self._step(step)
+            self.batch = next(self.batches)
+            steps = step + 1
+            if self.learns and (steps % self.settings.eval_every == 0 or steps == self.settings.steps):
+                test_loss = self._note_evaluation(steps)
+                if not test_loss < float("inf"):  # NaN too
+                    break
+        return steps, test_loss
+
+    def _note_evaluation(self, steps: int) -> float:
+        """Look at the test set after so many steps, off the training clock; its loss."""
+        with self._paused():
+            found = self._evaluate()
+        if self.rank == 0:
+            self.recorder.note(steps, "accuracy", found.accuracy)
+            self.recorder.note(steps, "test_loss", found.loss)
+            if self.data.test_targets.ndim > 1:  # tokens
+                self.recorder.note(steps, "perplexity", math.exp(min(found.loss, LARGEST_LOSS)))
+        return found.loss
+
+    def _loss(self, model: nn.Module) -> Tensor:
+        """The mean loss on the batch of the moment."""
+        return cross_entropy(model(self.data.train_inputs[self.batch]), self.data.train_targets[self.batch])
+
+    def _step(self, step: int) -> None:
+        clock = self.method.stopwatch.clock
+        start_mark = clock.restart()
+        loss = self._loss(self.ddp)
+        loss.backward()
+        synchronised_mark = clock.mark()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        end_mark = clock.mark()
+
+        start, synchronised, end = map(clock.seconds, (start_mark, synchronised_mark, end_mark))
+        codec = self.method.stopwatch.lap()
+        compute_s = (codec.buckets_ready_at - start - codec.before_ready_s) + (end - synchronised - codec.end_step_s)
+        seconds = {
+            "step_s": end - start,
+            "compute_s": compute_s,
+            "encode_s": codec.encode_s,
+            "decode_s": codec.decode_s,
+            "comm_s": max(0.0, end - start - compute_s - codec.encode_s - codec.decode_s),
+        }
+        self.recorder.advance(step, seconds)
+        for kind, value in self.method.take_notes():
+            self.recorder.note(step, kind, value)
+            if kind == "non_finite_gradient" and self.first_non_finite is None:
+                name, _ = list(self.ddp.module.named_parameters())[int(value)]
+                self.first_non_finite = (step, name)
+        if self.rank == 0 and self.learns:
+            self.recorder.note(step, "loss", loss.item())
+        if self.start_file:
+            self.recorder.note(step, "monotonic_s", monotonic())
+
+    def _batches(self) -> Iterator[list[int]]:
+        """Indices of this rank's samples, batch by batch: each epoch in a new order, each sample on one rank."""
+        sampler: DistributedSampler[int] = DistributedSampler(
+            range(len(self.data.train_targets)),  # type: ignore[arg-type]
+            self.world_size,
+            self.rank,
+            shuffle=True,
+            seed=self.seed,
+            drop_last=True,
+        )
+        for epoch in itertools.count():
+            sampler.set_epoch(epoch)
+            yield from BatchSampler(sampler, self.settings.batch_size, drop_last=True)
+
+    @contextmanager
+    def _paused(self) -> Iterator[None]:
+        """Do something off the training clock; the ranks go on together."""
+        start = perf_counter()
+        yield
+        dist.barrier()
+        self.paused_s += perf_counter() - start
+
+    @torch.no_grad()
+    def _evaluate(self) -> Scores:
+        """Each rank looks at its share of the test set, by rank 0's statistics of batches; the sums are all-reduced."""
+        for buffer in self.ddp.module.buffers():
+            dist.broadcast(buffer, 0)
+        self.ddp.eval()
+        inputs, targets = (
+            self.data.test_inputs[self.rank :: self.world_size],
+            self.data.test_targets[self.rank :: self.world_size],
+        )
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for some_inputs, some_targets in zip(
+            inputs.split(EVALUATION_BATCH), targets.split(EVALUATION_BATCH), strict=True
+        ):
+            scores = self.ddp.module(some_inputs)
+            sums[0] += (scores.argmax(-1) == some_targets).sum()
+            sums[1] += cross_entropy(scores, some_targets, reduction="sum").double()
+        self.ddp.train()
+        dist.all_reduce(sums)
+        correct, loss = (sums / self.data.test_targets.numel()).tolist()
+        return Scores(correct, loss)
+
+    def _parameter_hash_range(self) -> tuple[int, int]:
+        """The least and the greatest of all ranks' hashes: equal when every rank holds the same bits."""
+        own = parameter_hash(self.ddp.module)
+        extremes = torch.tensor([own, -own], device=self.device)
+        dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
+        largest, negated_smallest = extremes.tolist()
+        return -negated_smallest, largest
+
+
+def parameter_hash(model: nn.Module) -> int:
+    """63 bits of SHA-256 over all parameters and buffers, in their order."""
+    digest = hashlib.sha256()
+    tensors: Iterator[Tensor] = itertools.chain(model.parameters(), model.buffers())
+    for tensor in tensors:
+        digest.update(tensor.detach().contiguous().cpu().numpy().tobytes())
+    return int.from_bytes(digest.digest()[:8], "big") >> 1
