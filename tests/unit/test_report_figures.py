@@ -173,6 +173,7 @@ def test_columns_name_their_units(three_rates: Run) -> None:
         "model",
         "dataset",
         "dilation",
+        "pace",
         "batch_size",
         "cluster",
         "cpuset",
