@@ -12,9 +12,6 @@ import typer
 from harness.cluster import registry
 from harness.errors import UsageError
 
-RESULTS = Path("results")
-"""Where runs are kept."""
-
 ScenarioName = Annotated[str, typer.Argument(metavar="SCENARIO", help="A name from `pacbench list`, or a .toml file.")]
 ScenarioNames = Annotated[list[str], typer.Argument(metavar="SCENARIO...", help="Names or .toml files.")]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a run.")]

@@ -22,13 +22,10 @@ from harness.errors import UsageError
 from harness.plan.plan import Plan
 from harness.plan.trial import Trial
 from harness.record.store import Store, new_folder, runs
-from harness.run import execute
+from harness.run import RESULTS, execute
 from harness.run.outcome import Progress
 from harness.run.planning import plan_run
 from harness.scenario.schema import Scenario
-
-RESULTS = Path("results")
-"""Folder of runs that are given no folder of their own."""
 
 
 @dataclass(frozen=True)

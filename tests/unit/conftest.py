@@ -15,14 +15,6 @@ hypothesis.settings.register_profile("timing is for benchmarks", deadline=None)
 hypothesis.settings.load_profile("timing is for benchmarks")
 
 
-@pytest.fixture
-def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports that this process writes have no figures: where none is looked at, drawing them would take most time."""
-    from harness.report.figures import registry
-
-    monkeypatch.setattr(registry, "figures", lambda for_paper=False: [])
-
-
 @pytest.fixture(scope="module")
 def on_ranks() -> Iterator[Callable[..., list[Any]]]:
     """Call ``on_ranks(p, check, *arguments)``: what ``check`` returns on each of p ranks of one process group."""

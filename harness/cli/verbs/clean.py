@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from harness.cli.console import say
-from harness.cli.options import RESULTS
+from harness.run import RESULTS
 
 
 def verb(

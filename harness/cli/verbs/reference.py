@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.cli.console import say
-from harness.cli.options import RESULTS, Method, On, Rounds, ScenarioName, Set
+from harness.cli.options import Method, On, Rounds, ScenarioName, Set
 from harness.errors import MeasurementError, UsageError
+from harness.run import RESULTS
 
 if TYPE_CHECKING:
     from harness.cluster.protocol import Cluster

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.cli.console import print_table, say
-from harness.cli.options import RESULTS, On, command
+from harness.cli.options import On, command
 from harness.errors import MeasurementError, UsageError
+from harness.run import RESULTS
 
 if TYPE_CHECKING:
     from harness.analysis.judgements import Judgement, Run
