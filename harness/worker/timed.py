@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -26,6 +27,12 @@ class Timed(Training):
         self.codec = self.profile.codec(trial.method, self.world_size)
         self.optimizer_s = self.codec.optimizer_s if self.codec else self.profile.optimizer_s
         self.pace = Pace(self.dilation)
+
+    def _begin_step(self) -> Any:
+        """The device goes on where the step before ended, however late this process has woken up since."""
+        if self.last_mark is None:
+            self.pace.begin()
+        return self.last_mark or super()._begin_step()
 
     def _step(self, step: int) -> None:
         super()._step(step)
@@ -63,12 +70,11 @@ class Paced(Timed):
         self.method.stopwatch = self.backward = BackwardStopwatch(self.pace, self.codec, self.profile)
         Training._prepare(self, trial)
         self.backward.ready_s = _ready_s(self.ddp.module, self.profile)
-        self.optimizer.register_step_pre_hook(lambda *_: self.pace.begin())
+        self.optimizer.register_step_pre_hook(lambda *_: self.pace.waited())
         # Hooks run in their order: what the method does at the end of a step comes before this, and is part of it.
         self.optimizer.register_step_post_hook(lambda *_: self.pace.work(self.optimizer_s))
 
     def _loss(self, model: nn.Module) -> Tensor:
-        self.pace.begin()
         loss = super()._loss(model)
         self.pace.work(self.profile.forward_s)
         self.backward.backward_begins()

@@ -54,7 +54,8 @@ def train(spec: Mapping[str, Any], node: str, send: Send) -> None:
     rank, world_size = worker_number(node), trial.case.cluster.workers
     settings = trial.case.train
     kind = Replay if settings.replay else Paced if settings.pace else Training
-    with process_group(rank, world_size, spec, os.environ.get(BACKEND_VARIABLE, GLOO)):
+    backend = os.environ.get(BACKEND_VARIABLE, GLOO)
+    with process_group(rank, world_size, spec, backend, sleeps=settings.profile is not None):
         training = kind(trial, rank, world_size, Recorder(send), send)
         training.interface = spec["interface"]
         training.start_file = Path(spec["start_file"]) if rank == 0 and "start_file" in spec else None
@@ -83,13 +84,16 @@ def time_all_reduce(spec: Mapping[str, Any], node: str, send: Send) -> None:
 
 
 @contextmanager
-def process_group(rank: int, world_size: int, place: Mapping[str, Any], backend: str = GLOO) -> Iterator[None]:
+def process_group(
+    rank: int, world_size: int, place: Mapping[str, Any], backend: str = GLOO, sleeps: bool = False
+) -> Iterator[None]:
     """The default group of all workers, on the shaped interface and nowhere else.
 
     Args:
         place: ``interface``, and ``meeting_address`` and ``port``, where the ranks meet.
+        sleeps: see ``prepare_process``.
     """
-    prepare_process()
+    prepare_process(sleeps)
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = place["interface"]
     meeting = f"tcp://{place['meeting_address']}:{place['port']}"

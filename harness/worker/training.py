@@ -75,6 +75,8 @@ class Training:
         self._prepare(trial)
         self.steady_from_step = max(self.method.steady_from_step, UNSETTLED_STEPS)
         self.paused_s = 0.0
+        self.last_mark: Any = None
+        """The end of the step before; None where the training clock stood still since then."""
         self.first_non_finite: tuple[int, str] | None = None
         self.interface = ""
         """The shaped one, whose bytes are counted."""
@@ -175,15 +177,19 @@ class Training:
         """The mean loss on the batch of the moment."""
         return cross_entropy(model(self.data.train_inputs[self.batch]), self.data.train_targets[self.batch])
 
+    def _begin_step(self) -> Any:
+        """The moment at which a step begins."""
+        return self.method.stopwatch.clock.restart()
+
     def _step(self, step: int) -> None:
         clock = self.method.stopwatch.clock
-        start_mark = clock.restart()
+        start_mark = self._begin_step()
         loss = self._loss(self.ddp)
         loss.backward()
         synchronised_mark = clock.mark()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        end_mark = clock.mark()
+        end_mark = self.last_mark = clock.mark()
 
         start, synchronised, end = map(clock.seconds, (start_mark, synchronised_mark, end_mark))
         codec = self.method.stopwatch.lap()
@@ -227,6 +233,7 @@ class Training:
         yield
         dist.barrier()
         self.paused_s += perf_counter() - start
+        self.last_mark = None
 
     @torch.no_grad()
     def _evaluate(self) -> Scores:

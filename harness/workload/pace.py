@@ -43,10 +43,15 @@ class Pace:
         self._lock = Lock()
 
     def begin(self) -> None:
-        """The device begins now: whatever was before, it has waited for."""
+        """The device begins now: what was before is over, and no part of what follows."""
+        with self._lock:
+            self._due, self._late_s = time.perf_counter(), 0.0
+
+    def waited(self) -> None:
+        """The device has waited until now for what came over the network, unless it still has work to do."""
         with self._lock:
             self._overrun_s += self._late_s
-            self._due, self._late_s = time.perf_counter(), 0.0
+            self._due, self._late_s = max(self._due, time.perf_counter()), 0.0
 
     def take_overrun_s(self) -> float:
         """Undilated seconds, since this was last asked, by which this machine was slower than the device and never
@@ -62,9 +67,10 @@ class Pace:
         """
         with self._lock:
             self._due += self.dilation * seconds
-            self._late_s = max(0.0, time.perf_counter() - self._due)
         while (left_s := self._due - time.perf_counter()) > 0:  # another thread may have brought it more meanwhile
             time.sleep(left_s)
+        with self._lock:
+            self._late_s = max(0.0, time.perf_counter() - self._due)
 
     def work_beside(self, seconds: float, began: float) -> None:
         """For any other thread: from the moment ``began`` the device does this first, and the backward pass waits."""

@@ -79,7 +79,7 @@ class WaitingSgd(torch.optim.SGD):
     def __init__(self, parameters: Any, pace: Pace, seconds: float, **settings: Any) -> None:
         super().__init__(parameters, **settings)
         self._pace, self._seconds = pace, seconds
-        self.register_step_pre_hook(lambda *_: pace.begin())
+        self.register_step_pre_hook(lambda *_: pace.waited())
 
     def step(self, closure: Any = None) -> Any:
         """Wait for as long as the device would take."""
@@ -108,7 +108,6 @@ class Replayed(nn.Module):
 
     def forward(self) -> Tensor:
         """A scalar, always zero, after the time of the forward pass."""
-        self._pace.begin()
         self._pace.work(self._profile.forward_s)
         signal = torch.zeros((), device=self._materials.pool.device)
         last = len(self._profile.gradients) - 1

@@ -126,7 +126,7 @@ class MadeUpTime:
     """Stands for the module ``time``: it passes only while somebody sleeps, and then exactly."""
 
     def __init__(self) -> None:
-        self.now_s = 0.0
+        self.now_s = self.oversleeps_s = 0.0
 
     def perf_counter(self) -> float:
         return self.now_s
@@ -134,7 +134,7 @@ class MadeUpTime:
     thread_time = perf_counter
 
     def sleep(self, seconds: float) -> None:
-        self.now_s += seconds
+        self.now_s += seconds + self.oversleeps_s
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_a_pace_is_as_late_as_its_device_and_what_was_really_done_is_part_of_it(
     pace.work(0.01)
     pace.work(0.01)
     assert clock.now_s == pytest.approx(0.06), "3 x 20 ms, of which a third was really worked"
-    pace.begin()
+    pace.waited()
     clock.sleep(0.05)
     pace.work(0.01)
     pace.work(0.01)
@@ -178,14 +178,28 @@ def test_a_machine_that_is_slower_than_the_device_is_found_out(clock: MadeUpTime
     pace.begin()
     clock.sleep(0.05)
     pace.work(0.01)
-    pace.begin()
+    pace.waited()
     assert pace.take_overrun_s() == pytest.approx(0.015), "(50 - 20) / 2 ms"
-    pace.begin()
+    pace.waited()
     assert pace.take_overrun_s() == 0
     began = clock.now_s
     clock.sleep(0.02)
     pace.work_beside(0.0, began)
     assert pace.take_overrun_s() == pytest.approx(0.01)
+
+
+def test_a_thread_that_wakes_late_is_late_by_less_afterwards_unless_it_then_waits(clock: MadeUpTime) -> None:
+    pace = Pace(dilation=1.0)
+    pace.begin()
+    clock.oversleeps_s = 0.004
+    pace.work(0.01)
+    pace.work(0.01)
+    assert clock.now_s == pytest.approx(0.024), "late once, not twice"
+    pace.waited()
+    assert pace.take_overrun_s() == pytest.approx(0.004)
+    clock.oversleeps_s = 0.0
+    pace.work(0.01)
+    assert clock.now_s == pytest.approx(0.034), "what came over the network came at 24 ms"
 
 
 def test_a_pace_forgets_what_it_was_late_by_when_the_device_waits(clock: MadeUpTime) -> None:
