@@ -296,7 +296,8 @@ def test_a_replay_sends_true_shapes_through_real_buckets(on_ranks: Callable[...,
         assert torch.equal(own, others_own) == (overlap == "full")
     assert first["pool_is_whole"]
     assert first["weights_are_shared"]
-    assert min(first["step_s"]) >= 0.004 + 0.015 + 0.001, "forward, the last gradient, optimizer"
+    least_s = 0.004 + 0.015 + 0.001
+    assert sum(first["step_s"]) >= least_s * len(first["step_s"]), "forward, the last gradient, optimizer"
 
 
 @pytest.mark.parametrize(
