@@ -43,6 +43,7 @@ TASKS = {
     "all_reduce": "harness.worker.train:time_all_reduce",
     "train": "harness.worker.train:train",
     "play": "harness.network.player:play",
+    "change_links": "harness.network.link_requests:serve",
     "watch_queues": "harness.network.queues:watch_queues",
 }
 

@@ -26,6 +26,9 @@ from harness.scenario.schema import NO_LIMITS, Resources, Train
 
 COMPUTE_S = 0.01
 CODEC_S = 0.001
+ADDED_S = 0.001
+"""What its machine adds to a step where a run looks for a dilation."""
+
 UNSHAPED_BPS = 5e9
 RTT_S = 1e-4
 
@@ -38,13 +41,14 @@ def recite(trial: Trial) -> Iterator[Message]:
     steady_from_step = max(state_of(trial.method).steady_from_step, UNSETTLED_STEPS)
     steady_steps = train.steps - steady_from_step
     payload = round(trial.expected.wire_bytes_per_step * steady_steps)
-    step_s = [_step_s(trial, step) for step in range(train.steps)]
+    step_s = [_step_s(trial, step) + _left_s(trial, step) for step in range(train.steps)]
     for worker in range(workers):
         rows: list[tuple[int, float, str, float]] = []
         clock_s = 0.0
         for step, seconds in enumerate(step_s):
             clock_s += seconds
             phases = {"step_s": seconds, "compute_s": COMPUTE_S, "encode_s": CODEC_S, "decode_s": 0.0}
+            phases |= {"overrun_s": 0.0} if trial.expected.profile else {}
             phases["comm_s"] = seconds - COMPUTE_S - CODEC_S
             rows.extend((step, clock_s, kind, value) for kind, value in phases.items())
             done = step + 1
@@ -82,6 +86,11 @@ def _step_s(trial: Trial, step: int) -> float:
     return COMPUTE_S + CODEC_S + lower_bound_s(trial.case, trial.method, step) * noise
 
 
+def _left_s(trial: Trial, step: int) -> float:
+    """What is left of what the machine adds, after what is taken off."""
+    return ADDED_S / trial.slowing.at(step) - trial.slowing.taken_off_s(step) if trial.found else 0.0
+
+
 class FakeCluster:
     """See the module.
 
@@ -90,6 +99,7 @@ class FakeCluster:
     """
 
     name = "fake"
+    changes_links = True
 
     def __init__(self, script: Script = recite) -> None:
         self._script = script

@@ -37,6 +37,9 @@ START_FILES = "/run/trace-"
 CEILING_WORKERS = 4
 """How many workers send at once where ``pacbench doctor`` asks what this machine carries."""
 
+LINK_REQUESTS = "/run/links-"
+"""Likewise, where workers ask for slower links."""
+
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 """A worker has one thread to compute with, and the agent none beside its own: it forks."""
 
@@ -67,6 +70,7 @@ class NetnsCluster(EmulatedCluster):
     """See the module. Entered, it runs one process outside and a universe inside."""
 
     name = "netns"
+    changes_links = True
 
     @classmethod
     def why_it_works(cls) -> str:
@@ -81,6 +85,7 @@ class NetnsCluster(EmulatedCluster):
     def __init__(self) -> None:
         super().__init__()
         self._trials = itertools.count()
+        self._links_were_changed = False
 
     def __enter__(self) -> Self:
         command = [*universe_command(), *programs.python(UNIVERSE_MODULE)]
@@ -103,10 +108,8 @@ class NetnsCluster(EmulatedCluster):
         """See ``Cluster.share_file``: workers share the host's files."""
 
     def verify(self) -> Readings:
-        """See ``Cluster.verify``; after a trace the links are first what they were before it."""
-        assert self._current, "a topology must be in use"
-        if self._current[0].link.trace:
-            self._agent.request(Reset(), self.build_timeout_s)
+        """See ``Cluster.verify``; where a trial has changed the links they are first what they were before it."""
+        self._restore_links()
         return super().verify()
 
     def preload(self, train: Train | None = None) -> None:
@@ -116,14 +119,25 @@ class NetnsCluster(EmulatedCluster):
     def run(self, task: str, spec: Mapping[str, Any], timeout_s: float) -> Iterator[Message]:
         """See ``Cluster.run``."""
         assert self._current, "a topology must be in use"
-        topology = self._current[0]
+        topology, number = self._current[0], next(self._trials)
         beside = watchers(topology) if task == "train" else []
         own: dict[str, Any] = {**spec, **MEETING_PLACE}
+        self._restore_links()
         if topology.link.trace and task == "train":
-            self._agent.request(Reset(), self.build_timeout_s)
-            own["start_file"] = f"{START_FILES}{next(self._trials)}"
+            self._links_were_changed = True
+            own["start_file"] = f"{START_FILES}{number}"
             beside.append(SideTask("play", PLAYER, {"topology": as_json(topology), "start_file": own["start_file"]}))
+        if undilated := own.pop("undilated", None):
+            self._links_were_changed = True
+            own["link_requests"] = f"{LINK_REQUESTS}{number}"
+            beside.append(SideTask("change_links", PLAYER, {"topology": undilated, "place": own["link_requests"]}))
         return self._agent.task(task, topology.worker_nodes, own, timeout_s, beside)
+
+    def _restore_links(self) -> None:
+        """Have the links again as they were built."""
+        if self._links_were_changed:
+            self._agent.request(Reset(), self.build_timeout_s)
+            self._links_were_changed = False
 
     def image_digest(self) -> str:
         """No image: what runs is what lies here."""
@@ -134,7 +148,7 @@ class NetnsCluster(EmulatedCluster):
         return {}
 
     def _build(self, topology: Topology, resources: Resources) -> None:
-        self._current = None
+        self._current, self._links_were_changed = None, False
         self._agent.request(Build(topology=as_json(topology)), self.build_timeout_s)
 
     def _task(self, task: str, nodes: list[str], spec: Mapping[str, Any], timeout_s: float) -> Iterator[Message]:

@@ -50,6 +50,10 @@ class Cluster(Protocol):
 
     name: str
 
+    changes_links: bool
+    """Whether ``run`` lets workers ask for slower links while they train: of a spec that has ``undilated``, the network
+    that its case asks for, as JSON."""
+
     def __enter__(self) -> Self: ...
 
     def __exit__(

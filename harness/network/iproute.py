@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -10,6 +11,7 @@ from typing_extensions import Self
 
 from harness import programs
 from harness.errors import MeasurementError, UsageError
+from harness.network.wires import Command
 
 CONGESTION_CONTROLS = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
 
@@ -80,6 +82,20 @@ class TcConsole:
             complaint = self._process.stderr.read().strip() if self._process.stderr else ""
             raise OSError(f"{self._name} ended: {complaint}")
         return str(answer)
+
+
+def apply(commands: Iterable[Command], consoles: Mapping[str, TcConsole]) -> None:
+    """Run tc's commands on their nodes, and wait until tc has: it answers an empty question when it comes to it.
+
+    Args:
+        consoles: of every node that a command is for.
+    """
+    asked = set()
+    for command in commands:
+        consoles[command.node or ""].tell(command.line)
+        asked.add(command.node or "")
+    for node in asked:
+        consoles[node].ask("qdisc show dev lo")
 
 
 def check_congestion_control(wanted: str) -> None:

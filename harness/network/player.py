@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.messages import LinksChanged, Send
-from harness.network.iproute import TcConsole
+from harness.network.iproute import TcConsole, apply
 
 if TYPE_CHECKING:
     from harness.network.topology import Topology
@@ -37,7 +37,7 @@ def play(spec: Mapping[str, Any], node: str, send: Send) -> None:
         started = time.monotonic()
         for due_s, row in schedule(topology):
             time.sleep(max(0.0, started + due_s - time.monotonic()))
-            _apply(topology, row, consoles)
+            apply(topology.change(row), consoles)
             applied = time.monotonic()
             rate_bps = topology.link.trace.rows[row].rate_bps if topology.link.trace else None
             send(LinksChanged(row=row, rate_bps=rate_bps, at_s=applied, late_s=applied - started - due_s))
@@ -55,16 +55,6 @@ def schedule(topology: Topology) -> Iterator[tuple[float, int]]:
         for number, row in enumerate(trace.rows):
             yield lap * (trace.period_s or 0.0) + row.t_s, number
         lap += 1
-
-
-def _apply(topology: Topology, row: int, consoles: Mapping[str, TcConsole]) -> None:
-    """Change all queues, and wait until tc has done so: it answers an empty question when it comes to it."""
-    asked = set()
-    for command in topology.change(row):
-        consoles[command.node or ""].tell(command.line)
-        asked.add(command.node or "")
-    for node in asked:
-        consoles[node].ask("qdisc show dev lo")
 
 
 def _wait_for(start_file: Path) -> None:

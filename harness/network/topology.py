@@ -125,6 +125,13 @@ class Topology(Section):
             for queue in queues
         ]
 
+    def reshape(self) -> list[Command]:
+        """Commands that change every queue to what it is here, where rates or delays were others; flows go on."""
+        return [
+            Command("tc", queue.node, f"qdisc change dev {queue.interface} root {self.qdisc(queue.pipe)}")
+            for queue in self.queues()
+        ]
+
     def change(self, row: int) -> list[Command]:
         """Commands that bring a row of the links' trace into force; queues and flows go on."""
         assert self.link.trace

@@ -41,7 +41,7 @@ def _check_profile(scenario: Scenario, case: Case, field: str) -> None:
     if case.cluster.device != "cpu":
         allowed = f"cpu with train.{field}: the profile's device is what counts"
         raise UsageError.at(scenario.name, "cluster.device", case.cluster.device, allowed)
-    if train.dilation < 1 and topology_of(case).needs_netem:
+    if (train.dilation or 1) < 1 and topology_of(case).needs_netem:
         allowed = "at least 1 where links have a delay or lose packets: netem's timers cannot be faster than real time"
         raise UsageError.at(scenario.name, "train.dilation", train.dilation, allowed)
 

@@ -105,7 +105,7 @@ def _more_seeds(scenario: Scenario, cluster: str, image: str) -> Iterator[Trial]
 def _on_unshaped_links(case: Case) -> Case:
     """Nor does it matter how long a step takes: a paced training learns what an unpaced one learns."""
     link = Link.model_validate({"rate": UNSHAPED})
-    train = case.train.model_copy(update={"pace": None, "dilation": 1.0})
+    train = case.train.model_copy(update={"pace": None, "dilation": None})
     return Case(cluster=case.cluster, link=link, train=train)
 
 

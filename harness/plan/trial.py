@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from harness.plan.dilation import Dilation
 from harness.plan.expected import Expected, expect
 from harness.scenario.schema import Case, MethodSpec
 from harness.scenario.section import Section
@@ -25,12 +26,20 @@ class Trial(Section):
     round: int
     for_accuracy: bool = False
     """Whether it is one more seed for accuracy alone: on unshaped links, and part of no figure of time."""
+    found: Dilation | None = None
+    """The dilation that the run has found for it; None where the case says it, or before that."""
+    is_probe: bool = False
+    """Whether it runs for the time of its steps alone, to find a dilation by: nothing is evaluated."""
+
+    @property
+    def slowing(self) -> Dilation:
+        """How time runs in it."""
+        return self.found or Dilation(steady=self.case.train.dilation or 1.0)
 
     @property
     def dilation(self) -> float:
-        """How many times slower than it is told everything runs: as its case says, or more, as its method needs."""
-        own, rate_bps, slowed_to_bps = self.case.train.dilation, self.case.link.rate_bps, self.method.slowed_to_bps
-        return max(own, rate_bps / slowed_to_bps) if rate_bps and slowed_to_bps else own
+        """How many times slower than it is told everything runs in the steady state."""
+        return self.slowing.steady
 
     @property
     def expected(self) -> Expected:

@@ -66,9 +66,11 @@ class TrialRow:
     replay_source: str | None = None
     """Whether the profile that was replayed or kept was measured or modelled."""
     dilation: float | None = None
-    """How many times slower everything ran than is told here, as the case asks."""
+    """How many times slower everything ran than is told here, as the case asks; null: the run found it."""
     trial_dilation: float | None = None
-    """How many times slower it really ran, which a method may need to be more."""
+    """How many times slower it really ran, in the steady state."""
+    added_s_per_step: float | None = None
+    """What this machine adds to a step, found by running slower, and taken off all times; null: not looked for."""
     workers: Int32
     """World size."""
     batch_size: Int32

@@ -199,19 +199,34 @@ def _notes_on_times(case: CaseResult) -> list[str]:
     """Where this machine was too slow, and where too little was timed."""
     notes = []
     for result in case.methods:
-        if (slowed := result.mean("trial_dilation")) > case.key["dilation"]:
-            notes.append(f"{result.label} ({case.title}): it really ran {slowed:g} times slower than is told here.")
         if (overrun := result.mean("overrun_s_per_step") / result.mean("step_time_median_s")) > OVERRUN:
             notes.append(
                 f"{result.label} ({case.title}): for up to {100 * overrun:.0f} % of a step this machine was slower "
-                "than the device that is replayed; a greater dilation (train.dilation, slowed_to) takes that away."
+                "than the profile's device; a greater dilation (train.dilation, or auto) takes that away."
             )
+    notes += _notes_on_dilations(case)
     if short := [result.label for result in case.methods if len(result.done) and not result.samples_per_s]:
         notes.append(
             f"{', '.join(short)} ({case.title}): no throughput is told, since fewer than {FEWEST_STEPS} steps or "
             f"{FEWEST_S:g} s of the steady state were timed."
         )
     return notes
+
+
+def _notes_on_dilations(case: CaseResult) -> list[str]:
+    """How many times slower each method ran where the run chose, and what was taken off."""
+    chosen = [result for result in case.methods if not np.isnan(result.mean("added_s_per_step"))]
+    if not chosen:
+        return []
+    told = [
+        f"{result.label} {result.mean('trial_dilation'):.3g} times slower "
+        f"({100 * result.mean('added_s_per_step') / result.mean('step_time_median_s'):.1f} %)"
+        for result in chosen
+    ]
+    return [
+        f"{case.title}: time was dilated as far as this machine needs: {', '.join(told)}. In brackets: what this "
+        "machine would add to a step; it was found by running slower still, and is taken off all times."
+    ]
 
 
 def _notes_on_accuracy(cases: Sequence[CaseResult], scenario: Scenario) -> list[str]:

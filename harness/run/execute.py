@@ -10,22 +10,21 @@ from pathlib import Path
 import psutil
 
 from harness.analysis.stopping import undecided_accuracies
-from harness.cluster.protocol import Cluster, ClusterBrokenError, TaskTimeoutError
+from harness.cluster.protocol import Cluster, ClusterBrokenError
 from harness.errors import MeasurementError, PacbenchError, UsageError
-from harness.messages import Message
 from harness.network.topology import Topology
+from harness.plan.dilation import LADDER
 from harness.plan.plan import Plan
 from harness.plan.status import DONE
 from harness.plan.trial import Trial
 from harness.record.row import VerificationRow
 from harness.record.store import Store
+from harness.run.attempt import attempt
+from harness.run.dilation import Dilations
 from harness.run.outcome import Ended, Outcome, Watch
 from harness.run.row import row_of, workload_of
 from harness.scenario.schema import Resources, Train
 from harness.units import format_size
-
-LAST_WORDS_S = 2.0
-"""How long the others may still talk once one worker has failed: their logs help, their waiting for it does not."""
 
 FIRST_PORT, PORTS = 29500, 1000
 
@@ -57,15 +56,51 @@ def run(
     pending = plan.pending(attempts)
     _prepare(plan, pending, cluster)
     ports = itertools.cycle(range(FIRST_PORT, FIRST_PORT + PORTS))
+    dilations = _dilations(plan, store, cluster, ports, watch)
     first_round = min((trial.round for trial in pending), default=0)
-    for (_, _, number), trials in itertools.groupby(pending, key=_network_and_round):
+    for (_, _, number), alike in itertools.groupby(pending, key=_network_and_round):
         if number > first_round and enough():
             return
-        _run_between_verifications(trials, store, cluster, ports, watch, ended)
+        trials = list(_settled(alike, dilations, store, ended))
+        trials.sort(key=lambda trial: trial.dilation, reverse=bool(number % 2))
+        for _, of_one_network in itertools.groupby(trials, key=lambda trial: trial.dilation):
+            _run_between_verifications(of_one_network, dilations, store, cluster, ports, watch, ended)
+
+
+def _dilations(plan: Plan, store: Store, cluster: Cluster, ports: Iterator[int], watch: Watch) -> Dilations:
+    """Finds dilations for the plan's trials, and keeps them with the run."""
+
+    def run_probe(probe: Trial) -> Outcome:
+        outcome = Outcome()
+        attempt(probe, cluster, next(ports), outcome, watch)
+        return outcome
+
+    baseline = next(method for method in plan.scenario.methods if method.label == plan.scenario.baseline)
+    return Dilations(store.folder / "dilations.json", cluster, baseline, run_probe)
+
+
+def _settled(trials: Iterable[Trial], dilations: Dilations, store: Store, ended: Ended) -> Iterator[Trial]:
+    """The trials with their dilations. One for which there is none becomes a row with the reason."""
+    for trial in trials:
+        started = time.monotonic()
+        try:
+            yield dilations.settle(trial)
+        except ClusterBrokenError:
+            raise
+        except MeasurementError as error:
+            outcome = Outcome("failed", str(error))
+            store.append(row_of(trial, store.attempts_of(trial.id), outcome, time.monotonic() - started), [])
+            ended(trial, outcome.status, outcome.reason)
 
 
 def _run_between_verifications(
-    trials: Iterable[Trial], store: Store, cluster: Cluster, ports: Iterator[int], watch: Watch, ended: Ended
+    trials: Iterable[Trial],
+    dilations: Dilations,
+    store: Store,
+    cluster: Cluster,
+    ports: Iterator[int],
+    watch: Watch,
+    ended: Ended,
 ) -> None:
     """Run trials that share a network, and measure it again after the last of them."""
     finished = [
@@ -86,8 +121,14 @@ def _prepare(plan: Plan, pending: Sequence[Trial], cluster: Cluster) -> None:
         cluster.share_file(path)
     for train in {_materials_of(trial.case.train): trial.case.train for trial in pending}.values():
         cluster.preload(train)
-    for wanted in dict.fromkeys((trial.expected.built_topology, trial.case.cluster.resources) for trial in pending):
+    for wanted in dict.fromkeys((_easiest_network(trial), trial.case.cluster.resources) for trial in pending):
         cluster.check(*wanted)
+
+
+def _easiest_network(trial: Trial) -> Topology:
+    """The network that must be carried at least for a trial to run: the slowest that its dilation may become."""
+    expected = trial.expected
+    return expected.topology.slowed(LADDER[-1]) if trial.case.chooses_dilation else expected.built_topology
 
 
 def run_more_seeds(plan: Plan, store: Store, cluster: Cluster, watch: Watch, ended: Ended) -> None:
@@ -97,12 +138,13 @@ def run_more_seeds(plan: Plan, store: Store, cluster: Cluster, watch: Watch, end
     tried again before the next start. Raises what ``run`` does.
     """
     ports = itertools.cycle(range(FIRST_PORT, FIRST_PORT + PORTS))
+    dilations = _dilations(plan, store, cluster, ports, watch)
     tried: set[str] = set()
     while pending := [trial for trial in pending_seeds(plan, store) if trial.id not in tried]:
         seed = [trial for trial in pending if trial.round == pending[0].round]
         _prepare(plan, seed, cluster)
         tried |= {trial.id for trial in seed}
-        _run_between_verifications(seed, store, cluster, ports, watch, ended)
+        _run_between_verifications(seed, dilations, store, cluster, ports, watch, ended)
 
 
 def pending_seeds(plan: Plan, store: Store) -> list[Trial]:
@@ -143,7 +185,7 @@ def _run_one(trial: Trial, store: Store, cluster: Cluster, port: int, watch: Wat
     """Run a trial and store what became of it."""
     started, outcome = time.monotonic(), Outcome()
     try:
-        _attempt(trial, cluster, port, outcome, watch)
+        attempt(trial, cluster, port, outcome, watch)
     except KeyboardInterrupt:
         outcome.fail("interrupted", "interrupted by the user")
         raise
@@ -175,29 +217,3 @@ def _verify_again(finished: list[tuple[Trial, Outcome]], store: Store, cluster: 
             drifted = Outcome("failed", f"the links had changed after it: {'; '.join(complaints)}", readings)
             store.append(row_of(trial, attempt + 1, drifted, 0.0), [])
             ended(trial, drifted.status, drifted.reason)
-
-
-def _attempt(trial: Trial, cluster: Cluster, port: int, outcome: Outcome, watch: Watch) -> None:
-    """Run one trial on a verified network and gather what comes of it."""
-    train = trial.case.train
-    outcome.readings = cluster.use(trial.expected.built_topology, trial.case.cluster.resources)
-    spec = {"trial": trial.model_dump(mode="json", by_alias=True), "port": port}
-    try:
-        for message in _until_failure(cluster.run("train", spec, train.timeout_s), outcome):
-            outcome.take(message, trial, watch)
-    except TaskTimeoutError:
-        outcome.fail("timeout", f"it took longer than {train.timeout_s:g} s (train.timeout)")
-    outcome.note_changes_of_links(trial.dilation)
-    if outcome.status == DONE:
-        outcome.check(trial)
-
-
-def _until_failure(messages: Iterator[Message], outcome: Outcome) -> Iterator[Message]:
-    """Messages until all workers ended, or until shortly after one of them failed."""
-    deadline = None
-    for message in messages:
-        yield message
-        if outcome.status != DONE and deadline is None:
-            deadline = time.monotonic() + LAST_WORDS_S
-        if deadline is not None and time.monotonic() > deadline:
-            break

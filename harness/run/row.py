@@ -70,6 +70,7 @@ def _asked(trial: Trial) -> dict[str, Any]:
         "replay_source": replayed and replayed.source,
         "dilation": train.dilation,
         "trial_dilation": trial.dilation,
+        "added_s_per_step": trial.found and trial.found.added_s / trial.dilation,
         "workers": case.cluster.workers,
         "batch_size": train.batch_size,
         "rate_bps": case.link.trace.rows[0].rate_bps if case.link.trace else case.link.rate_bps,

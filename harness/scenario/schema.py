@@ -8,6 +8,7 @@ and what is allowed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, Literal
@@ -21,6 +22,8 @@ from harness.scenario.target import Target
 from harness.units import RateBps, SizeBytes, TimeS
 
 NO_TARGET = "none"
+
+AUTO = "auto"
 
 TOLERANCE = 0.02
 """What PacTrain's authors say that pruning may cost."""
@@ -72,6 +75,18 @@ def _target_as_text(target: Target | None) -> str | None:
     return target and str(target)
 
 
+def _read_dilation(given: object) -> float | None:
+    if given is None or given == AUTO:
+        return None
+    if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 < given < math.inf:
+        raise ValueError(f"a number greater than 0, or {AUTO!r}")
+    return float(given)
+
+
+def _dilation_as_text(dilation: float | None) -> float | str:
+    return AUTO if dilation is None else dilation
+
+
 class Train(Section):
     """What each worker computes, and for how long."""
 
@@ -89,10 +104,11 @@ class Train(Section):
     pace: str | None = None
     """A profile, by name or file: workers really train, and each part of a step takes as long as the profile's device
     would, so that this machine's processor decides nothing. None takes the time that it takes here."""
-    dilation: float = Field(1.0, gt=0)
+    dilation: Annotated[float | None, BeforeValidator(_read_dilation), PlainSerializer(_dilation_as_text)] = None
     """With ``pace`` or ``replay``: links, delays and the profile's device are so many times slower than what is said
     here, and all times are divided by it before they are told. So a machine can carry rates that are beyond it. Below 1
-    all is faster than real time, for links without a delay."""
+    all is faster than real time, for links without a delay. None, which files write ``auto``: the run finds the least
+    one for each method, by short trials (``run/dilation.py``); where time cannot be dilated it is 1."""
     gradient_density: float = Field(1.0, gt=0, le=1)
     """Replays only: the share of a gradient's entries that are not zero."""
     gradient_overlap: Literal["random", "full"] = "random"
@@ -172,12 +188,21 @@ class Case(Section):
             raise ValueError(f"link.workers: found {unknown_workers[0]!r}; allowed: w0 to w{len(names) - 1}")
         if len(self.fabric.names) > len(names):
             raise ValueError(f"fabric.groups: found {self.fabric.groups!r}; allowed: at most {len(names)}, the workers")
-        if self.train.dilation != 1 and not self.train.profile:
-            allowed = "1 without train.pace or train.replay"
-            raise ValueError(f"train.dilation: found {self.train.dilation:g}; allowed: {allowed}")
-        if self.train.dilation != 1 and None in (self.link.pipe("", way).rate_bps for way in ("up", "down")):
-            raise ValueError(f"train.dilation: found {self.train.dilation:g}; allowed: 1 where links are unshaped")
+        if self.train.dilation not in (None, 1.0) and not self.can_be_dilated:
+            where = "where links are unshaped" if self.train.profile else "without train.pace or train.replay"
+            raise ValueError(f"train.dilation: found {self.train.dilation:g}; allowed: 1 {where}")
         return self
+
+    @property
+    def can_be_dilated(self) -> bool:
+        """Whether a profile keeps the time, and all links have a rate: what has none is as fast as this machine."""
+        rates = [self.link.pipe("", way).rate_bps for way in ("up", "down")]
+        return self.train.profile is not None and None not in rates
+
+    @property
+    def chooses_dilation(self) -> bool:
+        """Whether a run has to find the dilation of its trials."""
+        return self.train.dilation is None and self.can_be_dilated
 
 
 class Scenario(Section):

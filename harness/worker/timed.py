@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -26,7 +27,7 @@ class Timed(Training):
         self.profile = profiles.read(str(self.settings.profile))
         self.codec = self.profile.codec(trial.method, self.world_size)
         self.optimizer_s = self.codec.optimizer_s if self.codec else self.profile.optimizer_s
-        self.pace = Pace(self.dilation)
+        self.pace = Pace(self.slowing.at(0))
 
     def _begin_step(self) -> Any:
         """The device goes on where the step before ended, however late this process has woken up since."""
@@ -34,7 +35,21 @@ class Timed(Training):
             self.pace.begin()
         return self.last_mark or super()._begin_step()
 
+    def _enter_phase(self, step: int) -> None:
+        """Where the dilation changes with this step, change links and pace together, off the training clock."""
+        if self.ask_for_links and (step == 0 or self.slowing.at(step) != self.pace.dilation):
+            with self._paused():
+                dist.barrier()  # until then the last step's bytes are on the links
+                if self.rank == 0:
+                    self.ask_for_links(self.slowing.at(step))
+                self.pace.dilation = self.slowing.at(step)
+
+    def _told(self, step: int, seconds: dict[str, float]) -> dict[str, float]:
+        off_s = self.slowing.taken_off_s(step)
+        return {**seconds, "step_s": seconds["step_s"] - off_s, "comm_s": max(0.0, seconds["comm_s"] - off_s)}
+
     def _step(self, step: int) -> None:
+        self._enter_phase(step)
         super()._step(step)
         self.recorder.note(step, "overrun_s", self.pace.take_overrun_s())
 

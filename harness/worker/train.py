@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from harness.messages import BACKEND_VARIABLE, GLOO, AllReduced, FirstCollective, Send
 from harness.network.addresses import worker_number
+from harness.network.link_requests import LinkRequests
 from harness.plan.trial import Trial
 from harness.scenario.schema import Train
 from harness.worker.meter import Recorder
@@ -48,7 +49,8 @@ def train(spec: Mapping[str, Any], node: str, send: Send) -> None:
 
     Args:
         spec: ``trial``, the Trial as JSON; ``interface``, the shaped one; ``meeting_address`` and ``port``, where the
-            ranks meet; maybe ``start_file``, to be made when training begins.
+            ranks meet; maybe ``start_file``, to be made when training begins; maybe ``link_requests``, where to ask for
+            slower links.
     """
     trial = Trial.model_validate(spec["trial"])
     rank, world_size = worker_number(node), trial.case.cluster.workers
@@ -59,6 +61,7 @@ def train(spec: Mapping[str, Any], node: str, send: Send) -> None:
         training = kind(trial, rank, world_size, Recorder(send), send)
         training.interface = spec["interface"]
         training.start_file = Path(spec["start_file"]) if rank == 0 and "start_file" in spec else None
+        training.ask_for_links = LinkRequests(Path(spec["link_requests"])) if "link_requests" in spec else None
         training.run()
 
 

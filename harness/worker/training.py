@@ -24,6 +24,7 @@ from torch.utils.data import BatchSampler, DistributedSampler
 
 import baselines
 from harness.messages import Send, Trained
+from harness.network.link_requests import LinkRequests
 from harness.network.queues import watched_queues
 from harness.plan.expected import state_of
 from harness.plan.trial import UNSETTLED_STEPS, Trial
@@ -67,7 +68,8 @@ class Training:
     def __init__(self, trial: Trial, rank: int, world_size: int, recorder: Recorder, send: Send) -> None:
         self.settings = trial.case.train
         self.seed = trial.seed
-        self.dilation = trial.dilation
+        self.evaluates = self.learns and not trial.is_probe
+        self.slowing = trial.slowing
         self.rank, self.world_size = rank, world_size
         self.recorder, self.send = recorder, send
         self.device = torch.device(trial.case.cluster.device)
@@ -82,6 +84,8 @@ class Training:
         """The shaped one, whose bytes are counted."""
         self.start_file: Path | None = None
         """Made when training begins, for whoever changes the links from then on."""
+        self.ask_for_links: LinkRequests | None = None
+        """Through which rank 0 has the links slowed; None where they stay as they are."""
 
     def _prepare(self, trial: Trial) -> None:
         """Model, data, optimizer, and the method between them."""
@@ -126,7 +130,7 @@ class Training:
                 diverged=steps < self.settings.steps or not test_loss < float("inf"),
                 payload_bytes=sent.payload,
                 header_bytes=sent.headers,
-                **vars(transport.undilated(self.dilation)),
+                **vars(transport.undilated(self.slowing.steady)),
                 queues=queues.uses,
                 train_time_s=self.recorder.clock_s,
                 evaluation_time_s=self.paused_s,
@@ -143,7 +147,7 @@ class Training:
     def _train(self) -> tuple[int, float]:
         """All steps, or those until the test loss is not finite; how many, and the last test loss, 0 for a replay's."""
         steps, test_loss = 0, 0.0
-        if self.learns:
+        if self.evaluates:
             self._note_evaluation(0)  # where every curve begins, so that a line leads to whatever the next one found
         self.at_steady = meter.wire_bytes(self.interface)
         dist.barrier()
@@ -156,7 +160,7 @@ class Training:
             self._step(step)
             self.batch = next(self.batches)
             steps = step + 1
-            if self.learns and (steps % self.settings.eval_every == 0 or steps == self.settings.steps):
+            if self.evaluates and (steps % self.settings.eval_every == 0 or steps == self.settings.steps):
                 test_loss = self._note_evaluation(steps)
                 if not test_loss < float("inf"):  # NaN too
                     break
@@ -201,7 +205,7 @@ class Training:
             "decode_s": codec.decode_s,
             "comm_s": max(0.0, end - start - compute_s - codec.encode_s - codec.decode_s),
         }
-        self.recorder.advance(step, seconds)
+        self.recorder.advance(step, self._told(step, seconds))
         for kind, value in self.method.take_notes():
             self.recorder.note(step, kind, value)
             if kind == "non_finite_gradient" and self.first_non_finite is None:
@@ -211,6 +215,10 @@ class Training:
             self.recorder.note(step, "loss", loss.item())
         if self.start_file:
             self.recorder.note(step, "monotonic_s", monotonic())
+
+    def _told(self, step: int, seconds: dict[str, float]) -> dict[str, float]:
+        """What is told of a step whose phases took so long."""
+        return seconds
 
     def _batches(self) -> Iterator[list[int]]:
         """Indices of this rank's samples, batch by batch: each epoch in a new order, each sample on one rank."""

@@ -21,22 +21,12 @@ from baselines._state import Clock, Stopwatch
 from harness.workload.profile import Codec
 
 
-class SlowClock(Clock):
-    """Tells the time of a world that is k times slower."""
-
-    def __init__(self, dilation: float) -> None:
-        self._dilation = dilation
-
-    def seconds(self, mark: Any) -> float:
-        """See ``Clock.seconds``."""
-        return float(mark) / self._dilation
-
-
 class Pace:
     """Keeps threads as late as the device that they stand for, which does one thing at a time."""
 
     def __init__(self, dilation: float) -> None:
         self.dilation = dilation
+        """How many times slower the device is; it may change between two steps."""
         self._due = time.perf_counter()
         """When the device has done what it was given."""
         self._late_s = self._overrun_s = 0.0
@@ -81,6 +71,17 @@ class Pace:
         time.sleep(max(0.0, done - time.perf_counter()))
 
 
+class SlowClock(Clock):
+    """Tells the time of a world that is as slow as a pace."""
+
+    def __init__(self, pace: Pace) -> None:
+        self._pace = pace
+
+    def seconds(self, mark: Any) -> float:
+        """See ``Clock.seconds``. Marks compare as long as the dilation stays what it is."""
+        return float(mark) / self._pace.dilation
+
+
 Kind = Literal["encode", "beside", "decode"]
 
 
@@ -92,7 +93,7 @@ class PacedStopwatch(Stopwatch):
 
     def __init__(self, pace: Pace, codec: Codec | None, numel: int) -> None:
         super().__init__()
-        self.clock = SlowClock(pace.dilation)
+        self.clock = SlowClock(pace)
         self._pace = pace
         self._s_per_entry: dict[Kind, float] = {}
         if codec:

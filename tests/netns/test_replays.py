@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.plan.dilation import LADDER
 from harness.record.store import Store
 from harness.workload.profile import read
 
@@ -39,7 +40,7 @@ warmup_steps = 0
 [[methods]]
 name = "pactrain"
 values = "ternary"
-warmup_steps = 2
+warmup_steps = 4
 """
 
 
@@ -86,13 +87,17 @@ def test_a_paced_training_takes_its_profiles_time_and_learns_bit_for_bit_what_an
     assert made.returncode == 0, made.stderr
     profile = read(str(tmp_path / "profile.json"))
     assert profile.device.endswith("processor time")
-    for out, pace in (("plain", ()), ("paced", ("--set", "train.pace=profile.json", "--set", "train.dilation=2.0"))):
+    for out, pace in (("plain", ()), ("paced", ("--set", "train.pace=profile.json"))):
         done = pacbench("run", "paced.toml", "--on", "netns", "--rounds", "1", "--out", out, *pace)
         assert done.returncode == 0, done.stderr
     plain, paced = (Store.open(tmp_path / run) for run in ("plain", "paced"))
     hashes = [store.trials().set_index("label")["parameter_hash"].to_dict() for store in (plain, paced)]
     assert hashes[0] == hashes[1]
     trials = paced.trials().set_index("label")
+    assert trials["added_s_per_step"].between(0, 0.2 * trials["step_time_median_s"]).all()
+    assert trials["dilation"].isna().all()
+    assert trials["trial_dilation"].isin(LADDER).all()
+    assert paced.verifications()["drift"].isna().all(), "a warm-up's links were restored"
     assert (trials["compute_s_per_step"] > 0.9 * (profile.forward_s + profile.gradients[-1].ready_s)).all()
     assert trials["measured_rate_bps"].between(45e6, 52e6).all(), "told as asked"
     assert (trials["wire_bytes_per_step"] / trials["formula_bytes_per_step"]).between(0.95, 1.05).all()

@@ -1,0 +1,43 @@
+"""How many times slower than it is told a trial runs, and what is taken off its times."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from harness.scenario.section import Section
+
+LADDER = tuple(factor * 2.0**power for power in range(-4, 7) for factor in (1.0, 1.5) if factor * 2.0**power <= 64)
+"""The dilations that a run chooses from: not too many, since each takes a network that is built and measured."""
+
+
+class Phase(Section):
+    """A part of a warm-up."""
+
+    from_step: int = Field(ge=0)
+    dilation: float = Field(gt=0)
+
+
+class Dilation(Section):
+    """See the module."""
+
+    steady: Annotated[float, Field(gt=0)] = 1.0
+    """How many times slower everything runs in the steady state."""
+    phases: Annotated[tuple[Phase, ...], Field(strict=False)] = ()
+    """Where parts of the warm-up run at another one: all parts, from step 0 on, the steady state last."""
+    added_s: Annotated[float, Field(ge=0)] = 0.0
+    """Real seconds that this machine adds to a step, however much slower it runs. They are taken off."""
+
+    def at(self, step: int) -> float:
+        """How many times slower a step runs."""
+        return next((phase.dilation for phase in reversed(self.phases) if phase.from_step <= step), self.steady)
+
+    def taken_off_s(self, step: int) -> float:
+        """What is taken off a step, in the seconds that are told."""
+        return self.added_s / self.at(step)
+
+
+def on_the_ladder(dilation: float) -> float:
+    """The least of ``LADDER`` that is not below it; the last where none is."""
+    return next((rung for rung in LADDER if rung >= dilation), LADDER[-1])

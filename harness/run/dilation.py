@@ -1,0 +1,286 @@
+"""The least dilation at which this machine adds little to a step: found once a run for each method on each case.
+
+What a machine adds, computation that does not keep up, late wake-ups and the collectives' own work, is about the same
+in real seconds however slow everything runs: of a step that is told in undilated time it is ``added_s / dilation``. So
+a few steps at a dilation and the same steps at a greater one tell it. It may be up to ``MOST_ADDED`` of a step, and is
+taken off; what is not known of it, by the spread of those steps, must be within ``TOLERATED``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import baselines
+from baselines._state import numel
+from harness.cluster.protocol import Cluster
+from harness.errors import MeasurementError, UsageError
+from harness.plan.dilation import LADDER, Dilation, Phase, on_the_ladder
+from harness.plan.expected import lower_bound_s, shapes_of, state_of
+from harness.plan.status import DONE
+from harness.plan.trial import UNSETTLED_STEPS, Trial
+from harness.record.row import Event
+from harness.run.outcome import Outcome
+from harness.scenario.schema import Case, MethodSpec
+
+MOST_ADDED = 0.05
+"""Share of a step that this machine may add to it, since it is taken off."""
+
+TOLERATED = 0.01
+"""Share of a step by which what is taken off may be wrong, as one standard error."""
+
+STEPS, FEWEST_STEPS, FEWEST_AGAIN, MOST_STEPS = 12, 3, 6, 24
+"""Steps that are compared at a time, fewer where they take longer than ``TOGETHER_S`` together, but more when they are
+compared again; and in all."""
+
+TOGETHER_S = 1.0
+
+FAR, NEAR, LONG_S = 4, 2, 2.0
+"""How many times slower the other steps of a comparison run: where they would take longer than ``LONG_S``, twice."""
+
+WORTH_IT = 2
+"""By how many times a dilation must be lower to be tried when one is found that does."""
+
+LEAST_WITH_NETEM = 1.0
+"""Netem's timers cannot be faster than real time."""
+
+GUESS_S, GUESS_S_PER_BYTE = 2.5e-3, 4e-10
+"""Of workers that share a core, what each adds: a guess to begin at."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found of a method on a case."""
+
+    dilation: float
+    step_s: float
+    """A step, without what this machine adds."""
+    added_s: float
+    """What this machine adds to it, in real seconds."""
+    overrun_s: float
+    """The part of it that workers metered, in the seconds that are told."""
+
+
+class Dilations:
+    """Finds dilations, and keeps them for the run.
+
+    Args:
+        file: where they are kept, for a run that goes on later.
+        cluster: on which the short trials run.
+        baseline: whose steps a warm-up may be like.
+        attempt: runs a trial on the cluster's network; what became of it.
+    """
+
+    def __init__(self, file: Path, cluster: Cluster, baseline: MethodSpec, attempt: Callable[[Trial], Outcome]) -> None:
+        self._file, self._cluster, self._baseline, self._attempt = file, cluster, baseline, attempt
+        kept = json.loads(file.read_text()) if file.exists() else {}
+        self._labels: dict[str, str] = {key: values.pop("label") for key, values in kept.items()}
+        self._found = {key: Found(**values) for key, values in kept.items()}
+
+    def settle(self, trial: Trial) -> Trial:
+        """The trial with its dilation, which is found first where it is not known.
+
+        Raises:
+            UsageError: the cluster cannot carry it, however slow.
+            MeasurementError: this machine adds too much at every dilation, or the short trials fail.
+        """
+        if not trial.case.chooses_dilation:
+            return trial
+        found = self._known(trial)
+        slowing = Dilation(steady=found.dilation, phases=self._phases(trial, found), added_s=found.added_s)
+        return trial.model_copy(update={"found": slowing})
+
+    def why_missed(self, trial: Trial, outcome: Outcome) -> str | None:
+        """Why a trial's dilation was too small, by what its workers metered; None where it was not."""
+        if not trial.found:
+            return None
+        found = self._known(trial)
+        more_s = statistics.fmean(_metered_s(outcome)) - found.overrun_s
+        if more_s <= TOLERATED * found.step_s:
+            return None
+        share = f"{100 * more_s / found.step_s:.1f} %"
+        return f"at a dilation of {found.dilation:g} this machine added {share} more to a step than when that was found"
+
+    def find_again(self, trial: Trial) -> None:
+        """Find a greater dilation for what a trial's like run at."""
+        self._keep(trial, self._find(trial, above=self._known(trial).dilation))
+
+    def _known(self, trial: Trial) -> Found:
+        if (key := _key(trial)) not in self._found:
+            self._keep(trial, self._find(trial))
+        return self._found[key]
+
+    def _keep(self, trial: Trial, found: Found) -> None:
+        key = _key(trial)
+        self._found[key] = found
+        self._labels[key] = trial.method.label
+        kept = {key: {"label": self._labels[key], **asdict(each)} for key, each in self._found.items()}
+        unfinished = self._file.with_suffix(".new")
+        unfinished.write_text(json.dumps(kept, indent=1))
+        unfinished.rename(self._file)
+
+    def _find(self, trial: Trial, above: float | None = None) -> Found:
+        """Compare at a guess; where that is too low, or much too high, at what the comparison says would do."""
+        least = _next(above) if above else LEAST_WITH_NETEM if trial.expected.topology.needs_netem else LADDER[0]
+        dilation = self._carried(trial, max(self._guess(trial), least))
+        found, needed = self._compare(trial, dilation)
+        if needed <= dilation:
+            lower = self._carried(trial, max(needed, least))
+            if WORTH_IT * lower > dilation:
+                return found
+            found_lower, needed = self._compare(trial, lower)
+            return found_lower if needed <= lower else found
+        while needed > dilation:
+            dilation = self._carried(trial, needed)
+            found, needed = self._compare(trial, dilation)
+        return found
+
+    def _guess(self, trial: Trial) -> float:
+        """By what others of the case were found to need, or what is usual."""
+        step_s = trial.expected.predicted_step_s or math.inf
+        of_the_case = [each.added_s for key, each in self._found.items() if key.startswith(_case_key(trial.case))]
+        shared = trial.case.cluster.workers / (os.cpu_count() or 1)
+        usual_s = shared * (GUESS_S + GUESS_S_PER_BYTE * 4 * numel(shapes_of(trial.case.train.model)))
+        added_s, may_add_s = statistics.median(of_the_case or [usual_s]), MOST_ADDED * step_s
+        computing_s = _computing_s(trial)
+        keeps_up = (added_s + shared * computing_s) / (may_add_s + computing_s)
+        return min(LADDER[-1], max(keeps_up, added_s / may_add_s))
+
+    def _carried(self, trial: Trial, dilation: float) -> float:
+        """The least dilation, from this one on, at which the cluster carries the trial's links."""
+        topology, resources = trial.expected.topology, trial.case.cluster.resources
+        for rung in (rung for rung in LADDER if rung >= dilation):
+            try:
+                self._cluster.check(topology.slowed(rung), resources)
+            except UsageError:
+                if rung == LADDER[-1]:
+                    raise
+            else:
+                return rung
+        raise MeasurementError(
+            f"{trial.method.label}: at a dilation of {LADDER[-1]:g} this machine still adds more than "
+            f"{100 * MOST_ADDED:g} % to a step; fewer workers, more CPUs, or less beside them would help"
+        )
+
+    def _compare(self, trial: Trial, dilation: float) -> tuple[Found, float]:
+        """Steps at a dilation and the same steps at a greater one: more of them, until the difference is known.
+
+        Returns:
+            What it says, and the dilation that is needed.
+        """
+        predicted_s = dilation * (trial.expected.predicted_step_s or 0.0)
+        steps = min(STEPS, max(FEWEST_STEPS, round(TOGETHER_S / predicted_s)))
+        times = FAR if FAR * predicted_s < LONG_S else NEAR
+        added: list[float] = []
+        near_s: list[float] = []
+        while True:
+            some_near_s, overrun_s = self._probe(trial, dilation, steps)
+            some_far_s, _ = self._probe(trial, dilation * times, steps)
+            near_s += some_near_s
+            scale = times / (times - 1)
+            added += [scale * (near - far) for near, far in zip(some_near_s, some_far_s, strict=True)]
+            added_s = max(0.0, statistics.fmean(added))
+            step_s = statistics.fmean(near_s) - added_s
+            error_s = statistics.stdev(added) / math.sqrt(len(added))
+            is_known = error_s <= TOLERATED * step_s
+            needed = dilation * added_s / (MOST_ADDED * step_s)
+            if is_known or added_s - 2 * error_s > MOST_ADDED * step_s or len(added) >= MOST_STEPS:
+                found = Found(dilation, step_s, dilation * added_s, overrun_s)
+                return found, needed if is_known else max(needed, _next(dilation))
+            steps = max(steps, FEWEST_AGAIN)
+
+    def _probe(self, trial: Trial, dilation: float, steps: int) -> tuple[list[float], float]:
+        """Seconds of so many steady steps, as they are told, and what workers metered of their lateness in the mean."""
+        probe = _short(trial, dilation, steps)
+        outcome = self._attempt(probe)
+        if outcome.status != DONE:
+            raise MeasurementError(f"{trial.method.label}: no dilation can be found: {outcome.reason}")
+        return steady_step_s(outcome), statistics.fmean(_metered_s(outcome))
+
+    def _phases(self, trial: Trial, found: Found) -> tuple[Phase, ...]:
+        """Parts of the warm-up whose steps are longer than those of the steady state, and can run less slowed.
+
+        A step takes as long in real time as it must in the steady state, or in the baseline's, which computes as much.
+        """
+        method, case = trial.method, trial.case
+        steady = state_of(method).steady_from_step
+        if not self._cluster.changes_links or case.link.trace or steady <= UNSETTLED_STEPS:
+            return ()
+        like = self._known(trial.model_copy(update={"method": self._baseline}))
+        real_s = max(each.dilation * each.step_s for each in (found, like))
+        beside_s = found.step_s - lower_bound_s(case, method)
+        step_s = [beside_s + lower_bound_s(case, method, step) for step in range(steady)]
+        slowed = [min(found.dilation, on_the_ladder(real_s / each_s)) for each_s in step_s]
+        changes = [step for step in range(steady) if step == 0 or slowed[step] != slowed[step - 1]]
+        phases = [Phase(from_step=step, dilation=slowed[step]) for step in changes]
+        return (*phases, Phase(from_step=steady, dilation=found.dilation)) if set(slowed) != {found.dilation} else ()
+
+
+def steady_step_s(outcome: Outcome) -> list[float]:
+    """Rank 0's seconds of each step from where the method declares its steady state."""
+    return [event.value for event in _steady(outcome, "step_s") if event.rank == 0]
+
+
+def _metered_s(outcome: Outcome) -> list[float]:
+    return [event.value for event in _steady(outcome, "overrun_s")]
+
+
+def _steady(outcome: Outcome, kind: str) -> Iterator[Event]:
+    first = outcome.results[0].steady_from_step
+    return (event for event in outcome.events if event.kind == kind and event.step >= first)
+
+
+def _short(trial: Trial, dilation: float, steps: int) -> Trial:
+    """The trial without its warm-up, at a dilation, with at least so many steady steps."""
+    method = without_warmup(trial.method)
+    state = state_of(method)
+    wanted = max(state.steady_from_step, UNSETTLED_STEPS) + steps
+    total = math.ceil(wanted / state.agrees_every) * state.agrees_every
+    train = trial.case.train.model_copy(update={"steps": total, "eval_every": total, "target": None})
+    return trial.model_copy(
+        update={
+            "case": trial.case.model_copy(update={"train": train}),
+            "method": method,
+            "found": Dilation(steady=dilation),
+            "is_probe": True,
+        }
+    )
+
+
+def without_warmup(method: MethodSpec) -> MethodSpec:
+    """The method as it is in its steady state. Every parameter of a warm-up is a number of steps."""
+    names = baselines.get(method.name).State.warmup_parameters
+    return method.model_copy(update={"params": {**method.params, **dict.fromkeys(names, 0)}})
+
+
+def _computing_s(trial: Trial) -> float:
+    """What the profile's device computes in a step; nothing is computed here in a replay."""
+    profile = trial.expected.profile
+    if trial.case.train.replay or profile is None:
+        return 0.0
+    return profile.forward_s + profile.backward_s + profile.optimizer_s
+
+
+def _next(dilation: float) -> float:
+    return next((rung for rung in LADDER if rung > dilation), math.inf)
+
+
+def _key(trial: Trial) -> str:
+    method = without_warmup(trial.method)
+    return f"{_case_key(trial.case)}-{_digest([method.name, method.params])}"
+
+
+def _case_key(case: Case) -> str:
+    """Of all that matters to how long a step takes."""
+    learning = {"steps", "eval_every", "target", "timeout_s", "lr", "momentum", "weight_decay"}
+    return _digest(case.model_dump(mode="json", exclude={"train": learning}))
+
+
+def _digest(thing: object) -> str:
+    return hashlib.sha256(json.dumps(thing, sort_keys=True).encode()).hexdigest()[:12]
