@@ -100,13 +100,13 @@ def exit_code(found: Sequence[Change], baseline: str) -> int:
 def at_pace(trials: pd.DataFrame, yardstick_s: float) -> pd.DataFrame:
     """The same trials as a machine would have had them on which the yardstick takes so long (``meter.yardstick_s``).
 
-    What the processor did in a step takes as many times longer as the yardstick does; all else stays as it was. Trials
-    of which neither is known stay as they are.
+    What the processor did in a step takes as many times longer as the yardstick does; all else stays as it was, and so
+    does computation that a profile keeps the time of. Trials of which neither is known stay as they are.
     """
     pace = yardstick_s / trials["yardstick_s"]
     step_s = trials["workers"] * trials["batch_size"] / trials["samples_per_s"]
     longer = 1 + trials["processor_s_per_step"] / step_s * (pace - 1)
-    computing = pace.where(trials["replay"].isna(), 1.0)
+    computing = pace.where(trials["replay"].isna() & trials["pace"].isna(), 1.0)
     return trials.assign(
         samples_per_s=trials["samples_per_s"] / longer.fillna(1.0),
         compute_s_per_step=trials["compute_s_per_step"] * computing.fillna(1.0),

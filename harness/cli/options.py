@@ -22,7 +22,7 @@ On = Annotated[
     str,
     typer.Option("--on", help=registry.help_text()),
 ]
-Gpu = Annotated[bool, typer.Option("--gpu", help="On docker: short for --set cluster.device=cuda.")]
+Gpu = Annotated[bool, typer.Option("--gpu", help="On docker: compute on GPUs, at their own pace.")]
 Keep = Annotated[bool, typer.Option("--keep", help="On docker: leave the containers up, and say how to enter them.")]
 Until = Annotated[
     str | None,

@@ -54,17 +54,19 @@ def step_s(
 ) -> float:
     """Seconds of a step in the steady state. A codec that the profile does not know is taken to cost nothing."""
     codec = profile.codec(method, topology.workers) or _free(method, topology.workers, profile)
+    encode_s = (codec.encode_s + codec.beside_s) / state.agrees_every
+    decode_s = codec.decode_s / state.agrees_every
     now_s = profile.forward_s
     ready_s = sent_s = 0.0
     arrived: list[tuple[float, float]] = []
     for bucket in buckets(profile, bucket_bytes):
-        now_s += bucket.ready_s - ready_s + (codec.encode_s + codec.beside_s) * bucket.share
+        now_s += bucket.ready_s - ready_s + encode_s * bucket.share
         ready_s = bucket.ready_s
         sent_s = max(sent_s, now_s) + _on_the_links_s(state, bucket, topology, message_s)
-        arrived.append((sent_s, codec.decode_s * bucket.share))
+        arrived.append((sent_s, decode_s * bucket.share))
     now_s += profile.backward_s - ready_s
-    for arrived_s, decode_s in arrived:
-        now_s = max(now_s, arrived_s) + decode_s
+    for arrived_s, decoding_s in arrived:
+        now_s = max(now_s, arrived_s) + decoding_s
     return now_s + codec.optimizer_s
 
 

@@ -21,7 +21,8 @@ from harness.scenario.section import Section
 from harness.scenario.target import Target
 from harness.units import RateBps, SizeBytes, TimeS
 
-NO_TARGET = "none"
+NONE = "none"
+"""What files and command lines say for None, which TOML has no word for."""
 
 AUTO = "auto"
 
@@ -61,14 +62,21 @@ class ClusterSpec(Resources):
 
 
 def _read_target(given: object) -> Target | None:
-    if given is None or given == NO_TARGET:
+    if given is None or given == NONE:
         return None
     if isinstance(given, Target):
         return given
     try:
         return Target.parse(given)
     except ValueError as error:
-        raise ValueError(f"{error}, or '{NO_TARGET}'") from None
+        raise ValueError(f"{error}, or '{NONE}'") from None
+
+
+def _read_profile(given: object) -> object:
+    return None if given == NONE else given
+
+
+ProfileName = Annotated[str | None, BeforeValidator(_read_profile)]
 
 
 def _target_as_text(target: Target | None) -> str | None:
@@ -98,12 +106,13 @@ class Train(Section):
     """A folder that holds the data set; None looks in the usual places, then downloads."""
     checkpoint: str | None = None
     """A file with the model's ``state_dict()``, by ``torch.save``, to start from; None draws weights by the seed."""
-    replay: str | None = None
+    replay: ProfileName = None
     """A profile, by name or file (``workload/profile.py``), whose times are waited for instead of computing: gradients
-    are made up, nothing is learnt and no data set is read. None trains for real."""
-    pace: str | None = None
+    are made up, nothing is learnt and no data set is read. None, which files write ``none``, trains for real."""
+    pace: ProfileName = None
     """A profile, by name or file: workers really train, and each part of a step takes as long as the profile's device
-    would, so that this machine's processor decides nothing. None takes the time that it takes here."""
+    would, so that this machine's processor decides nothing. None, which files write ``none``, takes the time that it
+    takes here."""
     dilation: Annotated[float | None, BeforeValidator(_read_dilation), PlainSerializer(_dilation_as_text)] = None
     """With ``pace`` or ``replay``: links, delays and the profile's device are so many times slower than what is said
     here, and all times are divided by it before they are told. So a machine can carry rates that are beyond it. Below 1

@@ -9,25 +9,30 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import baselines
+from baselines import MethodState
 from baselines._state import Stopwatch
 from harness.plan.expected import state_of
 from harness.plan.trial import UNSETTLED_STEPS
 from harness.scenario.schema import MethodSpec
-from harness.worker.local_ranks import in_processes
+from harness.worker.local_ranks import in_new_processes
 from harness.worker.profile_request import BUCKET_BYTES, SGD, ProfileRequest, Timed
 from harness.workload.pace import Pace
-from harness.workload.profile import Codec, Profile
+from harness.workload.profile import Codec, Profile, unlike
 from harness.workload.replay import Materials, Replayed, make_materials
 
 
 def measure_codecs(profile: Profile, request: ProfileRequest) -> tuple[Codec, ...]:
-    """Time each of the methods, on gradients of the profile's shapes."""
-    if not request.methods:
+    """Time the methods that have a codec of their own, on gradients of the profile's shapes.
+
+    Not those that choose by what their links are: each choice costs something else, and here are no links.
+    """
+    methods = [method for method in unlike(request.methods) if not state_of(method).learns_by_the_links]
+    if not methods:
         return ()
-    timed = in_processes(_time_codecs, request.workers, profile, request)
+    timed = in_new_processes(_time_codecs, request.workers, request.repeats, profile, request, methods)
     return tuple(
         Codec(method=method.name, params=method.params, workers=request.workers, **_codec_together(of_ranks, request))
-        for method, of_ranks in zip(request.methods, zip(*timed, strict=True), strict=True)
+        for method, of_ranks in zip(methods, zip(*timed, strict=True), strict=True)
     )
 
 
@@ -47,9 +52,9 @@ class _ThreadStopwatch(Stopwatch):
         return seconds
 
 
-def _time_codecs(profile: Profile, request: ProfileRequest) -> list[list[Timed]]:
+def _time_codecs(profile: Profile, request: ProfileRequest, methods: Sequence[MethodSpec]) -> list[list[Timed]]:
     made = make_materials(profile).on(torch.device(request.device))
-    return [_time_codec(profile, made, method, request) for method in request.methods]
+    return [_time_codec(profile, made.with_own_weights(), method, request) for method in methods]
 
 
 def _time_codec(profile: Profile, made: Materials, method: MethodSpec, request: ProfileRequest) -> list[Timed]:
@@ -59,13 +64,13 @@ def _time_codec(profile: Profile, made: Materials, method: MethodSpec, request: 
         model, bucket_cap_mb=BUCKET_BYTES / 2**20, gradient_as_bucket_view=True, init_sync=False
     )
     optimizer = torch.optim.SGD(model.parameters(), **SGD)
-    state, stopwatch = state_of(method), _ThreadStopwatch()
+    state, stopwatch = without_warm_up(method), _ThreadStopwatch()
     stopwatch.clock = request.clock
     state.stopwatch = stopwatch
-    baselines.register(ddp, state, optimizer=optimizer)
+    baselines.register(ddp, state, optimizer=optimizer, loss=lambda: _made_up_loss(model))
     steady_from_step = max(state.steady_from_step, UNSETTLED_STEPS)
     rows = []
-    for step in range(steady_from_step + request.steps):
+    for step in range(steady_from_step + request.steps * state.agrees_every):
         dist.barrier()
         stopwatch.clock.restart()
         ddp().backward()
@@ -74,13 +79,30 @@ def _time_codec(profile: Profile, made: Materials, method: MethodSpec, request: 
         optimizer.zero_grad()
         end = stopwatch.clock.mark()
         row = {"optimizer_s": stopwatch.clock.seconds(end) - stopwatch.clock.seconds(synchronised)}
-        row |= stopwatch.by_thread()
+        codec = stopwatch.by_thread()
+        if state.step % state.agrees_every == 0:
+            row |= codec
         if step >= steady_from_step:
             rows.append(row)
     return rows
 
 
+def without_warm_up(method: MethodSpec) -> MethodState:
+    """A state whose steady state, which alone is timed, begins at once; a method that needs its warm-up keeps it."""
+    state = state_of(method)
+    try:
+        return type(state)(**{**method.params, **dict.fromkeys(state.warmup_parameters, 0)})
+    except ValueError:
+        return state
+
+
+def _made_up_loss(model: Replayed) -> torch.Tensor:
+    """A loss that has a Hessian, which GraSP asks for: which weights it prunes does not matter here."""
+    return torch.stack([weight.square().sum() for weight in model.parameters()]).sum()
+
+
 def _codec_together(of_ranks: Sequence[list[Timed]], request: ProfileRequest) -> Timed:
-    """What is typical of all steps of all processes."""
+    """What is typical of all steps of all processes; of encoding and decoding, of all steps that synchronise."""
     rows = [row for rank in of_ranks for row in rank]
-    return {name: request.typical(row[name] for row in rows) for name in rows[0]}
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: request.typical(row[name] for row in rows if name in row) for name in names}

@@ -45,6 +45,11 @@ def in_processes(job: Callable[..., T], workers: int, *arguments: Any) -> list[T
                 raise MeasurementError(f"the profile cannot be made: {reason}") from None
 
 
+def in_new_processes(job: Callable[..., list[T]], workers: int, repeats: int, *arguments: Any) -> list[list[T]]:
+    """The same, so many times anew: what each process returned, of all times."""
+    return [of_rank for _ in range(repeats) for of_rank in in_processes(job, workers, *arguments)]
+
+
 @contextmanager
 def _working_in(folder: Path) -> Iterator[None]:
     before = Path.cwd()

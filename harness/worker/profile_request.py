@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from baselines._state import Clock
@@ -29,6 +29,9 @@ class ProfileRequest:
     """``cpu`` or ``cuda``."""
     workers: int
     steps: int
+    repeats: int = field(default=1, kw_only=True)
+    """How often all of it is timed, each time in new processes: where memory came to lie, and what neighbours on the
+    same hardware do, bend the times of a whole process."""
     methods: tuple[MethodSpec, ...]
     made_by: str
     dataset: str | None = None

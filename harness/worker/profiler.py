@@ -22,7 +22,7 @@ from harness.errors import UsageError
 from harness.provenance import cpu_model
 from harness.worker.codecs import measure_codecs
 from harness.worker.layers import LayerWatch, owner_of
-from harness.worker.local_ranks import in_processes
+from harness.worker.local_ranks import in_new_processes
 from harness.worker.profile_request import BUCKET_BYTES, SGD, WARM_UP_STEPS, ProfileRequest, Timed
 from harness.workload.data import DATASETS
 from harness.workload.models import MODELS, cross_entropy
@@ -38,7 +38,8 @@ def measure(request: ProfileRequest) -> Profile:
     """
     if request.device == "cuda" and not torch.cuda.is_available():
         raise UsageError.at("command line", "--device", request.device, "cpu: torch finds no GPU here")
-    timed = in_processes(_time_steps, 1 if request.in_processor_time else request.workers, request)
+    at_once = 1 if request.in_processor_time else request.workers
+    timed = in_new_processes(_time_steps, at_once, request.repeats, request)
     profile = Profile.model_validate(
         {
             "schema": SCHEMA,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -45,7 +46,10 @@ class Layer(Section):
 
 
 class Codec(Section):
-    """What a method costs in a step, beside waiting for the wire: of the whole model, with so many workers."""
+    """What a method costs in a step, beside waiting for the wire: of the whole model, with so many workers.
+
+    Of a method that synchronises once in several steps, encoding and decoding are those of a step in which it does.
+    """
 
     method: str
     params: dict[str, Any]
@@ -111,8 +115,13 @@ class Profile(Section):
         return f"{self.source} {'on' if self.source == 'measured' else 'for'} {self.device}"
 
     def codec(self, method: MethodSpec, workers: int) -> Codec | None:
-        """The costs of a method with just these parameters, of the number of workers that comes closest."""
-        known = [each for each in self.codecs if (each.method, each.params) == (method.name, method.params)]
+        """The costs of a method in the steady state, of the number of workers that comes closest.
+
+        Its parameters must be just these, but for those of the warm-up.
+        """
+        wanted = _steady_params(method.name, method.params)
+        siblings = [each for each in self.codecs if each.method == method.name]
+        known = [each for each in siblings if _steady_params(each.method, each.params) == wanted]
         return min(known, key=lambda each: abs(math.log(each.workers / workers)), default=None)
 
     def as_json(self) -> str:
@@ -126,6 +135,26 @@ class Profile(Section):
             else:
                 lines.append(f" {json.dumps(key)}: {json.dumps(value)}")
         return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def unlike(methods: Iterable[MethodSpec]) -> tuple[MethodSpec, ...]:
+    """The methods that need a codec of their own: of those that differ in the warm-up alone, the first."""
+    kept: list[MethodSpec] = []
+    seen: list[tuple[str, dict[str, Any]]] = []
+    for method in methods:
+        steady = (method.name, _steady_params(method.name, method.params))
+        if steady not in seen:
+            seen.append(steady)
+            kept.append(method)
+    return tuple(kept)
+
+
+def _steady_params(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that shape the steady state of a method."""
+    import baselines  # brings torch, which nothing else here needs
+
+    warmup = baselines.get(name).State.warmup_parameters
+    return {key: value for key, value in params.items() if key not in warmup}
 
 
 def available() -> dict[str, Path]:

@@ -6,7 +6,7 @@ kept by a ``Pace``, which may dilate it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import groupby
 from typing import Any, Literal
@@ -42,6 +42,10 @@ class Materials:
     def on(self, device: torch.device) -> Materials:
         """The same in a device's memory."""
         return Materials(tuple(weight.to(device) for weight in self.weights), self.pool.to(device))
+
+    def with_own_weights(self) -> Materials:
+        """The same with weights that may be changed."""
+        return replace(self, weights=tuple(weight.clone() for weight in self.weights))
 
     def gradient(self, gradient: Gradient, place: int, worker: int, step: int) -> Tensor:
         """One worker's gradient of a parameter in a step, without a copy.

@@ -33,7 +33,7 @@ SHAPES = {
 def test_500_trials(benchmark, tmp_path: Path, shape: str) -> None:  # type: ignore[no-untyped-def]
     overrides, methods = SHAPES[shape]
     ends = {("topk", number): CRASHED for number in range(2)}
-    store = make_store(tmp_path / "run", ["train.steps=80", *overrides], methods=methods, ends=ends)
+    store = make_store(tmp_path / "run", ["train.steps=80", "train.pace=none", *overrides], methods=methods, ends=ends)
     trials = len(store.trials())
     seconds = benchmark.pedantic(write, (store,), rounds=1)
     page = store.folder / "report.html"

@@ -65,7 +65,7 @@ def test_text_and_networks_with_statistics_of_batches_are_trained(
 ) -> None:
     out = tmp_path / "run"
     settings = f"""cluster.workers=2 link.rate=unshaped train.model={model} train.dataset={dataset} train.batch_size=2
-                   train.steps=4 train.eval_every=4"""
+                   train.pace=none train.steps=4 train.eval_every=4"""
     changes = [part for setting in settings.split() for part in ("--set", setting)]
     done = pacbench("run", "quickstart", *changes, "--method", "topk", "--rounds", "1", "--out", str(out))
     assert done.returncode == 0, done.stdout + done.stderr

@@ -52,4 +52,5 @@ def written(path: Path, **changes: Any) -> str:
 
 
 def replayed(path: Path, *overrides: str) -> Plan:
-    return make(load("quickstart", [f"train.replay={path}", "train.target=none", *overrides]), "fake")
+    unpaced = ("train.pace=none", "train.target=none")
+    return make(load("quickstart", [f"train.replay={path}", *unpaced, *overrides]), "fake")

@@ -30,6 +30,15 @@ def test_a_comparison_calls_no_change_what_the_machine_explains(make_run: MakeRu
     assert any("the machine computed 2.00 times as long" in line for line in changes_text.notes(before, after, changes))
 
 
+def test_what_a_profile_keeps_the_time_of_is_the_same_on_a_slower_machine(make_run: MakeRun) -> None:
+    trials = make_run(around(500.0)).trials.assign(yardstick_s=2e-3)
+    for column in ("replay", "pace"):
+        kept = compare.at_pace(trials.assign(**{"replay": None, "pace": None, column: "abacus"}), 1e-3)
+        assert kept["compute_s_per_step"].equals(trials["compute_s_per_step"])
+    free = compare.at_pace(trials.assign(replay=None, pace=None), 1e-3)
+    assert free["compute_s_per_step"].to_numpy() == pytest.approx(trials["compute_s_per_step"].to_numpy() / 2)
+
+
 def test_a_method_that_never_finished_is_an_error_of_a_comparison(make_run: MakeRun) -> None:
     changes = compare.changes(make_run(around(500.0)), make_run([None] * 5))
     assert compare.exit_code(changes, "dense") == 5

@@ -88,7 +88,8 @@ def test_what_is_not_installed_is_said_in_one_line(name: str, package: str, monk
 def test_a_plan_knows_which_models_fit_text() -> None:
     with pytest.raises(UsageError, match=r"found 'digits-cnn'; allowed: for python-source: byte-lm"):
         plan.make(load("quickstart", ["train.dataset=python-source"]), "fake")
-    trial = plan.make(load("quickstart", ["train.dataset=python-source", "train.model=byte-lm"]), "fake").trials[0]
+    overrides = ["train.dataset=python-source", "train.model=byte-lm", "train.pace=none"]
+    trial = plan.make(load("quickstart", overrides), "fake").trials[0]
     assert trial.expected.wire_bytes_per_step == 2 * 3 / 4 * 4 * sum(map(math.prod, MODELS["byte-lm"].shapes()))
 
 

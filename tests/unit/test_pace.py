@@ -27,7 +27,7 @@ def paced(path: Path, *overrides: str) -> Plan:
 
 def test_a_pace_is_known_to_the_plan_and_part_of_a_trials_identity(tmp_path: Path) -> None:
     path = tmp_path / "abacus.json"
-    (trial, *_), (unpaced, *_) = paced(path).trials, make(load("quickstart"), "fake").trials
+    (trial, *_), (unpaced, *_) = paced(path).trials, make(load("quickstart", ["train.pace=none"]), "fake").trials
     assert trial.expected.profile == profile()
     assert trial.expected.predicted_step_s
     assert trial.expected.memory_bytes is None, "it learns: nothing is made up"
@@ -60,7 +60,7 @@ def test_what_cannot_be_paced_is_refused_before_anything_starts(
 
 def test_without_a_profile_there_is_nothing_to_dilate() -> None:
     with pytest.raises(UsageError, match=r"train\.dilation: found 2; allowed: 1 without train\.pace or train\.replay"):
-        load("quickstart", ["train.dilation=2.0"])
+        load("quickstart", ["train.pace=none", "train.dilation=2.0"])
 
 
 def test_links_are_faster_where_time_is(tmp_path: Path) -> None:

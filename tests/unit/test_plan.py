@@ -101,7 +101,7 @@ def test_a_slower_link_costs_time_but_no_bytes() -> None:
 )
 def test_what_cannot_be_trained_is_refused_before_anything_starts(override: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        quickstart(override)
+        quickstart("train.pace=none", override)
 
 
 def checkpoint(model: str, path: Path) -> Path:

@@ -44,5 +44,11 @@ def test_a_codec_holds_up_what_comes_after_it() -> None:
         assert predicted("topk", codecs=[codec("topk", **{kind: 0.1})]) == pytest.approx(plain + 0.1)
 
 
+def test_a_codec_that_is_used_once_in_several_steps_holds_up_as_many_times_less() -> None:
+    plain, slow = codec("local_sgd"), codec("local_sgd", encode_s=0.1, decode_s=0.06)
+    held_up_s = predicted("local_sgd", codecs=[slow]) - predicted("local_sgd", codecs=[plain])
+    assert held_up_s == pytest.approx(0.16 / baselines.get("local_sgd").State().agrees_every)
+
+
 def test_a_profiles_shapes_are_the_models() -> None:
     assert sorted(SHAPES) == sorted(MODELS["digits-cnn"].shapes())

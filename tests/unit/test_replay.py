@@ -86,7 +86,7 @@ def test_what_cannot_be_replayed_is_refused_before_anything_starts(
 ) -> None:
     file = written(tmp_path / "p.json")
     with pytest.raises(UsageError, match=says) as refused:
-        make(load("quickstart", [f"train.replay={file}", *overrides]), "fake")
+        make(load("quickstart", ["train.pace=none", f"train.replay={file}", *overrides]), "fake")
     assert "\n" not in str(refused.value)
 
 
@@ -98,7 +98,7 @@ def test_a_profile_of_other_shapes_under_the_same_name_is_refused(tmp_path: Path
 
 def test_dilation_is_for_what_a_profile_keeps_the_time_of() -> None:
     with pytest.raises(UsageError, match=r"train\.dilation: found 2; allowed: 1 without train\.pace or train\.replay"):
-        load("quickstart", ["train.dilation=2"])
+        load("quickstart", ["train.pace=none", "train.dilation=2"])
 
 
 def test_what_does_not_fit_into_memory_is_refused_before_it_starts(

@@ -66,6 +66,11 @@ def test_overrides_reach_every_field(write: Any) -> None:
     assert changed.rounds == 9
 
 
+@pytest.mark.parametrize("field", ["pace", "replay", "target"])
+def test_none_is_a_word_for_what_a_scenario_is_to_do_without(write: Any, field: str) -> None:
+    assert getattr(load(write(), [f"train.{field}=none"]).cases[0].train, field) is None
+
+
 def test_only_named_methods_and_the_baseline_stay(write: Any) -> None:
     text = MINIMAL + '[[methods]]\nname = "fp16"\n[[methods]]\nname = "topk"\n'
     assert [method.name for method in load(write(text), only_methods=["topk"]).methods] == ["dense", "fp16", "topk"]

@@ -23,7 +23,11 @@ def verb(
     batch_size: Annotated[int, typer.Option(min=1, help="Samples a step.")] = 32,
     workers: Annotated[int, typer.Option(min=1, help="How many processes compute at once, sharing this machine.")] = 1,
     steps: Annotated[int, typer.Option(min=1, help="How many are timed, after a warm-up.")] = 10,
-    codecs: Annotated[str | None, typer.Option(metavar="SCENARIO", help="Whose methods to time as well.")] = None,
+    repeat: Annotated[int, typer.Option(min=1, help="How often all is timed, each time in new processes.")] = 1,
+    codecs: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SCENARIO", help="Whose methods to time as well; may be given several times."),
+    ] = None,
     dataset: Annotated[
         str | None, typer.Option(metavar="NAME", help="Whose samples to compute; default: random ones.")
     ] = None,
@@ -44,9 +48,10 @@ def verb(
     _check(model, device, dataset, derive_for, efficiency, out)
     if in_processor_time and (device != "cpu" or derive_for):
         raise UsageError.at("command line", "--processor-time", device, "on a CPU that is here")
-    methods = load(codecs).methods if codecs else ()
+    methods = tuple(method for scenario in codecs or () for method in load(scenario).methods)
+    made_by = shlex.join(command())
     request = ProfileRequest(
-        model, batch_size, device, workers, steps, methods, shlex.join(command()), dataset, in_processor_time
+        model, batch_size, device, workers, steps, methods, made_by, dataset, in_processor_time, repeats=repeat
     )
     if derive_for:
         hardware = derived.HARDWARE[derive_for]

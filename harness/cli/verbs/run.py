@@ -30,7 +30,7 @@ def verb(
     from harness.run.session import open_store
 
     until_share = share("--until", until) if until else None
-    overrides = [*(set_ or []), *(["cluster.device=cuda"] if gpu else [])]
+    overrides = [*(set_ or []), *(["cluster.device=cuda", "train.pace=none"] if gpu else [])]
     kind, why = registry.choose(on)
     failed = 0
     for name in scenarios:

@@ -51,7 +51,8 @@ def take_part(name: str, interfaces: dict[str, str], scenario: str) -> None:
         UsageError: the scenario is for other than four workers.
         MeasurementError: a link is not what was asked.
     """
-    plan = make(load(scenario, ["rounds=1", f"cluster.device={os.environ['DEVICE']}"]), "docker")
+    own_pace = ("train.pace=none", f"cluster.device={os.environ['DEVICE']}")  # a GPU's, maybe
+    plan = make(load(scenario, ["rounds=1", *own_pace]), "docker")
     case = plan.scenario.cases[0]
     if case.cluster.workers != WORKERS:
         raise UsageError.at(scenario, "cluster.workers", case.cluster.workers, f"{WORKERS}, as in the compose file")
