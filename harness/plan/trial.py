@@ -28,9 +28,8 @@ class Trial(Section):
 
     @property
     def dilation(self) -> float:
-        """How many times slower than it is told everything runs: as its case says, or more, as its method needs."""
-        own, rate_bps, slowed_to_bps = self.case.train.dilation, self.case.link.rate_bps, self.method.slowed_to_bps
-        return max(own, rate_bps / slowed_to_bps) if rate_bps and slowed_to_bps else own
+        """How many times slower than it is told everything runs."""
+        return self.case.train.dilation
 
     @property
     def expected(self) -> Expected:

@@ -204,7 +204,7 @@ def _notes_on_times(case: CaseResult) -> list[str]:
         if (overrun := result.mean("overrun_s_per_step") / result.mean("step_time_median_s")) > OVERRUN:
             notes.append(
                 f"{result.label} ({case.title}): for up to {100 * overrun:.0f} % of a step this machine was slower "
-                "than the device that is replayed; a greater dilation (train.dilation, slowed_to) takes that away."
+                "than the device that is replayed; a greater dilation (train.dilation) takes that away."
             )
     if short := [result.label for result in case.methods if len(result.done) and not result.samples_per_s]:
         notes.append(

@@ -18,9 +18,12 @@ from typing_extensions import Self
 from harness.scenario.links import Fabric, Link
 from harness.scenario.section import Section
 from harness.scenario.target import Target
-from harness.units import RateBps, SizeBytes, TimeS
+from harness.units import SizeBytes, TimeS
 
 NO_TARGET = "none"
+
+SLOWED_TO = "slowed_to"
+"""A key that methods had once. Runs of then are still read; no new file may have it."""
 
 TOLERANCE = 0.02
 """What PacTrain's authors say that pruning may cost."""
@@ -141,9 +144,12 @@ class MethodSpec(Section):
     label: str
     """What tables and figures call it. Without one it is the name, and what tells it from others of that name."""
     params: dict[str, Any] = Field(default_factory=dict)
-    slowed_to_bps: Annotated[RateBps | None, Field(alias="slowed_to")] = None
-    """Replays only: links really have this rate, and time is dilated by as much, so that this machine has the time for
-    what the method computes. Links that are no faster stay as they are. None: ``train.dilation`` alone says."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_older_files(cls, given: Any) -> Any:
+        """A method could once say ``slowed_to``. What runs of then really did stands in their rows, as ``dilation``."""
+        return {key: given[key] for key in given if key != SLOWED_TO} if isinstance(given, Mapping) else given
 
     def __hash__(self) -> int:
         return hash(self.model_dump_json())
@@ -204,13 +210,6 @@ class Scenario(Section):
     unshaped links, up to so many in all. 0: the rounds must do."""
     cases: tuple[Case, ...]
     methods: tuple[MethodSpec, ...]
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        slowed = next((method for method in self.methods if method.slowed_to_bps), None)
-        if slowed and not all(case.train.replay and case.link.rate_bps for case in self.cases):
-            raise ValueError(f"methods ({slowed.label}).slowed_to: allowed: in replays over links that have a rate")
-        return self
 
     @classmethod
     def keys_in_files(cls) -> list[str]:
