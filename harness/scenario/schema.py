@@ -22,6 +22,9 @@ from harness.units import SizeBytes, TimeS
 
 NO_TARGET = "none"
 
+SELF = "self"
+"""A ``train.pace``: the profile of this machine, which a run makes when it starts."""
+
 SLOWED_TO = "slowed_to"
 """A key that methods had once. Runs of then are still read; no new file may have it."""
 
@@ -91,7 +94,8 @@ class Train(Section):
     are made up, nothing is learnt and no data set is read. None trains for real."""
     pace: str | None = None
     """A profile, by name or file: workers really train, and each part of a step takes as long as the profile's device
-    would, so that this machine's processor decides nothing. None takes the time that it takes here."""
+    would, so that this machine's processor decides nothing. ``self``: as it takes one worker that has a core of this
+    machine to itself, measured when a run starts. None takes the time that it takes here."""
     dilation: float = Field(1.0, gt=0)
     """With ``pace`` or ``replay``: links, delays and the profile's device are so many times slower than what is said
     here, and all times are divided by it before they are told. So a machine can carry rates that are beyond it. Below 1
@@ -125,6 +129,11 @@ class Train(Section):
     def profile(self) -> str | None:
         """The profile by which time is kept; None where this machine's own processor keeps it."""
         return self.replay or self.pace
+
+    @property
+    def known_profile(self) -> str | None:
+        """Likewise, where there is one before a run starts."""
+        return None if self.profile == SELF else self.profile
 
     @model_validator(mode="before")
     @classmethod
