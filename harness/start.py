@@ -59,7 +59,14 @@ def forget_current_folder() -> None:
     named = [os.path.abspath(entry) for entry in entries if entry]
     if "" in entries and here not in named and here in sys.path:
         sys.path.remove(here)  # PYTHONPATH=$PYTHONPATH:/x makes an empty entry, which is the current folder
-    if _root() not in sys.path:  # processes that multiprocessing starts get no more than sys.path
+    lead_to_own_packages()
+
+
+def lead_to_own_packages() -> None:
+    """Our packages are found by ``sys.path``, too: processes that multiprocessing starts get no more than that."""
+    import os
+
+    if _root() not in sys.path:
         library = [os.path.dirname(os.__file__), "lib-dynload"]
         places = [
             place for place, entry in enumerate(sys.path) if entry in library or os.path.basename(entry) in library

@@ -85,5 +85,4 @@ def _moved(trial: Trial, workers: int, rate_bps: float) -> Trial:
         "link": case.link.model_copy(update={"rate_bps": round(rate_bps)}),
         "train": case.train.model_copy(update={"dilation": None}),
     }
-    method = trial.method.model_copy(update={"slowed_to_bps": None})
-    return trial.model_copy(update={"case": case.model_copy(update=moved), "method": method})
+    return trial.model_copy(update={"case": case.model_copy(update=moved)})

@@ -9,16 +9,20 @@ from baselines._state import numel
 from harness.errors import UsageError
 from harness.plan.expected import shapes_of, state_of, topology_of
 from harness.plan.trial import UNSETTLED_STEPS
-from harness.scenario.schema import Case, Scenario
+from harness.scenario.schema import SELF, Case, Scenario, Train
 from harness.workload import profile as profiles
 from harness.workload.data import DATASETS, Dataset
 from harness.workload.models import MODELS, Model
+from harness.workload.profile import Profile
 
 
 def check_workload(scenario: Scenario, case: Case) -> None:
     train = case.train
     if train.replay and train.pace:
         raise UsageError.at(scenario.name, "train.pace", train.pace, "none with train.replay, which has its own")
+    if train.replay == SELF:
+        allowed = "a profile, by name or file; one of this machine is made for train.pace alone"
+        raise UsageError.at(scenario.name, "train.replay", SELF, allowed)
     if train.profile:
         _check_profile(scenario, case, "replay" if train.replay else "pace")
     if train.replay:
@@ -28,8 +32,20 @@ def check_workload(scenario: Scenario, case: Case) -> None:
 
 
 def _check_profile(scenario: Scenario, case: Case, field: str) -> None:
-    """A profile must be of the same model and batch; faster than real time only what this kernel need not time."""
-    train, profile = case.train, profiles.read(str(case.train.profile))
+    """A profile is of a CPU's workers, and faster than real time is only what this kernel need not time."""
+    train = case.train
+    if train.known_profile:
+        _check_contents(scenario, train, profiles.read(train.known_profile), field)
+    if case.cluster.device != "cpu":
+        allowed = f"cpu with train.{field}: the profile's device is what counts"
+        raise UsageError.at(scenario.name, "cluster.device", case.cluster.device, allowed)
+    if (train.dilation or 1) < 1 and topology_of(case).needs_netem:
+        allowed = "at least 1 where links have a delay or lose packets: netem's timers cannot be faster than real time"
+        raise UsageError.at(scenario.name, "train.dilation", train.dilation, allowed)
+
+
+def _check_contents(scenario: Scenario, train: Train, profile: Profile, field: str) -> None:
+    """It must be of the same model and batch."""
     model = _known(scenario, "model", train.model, MODELS)
     if profile.model != train.model or Counter(profile.shapes) != Counter(shapes_of(model.name)):
         found = f"{train.profile}, of {profile.model} with {profile.numel} parameters"
@@ -38,12 +54,6 @@ def _check_profile(scenario: Scenario, case: Case, field: str) -> None:
     if profile.batch_size != train.batch_size:
         allowed = f"{profile.batch_size}, with which {train.profile} was made"
         raise UsageError.at(scenario.name, "train.batch_size", train.batch_size, allowed)
-    if case.cluster.device != "cpu":
-        allowed = f"cpu with train.{field}: the profile's device is what counts"
-        raise UsageError.at(scenario.name, "cluster.device", case.cluster.device, allowed)
-    if (train.dilation or 1) < 1 and topology_of(case).needs_netem:
-        allowed = "at least 1 where links have a delay or lose packets: netem's timers cannot be faster than real time"
-        raise UsageError.at(scenario.name, "train.dilation", train.dilation, allowed)
 
 
 def _check_replay(scenario: Scenario, case: Case) -> None:

@@ -30,9 +30,12 @@ def time_s(trial: Trial, cpu_count: int) -> float:
     wire_s = sum(lower_bound_s(case, trial.method, step) for step in range(ramp))
     wire_s += (train.steps - ramp) * trial.expected.lower_bound_s_per_step
     compute_s, evaluation_s = (0.0, 0.0) if train.replay else _training_s(trial, cpu_count)
-    if profile is None:
+    if not train.profile:
         return TRIAL_OVERHEAD_S + wire_s + compute_s + evaluation_s
-    device_s = train.steps * (profile.forward_s + profile.backward_s + profile.optimizer_s)
+    if profile:
+        device_s = train.steps * (profile.forward_s + profile.backward_s + profile.optimizer_s)
+    else:
+        device_s, _ = _training_s(trial, cpu_count=case.cluster.workers)  # a core for each
     return TRIAL_OVERHEAD_S + max(trial.dilation * (wire_s + device_s), compute_s) + evaluation_s
 
 

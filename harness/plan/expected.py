@@ -25,7 +25,8 @@ class Expected:
     built_topology: Topology
     """Network that is built: the same, or a slower one where time is dilated."""
     profile: Profile | None
-    """Profile by which time is kept, in replays and paced trainings; None: this machine keeps it."""
+    """Profile by which time is kept, in replays and paced trainings; None: this machine keeps it, or the run is yet to
+    make one."""
     wire_bytes_per_step: float
     """Payload that each worker sends in a steady step, by the method's formula."""
     lower_bound_s_per_step: float
@@ -44,7 +45,7 @@ def expect(case: Case, method: MethodSpec, dilation: float) -> Expected:
         UsageError: the profile cannot be read.
     """
     state, topology = state_of(method), topology_of(case)
-    profile = profiles.read(case.train.profile) if case.train.profile else None
+    profile = profiles.read(known) if (known := case.train.known_profile) else None
     return Expected(
         topology=topology,
         built_topology=topology.slowed(dilation),

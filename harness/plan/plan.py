@@ -134,7 +134,7 @@ def _trial(
         "for_accuracy": for_accuracy,
         "code": code_digest(),
         "checkpoint": _content_digest(case.train.checkpoint),
-        "profile": profiles.digest(case.train.profile) if case.train.profile else None,
+        "profile": profiles.digest(known) if (known := case.train.known_profile) else None,
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return Trial(

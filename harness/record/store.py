@@ -3,6 +3,7 @@
     RUN/scenario.json           the scenario as it was resolved
     RUN/store.json              the version of what is stored (``row.SCHEMA``); runs from before there was one have none
     RUN/provenance.json         a list, one entry for each time the run was started or resumed
+    RUN/profiles/*/self.json    profiles of this machine that trainings were paced by, one for each workload
     RUN/trials.parquet/         a folder, one file a trial; pandas reads it as one frame
     RUN/verified.parquet/       likewise: what the links were after it, known only once the last trial on them has ended
     RUN/events.parquet/         likewise: trial_id, rank, step, time_s, kind, value
@@ -17,7 +18,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,15 @@ class Store:
         """Remember what started or resumed this run, and where."""
         entries = [*self.provenance(), dict(entry)]
         _write(self._provenance, json.dumps(entries, indent=1).encode())
+
+    def own_profile(self, workload: str, make: Callable[[], str]) -> Path:
+        """The file of a profile of this machine, for one workload; what ``make`` gives is kept where there is none."""
+        file = self.folder.absolute() / "profiles" / workload / "self.json"
+        if not file.exists():
+            content = make().encode()
+            file.parent.mkdir(parents=True, exist_ok=True)
+            _write(file, content)
+        return file
 
     def provenance(self) -> list[dict[str, Any]]:
         """What started and resumed this run, oldest first."""

@@ -22,6 +22,7 @@ from harness.record.store import Store
 from harness.run.attempt import attempt
 from harness.run.dilation import Dilations
 from harness.run.outcome import Ended, Outcome, Watch
+from harness.run.own_profile import with_profile_files
 from harness.run.row import row_of, workload_of
 from harness.scenario.schema import Resources, Train
 from harness.units import format_size
@@ -53,7 +54,7 @@ def run(
             f"{store.folder}: holds {len(foreign_trial_ids)} trials of other code or of another kind of cluster, "
             "which are not to be mixed with new ones; choose another --out"
         )
-    pending = plan.pending(attempts)
+    pending = with_profile_files(plan.pending(attempts), store)
     _prepare(plan, pending, cluster)
     ports = itertools.cycle(range(FIRST_PORT, FIRST_PORT + PORTS))
     dilations = _dilations(plan, store, cluster, ports, watch)
@@ -117,8 +118,8 @@ def _prepare(plan: Plan, pending: Sequence[Trial], cluster: Cluster) -> None:
     _check_memory(plan, pending)
     for checkpoint in {named for trial in pending if (named := trial.case.train.checkpoint)}:
         cluster.share_file(Path(checkpoint))
-    for path in {Path(named) for trial in pending if (named := trial.case.train.profile) and named.endswith(".json")}:
-        cluster.share_file(path)
+    for profile in {named for trial in pending if (named := trial.case.train.profile)}:
+        cluster.share_file(Path(profile))
     for train in {_materials_of(trial.case.train): trial.case.train for trial in pending}.values():
         cluster.preload(train)
     for wanted in dict.fromkeys((_easiest_network(trial), trial.case.cluster.resources) for trial in pending):

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from harness.errors import UsageError
-from harness.scenario.schema import Case, MethodSpec, Scenario
+from harness.scenario.schema import SLOWED_TO, Case, MethodSpec, Scenario
 from harness.scenario.section import checked_section, explain
 
 if sys.version_info >= (3, 11):
@@ -140,7 +140,10 @@ def _methods(entries: object, source: str) -> tuple[MethodSpec, ...]:
         name = entry.get("name")
         if name not in baselines.names():
             raise UsageError.at(source, f"{where}.name", name, ", ".join(baselines.names()))
-        given = {key: value for key, value in entry.items() if key not in ("name", "label", "slowed_to")}
+        if SLOWED_TO in entry:
+            allowed = "no such key any more; train.dilation slows links and time, for all methods alike"
+            raise UsageError.at(source, f"{where} ({name}).{SLOWED_TO}", entry[SLOWED_TO], allowed)
+        given = {key: value for key, value in entry.items() if key not in ("name", "label")}
         for combination in _combinations({"params": given}):
             try:
                 state = baselines.get(name).State(**combination["params"])
@@ -159,7 +162,7 @@ def _labelled(specs: Sequence[tuple[Mapping[str, Any], dict[str, Any]]], source:
         differing = [key for key in params if any(other[key] != params[key] for other in siblings)]
         parts = [str(params[key]) if isinstance(params[key], str) else f"{key}={params[key]}" for key in differing]
         label = entry.get("label") or "-".join([entry["name"], *parts])
-        fields = {"name": entry["name"], "label": label, "params": params, "slowed_to": entry.get("slowed_to")}
+        fields = {"name": entry["name"], "label": label, "params": params}
         methods.append(checked_section(MethodSpec, fields, f"{source}: methods ({label})"))
     repeated = [label for label, count in Counter(method.label for method in methods).items() if count > 1]
     if repeated:

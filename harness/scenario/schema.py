@@ -19,12 +19,18 @@ from typing_extensions import Self
 from harness.scenario.links import Fabric, Link
 from harness.scenario.section import Section
 from harness.scenario.target import Target
-from harness.units import RateBps, SizeBytes, TimeS
+from harness.units import SizeBytes, TimeS
 
 NONE = "none"
 """What files and command lines say for None, which TOML has no word for."""
 
 AUTO = "auto"
+
+SELF = "self"
+"""A ``train.pace``: the profile of this machine, which a run makes when it starts."""
+
+SLOWED_TO = "slowed_to"
+"""A key that methods had once. Runs of then are still read; no new file may have it."""
 
 TOLERANCE = 0.02
 """What PacTrain's authors say that pruning may cost."""
@@ -111,8 +117,9 @@ class Train(Section):
     are made up, nothing is learnt and no data set is read. None, which files write ``none``, trains for real."""
     pace: ProfileName = None
     """A profile, by name or file: workers really train, and each part of a step takes as long as the profile's device
-    would, so that this machine's processor decides nothing. None, which files write ``none``, takes the time that it
-    takes here."""
+    would, so that this machine's processor decides nothing. ``self``: as it takes one worker that has a core of this
+    machine to itself, measured when a run starts. None, which files write ``none``, takes the time that it takes here.
+    """
     dilation: Annotated[float | None, BeforeValidator(_read_dilation), PlainSerializer(_dilation_as_text)] = None
     """With ``pace`` or ``replay``: links, delays and the profile's device are so many times slower than what is said
     here, and all times are divided by it before they are told. So a machine can carry rates that are beyond it. Below 1
@@ -148,6 +155,11 @@ class Train(Section):
         """The profile by which time is kept; None where this machine's own processor keeps it."""
         return self.replay or self.pace
 
+    @property
+    def known_profile(self) -> str | None:
+        """Likewise, where there is one before a run starts."""
+        return None if self.profile == SELF else self.profile
+
     @model_validator(mode="before")
     @classmethod
     def _read_older_files(cls, given: Any) -> Any:
@@ -166,9 +178,12 @@ class MethodSpec(Section):
     label: str
     """What tables and figures call it. Without one it is the name, and what tells it from others of that name."""
     params: dict[str, Any] = Field(default_factory=dict)
-    slowed_to_bps: Annotated[RateBps | None, Field(alias="slowed_to")] = None
-    """Replays only: links really have this rate, and time is dilated by as much, so that this machine has the time for
-    what the method computes. Links that are no faster stay as they are. None: ``train.dilation`` alone says."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_older_files(cls, given: Any) -> Any:
+        """A method could once say ``slowed_to``. What runs of then really did stands in their rows, as ``dilation``."""
+        return {key: given[key] for key in given if key != SLOWED_TO} if isinstance(given, Mapping) else given
 
     def __hash__(self) -> int:
         return hash(self.model_dump_json())
@@ -238,13 +253,6 @@ class Scenario(Section):
     unshaped links, up to so many in all. 0: the rounds must do."""
     cases: tuple[Case, ...]
     methods: tuple[MethodSpec, ...]
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        slowed = next((method for method in self.methods if method.slowed_to_bps), None)
-        if slowed and not all(case.train.replay and case.link.rate_bps for case in self.cases):
-            raise ValueError(f"methods ({slowed.label}).slowed_to: allowed: in replays over links that have a rate")
-        return self
 
     @classmethod
     def keys_in_files(cls) -> list[str]:

@@ -39,6 +39,8 @@ class ProfileRequest:
     in_processor_time: bool = False
     """Whether to tell the processor's time of one worker alone, the best of all steps: what a worker takes that has a
     core of its own, however busy this machine is. Else the time that passes, the median of all steps."""
+    data_dir: str | None = None
+    """A folder that holds the data set; None looks in the usual places."""
 
     @property
     def clock(self) -> Clock:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ def samples(request: ProfileRequest, network: nn.Module) -> tuple[Tensor, Tensor
         network: the request's model, on its device.
     """
     if request.dataset:
-        data = DATASETS[request.dataset].load(None)
+        data = DATASETS[request.dataset].load(Path(request.data_dir) if request.data_dir else None)
         batch = slice(request.batch_size)
         return data.train_inputs[batch].to(request.device), data.train_targets[batch].to(request.device)
     model = MODELS[request.model]

@@ -103,6 +103,30 @@ def test_a_paced_training_takes_its_profiles_time_and_learns_bit_for_bit_what_an
     assert (trials["wire_bytes_per_step"] / trials["formula_bytes_per_step"]).between(0.95, 1.05).all()
 
 
+def test_a_training_at_this_machines_own_pace_makes_its_profile_once(pacbench: Run, tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text(METHODS.replace('replay = "profile.json"', 'pace = "self"'))
+    command = ("run", "own.toml", "--on", "netns", "--rounds", "1", "--out", "own")
+    done = pacbench(*command, "--method", "dense")
+    assert done.returncode == 0, done.stderr
+    file = tmp_path / "own" / "profiles" / "digits-cnn-32-digits-4" / "self.json"
+    profile, made_at_ns = read(str(file)), file.stat().st_mtime_ns
+    assert profile.source == "measured"
+    assert profile.device.endswith("processor time")
+    assert [codec.method for codec in profile.codecs] == ["dense"]
+
+    store = Store.open(tmp_path / "own")
+    (row,) = store.trials().itertuples()
+    assert (row.status, row.pace, row.replay_source) == ("done", "self", "measured")
+    assert row.compute_s_per_step > 0.9 * (profile.forward_s + profile.gradients[-1].ready_s)
+    for part in ("trials", "events"):  # as if the trial had never run
+        (trial,) = (store.folder / f"{part}.parquet").glob("*.parquet")
+        trial.unlink()
+    done = pacbench(*command, "--method", "dense")
+    assert done.returncode == 0, done.stderr
+    assert list(store.trials()["trial_id"]) == [row.trial_id]
+    assert file.stat().st_mtime_ns == made_at_ns
+
+
 def test_bad_input_ends_with_one_line_and_2(pacbench: Run, tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text('{"schema": 7}')
     for overrides, says in (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from harness.messages import Events
 from harness.network.topology import Topology
 from harness.plan import predict
 from harness.plan.estimate import time_s
-from harness.plan.plan import make
 from harness.record.store import Store
 from harness.report.headline import headline
 from harness.run import execute
@@ -66,62 +66,23 @@ def test_a_dilated_case_keeps_its_figures_and_builds_a_slower_network(tmp_path: 
     assert time_s(slow, 2) > 5 * time_s(plain, 2)
 
 
-SLOWED = """
-[train]
-model = "digits-cnn"
-replay = "{file}"
-batch_size = 32
-steps = 40
-
-[link]
-rate = ["100mbit", "10mbit"]
-
-[[methods]]
-name = "dense"
-
-[[methods]]
-name = "topk"
-slowed_to = "20mbit"
-"""
-
-
-def test_a_method_slows_its_links_and_time_with_them(tmp_path: Path) -> None:
-    file = written(tmp_path / "p.json")
-    (tmp_path / "slowed.toml").write_text(SLOWED.format(file=file))
-    plan = make(load(str(tmp_path / "slowed.toml"), ["rounds=2"]), "fake")
-    first = {(trial.case.link.rate_bps, trial.method.label): trial for trial in plan.trials if trial.round == 0}
-    assert {key: trial.dilation for key, trial in first.items()} == {
-        (100_000_000, "dense"): 1.0,
-        (100_000_000, "topk"): 5.0,
-        (10_000_000, "dense"): 1.0,
-        (10_000_000, "topk"): 1.0,  # slow enough as it is
-    }
-    assert first[100_000_000, "topk"].expected.built_topology.slowest_bps == 20_000_000
-    assert first[100_000_000, "dense"].expected.built_topology.slowest_bps == 100_000_000
-
-    store = Store.create(tmp_path / "run", plan.scenario)
-    execute.run(plan, store, FakeCluster(), lambda _: None, lambda *_: None)
-    rows = store.trials()
-    assert (rows["status"] == "done").all()
-    assert rows["measured_rate_bps"].eq(rows["rate_bps"]).all(), "told as asked"
-    cases = case_results(rows, store.scenario())
-    assert len(cases) == 2, "a method's own pace makes no case of its own"
-    assert all(case.method("topk").speedup for case in cases)
-    assert cases[-1].method("topk").mean("trial_dilation") == 5.0
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (('"20mbit"', '"fast"'), r"methods \(topk\): slowed_to: found 'fast'; allowed: a rate such as"),
-        (('"10mbit"', '"unshaped"'), r"methods \(topk\)\.slowed_to: allowed: in replays over links that have a rate"),
-        (('replay = "{file}"', ""), r"methods \(topk\)\.slowed_to: allowed: in replays over links that have a rate"),
-    ],
-)
-def test_links_are_slowed_for_a_method_in_replays_alone(change: tuple[str, str], says: str, tmp_path: Path) -> None:
-    (tmp_path / "slowed.toml").write_text(SLOWED.replace(*change).format(file=written(tmp_path / "p.json")))
-    with pytest.raises(UsageError, match=says):
+def test_a_method_that_slows_its_links_is_refused_in_a_new_file(tmp_path: Path) -> None:
+    (tmp_path / "slowed.toml").write_text(
+        '[[methods]]\nname = "dense"\n\n[[methods]]\nname = "topk"\nslowed_to = "9mbit"\n'
+    )
+    says = r"slowed\.toml: methods\[2\] \(topk\)\.slowed_to: found '9mbit'; allowed: no such key .* train\.dilation"
+    with pytest.raises(UsageError, match=says) as refused:
         load(str(tmp_path / "slowed.toml"))
+    assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("slowed_to", [None, 20_000_000])
+def test_runs_of_when_methods_slowed_their_links_are_read(slowed_to: int | None, tmp_path: Path) -> None:
+    scenario = load("quickstart")
+    stored = json.loads(scenario.model_dump_json(by_alias=True))
+    stored["methods"] = [{**method, "slowed_to": slowed_to} for method in stored["methods"]]
+    (tmp_path / "scenario.json").write_text(json.dumps(stored))
+    assert Store.open(tmp_path).scenario() == scenario
 
 
 def test_rows_of_a_replay_say_so_and_know_no_accuracy(tmp_path: Path) -> None:

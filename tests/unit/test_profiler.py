@@ -10,6 +10,7 @@ import pytest
 import torch
 import traps
 
+from harness.errors import UsageError
 from harness.worker.profile_request import ProfileRequest
 from harness.worker.profiler import samples
 from harness.workload.data import DATASETS
@@ -51,3 +52,9 @@ def test_its_processes_run_nothing_of_the_current_folder(tmp_path: Path) -> None
     assert traps.sprung(here) == []
     assert done.returncode == 0, done.stderr
     assert (here / "made.json").is_file()
+
+
+def test_a_data_set_is_looked_for_where_it_is_said_to_be(tmp_path: Path) -> None:
+    request = ProfileRequest("fashion-cnn", 8, "cpu", 1, 1, (), "a test", "fashion-mnist", data_dir=str(tmp_path))
+    with pytest.raises(UsageError, match=r"train\.data_dir: found .*a folder with train-images"):
+        samples(request, MODELS["fashion-cnn"].build())

@@ -25,6 +25,7 @@ from harness.network.topology import Topology
 from harness.plan.plan import make
 from harness.plan.trial import Trial
 from harness.scenario.load import load
+from harness.scenario.schema import SELF
 from harness.units import format_rate, format_time
 
 FIRST_PORT = 29500
@@ -56,6 +57,8 @@ def take_part(name: str, interfaces: dict[str, str], scenario: str) -> None:
     case = plan.scenario.cases[0]
     if case.cluster.workers != WORKERS:
         raise UsageError.at(scenario, "cluster.workers", case.cluster.workers, f"{WORKERS}, as in the compose file")
+    if case.train.pace == SELF:
+        raise UsageError.at(scenario, "train.pace", SELF, "a profile, by name or file; nobody makes one here")
     topology = Topology(workers=WORKERS, link=case.link)
     node = Node(name, interfaces)
     node.build(Build(topology=as_json(topology)))
