@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field
@@ -10,6 +11,9 @@ from harness.scenario.section import Section
 
 LADDER = tuple(factor * 2.0**power for power in range(-4, 7) for factor in (1.0, 1.5) if factor * 2.0**power <= 64)
 """The dilations that a run chooses from: not too many, since each takes a network that is built and measured."""
+
+MOST_ADDED = 0.05
+"""Share of a step that this machine may add to it, since it is taken off."""
 
 
 class Phase(Section):
@@ -41,3 +45,22 @@ class Dilation(Section):
 def on_the_ladder(dilation: float) -> float:
     """The least of ``LADDER`` that is not below it; the last where none is."""
     return next((rung for rung in LADDER if rung >= dilation), LADDER[-1])
+
+
+def phases_of_warmup(step_s: Sequence[float], steady: float, real_s: float) -> tuple[Phase, ...]:
+    """The parts of a warm-up that need not be slowed as much as the steady state, since their steps are longer.
+
+    Args:
+        step_s: seconds of each of its steps, undilated.
+        steady: the dilation of the steady state.
+        real_s: what a step may take in real time at least.
+
+    Returns:
+        All parts, and the steady state after them; none where that differs nowhere.
+    """
+    slowed = [min(steady, on_the_ladder(real_s / each_s)) for each_s in step_s]
+    if set(slowed) <= {steady}:
+        return ()
+    changes = [step for step in range(len(slowed)) if step == 0 or slowed[step] != slowed[step - 1]]
+    parts = [Phase(from_step=step, dilation=slowed[step]) for step in changes]
+    return (*parts, Phase(from_step=len(slowed), dilation=steady))

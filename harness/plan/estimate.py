@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import cache
 
-from harness.plan.expected import lower_bound_s, state_of
+from baselines._state import numel
+from harness.plan.dilation import LADDER, MOST_ADDED, Dilation, on_the_ladder, phases_of_warmup
+from harness.plan.expected import lower_bound_s, shapes_of, state_of
 from harness.plan.trial import Trial
 from harness.workload.data import DATASETS
 from harness.workload.models import MODELS
@@ -18,25 +20,97 @@ BRING_UP_S = 6.0
 TRIAL_OVERHEAD_S = 0.6
 
 
-def total_s(trials: Iterable[Trial], cpu_count: int) -> float:
+ADDED_S, ADDED_S_PER_BYTE = 2.5e-3, 4e-10
+"""What a machine adds to a step for each worker that shares a core: it wakes threads, and copies the model's bytes."""
+
+PROBE_STEPS, PROBE_TIMES = 7, 5
+"""Steps of the short trials by which a run finds a dilation, and how many times as long as one of them both take."""
+
+PROBE_OVERHEAD_S = 4.0
+NETWORK_S = 5.0
+"""To build a network, and to measure it twice."""
+
+
+def total_s(trials: Sequence[Trial], cpu_count: int) -> float:
     """Estimated wall time of these trials on a fresh cluster."""
-    return BRING_UP_S + sum(time_s(trial, cpu_count) for trial in trials)
+    like = {(trial.case, trial.method): trial for trial in trials if trial.case.chooses_dilation and not trial.found}
+    networks = {(trial.case, trial.round, _usual_slowing(trial, cpu_count).steady) for trial in trials}
+    probing_s = sum(_probing_s(trial, cpu_count) for trial in like.values())
+    return BRING_UP_S + len(networks) * NETWORK_S + probing_s + sum(time_s(trial, cpu_count) for trial in trials)
 
 
 def time_s(trial: Trial, cpu_count: int) -> float:
     """Estimated wall time of a trial, from the method's byte formula and the model's operation count."""
-    case, train, profile = trial.case, trial.case.train, trial.expected.profile
-    ramp = min(state_of(trial.method).steady_from_step, train.steps)
-    wire_s = sum(lower_bound_s(case, trial.method, step) for step in range(ramp))
-    wire_s += (train.steps - ramp) * trial.expected.lower_bound_s_per_step
+    train = trial.case.train
     compute_s, evaluation_s = (0.0, 0.0) if train.replay else _training_s(trial, cpu_count)
-    if not train.profile:
-        return TRIAL_OVERHEAD_S + wire_s + compute_s + evaluation_s
-    if profile:
-        device_s = train.steps * (profile.forward_s + profile.backward_s + profile.optimizer_s)
-    else:
-        device_s, _ = _training_s(trial, cpu_count=case.cluster.workers)  # a core for each
-    return TRIAL_OVERHEAD_S + max(trial.dilation * (wire_s + device_s), compute_s) + evaluation_s
+    slowing, ramp_s = _usual_slowing(trial, cpu_count), _ramp_s(trial)
+    dilated_s = sum(slowing.at(step) * step_s for step, step_s in enumerate(ramp_s))
+    dilated_s += (train.steps - len(ramp_s)) * slowing.steady * _steady_s(trial)
+    if train.profile:
+        return TRIAL_OVERHEAD_S + max(dilated_s, compute_s) + evaluation_s
+    return TRIAL_OVERHEAD_S + dilated_s + compute_s + evaluation_s
+
+
+def least_dilation(trial: Trial, cpu_count: int) -> float:
+    """Below which a dilation need not be looked for."""
+    if not trial.case.train.replay:
+        return max(1.0, trial.case.cluster.workers / cpu_count)  # what the profile's device computes, each core does
+    return 1.0 if trial.expected.topology.needs_netem else LADDER[0]  # netem's timers know real time alone
+
+
+def usual_dilation(trial: Trial, cpu_count: int, added_s: float | None = None) -> float:
+    """The dilation that a run begins to look at.
+
+    Args:
+        added_s: what this machine adds to a step, where it is known of another method.
+    """
+    shared = trial.case.cluster.workers / cpu_count
+    usual_s = shared * (ADDED_S + ADDED_S_PER_BYTE * 4 * numel(shapes_of(trial.case.train.model)))
+    step_s = _steady_s(trial)
+    needed = (usual_s if added_s is None else added_s) / (MOST_ADDED * step_s)
+    return min(LADDER[-1], max(needed, least_dilation(trial, cpu_count)))
+
+
+def _usual_slowing(trial: Trial, cpu_count: int) -> Dilation:
+    """How time runs in a trial, as far as that can be said before a run has looked."""
+    if trial.found or not trial.case.chooses_dilation:
+        return trial.slowing
+    steady, ramp_s = on_the_ladder(usual_dilation(trial, cpu_count)), _ramp_s(trial)
+    real_s = max([steady * _steady_s(trial), *(least_dilation(trial, cpu_count) * step_s for step_s in ramp_s)])
+    return Dilation(steady=steady, phases=phases_of_warmup(ramp_s, steady, real_s))
+
+
+def _ramp_s(trial: Trial) -> list[float]:
+    """Seconds of each step before the steady state."""
+    ramp = min(state_of(trial.method).steady_from_step, trial.case.train.steps)
+    return [_step_s(trial, lower_bound_s(trial.case, trial.method, step)) for step in range(ramp)]
+
+
+def _steady_s(trial: Trial) -> float:
+    """Seconds of a step of the steady state."""
+    return _step_s(trial, trial.expected.lower_bound_s_per_step)
+
+
+def _step_s(trial: Trial, on_the_links_s: float) -> float:
+    """Seconds of a step in which the links are busy for so long."""
+    profile = trial.expected.profile
+    if profile is None:
+        return on_the_links_s + (_device_s(trial) if trial.case.train.profile else 0.0)
+    codec = profile.codec(trial.method, trial.case.cluster.workers)
+    codec_s = codec.encode_s + codec.beside_s + codec.decode_s if codec else 0.0
+    return on_the_links_s + profile.forward_s + profile.backward_s + profile.optimizer_s + codec_s
+
+
+def _device_s(trial: Trial) -> float:
+    """What a step takes a worker that has a core for itself, of which there is no profile yet."""
+    compute_s, _ = _training_s(trial, cpu_count=trial.case.cluster.workers)
+    return compute_s / trial.case.train.steps
+
+
+def _probing_s(trial: Trial, cpu_count: int) -> float:
+    """What the short trials take."""
+    slowed = on_the_ladder(usual_dilation(trial, cpu_count))
+    return PROBE_OVERHEAD_S + NETWORK_S + PROBE_STEPS * PROBE_TIMES * slowed * _steady_s(trial)
 
 
 def _training_s(trial: Trial, cpu_count: int) -> tuple[float, float]:

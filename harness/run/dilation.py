@@ -18,19 +18,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import baselines
-from baselines._state import numel
 from harness.cluster.protocol import Cluster
 from harness.errors import MeasurementError, UsageError
-from harness.plan.dilation import LADDER, Dilation, Phase, on_the_ladder
-from harness.plan.expected import lower_bound_s, shapes_of, state_of
+from harness.plan import estimate
+from harness.plan.dilation import LADDER, MOST_ADDED, Dilation, Phase, phases_of_warmup
+from harness.plan.expected import lower_bound_s, state_of
 from harness.plan.status import DONE
 from harness.plan.trial import UNSETTLED_STEPS, Trial
 from harness.record.row import Event
 from harness.run.outcome import Outcome
 from harness.scenario.schema import Case, MethodSpec
-
-MOST_ADDED = 0.05
-"""Share of a step that this machine may add to it, since it is taken off."""
 
 TOLERATED = 0.01
 """Share of a step by which what is taken off may be wrong, as one standard error."""
@@ -47,11 +44,10 @@ FAR, NEAR, LONG_S = 4, 2, 2.0
 WORTH_IT = 2
 """By how many times a dilation must be lower to be tried when one is found that does."""
 
-LEAST_WITH_NETEM = 1.0
-"""Netem's timers cannot be faster than real time."""
+STRIDE = 2
+"""By how many times a dilation that is too low grows at most before it is looked at again."""
 
-GUESS_S, GUESS_S_PER_BYTE = 2.5e-3, 4e-10
-"""Of workers that share a core, what each adds: a guess to begin at."""
+CPUS = os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -127,7 +123,7 @@ class Dilations:
 
     def _find(self, trial: Trial, above: float | None = None) -> Found:
         """Compare at a guess; where that is too low, or much too high, at what the comparison says would do."""
-        least = _next(above) if above else LEAST_WITH_NETEM if trial.expected.topology.needs_netem else LADDER[0]
+        least = max(estimate.least_dilation(trial, CPUS), _next(above) if above else 0.0)
         dilation = self._carried(trial, max(self._guess(trial), least))
         found, needed = self._compare(trial, dilation)
         if needed <= dilation:
@@ -137,20 +133,15 @@ class Dilations:
             found_lower, needed = self._compare(trial, lower)
             return found_lower if needed <= lower else found
         while needed > dilation:
-            dilation = self._carried(trial, needed)
+            # What the machine adds for want of time to compute ends with a somewhat greater dilation.
+            dilation = self._carried(trial, min(needed, max(_next(dilation), STRIDE * dilation)))
             found, needed = self._compare(trial, dilation)
         return found
 
     def _guess(self, trial: Trial) -> float:
         """By what others of the case were found to need, or what is usual."""
-        step_s = trial.expected.predicted_step_s or math.inf
         of_the_case = [each.added_s for key, each in self._found.items() if key.startswith(_case_key(trial.case))]
-        shared = trial.case.cluster.workers / (os.cpu_count() or 1)
-        usual_s = shared * (GUESS_S + GUESS_S_PER_BYTE * 4 * numel(shapes_of(trial.case.train.model)))
-        added_s, may_add_s = statistics.median(of_the_case or [usual_s]), MOST_ADDED * step_s
-        computing_s = _computing_s(trial)
-        keeps_up = (added_s + shared * computing_s) / (may_add_s + computing_s)
-        return min(LADDER[-1], max(keeps_up, added_s / may_add_s))
+        return estimate.usual_dilation(trial, CPUS, min(of_the_case, default=None))
 
     def _carried(self, trial: Trial, dilation: float) -> float:
         """The least dilation, from this one on, at which the cluster carries the trial's links."""
@@ -216,10 +207,7 @@ class Dilations:
         real_s = max(each.dilation * each.step_s for each in (found, like))
         beside_s = found.step_s - lower_bound_s(case, method)
         step_s = [beside_s + lower_bound_s(case, method, step) for step in range(steady)]
-        slowed = [min(found.dilation, on_the_ladder(real_s / each_s)) for each_s in step_s]
-        changes = [step for step in range(steady) if step == 0 or slowed[step] != slowed[step - 1]]
-        phases = [Phase(from_step=step, dilation=slowed[step]) for step in changes]
-        return (*phases, Phase(from_step=steady, dilation=found.dilation)) if set(slowed) != {found.dilation} else ()
+        return phases_of_warmup(step_s, found.dilation, real_s)
 
 
 def steady_step_s(outcome: Outcome) -> list[float]:
@@ -257,14 +245,6 @@ def without_warmup(method: MethodSpec) -> MethodSpec:
     """The method as it is in its steady state. Every parameter of a warm-up is a number of steps."""
     names = baselines.get(method.name).State.warmup_parameters
     return method.model_copy(update={"params": {**method.params, **dict.fromkeys(names, 0)}})
-
-
-def _computing_s(trial: Trial) -> float:
-    """What the profile's device computes in a step; nothing is computed here in a replay."""
-    profile = trial.expected.profile
-    if trial.case.train.replay or profile is None:
-        return 0.0
-    return profile.forward_s + profile.backward_s + profile.optimizer_s
 
 
 def _next(dilation: float) -> float:

@@ -163,7 +163,9 @@ def test_a_scenario_that_says_a_number_gets_it(tmp_path: Path) -> None:
 
 
 def test_a_run_stores_what_it_found_and_takes_off(tmp_path: Path) -> None:
-    scenario = load("quickstart", ["train.replay=" + written(tmp_path / "p.json"), "train.target=none"])
+    scenario = load(
+        "quickstart", [f"train.replay={written(tmp_path / 'p.json')}", "train.pace=none", "train.target=none"]
+    )
     plan = make(scenario, "fake")
     store = Store.create(tmp_path / "run", scenario)
     execute.run(plan, store, FakeCluster(), lambda _: None, lambda *_: None)
