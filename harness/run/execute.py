@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -15,10 +16,12 @@ from harness.errors import MeasurementError, PacbenchError, UsageError
 from harness.messages import Message
 from harness.network.topology import Topology
 from harness.plan.plan import Plan
-from harness.plan.status import DONE
+from harness.plan.status import DISTURBED, DONE
 from harness.plan.trial import Trial
-from harness.record.row import VerificationRow
+from harness.record.far_out import MOST_DISTURBED
+from harness.record.row import TrialRow, VerificationRow
 from harness.record.store import Store
+from harness.run.interference import Moment
 from harness.run.outcome import Ended, Outcome, Watch
 from harness.run.row import row_of, workload_of
 from harness.scenario.schema import Resources, Train
@@ -28,6 +31,9 @@ LAST_WORDS_S = 2.0
 """How long the others may still talk once one worker has failed: their logs help, their waiting for it does not."""
 
 FIRST_PORT, PORTS = 29500, 1000
+
+MOST_REPEATS = 2
+"""How often a disturbed trial is run again; then it stays as it is, and analysis decides whether it is used."""
 
 
 def run(
@@ -71,7 +77,7 @@ def _run_between_verifications(
     finished = [
         (trial, outcome)
         for trial in trials
-        if (outcome := _run_one(trial, store, cluster, next(ports), watch, ended)).status == DONE
+        if (outcome := _run_undisturbed(trial, store, cluster, ports, watch, ended)).status == DONE
     ]
     if finished:
         _verify_again(finished, store, cluster, ended)
@@ -139,9 +145,18 @@ def _network_and_round(trial: Trial) -> tuple[Topology, Resources, int]:
     return trial.expected.built_topology, trial.case.cluster.resources, trial.round
 
 
+def _run_undisturbed(
+    trial: Trial, store: Store, cluster: Cluster, ports: Iterator[int], watch: Watch, ended: Ended
+) -> Outcome:
+    """Run a trial, and again while it ends disturbed: ``MOST_REPEATS`` allows that a few times, and never for ever."""
+    while (outcome := _run_one(trial, store, cluster, next(ports), watch, ended)).status == DISTURBED:
+        pass
+    return outcome
+
+
 def _run_one(trial: Trial, store: Store, cluster: Cluster, port: int, watch: Watch, ended: Ended) -> Outcome:
     """Run a trial and store what became of it."""
-    started, outcome = time.monotonic(), Outcome()
+    started, outcome, before = time.monotonic(), Outcome(), Moment.now()
     try:
         _attempt(trial, cluster, port, outcome, watch)
     except KeyboardInterrupt:
@@ -152,9 +167,30 @@ def _run_one(trial: Trial, store: Store, cluster: Cluster, port: int, watch: Wat
         if isinstance(error, (ClusterBrokenError, UsageError)):
             raise
     finally:
-        store.append(row_of(trial, store.attempts_of(trial.id), outcome, time.monotonic() - started), outcome.events)
+        outcome.interference = before.until_now()
+        row = row_of(trial, store.attempts_of(trial.id), outcome, time.monotonic() - started)
+        if _is_to_be_repeated(row, store):
+            outcome.fail(DISTURBED, _what_disturbed(row))
+            row = replace(row, status=outcome.status, reason=outcome.reason)
+        store.append(row, outcome.events)
     ended(trial, outcome.status, outcome.reason)
     return outcome
+
+
+def _is_to_be_repeated(row: TrialRow, store: Store) -> bool:
+    """Whether a trial that finished was disturbed, and not yet run again often enough; accuracy alone takes no time."""
+    if row.status != DONE or row.purpose or (row.disturbed_share or 0.0) <= MOST_DISTURBED:
+        return False
+    attempts = store.attempts()
+    earlier = (attempts["trial_id"] == row.trial_id) & (attempts["status"] == DISTURBED)
+    return int(earlier.sum()) < MOST_REPEATS
+
+
+def _what_disturbed(row: TrialRow) -> str:
+    return (
+        f"{row.far_out_steps} of {row.steps} steps took far longer than their like: "
+        f"{100 * (row.disturbed_share or 0.0):.0f} % of its training time"
+    )
 
 
 def _verify_again(finished: list[tuple[Trial, Outcome]], store: Store, cluster: Cluster, ended: Ended) -> None:
