@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,3 +35,14 @@ def wait_until(condition: Callable[[], object], timeout_s: float = 20.0) -> None
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.05)
+
+
+def busy_workers() -> list[psutil.Process]:
+    """Forked workers of the one universe that runs, children of its process 1, that have been at it for some steps."""
+    found = []
+    for pid in universes():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            agent = psutil.Process(pid)
+            workers = agent.children() if "unshare" not in agent.name() else []
+            found += [worker for worker in workers if worker.cpu_times().user > 0.5]
+    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import signal
@@ -11,9 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
-import psutil
 import pytest
-from host import universes, wait_until
+from host import busy_workers, universes, wait_until
 
 from harness.record.store import Store
 
@@ -164,14 +162,3 @@ def test_a_worker_that_is_killed_costs_one_trial(start: Start, tmp_path: Path) -
     assert "signal 9" in crashed["reason"] or "closed" in crashed["reason"].lower()
     assert crashed["reason"] in output
     assert "crashed" in (out / "report.md").read_text()
-
-
-def busy_workers() -> list[psutil.Process]:
-    """Forked workers of the one universe that runs, children of its process 1, that have been at it for some steps."""
-    found = []
-    for pid in universes():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            agent = psutil.Process(pid)
-            workers = agent.children() if "unshare" not in agent.name() else []
-            found += [worker for worker in workers if worker.cpu_times().user > 0.5]
-    return found
