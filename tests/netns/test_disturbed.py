@@ -28,8 +28,8 @@ def test_a_worker_that_stood_still_costs_one_attempt(
     out = tmp_path / "run"
     process = start("run", *LONG_ENOUGH, "--method", "bf16", "--rounds", "1", "--out", str(out))
     wait_until(lambda: rows_stored(out) >= 1, 60)  # whoever is busy before then may be measuring the links
-    wait_until(busy_workers)
-    worker = busy_workers()[-1]
+    wait_until(lambda: busy_workers(process))
+    worker = busy_workers(process)[-1]
     worker.send_signal(signal.SIGSTOP)
     time.sleep(STOPPED_S)
     worker.send_signal(signal.SIGCONT)

@@ -151,8 +151,8 @@ def test_a_worker_that_is_killed_costs_one_trial(start: Start, tmp_path: Path) -
     out = tmp_path / "run"
     process = start("run", *TWO_METHODS, "--set", "train.steps=100", "--out", str(out))
     wait_until(lambda: rows_stored(out) == 1, 60)  # whoever is busy before then may be measuring the links
-    wait_until(busy_workers)
-    busy_workers()[-1].kill()
+    wait_until(lambda: busy_workers(process))
+    busy_workers(process)[-1].kill()
     output, _ = process.communicate(timeout=90)
 
     assert process.returncode == 5
