@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from harness.analysis.methods import MethodResult, method_result
-from harness.analysis.trials import CASE_COLUMNS, FAKE, on_links, target_of, workload_of
+from harness.analysis.trials import CASE_COLUMNS, FAKE, leave_out_disturbed, on_links, target_of, workload_of
 from harness.errors import MeasurementError
 from harness.plan.status import ACCURACY
 from harness.scenario.schema import Scenario
@@ -28,7 +28,7 @@ class CaseResult:
     parts: tuple[str, ...]
     """The case in words: rate first, delay and loss if any, workers, workload; of the rest, where cases differ."""
     trials: pd.DataFrame
-    """All of them, finished or not."""
+    """All of them, finished or not; those that are left out as disturbed have that status."""
     steps: int
     """How many the trials had to go: the cap."""
     methods: tuple[MethodResult, ...]
@@ -57,7 +57,7 @@ def case_results(trials: pd.DataFrame, scenario: Scenario) -> list[CaseResult]:
     Raises:
         MeasurementError: two trials of one method, case and round, which nothing in the frame tells apart.
     """
-    frames = [frame for _, frame in on_links(trials).groupby(list(CASE_COLUMNS), dropna=False)]
+    frames = [frame for _, frame in leave_out_disturbed(on_links(trials)).groupby(list(CASE_COLUMNS), dropna=False)]
     frames.sort(key=lambda frame: [(True, 0) if pd.isna(value) else (False, value) for value in _key(frame).values()])
     settings = [set(_describe_extras(_key(frame))) for frame in frames]
     shared = set.intersection(*settings)

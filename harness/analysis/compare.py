@@ -24,7 +24,7 @@ from harness.analysis.pairs import paired_ratios
 from harness.analysis.reference import Measured, require_comparable
 from harness.analysis.shifts import FEWEST_VALUES, Shift, log_shift
 from harness.errors import EXIT_INCONCLUSIVE, EXIT_REGRESSION, MeasurementError
-from harness.plan.status import DONE
+from harness.plan.status import DONE, LEARNT
 
 Kind = Literal["faster", "slower", "no clear change", "unknown"]
 
@@ -174,7 +174,9 @@ def _column(trials: pd.DataFrame, label: str, column: str) -> np.ndarray[Any, An
 
 def _accuracy_change(old: pd.DataFrame, new: pd.DataFrame, label: str) -> Estimate | None:
     by_seed = [
-        frame[(frame["label"] == label) & (frame["status"] == DONE)].set_index("seed")["final_accuracy"].astype(float)
+        frame[(frame["label"] == label) & frame["status"].isin(LEARNT)]
+        .set_index("seed")["final_accuracy"]
+        .astype(float)
         for frame in (old, new)
     ]
     return mean((by_seed[1] - by_seed[0]).dropna().to_numpy())
@@ -206,7 +208,9 @@ def machine_factor(before_s: np.ndarray[Any, Any], after_s: np.ndarray[Any, Any]
 
 def unfinished(trials: pd.DataFrame, label: str) -> tuple[str, ...]:
     """The method's trials that did not finish, each as round, status and reason."""
-    ended = trials[(trials["label"] == label) & (trials["status"] != DONE)].fillna({"reason": "no reason was recorded"})
+    ended = trials[(trials["label"] == label) & ~trials["status"].isin(LEARNT)].fillna(
+        {"reason": "no reason was recorded"}
+    )
     return tuple(f"round {row['round']} {row['status']}: {row['reason']}" for _, row in ended.iterrows())
 
 

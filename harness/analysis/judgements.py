@@ -22,7 +22,7 @@ from harness.analysis.claims import Claim
 from harness.analysis.estimates import Estimate
 from harness.analysis.pairs import paired_ratios
 from harness.analysis.shifts import Shift, paired_shift, product
-from harness.analysis.trials import FAKE
+from harness.analysis.trials import FAKE, leave_out_disturbed
 from harness.plan.plan import Plan
 from harness.plan.status import DONE
 from harness.record.store import Store
@@ -151,10 +151,11 @@ def families(judgements: Sequence[Judgement]) -> dict[str, list[Judgement]]:
 
 
 def _of_case(claim: Claim, run: Run) -> pd.DataFrame:
-    """The run's trials on the claim's link, workers and model."""
+    """The run's trials on the claim's link, workers and model, those that are left out as disturbed told as such."""
     own = {trial.id for trial in run.plan.trials if claim.is_about(trial.case)}
     trials = run.trials
-    return trials[trials["trial_id"].isin(own)]
+    of_case = trials[trials["trial_id"].isin(own)]
+    return of_case if of_case.empty else leave_out_disturbed(of_case)
 
 
 def _ratio(claim: Claim, run: Run, trials: pd.DataFrame) -> Finding:

@@ -18,7 +18,7 @@ from harness.analysis.pairs import paired_speedup
 from harness.analysis.quality import Quality, quality
 from harness.analysis.targets import TimeToTarget, time_to_target, trained_trials
 from harness.analysis.trials import target_of
-from harness.plan.status import DONE
+from harness.plan.status import DISTURBED, DONE, LEARNT
 from harness.scenario.schema import MethodSpec, Scenario
 from harness.scenario.target import FINAL_COLUMNS, Metric
 
@@ -31,7 +31,7 @@ class MethodResult:
     method: str
     params: dict[str, Any]
     trials: int
-    """How many were run; ``len(done)`` of them finished."""
+    """How many were run, without those that are left out as disturbed; ``len(done)`` of them finished."""
     done: pd.DataFrame
     """The finished ones, a row each in the columns of ``TRIAL_SCHEMA``."""
     ways_lost: tuple[str, ...]
@@ -101,7 +101,7 @@ def method_result(
     """
     label, baseline = method.label, scenario.baseline
     own = frame[frame["label"] == label]
-    done = own[own["status"] == DONE]
+    done, learnt = own[own["status"] == DONE], own[own["status"].isin(LEARNT)]
     base = frame[(frame["label"] == baseline) & (frame["status"] == DONE)]
     known = done["samples_per_s"].dropna()
     saving = base["wire_bytes_per_step"].mean() / done["wire_bytes_per_step"].mean()
@@ -111,14 +111,14 @@ def method_result(
         label=label,
         method=method.name,
         params=method.params,
-        trials=len(own),
+        trials=int((own["status"] != DISTURBED).sum()),
         done=done,
-        ways_lost=tuple(sorted(set(own["status"]) - {DONE})),
+        ways_lost=tuple(sorted(set(own["status"]) - {*LEARNT})),
         samples_per_s=geometric_mean(known.to_numpy()) if len(known) else None,
         over={each: gain(frame, label, each) for each in scenario.baselines},
         speedup=paired_speedup(frame, label, baseline),
-        final=spread(done[FINAL_COLUMNS[metric]]),
-        final_accuracy=spread(done["final_accuracy"]),
+        final=spread(learnt[FINAL_COLUMNS[metric]]),
+        final_accuracy=spread(learnt["final_accuracy"]),
         quality=quality(pd.concat([frame, more_seeds]), label, baseline, metric, scenario.tolerance),
         time_to_target=time_to_target(trained_trials(frame, label)),
         saving=float(saving) if np.isfinite(saving) else None,

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import pandas as pd
 
 from harness.analysis.estimates import Estimate, mean
-from harness.plan.status import DIVERGED, DONE
+from harness.plan.status import DIVERGED, LEARNT
 from harness.scenario.target import FINAL_COLUMNS, Metric
 
 Keeps = Literal["yes", "no", "unknown"]
@@ -33,7 +33,7 @@ def quality(trials: pd.DataFrame, label: str, baseline: str, metric: Metric, tol
         trials: of one workload, further seeds included.
     """
     own, base = (
-        trials[(trials["label"] == each) & (trials["status"] == DONE)].set_index("round")[FINAL_COLUMNS[metric]]
+        trials[(trials["label"] == each) & (trials["status"].isin(LEARNT))].set_index("round")[FINAL_COLUMNS[metric]]
         for each in (label, baseline)
     )
     pairs = pd.DataFrame({"own": own, "base": base}, dtype=float).dropna()

@@ -36,6 +36,7 @@ ROUNDS = 10
 COLUMNS = (
     *("trial_id", "label", "round", "seed", "purpose", "replay", *CASE_COLUMNS, "status", "reason", "samples_per_s"),
     *("step_time_median_s", "compute_s_per_step", "processor_s_per_step", "yardstick_s", "wire_bytes_per_step"),
+    "disturbed_share",
     *("final_accuracy", "final_loss", "final_perplexity", "time_to_target_s", "peak_memory_bytes"),
 )
 """Columns of a trial that a reference keeps."""

@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from harness.plan.status import ACCURACY
+from harness.plan.status import ACCURACY, DISTURBED, DONE
+from harness.record.far_out import MOST_DISTURBED
 from harness.record.store import WORKLOAD_COLUMNS
 from harness.scenario.target import Target
 
@@ -16,6 +17,23 @@ FAKE = "fake"
 
 CASE_COLUMNS = ("rate_bps", "delay_s", "loss", "network", "dilation", "pace", *WORKLOAD_COLUMNS)
 """What trials must have in common to be compared."""
+
+
+FEWEST_UNDISTURBED = 2
+"""Rounds of a method that must be left where disturbed ones are left out."""
+
+
+def leave_out_disturbed(trials: pd.DataFrame) -> pd.DataFrame:
+    """The same trials, but that those which are left out as disturbed have that status, so that no figure holds them.
+
+    A method's disturbed rounds in a case are left out where at least ``FEWEST_UNDISTURBED`` others of it remain. Else
+    all are used.
+    """
+    done, disturbed = trials["status"] == DONE, trials["disturbed_share"] > MOST_DISTURBED
+    own = [trials[column] for column in ("label", *CASE_COLUMNS)]
+    remaining = (done & ~disturbed).groupby(own, dropna=False).transform("sum")
+    out = done & disturbed & (remaining >= FEWEST_UNDISTURBED)
+    return trials.assign(status=trials["status"].mask(out, DISTURBED))
 
 
 def on_links(trials: pd.DataFrame) -> pd.DataFrame:

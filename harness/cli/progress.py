@@ -14,6 +14,7 @@ from harness.cli.options import cpu_count
 from harness.plain import visible
 from harness.plan.estimate import total_s
 from harness.plan.plan import Plan
+from harness.plan.status import DISTURBED
 from harness.plan.trial import Trial
 from harness.record.store import Store
 from harness.run.outcome import Progress
@@ -71,7 +72,8 @@ class ProgressBar(Watcher):
         if reason:
             lost = f"{trial.method.label}, round {trial.round}: {status}: {reason}"
             self._bar.write(visible(lost), file=sys.stderr)
-        self._bar.update()
+        if status != DISTURBED:  # it is run again at once
+            self._bar.update()
 
 
 def announce_all(title: str, plans: Mapping[str, Plan], stores: Mapping[str, Store | None]) -> None:

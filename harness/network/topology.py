@@ -91,6 +91,12 @@ class Topology(Section):
         """Whether any link asks for more than a rate."""
         return any(queue.pipe.needs_netem for queue in self.queues())
 
+    @property
+    def is_uneven(self) -> bool:
+        """Whether the links make single steps long by themselves: they change, lose or disturb packets, or jitter."""
+        pipes = [queue.pipe for queue in self.queues()]
+        return self.link.trace is not None or any(pipe.disturbs or pipe.jitter_s for pipe in pipes)
+
     def build(self) -> list[Command]:
         """Commands that make the namespaces and links; every switch must forward (``net.ipv4.ip_forward``)."""
         commands = [Command("ip", None, f"netns add {node}") for node in self.nodes]

@@ -7,13 +7,18 @@ from typing import Final, Literal, get_args
 DONE: Final = "done"
 DIVERGED: Final = "diverged"
 TIMEOUT: Final = "timeout"
-Status = Literal["done", "failed", "crashed", "diverged", "timeout", "interrupted"]
-"""How a trial may end. ``failed``: its links or its proofs did not hold, see the reason."""
+DISTURBED: Final = "disturbed"
+Status = Literal["done", "failed", "crashed", "diverged", "timeout", "interrupted", "disturbed"]
+"""How a trial may end. ``failed``: its links or its proofs did not hold, see the reason. ``disturbed``: it
+finished, but this machine made single steps far too long, so that it is run again."""
 
 STATUSES: tuple[Status, ...] = get_args(Status)
 
 MISSES = (DIVERGED, TIMEOUT)
 """How a training ends that can no longer reach its target. Whoever crashed tells nothing of that."""
+
+LEARNT = (DONE, DISTURBED)
+"""How a training ends whose model counts. A disturbed one takes longer and learns the same."""
 
 ACCURACY = "accuracy"
 """The purpose of a trial on unshaped links that is one more seed for accuracy, and part of no figure of time."""

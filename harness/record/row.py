@@ -90,9 +90,9 @@ class TrialRow:
     purpose: str | None = None
     """Null: all that is told. ``accuracy``: one more seed, on unshaped links, for accuracy alone."""
     status: Status
-    """How it ended: done, failed, crashed, diverged, timeout or interrupted."""
+    """How it ended: done, failed, crashed, diverged, timeout, interrupted or disturbed."""
     reason: str | None = None
-    """Why it did not finish."""
+    """Why it did not finish, or what disturbed it."""
     steps: Int32 | None = None
     """Steps completed."""
     steady_from_step: Int32 | None = None
@@ -119,6 +119,16 @@ class TrialRow:
     """What this machine's slowness adds to a replayed step at most."""
     processor_s_per_step: float | None = None
     """Part of a step that takes as long as this machine's processor does."""
+    far_out_steps: Int32 | None = None
+    """Steps that took far longer than their like; null: the links are uneven themselves."""
+    disturbed_share: float | None = None
+    """Share of the training time that those steps took beyond the usual."""
+    stolen_s: float | None = None
+    """Time in the trial that other machines on the same host took from this one's CPUs, all together."""
+    throttled_s: float | None = None
+    """Time in the trial that the harness's cgroup and its parents were throttled, over all CPUs."""
+    usable_cpus: float | None = None
+    """CPUs that the harness might use, by affinity and by quotas of cgroups."""
     yardstick_s: float | None = None
     """Processor time of a fixed piece of work, mean of the trial's beginning and end."""
     wire_bytes_per_step: float | None = None

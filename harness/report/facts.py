@@ -20,10 +20,11 @@ from harness.analysis.cases import CaseResult, case_results, label_to_beat
 from harness.analysis.noise import noise_of_cases
 from harness.analysis.savings import saving_bound
 from harness.analysis.trials import FAKE
-from harness.plan.status import ACCURACY, DONE
+from harness.plan.status import ACCURACY, DONE, LEARNT
 from harness.record.steady import FEWEST_REPLAYED, FEWEST_S, FEWEST_STEPS
 from harness.record.store import Store, require_done
 from harness.report import text
+from harness.report.disturbances import notes_on_disturbances
 from harness.report.headline import headline, table_row
 from harness.report.text import SCRIPTED
 from harness.report.verified import VerifiedLinks, verified_links
@@ -126,7 +127,7 @@ def collect(store: Store) -> Facts:
         cases=cases,
         events=events,
         sentences=_sentences(cases, scenario),
-        notes=_notes(cases, scenario),
+        notes=[*_notes(cases, scenario), *notes_on_disturbances(cases, attempts, store.provenance())],
         reference=reference,
         fewest=f"{FEWEST_STEPS} steps and {FEWEST_S:g} s, or {FEWEST_REPLAYED} steps of a replay",
         sooner=[f"sooner than {each}" for each in scenario.baselines],
@@ -257,7 +258,7 @@ def _unfinished(cases: Sequence[CaseResult], attempts: pd.DataFrame, trials: pd.
     """Every attempt that did not finish, as its row and its ``case``; ``outcome`` tells whether it was run again."""
     titles = _titles(cases, trials)
     last = trials.set_index("trial_id")[["attempt", "status"]].add_suffix("_of_last")
-    ended = attempts[attempts["status"] != DONE].join(last, on="trial_id")
+    ended = attempts[~attempts["status"].isin(LEARNT)].join(last, on="trial_id")
     later = ended["attempt_of_last"] > ended["attempt"]
     return (
         ended.assign(

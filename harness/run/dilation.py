@@ -13,9 +13,10 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import baselines
 from harness.cluster.protocol import Cluster
@@ -32,14 +33,14 @@ from harness.scenario.schema import Case, MethodSpec
 TOLERATED = 0.01
 """Share of a step by which what is taken off may be wrong, as one standard error."""
 
-STEPS, FEWEST_STEPS, FEWEST_AGAIN, MOST_STEPS = 12, 3, 6, 24
-"""Steps that are compared at a time, fewer where they take longer than ``TOGETHER_S`` together, but more when they are
-compared again; and in all."""
+NEAR_S, NEAR_STEPS, FAR_STEPS = 4.0, (3, 48), (2, 6)
+"""Short trials take about so long, within these numbers of steps: those that are slowed much vary little."""
 
-TOGETHER_S = 1.0
+FAR, NEAR, LONG_S = 4, 2, 4.0
+"""How many times slower the steps are that others are put beside: where they would take so long, only twice."""
 
-FAR, NEAR, LONG_S = 4, 2, 2.0
-"""How many times slower the other steps of a comparison run: where they would take longer than ``LONG_S``, twice."""
+CLOSE = 3
+"""How many times slower they must be to be kept for another dilation."""
 
 WORTH_IT = 2
 """By how many times a dilation must be lower to be tried when one is found that does."""
@@ -63,6 +64,42 @@ class Found:
     """The part of it that workers metered, in the seconds that are told."""
 
 
+class Probe(NamedTuple):
+    """What a short trial found."""
+
+    step_s: list[float]
+    """Seconds of each steady step, as they are told."""
+    overrun_s: float
+    """What workers metered of their lateness in a step, in the mean."""
+
+
+class _Look:
+    """Looks at a trial's steps at dilations, beside the same steps at one so great that little is added to them."""
+
+    def __init__(self, trial: Trial, probe: Callable[[Trial, float, int], Probe]) -> None:
+        self._trial, self._probe = trial, probe
+        self._far: tuple[float, list[float]] = (0.0, [])
+        """The great dilation, and the steps at it."""
+
+    def at(self, dilation: float) -> tuple[Found, float]:
+        """What steps at a dilation say, and which dilation is needed by that."""
+        predicted_s = dilation * (self._trial.expected.predicted_step_s or 0.0)
+        near = self._probe(self._trial, dilation, _steps_within(NEAR_S, predicted_s, NEAR_STEPS))
+        if self._far[0] < CLOSE * dilation:
+            farther = FAR if FAR * predicted_s < LONG_S else NEAR
+            steps = _steps_within(NEAR_S, farther * predicted_s, FAR_STEPS)
+            self._far = farther * dilation, self._probe(self._trial, farther * dilation, steps).step_s
+        times = self._far[0] / dilation
+        scale = times / (times - 1)
+        added_s = max(0.0, scale * (statistics.fmean(near.step_s) - statistics.fmean(self._far[1])))
+        step_s = statistics.fmean(near.step_s) - added_s
+        error_s = scale * math.hypot(_error_of_mean(near.step_s), _error_of_mean(self._far[1]))
+        needed = dilation * added_s / (MOST_ADDED * step_s)
+        if error_s > TOLERATED * step_s:
+            needed = max(needed, _next(dilation))
+        return Found(dilation, step_s, dilation * added_s, near.overrun_s), needed
+
+
 class Dilations:
     """Finds dilations, and keeps them for the run.
 
@@ -78,6 +115,7 @@ class Dilations:
         kept = json.loads(file.read_text()) if file.exists() else {}
         self._labels: dict[str, str] = {key: values.pop("label") for key, values in kept.items()}
         self._found = {key: Found(**values) for key, values in kept.items()}
+        self._too_low: dict[str, float] = {}
 
     def settle(self, trial: Trial) -> Trial:
         """The trial with its dilation, which is found first where it is not known.
@@ -103,13 +141,14 @@ class Dilations:
         share = f"{100 * more_s / found.step_s:.1f} %"
         return f"at a dilation of {found.dilation:g} this machine added {share} more to a step than when that was found"
 
-    def find_again(self, trial: Trial) -> None:
-        """Find a greater dilation for what a trial's like run at."""
-        self._keep(trial, self._find(trial, above=self._known(trial).dilation))
+    def forget(self, trial: Trial) -> None:
+        """Look again, at greater dilations, when a trial of this kind comes next."""
+        key = _key(trial)
+        self._too_low[key] = self._found.pop(key).dilation
 
     def _known(self, trial: Trial) -> Found:
         if (key := _key(trial)) not in self._found:
-            self._keep(trial, self._find(trial))
+            self._keep(trial, self._find(trial, above=self._too_low.get(key, 0.0)))
         return self._found[key]
 
     def _keep(self, trial: Trial, found: Found) -> None:
@@ -121,27 +160,28 @@ class Dilations:
         unfinished.write_text(json.dumps(kept, indent=1))
         unfinished.rename(self._file)
 
-    def _find(self, trial: Trial, above: float | None = None) -> Found:
-        """Compare at a guess; where that is too low, or much too high, at what the comparison says would do."""
-        least = max(estimate.least_dilation(trial, CPUS), _next(above) if above else 0.0)
+    def _find(self, trial: Trial, above: float) -> Found:
+        """Look at a guess; where that is too low, or much too high, at what this says would do."""
+        least = max(estimate.least_dilation(trial, CPUS), _next(above))
+        look = _Look(trial, self._probe)
         dilation = self._carried(trial, max(self._guess(trial), least))
-        found, needed = self._compare(trial, dilation)
+        found, needed = look.at(dilation)
         if needed <= dilation:
             lower = self._carried(trial, max(needed, least))
             if WORTH_IT * lower > dilation:
                 return found
-            found_lower, needed = self._compare(trial, lower)
+            found_lower, needed = look.at(lower)
             return found_lower if needed <= lower else found
         while needed > dilation:
             # What the machine adds for want of time to compute ends with a somewhat greater dilation.
             dilation = self._carried(trial, min(needed, max(_next(dilation), STRIDE * dilation)))
-            found, needed = self._compare(trial, dilation)
+            found, needed = look.at(dilation)
         return found
 
     def _guess(self, trial: Trial) -> float:
         """By what others of the case were found to need, or what is usual."""
         of_the_case = [each.added_s for key, each in self._found.items() if key.startswith(_case_key(trial.case))]
-        return estimate.usual_dilation(trial, CPUS, min(of_the_case, default=None))
+        return estimate.usual_dilation(trial, CPUS, max(of_the_case, default=None))
 
     def _carried(self, trial: Trial, dilation: float) -> float:
         """The least dilation, from this one on, at which the cluster carries the trial's links."""
@@ -159,40 +199,16 @@ class Dilations:
             f"{100 * MOST_ADDED:g} % to a step; fewer workers, more CPUs, or less beside them would help"
         )
 
-    def _compare(self, trial: Trial, dilation: float) -> tuple[Found, float]:
-        """Steps at a dilation and the same steps at a greater one: more of them, until the difference is known.
+    def _probe(self, trial: Trial, dilation: float, steps: int) -> Probe:
+        """Some steady steps at a dilation.
 
-        Returns:
-            What it says, and the dilation that is needed.
+        Raises:
+            MeasurementError: they did not come to their end.
         """
-        predicted_s = dilation * (trial.expected.predicted_step_s or 0.0)
-        steps = min(STEPS, max(FEWEST_STEPS, round(TOGETHER_S / predicted_s)))
-        times = FAR if FAR * predicted_s < LONG_S else NEAR
-        added: list[float] = []
-        near_s: list[float] = []
-        while True:
-            some_near_s, overrun_s = self._probe(trial, dilation, steps)
-            some_far_s, _ = self._probe(trial, dilation * times, steps)
-            near_s += some_near_s
-            scale = times / (times - 1)
-            added += [scale * (near - far) for near, far in zip(some_near_s, some_far_s, strict=True)]
-            added_s = max(0.0, statistics.fmean(added))
-            step_s = statistics.fmean(near_s) - added_s
-            error_s = statistics.stdev(added) / math.sqrt(len(added))
-            is_known = error_s <= TOLERATED * step_s
-            needed = dilation * added_s / (MOST_ADDED * step_s)
-            if is_known or added_s - 2 * error_s > MOST_ADDED * step_s or len(added) >= MOST_STEPS:
-                found = Found(dilation, step_s, dilation * added_s, overrun_s)
-                return found, needed if is_known else max(needed, _next(dilation))
-            steps = max(steps, FEWEST_AGAIN)
-
-    def _probe(self, trial: Trial, dilation: float, steps: int) -> tuple[list[float], float]:
-        """Seconds of so many steady steps, as they are told, and what workers metered of their lateness in the mean."""
-        probe = _short(trial, dilation, steps)
-        outcome = self._attempt(probe)
+        outcome = self._attempt(_short(trial, dilation, steps))
         if outcome.status != DONE:
             raise MeasurementError(f"{trial.method.label}: no dilation can be found: {outcome.reason}")
-        return steady_step_s(outcome), statistics.fmean(_metered_s(outcome))
+        return Probe(steady_step_s(outcome), statistics.fmean(_metered_s(outcome)))
 
     def _phases(self, trial: Trial, found: Found) -> tuple[Phase, ...]:
         """Parts of the warm-up whose steps are longer than those of the steady state, and can run less slowed.
@@ -208,6 +224,15 @@ class Dilations:
         beside_s = found.step_s - lower_bound_s(case, method)
         step_s = [beside_s + lower_bound_s(case, method, step) for step in range(steady)]
         return phases_of_warmup(step_s, found.dilation, real_s)
+
+
+def _steps_within(seconds: float, predicted_s: float, fewest_and_most: tuple[int, int]) -> int:
+    fewest, most = fewest_and_most
+    return min(most, max(fewest, round(seconds / predicted_s))) if predicted_s else most
+
+
+def _error_of_mean(values: Sequence[float]) -> float:
+    return statistics.stdev(values) / math.sqrt(len(values))
 
 
 def steady_step_s(outcome: Outcome) -> list[float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -15,12 +16,14 @@ from harness.errors import MeasurementError, PacbenchError, UsageError
 from harness.network.topology import Topology
 from harness.plan.dilation import LADDER
 from harness.plan.plan import Plan
-from harness.plan.status import DONE
+from harness.plan.status import DISTURBED, DONE
 from harness.plan.trial import Trial
-from harness.record.row import VerificationRow
+from harness.record.far_out import MOST_DISTURBED
+from harness.record.row import TrialRow, VerificationRow
 from harness.record.store import Store
 from harness.run.attempt import attempt
 from harness.run.dilation import Dilations
+from harness.run.interference import Moment
 from harness.run.outcome import Ended, Outcome, Watch
 from harness.run.own_profile import with_profile_files
 from harness.run.row import row_of, workload_of
@@ -28,6 +31,9 @@ from harness.scenario.schema import Resources, Train
 from harness.units import format_size
 
 FIRST_PORT, PORTS = 29500, 1000
+
+MOST_REPEATS = 2
+"""How often a disturbed trial is run again; then it stays as it is, and analysis decides whether it is used."""
 
 
 def run(
@@ -54,63 +60,29 @@ def run(
             f"{store.folder}: holds {len(foreign_trial_ids)} trials of other code or of another kind of cluster, "
             "which are not to be mixed with new ones; choose another --out"
         )
+    runner = _Runner(plan, store, cluster, watch, ended)
     pending = with_profile_files(plan.pending(attempts), store)
     _prepare(plan, pending, cluster)
-    ports = itertools.cycle(range(FIRST_PORT, FIRST_PORT + PORTS))
-    dilations = _dilations(plan, store, cluster, ports, watch)
     first_round = min((trial.round for trial in pending), default=0)
-    for (_, _, number), alike in itertools.groupby(pending, key=_network_and_round):
+    for (_, _, number), trials in itertools.groupby(pending, key=_network_and_round):
         if number > first_round and enough():
             return
-        trials = list(_settled(alike, dilations, store, ended))
-        trials.sort(key=lambda trial: trial.dilation, reverse=bool(number % 2))
-        for _, of_one_network in itertools.groupby(trials, key=lambda trial: trial.dilation):
-            _run_between_verifications(of_one_network, dilations, store, cluster, ports, watch, ended)
+        runner.run(trials)
 
 
-def _dilations(plan: Plan, store: Store, cluster: Cluster, ports: Iterator[int], watch: Watch) -> Dilations:
-    """Finds dilations for the plan's trials, and keeps them with the run."""
+def run_more_seeds(plan: Plan, store: Store, cluster: Cluster, watch: Watch, ended: Ended) -> None:
+    """Train seeds beyond the rounds', on unshaped links, of methods that are undecided and of the baseline beside them.
 
-    def run_probe(probe: Trial) -> Outcome:
-        outcome = Outcome()
-        attempt(probe, cluster, next(ports), outcome, watch)
-        return outcome
-
-    baseline = next(method for method in plan.scenario.methods if method.label == plan.scenario.baseline)
-    return Dilations(store.folder / "dilations.json", cluster, baseline, run_probe)
-
-
-def _settled(trials: Iterable[Trial], dilations: Dilations, store: Store, ended: Ended) -> Iterator[Trial]:
-    """The trials with their dilations. One for which there is none becomes a row with the reason."""
-    for trial in trials:
-        started = time.monotonic()
-        try:
-            yield dilations.settle(trial)
-        except ClusterBrokenError:
-            raise
-        except MeasurementError as error:
-            outcome = Outcome("failed", str(error))
-            store.append(row_of(trial, store.attempts_of(trial.id), outcome, time.monotonic() - started), [])
-            ended(trial, outcome.status, outcome.reason)
-
-
-def _run_between_verifications(
-    trials: Iterable[Trial],
-    dilations: Dilations,
-    store: Store,
-    cluster: Cluster,
-    ports: Iterator[int],
-    watch: Watch,
-    ended: Ended,
-) -> None:
-    """Run trials that share a network, and measure it again after the last of them."""
-    finished = [
-        (trial, outcome)
-        for trial in trials
-        if (outcome := _run_one(trial, store, cluster, next(ports), watch, ended)).status == DONE
-    ]
-    if finished:
-        _verify_again(finished, store, cluster, ended)
+    One seed after another, until all is decided or ``Scenario.accuracy_seeds`` have been trained. What fails is not
+    tried again before the next start. Raises what ``run`` does.
+    """
+    runner = _Runner(plan, store, cluster, watch, ended)
+    tried: set[str] = set()
+    while pending := [trial for trial in pending_seeds(plan, store) if trial.id not in tried]:
+        seed = [trial for trial in pending if trial.round == pending[0].round]
+        _prepare(plan, seed, cluster)
+        tried |= {trial.id for trial in seed}
+        runner.run(seed)
 
 
 def _prepare(plan: Plan, pending: Sequence[Trial], cluster: Cluster) -> None:
@@ -130,22 +102,6 @@ def _easiest_network(trial: Trial) -> Topology:
     """The network that must be carried at least for a trial to run: the slowest that its dilation may become."""
     expected = trial.expected
     return expected.topology.slowed(LADDER[-1]) if trial.case.chooses_dilation else expected.built_topology
-
-
-def run_more_seeds(plan: Plan, store: Store, cluster: Cluster, watch: Watch, ended: Ended) -> None:
-    """Train seeds beyond the rounds', on unshaped links, of methods that are undecided and of the baseline beside them.
-
-    One seed after another, until all is decided or ``Scenario.accuracy_seeds`` have been trained. What fails is not
-    tried again before the next start. Raises what ``run`` does.
-    """
-    ports = itertools.cycle(range(FIRST_PORT, FIRST_PORT + PORTS))
-    dilations = _dilations(plan, store, cluster, ports, watch)
-    tried: set[str] = set()
-    while pending := [trial for trial in pending_seeds(plan, store) if trial.id not in tried]:
-        seed = [trial for trial in pending if trial.round == pending[0].round]
-        _prepare(plan, seed, cluster)
-        tried |= {trial.id for trial in seed}
-        _run_between_verifications(seed, dilations, store, cluster, ports, watch, ended)
 
 
 def pending_seeds(plan: Plan, store: Store) -> list[Trial]:
@@ -182,22 +138,100 @@ def _network_and_round(trial: Trial) -> tuple[Topology, Resources, int]:
     return trial.expected.built_topology, trial.case.cluster.resources, trial.round
 
 
-def _run_one(trial: Trial, store: Store, cluster: Cluster, port: int, watch: Watch, ended: Ended) -> Outcome:
-    """Run a trial and store what became of it."""
-    started, outcome = time.monotonic(), Outcome()
-    try:
-        attempt(trial, cluster, port, outcome, watch)
-    except KeyboardInterrupt:
-        outcome.fail("interrupted", "interrupted by the user")
-        raise
-    except PacbenchError as error:
-        outcome.fail("failed", str(error))
-        if isinstance(error, (ClusterBrokenError, UsageError)):
+class _Runner:
+    """Runs trials one after another, and stores what becomes of each."""
+
+    def __init__(self, plan: Plan, store: Store, cluster: Cluster, watch: Watch, ended: Ended) -> None:
+        self._store, self._cluster, self._watch, self._ended = store, cluster, watch, ended
+        self._ports = itertools.cycle(range(FIRST_PORT, FIRST_PORT + PORTS))
+        baseline = next(method for method in plan.scenario.methods if method.label == plan.scenario.baseline)
+        self._dilations = Dilations(store.folder / "dilations.json", cluster, baseline, self._attempt)
+
+    def run(self, alike: Iterable[Trial]) -> None:
+        """Run trials of one round and one network, those of one dilation together, until none is to be run again."""
+        left = list(alike)
+        while left:
+            trials = sorted(self._settled(left), key=lambda trial: trial.dilation, reverse=bool(left[0].round % 2))
+            left = [
+                trial
+                for _, together in itertools.groupby(trials, key=lambda trial: trial.dilation)
+                for trial in self._run_between_verifications(together)
+            ]
+
+    def _settled(self, trials: Iterable[Trial]) -> Iterator[Trial]:
+        """The trials with their dilations. One for which there is none becomes a row with the reason."""
+        for trial in trials:
+            started = time.monotonic()
+            try:
+                yield self._dilations.settle(trial)
+            except ClusterBrokenError:
+                raise
+            except MeasurementError as error:
+                outcome = Outcome("failed", str(error))
+                attempts, wall_time_s = self._store.attempts_of(trial.id), time.monotonic() - started
+                self._store.append(row_of(trial, attempts, outcome, wall_time_s), [])
+                self._ended(trial, outcome.status, outcome.reason)
+
+    def _run_between_verifications(self, trials: Iterable[Trial]) -> list[Trial]:
+        """Run trials that share a network, and measure it again after the last of them; those to be run again."""
+        finished, again = [], []
+        for trial in trials:
+            outcome = self._run_one(trial)
+            if outcome.status == DONE:
+                finished.append((trial, outcome))
+            elif outcome.status == DISTURBED:
+                again.append(trial)
+        if finished:
+            _verify_again(finished, self._store, self._cluster, self._ended)
+        return again
+
+    def _attempt(self, trial: Trial) -> Outcome:
+        """Run a trial and store nothing."""
+        outcome = Outcome()
+        attempt(trial, self._cluster, next(self._ports), outcome, self._watch)
+        return outcome
+
+    def _run_one(self, trial: Trial) -> Outcome:
+        """Run a trial and store what became of it."""
+        started, outcome, before = time.monotonic(), Outcome(), Moment.now()
+        try:
+            attempt(trial, self._cluster, next(self._ports), outcome, self._watch)
+        except KeyboardInterrupt:
+            outcome.fail("interrupted", "interrupted by the user")
             raise
-    finally:
-        store.append(row_of(trial, store.attempts_of(trial.id), outcome, time.monotonic() - started), outcome.events)
-    ended(trial, outcome.status, outcome.reason)
-    return outcome
+        except PacbenchError as error:
+            outcome.fail("failed", str(error))
+            if isinstance(error, (ClusterBrokenError, UsageError)):
+                raise
+        finally:
+            outcome.interference = before.until_now()
+            row = row_of(trial, self._store.attempts_of(trial.id), outcome, time.monotonic() - started)
+            if why := self._why_again(trial, row, outcome):
+                outcome.fail(DISTURBED, why)
+                row = replace(row, status=outcome.status, reason=outcome.reason)
+            self._store.append(row, outcome.events)
+        self._ended(trial, outcome.status, outcome.reason)
+        return outcome
+
+    def _why_again(self, trial: Trial, row: TrialRow, outcome: Outcome) -> str | None:
+        """Why a trial that finished is to be run again, which is done ``MOST_REPEATS`` times at most."""
+        if row.status != DONE or row.purpose:  # where accuracy alone counts, time does not
+            return None
+        attempts = self._store.attempts()
+        if ((attempts["trial_id"] == row.trial_id) & (attempts["status"] == DISTURBED)).sum() >= MOST_REPEATS:
+            return None
+        if (row.disturbed_share or 0.0) > MOST_DISTURBED:
+            return _what_disturbed(row)
+        if why := self._dilations.why_missed(trial, outcome):
+            self._dilations.forget(trial)
+        return why
+
+
+def _what_disturbed(row: TrialRow) -> str:
+    return (
+        f"{row.far_out_steps} of {row.steps} steps took far longer than their like: "
+        f"{100 * (row.disturbed_share or 0.0):.0f} % of its training time"
+    )
 
 
 def _verify_again(finished: list[tuple[Trial, Outcome]], store: Store, cluster: Cluster, ended: Ended) -> None:

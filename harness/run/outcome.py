@@ -13,6 +13,7 @@ from harness.network.readings import Readings
 from harness.plan.status import DONE, Status
 from harness.plan.trial import Trial
 from harness.record.row import Event
+from harness.run.interference import Interference
 
 LOG_TAIL_LINES = 40
 
@@ -51,6 +52,8 @@ class Outcome:
     """Use of each node's queues, by interface."""
     changes: list[LinksChanged] = field(default_factory=list)
     """Changes of the links, told by the player of their trace."""
+    interference: Interference | None = None
+    """What this machine did to it; None: it was not run."""
     log: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_TAIL_LINES))
 
     def fail(self, status: Status, reason: str) -> None:

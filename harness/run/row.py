@@ -8,10 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from harness.plan.expected import state_of
+from harness.plan.expected import state_of, wire_bytes
 from harness.plan.status import ACCURACY
 from harness.plan.trial import Trial
 from harness.provenance import code_digest, commit
+from harness.record.far_out import far_out
 from harness.record.row import TrialRow
 from harness.record.steady import is_long_enough, settling_steps
 from harness.record.store import WORKLOAD_COLUMNS
@@ -34,6 +35,8 @@ def row_of(trial: Trial, attempt: int, outcome: Outcome, wall_time_s: float) -> 
             "links": json.dumps([link.model_dump() for link in readings.links]),
             "verified_before": readings.model_dump_json(),
         }
+    if outcome.interference:
+        known |= vars(outcome.interference)
     if len(outcome.results) == trial.case.cluster.workers:
         known |= _measured(trial, outcome)
     return TrialRow(
@@ -134,6 +137,7 @@ def _measured(trial: Trial, outcome: Outcome) -> dict[str, Any]:
         "comm_s_per_step": mean_of("comm_s"),
         "overrun_s_per_step": mean_of("overrun_s") if trial.expected.profile else None,
         "processor_s_per_step": mean_of(*_phases_of_the_processor(trial)),
+        **_disturbance(trial, all_step_s, timed_from_step),
         "yardstick_s": statistics.mean(result.yardstick_s for result in results),
         "wire_bytes_per_step": outcome.payload_per_step,
         "header_bytes_per_step": outcome.headers_per_step,
@@ -153,6 +157,15 @@ def _measured(trial: Trial, outcome: Outcome) -> dict[str, Any]:
         **({"formula_bytes_per_step": noted} if (noted := mean_of("formula_bytes")) else {}),
         "parameter_hash": first.parameter_hash,
     }
+
+
+def _disturbance(trial: Trial, step_s: list[float], steady_from: int) -> dict[str, Any]:
+    """The steps that are far out, where links do not make single steps long by themselves."""
+    if trial.expected.topology.is_uneven:
+        return {}
+    bytes_of_steps = [wire_bytes(trial.case, trial.method, step) for step in range(len(step_s))]
+    found = far_out(step_s, bytes_of_steps, steady_from)
+    return {"far_out_steps": found.steps, "disturbed_share": found.extra_s / sum(step_s) if found.steps else 0.0}
 
 
 def _learnt(trial: Trial, outcome: Outcome) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,3 +36,16 @@ def wait_until(condition: Callable[[], object], timeout_s: float = 20.0) -> None
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.05)
+
+
+def busy_workers(run: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Forked workers of a run that this test has started, which have been at it for some steps.
+
+    Others may run clusters on the same machine. Whoever is to be stopped or killed is looked for below ``run`` alone.
+    """
+    found = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for agent in psutil.Process(run.pid).children(recursive=True):
+            if agent.pid in universes() and "unshare" not in agent.name():
+                found += [worker for worker in agent.children() if worker.cpu_times().user > 0.5]
+    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import signal
@@ -11,9 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
-import psutil
 import pytest
-from host import universes, wait_until
+from host import busy_workers, universes, wait_until
 
 from harness.record.store import Store
 
@@ -153,8 +151,8 @@ def test_a_worker_that_is_killed_costs_one_trial(start: Start, tmp_path: Path) -
     out = tmp_path / "run"
     process = start("run", *TWO_METHODS, "--set", "train.steps=100", "--out", str(out))
     wait_until(lambda: rows_stored(out) == 1, 60)  # whoever is busy before then may be measuring the links
-    wait_until(busy_workers)
-    busy_workers()[-1].kill()
+    wait_until(lambda: busy_workers(process))
+    busy_workers(process)[-1].kill()
     output, _ = process.communicate(timeout=90)
 
     assert process.returncode == 5
@@ -164,14 +162,3 @@ def test_a_worker_that_is_killed_costs_one_trial(start: Start, tmp_path: Path) -
     assert "signal 9" in crashed["reason"] or "closed" in crashed["reason"].lower()
     assert crashed["reason"] in output
     assert "crashed" in (out / "report.md").read_text()
-
-
-def busy_workers() -> list[psutil.Process]:
-    """Forked workers of the one universe that runs, children of its process 1, that have been at it for some steps."""
-    found = []
-    for pid in universes():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            agent = psutil.Process(pid)
-            workers = agent.children() if "unshare" not in agent.name() else []
-            found += [worker for worker in workers if worker.cpu_times().user > 0.5]
-    return found

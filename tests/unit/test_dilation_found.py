@@ -151,7 +151,7 @@ def test_a_trial_whose_workers_metered_more_than_the_short_ones_is_told_and_a_gr
     reason = found.why_missed(trial, Machine(added_s=2.0)(trial))
     assert reason is not None
     assert "this machine added" in reason
-    found.find_again(trial)
+    found.forget(trial)
     assert found.settle(trial).dilation > trial.dilation
 
 
@@ -172,7 +172,8 @@ def test_a_run_stores_what_it_found_and_takes_off(tmp_path: Path) -> None:
     trials = store.trials()
     assert set(trials["status"]) == {"done"}
     assert set(trials["trial_id"]) == {trial.id for trial in plan.trials}
-    assert (trials["added_s_per_step"] * trials["trial_dilation"]).to_numpy() == pytest.approx(ADDED_S)
+    added_s = (trials["added_s_per_step"] * trials["trial_dilation"]).to_numpy()
+    assert added_s == pytest.approx(ADDED_S, rel=0.3), "its noise is nearly of that size"
     assert trials["dilation"].isna().all()
 
 

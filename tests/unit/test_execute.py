@@ -29,7 +29,7 @@ from harness.scenario.target import Evaluation, Target, crossing
 
 @pytest.fixture
 def plan() -> Plan:
-    return make(only(load("quickstart", ["rounds=2", "train.steps=40"]), ["topk"]), "fake")
+    return make(only(load("quickstart", ["rounds=2", "train.steps=40", "train.pace=none"]), ["topk"]), "fake")
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def of_seed(trial: Trial, label: str, accuracy: float) -> Iterator[Message]:
 
 def test_seeds_are_added_on_unshaped_links_until_accuracy_is_known(tmp_path: Path) -> None:
     """Top-k is up to 2.4 points worse in the rounds, which leaves it open; further seeds are as good as dense."""
-    methods = only(load("quickstart", ["train.steps=40", "accuracy_seeds=8"]), ["topk", "dgc"])
+    methods = only(load("quickstart", ["train.steps=40", "accuracy_seeds=8", "train.pace=none"]), ["topk", "dgc"])
     plan = make(methods, "fake")
     store = Store.create(tmp_path / "run", plan.scenario)
     lost = [0.0, 0.024, 0.005]
@@ -278,7 +278,7 @@ def test_each_network_is_measured_again_before_the_next_takes_its_place(store: S
             self.seen.append("verify")
             return super().verify()
 
-    overrides = ['link.rate=["10mbit", "1gbit"]', "train.steps=40", "rounds=1"]
+    overrides = ['link.rate=["10mbit", "1gbit"]', "train.steps=40", "rounds=1", "train.pace=none"]
     two = make(only(load("quickstart", overrides), ["topk"]), "fake")
     run(two, Store.create(store.folder.parent / "two", two.scenario), Counting())
     assert Counting.seen == [*["use 10000000"] * 2, "verify", *["use 1000000000"] * 2, "verify"]

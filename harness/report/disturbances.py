@@ -1,0 +1,81 @@
+"""What this machine did to trials: which of them were disturbed and what became of them, stolen time, few CPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from harness.analysis.cases import CaseResult
+from harness.analysis.trials import FEWEST_UNDISTURBED
+from harness.plan.status import DISTURBED, LEARNT
+from harness.record.far_out import MOST_DISTURBED
+from harness.units import format_time
+
+
+def notes_on_disturbances(
+    cases: Sequence[CaseResult], attempts: pd.DataFrame, provenance: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """A sentence for each trial that was disturbed, and for each way in which the whole run was."""
+    return [
+        *(note for case in cases for note in _notes_on_case(case, attempts)),
+        *_notes_on_time_lost(attempts),
+        *_notes_on_cpus(attempts, provenance),
+    ]
+
+
+def _notes_on_case(case: CaseResult, attempts: pd.DataFrame) -> Iterator[str]:
+    disturbed = attempts[attempts["disturbed_share"] > MOST_DISTURBED]
+    for trial in case.trials.itertuples():
+        if (own := disturbed[disturbed["trial_id"] == trial.trial_id]).empty:
+            continue
+        what = "; ".join(_told(attempt) for attempt in own.to_dict("records"))
+        yield f"Disturbed: {trial.label}, round {trial.round} ({case.title}): {what}. {_fate(trial)}"
+
+
+def _told(attempt: Mapping[Any, Any]) -> str:
+    """For example ``1 far-out step took 38 % of the training time (stolen 1.2 s, throttled 0 s)``."""
+    count = int(attempt["far_out_steps"])
+    steps = "1 far-out step" if count == 1 else f"{count} far-out steps"
+    lost = [
+        f"{how} {format_time(attempt[column])}"
+        for how, column in (("stolen", "stolen_s"), ("throttled", "throttled_s"))
+        if attempt[column] > 0
+    ]
+    return f"{steps} took {100 * attempt['disturbed_share']:.0f} % of the training time" + (
+        f" ({', '.join(lost)})" if lost else ""
+    )
+
+
+def _fate(trial: Any) -> str:
+    """What became of a trial that was ever disturbed."""
+    if trial.status not in LEARNT:
+        return "It did not finish when it was run again."
+    if trial.status == DISTURBED:
+        return "It is left out of all times."
+    if trial.disturbed_share > MOST_DISTURBED:
+        return f"It is used all the same: fewer than {FEWEST_UNDISTURBED} undisturbed rounds remain."
+    return "It was run again, and all figures are those of its last attempt."
+
+
+def _notes_on_time_lost(attempts: pd.DataFrame) -> Iterator[str]:
+    ways = {
+        "Stolen time: other machines on the same host took": "stolen_s",
+        "Throttling: the harness's cgroup had to wait for": "throttled_s",
+    }
+    for what, column in ways.items():
+        if (lost := attempts[attempts[column] > 0].sort_values(column)).empty:
+            continue
+        worst = lost.iloc[-1]
+        yield (
+            f"{what} {format_time(lost[column].sum())} of CPU time in {len(lost)} of {len(attempts)} attempts, at most "
+            f"{format_time(worst[column])} ({worst['label']}, round {worst['round']})."
+        )
+
+
+def _notes_on_cpus(attempts: pd.DataFrame, provenance: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    machine = max((entry.get("cpu_count") or 0 for entry in provenance), default=0)
+    usable = attempts["usable_cpus"].min()
+    if usable < machine:
+        yield f"Only {usable:g} of this machine's {machine} CPUs could be used, by affinity or by a cgroup's quota."
