@@ -23,6 +23,9 @@ TRIAL_OVERHEAD_S = 0.6
 ADDED_S, ADDED_S_PER_BYTE = 2.5e-3, 4e-10
 """What a machine adds to a step for each worker that shares a core: it wakes threads, and copies the model's bytes."""
 
+BUSIER = 1.5
+"""How much longer workers compute that share cores, beyond taking turns: caches, and what is no part of a profile."""
+
 PROBE_STEPS, PROBE_TIMES = 7, 5
 """Steps of the short trials by which a run finds a dilation, and how many times as long as one of them both take."""
 
@@ -52,10 +55,17 @@ def time_s(trial: Trial, cpu_count: int) -> float:
 
 
 def least_dilation(trial: Trial, cpu_count: int) -> float:
-    """Below which a dilation need not be looked for."""
-    if not trial.case.train.replay:
-        return max(1.0, trial.case.cluster.workers / cpu_count)  # what the profile's device computes, each core does
-    return 1.0 if trial.expected.topology.needs_netem else LADDER[0]  # netem's timers know real time alone
+    """Below which a dilation need not be looked for: netem's timers know real time alone, and what computes needs CPUs.
+
+    The latter is taken to be about as fast here as on the profile's device. What does not fit into the device's time
+    may be a part of the step.
+    """
+    least = 1.0 if trial.expected.topology.needs_netem else LADDER[0]
+    if trial.case.train.replay:
+        return least
+    computing_s = _step_s(trial, 0.0)
+    needs_s = BUSIER * computing_s * trial.case.cluster.workers / cpu_count
+    return max(least, needs_s / (computing_s + MOST_ADDED * _steady_s(trial)))
 
 
 def usual_dilation(trial: Trial, cpu_count: int, added_s: float | None = None) -> float:
