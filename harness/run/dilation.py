@@ -33,7 +33,7 @@ from harness.scenario.schema import Case, MethodSpec
 TOLERATED = 0.01
 """Share of a step by which what is taken off may be wrong, as one standard error."""
 
-NEAR_S, NEAR_STEPS, FAR_STEPS = 4.0, (3, 48), (2, 6)
+NEAR_S, NEAR_STEPS, FAR_STEPS = 4.0, (4, 48), (3, 6)
 """Short trials take about so long, within these numbers of steps: those that are slowed much vary little."""
 
 FAR, NEAR, LONG_S = 4, 2, 4.0

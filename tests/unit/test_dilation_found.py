@@ -59,7 +59,7 @@ def dilations(folder: Path, machine: Callable[[Trial], Outcome], cluster: FakeCl
 
 
 @settings(max_examples=40, deadline=None)
-@given(added_s=st.floats(1e-5, 0.5), noise=st.floats(0.0, 0.2))
+@given(added_s=st.floats(1e-5, 0.1), noise=st.floats(0.0, 0.1))
 def test_what_is_left_of_what_a_machine_adds_is_small(
     tmp_path_factory: pytest.TempPathFactory, added_s: float, noise: float
 ) -> None:
