@@ -28,7 +28,10 @@ pytestmark = pytest.mark.compose
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 Start = Callable[..., "subprocess.Popen[str]"]
 
-SMALL = ("quickstart", "--set", "train.steps=24", "--set", "link.rate=100mbit", "--set", "train.eval_every=8")
+SMALL = (
+    *("quickstart", "--set", "train.pace=none", "--set", "train.steps=24", "--set", "train.eval_every=8"),
+    *("--set", "link.rate=100mbit"),
+)
 TWO_METHODS = (*SMALL, "--set", "baseline_16bit=dense", "--method", "pactrain-ternary", "--rounds", "1")
 
 
@@ -66,12 +69,14 @@ def image_libraries() -> dict[str, str]:
 def test_containers_and_namespaces_train_the_same_bits(pacbench: Run, client: DockerClient, tmp_path: Path) -> None:
     weights = tmp_path / "weights.pt"
     torch.save(MODELS["digits-cnn"].build().state_dict(), weights)
-    both = (*TWO_METHODS, "--set", f"train.checkpoint={weights}")
+    paced = ("--set", "train.pace=digits-cnn-epyc", "--set", "train.dilation=2.0")  # a file that containers must get
+    both = (*TWO_METHODS, *paced, "--set", f"train.checkpoint={weights}")
     done = pacbench("run", *both, "--on", "docker", "--out", str(tmp_path / "docker"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     rows = trials(tmp_path / "docker")
     assert set(rows["cluster"]) == {"docker"}
+    assert set(rows["pace"]) == {"digits-cnn-epyc"}
     assert set(rows["image_digest"]) == {engine.image_facts(client, engine.IMAGE)["digest"]}
     assert (rows["wire_bytes_per_step"] / rows["formula_bytes_per_step"]).between(0.95, 1.05).all()
     assert (rows["step_time_median_s"] > rows["lower_bound_s_per_step"]).all(), "nothing beats its bound"

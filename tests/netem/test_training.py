@@ -19,7 +19,7 @@ RUN = (
     *("run", "quickstart", "--on", "uml", "--rounds", "1", "--method", "topk", "--set", "train.steps=12"),
     *("--set", "baseline_16bit=dense"),
     *("--set", "cluster.workers=2", "--set", "link.rate=20mbit", "--set", "train.eval_every=6"),
-    *("--set", "link.delay=5ms", "--set", "link.loss=0.5%"),
+    *("--set", "link.delay=5ms", "--set", "link.loss=0.5%", "--set", "train.pace=none"),
 )
 
 

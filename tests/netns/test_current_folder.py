@@ -22,7 +22,7 @@ A_USERS_PATH = "/usr/local/bin:/usr/bin:/bin"
 
 SMALL = (
     *("quickstart", "--on", "netns", "--rounds", "1", "--method", "topk"),
-    *("--set", "train.steps=6", "--set", "cluster.workers=2"),
+    *("--set", "train.steps=6", "--set", "cluster.workers=2", "--set", "train.pace=none"),
 )
 
 LIBRARY = """

@@ -87,20 +87,35 @@ def test_a_paced_training_takes_its_profiles_time_and_learns_bit_for_bit_what_an
     assert made.returncode == 0, made.stderr
     profile = read(str(tmp_path / "profile.json"))
     assert profile.device.endswith("processor time")
-    for out, pace in (("plain", ()), ("paced", ("--set", "train.pace=profile.json"))):
+    for out, pace in (("plain", ()), ("paced", ("--set", "train.pace=profile.json", "--set", "train.dilation=2.0"))):
         done = pacbench("run", "paced.toml", "--on", "netns", "--rounds", "1", "--out", out, *pace)
         assert done.returncode == 0, done.stderr
     plain, paced = (Store.open(tmp_path / run) for run in ("plain", "paced"))
     hashes = [store.trials().set_index("label")["parameter_hash"].to_dict() for store in (plain, paced)]
     assert hashes[0] == hashes[1]
     trials = paced.trials().set_index("label")
-    assert trials["added_s_per_step"].between(0, 0.2 * trials["step_time_median_s"]).all()
-    assert trials["dilation"].isna().all()
-    assert trials["trial_dilation"].isin(LADDER).all()
-    assert paced.verifications()["drift"].isna().all(), "a warm-up's links were restored"
     assert (trials["compute_s_per_step"] > 0.9 * (profile.forward_s + profile.gradients[-1].ready_s)).all()
     assert trials["measured_rate_bps"].between(45e6, 52e6).all(), "told as asked"
     assert (trials["wire_bytes_per_step"] / trials["formula_bytes_per_step"]).between(0.95, 1.05).all()
+
+
+def test_a_run_finds_dilations_and_a_warm_up_on_links_that_change_learns_the_same(
+    pacbench: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "paced.toml").write_text(METHODS.replace('replay = "profile.json"\n', 'pace = "digits-cnn-epyc"\n'))
+    only = ("--method", "pactrain", "--rounds", "1", "--set", "link.rate=200mbit")
+    for out, dilation in (("numbered", "16.0"), ("found", "auto")):
+        done = pacbench("run", "paced.toml", *only, "--out", out, "--set", f"train.dilation={dilation}")
+        assert done.returncode == 0, done.stderr
+    numbered, found = (Store.open(tmp_path / run).trials().set_index("label") for run in ("numbered", "found"))
+    assert numbered["parameter_hash"].to_dict() == found["parameter_hash"].to_dict()
+    assert numbered["added_s_per_step"].isna().all()
+    assert found["dilation"].isna().all()
+    assert found["trial_dilation"].isin(LADDER).all()
+    assert found["added_s_per_step"].between(0, 0.1 * found["step_time_median_s"]).all()
+    assert found["drift"].isna().all(), "what a warm-up changed was put right"
+    kept = json.loads((tmp_path / "found" / "dilations.json").read_text())
+    assert {each["label"] for each in kept.values()} == {"dense", "pactrain"}
 
 
 def test_a_training_at_this_machines_own_pace_makes_its_profile_once(pacbench: Run, tmp_path: Path) -> None:

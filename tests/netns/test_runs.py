@@ -20,7 +20,10 @@ pytestmark = pytest.mark.netns
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 Start = Callable[..., "subprocess.Popen[str]"]
 
-SMALL = ("quickstart", "--set", "train.steps=24", "--set", "link.rate=200mbit", "--set", "train.eval_every=8")
+SMALL = (
+    *("quickstart", "--set", "train.pace=none", "--set", "train.steps=24", "--set", "train.eval_every=8"),
+    *("--set", "link.rate=200mbit"),
+)
 TWO_METHODS = (*SMALL, "--set", "baseline_16bit=dense", "--method", "pactrain-ternary", "--rounds", "2")
 
 

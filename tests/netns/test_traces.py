@@ -66,6 +66,8 @@ def test_training_on_changing_links_knows_each_change_by_its_step(pacbench: Call
         "train.steps=60",
         "--set",
         "cluster.workers=2",
+        "--set",
+        "train.pace=none",
     )
     done = pacbench("run", *small, "--set", "train.eval_every=60", "--set", "link.trace=x.csv", "--out", "run")
     assert done.returncode == 0, done.stdout + done.stderr
