@@ -20,7 +20,7 @@ BRING_UP_S = 6.0
 TRIAL_OVERHEAD_S = 0.6
 
 
-ADDED_S, ADDED_S_PER_BYTE = 2.5e-3, 4e-10
+ADDED_S, ADDED_S_PER_BYTE = 2.5e-3, 5e-10
 """What a machine adds to a step for each worker that shares a core: it wakes threads, and copies the model's bytes."""
 
 BUSIER = 1.5

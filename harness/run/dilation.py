@@ -13,21 +13,18 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-import baselines
 from harness.cluster.protocol import Cluster
 from harness.errors import MeasurementError, UsageError
 from harness.plan import estimate
 from harness.plan.dilation import LADDER, MOST_ADDED, Dilation, Phase, phases_of_warmup
 from harness.plan.expected import lower_bound_s, state_of
-from harness.plan.status import DONE
 from harness.plan.trial import UNSETTLED_STEPS, Trial
-from harness.record.row import Event
 from harness.run.outcome import Outcome
+from harness.run.probe import Prober, metered_s, without_warmup
 from harness.scenario.schema import Case, MethodSpec
 
 TOLERATED = 0.01
@@ -64,40 +61,50 @@ class Found:
     """The part of it that workers metered, in the seconds that are told."""
 
 
-class Probe(NamedTuple):
-    """What a short trial found."""
-
-    step_s: list[float]
-    """Seconds of each steady step, as they are told."""
-    overrun_s: float
-    """What workers metered of their lateness in a step, in the mean."""
-
-
 class _Look:
     """Looks at a trial's steps at dilations, beside the same steps at one so great that little is added to them."""
 
-    def __init__(self, trial: Trial, probe: Callable[[Trial, float, int], Probe]) -> None:
-        self._trial, self._probe = trial, probe
+    def __init__(self, trial: Trial, prober: Prober) -> None:
+        self._trial, self._prober = trial, prober
         self._far: tuple[float, list[float]] = (0.0, [])
         """The great dilation, and the steps at it."""
 
     def at(self, dilation: float) -> tuple[Found, float]:
         """What steps at a dilation say, and which dilation is needed by that."""
         predicted_s = dilation * (self._trial.expected.predicted_step_s or 0.0)
-        near = self._probe(self._trial, dilation, _steps_within(NEAR_S, predicted_s, NEAR_STEPS))
-        if self._far[0] < CLOSE * dilation:
+        period = state_of(self._trial.method).agrees_every
+        steps = max(period, _steps_within(NEAR_S, predicted_s, NEAR_STEPS))
+        if self._far[0] >= CLOSE * dilation:
+            near = self._prober.steps(self._trial, dilation, steps)
+        else:
             farther = FAR if FAR * predicted_s < LONG_S else NEAR
-            steps = _steps_within(NEAR_S, farther * predicted_s, FAR_STEPS)
-            self._far = farther * dilation, self._probe(self._trial, farther * dilation, steps).step_s
+            far_steps = max(period, _steps_within(NEAR_S, farther * predicted_s, FAR_STEPS))
+            slower = farther * dilation
+            near, far = self._prober.steps_at_two(self._trial, (dilation, steps), (slower, far_steps))
+            self._far = slower, far.step_s
         times = self._far[0] / dilation
-        scale = times / (times - 1)
-        added_s = max(0.0, scale * (statistics.fmean(near.step_s) - statistics.fmean(self._far[1])))
-        step_s = statistics.fmean(near.step_s) - added_s
-        error_s = scale * math.hypot(_error_of_mean(near.step_s), _error_of_mean(self._far[1]))
+        near_s, more_s, error_s = _difference(near.step_s, self._far[1])
+        added_s, error_s = (max(0.0, each) * times / (times - 1) for each in (more_s, error_s))
+        step_s = near_s - added_s
         needed = dilation * added_s / (MOST_ADDED * step_s)
         if error_s > TOLERATED * step_s:
             needed = max(needed, _next(dilation))
         return Found(dilation, step_s, dilation * added_s, near.overrun_s), needed
+
+
+def _difference(near_s: Sequence[float], far_s: Sequence[float]) -> tuple[float, float, float]:
+    """The mean of the near steps, by how much that is more than the far ones' mean, and the standard error of this.
+
+    Where the far steps differ among themselves, as those of a method that sends now and then, each is compared with the
+    near one of the same number. Where they are all alike, all near ones count.
+    """
+    if statistics.stdev(far_s) > TOLERATED * statistics.fmean(far_s):
+        near_s = near_s[: len(far_s)]
+        more_s = [near - far for near, far in zip(near_s, far_s, strict=True)]
+        return statistics.fmean(near_s), statistics.fmean(more_s), _error_of_mean(more_s)
+    near_mean_s = statistics.fmean(near_s)
+    error_s = math.hypot(_error_of_mean(near_s), _error_of_mean(far_s))
+    return near_mean_s, near_mean_s - statistics.fmean(far_s), error_s
 
 
 class Dilations:
@@ -111,7 +118,8 @@ class Dilations:
     """
 
     def __init__(self, file: Path, cluster: Cluster, baseline: MethodSpec, attempt: Callable[[Trial], Outcome]) -> None:
-        self._file, self._cluster, self._baseline, self._attempt = file, cluster, baseline, attempt
+        self._file, self._cluster, self._baseline = file, cluster, baseline
+        self._prober = Prober(attempt, cluster.changes_links)
         kept = json.loads(file.read_text()) if file.exists() else {}
         self._labels: dict[str, str] = {key: values.pop("label") for key, values in kept.items()}
         self._found = {key: Found(**values) for key, values in kept.items()}
@@ -135,7 +143,7 @@ class Dilations:
         if not trial.found:
             return None
         found = self._known(trial)
-        more_s = statistics.fmean(_metered_s(outcome)) - found.overrun_s
+        more_s = metered_s(outcome) - found.overrun_s
         if more_s <= TOLERATED * found.step_s:
             return None
         share = f"{100 * more_s / found.step_s:.1f} %"
@@ -163,7 +171,7 @@ class Dilations:
     def _find(self, trial: Trial, above: float) -> Found:
         """Look at a guess; where that is too low, or much too high, at what this says would do."""
         least = max(estimate.least_dilation(trial, CPUS), _next(above))
-        look = _Look(trial, self._probe)
+        look = _Look(trial, self._prober)
         dilation = self._carried(trial, max(self._guess(trial), least))
         found, needed = look.at(dilation)
         if needed <= dilation:
@@ -199,17 +207,6 @@ class Dilations:
             f"{100 * MOST_ADDED:g} % to a step; fewer workers, more CPUs, or less beside them would help"
         )
 
-    def _probe(self, trial: Trial, dilation: float, steps: int) -> Probe:
-        """Some steady steps at a dilation.
-
-        Raises:
-            MeasurementError: they did not come to their end.
-        """
-        outcome = self._attempt(_short(trial, dilation, steps))
-        if outcome.status != DONE:
-            raise MeasurementError(f"{trial.method.label}: no dilation can be found: {outcome.reason}")
-        return Probe(steady_step_s(outcome), statistics.fmean(_metered_s(outcome)))
-
     def _phases(self, trial: Trial, found: Found) -> tuple[Phase, ...]:
         """Parts of the warm-up whose steps are longer than those of the steady state, and can run less slowed.
 
@@ -233,43 +230,6 @@ def _steps_within(seconds: float, predicted_s: float, fewest_and_most: tuple[int
 
 def _error_of_mean(values: Sequence[float]) -> float:
     return statistics.stdev(values) / math.sqrt(len(values))
-
-
-def steady_step_s(outcome: Outcome) -> list[float]:
-    """Rank 0's seconds of each step from where the method declares its steady state."""
-    return [event.value for event in _steady(outcome, "step_s") if event.rank == 0]
-
-
-def _metered_s(outcome: Outcome) -> list[float]:
-    return [event.value for event in _steady(outcome, "overrun_s")]
-
-
-def _steady(outcome: Outcome, kind: str) -> Iterator[Event]:
-    first = outcome.results[0].steady_from_step
-    return (event for event in outcome.events if event.kind == kind and event.step >= first)
-
-
-def _short(trial: Trial, dilation: float, steps: int) -> Trial:
-    """The trial without its warm-up, at a dilation, with at least so many steady steps."""
-    method = without_warmup(trial.method)
-    state = state_of(method)
-    wanted = max(state.steady_from_step, UNSETTLED_STEPS) + steps
-    total = math.ceil(wanted / state.agrees_every) * state.agrees_every
-    train = trial.case.train.model_copy(update={"steps": total, "eval_every": total, "target": None})
-    return trial.model_copy(
-        update={
-            "case": trial.case.model_copy(update={"train": train}),
-            "method": method,
-            "found": Dilation(steady=dilation),
-            "is_probe": True,
-        }
-    )
-
-
-def without_warmup(method: MethodSpec) -> MethodSpec:
-    """The method as it is in its steady state. Every parameter of a warm-up is a number of steps."""
-    names = baselines.get(method.name).State.warmup_parameters
-    return method.model_copy(update={"params": {**method.params, **dict.fromkeys(names, 0)}})
 
 
 def _next(dilation: float) -> float:

@@ -25,11 +25,18 @@ from harness.scenario.schema import Train
 from harness.worker.profile_request import ProfileRequest
 from harness.workload import profile as profiles
 
-QUICK = ("rounds=1", "train.steps=40")
+QUICK = ("train.pace=none", "rounds=1", "train.steps=40")
 
 
 def planned(*overrides: str, methods: tuple[str, ...] = ("dense", "topk")) -> Plan:
     return make(load("quickstart", [*QUICK, *overrides], methods), "fake")
+
+
+@pytest.fixture(autouse=True)
+def _forget_profiles() -> Iterator[None]:
+    """Other tests have other profiles of the same names."""
+    yield
+    profiles.read.cache_clear()
 
 
 @pytest.fixture
@@ -77,8 +84,8 @@ def test_a_plan_copes_without_the_profile_that_its_run_will_make() -> None:
     assert trial.expected.predicted_step_s is None
     assert trial.id != unpaced.id
     assert trial.id == planned("train.pace=self").trials[0].id
-    (slow, *_) = planned("train.pace=self", "train.dilation=4.0").trials
-    assert time_s(slow, 2) > 2 * time_s(trial, 2), "a paced trial is dilated"
+    (slow, *_), (plain, *_) = (planned("train.pace=self", f"train.dilation={k}").trials for k in ("4.0", "1.0"))
+    assert time_s(slow, 2) > 2 * time_s(plain, 2), "a paced trial is dilated"
 
 
 def test_a_run_makes_it_once_a_workload_and_goes_on_by_it(tmp_path: Path, requests: list[ProfileRequest]) -> None:
@@ -193,7 +200,7 @@ def test_workers_get_a_named_profile_as_a_file_and_rows_its_name(
 
 
 def test_containers_have_it_where_the_trial_names_it(tmp_path: Path) -> None:
-    overrides = ["train.replay=resnet18-a40", "train.model=resnet18", "train.target=none"]
+    overrides = ["train.pace=none", "train.replay=resnet18-a40", "train.model=resnet18", "train.target=none"]
     plan = make(load("quickstart", overrides), "docker")
     cluster = ComposeCluster()
     for trial in with_profile_files(plan.trials, Store.create(tmp_path / "run", plan.scenario)):

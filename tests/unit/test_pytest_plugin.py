@@ -29,8 +29,11 @@ def slowed(trial):
         yield message
 
 
+OVERRIDES = ["train.pace=none", "train.steps=40", "baseline_16bit=dense"]
+
+
 def measure(pacbench, script=recite, **how):
-    settings = {"methods": ["topk"], "rounds": 4, "overrides": ["train.steps=40", "baseline_16bit=dense"], **how}
+    settings = {"methods": ["topk"], "rounds": 4, "overrides": OVERRIDES, **how}
     return pacbench("quickstart", cluster=FakeCluster(script), **settings)
 
 

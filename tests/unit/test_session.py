@@ -16,7 +16,7 @@ from harness.record.store import Store
 from harness.run import planning, session
 from harness.run.session import Ending, Outlook, Watcher
 
-FAST = {"on": "fake", "overrides": ["train.steps=40", "baseline_16bit=dense"], "methods": ["topk"]}
+FAST = {"on": "fake", "overrides": ["train.pace=none", "train.steps=40", "baseline_16bit=dense"], "methods": ["topk"]}
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +50,7 @@ def test_a_scenario_is_run_and_resumed_as_by_the_command_line(capsys: pytest.Cap
 
     (command,) = [entry["command"] for entry in result.store.provenance()]
     assert command[:2] == ["python", "-c"]
-    assert "harness.run_scenario('quickstart', on='fake', overrides=['train.steps=40'" in command[2]
+    assert "harness.run_scenario('quickstart', on='fake', overrides=['train.pace=none', 'train.steps=40'" in command[2]
     again = harness.run_scenario("quickstart", rounds=2, out=result.folder, **FAST)
     assert again.ending is Ending.DONE
     assert len(again.store.attempts()) == 4
