@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -14,6 +15,15 @@ LADDER = tuple(factor * 2.0**power for power in range(-4, 7) for factor in (1.0,
 
 MOST_ADDED = 0.05
 """Share of a step that this machine may add to it, since it is taken off."""
+
+LOOK_S, NEAR_STEPS, FAR_STEPS = 4.0, (4, 48), (3, 6)
+"""Steps that are looked at take about so long together, within these numbers: those slowed much vary little."""
+
+FAR, NEAR, LONG_S = 4, 2, 4.0
+"""How many times slower the steps are that others are put beside: where they would take so long, only twice."""
+
+FEWEST = 2
+"""Steps of either kind where each takes so long: what varies is the same few milliseconds, and a small share of them."""
 
 
 class Phase(Section):
@@ -64,3 +74,22 @@ def phases_of_warmup(step_s: Sequence[float], steady: float, real_s: float) -> t
     changes = [step for step in range(len(slowed)) if step == 0 or slowed[step] != slowed[step - 1]]
     parts = [Phase(from_step=step, dilation=slowed[step]) for step in changes]
     return (*parts, Phase(from_step=len(slowed), dilation=steady))
+
+
+def probe_steps(real_s: float, period: int = 1) -> tuple[int, int, int]:
+    """How a run looks at a dilation: so many steps at it, and beside them at one so many times greater, so many.
+
+    Args:
+        real_s: what a step takes at the first one, in real time.
+        period: of a method that sends once in so many steps, which must be seen.
+    """
+    if real_s > LONG_S:
+        return max(FEWEST, period), NEAR, max(FEWEST, period)
+    farther = FAR if FAR * real_s < LONG_S else NEAR
+    return _within(NEAR_STEPS, real_s, period), farther, _within(FAR_STEPS, farther * real_s, period)
+
+
+def _within(fewest_and_most: tuple[int, int], real_s: float, period: int) -> int:
+    fewest, most = fewest_and_most
+    steps = min(most, max(fewest, round(LOOK_S / real_s)))
+    return math.ceil(steps / period) * period

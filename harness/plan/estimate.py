@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from functools import cache
 
 from baselines._state import numel
-from harness.plan.dilation import LADDER, MOST_ADDED, Dilation, on_the_ladder, phases_of_warmup
+from harness.plan.dilation import LADDER, MOST_ADDED, Dilation, on_the_ladder, phases_of_warmup, probe_steps
 from harness.plan.expected import lower_bound_s, shapes_of, state_of
-from harness.plan.trial import Trial
+from harness.plan.trial import UNSETTLED_STEPS, Trial
 from harness.workload.data import DATASETS
 from harness.workload.models import MODELS
 
@@ -25,9 +25,6 @@ ADDED_S, ADDED_S_PER_BYTE = 2.5e-3, 5e-10
 
 BUSIER = 1.5
 """How much longer workers compute that share cores, beyond taking turns: caches, and what is no part of a profile."""
-
-PROBE_STEPS, PROBE_TIMES = 7, 5
-"""Steps of the short trials by which a run finds a dilation, and how many times as long as one of them both take."""
 
 PROBE_OVERHEAD_S = 4.0
 NETWORK_S = 5.0
@@ -118,9 +115,10 @@ def _device_s(trial: Trial) -> float:
 
 
 def _probing_s(trial: Trial, cpu_count: int) -> float:
-    """What the short trials take."""
-    slowed = on_the_ladder(usual_dilation(trial, cpu_count))
-    return PROBE_OVERHEAD_S + NETWORK_S + PROBE_STEPS * PROBE_TIMES * slowed * _steady_s(trial)
+    """What the short trial takes by which a run finds a dilation."""
+    real_s = on_the_ladder(usual_dilation(trial, cpu_count)) * _steady_s(trial)
+    near, farther, far = probe_steps(real_s)
+    return PROBE_OVERHEAD_S + NETWORK_S + real_s * (UNSETTLED_STEPS + near + farther * far)
 
 
 def _training_s(trial: Trial, cpu_count: int) -> tuple[float, float]:

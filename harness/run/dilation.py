@@ -20,7 +20,7 @@ from pathlib import Path
 from harness.cluster.protocol import Cluster
 from harness.errors import MeasurementError, UsageError
 from harness.plan import estimate
-from harness.plan.dilation import LADDER, MOST_ADDED, Dilation, Phase, phases_of_warmup
+from harness.plan.dilation import LADDER, MOST_ADDED, Dilation, Phase, phases_of_warmup, probe_steps
 from harness.plan.expected import lower_bound_s, state_of
 from harness.plan.trial import UNSETTLED_STEPS, Trial
 from harness.run.outcome import Outcome
@@ -29,12 +29,6 @@ from harness.scenario.schema import Case, MethodSpec
 
 TOLERATED = 0.01
 """Share of a step by which what is taken off may be wrong, as one standard error."""
-
-NEAR_S, NEAR_STEPS, FAR_STEPS = 4.0, (4, 48), (3, 6)
-"""Short trials take about so long, within these numbers of steps: those that are slowed much vary little."""
-
-FAR, NEAR, LONG_S = 4, 2, 4.0
-"""How many times slower the steps are that others are put beside: where they would take so long, only twice."""
 
 CLOSE = 3
 """How many times slower they must be to be kept for another dilation."""
@@ -71,14 +65,11 @@ class _Look:
 
     def at(self, dilation: float) -> tuple[Found, float]:
         """What steps at a dilation say, and which dilation is needed by that."""
-        predicted_s = dilation * (self._trial.expected.predicted_step_s or 0.0)
         period = state_of(self._trial.method).agrees_every
-        steps = max(period, _steps_within(NEAR_S, predicted_s, NEAR_STEPS))
+        steps, farther, far_steps = probe_steps(dilation * (self._trial.expected.predicted_step_s or 1.0), period)
         if self._far[0] >= CLOSE * dilation:
             near = self._prober.steps(self._trial, dilation, steps)
         else:
-            farther = FAR if FAR * predicted_s < LONG_S else NEAR
-            far_steps = max(period, _steps_within(NEAR_S, farther * predicted_s, FAR_STEPS))
             slower = farther * dilation
             near, far = self._prober.steps_at_two(self._trial, (dilation, steps), (slower, far_steps))
             self._far = slower, far.step_s
@@ -95,12 +86,12 @@ class _Look:
 def _difference(near_s: Sequence[float], far_s: Sequence[float]) -> tuple[float, float, float]:
     """The mean of the near steps, by how much that is more than the far ones' mean, and the standard error of this.
 
-    Where the far steps differ among themselves, as those of a method that sends now and then, each is compared with the
-    near one of the same number. Where they are all alike, all near ones count.
+    Where the far steps differ among themselves, as those of a method that sends now and then, as many near ones are put
+    beside them, the longest beside the longest. Where they are all alike, all near ones count.
     """
     if statistics.stdev(far_s) > TOLERATED * statistics.fmean(far_s):
         near_s = near_s[: len(far_s)]
-        more_s = [near - far for near, far in zip(near_s, far_s, strict=True)]
+        more_s = [near - far for near, far in zip(sorted(near_s), sorted(far_s), strict=True)]
         return statistics.fmean(near_s), statistics.fmean(more_s), _error_of_mean(more_s)
     near_mean_s = statistics.fmean(near_s)
     error_s = math.hypot(_error_of_mean(near_s), _error_of_mean(far_s))
@@ -221,11 +212,6 @@ class Dilations:
         beside_s = found.step_s - lower_bound_s(case, method)
         step_s = [beside_s + lower_bound_s(case, method, step) for step in range(steady)]
         return phases_of_warmup(step_s, found.dilation, real_s)
-
-
-def _steps_within(seconds: float, predicted_s: float, fewest_and_most: tuple[int, int]) -> int:
-    fewest, most = fewest_and_most
-    return min(most, max(fewest, round(seconds / predicted_s))) if predicted_s else most
 
 
 def _error_of_mean(values: Sequence[float]) -> float:

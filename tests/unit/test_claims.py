@@ -339,12 +339,12 @@ def test_verdicts_are_written_for_readers_and_programs(run: Run, tmp_path: Path)
     assert (tmp_path / "out" / "claims.png").stat().st_size > 0
 
 
-def test_every_claim_is_answered_by_its_scenario_and_the_quick_ones_in_a_quarter_of_an_hour() -> None:
+def test_every_claim_is_answered_by_its_scenario_and_the_quick_ones_in_half_an_hour() -> None:
     known = claims.load()
     whole = claims.plans(known, on_netns)
     assert set(whole) == {name for each in known for name in each.needs}
     quick = claims.plans(claims.select(known, quick=True), on_netns, quick=True)
-    assert sum(total_s(each.trials, cpu_count=2) for each in quick.values()) < 15 * 60
+    assert sum(total_s(each.trials, cpu_count=2) for each in quick.values()) < 30 * 60
     for name, each in quick.items():
         assert {trial.id for trial in each.trials} <= {trial.id for trial in whole[name].trials}
 
