@@ -23,7 +23,7 @@ FAR, NEAR, LONG_S = 4, 2, 4.0
 """How many times slower the steps are that others are put beside: where they would take so long, only twice."""
 
 FEWEST = 2
-"""Steps of either kind where each takes so long: what varies is the same few milliseconds, and a small share of them."""
+"""Steps of either kind where each takes so long: what varies are the same few milliseconds, a small share of them."""
 
 
 class Phase(Section):

@@ -13,7 +13,7 @@ import pytest
 from host import host_network, universes, wait_until
 
 PACBENCH = [sys.executable, "-m", "harness"]
-TIMEOUT_S = 120
+TIMEOUT_S = 240
 
 
 @pytest.fixture(autouse=True, scope="module")

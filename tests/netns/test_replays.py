@@ -60,7 +60,8 @@ def test_a_model_is_profiled_replayed_and_replayed_slower(pacbench: Run, tmp_pat
     planned = json.loads(pacbench("plan", "replay.toml", "--on", "netns", "--json").stdout)
     assert all(trial["predicted_step_s"] > trial["lower_bound_s_per_step"] for trial in planned["trials"])
 
-    done = pacbench("run", "replay.toml", "--on", "netns", "--rounds", "1", "--out", "plain")
+    at_once = ("--set", "train.dilation=1.0", "--rounds", "1", "--out", "plain")
+    done = pacbench("run", "replay.toml", "--on", "netns", *at_once)
     assert done.returncode == 0, done.stderr
     slower = ("--set", "train.dilation=2.0", "--method", "dense", "--rounds", "1", "--out", "slow")
     done = pacbench("run", "replay.toml", "--on", "netns", *slower)
