@@ -131,9 +131,9 @@ class Dilations:
 
     def why_missed(self, trial: Trial, outcome: Outcome) -> str | None:
         """Why a trial's dilation was too small, by what its workers metered; None where it was not."""
-        if not trial.found:
+        found = self._found.get(_key(trial))
+        if not trial.found or found is None:  # another of its kind has missed it just before
             return None
-        found = self._known(trial)
         more_s = metered_s(outcome) - found.overrun_s
         if more_s <= TOLERATED * found.step_s:
             return None
