@@ -23,7 +23,7 @@ from harness.network.addresses import (
     worker_number,
 )
 from harness.network.bounds import seconds_on
-from harness.network.qdisc import UNSHAPED_BPS, qdisc
+from harness.network.qdisc import UNSHAPED_BPS, packets_in_a_segment, qdisc
 from harness.network.wires import Command, Direction, End, Queue, Wire
 from harness.scenario.links import PROPERTIES, Fabric, Link, Pipe, Trace, TraceRow
 from harness.scenario.properties import NO_UNIT
@@ -112,7 +112,8 @@ class Topology(Section):
                 )
             )
         ends = [end for wire in self.wires for end in (wire.near, wire.far)]
-        segments = f"gso_max_segs {self.segments} " if self.segments else ""
+        most = self.segments or self._packets_in_a_segment
+        segments = f"gso_max_segs {most} " if most else ""
         for node in [*self.switches, *self.worker_nodes]:
             commands.append(Command("ip", node, "link set lo up"))
             for end in ends:
@@ -121,6 +122,14 @@ class Topology(Section):
                     commands.append(Command("ip", node, f"link set {end.interface} {segments}up"))
             commands.extend(Command("ip", node, line) for line in self._routes_of(node))
         return commands
+
+    @property
+    def _packets_in_a_segment(self) -> int | None:
+        """How many packets may go through a token bucket as one; see ``packets_in_a_segment``."""
+        pipes = [queue.pipe for queue in self.queues()]
+        rates_bps = {pipe.rate_bps for pipe in pipes if pipe.rate_bps and not pipe.burst_bytes}
+        rates_bps |= {row.rate_bps for row in self.link.trace.rows} if self.link.trace else set()
+        return packets_in_a_segment(rates_bps, self.link.mtu_bytes)
 
     def shape(self) -> list[Command]:
         """Commands that give every direction of every link its queue."""

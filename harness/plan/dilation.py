@@ -13,17 +13,20 @@ from harness.scenario.section import Section
 LADDER = tuple(factor * 2.0**power for power in range(-4, 7) for factor in (1.0, 1.5) if factor * 2.0**power <= 64)
 """The dilations that a run chooses from: not too many, since each takes a network that is built and measured."""
 
-MOST_ADDED = 0.05
-"""Share of a step that this machine may add to it, since it is taken off."""
-
-LOOK_S, NEAR_STEPS, FAR_STEPS = 4.0, (4, 48), (3, 6)
-"""Steps that are looked at take about so long together, within these numbers: those slowed much vary little."""
+MOST_ADDED, AIM = 0.05, 0.04
+"""Share of a step that this machine may add to it, since it is taken off; and up to which a dilation is chosen."""
 
 FAR, NEAR, LONG_S = 4, 2, 4.0
 """How many times slower the steps are that others are put beside: where they would take so long, only twice."""
 
+LOOK_S, FEW, MANY = 2.5, 3, 6
+"""The slower steps take about so long together, within these numbers: what is slowed much varies little."""
+
 FEWEST = 2
-"""Steps of either kind where each takes so long: what varies are the same few milliseconds, a small share of them."""
+"""Steps of which a spread can be told."""
+
+BESIDE = 24
+"""How many steps before them, and as many after them, they are put beside at most."""
 
 
 class Phase(Section):
@@ -33,6 +36,21 @@ class Phase(Section):
     dilation: float = Field(gt=0)
 
 
+class Look(Section):
+    """Steps of the steady state that run slower still: beside the others they show what this machine adds to a step."""
+
+    from_step: int = Field(ge=0)
+    steps: int = Field(ge=1)
+    dilation: float = Field(gt=0)
+    beside: int = Field(ge=1)
+    """How many steps before them, and as many after them, they are put beside."""
+
+    @property
+    def end(self) -> int:
+        """The first step after all that are looked at."""
+        return self.from_step + self.steps + self.beside
+
+
 class Dilation(Section):
     """See the module."""
 
@@ -40,16 +58,18 @@ class Dilation(Section):
     """How many times slower everything runs in the steady state."""
     phases: Annotated[tuple[Phase, ...], Field(strict=False)] = ()
     """Where parts of the warm-up run at another one: all parts, from step 0 on, the steady state last."""
-    added_s: Annotated[float, Field(ge=0)] = 0.0
-    """Real seconds that this machine adds to a step, however much slower it runs. They are taken off."""
+    look: Look | None = None
+
+    @property
+    def changes(self) -> bool:
+        """Whether it is not the same in all steps."""
+        return bool(self.phases or self.look)
 
     def at(self, step: int) -> float:
         """How many times slower a step runs."""
+        if self.look and self.look.from_step <= step < self.look.from_step + self.look.steps:
+            return self.look.dilation
         return next((phase.dilation for phase in reversed(self.phases) if phase.from_step <= step), self.steady)
-
-    def taken_off_s(self, step: int) -> float:
-        """What is taken off a step, in the seconds that are told."""
-        return self.added_s / self.at(step)
 
 
 def on_the_ladder(dilation: float) -> float:
@@ -76,20 +96,29 @@ def phases_of_warmup(step_s: Sequence[float], steady: float, real_s: float) -> t
     return (*parts, Phase(from_step=len(slowed), dilation=steady))
 
 
-def probe_steps(real_s: float, period: int = 1) -> tuple[int, int, int]:
-    """How a run looks at a dilation: so many steps at it, and beside them at one so many times greater, so many.
+def look(first: int, end: int, dilation: float, step_s: float, period: int = 1) -> Look | None:
+    """Which steps of a steady state run slower still, so that they show what this machine adds.
 
     Args:
-        real_s: what a step takes at the first one, in real time.
-        period: of a method that sends once in so many steps, which must be seen.
+        first: where the steady state begins.
+        end: the number of all steps.
+        dilation: that of the others.
+        step_s: seconds of a step, undilated.
+        period: of a method that sends once in so many steps, each of which must be seen.
+
+    Returns:
+        None where there are too few steps: each needs one like it on both sides.
     """
-    if real_s > LONG_S:
-        return max(FEWEST, period), NEAR, max(FEWEST, period)
-    farther = FAR if FAR * real_s < LONG_S else NEAR
-    return _within(NEAR_STEPS, real_s, period), farther, _within(FAR_STEPS, farther * real_s, period)
+    farther = FAR if FAR * dilation * step_s < LONG_S else NEAR
+    steps = _whole(min(MANY, max(FEW, round(LOOK_S / (farther * dilation * step_s)))), period)
+    while (end - first - steps) // 2 < max(FEWEST, period) and steps > max(FEWEST, period):
+        steps -= period
+    beside = (end - first - steps) // 2 // period * period
+    if beside < max(FEWEST, period):
+        return None
+    beside = min(beside, _whole(BESIDE, period))
+    return Look(from_step=first + beside, steps=steps, dilation=farther * dilation, beside=beside)
 
 
-def _within(fewest_and_most: tuple[int, int], real_s: float, period: int) -> int:
-    fewest, most = fewest_and_most
-    steps = min(most, max(fewest, round(LOOK_S / real_s)))
+def _whole(steps: int, period: int) -> int:
     return math.ceil(steps / period) * period

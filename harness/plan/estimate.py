@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from functools import cache
 
 from baselines._state import numel
-from harness.plan.dilation import LADDER, MOST_ADDED, Dilation, on_the_ladder, phases_of_warmup, probe_steps
+from harness.plan.dilation import AIM, LADDER, MOST_ADDED, Dilation, Phase, look, on_the_ladder, phases_of_warmup
 from harness.plan.expected import lower_bound_s, shapes_of, state_of
 from harness.plan.trial import UNSETTLED_STEPS, Trial
 from harness.workload.data import DATASETS
@@ -26,17 +27,14 @@ ADDED_S, ADDED_S_PER_BYTE = 2.5e-3, 5e-10
 BUSIER = 1.5
 """How much longer workers compute that share cores, beyond taking turns: caches, and what is no part of a profile."""
 
-PROBE_OVERHEAD_S = 4.0
 NETWORK_S = 5.0
 """To build a network, and to measure it twice."""
 
 
 def total_s(trials: Sequence[Trial], cpu_count: int) -> float:
     """Estimated wall time of these trials on a fresh cluster."""
-    like = {(trial.case, trial.method): trial for trial in trials if trial.case.chooses_dilation and not trial.found}
     networks = {(trial.case, trial.round, _usual_slowing(trial, cpu_count).steady) for trial in trials}
-    probing_s = sum(_probing_s(trial, cpu_count) for trial in like.values())
-    return BRING_UP_S + len(networks) * NETWORK_S + probing_s + sum(time_s(trial, cpu_count) for trial in trials)
+    return BRING_UP_S + len(networks) * NETWORK_S + sum(time_s(trial, cpu_count) for trial in trials)
 
 
 def time_s(trial: Trial, cpu_count: int) -> float:
@@ -44,8 +42,8 @@ def time_s(trial: Trial, cpu_count: int) -> float:
     train = trial.case.train
     compute_s, evaluation_s = (0.0, 0.0) if train.replay else _training_s(trial, cpu_count)
     slowing, ramp_s = _usual_slowing(trial, cpu_count), _ramp_s(trial)
-    dilated_s = sum(slowing.at(step) * step_s for step, step_s in enumerate(ramp_s))
-    dilated_s += (train.steps - len(ramp_s)) * slowing.steady * _steady_s(trial)
+    step_s = [*ramp_s, *itertools.repeat(steady_s(trial), train.steps - len(ramp_s))]
+    dilated_s = sum(slowing.at(step) * seconds for step, seconds in enumerate(step_s))
     if train.profile:
         return TRIAL_OVERHEAD_S + max(dilated_s, compute_s) + evaluation_s
     return TRIAL_OVERHEAD_S + dilated_s + compute_s + evaluation_s
@@ -62,7 +60,7 @@ def least_dilation(trial: Trial, cpu_count: int) -> float:
         return least
     computing_s = _step_s(trial, 0.0)
     needs_s = BUSIER * computing_s * trial.case.cluster.workers / cpu_count
-    return max(least, needs_s / (computing_s + MOST_ADDED * _steady_s(trial)))
+    return max(least, needs_s / (computing_s + MOST_ADDED * steady_s(trial)))
 
 
 def usual_dilation(trial: Trial, cpu_count: int, added_s: float | None = None) -> float:
@@ -73,9 +71,19 @@ def usual_dilation(trial: Trial, cpu_count: int, added_s: float | None = None) -
     """
     shared = trial.case.cluster.workers / cpu_count
     usual_s = shared * (ADDED_S + ADDED_S_PER_BYTE * 4 * numel(shapes_of(trial.case.train.model)))
-    step_s = _steady_s(trial)
-    needed = (usual_s if added_s is None else added_s) / (MOST_ADDED * step_s)
+    step_s = steady_s(trial)
+    needed = (usual_s if added_s is None else added_s) / (AIM * step_s)
     return min(LADDER[-1], max(needed, least_dilation(trial, cpu_count)))
+
+
+def phases(trial: Trial, dilation: float, real_s: float) -> tuple[Phase, ...]:
+    """The parts of a trial's warm-up that run less slowed than the steady state; see ``phases_of_warmup``."""
+    return phases_of_warmup(_ramp_s(trial), dilation, real_s) if _ramp_s(trial) else ()
+
+
+def steady_s(trial: Trial) -> float:
+    """Seconds of a step of the steady state."""
+    return _step_s(trial, trial.expected.lower_bound_s_per_step)
 
 
 def _usual_slowing(trial: Trial, cpu_count: int) -> Dilation:
@@ -83,19 +91,16 @@ def _usual_slowing(trial: Trial, cpu_count: int) -> Dilation:
     if trial.found or not trial.case.chooses_dilation:
         return trial.slowing
     steady, ramp_s = on_the_ladder(usual_dilation(trial, cpu_count)), _ramp_s(trial)
-    real_s = max([steady * _steady_s(trial), *(least_dilation(trial, cpu_count) * step_s for step_s in ramp_s)])
-    return Dilation(steady=steady, phases=phases_of_warmup(ramp_s, steady, real_s))
+    real_s = max([steady * steady_s(trial), *(least_dilation(trial, cpu_count) * step_s for step_s in ramp_s)])
+    first = max(len(ramp_s), UNSETTLED_STEPS)
+    looked = look(first, trial.case.train.steps, steady, steady_s(trial), state_of(trial.method).agrees_every)
+    return Dilation(steady=steady, phases=phases_of_warmup(ramp_s, steady, real_s), look=looked)
 
 
 def _ramp_s(trial: Trial) -> list[float]:
     """Seconds of each step before the steady state."""
     ramp = min(state_of(trial.method).steady_from_step, trial.case.train.steps)
     return [_step_s(trial, lower_bound_s(trial.case, trial.method, step)) for step in range(ramp)]
-
-
-def _steady_s(trial: Trial) -> float:
-    """Seconds of a step of the steady state."""
-    return _step_s(trial, trial.expected.lower_bound_s_per_step)
 
 
 def _step_s(trial: Trial, on_the_links_s: float) -> float:
@@ -112,13 +117,6 @@ def _device_s(trial: Trial) -> float:
     """What a step takes a worker that has a core for itself, of which there is no profile yet."""
     compute_s, _ = _training_s(trial, cpu_count=trial.case.cluster.workers)
     return compute_s / trial.case.train.steps
-
-
-def _probing_s(trial: Trial, cpu_count: int) -> float:
-    """What the short trial takes by which a run finds a dilation."""
-    real_s = on_the_ladder(usual_dilation(trial, cpu_count)) * _steady_s(trial)
-    near, farther, far = probe_steps(real_s)
-    return PROBE_OVERHEAD_S + NETWORK_S + real_s * (UNSETTLED_STEPS + near + farther * far)
 
 
 def _training_s(trial: Trial, cpu_count: int) -> tuple[float, float]:

@@ -8,24 +8,33 @@ from collections.abc import Iterator
 from harness.cluster.emulated import as_json
 from harness.cluster.protocol import Cluster, TaskTimeoutError
 from harness.messages import Message
-from harness.plan.status import DONE
+from harness.plan.status import DISTURBED, DONE
 from harness.plan.trial import Trial
+from harness.run.added import added_within
 from harness.run.outcome import Outcome, Watch
 
 LAST_WORDS_S = 2.0
 """How long the others may still talk once one worker has failed: their logs help, their waiting for it does not."""
 
 
-def attempt(trial: Trial, cluster: Cluster, port: int, outcome: Outcome, watch: Watch) -> None:
-    """Run one trial on a verified network and gather what comes of it."""
+def attempt(trial: Trial, cluster: Cluster, port: int, outcome: Outcome, watch: Watch, may_end_early: bool) -> None:
+    """Run one trial on a verified network and gather what comes of it.
+
+    Args:
+        may_end_early: whether it ends as soon as it is known that its dilation is too low.
+    """
     train = trial.case.train
     outcome.readings = cluster.use(trial.expected.built_topology, trial.case.cluster.resources)
     spec = {"trial": trial.model_dump(mode="json", by_alias=True), "port": port}
-    if trial.slowing.phases:
+    if trial.slowing.changes:
         spec["undilated"] = as_json(trial.expected.topology)
     try:
         for message in _until_failure(cluster.run("train", spec, train.timeout_s), outcome):
             outcome.take(message, trial, watch)
+            if may_end_early and outcome.status == DONE and (within := added_within(outcome, trial.slowing)):
+                may_end_early = False  # it is known now whether it goes on
+                if why := within.why_too_much(trial.dilation):
+                    outcome.fail(DISTURBED, why)
     except TaskTimeoutError:
         outcome.fail("timeout", f"it took longer than {train.timeout_s:g} s (train.timeout)")
     outcome.note_changes_of_links(trial.dilation)

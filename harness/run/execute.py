@@ -144,19 +144,25 @@ class _Runner:
     def __init__(self, plan: Plan, store: Store, cluster: Cluster, watch: Watch, ended: Ended) -> None:
         self._store, self._cluster, self._watch, self._ended = store, cluster, watch, ended
         self._ports = itertools.cycle(range(FIRST_PORT, FIRST_PORT + PORTS))
-        baseline = next(method for method in plan.scenario.methods if method.label == plan.scenario.baseline)
-        self._dilations = Dilations(store.folder / "dilations.json", cluster, baseline, self._attempt)
+        self._baseline = next(method for method in plan.scenario.methods if method.label == plan.scenario.baseline)
+        self._dilations = Dilations(store.folder / "dilations.json", cluster, self._baseline, self._attempt)
 
     def run(self, alike: Iterable[Trial]) -> None:
         """Run trials of one round and one network, those of one dilation together, until none is to be run again."""
         left = list(alike)
         while left:
-            trials = sorted(self._settled(left), key=lambda trial: trial.dilation, reverse=bool(left[0].round % 2))
-            left = [
+            known = [trial for trial in left if self._dilations.is_known(trial)] or [self._next_to_find(left)]
+            left = [trial for trial in left if trial not in known]
+            trials = sorted(self._settled(known), key=lambda trial: trial.dilation, reverse=bool(known[0].round % 2))
+            left += [
                 trial
                 for _, together in itertools.groupby(trials, key=lambda trial: trial.dilation)
                 for trial in self._run_between_verifications(together)
             ]
+
+    def _next_to_find(self, trials: Sequence[Trial]) -> Trial:
+        """A trial whose dilation is a guess runs alone: what it finds makes the next guess better."""
+        return next((trial for trial in trials if trial.method.label == self._baseline.label), trials[0])
 
     def _settled(self, trials: Iterable[Trial]) -> Iterator[Trial]:
         """The trials with their dilations. One for which there is none becomes a row with the reason."""
@@ -188,14 +194,15 @@ class _Runner:
     def _attempt(self, trial: Trial) -> Outcome:
         """Run a trial and store nothing."""
         outcome = Outcome()
-        attempt(trial, self._cluster, next(self._ports), outcome, self._watch)
+        attempt(trial, self._cluster, next(self._ports), outcome, self._watch, may_end_early=False)
         return outcome
 
     def _run_one(self, trial: Trial) -> Outcome:
         """Run a trial and store what became of it."""
         started, outcome, before = time.monotonic(), Outcome(), Moment.now()
+        may_repeat = not trial.for_accuracy and self._repeats_of(trial) < MOST_REPEATS
         try:
-            attempt(trial, self._cluster, next(self._ports), outcome, self._watch)
+            attempt(trial, self._cluster, next(self._ports), outcome, self._watch, may_repeat)
         except KeyboardInterrupt:
             outcome.fail("interrupted", "interrupted by the user")
             raise
@@ -205,29 +212,30 @@ class _Runner:
                 raise
         finally:
             outcome.interference = before.until_now()
-            row = row_of(trial, self._store.attempts_of(trial.id), outcome, time.monotonic() - started)
-            if why := self._why_again(trial, row, outcome):
-                outcome.fail(DISTURBED, why)
-                row = replace(row, status=outcome.status, reason=outcome.reason)
+            row = self._row_of(trial, outcome, time.monotonic() - started, may_repeat)
             self._store.append(row, outcome.events)
         self._ended(trial, outcome.status, outcome.reason)
         return outcome
 
-    def _why_again(self, trial: Trial, row: TrialRow, outcome: Outcome) -> str | None:
-        """Why a trial that finished is to be run again, which is done ``MOST_REPEATS`` times at most."""
-        if row.status != DONE or row.purpose:  # where accuracy alone counts, time does not
-            return None
+    def _row_of(self, trial: Trial, outcome: Outcome, wall_time_s: float, may_repeat: bool) -> TrialRow:
+        """The row of a trial that ended: what its machine added is taken off, and it may have to be run again."""
+        too_much = self._dilations.take_off(trial, outcome) if outcome.status in (DONE, DISTURBED) else None
+        row = row_of(trial, self._store.attempts_of(trial.id), outcome, wall_time_s)
+        if outcome.status != DONE or not may_repeat:
+            return row
+        if why := _why_disturbed(row) or too_much:
+            outcome.fail(DISTURBED, why)
+        return replace(row, status=outcome.status, reason=outcome.reason)
+
+    def _repeats_of(self, trial: Trial) -> int:
+        """How often it has been disturbed."""
         attempts = self._store.attempts()
-        if ((attempts["trial_id"] == row.trial_id) & (attempts["status"] == DISTURBED)).sum() >= MOST_REPEATS:
-            return None
-        if (row.disturbed_share or 0.0) > MOST_DISTURBED:
-            return _what_disturbed(row)
-        if why := self._dilations.why_missed(trial, outcome):
-            self._dilations.forget(trial)
-        return why
+        return int(((attempts["trial_id"] == trial.id) & (attempts["status"] == DISTURBED)).sum())
 
 
-def _what_disturbed(row: TrialRow) -> str:
+def _why_disturbed(row: TrialRow) -> str | None:
+    if (row.disturbed_share or 0.0) <= MOST_DISTURBED:
+        return None
     return (
         f"{row.far_out_steps} of {row.steps} steps took far longer than their like: "
         f"{100 * (row.disturbed_share or 0.0):.0f} % of its training time"

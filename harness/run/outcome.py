@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from harness.messages import Events, Exit, Failed, LinksChanged, Log, Message, QueuesSeen, QueueUse, Trained
 from harness.network.addresses import worker_number
 from harness.network.readings import Readings
+from harness.plan.dilation import Dilation
 from harness.plan.status import DONE, Status
 from harness.plan.trial import Trial
 from harness.record.row import Event
@@ -19,6 +21,9 @@ LOG_TAIL_LINES = 40
 
 NO_RANK = -1
 """Rank of events that no worker reported."""
+
+ADDED_TO = ("step_s", "comm_s")
+"""Kinds of events that hold what this machine adds: it is no computation that a worker was seen to do."""
 
 MIN_SHARE_SEEN = 0.5
 """Share of the bytes a method must send below which they cannot have crossed the shaped link."""
@@ -46,6 +51,8 @@ class Outcome:
     reason: str | None = None
     readings: Readings | None = None
     events: list[Event] = field(default_factory=list)
+    steps_seen: int = 0
+    """How many steps of rank 0 are among them, while a trial runs."""
     results: dict[int, Trained] = field(default_factory=dict)
     """Result of each rank that has one."""
     queues: dict[str, Mapping[str, QueueUse]] = field(default_factory=dict)
@@ -54,6 +61,8 @@ class Outcome:
     """Changes of the links, told by the player of their trace."""
     interference: Interference | None = None
     """What this machine did to it; None: it was not run."""
+    added_s: float | None = None
+    """Real seconds that this machine added to a step, which were taken off; None: nothing was looked for."""
     log: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_TAIL_LINES))
 
     def fail(self, status: Status, reason: str) -> None:
@@ -68,6 +77,7 @@ class Outcome:
                 rows = [Event(rank, *row) for row in message.rows]
                 self.events.extend(rows)
                 if rank == 0 and rows:
+                    self.steps_seen = rows[-1].step + 1
                     watch(_progress(trial, rows))
             case Trained():
                 self.results[worker_number(message.node)] = message
@@ -83,6 +93,30 @@ class Outcome:
             case Exit() if message.code and self.status == DONE:
                 how = f"signal {-message.code}" if message.code < 0 else f"exit code {message.code}"
                 self.fail("crashed", f"{message.node} ended with {how}")
+
+    @property
+    def step_s(self) -> list[float]:
+        """Rank 0's time of each step so far."""
+        return [event.value for event in self.events if event.kind == "step_s" and event.rank == 0]
+
+    def take_off(self, added_s: float, slowing: Dilation) -> None:
+        """Take real seconds that this machine added to each step off all times: of steps, and of training clocks.
+
+        Events of no rank, changes of links, are on rank 0's clock.
+        """
+        self.added_s = added_s
+        ends_s: dict[int, list[float]] = {}
+        for event in self.events:
+            if event.kind == "step_s":
+                ends_s.setdefault(event.rank, []).append(event.time_s)
+        steps = max(map(len, ends_s.values()), default=0)
+        off_s = [added_s / slowing.at(step) for step in range(steps)]
+        until_s = list(itertools.accumulate(off_s, initial=0.0))
+        self.events = [_earlier(event, off_s, until_s, ends_s[max(event.rank, 0)]) for event in self.events]
+        self.results = {
+            rank: replace(result, train_time_s=result.train_time_s - until_s[result.steps])
+            for rank, result in self.results.items()
+        }
 
     def note_changes_of_links(self, dilation: float) -> None:
         """Add the links' changes as events of no rank, in the step and at the training time of rank 0 then."""
@@ -121,6 +155,14 @@ def _progress(trial: Trial, rows: list[Event]) -> Progress:
     steps = [row.value for row in rows if row.kind == "step_s"]
     samples = trial.case.train.batch_size * trial.case.cluster.workers
     return Progress(trial, rows[-1].step + 1, samples * len(steps) / sum(steps) if steps else 0.0)
+
+
+def _earlier(event: Event, off_s: list[float], until_s: list[float], ends_s: list[float]) -> Event:
+    """An event, with so much taken off each of the steps that ended at these times of its rank's training clock."""
+    time_s = event.time_s - until_s[bisect.bisect_right(ends_s, event.time_s)]
+    if event.kind in ADDED_TO:
+        return event._replace(time_s=time_s, value=max(0.0, event.value - off_s[event.step]))
+    return event._replace(time_s=time_s)
 
 
 def _changes_by_step(events: list[Event], changes: list[LinksChanged], dilation: float) -> Iterator[Event]:

@@ -9,22 +9,20 @@ from typing import NamedTuple
 
 import baselines
 from harness.errors import MeasurementError
-from harness.plan.dilation import Dilation, Phase
+from harness.plan.dilation import Dilation
 from harness.plan.expected import state_of
 from harness.plan.status import DONE
 from harness.plan.trial import UNSETTLED_STEPS, Trial
 from harness.record.row import Event
+from harness.run.added import Added, added
 from harness.run.outcome import Outcome
 from harness.scenario.schema import MethodSpec
 
+FAR = 4
+"""How many times slower the second of two short trials is."""
 
-class Probe(NamedTuple):
-    """What some steps were."""
-
-    step_s: list[float]
-    """Seconds of each, as they are told."""
-    overrun_s: float
-    """What workers metered of their lateness in a step, in the mean."""
+LOOK_S, FEWEST, MOST = 4.0, 4, 48
+"""The steps of a short trial take about so long together, within these numbers."""
 
 
 class Prober:
@@ -32,37 +30,37 @@ class Prober:
 
     Args:
         attempt: runs a trial on the cluster; what became of it.
-        changes_links: whether links can change while a trial runs.
     """
 
-    def __init__(self, attempt: Callable[[Trial], Outcome], changes_links: bool) -> None:
-        self._attempt, self._changes_links = attempt, changes_links
+    def __init__(self, attempt: Callable[[Trial], Outcome]) -> None:
+        self._attempt = attempt
 
-    def steps(self, trial: Trial, dilation: float, steps: int) -> Probe:
-        """So many steady steps of a trial at a dilation.
+    def added(self, trial: Trial, dilation: float) -> tuple[Added, float]:
+        """What this machine adds to a trial's steady steps at a dilation, and what workers metered of it in a step.
 
         Raises:
-            MeasurementError: they did not come to their end.
+            MeasurementError: a short trial did not come to its end.
         """
-        probes = _steady_steps(self._finished(_short(trial, steps, Dilation(steady=dilation))))
-        return _together(probes[:steps])
+        period = state_of(trial.method).agrees_every
+        near, far = (self._steps(trial, each, period) for each in (dilation, FAR * dilation))
+        return added(near.step_s, dilation, far.step_s, FAR * dilation), near.overrun_s
 
-    def steps_at_two(self, trial: Trial, near: tuple[float, int], far: tuple[float, int]) -> tuple[Probe, Probe]:
-        """A dilation with a number of steps, and another: of one short trial, where links can change in it."""
-        (dilation, steps), (slower, slower_steps) = near, far
-        if not self._changes_links or trial.case.link.trace:
-            return self.steps(trial, *near), self.steps(trial, *far)
-        plain = _short(trial, steps + slower_steps, Dilation(steady=dilation))
-        last = Phase(from_step=plain.case.train.steps - slower_steps, dilation=slower)
-        slowing = Dilation(steady=dilation, phases=(Phase(from_step=0, dilation=dilation), last))
-        found = _steady_steps(self._finished(plain.model_copy(update={"found": slowing})))
-        return _together(found[:steps]), _together(found[-slower_steps:])
-
-    def _finished(self, trial: Trial) -> Outcome:
-        outcome = self._attempt(trial)
+    def _steps(self, trial: Trial, dilation: float, period: int) -> _Probe:
+        real_s = dilation * (trial.expected.predicted_step_s or 1.0)
+        steps = min(MOST, max(FEWEST, round(LOOK_S / real_s)))
+        outcome = self._attempt(_short(trial, math.ceil(steps / period) * period, Dilation(steady=dilation)))
         if outcome.status != DONE:
             raise MeasurementError(f"{trial.method.label}: no dilation can be found: {outcome.reason}")
-        return outcome
+        return _together(_steady_steps(outcome)[-math.ceil(steps / period) * period :])
+
+
+class _Probe(NamedTuple):
+    """What some steps were."""
+
+    step_s: list[float]
+    """Seconds of each, as they are told."""
+    overrun_s: float
+    """What workers metered of their lateness in a step, in the mean."""
 
 
 def metered_s(outcome: Outcome) -> float:
@@ -90,8 +88,8 @@ def _steady(outcome: Outcome, kind: str) -> Iterator[Event]:
     return (event for event in outcome.events if event.kind == kind and event.step >= first)
 
 
-def _together(steps: list[_Step]) -> Probe:
-    return Probe([step.step_s for step in steps], statistics.fmean(step.overrun_s for step in steps))
+def _together(steps: list[_Step]) -> _Probe:
+    return _Probe([step.step_s for step in steps], statistics.fmean(step.overrun_s for step in steps))
 
 
 def _short(trial: Trial, steps: int, slowing: Dilation) -> Trial:

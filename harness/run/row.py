@@ -35,6 +35,8 @@ def row_of(trial: Trial, attempt: int, outcome: Outcome, wall_time_s: float) -> 
             "links": json.dumps([link.model_dump() for link in readings.links]),
             "verified_before": readings.model_dump_json(),
         }
+    if outcome.added_s is not None:
+        known["added_s_per_step"] = outcome.added_s / trial.dilation
     if outcome.interference:
         known |= vars(outcome.interference)
     if len(outcome.results) == trial.case.cluster.workers:
@@ -73,7 +75,6 @@ def _asked(trial: Trial) -> dict[str, Any]:
         "replay_source": replayed and replayed.source,
         "dilation": train.dilation,
         "trial_dilation": trial.dilation,
-        "added_s_per_step": trial.found and trial.found.added_s / trial.dilation,
         "workers": case.cluster.workers,
         "batch_size": train.batch_size,
         "rate_bps": case.link.trace.rows[0].rate_bps if case.link.trace else case.link.rate_bps,

@@ -44,10 +44,6 @@ class Timed(Training):
                     self.ask_for_links(self.slowing.at(step))
                 self.pace.dilation = self.slowing.at(step)
 
-    def _told(self, step: int, seconds: dict[str, float]) -> dict[str, float]:
-        off_s = self.slowing.taken_off_s(step)
-        return {**seconds, "step_s": seconds["step_s"] - off_s, "comm_s": max(0.0, seconds["comm_s"] - off_s)}
-
     def _step(self, step: int) -> None:
         self._enter_phase(step)
         super()._step(step)

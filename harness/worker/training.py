@@ -205,7 +205,7 @@ class Training:
             "decode_s": codec.decode_s,
             "comm_s": max(0.0, end - start - compute_s - codec.encode_s - codec.decode_s),
         }
-        self.recorder.advance(step, self._told(step, seconds))
+        self.recorder.advance(step, seconds)
         for kind, value in self.method.take_notes():
             self.recorder.note(step, kind, value)
             if kind == "non_finite_gradient" and self.first_non_finite is None:
@@ -215,10 +215,6 @@ class Training:
             self.recorder.note(step, "loss", loss.item())
         if self.start_file:
             self.recorder.note(step, "monotonic_s", monotonic())
-
-    def _told(self, step: int, seconds: dict[str, float]) -> dict[str, float]:
-        """What is told of a step whose phases took so long."""
-        return seconds
 
     def _batches(self) -> Iterator[list[int]]:
         """Indices of this rank's samples, batch by batch: each epoch in a new order, each sample on one rank."""

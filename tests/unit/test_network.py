@@ -17,7 +17,7 @@ from harness.network import responder
 from harness.network.addresses import address, gateway
 from harness.network.bounds import ring_transfer_s, wire_share
 from harness.network.probe_protocol import PING, PINGED, SO_TIMESTAMPNS, receive
-from harness.network.qdisc import burst_bytes, check_read_back, netem_limit, qdisc
+from harness.network.qdisc import burst_bytes, check_read_back, netem_limit, packets_in_a_segment, qdisc
 from harness.network.readings import Counts, Readings
 from harness.network.responder import _Answering, _collect, counts_of
 from harness.network.tolerances import complaints_of, loss_interval, mean_burst, share_interval
@@ -65,10 +65,21 @@ def test_nothing_is_ever_done_to_the_place_the_nodes_are_made_from_but_making_an
 
 
 @given(st.integers(100_000, 10**10))
-def test_the_bucket_holds_an_offloaded_segment_and_two_milliseconds_of_the_rate(rate_bps: int) -> None:
+def test_the_bucket_holds_two_milliseconds_of_the_rate_and_each_segment_that_is_built(rate_bps: int) -> None:
     burst = burst_bytes(link(f"{rate_bps}bit"))
-    assert burst >= 64 * 1024
     assert burst >= rate_bps / 8 * 0.002
+    packets = packets_in_a_segment([rate_bps], mtu_bytes=1500)
+    assert burst >= (1514 * packets if packets else 64 * 1024)
+
+
+def test_segments_fit_into_the_smallest_bucket_that_a_link_ever_has() -> None:
+    assert packets_in_a_segment([], 1500) is None
+    assert packets_in_a_segment([10**9], 1500) is None
+    assert packets_in_a_segment([10**9, 10**7], 1500) == 6
+    assert packets_in_a_segment([10**7], 9000) == 1
+    built = [str(command) for command in Topology(workers=2, link=link("20mbit")).build()]
+    assert sum("gso_max_segs 6" in line for line in built) == 4
+    assert not any("gso_max" in str(command) for command in Topology(workers=2, link=link("1gbit")).build())
 
 
 def test_an_asked_bucket_is_taken() -> None:
@@ -84,12 +95,12 @@ def shown(rate_bps: int, burst: int, kind: str = "tbf") -> list[dict[str, object
 
 
 def test_what_the_kernel_shows_must_be_what_was_asked() -> None:
-    check_read_back(link(), UP, shown(10**8, 77824))
+    check_read_back(link(), UP, shown(10**8, 50_000))
     check_read_back(link("unshaped"), UP, [{"kind": "pfifo", "dev": "eth0", "root": True}])
     for wrong, says in [
-        (shown(99_000_000, 77824), "kernel has 99000000 bit/s"),
-        (shown(10**8, 32768), "32768 bytes"),
-        (shown(10**8, 77824, kind="noqueue"), "the kernel has noqueue"),
+        (shown(99_000_000, 50_000), "kernel has 99000000 bit/s"),
+        (shown(10**8, 32_768), "32768 bytes"),
+        (shown(10**8, 50_000, kind="noqueue"), "the kernel has noqueue"),
         ([], "the kernel has None"),
     ]:
         with pytest.raises(ValueError, match=says):

@@ -89,7 +89,7 @@ def test_each_change_reaches_both_directions_of_every_link_by_a_command_that_kee
 ) -> None:
     lines = [str(command) for command in changing.change(1)]
     assert lines == [
-        f"tc -n {node} qdisc change dev {interface} root tbf rate 80000000bit burst 77824 limit 3077824"
+        f"tc -n {node} qdisc change dev {interface} root tbf rate 80000000bit burst 40000 limit 3040000"
         for worker in range(2)
         for node, interface in ((f"w{worker}", "eth0"), ("switch", f"to{worker}"))
     ]

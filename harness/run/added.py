@@ -1,0 +1,85 @@
+"""What this machine adds to a step: steps put beside the same steps at a greater dilation.
+
+What a machine adds, computation that does not keep up, late wake-ups and the collectives' own work, is about the same
+in real seconds however slow everything runs: of a step that is told in undilated time it is ``added_s / dilation``. So
+steps at two dilations tell it, and what a step takes without it.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from harness.plan.dilation import MOST_ADDED, Dilation
+from harness.run.outcome import Outcome
+
+TOLERATED = 0.01
+"""Share of a step by which what is taken off may be wrong, as one standard error."""
+
+
+class Added(NamedTuple):
+    """What was found by steps at two dilations."""
+
+    step_s: float
+    """A step in undilated time, without what the machine adds."""
+    added_s: float
+    """What it adds to each, in real seconds."""
+    error_s: float
+    """How uncertain that is, as one standard error, in real seconds."""
+
+    def share(self, dilation: float) -> float:
+        """The part of a step at a dilation that the machine adds."""
+        return self.added_s / dilation / self.step_s
+
+    def why_too_much(self, dilation: float) -> str | None:
+        """Why a trial whose steps show this is to be run again at a greater dilation; None where it is not."""
+        if (share := self.share(dilation)) > MOST_ADDED:
+            return f"at a dilation of {dilation:g} this machine added {100 * share:.1f} % to a step"
+        if not self.is_known(dilation):
+            error = f"{100 * self.error_s / dilation / self.step_s:.1f} % of a step"
+            return f"at a dilation of {dilation:g} what this machine added was known to {error} only"
+        return None
+
+    def is_known(self, dilation: float) -> bool:
+        """Whether it may be taken off steps at a dilation."""
+        return self.error_s / dilation <= TOLERATED * self.step_s
+
+
+def added(near_s: Sequence[float], dilation: float, far_s: Sequence[float], greater: float) -> Added:
+    """Put steps at a dilation beside steps at a greater one; both in undilated seconds."""
+    more_s, error_s = _difference(near_s, far_s)
+    per_difference = 1 / (1 / dilation - 1 / greater)
+    added_s = max(0.0, more_s) * per_difference
+    return Added(statistics.fmean(near_s) - added_s / dilation, added_s, error_s * per_difference)
+
+
+def added_within(outcome: Outcome, slowing: Dilation) -> Added | None:
+    """What the slower steps within a trial say; None where there were none, or the trial has not come so far."""
+    look = slowing.look
+    if look is None or outcome.steps_seen < look.end:
+        return None
+    step_s = outcome.step_s
+    far, beside = slice(look.from_step, look.from_step + look.steps), look.beside
+    near_s = step_s[far.start - beside : far.start] + step_s[far.stop : far.stop + beside]
+    return added(near_s, slowing.steady, step_s[far], look.dilation)
+
+
+def _difference(near_s: Sequence[float], far_s: Sequence[float]) -> tuple[float, float]:
+    """By how much the near steps' mean is more than the far ones', and the standard error of this.
+
+    Where the far steps differ among themselves, as those of a method that sends now and then, as many near ones are put
+    beside them, the longest beside the longest. Where they are all alike, all near ones count.
+    """
+    if statistics.stdev(far_s) > TOLERATED * statistics.fmean(far_s):
+        middle = (len(near_s) - len(far_s)) // 2
+        nearest_s = sorted(near_s[middle : middle + len(far_s)])
+        more_s = [near - far for near, far in zip(nearest_s, sorted(far_s), strict=False)]
+        return statistics.fmean(more_s), _error_of_mean(more_s)
+    error_s = math.hypot(_error_of_mean(near_s), _error_of_mean(far_s))
+    return statistics.fmean(near_s) - statistics.fmean(far_s), error_s
+
+
+def _error_of_mean(values: Sequence[float]) -> float:
+    return statistics.stdev(values) / math.sqrt(len(values))
