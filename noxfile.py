@@ -1,4 +1,4 @@
-"""``nox -s quickstart tests compose browser lint bench gates replays flow_model``: sessions that all share one environment."""
+"""``nox -s SESSION``: quickstart tests compose browser lint bench gates replays flow_model, which share an environment."""
 
 from __future__ import annotations
 
