@@ -1,4 +1,4 @@
-"""``nox -s SESSION``: quickstart tests compose browser lint bench gates replays flow_model, which share an environment."""
+"""``nox -s SESSION``: quickstart tests compose browser lint bench gates replays flow_model. All share an environment."""
 
 from __future__ import annotations
 
