@@ -1,4 +1,4 @@
-"""``nox -s SESSION``: quickstart tests compose browser lint bench gates replays flow_model. All share an environment."""
+"""``nox -s quickstart tests compose browser lint bench gates replays flow_model``: all share one environment."""
 
 from __future__ import annotations
 
