@@ -1,4 +1,4 @@
-"""``nox -s quickstart tests compose browser lint bench gates replays``: sessions that all share one environment."""
+"""``nox -s quickstart tests compose browser lint bench gates replays flow_model``: all share one environment."""
 
 from __future__ import annotations
 
@@ -74,6 +74,12 @@ def gates(session: nox.Session) -> None:
 def replays(session: nox.Session) -> None:
     """Compare replays with real training of the same model, in turns: minutes a round."""
     run(session, "python", "tests/bench/replays.py", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def flow_model(session: nox.Session) -> None:
+    """Compare predicted collectives with emulation, or with SimGrid's fluid model."""
+    run(session, "python", "tests/bench/flow_model.py", *session.posargs, env=ONE_THREAD)
 
 
 def run(session: nox.Session, program: str, *arguments: str, env: dict[str, str] | None = None) -> None:

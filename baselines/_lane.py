@@ -60,6 +60,8 @@ class Lane:
 class LaneState(MethodState):
     """Base of a ``State`` whose collectives depend on each other."""
 
+    at_once = 1
+
     def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
         super().bind(ddp, optimizer)
         self.lane = Lane(self.process_group, next(self.model.parameters()).device)

@@ -18,6 +18,8 @@ from pydantic.dataclasses import dataclass as validated_dataclass
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import dataclass_transform
 
+from baselines._calls import AllReduce, Call
+
 T = TypeVar("T")
 Shapes = Sequence[Sequence[int]]
 
@@ -142,6 +144,12 @@ class MethodState:
     """Kind of the note in which rank 0 tells the goodput that it made a choice for, in bit/s. The figure of changing
     links marks each. None where the method chooses nothing."""
 
+    at_once: ClassVar[int] = 2
+    """How many of its collectives may be under way together: a process group of Gloo has two threads."""
+
+    syncs_in_end_step: ClassVar[bool] = False
+    """Whether its collectives are those of ``end_step``, of the whole model, and not of buckets."""
+
     is_sixteen_bit: ClassVar[bool] = False
     """Whether it is a plain all-reduce in 16 bits: what anyone has for one line of code, and so what others must
     beat."""
@@ -192,6 +200,14 @@ class MethodState:
     def busiest_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
         """Payload bytes that cross the busiest direction of any worker's link in a step."""
         return self.wire_bytes(shapes, world_size, step)
+
+    def calls(self, shapes: Shapes, world_size: int) -> list[Call]:
+        """The collectives of a bucket of parameters of these shapes in the steady state: what ``wire_bytes`` adds up.
+
+        Of a method that synchronises once in several steps, those of a step in which it does.
+        """
+        payload_bytes = self.wire_bytes(shapes, world_size) * world_size / (2 * (world_size - 1))
+        return [AllReduce(payload_bytes * self.agrees_every)]
 
     def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
         """Take a place on this rank; collective where a method needs it to be.

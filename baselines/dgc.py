@@ -32,6 +32,7 @@ from pydantic import Field
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
+from baselines._calls import AllGather, AllReduce, Call
 from baselines._sparse import all_gather_mean, padded, sampled_top, share, sparse_bytes
 from baselines._state import BucketMemory, MethodState, Shapes, numel, parameters, ring_all_reduce_bytes
 
@@ -97,6 +98,11 @@ class State(MethodState):
         dense = [shape for shape in shapes if self.dense_vectors and len(shape) < 2]
         sparse = [shape for shape in shapes if shape not in dense]
         return ring_all_reduce_bytes(4 * numel(dense), world_size) + sparse_bytes(ratio, sparse, world_size)
+
+    def calls(self, shapes: Shapes, world_size: int) -> list[Call]:
+        dense = [shape for shape in shapes if self.dense_vectors and len(shape) < 2]
+        whole, sparse_each = 4 * numel(dense), self.wire_bytes(shapes, world_size) / (world_size - 1)
+        return [AllGather(sparse_each - 2 / world_size * whole), AllReduce(whole)]
 
     def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
         super().bind(ddp, optimizer)

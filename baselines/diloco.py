@@ -43,6 +43,8 @@ class State(MethodState):
 
     most_copies = 6.0
 
+    syncs_in_end_step = True
+
     period: Annotated[int, Field(ge=1)] = 20
     outer_lr: Annotated[float, Field(gt=0)] = 0.7
     outer_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9

@@ -37,6 +37,8 @@ class State(MethodState):
         period: steps from one average to the next.
     """
 
+    syncs_in_end_step = True
+
     period: Annotated[int, Field(ge=1)] = 8
 
     @property

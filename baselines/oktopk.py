@@ -19,7 +19,9 @@ import torch.distributed as dist
 from pydantic import Field
 from torch.futures import Future
 
+from baselines._calls import AllToAll, Call
 from baselines._exchange import (
+    SIZE_BYTES,
     all_gather,
     all_gather_records_bytes,
     all_to_all,
@@ -30,7 +32,7 @@ from baselines._exchange import (
 )
 from baselines._lane import LaneState, settled
 from baselines._sparse import INDEX, exact_top, few_places, not_below, sampled_top, share, sparse_bytes
-from baselines._state import BucketMemory, Shapes, parameters, ring_all_reduce_bytes
+from baselines._state import BucketMemory, Shapes, numel, parameters, ring_all_reduce_bytes
 
 LABEL = "Ok-Topk"
 COLOR = "#44AA99"
@@ -76,6 +78,12 @@ class State(LaneState):
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
         """If thresholds fit: a k-th of the entries leaves for their owners, and a p-th of them goes to p - 1 others."""
         return 2 * sparse_bytes(self.ratio, shapes, world_size) / world_size
+
+    def calls(self, shapes: Shapes, world_size: int) -> list[Call]:
+        """But for what 31 of 32 steps leave out."""
+        selected = AllToAll(self.ratio * numel(shapes) * (4 + INDEX.itemsize))
+        counts = AllToAll(SIZE_BYTES * world_size)
+        return [counts, selected, counts, selected]
 
 
 def oktopk_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:

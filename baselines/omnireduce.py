@@ -21,7 +21,9 @@ from pydantic import Field
 from torch.futures import Future
 from torch.nn.functional import pad
 
+from baselines._calls import AllToAll, Call
 from baselines._exchange import (
+    SIZE_BYTES,
     all_gather,
     all_gather_records_bytes,
     all_to_all,
@@ -68,6 +70,12 @@ class State(LaneState):
         all_blocks = numel(shapes) / BLOCK * (4 * BLOCK + INDEX.itemsize)
         union = 1 - (1 - self.ratio) ** world_size
         return (self.ratio + union) * all_blocks * (world_size - 1) / world_size
+
+    def calls(self, shapes: Shapes, world_size: int) -> list[Call]:
+        all_blocks = numel(shapes) / BLOCK * (4 * BLOCK + INDEX.itemsize)
+        union = 1 - (1 - self.ratio) ** world_size
+        counts = AllToAll(SIZE_BYTES * world_size)
+        return [counts, AllToAll(self.ratio * all_blocks), counts, AllToAll(union * all_blocks)]
 
 
 def omnireduce_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch.futures import Future
 from torch.nn.functional import pad
 
+from baselines._calls import AllGather, Call
 from baselines._pieces import ENTRIES, pieces, scratch
 from baselines._quantise import by_byte, not_negative, packed_bits
 from baselines._state import BucketMemory, MethodState, Shapes, all_gather_bytes, parameters
@@ -44,6 +45,9 @@ class State(MethodState):
 
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
         return all_gather_bytes(sum(packed_size(math.prod(shape)) + 4 for shape in shapes), world_size)
+
+    def calls(self, shapes: Shapes, world_size: int) -> list[Call]:
+        return [AllGather(self.wire_bytes(shapes, world_size) / (world_size - 1))]
 
 
 def onebit_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:

@@ -50,6 +50,7 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from baselines._adaptive import GOODPUT_NOTE, Chooser, Contents, Mode, exploration
+from baselines._calls import AllReduce, Call
 from baselines._lane import LaneState
 from baselines._pruning import cubic_density, hessian_gradient, mean_over_ranks, most_important, prove_equal
 from baselines._quantise import Dice, add_scaled, own_scales, refuse_overflow, ternarise
@@ -191,6 +192,12 @@ class State(LaneState):
         sent = numel(shapes) - ((1 - density) * prunable if self.gse and self.compact else 0)
         ternary = self.adaptive or self.values == "ternary"
         return ring_all_reduce_bytes(sent + 4 * len(shapes) if ternary else 4 * sent, world_size)
+
+    def calls(self, shapes: Shapes, world_size: int) -> list[Call]:
+        scales, (both,) = 4 * len(shapes), super().calls(shapes, world_size)
+        if not (self.adaptive or self.values == "ternary"):
+            return [both]
+        return [AllReduce(scales), AllReduce(both.payload_bytes - scales)]
 
     def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
         super().bind(ddp, optimizer)

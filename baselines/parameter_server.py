@@ -17,6 +17,7 @@ from pydantic import Field
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
+from baselines._calls import Call, Pull, Push
 from baselines._exchange import shard_sizes
 from baselines._lane import LaneState, settled
 from baselines._state import Shapes, numel, parameters
@@ -44,6 +45,10 @@ class State(LaneState):
 
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
         return 2 * (world_size - 1) / world_size * 4 * numel(shapes)
+
+    def calls(self, shapes: Shapes, world_size: int) -> list[Call]:
+        every_entry = 4 * numel(shapes)
+        return [Push(every_entry, self.servers), Pull(every_entry, self.servers)]
 
     def busiest_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
         shard = 4 * numel(shapes) / self.servers

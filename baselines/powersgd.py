@@ -22,6 +22,7 @@ import torch.distributed as dist
 from pydantic import Field
 from torch.futures import Future
 
+from baselines._calls import AllReduce, Call
 from baselines._lane import LaneState, settled
 from baselines._state import BucketMemory, Shapes, numel, parameters, ring_all_reduce_bytes
 
@@ -69,6 +70,12 @@ class State(LaneState):
             return r * (shape[0] + numel([shape[1:]])) if r else numel([shape])
 
         return ring_all_reduce_bytes(4 * sum(sent(tuple(shape)) for shape in shapes), world_size)
+
+    def calls(self, shapes: Shapes, world_size: int) -> list[Call]:
+        ranks = [(shape, self.rank_of(tuple(shape))) for shape in shapes]
+        p_bytes = 4 * sum(r * shape[0] if r else numel([shape]) for shape, r in ranks)
+        q_bytes = 4 * sum(r * numel([shape[1:]]) for shape, r in ranks if r)
+        return [AllReduce(p_bytes), AllReduce(q_bytes)]
 
     def q_of(self, weight: torch.Tensor) -> torch.Tensor:
         """Q (b, r) of a parameter's gradient, from the step before."""

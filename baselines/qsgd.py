@@ -19,6 +19,7 @@ from torch.futures import Future
 from torch.nn.functional import pad
 from torch.nn.parallel import DistributedDataParallel
 
+from baselines._calls import AllGather, Call
 from baselines._pieces import ENTRIES, pieces
 from baselines._quantise import Dice, packed_fields, unpacked_fields
 from baselines._state import MethodState, Shapes, all_gather_bytes, numel, parameters
@@ -53,6 +54,9 @@ class State(MethodState):
 
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
         return all_gather_bytes(numel(shapes) * (self.bits / 8 + 4 / STRETCH), world_size)
+
+    def calls(self, shapes: Shapes, world_size: int) -> list[Call]:
+        return [AllGather(self.wire_bytes(shapes, world_size) / (world_size - 1))]
 
     def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
         super().bind(ddp, optimizer)

@@ -31,6 +31,7 @@ import torch.distributed as dist
 from pydantic import Field
 from torch.futures import Future
 
+from baselines._calls import AllGather, Call, Shift
 from baselines._lane import LaneState, settled
 from baselines._sparse import pack, padded, sampled_top, share, sparse_bytes, unpack
 from baselines._state import BucketMemory, Shapes, parameters
@@ -65,6 +66,11 @@ class State(LaneState):
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
         passes = 2  # p - 1 blocks of a p-th each leave a worker in the reduce-scatter, and as many in the all-gather
         return passes * sparse_bytes(self.ratio, shapes, world_size) / world_size
+
+    def calls(self, shapes: Shapes, world_size: int) -> list[Call]:
+        block = self.wire_bytes(shapes, world_size) / (2 * (world_size - 1))
+        scattered = [Shift(count * block, distance) for distance, count in rounds(world_size)]
+        return [*scattered, AllGather(block)]
 
 
 def spardl_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:

@@ -17,6 +17,7 @@ from pydantic import Field
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
+from baselines._calls import AllReduce, Call
 from baselines._lane import LaneState
 from baselines._quantise import Dice, add_scaled, own_scales, refuse_overflow, ternarise
 from baselines._state import Shapes, numel, parameters, ring_all_reduce_bytes
@@ -42,6 +43,10 @@ class State(LaneState):
 
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
         return ring_all_reduce_bytes(numel(shapes) + 4 * len(shapes), world_size)
+
+    def calls(self, shapes: Shapes, world_size: int) -> list[Call]:
+        scales, (both,) = 4 * len(shapes), super().calls(shapes, world_size)
+        return [AllReduce(scales), AllReduce(both.payload_bytes - scales)]
 
     def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
         super().bind(ddp, optimizer)

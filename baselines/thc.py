@@ -28,6 +28,7 @@ from torch.futures import Future
 from torch.nn.functional import pad
 from torch.nn.parallel import DistributedDataParallel
 
+from baselines._calls import AllReduce, AllToAll, Call
 from baselines._exchange import shard_sizes
 from baselines._lane import LaneState, settled
 from baselines._pieces import pieces
@@ -73,6 +74,10 @@ class State(LaneState):
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
         up, down = self.bits / 8, sum_bytes(world_size)
         return (up + down) * numel(shapes) * (world_size - 1) / world_size
+
+    def calls(self, shapes: Shapes, world_size: int) -> list[Call]:
+        n = numel(shapes)
+        return [AllReduce(4), AllToAll(n * self.bits / 8), AllToAll(n * sum_bytes(world_size))]
 
     def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
         super().bind(ddp, optimizer)

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from pydantic import Field
 from torch.futures import Future
 
+from baselines._calls import AllGather, Call
 from baselines._sparse import all_gather_mean, exact_top, padded, sampled_top, share, sparse_bytes
 from baselines._state import BucketMemory, MethodState, Shapes, parameters
 
@@ -52,6 +53,9 @@ class State(MethodState):
 
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
         return sparse_bytes(self.ratio, shapes, world_size)
+
+    def calls(self, shapes: Shapes, world_size: int) -> list[Call]:
+        return [AllGather(self.wire_bytes(shapes, world_size) / (world_size - 1))]
 
 
 def topk_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:

@@ -21,7 +21,9 @@ from pydantic import Field
 from torch.futures import Future
 from torch.nn.functional import pad
 
+from baselines._calls import AllReduce, AllToAll, Call
 from baselines._exchange import (
+    SIZE_BYTES,
     all_gather,
     all_gather_records_bytes,
     all_to_all,
@@ -67,6 +69,15 @@ class State(LaneState):
         n, p = numel(shapes), world_size
         union = (1 - (1 - self.ratio) ** p) * n
         return min(ring_all_reduce_bytes(4 * n, p), sparse_bytes(self.ratio * n, union, n, p))
+
+    def calls(self, shapes: Shapes, world_size: int) -> list[Call]:
+        n, p = numel(shapes), world_size
+        union = (1 - (1 - self.ratio) ** p) * n
+        count = AllReduce(COUNT_BYTES)
+        if sparse_bytes(self.ratio * n, union, n, p) >= ring_all_reduce_bytes(4 * n, p):
+            return [count, AllReduce(4 * n)]
+        lengths, records = AllToAll(SIZE_BYTES * p), AllToAll((4 + INDEX.itemsize) * self.ratio * n)
+        return [count, lengths, records, lengths, AllToAll(4 * union + n / 8)]
 
 
 def sparse_bytes(entries: float, union: float, n: int, world_size: int) -> float:

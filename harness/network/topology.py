@@ -27,6 +27,7 @@ from harness.network.qdisc import UNSHAPED_BPS, packets_in_a_segment, qdisc
 from harness.network.wires import Command, Direction, End, Queue, Wire
 from harness.scenario.links import PROPERTIES, Fabric, Link, Pipe, Trace, TraceRow
 from harness.scenario.properties import NO_UNIT
+from harness.scenario.schema import MOST_WORKERS
 from harness.scenario.section import Section
 from harness.units import format_rate
 
@@ -40,7 +41,7 @@ OFFLOADED_SEGMENTS = 44
 class Topology(Section):
     """Workers with a link each, to one switch or to those of the fabric's groups."""
 
-    workers: int = Field(ge=2, le=128)
+    workers: int = Field(ge=2, le=MOST_WORKERS)
     link: Link
     fabric: Fabric = Fabric.model_validate({})
     most_segments: int | None = None

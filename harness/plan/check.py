@@ -9,7 +9,7 @@ from baselines._state import numel
 from harness.errors import UsageError
 from harness.plan.expected import shapes_of, state_of, topology_of
 from harness.plan.trial import UNSETTLED_STEPS
-from harness.scenario.schema import SELF, Case, Scenario, Train
+from harness.scenario.schema import MOST_EMULATED, SELF, Case, Scenario, Train
 from harness.workload import profile as profiles
 from harness.workload.data import DATASETS, Dataset
 from harness.workload.models import MODELS, Model
@@ -97,6 +97,18 @@ def check_steps(scenario: Scenario, case: Case) -> None:
             if steps % period:
                 allowed = f"multiples of {period}: only then do the workers of {method.label} hold the same parameters"
                 raise UsageError.at(scenario.name, f"train.{field}", steps, allowed)
+
+
+def check_size(scenario: Scenario) -> None:
+    """Refuse to run what can only be predicted.
+
+    Raises:
+        UsageError: a case has more workers than a machine emulates.
+    """
+    for case in scenario.cases:
+        if not case.can_be_emulated:
+            allowed = f"at most {MOST_EMULATED} to run; what more would do, pacbench plan predicts"
+            raise UsageError.at(scenario.name, "cluster.workers", case.cluster.workers, allowed)
 
 
 def _known(scenario: Scenario, field: str, name: str, registry: dict[str, Model] | dict[str, Dataset]):  # type: ignore[no-untyped-def]

@@ -9,6 +9,7 @@ import baselines
 from baselines import MethodState
 from harness.network.topology import Topology
 from harness.plan import predict
+from harness.plan.collectives import MESSAGE_S, Network
 from harness.scenario.schema import Case, MethodSpec
 from harness.workload import profile as profiles
 from harness.workload import replay
@@ -98,5 +99,5 @@ def _predicted_step_s(
 
     Where time is dilated, it is told as measured: what wakes processes is this machine, which dilation does not slow.
     """
-    message_s = predict.MESSAGE_S / dilation
-    return predict.step_s(profile, method, state_of(method), topology, case.train.bucket_bytes, message_s)
+    network = Network(topology, MESSAGE_S / dilation, dilation)
+    return predict.step_s(profile, method, state_of(method), network, case.train.bucket_bytes)

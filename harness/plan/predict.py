@@ -1,24 +1,26 @@
 """What a step will take: a profile's computation, a method's codec, and its bytes on the links, overlapped as DDP does.
 
 The device computes and encodes, bucket by bucket in the order in which gradients are ready; each bucket's bytes then
-cross the links, one bucket after the other, while the backward pass goes on; what has arrived is decoded, on the same
-device. Ideal but for packets' headers and a latency a message: what a measurement has beyond it is noise, contention,
-or a wrong profile.
+cross the links (``collectives.py``), one bucket after the other or two at once, while the backward pass goes on; what
+has arrived is decoded, on the same device. What a measurement has beyond it is noise, contention, or a wrong profile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
 
 from baselines import MethodState
-from harness.network.bounds import wire_share
-from harness.network.topology import Topology
+from baselines._calls import Call
+from harness.network.flows import fair
+from harness.plan.collectives import Network
 from harness.scenario.schema import MethodSpec
 from harness.workload.profile import Codec, Profile
 
-MESSAGE_S = 2e-4
-"""From one worker's sending to its neighbour's answer, beside bytes and delays: two processes are woken."""
+ROUNDING_S = 1e-12
 
 
 @dataclass(frozen=True)
@@ -44,37 +46,112 @@ def buckets(profile: Profile, bucket_bytes: int) -> Iterator[Bucket]:
             shapes, size = [], 0
 
 
-def step_s(
-    profile: Profile,
-    method: MethodSpec,
-    state: MethodState,
-    topology: Topology,
-    bucket_bytes: int,
-    message_s: float = MESSAGE_S,
-) -> float:
+class Job(NamedTuple):
+    """Collectives that follow one another."""
+
+    ready_s: float
+    """When the first may begin."""
+    calls: Sequence[Call]
+
+
+def step_s(profile: Profile, method: MethodSpec, state: MethodState, network: Network, bucket_bytes: int) -> float:
     """Seconds of a step in the steady state. A codec that the profile does not know is taken to cost nothing."""
-    codec = profile.codec(method, topology.workers) or _free(method, topology.workers, profile)
+    codec = profile.codec(method, network.workers) or _free(method, network.workers, profile)
     encode_s = (codec.encode_s + codec.beside_s) / state.agrees_every
     decode_s = codec.decode_s / state.agrees_every
+    if state.syncs_in_end_step:
+        return _synchronised_at_its_end_s(profile, state, network, encode_s + decode_s + codec.optimizer_s)
     now_s = profile.forward_s
-    ready_s = sent_s = 0.0
-    arrived: list[tuple[float, float]] = []
+    passed_s = 0.0
+    ready: list[tuple[float, Bucket]] = []
     for bucket in buckets(profile, bucket_bytes):
-        now_s += bucket.ready_s - ready_s + encode_s * bucket.share
-        ready_s = bucket.ready_s
-        sent_s = max(sent_s, now_s) + _on_the_links_s(state, bucket, topology, message_s)
-        arrived.append((sent_s, decode_s * bucket.share))
-    now_s += profile.backward_s - ready_s
-    for arrived_s, decoding_s in arrived:
-        now_s = max(now_s, arrived_s) + decoding_s
+        now_s += bucket.ready_s - passed_s + encode_s * bucket.share
+        passed_s = bucket.ready_s
+        ready.append((now_s, bucket))
+    now_s += profile.backward_s - passed_s
+    jobs = [_jobs(state, bucket, ready_s, network.workers) for ready_s, bucket in ready]
+    silent_s = codec.optimizer_s + ready[0][0] + decode_s * ready[-1][1].share
+    ended_s = iter(on_the_network_s(network, [job for own in jobs for job in own], state.at_once, silent_s))
+    for own, (_, bucket) in zip(jobs, ready, strict=True):
+        arrived_s = max(next(ended_s) for _ in own)
+        now_s = max(now_s, arrived_s) + decode_s * bucket.share
     return now_s + codec.optimizer_s
 
 
-def _on_the_links_s(state: MethodState, bucket: Bucket, topology: Topology, message_s: float) -> float:
-    p, headers = topology.workers, wire_share(topology.link)
-    payload, busiest = (bytes_of(bucket.shapes, p) for bytes_of in (state.wire_bytes, state.busiest_bytes))
-    hop_s = max(sum(queue.pipe.delay_s for queue in topology.path(w, (w + 1) % p)) for w in range(p))
-    return topology.bound_s(payload * headers, busiest * headers) + 2 * (p - 1) * (message_s + hop_s)
+def on_the_network_s(network: Network, jobs: Sequence[Job], at_once: int, silent_s: float) -> list[float]:
+    """When each job has ended, if so many at once may be under way, and begin in order.
+
+    Those that are under way together share the network: each goes on as if alone, until both together would need more
+    than there is of the busiest queue; then that is shared fairly.
+
+    Args:
+        silent_s: for how long the links have been silent when the first begins.
+    """
+    ended_s = [0.0] * len(jobs)
+    waiting = list(enumerate(jobs))
+    active: list[_Active] = []
+    now_s, last_s = 0.0, jobs[0].ready_s - silent_s
+    while waiting or active:
+        if not active:
+            now_s = max(now_s, waiting[0][1].ready_s)
+        while waiting and len(active) < at_once and waiting[0][1].ready_s <= now_s:
+            number, job = waiting.pop(0)
+            active.append(_Active(number, list(job.calls), network, now_s - last_s if not active else 0.0))
+        speeds = _speeds(active)
+        until_s = min(each.left_s / speed for each, speed in zip(active, speeds, strict=True))
+        if waiting and len(active) < at_once:
+            until_s = min(until_s, waiting[0][1].ready_s - now_s)
+        now_s += until_s
+        for each, speed in zip(list(active), speeds, strict=True):
+            if each.has_ended(until_s * speed):
+                active.remove(each)
+                ended_s[each.number], last_s = now_s, now_s - each.rested_s
+    return ended_s
+
+
+class _Active:
+    """A job under way."""
+
+    def __init__(self, number: int, calls: list[Call], network: Network, idle_s: float) -> None:
+        self.number = number
+        self._calls, self._network = calls, network
+        self.rested_s = idle_s
+        self._begin()
+
+    def _begin(self) -> None:
+        timing = self._network.timing(self._calls.pop(0), self.rested_s)
+        self.left_s, self.rested_s = timing.took_s, timing.rested_s
+        self.busy_share = timing.busy_s / timing.took_s if timing.took_s else 0.0
+
+    def has_ended(self, worked_s: float) -> bool:
+        """Whether its last collective has, now that so many of its own seconds have passed."""
+        self.left_s -= worked_s
+        while self.left_s <= ROUNDING_S:
+            if not self._calls:
+                return True
+            self._begin()
+        return False
+
+
+def _speeds(active: Sequence[_Active]) -> list[float]:
+    """How fast each job goes on, of how fast it would alone."""
+    shares = np.array([each.busy_share for each in active])
+    given = fair(np.ones((1, len(active))), np.ones(1), shares)
+    return [float(own / share) if share > 0 else 1.0 for own, share in zip(given, shares, strict=True)]
+
+
+def _jobs(state: MethodState, bucket: Bucket, ready_s: float, workers: int) -> list[Job]:
+    """Of a method with a lane each collective waits for the one before; the others' begin together."""
+    calls = state.calls(bucket.shapes, workers)
+    return [Job(ready_s, calls)] if state.at_once == 1 else [Job(ready_s, [call]) for call in calls]
+
+
+def _synchronised_at_its_end_s(profile: Profile, state: MethodState, network: Network, beside_s: float) -> float:
+    """The mean of steps of which one in several ends with a synchronisation."""
+    alone_s = profile.forward_s + profile.backward_s + beside_s
+    calls = state.calls(profile.shapes, network.workers)
+    (exchanged_s,) = on_the_network_s(network, [Job(0.0, calls)], 1, silent_s=alone_s * state.agrees_every)
+    return alone_s + exchanged_s / state.agrees_every
 
 
 def _free(method: MethodSpec, workers: int, profile: Profile) -> Codec:

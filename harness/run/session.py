@@ -19,6 +19,7 @@ from harness.analysis.stopping import narrow_enough
 from harness.cluster import registry
 from harness.cluster.protocol import Cluster
 from harness.errors import UsageError
+from harness.plan.check import check_size
 from harness.plan.plan import Plan
 from harness.plan.trial import Trial
 from harness.record.store import Store, new_folder, runs
@@ -160,8 +161,9 @@ def open_store(plan: Plan, folder: Path | None = None, results: Path = RESULTS) 
     """Open the folder that is given, the plan's newest unfinished run under ``results``, or a new one.
 
     Raises:
-        UsageError: the folder cannot be written, or holds another run.
+        UsageError: the folder cannot be written, or holds another run; or the plan can only be predicted.
     """
+    check_size(plan.scenario)
     folder = folder or unfinished_run(plan, results)
     return Store.create(folder, plan.scenario) if folder else new_store(plan, results)
 
@@ -210,6 +212,7 @@ def run(
         ClusterBrokenError: the cluster itself ended.
         KeyboardInterrupt: what had finished is kept.
     """
+    check_size(plan.scenario)
     watcher = watcher or Watcher()
 
     def enough() -> bool:

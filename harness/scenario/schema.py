@@ -32,6 +32,9 @@ SELF = "self"
 SLOWED_TO = "slowed_to"
 """A key that methods had once. Runs of then are still read; no new file may have it."""
 
+MOST_EMULATED, MOST_WORKERS = 128, 16_384
+"""Workers that a run may have, and those of which a plan may predict what they would do."""
+
 TOLERANCE = 0.02
 """What PacTrain's authors say that pruning may cost."""
 
@@ -58,8 +61,9 @@ NO_LIMITS = Resources.model_validate({})
 class ClusterSpec(Resources):
     """Who takes part, and what each may use."""
 
-    workers: int = Field(4, ge=2, le=128)
-    """World size: each worker is one rank, with a link of its own."""
+    workers: int = Field(4, ge=2, le=MOST_WORKERS)
+    """World size: each worker is one rank, with a link of its own. Beyond 128 there are predictions only: ``pacbench
+    plan`` makes them, and nothing runs."""
 
     @property
     def resources(self) -> Resources:
@@ -216,6 +220,11 @@ class Case(Section):
             where = "where links are unshaped" if self.train.profile else "without train.pace or train.replay"
             raise ValueError(f"train.dilation: found {self.train.dilation:g}; allowed: 1 {where}")
         return self
+
+    @property
+    def can_be_emulated(self) -> bool:
+        """Whether a run may have so many workers, and not only a prediction."""
+        return self.cluster.workers <= MOST_EMULATED
 
     @property
     def can_be_dilated(self) -> bool:

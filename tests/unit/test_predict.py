@@ -10,6 +10,7 @@ from abacus import SHAPES, codec, profile
 import baselines
 from harness.network.topology import Topology
 from harness.plan import predict
+from harness.plan.collectives import Network
 from harness.plan.expected import state_of
 from harness.scenario.schema import MethodSpec
 from harness.workload.models import MODELS
@@ -18,7 +19,7 @@ from harness.workload.models import MODELS
 def predicted(method: str = "dense", rate: str = "100mbit", bucket_bytes: int = 25_000_000, **changes: Any) -> float:
     topology = Topology.model_validate({"workers": 4, "link": {"rate": rate}})
     spec = MethodSpec(name=method, label=method, params=baselines.get(method).State().parameters)
-    return predict.step_s(profile(**changes), spec, state_of(spec), topology, bucket_bytes)
+    return predict.step_s(profile(**changes), spec, state_of(spec), Network(topology), bucket_bytes)
 
 
 def test_buckets_fill_in_the_order_of_readiness() -> None:

@@ -26,13 +26,15 @@ def verb(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show each trial with its bytes, lower bound and estimated time. Starts nothing."""
+    """Show each trial with its bytes, lower bound, predicted step and estimated time. Starts nothing."""
     from harness.cluster import registry
+    from harness.plan.check import check_size
     from harness.run.planning import plan_run
 
     cluster = registry.make(registry.choose(on)[0])
     plan = plan_run(scenario, cluster, set_ or (), method or (), rounds)
     if show_tc:
+        check_size(plan.scenario)
         for topology in dict.fromkeys(trial.expected.built_topology for trial in plan.trials):
             print(topology.script())
     elif as_json:
@@ -47,16 +49,21 @@ def _as_json(plan: Plan) -> dict[str, Any]:
     return {
         "scenario": plan.scenario.name,
         "trials": [{**_describe(trial), **_foreseen(trial)} for trial in plan.trials],
-        "total_s": total_s(plan.trials, cpu_count()),
+        "total_s": total_s(emulated, cpu_count()) if (emulated := _emulated(plan)) else None,
         "more_seeds": len(plan.more_seeds),
     }
 
 
 def _print(plan: Plan) -> None:
     from harness.plan.estimate import total_s
+    from harness.scenario.schema import MOST_EMULATED
     from harness.units import format_time
 
-    title = f"{plan.scenario.name}: {len(plan.trials)} trials, about {format_time(total_s(plan.trials, cpu_count()))}"
+    emulated = _emulated(plan)
+    took = f", about {format_time(total_s(emulated, cpu_count()))}" if emulated else ""
+    title = f"{plan.scenario.name}: {len(emulated)} trials{took}"
+    if predicted := len(plan.trials) - len(emulated):
+        title += f"; {predicted} predicted, with more than the {MOST_EMULATED} workers that can be emulated"
     if plan.more_seeds:
         more_s = total_s(plan.more_seeds, cpu_count())
         title += f"; then up to {len(plan.more_seeds)} more seeds for accuracy, {format_time(more_s)} at most"
@@ -77,8 +84,13 @@ def _cells(trial: Trial) -> list[str]:
         format_size(known.wire_bytes_per_step),
         format_time(known.lower_bound_s_per_step),
         format_time(known.predicted_step_s) if known.predicted_step_s else "no profile",
-        format_time(time_s(trial, cpu_count())),
+        format_time(time_s(trial, cpu_count())) if trial.case.can_be_emulated else "predicted",
     ]
+
+
+def _emulated(plan: Plan) -> list[Trial]:
+    """The trials that can be run, too."""
+    return [trial for trial in plan.trials if trial.case.can_be_emulated]
 
 
 def _foreseen(trial: Trial) -> dict[str, Any]:
@@ -88,7 +100,7 @@ def _foreseen(trial: Trial) -> dict[str, Any]:
     return {
         "wire_bytes_per_step": known.wire_bytes_per_step,
         "lower_bound_s_per_step": known.lower_bound_s_per_step,
-        "time_s": time_s(trial, cpu_count()),
+        "time_s": time_s(trial, cpu_count()) if trial.case.can_be_emulated else None,
         "predicted_step_s": known.predicted_step_s,
         "memory_bytes": known.memory_bytes,
     }
