@@ -12,8 +12,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
-from host import universes, wait_until
+from host import wait_until
 
 from harness.record.execution import Execution, LinkTraffic
 
@@ -227,9 +228,11 @@ def test_nothing_is_left_behind(number: signal.Signals, start: Start, tmp_path: 
     begun = 0
     while begun < 2:
         begun += "started" in process.stdout.readline()
+    started = psutil.Process(process.pid).children(recursive=True)  # others may have universes here, too
+    assert any("sleep" in each.name() for each in started)
     process.send_signal(number)
     process.communicate(timeout=60)
-    wait_until(lambda: not universes())
+    wait_until(lambda: not psutil.wait_procs(started, timeout=0)[1])
     shown = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert f"sleep 987{os.getpid()}" not in shown
     if number == signal.SIGINT:
