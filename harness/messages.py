@@ -89,6 +89,15 @@ class Stop(Message):
 
 
 @message_kind
+class Signal(Message):
+    """Send a signal to the tasks of nodes, which may end in good order."""
+
+    nodes: list[str]
+    number: int
+    """Of the signal, by signal(7)."""
+
+
+@message_kind
 class Quit(Message):
     """End the agent and all workers."""
 
@@ -261,6 +270,59 @@ class LinksChanged(Message):
     at_s: float
     """When the last link was changed, by ``time.monotonic()``."""
     late_s: float
+
+
+# What nodes report of a user's command.
+
+
+@message_kind
+class Output(Message):
+    """What a rank has printed."""
+
+    rank: int
+    lines: list[str]
+    to_stderr: bool
+
+
+@message_kind
+class RankEnded(Message):
+    """A rank's process has ended; what it started may go on."""
+
+    rank: int
+    code: int
+    """Exit code; negative: the signal that ended it."""
+
+
+@message_kind
+class CommandEnded(Message):
+    """No process of the command is left on a node."""
+
+    cpu_s: float
+    """Processor time of all its processes, in user and kernel mode."""
+    peak_memory_bytes: int
+    """The most memory that they had resident together, as seen at each look, or that one of them ever had."""
+
+
+@validated_dataclass(frozen=True)
+class QueueCount:
+    """Counters of an interface's queue since it was made, and what waits in it."""
+
+    wire_bytes: int
+    """What has left, headers included."""
+    packets: int
+    drops: int
+    backlog_bytes: int
+
+
+@message_kind
+class Traffic(Message):
+    """What a node's queues have carried, by interface, and its TCP has sent again."""
+
+    at_s: float
+    """By ``time.monotonic()``."""
+    queues: dict[str, QueueCount]
+    retransmits: int
+    """Segments, of all connections of the node (RFC 1213, tcpRetransSegs)."""
 
 
 def encode(said: Message, node: str = "") -> bytes:

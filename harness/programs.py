@@ -92,6 +92,20 @@ def start(command: list[str], more: Mapping[str, str] | None = None, **options: 
         raise MissingProgramError.of(command[0]) from None
 
 
+def find_for_user(command: str, environment: Mapping[str, str]) -> str | None:
+    """Where a user's own command lies, as execvp(3) finds it by his PATH; None where it cannot be run."""
+    return shutil.which(command, path=environment.get("PATH", os.defpath))
+
+
+def start_for_user(command: list[str], environment: Mapping[str, str], **options: Any) -> subprocess.Popen[Any]:
+    """``subprocess.Popen`` of a user's own command, in exactly this environment and found by its PATH.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    return subprocess.Popen(command, env=dict(environment), **options)
+
+
 def python(module: str, *arguments: str) -> list[str]:
     """The command that runs ``main()`` of one of our modules in a Python of its own."""
     return [sys.executable, str(START), module, *arguments]

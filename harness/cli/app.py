@@ -1,7 +1,8 @@
 """The app: every file in ``verbs/`` is a verb.
 
 A file ``verbs/NAME.py`` holds a function ``verb``, whose parameters are the arguments and whose docstring is the help.
-Nothing is registered by hand. Verbs of another package join in by its folder: ``verbs.__path__.append(FOLDER)``.
+Its ``SETTINGS``, if it has any, are those of its click context. Nothing is registered by hand. Verbs of another package
+join in by its folder: ``verbs.__path__.append(FOLDER)``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from harness.cli import verbs
 
 ORDER = (
     *("list", "plan", "run", "report", "compare", "gate", "reference", "reproduce"),
-    *("probe", "calibrate", "profile", "image", "doctor", "clean"),
+    *("probe", "exec", "calibrate", "profile", "image", "doctor", "clean"),
 )
 """Verbs as help lists them: in the order in which one needs them. Others follow."""
 
@@ -30,7 +31,8 @@ def make_app() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     for name in names():
-        app.command(name)(importlib.import_module(f"{verbs.__name__}.{name}").verb)
+        module = importlib.import_module(f"{verbs.__name__}.{name}")
+        app.command(name, context_settings=getattr(module, "SETTINGS", None))(module.verb)
     return app
 
 

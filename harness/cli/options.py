@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from harness.cluster import registry
 from harness.errors import UsageError
+
+if TYPE_CHECKING:
+    from harness.network.topology import Topology
 
 ScenarioName = Annotated[str, typer.Argument(metavar="SCENARIO", help="A name from `pacbench list`, or a .toml file.")]
 ScenarioNames = Annotated[list[str], typer.Argument(metavar="SCENARIO...", help="Names or .toml files.")]
@@ -38,8 +42,29 @@ Seeds = Annotated[
         help="Train more seeds on unshaped links, up to so many, where rounds leave it unknown if accuracy is kept.",
     ),
 ]
+Workers = Annotated[int, typer.Option("--workers", help="How many.")]
+Rate = Annotated[str, typer.Option("--rate", help="Of each link and direction, such as 100mbit; or unshaped.")]
+SetLinks = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="More of the links: link.delay=5ms.")
+]
 RunOrReference = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or a reference.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def topology(workers: int, rate: str, overrides: Sequence[str] | None) -> Topology:
+    """The network that ``Workers``, ``Rate`` and ``SetLinks`` ask for.
+
+    Raises:
+        UsageError: there is no such network.
+    """
+    from harness.network.topology import Topology
+    from harness.scenario.load import apply_override
+    from harness.scenario.section import checked_section
+
+    values: dict[str, Any] = {"workers": workers, "link": {"rate": rate}}
+    for override in overrides or []:
+        apply_override(values, override)
+    return checked_section(Topology, values, "command line")
 
 
 def share(option: str, text: str) -> float:

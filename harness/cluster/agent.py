@@ -30,6 +30,7 @@ from harness.messages import (
     Preload,
     Quit,
     Refused,
+    Signal,
     Start,
     Stop,
     Task,
@@ -45,6 +46,9 @@ TASKS = {
     "play": "harness.network.player:play",
     "change_links": "harness.network.link_requests:serve",
     "watch_queues": "harness.network.queues:watch_queues",
+    "watch_traffic": "harness.network.traffic:watch_traffic",
+    "count_traffic": "harness.network.traffic:count_traffic",
+    "execute": "harness.worker.command:execute",
 }
 
 READ_BYTES = 1 << 16
@@ -74,6 +78,7 @@ class Agent:
             Preload: _preload,
             Start: self._start,
             Stop: self._stop,
+            Signal: self._signal,
             Quit: self._quit,
             **operations,
         }
@@ -170,6 +175,11 @@ class Agent:
         """End all workers at once; their exits are reported as any others."""
         for pid in self._children:
             os.kill(pid, signal.SIGKILL)
+
+    def _signal(self, request: Signal) -> None:
+        for pid, child in self._children.items():
+            if child.node in request.nodes:
+                os.kill(pid, request.number)
 
     def _quit(self, request: Quit) -> None:
         """End; for who cannot rely on the end of stdin being seen: a console's is not, always."""

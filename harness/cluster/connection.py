@@ -15,7 +15,7 @@ from typing import Any
 from harness import programs
 from harness.cluster.protocol import ClusterBrokenError, SideTask, TaskTimeoutError
 from harness.errors import MeasurementError, UsageError
-from harness.messages import Done, Exit, Message, Quit, Refused, Start, Stop, Tick, decode, encode
+from harness.messages import Done, Exit, Message, Quit, Refused, Signal, Start, Stop, Tick, decode, encode
 
 READ_BYTES = 1 << 20
 
@@ -109,6 +109,10 @@ class AgentConnection:
     def stop(self) -> None:
         """End the task that runs; its workers' exits are heard by whoever listens to ``task``. For another thread."""
         self._send(Stop())
+
+    def signal(self, nodes: list[str], number: int) -> None:
+        """Send a signal to the task that runs on these nodes; see ``stop``."""
+        self._send(Signal(nodes=nodes, number=number))
 
     def close(self) -> None:
         """End the agent and what it started."""

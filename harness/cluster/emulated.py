@@ -7,9 +7,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from harness.cluster.protocol import SideTask
+from harness.cluster.protocol import EXECUTE, SideTask
 from harness.errors import MeasurementError, UsageError
-from harness.messages import CeilingMeasured, Failed, LinksMeasured, Message, Preload
+from harness.messages import CeilingMeasured, Failed, LinksMeasured, Message, Preload, Traffic
 from harness.network.addresses import WORKER_INTERFACE, address
 from harness.network.measure import PACKET_COST
 from harness.network.readings import Readings
@@ -114,6 +114,14 @@ class EmulatedCluster(ABC):
             self._current = None  # it must not be used again
         return readings
 
+    def count(self) -> list[Traffic]:
+        """See ``CommandCluster.count``."""
+        assert self._current, "a topology must be in use"
+        said = list(self._task("count_traffic", self._current[0].nodes, {}, self.probe_timeout_s))
+        if failed := next((message for message in said if isinstance(message, Failed)), None):
+            raise MeasurementError(f"the links' counters cannot be read: {failed.node}: {failed.reason}")
+        return [message for message in said if isinstance(message, Traffic)]
+
     def measure(self, topology: Topology, counted: int | None = None, resources: Resources = NO_LIMITS) -> Readings:
         """Build a topology and say what it is, whatever that is; see ``measure.measure``."""
         self._build(topology, resources)
@@ -154,6 +162,11 @@ def as_json(topology: Topology) -> dict[str, Any]:
     return dumped
 
 
-def watchers(topology: Topology) -> list[SideTask]:
-    """What watches the switches' queues while workers train; these watch their own."""
-    return [SideTask("watch_queues", switch, {}) for switch in topology.switches]
+WATCHES = {"train": "watch_queues", EXECUTE: "watch_traffic"}
+"""What a switch does while workers are at a task."""
+
+
+def watchers(task: str, topology: Topology, spec: Mapping[str, Any]) -> list[SideTask]:
+    """What watches the switches' queues while workers are at a task; these watch their own."""
+    watched = {"look_every_s": spec["look_every_s"]} if task == EXECUTE else {}
+    return [SideTask(WATCHES[task], switch, watched) for switch in topology.switches if task in WATCHES]

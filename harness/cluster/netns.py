@@ -14,7 +14,7 @@ from typing_extensions import Self
 from harness import messages, programs
 from harness.cluster.connection import AgentConnection
 from harness.cluster.emulated import MEETING_PLACE, EmulatedCluster, as_json, preload_request, watchers
-from harness.cluster.protocol import Check, SideTask
+from harness.cluster.protocol import EXECUTE, Check, SideTask
 from harness.errors import MeasurementError, UsageError
 from harness.messages import Build, Message, Reset
 from harness.network.player import PLAYER
@@ -39,6 +39,9 @@ CEILING_WORKERS = 4
 
 LINK_REQUESTS = "/run/links-"
 """Likewise, where workers ask for slower links."""
+
+COVERED = ["/run"]
+"""What a universe lays its own files over; a user's command finds this machine's there again."""
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 """A worker has one thread to compute with, and the agent none beside its own: it forks."""
@@ -107,6 +110,19 @@ class NetnsCluster(EmulatedCluster):
     def share_file(self, file: Path) -> None:
         """See ``Cluster.share_file``: workers share the host's files."""
 
+    def share_folder(self, folder: Path) -> None:
+        """See ``CommandCluster.share_folder``: workers are where the harness is."""
+
+    def find_command(self, command: str, environment: Mapping[str, str]) -> None:
+        """See ``CommandCluster.find_command``: workers have this machine's."""
+        if not programs.find_for_user(command, environment):
+            raise UsageError.at("command line", "COMMAND", command, "a program on your PATH, or a file that can be run")
+
+    def signal(self, number: int) -> None:
+        """See ``CommandCluster.signal``."""
+        assert self._current, "a topology must be in use"
+        self._agent.signal(self._current[0].worker_nodes, number)
+
     def verify(self) -> Readings:
         """See ``Cluster.verify``; where a trial has changed the links they are first what they were before it."""
         self._restore_links()
@@ -120,10 +136,12 @@ class NetnsCluster(EmulatedCluster):
         """See ``Cluster.run``."""
         assert self._current, "a topology must be in use"
         topology, number = self._current[0], next(self._trials)
-        beside = watchers(topology) if task == "train" else []
+        beside = watchers(task, topology, spec)
         own: dict[str, Any] = {**spec, **MEETING_PLACE}
+        if task == EXECUTE:
+            own["covered"] = COVERED
         self._restore_links()
-        if topology.link.trace and task == "train":
+        if topology.link.trace and beside:
             self._links_were_changed = True
             own["start_file"] = f"{START_FILES}{number}"
             beside.append(SideTask("play", PLAYER, {"topology": as_json(topology), "start_file": own["start_file"]}))

@@ -11,10 +11,13 @@ from typing import Any, NamedTuple, Protocol
 from typing_extensions import Self
 
 from harness.errors import MeasurementError
-from harness.messages import Message
+from harness.messages import Message, Traffic
 from harness.network.readings import Readings
 from harness.network.topology import Topology
 from harness.scenario.schema import NO_LIMITS, Resources, Train
+
+EXECUTE = "execute"
+"""The task that runs a user's command; its spec is ``harness.worker.command.Order``."""
 
 
 class TaskTimeoutError(Exception):
@@ -96,3 +99,19 @@ class Cluster(Protocol):
 
     def provenance(self) -> dict[str, Any]:
         """What a reader may ask of this kind of cluster, beyond what ``provenance.collect`` tells of the machine."""
+
+
+class CommandCluster(Cluster, Protocol):
+    """A cluster whose workers run any command of the user's, as the task ``EXECUTE``."""
+
+    def share_folder(self, folder: Path) -> None:
+        """Let commands work in a folder of this machine, by the same name; before links are used."""
+
+    def find_command(self, command: str, environment: Mapping[str, str]) -> None:
+        """Raise UsageError where it is known beforehand that workers have no such command."""
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the task that runs on the workers; what becomes of it is heard from ``run``."""
+
+    def count(self) -> list[Traffic]:
+        """What all queues of the topology in use have carried so far, a message for each node."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from harness.errors import MeasurementError, UsageError
 
 if TYPE_CHECKING:
-    from harness.cluster.protocol import Check, Cluster
+    from harness.cluster.protocol import Check, Cluster, CommandCluster
 
 AUTO = "auto"
 
@@ -32,6 +32,10 @@ class Kind:
     """Whether ``auto`` may choose it; its class then has ``why_it_works``, which raises MeasurementError otherwise."""
     can_be_kept: bool = False
     """Whether it can be left up at the end; its class then takes ``keep``."""
+    runs_commands: bool = False
+    """Whether its class is a ``CommandCluster``: ``pacbench exec`` runs on it."""
+    has_images: bool = False
+    """Whether its workers are made of an image; its class then takes ``image``."""
     has_universe: bool = False
     """Whether its class is a ``NetnsCluster``, on some kernel: ``pacbench calibrate`` measures on it."""
     examined_by: str = ""
@@ -66,6 +70,7 @@ register(
         place="harness.cluster.netns:NetnsCluster",
         summary="network namespaces",
         tried_by_auto=True,
+        runs_commands=True,
         has_universe=True,
         examined_by="harness.cluster.netns:examine",
     )
@@ -75,6 +80,7 @@ register(
         name="uml",
         place="harness.cluster.uml:UmlCluster",
         summary="a kernel with netem",
+        runs_commands=True,
         has_universe=True,
         examined_by="harness.cluster.uml:examine",
     )
@@ -86,6 +92,8 @@ register(
         summary="containers",
         tried_by_auto=True,
         can_be_kept=True,
+        runs_commands=True,
+        has_images=True,
         examined_by="harness.cluster.docker.engine:examine",
     )
 )
@@ -129,18 +137,38 @@ def choose(asked: str) -> tuple[str, str]:
     raise MeasurementError("; ".join(refusals))
 
 
-def make(kind: str, keep: bool = False) -> Cluster:
+def make(kind: str, keep: bool = False, image: str | None = None) -> Cluster:
     """A cluster of a kind that was chosen; nothing is started before it is entered.
 
     Args:
         keep: leave it up at the end.
+        image: of its workers; default: the kind's own.
 
     Raises:
-        UsageError: this kind cannot be kept.
+        UsageError: this kind cannot be kept, or has no images.
     """
     chosen = KINDS[kind]
     if keep and not chosen.can_be_kept:
-        able = " or ".join(f"--on {other.name}" for other in KINDS.values() if other.can_be_kept)
-        raise UsageError.at("command line", "--keep", f"--on {kind}", f"with {able} alone")
-    made: Cluster = chosen.load()(keep) if keep else chosen.load()()
+        raise _only_on("--keep", kind, [other for other in KINDS.values() if other.can_be_kept])
+    if image and not chosen.has_images:
+        raise _only_on("--image", kind, [other for other in KINDS.values() if other.has_images])
+    options = {**({"keep": True} if keep else {}), **({"image": image} if image else {})}
+    made: Cluster = chosen.load()(**options)
     return made
+
+
+def make_for_commands(kind: str, keep: bool = False, image: str | None = None) -> CommandCluster:
+    """The same, of a kind whose workers run any command.
+
+    Raises:
+        UsageError: this kind's do not.
+    """
+    if not KINDS[kind].runs_commands:
+        able = ", ".join(name for name, other in KINDS.items() if other.runs_commands)
+        raise UsageError.at("command line", "--on", kind, f"{AUTO}, {able}: what can run a command")
+    return cast("CommandCluster", make(kind, keep, image))
+
+
+def _only_on(option: str, kind: str, able: list[Kind]) -> UsageError:
+    named = " or ".join(f"--on {other.name}" for other in able)
+    return UsageError.at("command line", option, f"--on {kind}", f"with {named} alone")

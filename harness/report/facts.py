@@ -140,7 +140,7 @@ def collect(store: Store) -> Facts:
         commits=sorted(set(trials["commit"].dropna())),
         ended=_ended(trials),
         unfinished=_unfinished(cases, attempts, trials),
-        provenance=[_flat(entry) for entry in store.provenance()],
+        provenance=[flat(entry) for entry in store.provenance()],
         settings=scenario.model_dump_json(by_alias=True, indent=1),
     )
 
@@ -341,12 +341,12 @@ def _spark(step_s: np.ndarray[Any, Any]) -> str:
     return " ".join(f"{x:.0f},{y:.0f}" for x, y in zip(across, heights, strict=True))
 
 
-def _flat(entry: dict[str, Any]) -> dict[str, str]:
+def flat(entry: dict[str, Any]) -> dict[str, str]:
     """Nested entries as ``outer.inner``, the command as a shell would take it."""
-    flat: dict[str, str] = {}
+    found: dict[str, str] = {}
     for key, value in entry.items():
         if isinstance(value, dict):
-            flat |= {f"{key}.{inner}": text for inner, text in _flat(value).items()}
+            found |= {f"{key}.{inner}": text for inner, text in flat(value).items()}
         else:
-            flat[key] = shlex.join(value) if key == "command" and isinstance(value, list) else str(value)
-    return flat
+            found[key] = shlex.join(value) if key == "command" and isinstance(value, list) else str(value)
+    return found

@@ -46,7 +46,12 @@ def write(store: Store, figures: Sequence[Draws] | None = None) -> Path:
     chosen = registry.figures() if figures is None else figures
     content = {**vars(found), "drawings": render.write_all(store.folder / "plots", results, chosen)}
     _render(store.folder / "report.md", content, finalize=_escaped_by(plain.markdown))
-    return _render(store.folder / "report.html", content, finalize=_escaped_by(plain.visible), autoescape=True)
+    return render_html(store.folder / "report.html", content)
+
+
+def render_html(page: Path, content: dict[str, Any]) -> Path:
+    """Write a page by the template of its name; whatever the content says is escaped. Returns the page."""
+    return _render(page, content, finalize=_escaped_by(plain.visible), autoescape=True)
 
 
 def _render(page: Path, content: dict[str, Any], **how_to_escape: Any) -> Path:

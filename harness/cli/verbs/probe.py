@@ -3,39 +3,30 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING
 
 from harness.cli.console import print_table
-from harness.cli.options import AsJson, Keep, On
+from harness.cli.options import AsJson, Keep, On, Rate, SetLinks, Workers, topology
 
 if TYPE_CHECKING:
     from harness.machine.probe import ProbeReport
 
 
 def verb(
-    workers: Annotated[int, typer.Option(help="How many.")] = 4,
-    rate: Annotated[str, typer.Option(help="Of each link and direction, such as 100mbit; or unshaped.")] = "100mbit",
+    workers: Workers = 4,
+    rate: Rate = "100mbit",
     on: On = "auto",
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="More of the links: link.delay=5ms.")
-    ] = None,
+    set_: SetLinks = None,
     as_json: AsJson = False,
     keep: Keep = False,
 ) -> None:
     """Make a cluster, measure every link and one large all-reduce against its ring bound."""
     from harness.cluster import registry
     from harness.machine.probe import probe
-    from harness.network.topology import Topology
-    from harness.scenario.load import apply_override
-    from harness.scenario.section import checked_section
 
-    values: dict[str, Any] = {"workers": workers, "link": {"rate": rate}}
-    for override in set_ or []:
-        apply_override(values, override)
+    asked = topology(workers, rate, set_)
     cluster = registry.make(registry.choose(on)[0], keep)
-    found = probe(cluster, checked_section(Topology, values, "command line"))
+    found = probe(cluster, asked)
     if as_json:
         print(json.dumps(found.as_json(), indent=1))
     else:

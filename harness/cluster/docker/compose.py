@@ -26,6 +26,7 @@ from harness.cluster.docker import engine
 from harness.cluster.docker.fleet import Fleet
 from harness.cluster.docker.project import CACHE, WORKDIR, Deployment, free_subnets, networks, project
 from harness.cluster.emulated import MEETING_PLACE, EmulatedCluster, as_json, preload_request, watchers
+from harness.cluster.protocol import EXECUTE
 from harness.errors import UsageError
 from harness.messages import Build, CheckCode, Message, Preload
 from harness.network.addresses import SWITCH
@@ -40,6 +41,9 @@ LIST_LIBRARIES = (
     "-c",
     "import importlib.metadata as m, json; print(json.dumps({d.name: d.version for d in m.distributions()}))",
 )
+
+INHERITED = ["HOME", "HOSTNAME"]
+"""Variables that the engine gives to a container, beside those of its image."""
 
 HELLO_TIMEOUT_S = 60.0
 BUILD_TIMEOUT_S = 60.0
@@ -75,6 +79,7 @@ class ComposeCluster(EmulatedCluster):
         self._fleet = Fleet()
         self._deployment: Deployment | None = None
         self._mounts: dict[Path, str] = {}
+        self._folder: Path | None = None
         self._preloads: list[Preload] = []
 
     def __enter__(self) -> Self:
@@ -127,6 +132,18 @@ class ComposeCluster(EmulatedCluster):
         """See ``Cluster.share_file``."""
         self._mounts[file.resolve()] = os.path.join(WORKDIR, file)
 
+    def share_folder(self, folder: Path) -> None:
+        """See ``CommandCluster.share_folder``."""
+        self._folder = folder.resolve()
+
+    def find_command(self, command: str, environment: Mapping[str, str]) -> None:
+        """See ``CommandCluster.find_command``: what the image has only a container knows."""
+
+    def signal(self, number: int) -> None:
+        """See ``CommandCluster.signal``."""
+        assert self._current, "a topology must be in use"
+        self._fleet.signal(self._current[0].worker_nodes, number)
+
     def preload(self, train: Train | None = None) -> None:
         """See ``Cluster.preload``. A data set is looked for, or downloaded, here; the workers read it from here."""
         if train and not train.replay:
@@ -145,8 +162,11 @@ class ComposeCluster(EmulatedCluster):
         """See ``Cluster.run``."""
         assert self._current, "a topology must be in use"
         topology = self._current[0]
-        beside = watchers(topology) if task == "train" else []
-        return self._fleet.task(task, topology.worker_nodes, {**spec, **MEETING_PLACE}, timeout_s, beside)
+        own: dict[str, Any] = {**spec, **MEETING_PLACE}
+        if task == EXECUTE:
+            own |= {"environment": engine.image_environment(self._client, self._image), "inherited": INHERITED}
+            own["as_owner"] = True
+        return self._fleet.task(task, topology.worker_nodes, own, timeout_s, watchers(task, topology, spec))
 
     def use(self, topology: Topology, resources: Resources = NO_LIMITS) -> Readings:
         """See ``Cluster.use``; containers that were lost are started again, and all links measured anew."""
@@ -173,7 +193,8 @@ class ComposeCluster(EmulatedCluster):
             self._take_down()
             names = [network.name for network in networks(topology)]
             subnets = dict(zip(names, free_subnets(len(names), list(engine.subnets(self._client))), strict=True))
-            self._deployment = Deployment(topology, resources, dict(self._mounts), subnets, engine.gpu_count())
+            mounts, gpus = dict(self._mounts), engine.gpu_count()
+            self._deployment = Deployment(topology, resources, mounts, subnets, gpus, self._folder)
         missing = [node for node in self._deployment.topology.nodes if not self._fleet.serves(node)]
         if missing:
             self._compose("up", "-d", "--no-build")

@@ -127,6 +127,12 @@ def image_facts(client: DockerClient, image: str) -> dict[str, Any]:
     return {"image": image, "digest": attributes["Id"], "size_bytes": attributes["Size"], "made": attributes["Created"]}
 
 
+def image_environment(client: DockerClient, image: str) -> dict[str, str]:
+    """The variables that an image gives to what runs in it."""
+    given: list[str] = client.images.get(image).attrs["Config"].get("Env") or []
+    return dict(entry.split("=", 1) for entry in given)
+
+
 def command(arguments: list[str], text: str | None = None, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
     """What a ``docker`` command prints, given ``text`` on its stdin.
 

@@ -97,6 +97,12 @@ class Fleet:
             for listener in listeners:
                 listener.join(STOP_GRACE_S)
 
+    def signal(self, nodes: list[str], number: int) -> None:
+        """As ``AgentConnection.signal``; nodes whose agent is lost have no task that could hear it."""
+        for node in nodes:
+            with contextlib.suppress(ClusterBrokenError, KeyError):
+                self._agents[node].signal([node], number)
+
     def close(self) -> None:
         """End all agents."""
         with ThreadPoolExecutor(max(len(self._agents), 1)) as pool:

@@ -31,6 +31,9 @@ ONLY_BY_THE_LINK = {
 }
 """Without these, GPUs of one host would pass the shaped link by; the counters of its queue would tell."""
 
+AS_OWNER = ("KILL", "SETGID", "SETUID")
+"""What a container must be allowed to run a user's command as the owner of his folder, and to end it."""
+
 SUBNETS = ipaddress.IPv4Network("198.19.0.0/16")
 """Where the engine's own addresses come from: the half of 198.18.0.0/15 that topologies leave alone."""
 
@@ -77,6 +80,8 @@ class Deployment:
     """A subnet for each network, by its name."""
     gpus: int
     """How many GPUs there are, for workers to compute on."""
+    folder: Path | None = None
+    """The user's own, in which workers run his command, by the same name; they may write there."""
 
     def covers(self, topology: Topology, resources: Resources, mounts: Mapping[Path, str]) -> bool:
         """Whether they can serve this too: a star of eight contains a star of four."""
@@ -168,7 +173,8 @@ def _common(deployment: Deployment, image: str, labels: Mapping[str, str]) -> di
         "volumes": [
             {"type": "bind", "source": str(source), "target": target, "read_only": True}
             for source, target in folders.items()
-        ],
+        ]
+        + ([{"type": "bind", "source": str(own), "target": str(own)}] if (own := deployment.folder) else []),
         "environment": ENVIRONMENT,
     }
 
@@ -178,7 +184,8 @@ def _part_of(node: str, deployment: Deployment) -> dict[str, Any]:
     workers = deployment.topology.worker_nodes
     if node not in workers:
         return {"sysctls": {"net.ipv4.ip_forward": 1}}
-    return _limits(deployment.resources, worker_number(node), len(workers), deployment.gpus)
+    limits = _limits(deployment.resources, worker_number(node), len(workers), deployment.gpus)
+    return {**limits, "cap_add": ["NET_ADMIN", *AS_OWNER]} if deployment.folder else limits
 
 
 def _limits(resources: Resources, worker: int, workers: int, gpus: int) -> dict[str, Any]:

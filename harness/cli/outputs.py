@@ -1,0 +1,90 @@
+"""Where a command's output goes: to the terminal, each line behind its worker's name, or into files, one a stream."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import TextIO
+
+from typing_extensions import Self
+
+from harness.errors import UsageError
+from harness.messages import Output
+
+
+class Terminal:
+    """Each stream goes to ours.
+
+    Args:
+        per_node: ranks on a node; where there are several, the name tells them apart.
+    """
+
+    def __init__(self, per_node: int) -> None:
+        self._per_node = per_node
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing is to be closed."""
+
+    def __call__(self, said: Output) -> None:
+        """Show what a rank has printed."""
+        prefix = name(said, self._per_node)
+        stream = sys.stderr if said.to_stderr else sys.stdout
+        stream.write("".join(f"{prefix} | {line}\n" for line in said.lines))
+        stream.flush()
+
+
+class Files:
+    """Files ``w0.out`` and ``w0.err``, or ``w0.1.out`` where a node has several ranks; those there are are replaced.
+
+    Raises:
+        UsageError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, per_node: int) -> None:
+        self._folder, self._per_node = folder, per_node
+        self._files: dict[str, TextIO] = {}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(folder, os.W_OK):
+                raise PermissionError("it is read-only")
+        except OSError as error:
+            raise _unwritable(folder, error) from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def __call__(self, said: Output) -> None:
+        """Write what a rank has printed, at once: whoever follows the file sees it."""
+        file = self._file(f"{name(said, self._per_node)}.{'err' if said.to_stderr else 'out'}")
+        file.write("".join(f"{line}\n" for line in said.lines))
+        file.flush()
+
+    def _file(self, name: str) -> TextIO:
+        if name not in self._files:
+            try:
+                self._files[name] = (self._folder / name).open("w", encoding="utf-8", errors="replace")
+            except OSError as error:
+                raise _unwritable(self._folder, error) from None
+        return self._files[name]
+
+
+def name(said: Output, per_node: int) -> str:
+    """What tells a rank from the others: its worker, and its number there if it is not alone."""
+    return said.node if per_node == 1 else f"{said.node}.{said.rank % per_node}"
+
+
+def _unwritable(folder: Path, error: OSError) -> UsageError:
+    return UsageError.at("command line", "--output", str(folder), f"a folder that can be written ({error})")

@@ -1,0 +1,109 @@
+"""Run any command over an emulated network."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness.cli.options import Keep, On, Rate, SetLinks, Workers, command, topology
+from harness.errors import MeasurementError, UsageError
+from harness.plain import visible
+
+if TYPE_CHECKING:
+    from harness.record.execution import Execution
+
+SETTINGS = {"allow_interspersed_args": False}
+"""What follows the command is the command's own."""
+
+
+def verb(
+    command_: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="-- COMMAND...", help="In it {PACBENCH_NODE}, {RANK} and the like stand for their values."
+        ),
+    ] = None,
+    workers: Workers = 4,
+    rate: Rate = "100mbit",
+    on: On = "auto",
+    set_: SetLinks = None,
+    per_node: Annotated[int, typer.Option("--per-node", min=1, max=64, help="Ranks behind each link.")] = 1,
+    timeout: Annotated[str | None, typer.Option(metavar="TIME", help="End it after so long, such as 10min.")] = None,
+    image: Annotated[
+        str | None, typer.Option(help="On docker: what the command runs in; see docker/README.md.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="What ranks print goes into files there.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The record's folder; default: results/exec-TIME.")] = None,
+    keep: Keep = False,
+) -> None:
+    """Run any command over an emulated network, on every worker's node: torchrun for slow links."""
+    from harness.cli.outputs import Files, Terminal
+    from harness.cluster import registry
+    from harness.record.execution import new_folder
+    from harness.run import RESULTS
+    from harness.run.command import Job, execute
+
+    environment = dict(os.environ)
+    if not command_:
+        raise UsageError.at(
+            "command line", "COMMAND", "nothing", "what to run, such as: pacbench exec -- python train.py"
+        )
+    asked = topology(workers, rate, set_)
+    job = Job(command_, _current_folder(), environment, per_node, _seconds("--timeout", timeout))
+    cluster = registry.make_for_commands(registry.choose(on)[0], keep, image)
+    with new_folder(RESULTS, out) as folder, Files(output, per_node) if output else Terminal(per_node) as shown:
+        found = execute(cluster, asked, job, shown, command())
+        found.save(folder)
+        _report(found, folder)
+    if found.drift:
+        raise MeasurementError(f"the links had changed after it: {'; '.join(found.drift)}")
+    if found.exit_code:
+        raise typer.Exit(found.exit_code)
+
+
+def _current_folder() -> Path:
+    """As the user's shell names it, where that is right: a link is not resolved for him."""
+    try:
+        here, named = Path.cwd(), os.environ.get("PWD", "")
+        return Path(named) if os.path.isabs(named) and os.path.samefile(named, here) else here
+    except FileNotFoundError:
+        raise UsageError.at("command line", "current folder", "none", "one that exists") from None
+
+
+def _seconds(option: str, text: str | None) -> float | None:
+    from harness.units import parse_time_s
+
+    if text is None:
+        return None
+    try:
+        found = parse_time_s(text)
+    except ValueError as error:
+        raise UsageError.at("command line", option, text, str(error)) from None
+    if not found:
+        raise UsageError.at("command line", option, text, "a time above zero, such as '10min'")
+    return found
+
+
+def _report(found: Execution, folder: Path) -> None:
+    """Write the page, and say the same in short; on stderr, since stdout is the command's."""
+    from harness.cli.console import print_table
+    from harness.report import execution
+    from harness.units import format_time
+
+    page = execution.write(found, folder)
+    how = f"{found.ending}: {found.reason}" if found.reason else found.ending
+    _say(f"{how}, in {format_time(found.wall_time_s)}; {found.network_in_words}")
+    rows: list[Mapping[str, str]] = execution.rows(found)
+    print_table("links and workers", list(rows[0]), [list(row.values()) for row in rows], file=sys.stderr)
+    _say(f"report: {page}")
+
+
+def _say(line: str) -> None:
+    print(f"pacbench: {visible(line)}", file=sys.stderr, flush=True)

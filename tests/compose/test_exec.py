@@ -1,0 +1,54 @@
+"""A command in containers of the user's own image: his folder is there, his variables are the image's."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.cluster.docker import engine
+from harness.record.execution import Execution
+
+pytestmark = pytest.mark.compose
+
+IMAGE = "pacbench-test-exec"
+
+SCRIPT = """
+import os, torch, torch.distributed as dist
+dist.init_process_group("gloo")
+ones = torch.ones(250_000)
+dist.all_reduce(ones)
+print(int(ones[0]), os.environ["OF_THE_IMAGE"], os.environ.get("OF_THE_HOST"), os.getcwd(), flush=True)
+open(f"by-{dist.get_rank()}", "w").close()
+dist.destroy_process_group()
+"""
+
+
+@pytest.fixture
+def image() -> Iterator[str]:
+    file = f"FROM {engine.IMAGE}\nENV OF_THE_IMAGE=yes\n"
+    engine.command(["build", "-q", "-t", IMAGE, "-"], file)
+    yield IMAGE
+    engine.command(["rmi", "-f", IMAGE])
+
+
+def test_a_command_runs_in_the_users_image_and_folder(
+    image: str, pacbench: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "gloo.py").write_text(SCRIPT)
+    options = ("exec", "--on", "docker", "--image", image, "--workers", "2", "--rate", "100mbit", "--out", "record")
+    done = pacbench(*options, "--", "python3", "gloo.py", OF_THE_HOST="no")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(done.stdout.splitlines()) == [f"w{worker} | 2 yes None {tmp_path}" for worker in range(2)]
+    assert {(tmp_path / f"by-{rank}").stat().st_uid for rank in range(2)} == {os.getuid()}
+    found = Execution.load(tmp_path / "record")
+    assert all(link.payload_bytes > 0.9e6 for link in found.links)
+    assert found.after is not None
+
+    done = pacbench(*options[:-1], "second", "--", sys.executable + "-that-no-image-has")
+    assert done.returncode == 5
+    assert "it cannot be run: No such file or directory" in done.stderr

@@ -1,0 +1,156 @@
+"""What is pure of running a command: places, placeholders, lines, counters; and what the verb refuses."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from in_process import call_pacbench
+
+from harness.errors import UsageError
+from harness.messages import QueueCount, Traffic
+from harness.network.topology import Topology
+from harness.network.traffic import queue_counts, retransmits
+from harness.record.execution import new_folder
+from harness.run.command import look_every_s
+from harness.run.counting import MOST_SAMPLES, Counting
+from harness.scenario.links import Link
+from harness.worker.command import READ_BYTES, Order, Printed
+from harness.worker.torchrun import Place, filled, variables
+
+
+def test_ranks_are_dealt_to_nodes_in_order_as_torchrun_does() -> None:
+    places = [Place(node, local, nodes=3, per_node=2) for node in range(3) for local in range(2)]
+    told = [variables(place, "eth0", "198.18.128.2", 29500) for place in places]
+    assert [each["RANK"] for each in told] == list("012345")
+    assert [each["LOCAL_RANK"] for each in told] == list("010101")
+    assert [each["PACBENCH_NODE"] for each in told] == [each["GROUP_RANK"] for each in told] == list("001122")
+    assert {(each["WORLD_SIZE"], each["LOCAL_WORLD_SIZE"], each["GROUP_WORLD_SIZE"]) for each in told} == {
+        ("6", "2", "3")
+    }
+
+
+def test_placeholders_are_filled_and_a_shells_own_are_not() -> None:
+    known = {**variables(Place(2, 0, 4, 1), "eth0", "198.18.128.2", 29500)}
+    command = [
+        "sh",
+        "-c",
+        "echo ${RANK} $RANK {RANK} {rank} {OTHER}",
+        "--node-rank={PACBENCH_NODE}",
+        "{MASTER_ADDR}:{MASTER_PORT}",
+    ]
+    assert filled(command, known)[2:] == [
+        *("echo ${RANK} $RANK 2 {rank} {OTHER}", "--node-rank=2", "198.18.128.2:29500")
+    ]
+
+
+def order(**changes: object) -> Order:
+    plain = {"command": ["true"], "folder": "/", "environment": {}, "more": {}, "workers": 2, "per_node": 1}
+    place = {
+        "port": 29500,
+        "look_every_s": 0.25,
+        "grace_s": 5.0,
+        "interface": "eth0",
+        "meeting_address": "198.18.128.2",
+    }
+    return Order(**{**plain, **place, **changes})  # type: ignore[arg-type]
+
+
+def test_the_users_variables_go_before_our_defaults_and_behind_what_a_rank_must_know() -> None:
+    own = {"OMP_NUM_THREADS": "3", "RANK": "17", "METHOD": "none"}
+    found = order(environment=own, more={"METHOD": "topk"}).variables(Place(1, 0, 2, 1))
+    assert (found["OMP_NUM_THREADS"], found["RANK"], found["METHOD"]) == ("3", "1", "topk")
+    assert order().variables(Place(1, 0, 2, 1))["OMP_NUM_THREADS"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("chunks", "lines"),
+    [
+        ([b"one\ntw", b"o\n\nfour"], ["one", "two", "", "four"]),
+        ([b"one\r", b"\ntwo\r\n"], ["one", "two"]),
+        ([b" 10%\r 20%\r", b" 30%\r"], [" 10%", " 20%", " 30%"]),
+        ([b"\xc3", b"\xa9\n", b"\xff\n"], ["é", "\ufffd"]),
+        ([b"x" * READ_BYTES, b"x"], ["x" * (READ_BYTES + 1)]),
+        ([], []),
+    ],
+)
+def test_lines_are_whole_however_they_arrive(chunks: list[bytes], lines: list[str]) -> None:
+    stream = Printed(rank=0, to_stderr=False)
+    assert [line for chunk in [*chunks, b""] for line in stream.lines(chunk)] == lines
+
+
+def traffic(node: str, at_s: float, interface: str, wire_bytes: int, drops: int = 0) -> Traffic:
+    count = QueueCount(wire_bytes=wire_bytes, packets=wire_bytes // 1514, drops=drops, backlog_bytes=0)
+    return Traffic(node=node, at_s=at_s, queues={interface: count}, retransmits=5 * drops)
+
+
+def star() -> Topology:
+    return Topology(workers=2, link=Link.model_validate({"rate": "50mbit"}))
+
+
+def first() -> list[Traffic]:
+    empty = QueueCount(wire_bytes=0, packets=0, drops=0, backlog_bytes=0)
+    switch = Traffic(node="switch", at_s=100.1, queues={"to0": empty, "to1": empty}, retransmits=0)
+    return [traffic("w0", 100.0, "eth0", 15140), traffic("w1", 100.0, "eth0", 0), switch]
+
+
+def test_a_links_traffic_is_what_its_counter_grew_by() -> None:
+    counting = Counting(star(), first())
+    counting.add(traffic("w0", 101.0, "eth0", 15140 + 1_514_000, drops=2))
+    (up, *others) = counting.links()
+    assert (up.link, up.direction, up.wire_bytes, up.drops) == ("w0", "up", 1_514_000, 2)
+    assert (up.packets, up.payload_bytes) == (1000, 1_448_000)
+    assert up.rates_bps() == [(0.5, 8 * 1_514_000.0)]
+    assert {other.wire_bytes for other in others} == {0}
+    assert counting.retransmits("w0") == 10
+
+
+def test_a_long_command_keeps_fewer_samples_and_every_byte() -> None:
+    counting = Counting(star(), first())
+    looks = 3 * MOST_SAMPLES
+    for look in range(1, looks + 1):
+        counting.add(traffic("w1", 100 + look / 4, "eth0", 1000 * look))
+    up = next(link for link in counting.links() if (link.link, link.direction) == ("w1", "up"))
+    assert MOST_SAMPLES / 2 <= len(up.samples) <= MOST_SAMPLES
+    assert (up.samples[0].time_s, up.samples[-1].time_s) == (0.0, looks / 4)
+    assert up.wire_bytes == up.samples[-1].wire_bytes == 1000 * looks
+    assert all(rate == pytest.approx(8 * 4000) for _, rate in up.rates_bps())
+
+
+def test_a_queue_counts_what_leaves_its_root_and_what_is_lost_inside() -> None:
+    shown = [
+        {"kind": "noqueue", "dev": "lo", "root": True, "bytes": 0, "packets": 0, "drops": 0, "backlog": 0},
+        {"kind": "netem", "dev": "eth0", "root": True, "bytes": 3028, "packets": 2, "drops": 1, "backlog": 1514},
+        {"kind": "tbf", "dev": "eth0", "parent": "1:1", "bytes": 3028, "packets": 2, "drops": 4, "backlog": 0},
+    ]
+    assert queue_counts(shown)["eth0"] == QueueCount(wire_bytes=3028, packets=2, drops=4, backlog_bytes=1514)
+
+
+def test_retransmits_are_read_by_name() -> None:
+    text = "Ip: Forwarding\nIp: 1\nTcp: RtoAlgorithm RetransSegs InErrs\nTcp: 1 42 0\nUdp: A\nUdp: 7\n"
+    assert retransmits(text) == 42
+
+
+def test_looks_come_from_four_times_to_once_a_second() -> None:
+    assert [look_every_s(workers) for workers in (2, 64, 128, 1000)] == [0.25, 0.5, 1.0, 1.0]
+
+
+def test_a_folder_that_stays_empty_goes(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--rate"), new_folder(tmp_path, None) as folder:
+        raise UsageError("--rate")
+    assert not folder.exists()
+    with new_folder(tmp_path, tmp_path / "mine") as folder:
+        (folder / "exec.json").write_text("{}")
+    assert folder.exists()
+
+
+def test_a_cluster_that_runs_nothing_is_refused(tmp_path: Path) -> None:
+    done: subprocess.CompletedProcess[str] = call_pacbench(("exec", "--on", "fake", "--", "true"), tmp_path)
+    assert done.returncode == 2
+    assert "--on: found 'fake'; allowed: auto, netns, uml, docker" in done.stderr
+
+
+def test_options_of_the_command_are_its_own(tmp_path: Path) -> None:
+    done = call_pacbench(("exec", "--on", "fake", "no-such-command", "--workers", "many"), tmp_path)
+    assert "--on: found 'fake'" in done.stderr, "--workers is not ours here"
