@@ -1,6 +1,6 @@
 """Train a small CNN on handwritten digits under DDP. Nothing in it knows of pacbench.
 
-    torchrun --nproc-per-node=2 examples/scripts/ddp_cnn.py --steps 60
+torchrun --nproc-per-node=2 examples/scripts/ddp_cnn.py --steps 60
 """
 
 import argparse

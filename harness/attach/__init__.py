@@ -17,16 +17,18 @@ if TYPE_CHECKING:
     from harness.attach.attachment import Attachment as Attachment
     from harness.attach.attachment import environment as environment
     from harness.attach.attachment import metrics_in as metrics_in
+    from harness.attach.findings import Step as Step
     from harness.attach.reading import RankFindings as RankFindings
     from harness.attach.reading import read as read
     from harness.attach.reading import shortfall as shortfall
 
 HOMES = {
     "attachment": ("Attachment", "environment", "metrics_in"),
+    "findings": ("Step",),
     "reading": ("RankFindings", "read", "shortfall"),
 }
 
-__all__ = ["Attachment", "RankFindings", "environment", "metrics_in", "read", "shortfall"]
+__all__ = ["Attachment", "RankFindings", "Step", "environment", "metrics_in", "read", "shortfall"]
 
 
 def __getattr__(name: str) -> object:

@@ -33,7 +33,12 @@ class Ran:
 
 
 def run(
-    folder: Path, script: Path, *arguments: str, attachment: attach.Attachment | None = None, ranks: int = 2, **more: str
+    folder: Path,
+    script: Path,
+    *arguments: str,
+    attachment: attach.Attachment | None = None,
+    ranks: int = 2,
+    **more: str,
 ) -> Ran:
     """Run a script with torchrun's environment on this machine.
 
