@@ -15,7 +15,8 @@ from harness import attach
 
 SCRIPTS = Path(__file__).parents[2] / "examples" / "scripts"
 
-ENDS_WITHIN_S = 100
+ENDS_WITHIN_S = 280
+"""Far more than it takes, on a machine that does other things too."""
 
 
 @dataclass(frozen=True)
