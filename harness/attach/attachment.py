@@ -1,0 +1,109 @@
+"""What is put into a script: a method or none, what is observed, where its randomness begins, when it ends."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from harness.attach.orders import VARIABLE, Orders
+from harness.errors import UsageError
+
+SITE_FOLDER = Path(__file__).with_name("site")
+
+LARGEST_SEED = 2**32 - 1
+"""What numpy and Python's hashes can be seeded with."""
+
+
+class Attachment(BaseModel):
+    """See the module."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+    method: str | None = None
+    """Method of ``baselines`` that synchronises gradients; None: DDP stays as the script has it."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Parameters of the method's ``State``."""
+    observe: bool = True
+    """Whether the phases of each step and the loss are recorded. Without it, and without a method, DDP is not touched
+    at all: only steps are counted, whoever makes them."""
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] | None = None
+    """Seed of torch, numpy and random on every rank alike, before the script's first line; and of Python's hashes."""
+    steps: Annotated[int, Field(ge=1)] | None = None
+    """Steps of the optimizer after which the script ends in good order; None: it ends by itself."""
+    metric: str | None = None
+    """Regular expression that finds a metric in a line of output, see ``metrics_in``."""
+
+    @field_validator("metric")
+    @classmethod
+    def _has_a_group(cls, metric: str | None) -> str | None:
+        if metric is not None and _compiled(metric).groups == 0:
+            raise ValueError("a regular expression with a group that holds the number, such as 'acc: ([0-9.]+)'")
+        return metric
+
+
+def environment(attachment: Attachment, folder: Path) -> dict[str, str]:
+    """Variables that a command's environment must have beside those of this process.
+
+    Args:
+        folder: where each rank writes what it finds. It must exist, and be empty, on every node.
+
+    Raises:
+        UsageError: there is no such method, or its parameters are not what it takes.
+    """
+    if attachment.method is not None:
+        _check_method(attachment.method, attachment.params)
+    orders = Orders(
+        folder=str(folder.resolve()), **attachment.model_dump(include={"method", "params", "observe", "seed", "steps"})
+    )
+    users = os.environ.get("PYTHONPATH")
+    variables = {
+        "PYTHONPATH": os.pathsep.join([str(SITE_FOLDER), *([users] if users else [])]),
+        VARIABLE: orders.to_json(),
+    }
+    return variables if attachment.seed is None else {**variables, "PYTHONHASHSEED": str(attachment.seed)}
+
+
+def metrics_in(line: str, pattern: str) -> dict[str, float]:
+    """The metrics that a line of output tells, by name; none where the pattern is not found, or finds no number.
+
+    Args:
+        pattern: a regular expression. A named group gives the metric its name; without one it is ``metric``, and the
+            first group holds it.
+    """
+    expression = _compiled(pattern)
+    found = expression.search(line)
+    if found is None:
+        return {}
+    texts = found.groupdict() if expression.groupindex else {"metric": found[1]}
+    return {name: number for name, text in texts.items() if (number := _number(text)) is not None}
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"a regular expression ({error})") from None
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return None
+
+
+def _check_method(name: str, params: dict[str, Any]) -> None:
+    import baselines  # with torch, which takes a second
+
+    try:
+        baselines.get(name).State(**params)
+    except KeyError as error:
+        raise UsageError(error.args[0]) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        parameter = ".".join(map(str, first["loc"]))
+        raise UsageError.at(name, parameter, first["input"], first["msg"].removeprefix("Value error, ")) from None

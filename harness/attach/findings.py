@@ -1,0 +1,163 @@
+"""What a rank finds, as lines of JSON in a file of its own. Needs Python's library alone: a script's Python may lack
+ours.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Literal
+
+from harness.attach.orders import read_orders
+
+
+@dataclass(frozen=True)
+class Model:
+    """The model that is trained under DDP. Written when its first step has ended."""
+
+    world_size: int
+    """Ranks of DDP's process group."""
+    device: str
+    """Kind of device: ``cpu``, ``cuda``."""
+    optimizer: str
+    """Class of its optimizer."""
+    parameters: list[tuple[str, list[int]]]
+    """Name and shape of every parameter that DDP synchronises, in the model's order."""
+    kind: Literal["model"] = "model"
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """DDP's buckets, in the order in which they travel. Written when DDP has grouped them for good."""
+
+    sizes_bytes: list[int]
+    parameters: list[list[str]] | None
+    """Names of the parameters of each; None where DDP kept its first grouping, and does not tell."""
+    kind: Literal["buckets"] = "buckets"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of the optimizer, with all forward and backward passes that led to it. Durations are seconds.
+
+    On a GPU they are those of the device's own work, told apart by CUDA events.
+    """
+
+    step: int
+    """From 0."""
+    at_s: float
+    """When it ended, by ``time.monotonic()``, which all processes of a machine share."""
+    step_s: float
+    """From the beginning of its first forward pass to the end of the optimizer's step, and of the method's."""
+    between_s: float | None
+    """From the end of the step before to its first forward pass: reading data, evaluating. None for the first."""
+    forward_s: float
+    """Sum of its forward passes."""
+    ready_s: float
+    """From its beginning until the last gradient of its last backward pass was ready."""
+    exposed_s: float
+    """Sum over its backward passes of the time from the last gradient to the return of ``backward``: communication,
+    and a method's decoding, that hid behind nothing."""
+    backwards: int
+    """Backward passes; more than one where gradients are accumulated."""
+    loss: float | None
+    """Mean over the backward passes of the scalar that ``backward`` was called on, as the script scaled it; None where
+    that was no scalar."""
+    encode_s: float | None = None
+    """What the method's encoding took, hidden or not; None without a method, and on a GPU."""
+    decode_s: float | None = None
+    """The same of its decoding."""
+    kind: Literal["step"] = "step"
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something that the method told of a step, see ``MethodState.note``."""
+
+    step: int
+    name: str
+    value: float
+    kind: Literal["note"] = "note"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What the script told by ``harness.metric``."""
+
+    steps: int
+    """Steps of the optimizer that were done by then."""
+    at_s: float
+    """When, by ``time.monotonic()``."""
+    name: str
+    value: float
+    kind: Literal["metric"] = "metric"
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The script cannot be attached to, and was ended."""
+
+    reason: str
+    kind: Literal["refused"] = "refused"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The process ended in good order, or by an exception."""
+
+    steps: int
+    """Steps of the optimizer that were done."""
+    kind: Literal["ended"] = "ended"
+
+
+Finding = Model | Buckets | Step | Note | Metric | Refused | Ended
+
+
+class Findings:
+    """The file of this rank. It is made when there is something to write."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file: IO[str] | None = None
+        self._process = os.getpid()
+        self.steps = 0
+        """Steps of the optimizer done so far."""
+
+    def write(self, *found: Finding) -> None:
+        """Append, so that it is in the file when this returns. A forked child writes nothing: it may load data."""
+        if os.getpid() != self._process:
+            return
+        if self._file is None:
+            self._file = (self._folder / f"rank-{_own_rank()}.jsonl").open("a", encoding="utf-8")
+        self._file.writelines(json.dumps(asdict(finding)) + "\n" for finding in found)
+        self._file.flush()
+
+
+def _own_rank() -> int:
+    """By the process group; the environment tells of scripts that have made none."""
+    dist = sys.modules.get("torch.distributed")
+    if dist is not None and dist.is_available() and dist.is_initialized():
+        return int(dist.get_rank())
+    return int(os.environ.get("RANK", "0"))
+
+
+_of_this_process: Findings | None = None
+
+
+def own_findings() -> Findings | None:
+    """Those of this process; None where it is not attached to."""
+    global _of_this_process
+    if _of_this_process is None and (orders := read_orders()) is not None:
+        _of_this_process = Findings(Path(orders.folder))
+    return _of_this_process
+
+
+def write_metric(name: str, value: float) -> None:
+    """See ``harness.metric``."""
+    findings = own_findings()
+    if findings is not None:
+        findings.write(Metric(findings.steps, time.monotonic(), name, value))
