@@ -21,5 +21,5 @@ class Residual(nn.Module):
 
 @model(input_shape=(1, 8, 8), classes=10)
 def tiny_net() -> nn.Module:
-    """Residual MLP for 8x8 digits, 45 thousand parameters."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 96), Residual(96), Residual(96), nn.Linear(96, 10))
+    """Residual MLP for 8x8 digits, 0.16 M parameters."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 192), Residual(192), Residual(192), nn.Linear(192, 10))
