@@ -38,9 +38,9 @@ import torch
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from baselines._state import MethodState, SavingBound
+from baselines._state import MethodState, SavingBound, parameters
 
-__all__ = ["Method", "MethodState", "SavingBound", "get", "method_of", "names", "register"]
+__all__ = ["Method", "MethodState", "SavingBound", "describe", "get", "method_of", "names", "parameters", "register"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,10 @@ class Method:
     hook: Callable[[Any, Any], Future[torch.Tensor]]
 
 
+_DESCRIBED: dict[type[MethodState], Method] = {}
+"""Methods by their ``State``: a module of another place may be called otherwise than its method."""
+
+
 def names() -> list[str]:
     """The names of all methods, sorted. Imports none of them."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
@@ -79,18 +83,19 @@ def get(name: str) -> Method:
     """
     if name not in names():
         raise KeyError(f"no method named {name!r}; there are {', '.join(names())}")
-    return _describe(importlib.import_module(f"{__name__}.{name}"))
+    return describe(importlib.import_module(f"{__name__}.{name}"), name)
 
 
 def method_of(state: MethodState) -> Method:
     """The method that a state belongs to."""
-    return _describe(sys.modules[type(state).__module__])
+    module = type(state).__module__
+    return _DESCRIBED.get(type(state)) or describe(sys.modules[module], module.rpartition(".")[2])
 
 
-def _describe(module: ModuleType) -> Method:
-    name = module.__name__.rpartition(".")[2]
+def describe(module: ModuleType, name: str) -> Method:
+    """The method of that name which a module defines as files of this package do, wherever it lies."""
     summary, _, details = inspect.cleandoc(module.__doc__ or "").partition("\n")
-    return Method(
+    method = _DESCRIBED[module.State] = Method(
         name=name,
         label=module.LABEL,
         color=module.COLOR,
@@ -104,6 +109,7 @@ def _describe(module: ModuleType) -> Method:
         State=module.State,
         hook=getattr(module, f"{name}_hook"),
     )
+    return method
 
 
 def register(

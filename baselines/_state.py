@@ -252,31 +252,39 @@ class MethodState:
         held = {
             tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
             for tensor in tensors_within(
-                {k: v for k, v in vars(self).items() if k not in ("model", "optimizer")}, seen={id(self)}
+                {k: v for k, v in vars(self).items() if k not in ("model", "optimizer")},
+                seen={id(self)},
+                module=type(self).__module__,
             )
             if tensor.data_ptr() not in weights
         }
         return sum(held.values())
 
 
-def tensors_within(thing: Any, seen: set[int] | None = None) -> Iterator[torch.Tensor]:
-    """All tensors that are reached from a thing by containers and the package's own objects.
+def tensors_within(thing: Any, seen: set[int] | None = None, module: str = __name__) -> Iterator[torch.Tensor]:
+    """All tensors that are reached from a thing by containers, and by objects of this package or of a method's module.
 
     Args:
         seen: ids of the objects that were looked into already; they may hold each other.
+        module: name of the method's module, which may be a plug-in's.
     """
     seen = set() if seen is None else seen
     if isinstance(thing, torch.Tensor):
         yield thing
     elif isinstance(thing, Mapping):
         for pair in thing.items():
-            yield from tensors_within(pair, seen)
+            yield from tensors_within(pair, seen, module)
     elif isinstance(thing, (list, tuple, set)):
         for item in thing:
-            yield from tensors_within(item, seen)
-    elif type(thing).__module__.startswith(f"{__package__}.") and hasattr(thing, "__dict__") and id(thing) not in seen:
+            yield from tensors_within(item, seen, module)
+    elif _is_of(module, thing) and hasattr(thing, "__dict__") and id(thing) not in seen:
         seen.add(id(thing))
-        yield from tensors_within(vars(thing), seen)
+        yield from tensors_within(vars(thing), seen, module)
+
+
+def _is_of(module: str, thing: Any) -> bool:
+    """Whether a thing's class is of that module or of this package."""
+    return type(thing).__module__ == module or type(thing).__module__.startswith(f"{__package__}.")
 
 
 class BucketMemory:

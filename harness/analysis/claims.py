@@ -21,8 +21,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-import baselines
 from harness.errors import UsageError
+from harness.methods import method_named
 from harness.plan.plan import Plan
 from harness.plan.trial import Trial
 from harness.scenario import load as scenarios
@@ -214,7 +214,7 @@ def _difference(replayed: MethodSpec, trained: MethodSpec) -> str:
     """
     if replayed.name != trained.name:
         return f"{trained.name} against {replayed.name}"
-    warmup = baselines.get(replayed.name).State.warmup_parameters
+    warmup = method_named(replayed.name).State.warmup_parameters
     differing = [
         f"{key} = {trained.params.get(key)!r} against {value!r}"
         for key, value in replayed.params.items()

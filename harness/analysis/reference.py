@@ -16,11 +16,12 @@ from typing import Any
 import pandas as pd
 from pydantic import ValidationError
 
-import baselines
 from harness.analysis.cases import CaseResult, case_results
 from harness.analysis.noise import Noise, noise_of_cases
 from harness.analysis.trials import CASE_COLUMNS
 from harness.errors import MeasurementError, UsageError
+from harness.methods import method_named
+from harness.plugins import short
 from harness.provenance import ROOT
 from harness.record.row import TRIAL_SCHEMA
 from harness.record.store import OLDER_COLUMNS, Store, require_done, with_targets
@@ -156,9 +157,9 @@ def _differences(before: Scenario, after: Scenario) -> list[str]:
 
 def _differences_of_methods(old: MethodSpec, new: MethodSpec) -> list[str]:
     """A parameter that only one side knows came or went with a version: it is taken to have its default there."""
-    if old.name != new.name:
-        return [f"{new.label} is {new.name} and was {old.name}"]
-    defaults = baselines.get(new.name).State().parameters
+    if short(old.name) != short(new.name):
+        return [f"{new.label} is {short(new.name)} and was {short(old.name)}"]
+    defaults = method_named(new.name).State().parameters
     return [
         f"{new.label}'s {parameter} is {now!r} and was {then!r}"
         for parameter in dict.fromkeys([*old.params, *new.params])
@@ -172,8 +173,13 @@ def _differences_of_cases(old: Case, new: Case) -> list[str]:
         f"{section}.{field} is {now!r} and was {then!r}"
         for section in Case.model_fields
         for field in type(getattr(old, section)).model_fields
-        if (now := getattr(getattr(new, section), field)) != (then := getattr(getattr(old, section), field))
+        if (now := _said(new, section, field)) != (then := _said(old, section, field))
     ]
+
+
+def _said(case: Case, section: str, field: str) -> object:
+    """What a case says, as another machine would say it."""
+    return short(getattr(getattr(case, section), field))
 
 
 def _read_run(store: Store) -> Measured:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 import baselines
+from harness.methods import method_named
 from harness.scenario.schema import MethodSpec
 
 
@@ -14,7 +15,7 @@ def saving_bound(method: MethodSpec) -> baselines.SavingBound | None:
     A run may have been written by another version: parameters that are unknown now are passed over, and None is
     returned where a value is no longer allowed.
     """
-    declared = baselines.get(method.name).State
+    declared = method_named(method.name).State
     known = declared().parameters
     try:
         state = declared(**{name: value for name, value in method.params.items() if name in known})

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-import baselines
 from harness.analysis.cases import CaseResult
 from harness.analysis.methods import MethodResult
+from harness.methods import method_named
 
 LEAST_SWEEP = 3
 """Points below which a line would show nothing."""
@@ -41,7 +41,7 @@ def sweeps(case: CaseResult, baseline: str, tolerance: float) -> list[Sweep]:
 
 
 def _swept(result: MethodResult) -> tuple[str, ...]:
-    return baselines.get(result.method).State.swept
+    return method_named(result.method).State.swept
 
 
 def _families(case: CaseResult, parameter: str) -> list[list[MethodResult]]:

@@ -6,13 +6,15 @@ from collections import Counter
 from pathlib import Path
 
 from baselines._state import numel
+from harness import plugins
 from harness.errors import UsageError
+from harness.methods import blamed
 from harness.plan.expected import shapes_of, state_of, topology_of
 from harness.plan.trial import UNSETTLED_STEPS
 from harness.scenario.schema import MOST_EMULATED, SELF, Case, Scenario, Train
 from harness.workload import profile as profiles
 from harness.workload.data import DATASETS, Dataset
-from harness.workload.models import MODELS, Model
+from harness.workload.models import MODELS, Model, check_scores
 from harness.workload.profile import Profile
 
 
@@ -46,10 +48,10 @@ def _check_profile(scenario: Scenario, case: Case, field: str) -> None:
 
 def _check_contents(scenario: Scenario, train: Train, profile: Profile, field: str) -> None:
     """It must be of the same model and batch."""
-    model = _known(scenario, "model", train.model, MODELS)
-    if profile.model != train.model or Counter(profile.shapes) != Counter(shapes_of(model.name)):
+    model = _known_model(scenario, train.model)
+    if profile.model != plugins.short(train.model) or Counter(profile.shapes) != Counter(shapes_of(model.name)):
         found = f"{train.profile}, of {profile.model} with {profile.numel} parameters"
-        allowed = f"a profile of {train.model} (train.model) with {numel(shapes_of(model.name))}"
+        allowed = f"a profile of {plugins.short(train.model)} (train.model) with {numel(shapes_of(model.name))}"
         raise UsageError.at(scenario.name, f"train.{field}", found, allowed)
     if profile.batch_size != train.batch_size:
         allowed = f"{profile.batch_size}, with which {train.profile} was made"
@@ -70,10 +72,12 @@ def _check_replay(scenario: Scenario, case: Case) -> None:
 
 def _check_training(scenario: Scenario, case: Case) -> None:
     train = case.train
-    model, data = _known(scenario, "model", train.model, MODELS), _known(scenario, "dataset", train.dataset, DATASETS)
+    model, data = _known_model(scenario, train.model), _known_dataset(scenario, train.dataset)
     if not model.fits(data):
         fitting = [name for name, other in MODELS.items() if other.fits(data)]
-        raise UsageError.at(scenario.name, "train.model", train.model, f"for {train.dataset}: {', '.join(fitting)}")
+        wanted = ", ".join(fitting) or f"a model of inputs {data.input_shape} and {data.classes} classes"
+        allowed = f"for {plugins.short(train.dataset)}: {wanted}"
+        raise UsageError.at(scenario.name, "train.model", train.model, allowed)
     if train.target and train.target.metric == "perplexity" and not data.is_text:
         allowed = f"accuracy or loss on {data.name}: only a language has a perplexity"
         raise UsageError.at(scenario.name, "train.target", str(train.target), allowed)
@@ -88,11 +92,12 @@ def _check_training(scenario: Scenario, case: Case) -> None:
 
 def check_steps(scenario: Scenario, case: Case) -> None:
     for method in scenario.methods:
-        warmup = max(state_of(method).steady_from_step, UNSETTLED_STEPS)
+        with blamed(method.name):
+            state = state_of(method)
+            warmup, period = max(state.steady_from_step, UNSETTLED_STEPS), state.agrees_every
         if case.train.steps <= warmup:
             allowed = f"more than {warmup}, the steps before the steady state of {method.label}"
             raise UsageError.at(scenario.name, "train.steps", case.train.steps, allowed)
-        period = state_of(method).agrees_every
         for field, steps in (("steps", case.train.steps), ("eval_every", case.train.eval_every)):
             if steps % period:
                 allowed = f"multiples of {period}: only then do the workers of {method.label} hold the same parameters"
@@ -111,7 +116,15 @@ def check_size(scenario: Scenario) -> None:
             raise UsageError.at(scenario.name, "cluster.workers", case.cluster.workers, allowed)
 
 
-def _known(scenario: Scenario, field: str, name: str, registry: dict[str, Model] | dict[str, Dataset]):  # type: ignore[no-untyped-def]
-    if name not in registry:
-        raise UsageError.at(scenario.name, f"train.{field}", name, ", ".join(registry))
-    return registry[name]
+def _known_model(scenario: Scenario, name: str) -> Model:
+    if name not in MODELS:
+        raise UsageError.at(scenario.name, "train.model", name, MODELS.allowed)
+    if MODELS.is_plugin(name):
+        check_scores(name)
+    return MODELS[name]
+
+
+def _known_dataset(scenario: Scenario, name: str) -> Dataset:
+    if name not in DATASETS:
+        raise UsageError.at(scenario.name, "train.dataset", name, DATASETS.allowed)
+    return DATASETS[name]

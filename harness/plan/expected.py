@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-import baselines
 from baselines import MethodState
+from harness.methods import blamed, method_named
 from harness.network.topology import Topology
 from harness.plan import predict
 from harness.plan.collectives import MESSAGE_S, Network
@@ -60,18 +60,22 @@ def expect(case: Case, method: MethodSpec, dilation: float) -> Expected:
 
 def wire_bytes(case: Case, method: MethodSpec, step: int | None = None) -> float:
     """Payload bytes that each worker sends in a step, by the method's formula; in the steady state without a step."""
-    return state_of(method).wire_bytes(shapes_of(case.train.model), case.cluster.workers, step)
+    shapes = shapes_of(case.train.model)
+    with blamed(method.name):
+        return state_of(method).wire_bytes(shapes, case.cluster.workers, step)
 
 
 def lower_bound_s(case: Case, method: MethodSpec, step: int | None = None) -> float:
     """The least time that a step's bytes need on the case's network; 0 where nothing limits them."""
-    busiest_bytes = state_of(method).busiest_bytes(shapes_of(case.train.model), case.cluster.workers, step)
+    shapes = shapes_of(case.train.model)
+    with blamed(method.name):
+        busiest_bytes = state_of(method).busiest_bytes(shapes, case.cluster.workers, step)
     return topology_of(case).bound_s(wire_bytes(case, method, step), busiest_bytes)
 
 
 def state_of(method: MethodSpec) -> MethodState:
     """A fresh, unbound state with the method's parameters."""
-    return baselines.get(method.name).State(**method.params)
+    return method_named(method.name).State(**method.params)
 
 
 @cache

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.plan.check import check_steps, check_workload
+from harness.plan.code import code_of
 from harness.plan.expected import state_of
 from harness.plan.status import ACCURACY, DONE
 from harness.plan.trial import Trial
@@ -123,7 +124,7 @@ def _trial(
     for_accuracy: bool = False,
 ) -> Trial:
     """The seed advances with the round, so that curves have a spread over seeds and methods are paired within one."""
-    seed = scenario.seed + round_number
+    seed, plugins = scenario.seed + round_number, code_of(case, method)
     identity = {
         "cluster": cluster,
         "image": image,
@@ -133,6 +134,7 @@ def _trial(
         "round": round_number,
         "for_accuracy": for_accuracy,
         "code": code_digest(),
+        "plugins": plugins.model_dump(),
         "checkpoint": _content_digest(case.train.checkpoint),
         "profile": profiles.digest(known) if (known := case.train.known_profile) else None,
     }
@@ -144,6 +146,7 @@ def _trial(
         image=image,
         case=case,
         method=method,
+        plugins=plugins,
         seed=seed,
         round=round_number,
         for_accuracy=for_accuracy,

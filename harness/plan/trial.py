@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from harness.plan.code import PluginCode
 from harness.plan.dilation import Dilation
 from harness.plan.expected import Expected, expect
 from harness.scenario.schema import Case, MethodSpec
@@ -22,6 +23,8 @@ class Trial(Section):
     """Digest of the workers' image, where they have one."""
     case: Case
     method: MethodSpec
+    plugins: PluginCode = PluginCode()
+    """Code that is not pacbench's own."""
     seed: int
     round: int
     for_accuracy: bool = False

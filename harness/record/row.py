@@ -50,7 +50,7 @@ class TrialRow:
     cluster: str
     """Kind of cluster."""
     method: str
-    """Name of the method's file in baselines/."""
+    """Name of the method: its file in baselines/, or the plug-in's name."""
     label: str
     """Label of the method in the scenario."""
     params: str
@@ -195,6 +195,8 @@ class TrialRow:
     """Commit of the code, with -dirty where files had changed."""
     code_digest: str | None = None
     """Hash of every Python file of harness/ and baselines/."""
+    plugin_code: str | None = None
+    """Hash of the code of each plug-in that took part, as JSON; null: all is pacbench's own."""
     image_digest: str | None = None
     """Digest of the workers' image; null: they ran in the harness's own environment."""
     cpuset: str | None = None

@@ -16,6 +16,7 @@ from harness.analysis.cases import CaseResult
 from harness.analysis.compare import unfinished
 from harness.analysis.methods import MethodResult
 from harness.analysis.reference import Measured
+from harness.plugins import short
 
 VERSION = "5.1.0"
 """The version of pytest-benchmark whose fields these are."""
@@ -60,7 +61,7 @@ def _benchmark(scenario: str, case: CaseResult, result: MethodResult) -> dict[st
         "group": f"{scenario}: {case.title}",
         "name": f"{scenario}[{result.label}]",
         "fullname": f"{scenario}/{case.title}[{result.label}]",
-        "params": {"method": result.method, **result.params},
+        "params": {"method": short(result.method), **result.params},
         "param": result.label,
         "extra_info": {
             "speedup": result.speedup._asdict() if result.speedup else None,

@@ -14,10 +14,12 @@ from harness.analysis.stopping import undecided_accuracies
 from harness.cluster.protocol import Cluster, ClusterBrokenError
 from harness.errors import MeasurementError, PacbenchError, UsageError
 from harness.network.topology import Topology
+from harness.plan.code import files_of
 from harness.plan.dilation import LADDER
 from harness.plan.plan import Plan
 from harness.plan.status import DISTURBED, DONE
 from harness.plan.trial import Trial
+from harness.plugins import short
 from harness.record.far_out import MOST_DISTURBED
 from harness.record.row import TrialRow, VerificationRow
 from harness.record.store import Store
@@ -88,6 +90,8 @@ def run_more_seeds(plan: Plan, store: Store, cluster: Cluster, watch: Watch, end
 def _prepare(plan: Plan, pending: Sequence[Trial], cluster: Cluster) -> None:
     """Have files and data ready on the cluster, and refuse what this machine or the cluster cannot carry."""
     _check_memory(plan, pending)
+    for file in files_of((trial.case, trial.method) for trial in pending):
+        cluster.share_file(file)
     for checkpoint in {named for trial in pending if (named := trial.case.train.checkpoint)}:
         cluster.share_file(Path(checkpoint))
     for profile in {named for trial in pending if (named := trial.case.train.profile)}:
@@ -119,7 +123,7 @@ def _check_memory(plan: Plan, pending: Iterable[Trial]) -> None:
     available = psutil.virtual_memory().available
     for trial in pending:
         if (needed := trial.expected.memory_bytes or 0) > available:
-            found = f"{trial.case.train.model} on {trial.case.cluster.workers} workers with {trial.method.label}"
+            found = f"{short(trial.case.train.model)} on {trial.case.cluster.workers} workers with {trial.method.label}"
             allowed = (
                 f"what fits into the {format_size(available)} that are free; this needs about {format_size(needed)}"
             )

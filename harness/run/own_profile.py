@@ -7,6 +7,7 @@ whoever resumes the run goes on by it.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
 from functools import partial
@@ -18,6 +19,7 @@ from harness import programs
 from harness.errors import MeasurementError, PacbenchError
 from harness.plan.expected import expect
 from harness.plan.trial import Trial
+from harness.plugins import short
 from harness.record.store import Store
 from harness.scenario.schema import SELF
 from harness.start import lead_to_own_packages
@@ -64,7 +66,8 @@ def _own(trial: Trial, store: Store) -> Path:
         in_processor_time=True,
         data_dir=train.data_dir,
     )
-    return store.own_profile(f"{train.model}-{train.batch_size}-{train.dataset}-{workers}", partial(_made, request))
+    workload = f"{short(train.model)}-{train.batch_size}-{short(train.dataset)}-{workers}"
+    return store.own_profile(workload, partial(_made, request))
 
 
 def _made(request: ProfileRequest) -> str:
@@ -88,7 +91,11 @@ def main() -> None:
     from harness.worker.profiler import measure
 
     lead_to_own_packages()
+    answer = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a plug-in prints is no part of the profile
     try:
-        print(measure(REQUEST.validate_json(sys.stdin.buffer.read())).as_json(), end="")
+        made = measure(REQUEST.validate_json(sys.stdin.buffer.read())).as_json()
+        with os.fdopen(answer, "w") as stdout:
+            stdout.write(made)
     except PacbenchError as error:
         sys.exit(str(error))

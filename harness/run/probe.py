@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-import baselines
 from harness.errors import MeasurementError
+from harness.methods import method_named
 from harness.plan.dilation import Dilation
 from harness.plan.expected import state_of
 from harness.plan.status import DONE
@@ -105,5 +105,5 @@ def _short(trial: Trial, steps: int, slowing: Dilation) -> Trial:
 
 def without_warmup(method: MethodSpec) -> MethodSpec:
     """The method as it is in its steady state. Every parameter of a warm-up is a number of steps."""
-    names = baselines.get(method.name).State.warmup_parameters
+    names = method_named(method.name).State.warmup_parameters
     return method.model_copy(update={"params": {**method.params, **dict.fromkeys(names, 0)}})

@@ -8,9 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from harness.plan.code import PluginCode
 from harness.plan.expected import state_of, wire_bytes
 from harness.plan.status import ACCURACY
 from harness.plan.trial import Trial
+from harness.plugins import short
 from harness.provenance import code_digest, commit
 from harness.record.far_out import far_out
 from harness.record.row import TrialRow
@@ -65,10 +67,10 @@ def _asked(trial: Trial) -> dict[str, Any]:
         "trial_id": trial.id,
         "scenario": trial.scenario,
         "cluster": trial.cluster,
-        "method": trial.method.name,
+        "method": short(trial.method.name),
         "label": trial.method.label,
         "params": json.dumps(trial.method.params),
-        "model": train.model,
+        "model": short(train.model),
         "dataset": _what_is_fed(trial),
         "replay": train.replay and Path(train.replay).stem,
         "pace": train.pace and Path(train.pace).stem,
@@ -87,6 +89,7 @@ def _asked(trial: Trial) -> dict[str, Any]:
         "target": train.target and str(train.target),
         "commit": commit(),
         "code_digest": code_digest(),
+        "plugin_code": trial.plugins.model_dump_json(exclude_none=True) if trial.plugins != PluginCode() else None,
         "image_digest": trial.image or None,
         "cpuset": case.cluster.cpuset,
         "memory_limit_bytes": case.cluster.memory_bytes,
@@ -98,7 +101,7 @@ def _what_is_fed(trial: Trial) -> str:
     """The data set, or what stands in its place."""
     train, replayed = trial.case.train, trial.expected.profile
     if not train.replay or not replayed:
-        return train.dataset
+        return short(train.dataset)
     return f"made-up gradients (replay of {Path(train.replay).stem}, {replayed.origin})"
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from harness import methods, plugins
 from harness.errors import UsageError
 from harness.scenario.schema import SLOWED_TO, Case, MethodSpec, Scenario
 from harness.scenario.section import checked_section, explain
@@ -29,18 +30,25 @@ def load(name_or_path: str, overrides: Iterable[str] = (), only_methods: Sequenc
         name_or_path: a file, or the name of a scenario that comes with pacbench (``quickstart``, ``paper/ablation``).
         overrides: ``key=value`` pairs such as ``train.steps=50`` or ``link.rate=500mbit``; values are TOML, and what is
             not TOML is taken as text.
-        only_methods: names or labels of the methods to keep; all when empty. Both baselines are always kept.
+        only_methods: names or labels of the methods to keep; all when empty. Both baselines are always kept. One in a
+            file, ``FILE.py:NAME``, joins the scenario with its default parameters if it is not there.
+
+    Paths of plug-ins start at the scenario's folder where its file names them, and at the current one elsewhere.
 
     Raises:
         UsageError: with one line that says what is wrong, and where.
     """
     path = _find(name_or_path)
     source, raw = str(path), read_toml(path)
+    _anchor_plugins(raw, path.parent)
     for override in overrides:
         apply_override(raw, override)
+    wanted = [plugins.anchored(name, Path()) for name in only_methods]
+    _add_methods(raw, wanted)
+    _anchor_plugins(raw, Path())
     raw.setdefault("name", Path(source).stem)
     scenario = _build(raw, source)
-    return _only(scenario, only_methods) if only_methods else scenario
+    return _only(scenario, wanted) if wanted else scenario
 
 
 def available() -> dict[str, str]:
@@ -97,6 +105,34 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
     table[field] = value
 
 
+def _anchor_plugins(raw: Mapping[str, Any], folder: Path) -> None:
+    """Give plug-ins that are named by a file, in place, the names by which they are known everywhere."""
+    for table, field in _places_of_plugins(raw):
+        given = table.get(field)
+        table[field] = (
+            [plugins.anchored(each, folder) for each in given]
+            if isinstance(given, list)
+            else plugins.anchored(given, folder)
+        )
+
+
+def _places_of_plugins(raw: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    train, entries = raw.get("train"), raw.get("methods")
+    places = [(train, "model"), (train, "dataset"), *((entry, "name") for entry in _list(entries))]
+    yield from ((table, field) for table, field in places if isinstance(table, dict) and field in table)
+
+
+def _add_methods(raw: Mapping[str, Any], wanted: Iterable[str]) -> None:
+    """Have methods that are named by their files, on the command line, in the scenario."""
+    entries = _list(raw.get("methods"))
+    there = [entry.get("name") for entry in entries if isinstance(entry, dict)]
+    entries += [{"name": name} for name in wanted if plugins.file_of(name) and name not in there]
+
+
+def _list(given: object) -> list[Any]:
+    return given if isinstance(given, list) else []
+
+
 def _build(raw: Mapping[str, Any], source: str) -> Scenario:
     top = {key: value for key, value in raw.items() if key not in Case.model_fields and key != "methods"}
     sections = {name: raw.get(name, {}) for name in Case.model_fields}
@@ -107,8 +143,9 @@ def _build(raw: Mapping[str, Any], source: str) -> Scenario:
         if empty := next((key for key, value in section.items() if value == []), None):
             raise UsageError.at(source, f"{name}.{empty}", [], "one value, or a list of some")
     cases = tuple(checked_section(Case, combination, source) for combination in _combinations(sections))
-    methods = _methods(raw.get("methods"), source)
-    scenario = checked_section(Scenario, {**top, "cases": cases, "methods": methods}, source)
+    chosen = _methods(raw.get("methods"), source)
+    scenario = checked_section(Scenario, {**top, "cases": cases, "methods": chosen}, source)
+    _check_told_apart(scenario, source)
     labels = [method.label for method in scenario.methods]
     for field in ("baseline", "baseline_16bit"):
         if (label := getattr(scenario, field)) is not None and label not in labels:
@@ -130,51 +167,66 @@ def _combinations(sections: Mapping[str, Mapping[str, Any]]) -> list[dict[str, d
 
 
 def _methods(entries: object, source: str) -> tuple[MethodSpec, ...]:
-    import baselines  # brings torch, which nothing else here needs
-
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise UsageError.at(source, "methods", entries, "at least one [[methods]] table")
     specs = []
     for number, entry in enumerate(entries, start=1):
         where = f"methods[{number}]"
         name = entry.get("name")
-        if name not in baselines.names():
-            raise UsageError.at(source, f"{where}.name", name, ", ".join(baselines.names()))
+        if not methods.is_known(name):
+            raise UsageError.at(source, f"{where}.name", name, methods.allowed())
+        shown = f"{where} ({plugins.short(name)})"
         if SLOWED_TO in entry:
             allowed = "no such key any more; train.dilation slows links and time, for all methods alike"
-            raise UsageError.at(source, f"{where} ({name}).{SLOWED_TO}", entry[SLOWED_TO], allowed)
+            raise UsageError.at(source, f"{shown}.{SLOWED_TO}", entry[SLOWED_TO], allowed)
         given = {key: value for key, value in entry.items() if key not in ("name", "label")}
         for combination in _combinations({"params": given}):
-            try:
-                state = baselines.get(name).State(**combination["params"])
-            except ValidationError as error:
-                allowed = ", ".join(baselines.get(name).State().parameters) or "no parameters"
-                raise UsageError(explain(error, source, prefix=f"{where} ({name})", keys=allowed)) from None
-            specs.append((entry, state.parameters))
+            specs.append((entry, _checked_parameters(name, combination["params"], source, shown)))
     return _labelled(specs, source)
+
+
+def _checked_parameters(name: str, given: Mapping[str, Any], source: str, prefix: str) -> dict[str, Any]:
+    """All parameters of a method, as given or by default."""
+    state_class = methods.method_named(name).State
+    try:
+        with methods.blamed(name):
+            return state_class(**given).parameters
+    except ValidationError as error:
+        allowed = ", ".join(state_class().parameters) or "no parameters"
+        raise UsageError(explain(error, source, prefix=prefix, keys=allowed)) from None
 
 
 def _labelled(specs: Sequence[tuple[Mapping[str, Any], dict[str, Any]]], source: str) -> tuple[MethodSpec, ...]:
     """Give each method the label it was given, or its name and what tells it from others of that name."""
-    methods = []
+    found = []
     for entry, params in specs:
         siblings = [other for other_entry, other in specs if other_entry["name"] == entry["name"]]
         differing = [key for key in params if any(other[key] != params[key] for other in siblings)]
         parts = [str(params[key]) if isinstance(params[key], str) else f"{key}={params[key]}" for key in differing]
-        label = entry.get("label") or "-".join([entry["name"], *parts])
+        label = entry.get("label") or "-".join([plugins.plain(entry["name"]), *parts])
         fields = {"name": entry["name"], "label": label, "params": params}
-        methods.append(checked_section(MethodSpec, fields, f"{source}: methods ({label})"))
-    repeated = [label for label, count in Counter(method.label for method in methods).items() if count > 1]
+        found.append(checked_section(MethodSpec, fields, f"{source}: methods ({label})"))
+    repeated = [label for label, count in Counter(method.label for method in found).items() if count > 1]
     if repeated:
         raise UsageError.at(source, "methods", repeated[0], "each method once, or a label of its own for each")
-    return tuple(methods)
+    return tuple(found)
+
+
+def _check_told_apart(scenario: Scenario, source: str) -> None:
+    """Results name plug-ins without their folders, so that they mean the same on another machine."""
+    named = {name for case in scenario.cases for name in (case.train.model, case.train.dataset)}
+    shown: dict[str, str] = {}
+    for name in sorted(named | {method.name for method in scenario.methods}):
+        if (other := shown.setdefault(plugins.short(name), name)) != name:
+            raise UsageError.at(source, plugins.short(name), f"{other} and {name}", "one, or files of different names")
 
 
 def _only(scenario: Scenario, wanted: Sequence[str]) -> Scenario:
     known = {key for method in scenario.methods for key in (method.name, method.label)}
     for name in wanted:
         if name not in known:
-            raise UsageError.at("command line", "--method", name, ", ".join(sorted(known)))
+            shown = sorted({plugins.short(key) for key in known})
+            raise UsageError.at("command line", "--method", name, f"{', '.join(shown)}, or {plugins.FORM}")
     keep = {*wanted, *scenario.baselines}
     chosen = tuple(method for method in scenario.methods if method.name in keep or method.label in keep)
     return scenario.model_copy(update={"methods": chosen})

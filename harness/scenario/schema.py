@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 from typing_extensions import Self
 
+from harness.methods import is_known, method_named
 from harness.scenario.links import Fabric, Link
 from harness.scenario.section import Section
 from harness.scenario.target import Target
@@ -109,9 +110,9 @@ class Train(Section):
     """What each worker computes, and for how long."""
 
     model: str = "digits-cnn"
-    """A name from ``pacbench list models``."""
+    """A name from ``pacbench list models``, or ``FILE.py:NAME``, whose path starts where the scenario's file lies."""
     dataset: str = "digits"
-    """A name from ``pacbench list datasets``."""
+    """A name from ``pacbench list datasets``, or ``FILE.py:NAME``."""
     data_dir: str | None = None
     """A folder that holds the data set; None looks in the usual places, then downloads."""
     checkpoint: str | None = None
@@ -175,10 +176,10 @@ class Train(Section):
 
 
 class MethodSpec(Section):
-    """A method of ``baselines/`` with its parameters, and the label that tells it from its siblings."""
+    """A method with its parameters, and the label that tells it from its siblings."""
 
     name: str
-    """A name from ``pacbench list methods``."""
+    """A name from ``pacbench list methods``, or ``FILE.py:NAME``."""
     label: str
     """What tables and figures call it. Without one it is the name, and what tells it from others of that name."""
     params: dict[str, Any] = Field(default_factory=dict)
@@ -196,9 +197,7 @@ class MethodSpec(Section):
 @cache
 def _is_sixteen_bit(name: str) -> bool:
     """Whether a method declares itself a plain all-reduce in 16 bits; one that is no longer there does not."""
-    import baselines  # brings torch, which nothing else here needs
-
-    return name in baselines.names() and baselines.get(name).State.is_sixteen_bit
+    return is_known(name) and method_named(name).State.is_sixteen_bit
 
 
 class Case(Section):

@@ -13,6 +13,7 @@ from baselines import MethodState
 from baselines._state import Stopwatch
 from harness.plan.expected import state_of
 from harness.plan.trial import UNSETTLED_STEPS
+from harness.plugins import short
 from harness.scenario.schema import MethodSpec
 from harness.worker.local_ranks import in_new_processes
 from harness.worker.profile_request import BUCKET_BYTES, SGD, ProfileRequest, Timed
@@ -31,7 +32,12 @@ def measure_codecs(profile: Profile, request: ProfileRequest) -> tuple[Codec, ..
         return ()
     timed = in_new_processes(_time_codecs, request.workers, request.repeats, profile, request, methods)
     return tuple(
-        Codec(method=method.name, params=method.params, workers=request.workers, **_codec_together(of_ranks, request))
+        Codec(
+            method=short(method.name),
+            params=method.params,
+            workers=request.workers,
+            **_codec_together(of_ranks, request),
+        )
         for method, of_ranks in zip(methods, zip(*timed, strict=True), strict=True)
     )
 

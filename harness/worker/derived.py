@@ -11,6 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from baselines._state import numel
+from harness.plugins import short
 from harness.provenance import cpu_model
 from harness.worker.codecs import measure_codecs
 from harness.worker.layers import LayerWatch, owner_of
@@ -55,7 +56,7 @@ def derive(request: ProfileRequest, hardware: Hardware, efficiency: float) -> Pr
     profile = Profile.model_validate(
         {
             "schema": SCHEMA,
-            "model": request.model,
+            "model": short(request.model),
             "batch_size": request.batch_size,
             "device": hardware.name,
             "source": "modelled",

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from baselines import MethodState
 from baselines._state import Clock, Stopwatch
 from harness.errors import UsageError
+from harness.plugins import short
 from harness.provenance import cpu_model
 from harness.worker.codecs import measure_codecs
 from harness.worker.layers import LayerWatch, owner_of
@@ -44,7 +45,7 @@ def measure(request: ProfileRequest) -> Profile:
     profile = Profile.model_validate(
         {
             "schema": SCHEMA,
-            "model": request.model,
+            "model": short(request.model),
             "batch_size": request.batch_size,
             "device": torch.cuda.get_device_name() if request.device == "cuda" else _cpu(request),
             "source": "measured",

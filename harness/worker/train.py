@@ -22,6 +22,7 @@ import torch.distributed as dist
 from harness.messages import BACKEND_VARIABLE, GLOO, AllReduced, FirstCollective, Send
 from harness.network.addresses import worker_number
 from harness.network.link_requests import LinkRequests
+from harness.plan.code import check_code
 from harness.plan.trial import Trial
 from harness.scenario.schema import Train
 from harness.worker.meter import Recorder
@@ -53,6 +54,7 @@ def train(spec: Mapping[str, Any], node: str, send: Send) -> None:
             slower links.
     """
     trial = Trial.model_validate(spec["trial"])
+    check_code(trial.plugins, trial.case, trial.method)
     rank, world_size = worker_number(node), trial.case.cluster.workers
     settings = trial.case.train
     kind = Replay if settings.replay else Paced if settings.pace else Training

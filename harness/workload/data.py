@@ -10,8 +10,9 @@ import io
 import os
 import sysconfig
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch.nn import functional
 
 from harness import programs
 from harness.errors import UsageError
+from harness.plugins import Catalogue, Plugin
 
 
 @dataclass(frozen=True)
@@ -58,22 +60,73 @@ class Dataset:
         return len(self.input_shape) == 1
 
 
-DATASETS: dict[str, Dataset] = {}
+DECLARED = "__pacbench__"
+"""The attribute of a function that holds what a decorator has declared of it."""
 
 Loader = Callable[[Path | None], Data]
 
 
 def dataset(
-    name: str, *, train_size: int, test_size: int, input_shape: tuple[int, ...], classes: int
+    name: str = "", *, train_size: int, test_size: int, input_shape: tuple[int, ...], classes: int
 ) -> Callable[[Loader], Loader]:
-    """Enter the decorated loader under ``name``; the first line of its docstring describes it in lists."""
+    """Declare what the decorated loader loads; the first line of its docstring describes it in lists.
+
+    Here it is entered under ``name``. In a plug-in no name is needed: its file or its package names it.
+    """
 
     def enter(load: Loader) -> Loader:
         summary = (load.__doc__ or "").partition("\n")[0]
-        DATASETS[name] = Dataset(name, summary, load, train_size, test_size, input_shape, classes)
+        declared = Dataset(name, summary, load, train_size, test_size, input_shape, classes)
+        if load.__module__ == __name__:
+            DATASETS[name] = declared
+        setattr(load, DECLARED, declared)
         return load
 
     return enter
+
+
+def _of_plugin(plugin: Plugin) -> Dataset:
+    """The data set that a plug-in declares; what its loader raises names its file and line."""
+    load: Any = plugin.get()
+    declared = vars(load).get(DECLARED) if hasattr(load, "__dict__") else None
+    if not isinstance(declared, Dataset):
+        sizes = "train_size=..., test_size=..., input_shape=..., classes=..."
+        raise plugin.error(f"{plugin.attribute} has no @dataset({sizes}) above it")
+    plugin.check_call(load, "folder")
+    plugin.check_declared_shape(declared.input_shape, declared.classes)
+
+    def load_and_check(folder: Path | None) -> Data:
+        with plugin.blamed():
+            found = load(folder)
+        if complaint := _complaint(found, declared):
+            raise plugin.error(f"{plugin.attribute} gives {complaint}")
+        return found  # type: ignore[no-any-return]
+
+    return replace(declared, name=plugin.name, load=load_and_check)
+
+
+def _complaint(found: object, declared: Dataset) -> str | None:
+    """What is wrong with loaded data, if anything is: found and allowed."""
+    if not isinstance(found, Data):
+        return f"{type(found).__name__}; allowed: a harness.workload.data.Data"
+    input_type = torch.int64 if declared.is_text else torch.float32
+    for part, size in (("train", declared.train_size), ("test", declared.test_size)):
+        target_shape = (size, *(declared.input_shape if declared.is_text else ()))
+        for field, shape, dtype in (
+            (f"{part}_inputs", (size, *declared.input_shape), input_type),
+            (f"{part}_targets", target_shape, torch.int64),
+        ):
+            given = getattr(found, field)
+            kind = (tuple(given.shape), given.dtype) if isinstance(given, Tensor) else type(given).__name__
+            if kind != (shape, dtype):
+                return f"{field} as {kind}; allowed: {(shape, dtype)}, as it declares"
+        targets = getattr(found, f"{part}_targets")
+        if not 0 <= int(targets.min()) <= int(targets.max()) < declared.classes:
+            return f"{part}_targets from {targets.min()} to {targets.max()}; allowed: 0 to {declared.classes - 1}"
+    return None
+
+
+DATASETS: Catalogue[Dataset] = Catalogue("dataset", _of_plugin)
 
 
 @dataset("digits", train_size=1437, test_size=360, input_shape=(1, 8, 8), classes=10)

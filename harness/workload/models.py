@@ -5,17 +5,20 @@ from __future__ import annotations
 import importlib
 import math
 import textwrap
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from harness.errors import UsageError
-from harness.workload.data import Dataset
+from harness.plugins import Catalogue, Plugin, load
+from harness.workload.data import DECLARED, Dataset
 from harness.workload.operations import OperationCounter, WithoutValues
 
 
@@ -59,23 +62,34 @@ class Model:
             ) from None
         return model
 
+    def scores_shape(self, batch_size: int = 2) -> tuple[int, ...]:
+        """Shape of its scores of so many samples. What is large is not computed."""
+        with self._without_much_work():
+            return tuple(self.build()(self.example(batch_size)).shape)
+
     def shapes(self) -> list[tuple[int, ...]]:
         """Shapes of its trainable parameters. Nothing is allocated."""
         with torch.device("meta"), WithoutValues():
             return [tuple(parameter.shape) for parameter in self.build().parameters() if parameter.requires_grad]
 
     def flops_per_sample(self) -> int:
-        """Floating point operations of a forward and backward pass on one sample. What is large is not computed.
+        """Floating point operations of a forward and backward pass on one sample. What is large is not computed."""
+        with self._without_much_work():
+            network, example = self.build(), self.example()
+            with OperationCounter() as counter:
+                network(example).sum().backward()
+        return int(counter.total)
+
+    @contextmanager
+    def _without_much_work(self) -> Iterator[None]:
+        """Where a model can be tried.
 
         The meta device computes nothing, but its first operator imports torch's compiler, which takes as long as
         importing torch. A small model is computed in a few milliseconds.
         """
         is_small = sum(map(math.prod, self.shapes())) <= MOST_COMPUTED_PARAMETERS
         with torch.random.fork_rng(devices=[]), torch.device("cpu" if is_small else "meta"):
-            network, example = self.build(), self.example()
-            with OperationCounter() as counter:
-                network(example).sum().backward()
-        return int(counter.total)
+            yield
 
 
 MOST_COMPUTED_PARAMETERS = 1_000_000
@@ -84,20 +98,61 @@ MOST_COMPUTED_PARAMETERS = 1_000_000
 IMAGE_DIMENSIONS = 3
 """Channels, rows, columns; all other inputs are tokens."""
 
-MODELS: dict[str, Model] = {}
+Builder = TypeVar("Builder", bound=Callable[[], nn.Module])
 
 
-def model(
-    name: str, *, input_shape: tuple[int, ...], classes: int
-) -> Callable[[Callable[[], nn.Module]], Callable[[], nn.Module]]:
-    """Enter the decorated builder under ``name``; the first line of its docstring describes it in lists."""
+def model(name: str = "", *, input_shape: tuple[int, ...], classes: int) -> Callable[[Builder], Builder]:
+    """Declare what the decorated builder builds; the first line of its docstring describes it in lists.
 
-    def enter(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    Here it is entered under ``name``. In a plug-in no name is needed: its file or its package names it.
+    """
+
+    def enter(build: Builder) -> Builder:
         summary = (build.__doc__ or "").partition("\n")[0]
-        MODELS[name] = Model(name, summary, build, input_shape, classes)
+        declared = Model(name, summary, build, input_shape, classes)
+        if build.__module__ == __name__:
+            MODELS[name] = declared
+        setattr(build, DECLARED, declared)
         return build
 
     return enter
+
+
+def _of_plugin(plugin: Plugin) -> Model:
+    """The model that a plug-in declares; what its builder raises names its file and line."""
+    build: Any = plugin.get()
+    declared = vars(build).get(DECLARED) if hasattr(build, "__dict__") else None
+    if not isinstance(declared, Model):
+        raise plugin.error(f"{plugin.attribute} has no @model(input_shape=..., classes=...) above it")
+    plugin.check_call(build)
+    plugin.check_declared_shape(declared.input_shape, declared.classes)
+
+    def build_and_check() -> nn.Module:
+        with plugin.blamed():
+            network = build()
+        if not isinstance(network, nn.Module):
+            raise plugin.error(f"{plugin.attribute} gives {type(network).__name__}; allowed: a torch.nn.Module")
+        return network
+
+    return replace(declared, name=plugin.name, build=build_and_check)
+
+
+@cache
+def check_scores(name: str) -> None:
+    """Try a model that is a plug-in: what of it is not pacbench's may fail in ways of its own.
+
+    Raises:
+        UsageError: its forward pass fails, or gives other scores than it declares.
+    """
+    plugin, known = load("model", name), MODELS[name]
+    is_text = len(known.input_shape) < IMAGE_DIMENSIONS
+    with plugin.blamed():
+        found, declared = known.scores_shape(2), (2, *(known.input_shape if is_text else ()), known.classes)
+    if found != declared:
+        raise plugin.error(f"scores of 2 samples have the shape {found}; allowed: {declared}, as it declares")
+
+
+MODELS: Catalogue[Model] = Catalogue("model", _of_plugin)
 
 
 def cross_entropy(scores: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:

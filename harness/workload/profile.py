@@ -18,6 +18,8 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from harness.errors import UsageError
+from harness.methods import method_named
+from harness.plugins import short
 from harness.scenario.schema import MethodSpec
 from harness.scenario.section import Section, checked_section
 
@@ -120,8 +122,8 @@ class Profile(Section):
         Its parameters must be just these, but for those of the warm-up.
         """
         wanted = _steady_params(method.name, method.params)
-        siblings = [each for each in self.codecs if each.method == method.name]
-        known = [each for each in siblings if _steady_params(each.method, each.params) == wanted]
+        siblings = [each for each in self.codecs if each.method == short(method.name)]
+        known = [each for each in siblings if _steady_params(method.name, each.params) == wanted]
         return min(known, key=lambda each: abs(math.log(each.workers / workers)), default=None)
 
     def as_json(self) -> str:
@@ -151,9 +153,7 @@ def unlike(methods: Iterable[MethodSpec]) -> tuple[MethodSpec, ...]:
 
 def _steady_params(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters that shape the steady state of a method."""
-    import baselines  # brings torch, which nothing else here needs
-
-    warmup = baselines.get(name).State.warmup_parameters
+    warmup = method_named(name).State.warmup_parameters
     return {key: value for key, value in params.items() if key not in warmup}
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Protocol
 
 import typer
 
@@ -17,7 +18,7 @@ def verb(
         bool, typer.Option("-v", "--verbose", help="Methods, scenarios: all facts, as Markdown.")
     ] = False,
 ) -> None:
-    """Show what can be named: scenarios, methods, models, data sets."""
+    """Show what can be named: scenarios, methods, models, data sets; also those of packages that are installed."""
     catalogues = {"scenarios": _scenarios, "methods": _methods, "models": _models, "datasets": _datasets}
     if kind is not None and kind not in catalogues:
         raise UsageError.at("command line", "list", kind, ", ".join(catalogues))
@@ -54,18 +55,40 @@ def _scenarios() -> dict[str, str]:
 
 
 def _methods() -> dict[str, str]:
-    import baselines
+    from harness.methods import KIND, method_named, names
 
-    return {name: baselines.get(name).summary for name in baselines.names()}
+    return _with_plugins(KIND, {name: method_named(name).summary for name in names()}, method_named)
 
 
 def _models() -> dict[str, str]:
     from harness.workload.models import MODELS
 
-    return {name: model.summary for name, model in MODELS.items()}
+    return _with_plugins("model", {name: model.summary for name, model in MODELS.items()}, MODELS.__getitem__)
 
 
 def _datasets() -> dict[str, str]:
     from harness.workload.data import DATASETS
 
-    return {name: dataset.summary for name, dataset in DATASETS.items()}
+    return _with_plugins("dataset", {name: data.summary for name, data in DATASETS.items()}, DATASETS.__getitem__)
+
+
+class _Described(Protocol):
+    @property
+    def summary(self) -> str: ...
+
+
+def _with_plugins(kind: str, own: dict[str, str], find: Callable[[str], _Described]) -> dict[str, str]:
+    """Pacbench's own, and behind them what installed packages bring, each with where it comes from."""
+    from harness.plugins import installed, origin_of
+
+    entries = dict(own)
+    for name, found in installed(kind).items():
+        origin = " and ".join(map(origin_of, found))
+        if name in own:
+            entries[f"{name} of {origin}"] = "cannot be named: pacbench has one of that name"
+            continue
+        try:
+            entries[name] = f"{find(name).summary} (from {origin})"
+        except UsageError as error:
+            entries[name] = f"cannot be used: {error}"
+    return entries

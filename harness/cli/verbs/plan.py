@@ -107,15 +107,17 @@ def _foreseen(trial: Trial) -> dict[str, Any]:
 
 
 def _describe(trial: Trial) -> dict[str, Any]:
+    from harness.plugins import short
+
     return {
         "trial_id": trial.id,
         "round": trial.round,
         "seed": trial.seed,
-        "method": trial.method.name,
+        "method": short(trial.method.name),
         "label": trial.method.label,
         "params": trial.method.params,
         "workers": trial.case.cluster.workers,
         "rate_bps": trial.case.link.rate_bps,
-        "model": trial.case.train.model,
+        "model": short(trial.case.train.model),
         "steps": trial.case.train.steps,
     }

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def verb(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A name from `pacbench list models`.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A name from `pacbench list models`, or FILE.py:NAME.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The profile, a .json file.")],
     device: Annotated[str, typer.Option(help="Where to time it: cpu or cuda.")] = "cpu",
     batch_size: Annotated[int, typer.Option(min=1, help="Samples a step.")] = 32,
@@ -41,10 +41,12 @@ def verb(
     efficiency: Annotated[float | None, typer.Option(help="The share of its peak that it reaches.")] = None,
 ) -> None:
     """Time a model's steps and the methods' codecs, or derive them for a published device: what replays wait by."""
+    from harness.plugins import anchored
     from harness.scenario.load import load
     from harness.worker import derived, profiler
     from harness.worker.profile_request import ProfileRequest
 
+    model, dataset = anchored(model, Path()), anchored(dataset, Path())
     _check(model, device, dataset, derive_for, efficiency, out)
     if in_processor_time and (device != "cpu" or derive_for):
         raise UsageError.at("command line", "--processor-time", device, "on a CPU that is here")
@@ -68,12 +70,14 @@ def _check(
     """Refuse what there is not, or what does not go together."""
     from harness.worker.derived import HARDWARE
     from harness.workload.data import DATASETS
-    from harness.workload.models import MODELS
+    from harness.workload.models import MODELS, check_scores
 
     if model not in MODELS:
-        raise UsageError.at("command line", "MODEL", model, ", ".join(MODELS))
-    fitting = [name for name, known in DATASETS.items() if MODELS[model].fits(known)]
-    if dataset is not None and dataset not in fitting:
+        raise UsageError.at("command line", "MODEL", model, MODELS.allowed)
+    if MODELS.is_plugin(model):
+        check_scores(model)
+    if dataset is not None and (dataset not in DATASETS or not MODELS[model].fits(DATASETS[dataset])):
+        fitting = [name for name, known in DATASETS.items() if MODELS[model].fits(known)]
         raise UsageError.at("command line", "--dataset", dataset, ", ".join(fitting) or f"none: none fits {model}")
     if device not in ("cpu", "cuda"):
         raise UsageError.at("command line", "--device", device, "cpu, cuda")

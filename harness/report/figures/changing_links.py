@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
-import baselines
 from harness.report.figures.drawing import matplotlib  # noqa: F401 - first of all: away from the user's settings
 
 # isort: split
@@ -17,6 +16,7 @@ from matplotlib.lines import Line2D
 from harness.analysis.cases import CaseResult, per_case
 from harness.analysis.methods import MethodResult
 from harness.analysis.trials import CASE_COLUMNS
+from harness.methods import method_named
 from harness.report.figures import layout
 from harness.report.figures.axes import engineering_log_ticks
 from harness.report.figures.layout import AXIS_IN, Grid
@@ -90,7 +90,7 @@ def _steps_of(result: MethodResult, events: pd.DataFrame) -> pd.DataFrame | None
     if first.empty:
         return None
     names = {"step_s": "step_s", "link_rate_bps": "link_rate_bps"}
-    if note := baselines.get(result.method).State.goodput_note:
+    if note := method_named(result.method).State.goodput_note:
         names[note] = "adaptive_goodput_bps"
     own = events[(events["trial_id"] == first["trial_id"].iloc[0]) & events["kind"].isin(names)]
     table: pd.DataFrame = own.pivot_table(index="step", columns="kind", values="value", aggfunc="last").sort_index()

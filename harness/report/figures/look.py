@@ -17,7 +17,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-import baselines
+from harness.methods import method_named
 from harness.scenario.schema import MethodSpec
 
 INK = "#222222"
@@ -63,7 +63,7 @@ def looks(methods: Sequence[MethodSpec]) -> dict[str, Look]:
     for method in methods:
         variant = siblings[method.name] % len(TINTS)
         siblings[method.name] += 1
-        declared = baselines.get(method.name)
+        declared = method_named(method.name)
         found[method.label] = Look(tinted(declared.color, TINTS[variant]), LINE_STYLES[variant], declared.marker)
     return found
 
