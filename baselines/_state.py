@@ -193,6 +193,13 @@ class MethodState:
         """Payload bytes that cross the busiest direction of any worker's link in a step."""
         return self.wire_bytes(shapes, world_size, step)
 
+    def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Look whether the method can work with this optimizer, before anything starts. It is left as it is.
+
+        Raises:
+            ValueError: it cannot.
+        """
+
     def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
         """Take a place on this rank; collective where a method needs it to be.
 

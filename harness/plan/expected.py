@@ -99,4 +99,5 @@ def _predicted_step_s(
     Where time is dilated, it is told as measured: what wakes processes is this machine, which dilation does not slow.
     """
     message_s = predict.MESSAGE_S / dilation
-    return predict.step_s(profile, method, state_of(method), topology, case.train.bucket_bytes, message_s)
+    earlier_s = (case.train.accumulate - 1) * (profile.forward_s + profile.backward_s)  # passes that send nothing
+    return earlier_s + predict.step_s(profile, method, state_of(method), topology, case.train.bucket_bytes, message_s)

@@ -63,8 +63,12 @@ def _own(trial: Trial, store: Store) -> Path:
         dataset=train.dataset,
         in_processor_time=True,
         data_dir=train.data_dir,
+        optimizer=train.optimizer.name,
+        autocast=train.autocast,
     )
-    return store.own_profile(f"{train.model}-{train.batch_size}-{train.dataset}-{workers}", partial(_made, request))
+    how = "-".join(word for word in (train.optimizer.name, train.autocast) if word and word != "sgd")
+    key = f"{train.model}-{train.batch_size}-{train.dataset}-{workers}"
+    return store.own_profile(f"{key}-{how}" if how else key, partial(_made, request))
 
 
 def _made(request: ProfileRequest) -> str:

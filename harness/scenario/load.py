@@ -34,7 +34,7 @@ def load(name_or_path: str, overrides: Iterable[str] = (), only_methods: Sequenc
     Raises:
         UsageError: with one line that says what is wrong, and where.
     """
-    path = _find(name_or_path)
+    path = find(name_or_path)
     source, raw = str(path), read_toml(path)
     for override in overrides:
         apply_override(raw, override)
@@ -64,7 +64,12 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: not valid TOML: {error}") from None
 
 
-def _find(name_or_path: str) -> Path:
+def find(name_or_path: str) -> Path:
+    """The file of a scenario, by its name or path.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
     path = Path(name_or_path)
     if path.suffix != ".toml":
         path = Path(str(files("scenarios"))) / f"{name_or_path}.toml"
@@ -145,24 +150,30 @@ def _methods(entries: object, source: str) -> tuple[MethodSpec, ...]:
             raise UsageError.at(source, f"{where} ({name}).{SLOWED_TO}", entry[SLOWED_TO], allowed)
         given = {key: value for key, value in entry.items() if key not in ("name", "label")}
         for combination in _combinations({"params": given}):
+            lr = {key: combination["params"].pop(key) for key in ("lr",) if key in combination["params"]}
             try:
                 state = baselines.get(name).State(**combination["params"])
             except ValidationError as error:
                 allowed = ", ".join(baselines.get(name).State().parameters) or "no parameters"
                 raise UsageError(explain(error, source, prefix=f"{where} ({name})", keys=allowed)) from None
-            specs.append((entry, state.parameters))
+            specs.append((entry, {**state.parameters, "lr": lr.get("lr")}))
     return _labelled(specs, source)
 
 
 def _labelled(specs: Sequence[tuple[Mapping[str, Any], dict[str, Any]]], source: str) -> tuple[MethodSpec, ...]:
-    """Give each method the label it was given, or its name and what tells it from others of that name."""
+    """Give each method the label it was given, or its name and what tells it from others of that name.
+
+    Args:
+        specs: of each method its table, and its parameters with ``lr``, its own learning rate or None.
+    """
     methods = []
     for entry, params in specs:
         siblings = [other for other_entry, other in specs if other_entry["name"] == entry["name"]]
         differing = [key for key in params if any(other[key] != params[key] for other in siblings)]
         parts = [str(params[key]) if isinstance(params[key], str) else f"{key}={params[key]}" for key in differing]
         label = entry.get("label") or "-".join([entry["name"], *parts])
-        fields = {"name": entry["name"], "label": label, "params": params}
+        own = {key: value for key, value in params.items() if key != "lr"}
+        fields = {"name": entry["name"], "label": label, "params": own, "lr": params["lr"]}
         methods.append(checked_section(MethodSpec, fields, f"{source}: methods ({label})"))
     repeated = [label for label, count in Counter(method.label for method in methods).items() if count > 1]
     if repeated:
