@@ -209,6 +209,13 @@ class MethodState:
         payload_bytes = self.wire_bytes(shapes, world_size) * world_size / (2 * (world_size - 1))
         return [AllReduce(payload_bytes * self.agrees_every)]
 
+    def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Look whether the method can work with this optimizer, before anything starts. It is left as it is.
+
+        Raises:
+            ValueError: it cannot.
+        """
+
     def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
         """Take a place on this rank; collective where a method needs it to be.
 

@@ -104,6 +104,9 @@ class State(MethodState):
         whole, sparse_each = 4 * numel(dense), self.wire_bytes(shapes, world_size) / (world_size - 1)
         return [AllGather(sparse_each - 2 / world_size * whole), AllReduce(whole)]
 
+    def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        common_momentum(optimizer)
+
     def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
         super().bind(ddp, optimizer)
         taken = take_momentum(optimizer)
@@ -183,6 +186,14 @@ def take_momentum(optimizer: torch.optim.Optimizer) -> float:
     Raises:
         ValueError: it is not plain SGD with one heavy-ball momentum.
     """
+    momentum = common_momentum(optimizer)
+    for group in optimizer.param_groups:
+        group["momentum"] = 0.0
+    return momentum
+
+
+def common_momentum(optimizer: torch.optim.Optimizer) -> float:
+    """The momentum of all parameters. Raises what ``take_momentum`` does."""
     if not isinstance(optimizer, torch.optim.SGD):
         raise ValueError(
             f"dgc corrects the momentum of torch.optim.SGD; it cannot do so for {type(optimizer).__name__}"
@@ -194,6 +205,4 @@ def take_momentum(optimizer: torch.optim.Optimizer) -> float:
     momenta = {group["momentum"] for group in groups}
     if len(momenta) > 1:
         raise ValueError(f"dgc needs one momentum for all parameters, not {sorted(momenta)}")
-    for group in groups:
-        group["momentum"] = 0.0
     return float(momenta.pop())

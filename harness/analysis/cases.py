@@ -92,6 +92,7 @@ def _describe(key: dict[str, Any]) -> list[str]:
         *([str(key["network"])] if key["network"] and not pd.isna(key["network"]) else []),
         f"{key['workers']} workers",
         f"{key['model']} on {key['dataset']}",
+        *([] if pd.isna(key["training"]) else [str(key["training"])]),
         *([] if pd.isna(key["pace"]) else [f"paced by {key['pace']}"]),
         *([] if pd.isna(key["dilation"]) or key["dilation"] == 1 else [f"time dilated by {key['dilation']:g}"]),
         *(["SCRIPTED"] if key["cluster"] == FAKE else []),

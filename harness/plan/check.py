@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import torch
+
 from baselines._state import numel
 from harness import plugins
 from harness.errors import UsageError
 from harness.methods import blamed
 from harness.plan.expected import shapes_of, state_of, topology_of
 from harness.plan.trial import UNSETTLED_STEPS
-from harness.scenario.schema import MOST_EMULATED, SELF, Case, Scenario, Train
+from harness.scenario.schema import MOST_EMULATED, NONE, SELF, Case, Scenario, Train
+from harness.workload import optimizers
 from harness.workload import profile as profiles
 from harness.workload.data import DATASETS, Dataset
 from harness.workload.models import MODELS, Model, check_scores
@@ -56,14 +59,22 @@ def _check_contents(scenario: Scenario, train: Train, profile: Profile, field: s
     if profile.batch_size != train.batch_size:
         allowed = f"{profile.batch_size}, with which {train.profile} was made"
         raise UsageError.at(scenario.name, "train.batch_size", train.batch_size, allowed)
+    if profile.optimizer != train.optimizer.name:
+        allowed = f"{profile.optimizer}, with which {train.profile} was made"
+        raise UsageError.at(scenario.name, "train.optimizer", train.optimizer.name, allowed)
+    if profile.autocast != train.autocast:
+        allowed = f"{profile.autocast or NONE}, as {train.profile} was made"
+        raise UsageError.at(scenario.name, "train.autocast", train.autocast or NONE, allowed)
 
 
 def _check_replay(scenario: Scenario, case: Case) -> None:
     train = case.train
-    if train.checkpoint:
-        raise UsageError.at(
-            scenario.name, "train.checkpoint", train.checkpoint, "none with train.replay: nothing is learnt"
-        )
+    for field, given in (("pretrain", train.pretrain), ("augment", train.augment), ("checkpoint", train.checkpoint)):
+        if given:
+            allowed = "none with train.replay: nothing is learnt"
+            raise UsageError.at(
+                scenario.name, f"train.{field}", given if isinstance(given, str) else "a table", allowed
+            )
     if train.target:
         raise UsageError.at(
             scenario.name, "train.target", str(train.target), "'none' with train.replay: nothing is learnt or evaluated"
@@ -72,7 +83,8 @@ def _check_replay(scenario: Scenario, case: Case) -> None:
 
 def _check_training(scenario: Scenario, case: Case) -> None:
     train = case.train
-    model, data = _known_model(scenario, train.model), _known_dataset(scenario, train.dataset)
+    model, known = _known_model(scenario, train.model), _known_dataset(scenario, train.dataset)
+    data = known.in_folder(train.data_dir)
     if not model.fits(data):
         fitting = [name for name, other in MODELS.items() if other.fits(data)]
         wanted = ", ".join(fitting) or f"a model of inputs {data.input_shape} and {data.classes} classes"
@@ -81,13 +93,35 @@ def _check_training(scenario: Scenario, case: Case) -> None:
     if train.target and train.target.metric == "perplexity" and not data.is_text:
         allowed = f"accuracy or loss on {data.name}: only a language has a perplexity"
         raise UsageError.at(scenario.name, "train.target", str(train.target), allowed)
+    if train.augment and data.is_text:
+        raise UsageError.at(scenario.name, "train.augment", train.augment, f"none on {data.name}, which has no images")
+    if train.checkpoint and train.pretrain:
+        raise UsageError.at(scenario.name, "train.checkpoint", train.checkpoint, "none with train.pretrain")
     if train.checkpoint:
         model.build_from(Path(train.checkpoint))
-    if case.cluster.workers * train.batch_size > data.train_size:
+    if case.cluster.workers * train.samples_per_step > data.train_size:
         found = f"{train.batch_size} x {case.cluster.workers} workers"
+        found += f" x {train.accumulate} accumulated" if train.accumulate > 1 else ""
         raise UsageError.at(
             scenario.name, "train.batch_size", found, f"at most {data.train_size} samples a step ({train.dataset})"
         )
+
+
+def check_methods(scenario: Scenario, case: Case) -> None:
+    """A method may need something of the optimizer that only some have."""
+    for method in scenario.methods:
+        try:
+            state_of(method).check_optimizer(optimizer_like(case.train))
+        except ValueError as error:
+            found = f"{case.train.optimizer.name} with {method.label}"
+            allowed = f"what the method can work with: {error}"
+            raise UsageError.at(scenario.name, "train.optimizer", found, allowed) from None
+
+
+def optimizer_like(train: Train) -> torch.optim.Optimizer:
+    """The training's optimizer, of one number."""
+    settings = optimizers.settings_of(train.optimizer, train.lr, train.momentum, train.weight_decay)
+    return optimizers.build(train.optimizer, [torch.zeros(1, requires_grad=True)], settings)
 
 
 def check_steps(scenario: Scenario, case: Case) -> None:

@@ -110,7 +110,8 @@ def _step_s(trial: Trial, on_the_links_s: float) -> float:
         return on_the_links_s + (_device_s(trial) if trial.case.train.profile else 0.0)
     codec = profile.codec(trial.method, trial.case.cluster.workers)
     codec_s = codec.encode_s + codec.beside_s + codec.decode_s if codec else 0.0
-    return on_the_links_s + profile.forward_s + profile.backward_s + profile.optimizer_s + codec_s
+    passes_s = trial.case.train.accumulate * (profile.forward_s + profile.backward_s)
+    return on_the_links_s + passes_s + profile.optimizer_s + codec_s
 
 
 def _device_s(trial: Trial) -> float:
@@ -124,10 +125,11 @@ def _training_s(trial: Trial, cpu_count: int) -> tuple[float, float]:
     train, workers = trial.case.train, trial.case.cluster.workers
     flops = _flops_per_sample(train.model)
     flops_per_s = ASSUMED_FLOPS_PER_CORE * min(cpu_count, workers)
-    compute_s = train.steps * flops * train.batch_size * workers / flops_per_s
+    compute_s = train.steps * flops * train.samples_per_step * workers / flops_per_s
     evaluations = math.ceil(train.steps / train.eval_every)
     forward_share = 1 / 3  # of the operations of a forward and backward pass
-    return compute_s, evaluations * forward_share * flops * DATASETS[train.dataset].test_size / flops_per_s
+    test_size = DATASETS[train.dataset].in_folder(train.data_dir).test_size
+    return compute_s, evaluations * forward_share * flops * test_size / flops_per_s
 
 
 @cache

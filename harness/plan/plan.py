@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.plan.check import check_steps, check_workload
+from harness.plan.check import check_methods, check_steps, check_workload
 from harness.plan.code import code_of
 from harness.plan.expected import state_of
 from harness.plan.status import ACCURACY, DONE
@@ -79,6 +79,7 @@ def make(scenario: Scenario, cluster: str, image: str = "") -> Plan:
     for case in scenario.cases:
         check_workload(scenario, case)
         check_steps(scenario, case)
+        check_methods(scenario, case)
     return Plan(
         scenario,
         tuple(

@@ -35,6 +35,11 @@ class Trial(Section):
     """Whether it runs for the time of its steps alone, to find a dilation by: nothing is evaluated."""
 
     @property
+    def lr(self) -> float:
+        """Its learning rate: the method's own, or that of all."""
+        return self.method.lr or self.case.train.lr
+
+    @property
     def slowing(self) -> Dilation:
         """How time runs in it."""
         return self.found or Dilation(steady=self.case.train.dilation or 1.0)

@@ -75,6 +75,10 @@ class TrialRow:
     """World size."""
     batch_size: Int32
     """Samples per worker and step."""
+    training: str | None = None
+    """What else was asked of the training, in words: optimizer, schedule, accumulation, autocast; null: plain SGD."""
+    lr: float | None = None
+    """Learning rate, which a schedule may lower."""
     rate_bps: float | None
     """Rate of the links that was asked for; null: unshaped."""
     delay_s: float

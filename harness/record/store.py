@@ -38,7 +38,8 @@ OLDER_COLUMNS = pa.schema([("target_accuracy", pa.float64())])
 """Columns of stores from before there were other targets than an accuracy. They are read, and never written."""
 
 WORKLOAD_COLUMNS = (
-    *("workers", "model", "dataset", "batch_size", "target", "cluster", "cpuset", "memory_limit_bytes", "device"),
+    *("workers", "model", "dataset", "batch_size", "training", "target"),
+    *("cluster", "cpuset", "memory_limit_bytes", "device"),
 )
 """What two trials must share to learn alike, whatever their links are."""
 

@@ -6,10 +6,14 @@ import inspect
 import re
 import textwrap
 from collections.abc import Iterable
+from typing import get_args
 
 import baselines
 from baselines import Method
+from harness.plan.check import optimizer_like
 from harness.report.markdown import UNKNOWN, table
+from harness.scenario.optimisation import Optimizer
+from harness.scenario.schema import Train
 from harness.worker.derived import HARDWARE
 from harness.workload.profile import Codec, Profile, available, read
 
@@ -118,6 +122,7 @@ def section(method: Method) -> str:
         method.details,
         parameters(method),
         accuracy(method),
+        refused_optimizers(method),
         bytes_table(method),
         "The formula:\n\n```python\n" + formula(method) + "\n```",
     ]
@@ -139,6 +144,17 @@ def accuracy(method: Method) -> str:
     if method.most_loss is None:
         return ""
     return f"Final accuracy in `scenarios/convergence.toml`: at most {points(method.most_loss)} below dense."
+
+
+def refused_optimizers(method: Method) -> str:
+    """The optimizers that the method cannot work with, if there are any."""
+    refused = []
+    for name in get_args(Optimizer.model_fields["name"].annotation):
+        try:
+            method.State().check_optimizer(optimizer_like(Train.model_validate({"optimizer": name})))
+        except ValueError:
+            refused.append(f"`{name}`")
+    return f"It refuses the optimizers {' and '.join(refused)}." if refused else ""
 
 
 def arguments(docstring: str) -> dict[str, str]:

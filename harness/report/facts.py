@@ -170,7 +170,7 @@ def _sentences(cases: Sequence[CaseResult], scenario: Scenario) -> list[str]:
 
 def _notes(cases: Sequence[CaseResult], scenario: Scenario) -> list[str]:
     """What a reader should know before believing a ratio."""
-    notes = [*_notes_on_savings(cases, scenario), *_notes_on_accuracy(cases, scenario)]
+    notes = [*_notes_on_savings(cases, scenario), *_notes_on_accuracy(cases, scenario), *_notes_on_rates(scenario)]
     if found := noise_of_cases(cases, scenario.baseline):
         notes.append(
             f"Noise: a method's ratio to {scenario.baseline} differs from itself a round later by a standard deviation "
@@ -247,6 +247,15 @@ def _notes_on_accuracy(cases: Sequence[CaseResult], scenario: Scenario) -> list[
                 "(tolerance), and no seed diverged. Unknown: the interval reaches over that, or there is one seed."
             )
     return notes
+
+
+def _notes_on_rates(scenario: Scenario) -> list[str]:
+    """Whether learning rates suit each method, or one of all."""
+    if all(case.train.replay for case in scenario.cases):
+        return []
+    if scenario.tuned:
+        return [f"Learning rates were tuned for each method, at the same cost for all: {scenario.tuned}."]
+    return ["Learning rates were not tuned for each method; `pacbench tune` does so, at the same cost for all."]
 
 
 def _ended(trials: pd.DataFrame) -> str:

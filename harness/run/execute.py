@@ -28,6 +28,7 @@ from harness.run.dilation import Dilations
 from harness.run.interference import Moment
 from harness.run.outcome import Ended, Outcome, Watch
 from harness.run.own_profile import with_profile_files
+from harness.run.pretrained import with_pretrained_weights
 from harness.run.row import row_of, workload_of
 from harness.scenario.schema import Resources, Train
 from harness.units import format_size
@@ -63,7 +64,7 @@ def run(
             "which are not to be mixed with new ones; choose another --out"
         )
     runner = _Runner(plan, store, cluster, watch, ended)
-    pending = with_profile_files(plan.pending(attempts), store)
+    pending = with_pretrained_weights(with_profile_files(plan.pending(attempts), store))
     _prepare(plan, pending, cluster)
     first_round = min((trial.round for trial in pending), default=0)
     for (_, _, number), trials in itertools.groupby(pending, key=_network_and_round):
@@ -81,7 +82,7 @@ def run_more_seeds(plan: Plan, store: Store, cluster: Cluster, watch: Watch, end
     runner = _Runner(plan, store, cluster, watch, ended)
     tried: set[str] = set()
     while pending := [trial for trial in pending_seeds(plan, store) if trial.id not in tried]:
-        seed = [trial for trial in pending if trial.round == pending[0].round]
+        seed = with_pretrained_weights(trial for trial in pending if trial.round == pending[0].round)
         _prepare(plan, seed, cluster)
         tried |= {trial.id for trial in seed}
         runner.run(seed)

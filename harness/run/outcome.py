@@ -153,7 +153,7 @@ class Outcome:
 
 def _progress(trial: Trial, rows: list[Event]) -> Progress:
     steps = [row.value for row in rows if row.kind == "step_s"]
-    samples = trial.case.train.batch_size * trial.case.cluster.workers
+    samples = trial.case.train.samples_per_step * trial.case.cluster.workers
     return Progress(trial, rows[-1].step + 1, samples * len(steps) / sum(steps) if steps else 0.0)
 
 

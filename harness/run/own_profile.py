@@ -65,9 +65,12 @@ def _own(trial: Trial, store: Store) -> Path:
         dataset=train.dataset,
         in_processor_time=True,
         data_dir=train.data_dir,
+        optimizer=train.optimizer.name,
+        autocast=train.autocast,
     )
+    how = "-".join(word for word in (train.optimizer.name, train.autocast) if word and word != "sgd")
     workload = f"{short(train.model)}-{train.batch_size}-{short(train.dataset)}-{workers}"
-    return store.own_profile(workload, partial(_made, request))
+    return store.own_profile(f"{workload}-{how}" if how else workload, partial(_made, request))
 
 
 def _made(request: ProfileRequest) -> str:

@@ -19,6 +19,7 @@ from harness.record.row import TrialRow
 from harness.record.steady import is_long_enough, settling_steps
 from harness.record.store import WORKLOAD_COLUMNS
 from harness.run.outcome import Outcome
+from harness.scenario.schema import Train
 from harness.scenario.target import EVENT_KINDS, FINAL_COLUMNS, Evaluation, crossing
 
 
@@ -78,7 +79,9 @@ def _asked(trial: Trial) -> dict[str, Any]:
         "dilation": train.dilation,
         "trial_dilation": trial.dilation,
         "workers": case.cluster.workers,
-        "batch_size": train.batch_size,
+        "batch_size": train.samples_per_step,
+        "training": _training_extras(train),
+        "lr": trial.lr,
         "rate_bps": case.link.trace.rows[0].rate_bps if case.link.trace else case.link.rate_bps,
         "delay_s": case.link.delay_s,
         "loss": case.link.mean_loss,
@@ -105,6 +108,21 @@ def _what_is_fed(trial: Trial) -> str:
     return f"made-up gradients (replay of {Path(train.replay).stem}, {replayed.origin})"
 
 
+def _training_extras(train: Train) -> str | None:
+    """What is asked of the training beyond plain SGD, in words."""
+    schedule = "" if train.schedule.kind == "constant" else f"{train.schedule.kind} schedule"
+    parts = {
+        train.optimizer.name: train.optimizer.name != "sgd",
+        f"{train.accumulate} x accumulated": train.accumulate > 1,
+        f"{train.autocast} autocast": train.autocast,
+        schedule: schedule,
+        f"{train.schedule.warmup_steps} warm-up steps": train.schedule.warmup_steps,
+        f"{train.augment} augmentation": train.augment,
+        f"pretrained {train.pretrain.steps if train.pretrain else 0} steps": train.pretrain,
+    }
+    return ", ".join(words for words, said in parts.items() if said) or None
+
+
 def _measured(trial: Trial, outcome: Outcome) -> dict[str, Any]:
     """The figures of a trial whose ranks all reported: those a step belong to the steady state.
 
@@ -119,7 +137,7 @@ def _measured(trial: Trial, outcome: Outcome) -> dict[str, Any]:
     step_s = all_step_s[timed_from_step:]
     steady_s = sum(step_s)
     timed = is_long_enough(len(step_s), steady_s, trial.expected.profile is not None)
-    samples_per_step = trial.case.train.batch_size * trial.case.cluster.workers
+    samples_per_step = trial.case.train.samples_per_step * trial.case.cluster.workers
 
     def mean_of(*kinds: str) -> float:
         """Seconds a step over all ranks and steady steps, in these phases together."""

@@ -38,7 +38,7 @@ def load(name_or_path: str, overrides: Iterable[str] = (), only_methods: Sequenc
     Raises:
         UsageError: with one line that says what is wrong, and where.
     """
-    path = _find(name_or_path)
+    path = find(name_or_path)
     source, raw = str(path), read_toml(path)
     _anchor_plugins(raw, path.parent)
     for override in overrides:
@@ -72,7 +72,12 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: not valid TOML: {error}") from None
 
 
-def _find(name_or_path: str) -> Path:
+def find(name_or_path: str) -> Path:
+    """The file of a scenario, by its name or path.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
     path = Path(name_or_path)
     if path.suffix != ".toml":
         path = Path(str(files("scenarios"))) / f"{name_or_path}.toml"
@@ -181,7 +186,8 @@ def _methods(entries: object, source: str) -> tuple[MethodSpec, ...]:
             raise UsageError.at(source, f"{shown}.{SLOWED_TO}", entry[SLOWED_TO], allowed)
         given = {key: value for key, value in entry.items() if key not in ("name", "label")}
         for combination in _combinations({"params": given}):
-            specs.append((entry, _checked_parameters(name, combination["params"], source, shown)))
+            lr = combination["params"].pop("lr", None)
+            specs.append((entry, {**_checked_parameters(name, combination["params"], source, shown), "lr": lr}))
     return _labelled(specs, source)
 
 
@@ -197,14 +203,19 @@ def _checked_parameters(name: str, given: Mapping[str, Any], source: str, prefix
 
 
 def _labelled(specs: Sequence[tuple[Mapping[str, Any], dict[str, Any]]], source: str) -> tuple[MethodSpec, ...]:
-    """Give each method the label it was given, or its name and what tells it from others of that name."""
+    """Give each method the label it was given, or its name and what tells it from others of that name.
+
+    Args:
+        specs: of each method its table, and its parameters with ``lr``, its own learning rate or None.
+    """
     found = []
     for entry, params in specs:
         siblings = [other for other_entry, other in specs if other_entry["name"] == entry["name"]]
         differing = [key for key in params if any(other[key] != params[key] for other in siblings)]
         parts = [str(params[key]) if isinstance(params[key], str) else f"{key}={params[key]}" for key in differing]
         label = entry.get("label") or "-".join([plugins.plain(entry["name"]), *parts])
-        fields = {"name": entry["name"], "label": label, "params": params}
+        own = {key: value for key, value in params.items() if key != "lr"}
+        fields = {"name": entry["name"], "label": label, "params": own, "lr": params["lr"]}
         found.append(checked_section(MethodSpec, fields, f"{source}: methods ({label})"))
     repeated = [label for label, count in Counter(method.label for method in found).items() if count > 1]
     if repeated:

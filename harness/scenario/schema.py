@@ -18,6 +18,16 @@ from typing_extensions import Self
 
 from harness.methods import is_known, method_named
 from harness.scenario.links import Fabric, Link
+from harness.scenario.optimisation import (
+    ADAMW_DEFAULTS,
+    AugmentField,
+    AutocastField,
+    Optimizer,
+    OptimizerField,
+    PretrainField,
+    Schedule,
+    ScheduleField,
+)
 from harness.scenario.section import Section
 from harness.scenario.target import Target
 from harness.units import SizeBytes, TimeS
@@ -138,13 +148,27 @@ class Train(Section):
     """The cap: every trial goes on to it, whether it has reached the target or not, so that final accuracies are those
     of the same step."""
     batch_size: int = Field(32, ge=1)
-    """Samples per worker and step."""
+    """Samples per worker and forward pass."""
+    accumulate: int = Field(1, ge=1)
+    """Forward and backward passes of each worker in a step. Gradients travel in the last one, as their mean."""
+    augment: AugmentField = None
+    """``crop-flip``: images are padded by 4, cropped at random, and half of them mirrored, by seed, rank and step."""
+    optimizer: OptimizerField = Optimizer.model_validate({})
+    """``sgd``, ``nesterov`` or ``adamw``; or a table with ``name``, and AdamW's ``betas`` and ``eps``."""
     lr: float = Field(0.05, gt=0)
-    """Learning rate of SGD."""
+    """Learning rate; 0.001 with AdamW. A method's own ``lr`` comes before it."""
     momentum: float = Field(0.9, ge=0, lt=1)
-    """Momentum of SGD."""
+    """Momentum of SGD; 0 with AdamW, which has its betas."""
     weight_decay: float = Field(5e-4, ge=0)
-    """Weight decay of SGD."""
+    """Weight decay: of SGD a part of the gradient, of AdamW decoupled from it, and 0.01 there."""
+    schedule: ScheduleField = Schedule.model_validate({})
+    """``constant``, ``cosine`` or ``step``; or a table with ``kind``, ``warmup_steps``, ``decay_every``, ``decay``."""
+    autocast: AutocastField = None
+    """``bf16``: forward passes under ``torch.autocast``; weights and gradients stay fp32. None, which
+    files write ``none``, computes in fp32."""
+    pretrain: PretrainField = None
+    """A table with ``steps`` and ``lr``: a dense training, once for each seed and off the clock, that all methods start
+    from. None, which files write ``none``: from ``checkpoint``, or from weights drawn by the seed."""
     eval_every: int = Field(10, ge=1)
     """Steps between evaluations on the test set, which pause the training clock."""
     target: Annotated[Target | None, BeforeValidator(_read_target), PlainSerializer(_target_as_text)] = None
@@ -154,6 +178,11 @@ class Train(Section):
     """DDP's bucket size."""
     timeout_s: Annotated[TimeS, Field(alias="timeout", gt=0)] = 300.0
     """A trial that takes longer is ended and recorded as ``timeout``."""
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples of a worker in a step of the optimizer."""
+        return self.batch_size * self.accumulate
 
     @property
     def profile(self) -> str | None:
@@ -174,6 +203,25 @@ class Train(Section):
         rest = {name: value for name, value in given.items() if name != "target_accuracy"}
         return rest if given.get("replay") else {**rest, "target": f"accuracy {given['target_accuracy']}"}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _as_the_optimizer_has_it(cls, given: Any) -> Any:
+        """What is not said of AdamW is torch's default for it."""
+        optimizer = given.get("optimizer") if isinstance(given, Mapping) else None
+        name = optimizer.get("name") if isinstance(optimizer, Mapping) else optimizer
+        return {**ADAMW_DEFAULTS, **given} if name == "adamw" else given
+
+    @model_validator(mode="after")
+    def _check_optimizer(self) -> Self:
+        if self.optimizer.name == "adamw" and self.momentum:
+            raise ValueError(f"momentum: found {self.momentum:g}; allowed: 0 with adamw, which has betas")
+        if self.optimizer.name == "nesterov" and not self.momentum:
+            raise ValueError("momentum: found 0; allowed: above 0 with nesterov")
+        if self.schedule.warmup_steps >= self.steps:
+            found = self.schedule.warmup_steps
+            raise ValueError(f"schedule.warmup_steps: found {found}; allowed: fewer than train.steps, {self.steps}")
+        return self
+
 
 class MethodSpec(Section):
     """A method with its parameters, and the label that tells it from its siblings."""
@@ -183,6 +231,8 @@ class MethodSpec(Section):
     label: str
     """What tables and figures call it. Without one it is the name, and what tells it from others of that name."""
     params: dict[str, Any] = Field(default_factory=dict)
+    lr: float | None = Field(None, gt=0)
+    """Learning rate of this method; None takes ``train.lr``."""
 
     @model_validator(mode="before")
     @classmethod
@@ -256,6 +306,8 @@ class Scenario(Section):
     tolerance: float = Field(TOLERANCE, ge=0, lt=1)
     """By how much a final accuracy may be worse than the baseline's: absolute, 0.02 being two points; of a loss or a
     perplexity relative."""
+    tuned: str | None = None
+    """By which command, and at which cost for each method, learning rates were found; None: they were not tuned."""
     accuracy_seeds: int = Field(0, ge=0, le=64)
     """Where the rounds leave it unknown whether a method keeps accuracy, more seeds are trained for that alone, on
     unshaped links, up to so many in all. 0: the rounds must do."""

@@ -16,7 +16,7 @@ from harness.plan.trial import UNSETTLED_STEPS
 from harness.plugins import short
 from harness.scenario.schema import MethodSpec
 from harness.worker.local_ranks import in_new_processes
-from harness.worker.profile_request import BUCKET_BYTES, SGD, ProfileRequest, Timed
+from harness.worker.profile_request import BUCKET_BYTES, ProfileRequest, Timed
 from harness.workload.pace import Pace
 from harness.workload.profile import Codec, Profile, unlike
 from harness.workload.replay import Materials, Replayed, make_materials
@@ -69,7 +69,7 @@ def _time_codec(profile: Profile, made: Materials, method: MethodSpec, request: 
     ddp = DistributedDataParallel(
         model, bucket_cap_mb=BUCKET_BYTES / 2**20, gradient_as_bucket_view=True, init_sync=False
     )
-    optimizer = torch.optim.SGD(model.parameters(), **SGD)
+    optimizer = request.build_optimizer(model.parameters())
     state, stopwatch = without_warm_up(method), _ThreadStopwatch()
     stopwatch.clock = request.clock
     state.stopwatch = stopwatch

@@ -6,17 +6,22 @@ import statistics
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
 
 from baselines._state import Clock
+from harness.scenario.optimisation import Optimizer
 from harness.scenario.schema import MethodSpec
 from harness.worker.meter import CudaClock
+from harness.workload import optimizers
 
 WARM_UP_STEPS = 3
 """DDP regroups its buckets, and memory is found."""
 
 BUCKET_BYTES = 25_000_000
-SGD: dict[str, Any] = {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
+LR, MOMENTUM, WEIGHT_DECAY = 0.01, 0.9, 5e-4
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,13 @@ class ProfileRequest:
     core of its own, however busy this machine is. Else the time that passes, the median of all steps."""
     data_dir: str | None = None
     """A folder that holds the data set; None looks in the usual places."""
+    optimizer: Literal["sgd", "nesterov", "adamw"] = field(default="sgd", kw_only=True)
+    autocast: Literal["bf16"] | None = field(default=None, kw_only=True)
+
+    def build_optimizer(self, weights: Iterable[Tensor]) -> torch.optim.Optimizer:
+        """The optimizer that is timed."""
+        asked = Optimizer.model_validate({"name": self.optimizer})
+        return optimizers.build(asked, weights, optimizers.settings_of(asked, LR, MOMENTUM, WEIGHT_DECAY))
 
     @property
     def clock(self) -> Clock:

@@ -25,9 +25,9 @@ from harness.provenance import cpu_model
 from harness.worker.codecs import measure_codecs
 from harness.worker.layers import LayerWatch, owner_of
 from harness.worker.local_ranks import in_new_processes
-from harness.worker.profile_request import BUCKET_BYTES, SGD, WARM_UP_STEPS, ProfileRequest, Timed
+from harness.worker.profile_request import BUCKET_BYTES, WARM_UP_STEPS, ProfileRequest, Timed
 from harness.workload.data import DATASETS
-from harness.workload.models import MODELS, cross_entropy
+from harness.workload.models import MODELS, autocast, cross_entropy
 from harness.workload.profile import SCHEMA, Profile
 
 
@@ -51,6 +51,8 @@ def measure(request: ProfileRequest) -> Profile:
             "source": "measured",
             "made_by": request.made_by,
             "workers": request.workers,
+            "optimizer": request.optimizer,
+            "autocast": request.autocast,
             **_steps_together(timed, request.typical),
         }
     )
@@ -87,7 +89,7 @@ def _time_steps(request: ProfileRequest) -> list[Timed]:
     inputs, targets = samples(request, network)
     watch = LayerWatch(network, clock.mark)
     ddp = DistributedDataParallel(network, bucket_cap_mb=BUCKET_BYTES / 2**20, gradient_as_bucket_view=True)
-    optimizer = torch.optim.SGD(network.parameters(), **SGD)
+    optimizer = request.build_optimizer(network.parameters())
     state = MethodState()
     state.stopwatch, state.model = Stopwatch(), network
     ddp.register_comm_hook(state, _keep_to_oneself)
@@ -100,7 +102,8 @@ def _time_steps(request: ProfileRequest) -> list[Timed]:
         dist.barrier()
         ready.clear()
         start = clock.restart()
-        loss = cross_entropy(ddp(inputs), targets)
+        with autocast(request.autocast, request.device):
+            loss = cross_entropy(ddp(inputs), targets)
         backward = clock.mark()
         loss.backward()
         synchronised = clock.mark()

@@ -13,11 +13,11 @@ from torch.nn.parallel import DistributedDataParallel
 import baselines
 from harness.plan.trial import Trial
 from harness.worker.training import Training
+from harness.workload import optimizers, replay
 from harness.workload import profile as profiles
-from harness.workload import replay
 from harness.workload.pace import Pace, PacedStopwatch
 from harness.workload.profile import Profile
-from harness.workload.replay import Replayed, WaitingSgd
+from harness.workload.replay import Replayed
 
 
 class Timed(Training):
@@ -62,10 +62,12 @@ class Replay(Timed):
         model = Replayed(self.profile, made, self.pace, self.rank, settings.gradient_overlap)
         # All ranks have the same weights already; to send them would take a copy of its own from each.
         self.ddp = DistributedDataParallel(model, **self._ddp_settings, init_sync=False)
-        self.optimizer = WaitingSgd(model.parameters(), self.pace, self.optimizer_s, **self._sgd_settings)
+        self.optimizer = optimizers.waiting(
+            settings.optimizer, model.parameters(), self.pace, self.optimizer_s, self._optimizer_settings
+        )
         self.method.stopwatch = PacedStopwatch(self.pace, self.codec, self.profile.numel)
         self.batches = itertools.repeat([])
-        self.batch = next(self.batches)
+        self._draw()
         baselines.register(self.ddp, self.method, optimizer=self.optimizer)
 
     def _loss(self, model: nn.Module) -> Tensor:
@@ -90,6 +92,11 @@ class Paced(Timed):
         self.pace.work(self.profile.forward_s)
         self.backward.backward_begins()
         return loss
+
+    def _backward(self, loss: Tensor, synchronises: bool) -> None:
+        super()._backward(loss, synchronises)
+        if not synchronises:
+            self.pace.work(self.profile.backward_s)
 
 
 class BackwardStopwatch(PacedStopwatch):

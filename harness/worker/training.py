@@ -8,7 +8,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,9 +20,11 @@ import torch._dynamo  # DDP imports it when it is made, which would cost every w
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import BatchSampler, DistributedSampler
 
 import baselines
+from harness.errors import UsageError
 from harness.messages import Send, Trained
 from harness.network.link_requests import LinkRequests
 from harness.network.queues import watched_queues
@@ -30,8 +32,10 @@ from harness.plan.expected import state_of
 from harness.plan.trial import UNSETTLED_STEPS, Trial
 from harness.worker import meter
 from harness.worker.meter import Recorder
+from harness.workload import optimizers
+from harness.workload.augment import crop_and_flip
 from harness.workload.data import DATASETS, Data
-from harness.workload.models import MODELS, cross_entropy
+from harness.workload.models import MODELS, autocast, cross_entropy
 
 EVALUATION_BATCH = 500
 
@@ -67,7 +71,7 @@ class Training:
 
     def __init__(self, trial: Trial, rank: int, world_size: int, recorder: Recorder, send: Send) -> None:
         self.settings = trial.case.train
-        self.seed = trial.seed
+        self.seed, self.lr = trial.seed, trial.lr
         self.evaluates = self.learns and not trial.is_probe
         self.slowing = trial.slowing
         self.rank, self.world_size = rank, world_size
@@ -77,6 +81,8 @@ class Training:
         self._prepare(trial)
         self.steady_from_step = max(self.method.steady_from_step, UNSETTLED_STEPS)
         self.paused_s = 0.0
+        self.passes = 0
+        """Forward passes that were begun, by which augmentation is drawn."""
         self.last_mark: Any = None
         """The end of the step before; None where the training clock stood still since then."""
         self.first_non_finite: tuple[int, str] | None = None
@@ -95,11 +101,11 @@ class Training:
         model = known.build_from(Path(checkpoint)) if checkpoint else known.build()
         model.to(self.device)
         self.ddp = DistributedDataParallel(model, **self._ddp_settings)
-        self.optimizer = torch.optim.SGD(model.parameters(), **self._sgd_settings)
+        self.optimizer = optimizers.build(self.settings.optimizer, model.parameters(), self._optimizer_settings)
         if self.device.type == "cuda":
             self.method.stopwatch.clock = meter.CudaClock()
         self.batches = self._batches()
-        self.batch = next(self.batches)
+        self._draw()
         baselines.register(self.ddp, self.method, optimizer=self.optimizer, loss=lambda: self._loss(model))
 
     @property
@@ -111,8 +117,14 @@ class Training:
         }
 
     @property
-    def _sgd_settings(self) -> dict[str, Any]:
-        return {name: getattr(self.settings, name) for name in ("lr", "momentum", "weight_decay")}
+    def _optimizer_settings(self) -> dict[str, Any]:
+        train = self.settings
+        return optimizers.settings_of(train.optimizer, self.lr, train.momentum, train.weight_decay)
+
+    def _draw(self) -> None:
+        """The batches of the next step, of which the first is the one of the moment."""
+        self.step_batches = [next(self.batches) for _ in range(self.settings.accumulate)]
+        self.batch = self.step_batches[0]
 
     def run(self) -> None:
         yardsticks_s = [meter.yardstick_s()]
@@ -153,12 +165,14 @@ class Training:
         dist.barrier()
         if self.start_file:
             self.start_file.touch()
+        schedule = LambdaLR(self.optimizer, lambda step: self.settings.schedule.factor(step, self.settings.steps))
         for step in range(self.settings.steps):
             if step == self.steady_from_step:
                 with self._paused():
                     self.at_steady = meter.wire_bytes(self.interface)
             self._step(step)
-            self.batch = next(self.batches)
+            schedule.step()
+            self._draw()
             steps = step + 1
             if self.evaluates and (steps % self.settings.eval_every == 0 or steps == self.settings.steps):
                 test_loss = self._note_evaluation(steps)
@@ -177,9 +191,31 @@ class Training:
                 self.recorder.note(steps, "perplexity", math.exp(min(found.loss, LARGEST_LOSS)))
         return found.loss
 
+    def _accumulate(self) -> Tensor:
+        """All forward and backward passes of a step; the mean loss. Gradients travel in the last one alone."""
+        parts = []
+        for place, batch in enumerate(self.step_batches, start=1):
+            self.batch, is_last = batch, place == len(self.step_batches)
+            self.passes += 1
+            with nullcontext() if is_last else self.ddp.no_sync():
+                parts.append(self._loss(self.ddp) / len(self.step_batches))
+                self._backward(parts[-1], is_last)
+        return torch.stack([part.detach() for part in parts]).sum()
+
+    def _backward(self, loss: Tensor, synchronises: bool) -> None:
+        loss.backward()
+
     def _loss(self, model: nn.Module) -> Tensor:
         """The mean loss on the batch of the moment."""
-        return cross_entropy(model(self.data.train_inputs[self.batch]), self.data.train_targets[self.batch])
+        inputs = self.data.train_inputs[self.batch]
+        if self.settings.augment:
+            inputs = crop_and_flip(inputs, (self.seed, self.rank, self.passes))
+        with self._precision():
+            return cross_entropy(model(inputs), self.data.train_targets[self.batch])
+
+    def _precision(self) -> AbstractContextManager[object]:
+        """In which forward passes compute."""
+        return autocast(self.settings.autocast, self.device.type)
 
     def _begin_step(self) -> Any:
         """The moment at which a step begins."""
@@ -188,8 +224,7 @@ class Training:
     def _step(self, step: int) -> None:
         clock = self.method.stopwatch.clock
         start_mark = self._begin_step()
-        loss = self._loss(self.ddp)
-        loss.backward()
+        loss = self._accumulate()
         synchronised_mark = clock.mark()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -226,9 +261,13 @@ class Training:
             seed=self.seed,
             drop_last=True,
         )
+        batches = BatchSampler(sampler, self.settings.batch_size, drop_last=True)
+        if not len(batches):
+            found = f"{len(self.data.train_targets)} samples in {self.settings.dataset}"
+            raise UsageError.at("scenario", "train.batch_size", self.settings.batch_size, f"fewer: there are {found}")
         for epoch in itertools.count():
             sampler.set_epoch(epoch)
-            yield from BatchSampler(sampler, self.settings.batch_size, drop_last=True)
+            yield from batches
 
     @contextmanager
     def _paused(self) -> Iterator[None]:
@@ -253,7 +292,8 @@ class Training:
         for some_inputs, some_targets in zip(
             inputs.split(EVALUATION_BATCH), targets.split(EVALUATION_BATCH), strict=True
         ):
-            scores = self.ddp.module(some_inputs)
+            with self._precision():
+                scores = self.ddp.module(some_inputs).float()
             sums[0] += (scores.argmax(-1) == some_targets).sum()
             sums[1] += cross_entropy(scores, some_targets, reduction="sum").double()
         self.ddp.train()

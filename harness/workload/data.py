@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import pickle
 import sysconfig
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -53,6 +54,20 @@ class Dataset:
     test_size: int
     input_shape: tuple[int, ...]
     classes: int
+    look: Look | None = None
+    """Of a data set that is whatever lies in a folder: how many samples are there to train on and to test, and how many
+    classes. Its sizes above are 0."""
+
+    def in_folder(self, data_dir: str | None) -> Dataset:
+        """The same as it is in a folder.
+
+        Raises:
+            UsageError: it needs a folder, and there is none of its layout.
+        """
+        if self.look is None:
+            return self
+        train_size, test_size, classes = self.look(Path(data_dir) if data_dir else None)
+        return replace(self, train_size=train_size, test_size=test_size, classes=classes)
 
     @property
     def is_text(self) -> bool:
@@ -63,11 +78,18 @@ class Dataset:
 DECLARED = "__pacbench__"
 """The attribute of a function that holds what a decorator has declared of it."""
 
+Look = Callable[[Path | None], tuple[int, int, int]]
 Loader = Callable[[Path | None], Data]
 
 
 def dataset(
-    name: str = "", *, train_size: int, test_size: int, input_shape: tuple[int, ...], classes: int
+    name: str = "",
+    *,
+    train_size: int = 0,
+    test_size: int = 0,
+    input_shape: tuple[int, ...],
+    classes: int,
+    look: Look | None = None,
 ) -> Callable[[Loader], Loader]:
     """Declare what the decorated loader loads; the first line of its docstring describes it in lists.
 
@@ -76,7 +98,7 @@ def dataset(
 
     def enter(load: Loader) -> Loader:
         summary = (load.__doc__ or "").partition("\n")[0]
-        declared = Dataset(name, summary, load, train_size, test_size, input_shape, classes)
+        declared = Dataset(name, summary, load, train_size, test_size, input_shape, classes, look)
         if load.__module__ == __name__:
             DATASETS[name] = declared
         setattr(load, DECLARED, declared)
@@ -177,6 +199,7 @@ def fashion_mnist_rgb(folder: Path | None) -> Data:
 
 
 TEXT_LENGTH = 64
+ROW_BYTES = TEXT_LENGTH + 1
 TEST_FILE_EVERY = 10
 """Whole files are kept for the test, so that it asks of code that was never seen."""
 
@@ -199,7 +222,7 @@ def python_source(folder: Path | None) -> Data:
 def _rows(sources: Sequence[Path], count: int, where: Path) -> Tensor:
     """Rows of text (count, TEXT_LENGTH + 1) int64, evenly spread over these files; the last byte is only a target."""
     text = b"".join(path.read_bytes() for path in sources)
-    length = TEXT_LENGTH + 1
+    length = ROW_BYTES
     found = len(text) // length
     if found < count:
         allowed = f"a folder with at least {count * length} bytes of Python in each part of its .py files"
@@ -208,11 +231,185 @@ def _rows(sources: Sequence[Path], count: int, where: Path) -> Tensor:
     return rows[torch.linspace(0, found - 1, count).long()]
 
 
+def _text_files(folder: Path | None) -> tuple[list[Path], list[Path]]:
+    """A folder's text files, below it too, in their order: those to train on, and every tenth to test."""
+    found = [path for path in sorted(folder.rglob("*")) if path.is_file()] if folder else []
+    train, test = [path for place, path in enumerate(found) if place % TEST_FILE_EVERY], found[::TEST_FILE_EVERY]
+    if not all(sum(path.stat().st_size for path in part) >= ROW_BYTES for part in (train, test)):
+        allowed = f"a folder with at least two files of text of {ROW_BYTES} bytes or more"
+        raise UsageError.at("scenario", "train.data_dir", folder and str(folder), allowed)
+    return train, test
+
+
+def _look_at_text(folder: Path | None) -> tuple[int, int, int]:
+    """Rows to train on and to test, and what a byte may be."""
+    train, test = (sum(path.stat().st_size for path in part) // ROW_BYTES for part in _text_files(folder))
+    return train, test, 256
+
+
+@dataset("text-folder", input_shape=(TEXT_LENGTH,), classes=256, look=_look_at_text)
+def text_folder(folder: Path | None) -> Data:
+    """Bytes of all files in the folder train.data_dir, 64 in a row; every tenth file is kept for the test."""
+    train_size, test_size, _ = _look_at_text(folder)
+    train_files, test_files = _text_files(folder)
+    assert folder
+    train, test = _rows(train_files, train_size, folder), _rows(test_files, test_size, folder)
+    return Data(train[:, :-1], train[:, 1:], test[:, :-1], test[:, 1:])
+
+
+class _OnlyArrays(pickle.Unpickler):
+    """Reads arrays and plain containers: a pickle may else run whatever it names."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """See ``pickle.Unpickler.find_class``."""
+        if (module.split(".")[0], name) in {("numpy", "ndarray"), ("numpy", "dtype"), ("numpy", "_reconstruct")}:
+            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        if (module, name) == ("_codecs", "encode"):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it names {module}.{name}")
+
+
+CIFAR_10 = ("cifar-10-batches-py", [f"data_batch_{number}" for number in range(1, 6)], ["test_batch"], "labels")
+CIFAR_100 = ("cifar-100-python", ["train"], ["test"], "fine_labels")
+
+
+@dataset("cifar-10", train_size=50000, test_size=10000, input_shape=(3, 32, 32), classes=10)
+def cifar_10(folder: Path | None) -> Data:
+    """CIFAR-10, 3x32x32 (Krizhevsky, 2009), in torchvision's format: 50000 to train on, 10000 to test."""
+    return _cifar("CIFAR10", folder, *CIFAR_10)
+
+
+@dataset("cifar-100", train_size=50000, test_size=10000, input_shape=(3, 32, 32), classes=100)
+def cifar_100(folder: Path | None) -> Data:
+    """CIFAR-100, 3x32x32 (Krizhevsky, 2009), fine labels, in torchvision's format: 50000 to train on, 10000 to test."""
+    return _cifar("CIFAR100", folder, *CIFAR_100)
+
+
+def _cifar(kind: str, folder: Path | None, name: str, train: list[str], test: list[str], labels: str) -> Data:
+    """Files of ``python version`` of CIFAR (cs.toronto.edu/~kriz/cifar.html), as torchvision keeps them."""
+    where = next((place / name for place in [folder or cache()] if (place / name).is_dir()), None)
+    if where is None and folder is not None:
+        allowed = f"a folder with {name}/, as torchvision keeps it"
+        raise UsageError.at("scenario", "train.data_dir", str(folder), allowed)
+    where = where or _download_cifar(kind) / name
+    batches = [[_read_cifar(where / file, labels) for file in part] for part in (train, test)]
+    images = [np.concatenate([pixels for pixels, _ in part]).reshape(-1, 3, 32, 32) for part in batches]
+    targets = [np.concatenate([classes for _, classes in part]) for part in batches]
+    return Data(*_by_channel(*images, *targets))
+
+
+def _read_cifar(path: Path, labels: str) -> tuple[np.ndarray, np.ndarray]:
+    """The images (N, 3072) uint8 and classes (N,) int64 of one file."""
+    try:
+        with path.open("rb") as file:
+            content = _OnlyArrays(file, encoding="latin1").load()
+        pixels, classes = np.asarray(content["data"], np.uint8), np.asarray(content[labels], np.int64)
+        return pixels.reshape(len(classes), 3072), classes
+    except (OSError, EOFError, pickle.UnpicklingError, KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UsageError(f"{path}: not a readable CIFAR file: {reason}") from None
+
+
+def _download_cifar(kind: str) -> Path:
+    import torchvision
+
+    try:
+        getattr(torchvision.datasets, kind)(cache(), download=True)
+    except (OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(
+            f"scenario: train.dataset: {kind} is not on this machine and its download failed ({reason}); "
+            "set train.data_dir to a folder that holds torchvision's"
+        ) from None
+    return cache()
+
+
+def _by_channel(
+    train: np.ndarray, test: np.ndarray, train_targets: np.ndarray, test_targets: np.ndarray
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Both parts as ``Data`` has them, standardised by each channel's mean and deviation in the training part."""
+    mean = train.mean((0, 2, 3), dtype=np.float64, keepdims=True).astype(np.float32)
+    deviation = np.maximum(train.std((0, 2, 3), dtype=np.float64, keepdims=True).astype(np.float32), 1e-6)
+    inputs = [torch.from_numpy((images.astype(np.float32) - mean) / deviation) for images in (train, test)]
+    return inputs[0], torch.from_numpy(train_targets), inputs[1], torch.from_numpy(test_targets)
+
+
+MOST_IMAGE_BYTES = 4 << 30
+"""Of a folder of images, which is held in memory."""
+
+
+def _image_folders(folder: Path | None) -> tuple[Path, Path]:
+    """The parts ``train`` and ``test`` (or ``val``) of a folder."""
+    found = [folder / name for name in ("train", "test", "val") if (folder / name).is_dir()] if folder else []
+    if len(found) < 2 or found[0].name != "train":
+        allowed = "a folder with train/CLASS/ and test/CLASS/ (or val/CLASS/), which hold images"
+        raise UsageError.at("scenario", "train.data_dir", folder and str(folder), allowed)
+    return found[0], found[1]
+
+
+def _image_files(folder: Path | None, side: int) -> list[list[tuple[str, int]]]:
+    """Files and classes of both parts, as torchvision's ImageFolder finds them."""
+    from torchvision.datasets import ImageFolder
+
+    parts = _image_folders(folder)
+    try:
+        train, test = (ImageFolder(str(part)) for part in parts)
+    except (OSError, RuntimeError) as error:
+        raise UsageError(f"{folder}: not a folder of images: {str(error).splitlines()[0]}") from None
+    if train.classes != test.classes:
+        allowed = f"those of {parts[0]}: {', '.join(train.classes)}"
+        raise UsageError.at(parts[1], "classes", ", ".join(test.classes), allowed)
+    needed = 4 * 3 * side * side * (len(train) + len(test))
+    if needed > MOST_IMAGE_BYTES:
+        raise UsageError.at("scenario", "train.data_dir", f"{needed} bytes of pixels", f"up to {MOST_IMAGE_BYTES}")
+    return [train.samples, test.samples]
+
+
+def _look_at_images(side: int) -> Look:
+    def look(folder: Path | None) -> tuple[int, int, int]:
+        train, test = _image_files(folder, side)
+        return len(train), len(test), 1 + max(label for _, label in train)
+
+    return look
+
+
+def _image_folder(folder: Path | None, side: int) -> Data:
+    files = _image_files(folder, side)
+    images = [np.stack([_read_image(path, side) for path, _ in part]) for part in files]
+    targets = [np.array([label for _, label in part], np.int64) for part in files]
+    return Data(*_by_channel(*images, *targets))
+
+
+def _read_image(path: str, side: int) -> np.ndarray:
+    """An image (3, side, side) uint8: its shorter side resized, and the middle cut out."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            fitted = ImageOps.fit(image.convert("RGB"), (side, side), Image.Resampling.BILINEAR)
+            return np.asarray(fitted).transpose(2, 0, 1)
+    except OSError as error:
+        raise UsageError(f"{path}: not a readable image: {error}") from None
+
+
+@dataset("image-folder-32", input_shape=(3, 32, 32), classes=0, look=_look_at_images(32))
+def image_folder_32(folder: Path | None) -> Data:
+    """Images in the folder train.data_dir, train/CLASS/ and test/CLASS/, each cut and resized to 3x32x32."""
+    return _image_folder(folder, 32)
+
+
+@dataset("image-folder-224", input_shape=(3, 224, 224), classes=0, look=_look_at_images(224))
+def image_folder_224(folder: Path | None) -> Data:
+    """Images in the folder train.data_dir, train/CLASS/ and test/CLASS/, each cut and resized to 3x224x224."""
+    return _image_folder(folder, 224)
+
+
 def places(folder: Path | None) -> list[Path]:
     """Where loaders look: in the folder that a scenario names; else where distributions and downloads put things."""
     if folder is not None:
         return [folder]
-    return [*map(Path, FASHION_FOLDERS), cache() / "FashionMNIST" / "raw"]
+    downloads = [cache() / name for name in ("FashionMNIST/raw", CIFAR_10[0], CIFAR_100[0])]
+    return [*map(Path, FASHION_FOLDERS), *downloads]
 
 
 def cache() -> Path:

@@ -6,7 +6,7 @@ import importlib
 import math
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -37,8 +37,8 @@ class Model:
     classes: int
 
     def fits(self, data: Dataset) -> bool:
-        """Whether it takes the data set's samples, and has a score for each of its classes."""
-        return (self.input_shape, self.classes) == (data.input_shape, data.classes)
+        """Whether it takes the data set's samples, and has a score for each of its classes, or for more."""
+        return self.input_shape == data.input_shape and data.classes <= self.classes
 
     def example(self, batch_size: int = 1) -> Tensor:
         """Inputs of the right shape and type, all zero, on the default device."""
@@ -158,6 +158,11 @@ MODELS: Catalogue[Model] = Catalogue("model", _of_plugin)
 def cross_entropy(scores: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
     """Cross entropy of scores (N, classes) for targets (N,), or of (N, T, classes) for (N, T), in nats."""
     return functional.cross_entropy(scores.flatten(0, -2), targets.flatten(), reduction=reduction)
+
+
+def autocast(precision: str | None, device: str) -> AbstractContextManager[object]:
+    """In which a forward pass computes: ``bf16`` is torch's autocast, None leaves everything as it is."""
+    return torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 class SmallCnn(nn.Module):
@@ -301,6 +306,12 @@ def resnet18_cifar() -> nn.Module:
     return _for_cifar("resnet18")
 
 
+@model("resnet18-cifar100", input_shape=(3, 32, 32), classes=100)
+def resnet18_cifar100() -> nn.Module:
+    """ResNet18 for CIFAR-100: a stem that keeps the resolution, 11.2 M parameters."""
+    return _for_cifar("resnet18", classes=100)
+
+
 @model("resnet50-cifar", **CIFAR)
 def resnet50_cifar() -> nn.Module:
     """ResNet50 for CIFAR: a stem that keeps the resolution, 23.5 M parameters."""
@@ -320,9 +331,9 @@ def vit_b_16_cifar() -> nn.Module:
     return _torchvision("VisionTransformer", image_size=32, patch_size=4, num_classes=10, **size)
 
 
-def _for_cifar(name: str) -> nn.Module:
+def _for_cifar(name: str, classes: int = 10) -> nn.Module:
     """A ResNet whose stem is a 3x3 convolution without stride or pooling (He et al., 2016, section 4.2)."""
-    resnet = _torchvision(name, num_classes=10)
+    resnet = _torchvision(name, num_classes=classes)
     resnet.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
     nn.init.kaiming_normal_(resnet.conv1.weight, mode="fan_out", nonlinearity="relu")
     resnet.maxpool = nn.Identity()

@@ -83,7 +83,11 @@ class Profile(Section):
     backward_s: float = Field(gt=0)
     """Time of the whole backward pass, with DDP's copies into its buckets."""
     optimizer_s: float = Field(ge=0)
-    """Time of a step of SGD with momentum."""
+    """Time of a step of the optimizer."""
+    optimizer: str = "sgd"
+    """The optimizer that was timed, by its name in scenarios."""
+    autocast: str | None = None
+    """``bf16`` where forward passes were timed under autocast."""
     gradients: Annotated[tuple[Gradient, ...], Field(min_length=1, strict=False)]
     """In the order in which they are ready."""
     layers: Annotated[tuple[Layer, ...], Field(strict=False)] = ()

@@ -77,19 +77,6 @@ def make_materials(profile: Profile, density: float = 1.0) -> Materials:
     return Materials(tuple(part.view(shape) for part, shape in parts), pool)
 
 
-class WaitingSgd(torch.optim.SGD):
-    """SGD that changes nothing: its time is waited for. Methods find the settings that they look for."""
-
-    def __init__(self, parameters: Any, pace: Pace, seconds: float, **settings: Any) -> None:
-        super().__init__(parameters, **settings)
-        self._pace, self._seconds = pace, seconds
-        self.register_step_pre_hook(lambda *_: pace.waited())
-
-    def step(self, closure: Any = None) -> Any:
-        """Wait for as long as the device would take."""
-        self._pace.work(self._seconds)
-
-
 class Replayed(nn.Module):
     """A model that takes the profile's time, and whose parameters get made-up gradients when they would get real ones.
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import pickle
 import sysconfig
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torchvision
+from PIL import Image
 
 from harness.errors import UsageError
+from harness.workload.augment import crop_and_flip
 from harness.workload.data import DATASETS, Data
 
 
@@ -17,9 +22,109 @@ def text() -> Data:
     return DATASETS["python-source"].load(None)
 
 
-@pytest.mark.parametrize("name", DATASETS)
+HERE = ("digits", "fashion-mnist", "fashion-mnist-rgb", "python-source")
+"""Those that need no folder and no download."""
+
+
+def cifar_file(path: Path, count: int, labels: str, classes: int) -> None:
+    """A file as torchvision and the authors have it: a pickled dictionary."""
+    path.parent.mkdir(exist_ok=True)
+    dice = np.random.default_rng(len(path.name))
+    content = {"data": dice.integers(0, 256, (count, 3072), np.uint8), labels: list(range(classes))[:count]}
+    path.write_bytes(pickle.dumps(content))
+
+
+def cifar(folder: Path) -> Path:
+    for number in range(1, 6):
+        cifar_file(folder / "cifar-10-batches-py" / f"data_batch_{number}", 8, "labels", 10)
+    cifar_file(folder / "cifar-10-batches-py" / "test_batch", 6, "labels", 10)
+    cifar_file(folder / "cifar-100-python" / "train", 40, "fine_labels", 100)
+    cifar_file(folder / "cifar-100-python" / "test", 6, "fine_labels", 100)
+    return folder
+
+
+def images(folder: Path) -> Path:
+    for part, count in (("train", 4), ("test", 2)):
+        for label, colour in (("cats", (200, 10, 10)), ("dogs", (10, 10, 200))):
+            (folder / part / label).mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (50 + number, 40), colour).save(folder / part / label / f"{number}.png")
+    return folder
+
+
+def text_files(folder: Path) -> Path:
+    for number in range(12):
+        (folder / f"{number:02}.txt").write_text(f"{number:02} the quick brown fox " * 20)
+    return folder
+
+
+def test_cifar_is_read_as_torchvision_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cifar(tmp_path)
+    for name, kind in (("cifar-10", torchvision.datasets.CIFAR10), ("cifar-100", torchvision.datasets.CIFAR100)):
+        monkeypatch.setattr(kind, "_check_integrity", lambda self: True)  # small files are not the published ones
+        monkeypatch.setattr(kind, "_load_meta", lambda self: None)
+        data = DATASETS[name].load(tmp_path)
+        theirs = kind(str(tmp_path), train=True)
+        assert data.train_inputs.shape == (40, 3, 32, 32)
+        assert data.test_inputs.shape == (6, 3, 32, 32)
+        assert data.train_targets.tolist() == theirs.targets
+        pixels = torch.from_numpy(theirs.data).permute(0, 3, 1, 2).float()
+        mean, deviation = pixels.mean((0, 2, 3), keepdim=True), pixels.std((0, 2, 3), keepdim=True, correction=0)
+        assert torch.allclose(data.train_inputs, (pixels - mean) / deviation, atol=1e-4)
+
+
+def test_a_file_that_would_run_something_is_refused(tmp_path: Path) -> None:
+    file = cifar(tmp_path) / "cifar-10-batches-py" / "data_batch_3"
+    file.write_bytes(pickle.dumps(print))
+    with pytest.raises(UsageError, match=r"data_batch_3: not a readable CIFAR file: it names builtins\.print"):
+        DATASETS["cifar-10"].load(tmp_path)
+    with pytest.raises(UsageError, match=r"train\.data_dir: found .*; allowed: a folder with cifar-100-python/"):
+        DATASETS["cifar-100"].load(tmp_path / "cifar-10-batches-py")
+
+
+def test_a_folder_of_images_has_their_classes_and_size(tmp_path: Path) -> None:
+    known = DATASETS["image-folder-32"].in_folder(str(images(tmp_path)))
+    data = known.load(tmp_path)
+    assert (known.train_size, known.test_size, known.classes) == (8, 4, 2)
+    assert data.train_inputs.shape == (8, 3, 32, 32)
+    assert data.test_targets.tolist() == [0, 0, 1, 1]
+    red = data.train_inputs[data.train_targets == 0]
+    assert torch.equal(red, red[:1].expand_as(red))
+    assert red[0, 0].min() > 0 > red[0, 2].max()
+
+
+@pytest.mark.parametrize("name", ["image-folder-32", "text-folder"])
+def test_a_folder_that_is_missing_or_has_another_layout_is_refused(name: str, tmp_path: Path) -> None:
+    for data_dir in (None, str(tmp_path)):
+        with pytest.raises(UsageError, match=r"train\.data_dir: found .*; allowed: a folder with"):
+            DATASETS[name].in_folder(data_dir)
+
+
+def test_a_folder_of_text_keeps_whole_files_for_the_test(tmp_path: Path) -> None:
+    known = DATASETS["text-folder"].in_folder(str(text_files(tmp_path)))
+    data = known.load(tmp_path)
+    assert (len(data.train_inputs), len(data.test_inputs)) == (known.train_size, known.test_size)
+    assert torch.equal(data.train_inputs[:, 1:], data.train_targets[:, :-1])
+    assert bytes(data.test_inputs[0].tolist()).startswith(b"00 the quick")
+
+
+def test_augmentation_repeats_and_moves_pixels_alone() -> None:
+    images = torch.arange(2 * 3 * 8 * 8, dtype=torch.float32).view(2, 3, 8, 8) + 1
+    once, again, other = (crop_and_flip(images, (0, 1, number)) for number in (5, 5, 6))
+    assert torch.equal(once, again)
+    assert not torch.equal(once, other)
+    assert once.shape == images.shape
+    for own, whole in zip(once, images, strict=True):
+        assert set(own.unique().tolist()) <= {0.0, *whole.unique().tolist()}
+        kept = own[:, (own[0] != 0).any(1)][:, :, (own[0] != 0).any(0)]
+        _, rows, columns = kept.shape
+        windows = [each.unfold(1, rows, 1).unfold(2, columns, 1) for each in (whole, whole.flip(2))]
+        assert any((kept[:, None, None] == each).all(-1).all(-1).all(0).any() for each in windows)
+
+
+@pytest.mark.parametrize("name", HERE)
 def test_a_data_set_is_what_it_declares_to_be(name: str) -> None:
-    known = DATASETS[name]
+    known = DATASETS[name].in_folder(None)
     data = known.load(None)
     for inputs, targets, size in (
         (data.train_inputs, data.train_targets, known.train_size),

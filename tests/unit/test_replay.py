@@ -21,9 +21,10 @@ from harness.plan.plan import make
 from harness.record.store import Store
 from harness.run import execute
 from harness.scenario.load import load
+from harness.workload.optimizers import WaitingSgd
 from harness.workload.pace import Pace, PacedStopwatch
 from harness.workload.profile import read
-from harness.workload.replay import Replayed, WaitingSgd, make_materials, memory_bytes
+from harness.workload.replay import Replayed, make_materials, memory_bytes
 
 
 def test_a_profile_survives_its_file(tmp_path: Path) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -39,6 +40,8 @@ def verb(
         typer.Option("--processor-time", help="Of one worker alone, the best of all steps, in the processor's time."),
     ] = False,
     efficiency: Annotated[float | None, typer.Option(help="The share of its peak that it reaches.")] = None,
+    optimizer: Annotated[str, typer.Option(help="Whose step to time: sgd, nesterov or adamw.")] = "sgd",
+    autocast: Annotated[str, typer.Option(help="none, or bf16: time forward passes under autocast.")] = "none",
 ) -> None:
     """Time a model's steps and the methods' codecs, or derive them for a published device: what replays wait by."""
     from harness.plugins import anchored
@@ -55,6 +58,7 @@ def verb(
     request = ProfileRequest(
         model, batch_size, device, workers, steps, methods, made_by, dataset, in_processor_time, repeats=repeat
     )
+    request = replace(request, **_asked_of_steps(optimizer, autocast, derive_for))
     if derive_for:
         hardware = derived.HARDWARE[derive_for]
         made = derived.derive(request, hardware, efficiency or derived.EFFICIENCY)
@@ -89,6 +93,22 @@ def _check(
         raise UsageError.at("command line", "--efficiency", efficiency, "above 0, up to 1, with --derive-for")
     if out.suffix != ".json":
         raise UsageError.at("command line", "-o", str(out), "a file whose name ends in .json")
+
+
+def _asked_of_steps(optimizer: str, autocast: str, derive_for: str | None) -> dict[str, Any]:
+    """How steps compute, checked."""
+    from harness.scenario.optimisation import Optimizer
+    from harness.scenario.schema import NONE
+
+    known = get_args(Optimizer.model_fields["name"].annotation)
+    if optimizer not in known:
+        raise UsageError.at("command line", "--optimizer", optimizer, ", ".join(known))
+    if autocast not in (NONE, "bf16"):
+        raise UsageError.at("command line", "--autocast", autocast, f"{NONE}, bf16")
+    if derive_for and (optimizer, autocast) != ("sgd", NONE):
+        allowed = "sgd without autocast with --derive-for, which knows no other"
+        raise UsageError.at("command line", "--optimizer", f"{optimizer}, autocast {autocast}", allowed)
+    return {"optimizer": optimizer, "autocast": None if autocast == NONE else autocast}
 
 
 def _say_what_was_found(made: Profile, out: Path) -> None:

@@ -59,6 +59,8 @@ def take_part(name: str, interfaces: dict[str, str], scenario: str) -> None:
         raise UsageError.at(scenario, "cluster.workers", case.cluster.workers, f"{WORKERS}, as in the compose file")
     if case.train.pace == SELF:
         raise UsageError.at(scenario, "train.pace", SELF, "a profile, by name or file; nobody makes one here")
+    if case.train.pretrain:
+        raise UsageError.at(scenario, "train.pretrain", case.train.pretrain.steps, "none; nobody pre-trains here")
     topology = Topology(workers=WORKERS, link=case.link)
     node = Node(name, interfaces)
     node.build(Build(topology=as_json(topology)))
@@ -110,7 +112,7 @@ def train(trial: Trial, name: str, port: int) -> None:
     rows = [row for message in heard if isinstance(message, Events) for row in message.rows]
     accuracy = [value for _, _, kind, value in rows if kind == "accuracy"][-1]
     (result,) = (message for message in heard if isinstance(message, Trained))
-    samples_per_s = result.steps * trial.case.train.batch_size * WORKERS / result.train_time_s
+    samples_per_s = result.steps * trial.case.train.samples_per_step * WORKERS / result.train_time_s
     print(
         f"{trial.method.label}: {100 * accuracy:.1f} % after {result.steps} steps, {samples_per_s:.0f} samples/s "
         "over all of them",

@@ -1,0 +1,76 @@
+"""Weights that trials start from: pre-trained once for each seed, off the clock, and kept by what decides them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+
+from harness import programs
+from harness.errors import MeasurementError, UsageError
+from harness.plan.trial import Trial
+from harness.provenance import code_digest
+from harness.workload.data import cache
+
+DECIDE = {"model", "dataset", "data_dir", "batch_size", "accumulate", "augment", "optimizer", "momentum"} | {
+    *("weight_decay", "autocast", "pretrain")
+}
+"""Fields of ``[train]`` that decide the result."""
+
+
+def with_pretrained_weights(trials: Iterable[Trial]) -> list[Trial]:
+    """The trials; those that ask for a pre-training start from its file. They keep their ids.
+
+    Raises:
+        MeasurementError: a pre-training does not converge, or cannot be run.
+    """
+    return [_with_weights(trial) if trial.case.train.pretrain else trial for trial in trials]
+
+
+def _with_weights(trial: Trial) -> Trial:
+    file = weights_file(trial)
+    if not file.is_file():
+        _make(trial, file)
+    train = trial.case.train.model_copy(update={"checkpoint": str(file)})
+    return trial.model_copy(update={"case": trial.case.model_copy(update={"train": train})})
+
+
+def weights_file(trial: Trial) -> Path:
+    """Where the weights are kept: under a digest of all that decides them."""
+    train = trial.case.train
+    decides = {
+        "train": train.model_dump(mode="json", include=DECIDE),
+        "workers": trial.case.cluster.workers,
+        "seed": trial.seed,
+        "code": code_digest(),
+        "data": _listing(train.data_dir),
+        "versions": [platform.python_version(), version("torch"), version("torchvision")],
+    }
+    digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+    return cache() / "pretrained" / f"{train.model}-{digest[:16]}.pt"
+
+
+def _listing(data_dir: str | None) -> list[tuple[str, int, int]]:
+    """Names, sizes and times of a folder's files: other data have others."""
+    if data_dir is None:
+        return []
+    files = ((path, path.stat()) for path in sorted(Path(data_dir).rglob("*")) if path.is_file())
+    return [(str(path.relative_to(data_dir)), found.st_size, found.st_mtime_ns) for path, found in files]
+
+
+def _make(trial: Trial, file: Path) -> None:
+    """Pre-train in a Python of its own, of which nothing stays in memory."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{file.parent}: cannot be made: {error}") from None
+    asked = {"case": trial.case.model_dump(mode="json", by_alias=True), "seed": trial.seed, "file": str(file)}
+    done = programs.run(
+        programs.python("harness.worker.pretraining"), input=json.dumps(asked).encode(), capture_output=True
+    )
+    if done.returncode:
+        reason = done.stderr.decode().splitlines()[-1:] or [f"pre-training ended with {done.returncode}"]
+        raise MeasurementError(reason[0])

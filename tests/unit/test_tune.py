@@ -1,0 +1,57 @@
+"""Learning rates: all methods get the same number of trials, and the best is not left at an edge."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from in_process import call_pacbench
+
+from harness.errors import MeasurementError, UsageError
+from harness.run.tuning import GRID, Tried, best_rates, check, stage
+from harness.scenario.load import load
+
+
+def valley(at: float, rates: list[float]) -> Tried:
+    return Tried("m", {rate: math.log(rate / at) ** 2 for rate in rates})
+
+
+def test_the_grid_is_widened_towards_the_best_and_else_refined() -> None:
+    rates = [0.25, 0.5, 1.0, 2.0, 4.0]
+    below, within, above = (valley(at, rates) for at in (0.1, 0.9, 9.0))
+    assert (below.next_rate(), above.next_rate()) == (0.125, 8.0)
+    assert (below.is_at_edge, within.is_at_edge, above.is_at_edge) == (True, False, True)
+    assert within.next_rate() == pytest.approx(math.sqrt(0.5))
+
+
+def test_a_method_that_always_diverges_has_no_rate() -> None:
+    with pytest.raises(MeasurementError, match="topk: it diverged with every rate"):
+        best_rates([Tried("topk", {0.1: math.inf, 0.2: math.inf})])
+
+
+def test_a_stage_has_the_same_trials_for_all_on_unshaped_links() -> None:
+    scenario = load("quickstart")
+    grid = {method.label: GRID for method in scenario.methods}
+    made = stage(scenario, grid, seeds=2, steps=8)
+    assert len(made.methods) == len(GRID) * len(scenario.methods)
+    assert (made.rounds, made.cases[0].train.steps, made.cases[0].link.rate_bps) == (2, 8, None)
+
+
+def test_several_workloads_are_refused() -> None:
+    with pytest.raises(UsageError, match="found '2 workloads'; allowed: one"):
+        check(load("quickstart", ["train.batch_size=[16, 32]"]), GRID)
+
+
+def test_rates_are_written_into_a_scenario_that_says_so(tmp_path: Path) -> None:
+    options = ("--on", "fake", "--seeds", "1", "--method", "topk", "--set", "train.pace=none")
+    done = call_pacbench(("tune", "quickstart", "-o", "tuned.toml", "--folder", "runs", *options), tmp_path)
+    assert done.returncode == 0, done.stderr
+    tuned = load(str(tmp_path / "tuned.toml"))
+    assert all(method.lr for method in tuned.methods)
+    assert tuned.tuned is not None
+    assert tuned.tuned.startswith("pacbench tune quickstart")
+    assert tuned.cases == load("quickstart", ["train.pace=none"]).cases
+    again = call_pacbench(("tune", "quickstart", "-o", "again.toml", "--folder", "runs", *options), tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert load(str(tmp_path / "again.toml")).methods == tuned.methods
