@@ -88,6 +88,11 @@ class Checkpointed:
                 setattr(self, name, loaded_into(current, saved["remembered"][name], self.names))
 
     @property
+    def has_residuals(self) -> bool:
+        """Whether each rank remembers of its own gradients what nobody else does."""
+        return any(isinstance(getattr(self, name), BucketMemory) for name in self.remembers if hasattr(self, name))
+
+    @property
     def was_loaded(self) -> bool:
         """Whether a checkpoint waits for ``register``."""
         return self._loaded is not None
@@ -98,9 +103,8 @@ class Checkpointed:
             there, here = (model.get(name, "no such parameter") for model in (saved["model"], own))
             if there != here:
                 raise ValueError(f"the checkpoint is of another model: {name}: {there} there, {here} here")
-        of_rank = any(isinstance(getattr(self, name), BucketMemory) for name in self.remembers)
         rank, workers = saved["rank"], saved["world_size"]
-        if of_rank and (rank, workers) != (self.own_rank, self.world_size):
+        if self.has_residuals and (rank, workers) != (self.own_rank, self.world_size):
             raise ValueError(
                 f"the checkpoint was saved by rank {rank} of {workers}, and this is rank {self.own_rank} of "
                 f"{self.world_size}: {self.name} remembers residuals of each rank's own; load this rank's, with as "

@@ -138,10 +138,10 @@ class Handle:
 
     def _begin_round(self) -> None:
         """A backward pass hands over its first bucket."""
-        if self._ddp._join_config.enable and self.state.remembers:
+        if self._ddp._join_config.enable and not self.state.may_join:
             raise RuntimeError(
-                f"{self.state.name} cannot train on uneven inputs: a rank that has joined makes no step, but "
-                "remembers; end all ranks' epochs at the same step instead of ddp.join()"
+                f"{self.state.name} cannot train on uneven inputs: a rank that has joined makes no step, "
+                "but has to; end all ranks' epochs at the same step instead of ddp.join()"
             )
         if self._is_open:  # the optimizer skipped the step before
             self.state.discard()

@@ -24,6 +24,10 @@ class LocalState(MethodState):
     period: int
 
     @property
+    def may_join(self) -> bool:
+        return False
+
+    @property
     def accumulates(self) -> bool:
         return True
 

@@ -240,6 +240,11 @@ class MethodState(Checkpointed):
         """Payload bytes that cross the busiest direction of any worker's link in a step."""
         return self.wire_bytes(shapes, world_size, step)
 
+    @property
+    def may_join(self) -> bool:
+        """Whether uneven inputs will do, ``ddp.join()``: a rank that has joined sends zeros, but makes no step."""
+        return not self.remembers
+
     def check(
         self,
         ddp: DistributedDataParallel,

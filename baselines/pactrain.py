@@ -199,6 +199,10 @@ class State(LaneState):
         return ring_all_reduce_bytes(sent + 4 * len(shapes) if ternary else 4 * sent, world_size)
 
     @property
+    def has_residuals(self) -> bool:
+        return self.error_feedback
+
+    @property
     def accumulates(self) -> bool:
         return self.average and not self.error_feedback
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import Training, flat, gradients
+from torch import nn
 
 import baselines
 
@@ -192,3 +193,64 @@ def test_a_foreign_checkpoint_is_one_line(on_ranks, changes, complaint):
     for answer in on_ranks(2, refusals, changes):
         assert re.search(complaint, answer)
         assert "\n" not in answer
+
+
+def join_unevenly(name: str) -> str:
+    training = Training(brisk(name))
+    try:
+        with training.ddp.join():
+            for step in range(2 + dist.get_rank()):
+                training.step(gradients(step, dist.get_rank()))
+    except RuntimeError as error:
+        return str(error)
+    return "taken"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_uneven_inputs_are_refused_where_ranks_would_get_out_of_step(on_ranks, name):
+    wanted = f"{name} cannot train on uneven inputs" if not brisk(name).may_join else "taken"
+    assert all(wanted in answer for answer in on_ranks(2, join_unevenly, name))
+
+
+def door(name: str) -> list[str]:
+    """What a second state is told, what a used one is told, and whether dense gradients come after ``remove``."""
+    ddp = nn.parallel.DistributedDataParallel(nn.Linear(3, 2, bias=False))
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.1, momentum=0.9)
+    state = brisk(name)
+    answers = []
+    with baselines.register(ddp, state, optimizer=optimizer):
+        ddp(torch.ones(1, 3) * (1 + dist.get_rank())).sum().backward()
+        optimizer.step()
+        answers.append(complaint_of(lambda: baselines.register(ddp, brisk("dgc"), optimizer=optimizer)))
+    answers.append(complaint_of(lambda: baselines.register(ddp, state, optimizer=optimizer)))
+    optimizer.zero_grad()
+    ddp(torch.ones(1, 3) * (1 + dist.get_rank())).sum().backward()
+    mean = (1 + dist.get_world_size()) / 2
+    same = torch.equal(ddp.module.weight.grad, torch.full((2, 3), mean))
+    with baselines.register(ddp, brisk("topk"), optimizer=optimizer):
+        return [*answers, f"dense {same}, momentum {optimizer.param_groups[0]['momentum']}"]
+
+
+def complaint_of(attempt: Any) -> str:
+    try:
+        attempt()
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return "taken"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_comes_alone_and_leaves_what_it_found(on_ranks, name):
+    for second, again, after in on_ranks(2, door, name):
+        assert f"{name} synchronises this model already" in second
+        assert "belongs to another training" in again
+        assert after == "dense True, momentum 0.9"
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if brisk(name).parameters])
+def test_what_is_assigned_later_is_checked(name):
+    state = brisk(name)
+    for parameter in state.parameters:
+        assert "\n" not in complaint_of(lambda parameter=parameter: setattr(state, parameter, object()))
+        with pytest.raises(ValueError, match=parameter):
+            setattr(state, parameter, object())
