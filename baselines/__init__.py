@@ -20,7 +20,11 @@ Every such file is found by itself; nothing is registered by hand. The same door
 
     method = baselines.get("pactrain")
     state = method.State(density=0.2, values="ternary")
-    baselines.register(ddp_model, state, optimizer=optimizer)
+    handle = baselines.register(ddp_model, state, optimizer=optimizer)
+
+What it remembers is saved and resumed, beside model and optimizer, by ``state.state_dict()`` on every rank and
+``state.load_state_dict(saved)`` before or after ``register``. ``handle.flush()`` brings local methods' ranks together,
+``handle.remove()`` lets the method go.
 """
 
 from __future__ import annotations
@@ -38,9 +42,21 @@ import torch
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
+from baselines._door import Handle, checked
 from baselines._state import MethodState, SavingBound, parameters
 
-__all__ = ["Method", "MethodState", "SavingBound", "describe", "get", "method_of", "names", "parameters", "register"]
+__all__ = [
+    "Handle",
+    "Method",
+    "MethodState",
+    "SavingBound",
+    "describe",
+    "get",
+    "method_of",
+    "names",
+    "parameters",
+    "register",
+]
 
 
 @dataclass(frozen=True)
@@ -118,29 +134,23 @@ def register(
     *,
     optimizer: torch.optim.Optimizer,
     loss: Callable[[], torch.Tensor] | None = None,
-) -> None:
+) -> Handle:
     """Synchronise ``ddp``'s gradients by the method of ``state`` from the next backward pass on.
 
     Call it once, on every rank, before training. The optimizer is needed because methods act at step boundaries
     (pruning, averaging) and own some of its state (momentum correction, masks). ``loss`` gives the loss, a scalar, of
     ``ddp.module`` on this rank's batch of the moment: for what gradients alone do not tell (GraSP's Hessian).
 
+    The scale of a ``torch.amp.GradScaler`` is found out by itself. A step that it skips, on all ranks as soon as one
+    rank's gradient overflows, leaves what the method remembers as it was.
+
+    Returns:
+        A handle with ``remove()`` and ``flush()``; as a context it does both at its end.
+
     Raises:
-        ValueError: the method cannot run with this world size or optimizer.
+        TypeError: this is no model in DDP (FSDP and bare modules are not), no optimizer or no state.
+        ValueError: the method cannot run with this world size or optimizer; the state belongs to another training; the
+            model has a method, or a communication hook, already. Nothing has changed then.
     """
-    method = method_of(state)
-    state.loss = loss
-    state.bind(ddp, optimizer)
-
-    def hook(state, bucket):  # type: ignore[no-untyped-def]  # DDP refuses annotations that are strings
-        state.stopwatch.bucket_ready(bucket.buffer().numel(), bucket.parameters())
-        state.look_for_non_finite(bucket)
-        return method.hook(state, bucket)
-
-    ddp.register_comm_hook(state, hook)
-
-    def end_step(*_: object) -> None:
-        with state.stopwatch("end_step"):
-            state.end_step()
-
-    optimizer.register_step_post_hook(end_step)
+    ddp, optimizer = checked(ddp, optimizer, state, loss)
+    return Handle(ddp, state, method_of(state).hook, optimizer, loss)

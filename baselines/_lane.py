@@ -56,6 +56,11 @@ class Lane:
         # DDP understands an error only when a callback raised it: an exception that was set reads as a result to it.
         return result.then(lambda done: done.value())
 
+    def close(self) -> None:
+        """End the thread, and the group with it."""
+        self._thread.shutdown()
+        dist.destroy_process_group(self.process_group)
+
 
 class LaneState(MethodState):
     """Base of a ``State`` whose collectives depend on each other."""
@@ -64,7 +69,11 @@ class LaneState(MethodState):
 
     def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
         super().bind(ddp, optimizer)
-        self.lane = Lane(self.process_group, next(self.model.parameters()).device)
+        self.lane = Lane(self.process_group, self.device)
+
+    def leave(self) -> None:
+        self.lane.close()
+        super().leave()
 
 
 def settled(result: torch.Tensor) -> Future[torch.Tensor]:

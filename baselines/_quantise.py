@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -28,6 +29,14 @@ class Dice:
 
     def __init__(self, device: torch.device, seed: int) -> None:
         self._generator = torch.Generator(device).manual_seed(seed)
+
+    def state_dict(self, names: Mapping[torch.Tensor, str]) -> torch.Tensor:
+        """Where in their sequence the numbers are."""
+        return self._generator.get_state()
+
+    def load_state_dict(self, saved: torch.Tensor, names: Mapping[torch.Tensor, str]) -> None:
+        """Go on from there."""
+        self._generator.set_state(saved.cpu())
 
     def like(self, tensor: torch.Tensor) -> torch.Tensor:
         """Numbers of the shape, dtype and device of (n,)."""

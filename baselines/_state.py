@@ -6,19 +6,24 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from threading import get_ident
 from time import perf_counter
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from pydantic import ConfigDict
+from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass as validated_dataclass
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import dataclass_transform
 
 from baselines._calls import AllReduce, Call
+from baselines._checkpoint import Checkpointed
+from baselines._loss_scale import LossScale
+from baselines._memory import BucketMemory, Drafts
+
+UNBOUND = ": it belongs to no training yet; hand it to baselines.register(ddp, state, optimizer=optimizer)"
 
 T = TypeVar("T")
 Shapes = Sequence[Sequence[int]]
@@ -121,7 +126,7 @@ class SavingBound(NamedTuple):
     """What sets the bound, as words that follow the method's label: ``sends a share of 0.1 of the entries``."""
 
 
-class MethodState:
+class MethodState(Checkpointed):
     """Base of every method's ``State``.
 
     Until ``bind`` it holds parameters only and can tell a plan what it will cost. After it, it lives on one rank of
@@ -154,16 +159,57 @@ class MethodState:
     """Whether it is a plain all-reduce in 16 bits: what anyone has for one line of code, and so what others must
     beat."""
 
+    as_given: ClassVar[bool] = False
+    """Whether its hook is handed what DDP has: by the loss scale, and in the gradients' own dtype."""
+
+    shows_non_finite: ClassVar[bool] = False
+    """Whether what is not finite on one rank shows on all by itself, in the parameter where it is; where entries are
+    selected, it may wait."""
+
+    adjustable: ClassVar[tuple[str, ...]] = ()
+    """Names of parameters that may be assigned in training, and act from the next step on; alike on all ranks."""
+
+    remembers: ClassVar[tuple[str, ...]] = ()
+    """Names of the attributes that hold what is remembered from step to step, beside ``step``: what a checkpoint holds.
+    Each is a ``BucketMemory``, ``Drafts``, a random generator, or has ``state_dict`` and ``load_state_dict``."""
+
     def __post_init__(self) -> None:
         self.step = 0
+        self.is_bound = False
         self.stopwatch = Stopwatch()
         self._notes: deque[tuple[str, float]] = deque(maxlen=MOST_KEPT)
+        self._suspects: list[tuple[list[torch.Tensor], torch.Tensor]] = []
         self.loss: Callable[[], torch.Tensor] | None = None
+        self.loss_scale = LossScale()
+        self._is_made = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in getattr(type(self), "__dataclass_fields__", {}) and vars(self).get("_is_made"):
+            value = self._checked(name, value)
+        super().__setattr__(name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        hint = "" if name.startswith("_") or vars(self).get("is_bound") else UNBOUND
+        raise AttributeError(f"{type(self).__module__}.State has no {name!r}{hint}")
+
+    def _checked(self, name: str, value: Any) -> Any:
+        """The value as a parameter has it.
+
+        Raises:
+            ValueError: it is not allowed, or not any more.
+        """
+        if self.is_bound and name not in self.adjustable:
+            may = f"only {', '.join(self.adjustable)} may change then" if self.adjustable else "nothing may change then"
+            raise ValueError(f"{self.name}.{name}: {value!r} comes too late, training has begun; {may}")
+        try:
+            return getattr(type(self)(**{**self.parameters, name: value}), name)
+        except ValidationError as error:
+            raise ValueError(f"{self.name}.{name}: {value!r}: {error.errors()[0]['msg']}") from None
 
     @property
-    def parameters(self) -> dict[str, Any]:
-        """The parameters with their values, as a scenario would give them."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+    def accumulates(self) -> bool:
+        """Whether gradients that were synchronised already may be so again, with more added: each micro-batch."""
+        return False
 
     @property
     def steady_from_step(self) -> int:
@@ -216,33 +262,94 @@ class MethodState:
             ValueError: it cannot.
         """
 
-    def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
-        """Take a place on this rank; collective where a method needs it to be.
+    @property
+    def may_join(self) -> bool:
+        """Whether uneven inputs will do, ``ddp.join()``: a rank that has joined sends zeros, but makes no step."""
+        return not self.remembers
+
+    def check(
+        self,
+        ddp: DistributedDataParallel,
+        optimizer: torch.optim.Optimizer,
+        loss: Callable[[], torch.Tensor] | None,
+    ) -> None:
+        """Look whether the method can run so; changes nothing.
 
         Raises:
-            ValueError: the method cannot run so.
+            ValueError: it cannot.
         """
+        self.check_optimizer(optimizer)
+
+    def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
+        """Take a place on this rank, after ``check``; collective where a method needs it to be."""
+        self.is_bound = True
         self.model = ddp.module
         self.optimizer = optimizer
         self.process_group: dist.ProcessGroup = ddp.process_group
         self.world_size = dist.get_world_size(ddp.process_group)
         self.own_rank = dist.get_rank(ddp.process_group)
+        self.names = {weight: plain_name(name) for name, weight in self.model.named_parameters()}
+
+    @property
+    def device(self) -> torch.device:
+        """The model's."""
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+    def leave(self) -> None:
+        """Give back what ``bind`` took; the training goes on without the method."""
+
+    def flush(self) -> None:
+        """Bring all ranks to the same parameters; collective. See ``agrees_every``."""
+
+    def commit(self) -> None:
+        """The optimizer makes its step: what hooks wrote of it is remembered."""
+        for memory in self._memories():
+            memory.commit()
+
+    def discard(self) -> None:
+        """The optimizer skipped its step: what hooks wrote of it is forgotten."""
+        self._name_suspects()
+        for memory in self._memories():
+            memory.discard()
+
+    def _memories(self) -> list[BucketMemory | Drafts[Any]]:
+        kept = (getattr(self, name) for name in self.remembers)
+        return [memory for memory in kept if isinstance(memory, (BucketMemory, Drafts))]
+
+    def agree(self, found: torch.Tensor) -> None:
+        """Make a scaler's finding, 0 if all gradients are finite, the same on all ranks; reduced gradients are so."""
 
     def end_step(self) -> None:
-        """Called on every rank after each step of the optimizer."""
+        """Called on every rank after each step that the optimizer made."""
+        self._name_suspects()
         self.step += 1
 
-    def look_for_non_finite(self, bucket: dist.GradBucket) -> None:
+    def look_for_non_finite(self, bucket: dist.GradBucket) -> torch.Tensor:
         """Note ``non_finite_gradient``, with the parameter's place in the model, for each of this rank's own.
 
-        It raises nothing: with loss scaling an overflow is an everyday event. One sum tells whether to look closer.
+        It raises nothing: with loss scaling an overflow is an everyday event. One sum tells whether to look closer. A
+        GPU is not waited for: what it finds is noted at the end of the step.
+
+        Returns:
+            A scalar (bool) on the bucket's device: whether anything in it is not finite.
         """
-        if math.isfinite(bucket.buffer().sum().item()):
-            return
-        places = {id(weight): place for place, weight in enumerate(self.model.parameters())}
-        for weight, gradient in zip(bucket.parameters(), bucket.gradients(), strict=True):
-            if not gradient.isfinite().all():
-                self.note("non_finite_gradient", places[id(weight)])
+        gradient = bucket.buffer()
+        found = ~wide_sum(gradient).isfinite()
+        if gradient.is_cuda:
+            self._suspects.append((bucket.parameters(), are_finite(bucket.gradients())))
+        elif found and (found := ~gradient.isfinite().all()):
+            self._suspects.append((bucket.parameters(), are_finite(bucket.gradients())))
+            self._name_suspects()
+        return found
+
+    def _name_suspects(self) -> None:
+        places = {id(weight): place for place, weight in enumerate(self.model.parameters())} if self._suspects else {}
+        for members, finite in self._suspects:
+            for weight, is_finite in zip(members, finite.tolist(), strict=True):
+                if not is_finite:
+                    self.note("non_finite_gradient", places[id(weight)])
+        self._suspects.clear()
 
     def note(self, kind: str, value: float) -> None:
         """Tell whoever watches the training of something that happened in this step, such as a decision."""
@@ -259,7 +366,7 @@ class MethodState:
         held = {
             tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
             for tensor in tensors_within(
-                {k: v for k, v in vars(self).items() if k not in ("model", "optimizer")},
+                {k: v for k, v in vars(self).items() if k not in ("model", "optimizer", "names")},
                 seen={id(self)},
                 module=type(self).__module__,
             )
@@ -294,38 +401,28 @@ def _is_of(module: str, thing: Any) -> bool:
     return type(thing).__module__ == module or type(thing).__module__.startswith(f"{__package__}.")
 
 
-class BucketMemory:
-    """Tensors aligned with DDP's buckets whose contents belong to parameters, not to buckets.
+def sparse_embeddings(model: nn.Module) -> dict[torch.Tensor, str]:
+    """The weights whose gradients are sparse tensors, which DDP keeps apart, with their names."""
+    return {
+        module.weight: f"{name}.weight".lstrip(".")
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse
+    }
 
-    DDP rebuilds its buckets after the first step, so what a method remembers (residuals, momentum) must follow the
-    parameter. ``like(bucket)`` gives a flat tensor of the bucket's layout; after a rebuild the contents have moved
-    along. It starts as zeros.
-    """
 
-    def __init__(self) -> None:
-        self._of_parameter: dict[torch.Tensor, torch.Tensor] = {}
-        self._of_layout: dict[tuple[int, ...], torch.Tensor] = {}
+def wide_sum(gradient: torch.Tensor) -> torch.Tensor:
+    """The sum of all entries, a scalar in at least fp32: in fp16 it would overflow where no entry does."""
+    return gradient.sum(dtype=torch.promote_types(gradient.dtype, torch.float32))
 
-    def like(self, bucket: dist.GradBucket) -> torch.Tensor:
-        """A tensor of the bucket's numel, dtype and device, the same one each time until the layout changes."""
-        members = bucket.parameters()
-        layout = tuple(map(id, members))
-        flat = self._of_layout.get(layout)
-        if flat is None:
-            flat = self._regroup(bucket, members)
-            stale = [old for old in self._of_layout if not set(layout).isdisjoint(old)]
-            for old in stale:
-                del self._of_layout[old]
-            self._of_layout[layout] = flat
-        return flat
 
-    def _regroup(self, bucket: dist.GradBucket, members: list[torch.Tensor]) -> torch.Tensor:
-        flat = torch.zeros_like(bucket.buffer())
-        for parameter, view in zip(members, flat.split([m.numel() for m in members]), strict=True):
-            if (remembered := self._of_parameter.get(parameter)) is not None:
-                view.copy_(remembered)
-            self._of_parameter[parameter] = view
-        return flat
+def are_finite(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Of each gradient, whether it is finite (m,), bool."""
+    return torch.stack([wide_sum(gradient) for gradient in gradients]).isfinite()
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without what ``torch.compile`` adds to it."""
+    return name.replace("_orig_mod.", "")
 
 
 def numel(shapes: Shapes) -> int:

@@ -28,6 +28,11 @@ class State(MethodState):
     """No parameters."""
 
     is_sixteen_bit = True
+    as_given = True
+
+    @property
+    def accumulates(self) -> bool:
+        return True
 
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
         return ring_all_reduce_bytes(2 * numel(shapes), world_size)

@@ -25,6 +25,11 @@ class State(MethodState):
     """No parameters."""
 
     most_copies = 1.0
+    as_given = True
+
+    @property
+    def accumulates(self) -> bool:
+        return True
 
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
         return ring_all_reduce_bytes(4 * numel(shapes), world_size)

@@ -24,6 +24,7 @@ Where the paper leaves room, or a DDP bucket differs from its layers:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import torch
@@ -33,8 +34,17 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from baselines._calls import AllGather, AllReduce, Call
+from baselines._memory import BucketMemory
 from baselines._sparse import all_gather_mean, padded, sampled_top, share, sparse_bytes
-from baselines._state import BucketMemory, MethodState, Shapes, numel, parameters, ring_all_reduce_bytes
+from baselines._state import (
+    MethodState,
+    Shapes,
+    numel,
+    parameters,
+    plain_name,
+    ring_all_reduce_bytes,
+    sparse_embeddings,
+)
 
 LABEL = "DGC"
 COLOR = "#D55E00"
@@ -64,9 +74,11 @@ class State(MethodState):
         sample_ratio: the share of entries from which the threshold is estimated.
     """
 
-    most_copies = 6.0
+    most_copies = 8.0
     swept = ("ratio",)
     warmup_parameters = ("warmup_steps",)
+    adjustable = ("ratio", "clip_norm")
+    remembers = ("u", "v", "m", "decay")
 
     ratio: Annotated[float, Field(gt=0, le=1)] = 0.001
     warmup_steps: Annotated[int, Field(ge=0)] = 20
@@ -107,12 +119,30 @@ class State(MethodState):
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         common_momentum(optimizer)
 
+    def check(
+        self,
+        ddp: DistributedDataParallel,
+        optimizer: torch.optim.Optimizer,
+        loss: Callable[[], torch.Tensor] | None,
+    ) -> None:
+        super().check(ddp, optimizer, loss)
+        if sparse := sparse_embeddings(ddp.module):
+            raise ValueError(
+                f"dgc cannot correct the momentum of a sparse embedding ({plain_name(next(iter(sparse.values())))}): "
+                "make it with sparse=False"
+            )
+
     def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
         super().bind(ddp, optimizer)
-        taken = take_momentum(optimizer)
-        self.m = taken if self.momentum is None else self.momentum
-        self.decay: dict[torch.Tensor, torch.Tensor] = {}
-        optimizer.register_step_pre_hook(lambda *_: self._carry_decay())
+        self.taken = take_momentum(optimizer)
+        self.m = self.taken if self.momentum is None else self.momentum
+        self.decay = Decay()
+        self._decaying = optimizer.register_step_pre_hook(lambda *_: self._carry_decay())
+
+    def leave(self) -> None:
+        self._decaying.remove()
+        give_momentum(self.optimizer, self.taken)
+        super().leave()
 
     def vectors(self, bucket: dist.GradBucket) -> torch.Tensor:
         """Places (int64) of the bucket's entries that travel dense."""
@@ -134,9 +164,33 @@ class State(MethodState):
                 )
             for weight in group["params"] if group["weight_decay"] else ():
                 if weight.grad is not None:
-                    past = self.decay.setdefault(weight, torch.zeros_like(weight)).mul_(self.m)
+                    past = self.decay.of(weight).mul_(self.m)
                     weight.grad.add_(past)
                     past.add_(weight, alpha=group["weight_decay"])
+
+
+class Decay:
+    """The momentum of earlier weight decay, of each weight."""
+
+    def __init__(self) -> None:
+        self._past: dict[torch.Tensor, torch.Tensor] = {}
+
+    def of(self, weight: torch.Tensor) -> torch.Tensor:
+        """A weight's, shaped like it; zeros at first."""
+        if weight not in self._past:
+            self._past[weight] = torch.zeros_like(weight)
+        return self._past[weight]
+
+    def state_dict(self, names: Mapping[torch.Tensor, str]) -> dict[str, torch.Tensor]:
+        """By name, where there is any."""
+        return {names[weight]: past.clone() for weight, past in self._past.items()}
+
+    def load_state_dict(self, saved: Mapping[str, torch.Tensor], names: Mapping[torch.Tensor, str]) -> None:
+        """Go on from what ``state_dict`` gave."""
+        self._past.clear()
+        for weight, name in names.items():
+            if name in saved:
+                self.of(weight).copy_(saved[name])
 
 
 def dgc_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
@@ -146,10 +200,11 @@ def dgc_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
         if state.clip_norm is not None:
             for part in gradient.split([weight.numel() for weight in bucket.parameters()]):
                 clip(part, state.clip_norm / math.sqrt(state.world_size))
-        u = state.u.like(bucket).mul_(state.m).add_(gradient)
+        momentum, velocity = state.u.draft(bucket), state.v.draft(bucket)
+        u = torch.mul(momentum.before, state.m, out=momentum.after).add_(gradient)
         vectors = state.vectors(bucket)
         own = u.index_select(0, vectors)
-        v = state.v.like(bucket).add_(u).index_fill_(0, vectors, 0)
+        v = velocity.plus(u).index_fill_(0, vectors, 0)
         places = v.numel() - vectors.numel()
         k = share(state.ratio_at(state.step), places)
         if k == places:
@@ -180,29 +235,41 @@ def clip(gradient: torch.Tensor, norm: float) -> None:
     gradient.mul_((norm / (gradient.norm() + 1e-6)).clamp_(max=1))
 
 
-def take_momentum(optimizer: torch.optim.Optimizer) -> float:
-    """The optimizer's momentum, which is 0 from now on.
+TAKEN = "dgc_momentum"
+"""Where the optimizer's groups keep, also in its checkpoints, the momentum that was taken from them."""
+
+
+def common_momentum(optimizer: torch.optim.Optimizer) -> float:
+    """The momentum of all groups, also if it was taken already.
 
     Raises:
         ValueError: it is not plain SGD with one heavy-ball momentum.
     """
-    momentum = common_momentum(optimizer)
-    for group in optimizer.param_groups:
-        group["momentum"] = 0.0
-    return momentum
-
-
-def common_momentum(optimizer: torch.optim.Optimizer) -> float:
-    """The momentum of all parameters. Raises what ``take_momentum`` does."""
     if not isinstance(optimizer, torch.optim.SGD):
         raise ValueError(
             f"dgc corrects the momentum of torch.optim.SGD; it cannot do so for {type(optimizer).__name__}"
         )
     groups = optimizer.param_groups
+    if any(group.get("fused") for group in groups):
+        raise ValueError("dgc changes gradients that a fused step may still have to unscale; use fused=False")
     for setting in ("nesterov", "dampening", "maximize"):
         if any(group[setting] for group in groups):
             raise ValueError(f"dgc corrects heavy-ball momentum only; switch the optimizer's {setting} off")
-    momenta = {group["momentum"] for group in groups}
+    momenta = {group["momentum"] or group.get(TAKEN, 0.0) for group in groups}
     if len(momenta) > 1:
         raise ValueError(f"dgc needs one momentum for all parameters, not {sorted(momenta)}")
     return float(momenta.pop())
+
+
+def take_momentum(optimizer: torch.optim.Optimizer) -> float:
+    """The optimizer's momentum, which is 0 from now on."""
+    momentum = common_momentum(optimizer)
+    for group in optimizer.param_groups:
+        group["momentum"], group[TAKEN] = 0.0, momentum
+    return momentum
+
+
+def give_momentum(optimizer: torch.optim.Optimizer, momentum: float) -> None:
+    """Give the optimizer back what was taken; it gathers its momentum anew."""
+    for group in optimizer.param_groups:
+        group["momentum"] = group.pop(TAKEN, momentum)

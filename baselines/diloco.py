@@ -10,6 +10,7 @@ stays each worker's. Without outer momentum and with an outer rate of 1 it is lo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import torch
@@ -19,8 +20,8 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from baselines._lane import settled
-from baselines._state import MethodState, Shapes, numel, parameters, ring_all_reduce_bytes
-from baselines.local_sgd import average_in_place
+from baselines._local import LocalState, average_in_place
+from baselines._state import Shapes, numel, parameters, ring_all_reduce_bytes
 
 LABEL = "DiLoCo"
 COLOR = "#997700"
@@ -32,7 +33,7 @@ MOST_LOSS = 0.02
 
 
 @parameters
-class State(MethodState):
+class State(LocalState):
     """What DiLoCo keeps on one rank.
 
     Args:
@@ -42,6 +43,8 @@ class State(MethodState):
     """
 
     most_copies = 6.0
+    adjustable = ("period",)
+    remembers = ("outer",)
 
     syncs_in_end_step = True
 
@@ -49,38 +52,74 @@ class State(MethodState):
     outer_lr: Annotated[float, Field(gt=0)] = 0.7
     outer_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
 
-    @property
-    def agrees_every(self) -> int:
-        return self.period
-
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
+        """A change of all parameters in every ``period``-th step; with a loss scaler also a flag in each step."""
         exchange = ring_all_reduce_bytes(4 * numel(shapes), world_size)
         if step is None:
-            return exchange / self.period
-        return exchange if (step + 1) % self.period == 0 else 0.0
+            return exchange / self.period + self.flag_bytes(world_size)
+        return self.flag_bytes(world_size) + (exchange if (step + 1) % self.period == 0 else 0.0)
 
     def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
         super().bind(ddp, optimizer)
-        self.weights = [weight for weight in self.model.parameters() if weight.requires_grad]
-        self.common = [weight.detach().clone() for weight in self.weights]
-        self.outer = torch.optim.SGD(
-            self.common, lr=self.outer_lr, momentum=self.outer_momentum, nesterov=self.outer_momentum > 0
-        )
+        weights = [weight for weight in self.model.parameters() if weight.requires_grad]
+        self.outer = Outer(weights, self.outer_lr, self.outer_momentum)
 
     @torch.no_grad()
-    def end_step(self) -> None:
-        super().end_step()
-        if self.step % self.period:
-            return
+    def flush(self) -> None:
         with self.stopwatch("encode"):
-            for common, weight in zip(self.common, self.weights, strict=True):
-                common.grad = common - weight
-        average_in_place(self, [common.grad for common in self.common if common.grad is not None])
+            changes = self.outer.changes()
+        average_in_place(self, changes)
         with self.stopwatch("decode"):
             self.outer.step()
-            for common, weight in zip(self.common, self.weights, strict=True):
+
+
+class Outer:
+    """The common parameters, in at least fp32, and the optimizer that moves them. A frozen weight stays where it is."""
+
+    def __init__(self, weights: list[torch.Tensor], lr: float, momentum: float) -> None:
+        self._common = {
+            weight: weight.detach().to(torch.promote_types(weight.dtype, torch.float32), copy=True)
+            for weight in weights
+        }
+        self._sgd = torch.optim.SGD(self._common.values(), lr=lr, momentum=momentum, nesterov=momentum > 0)
+
+    def changes(self) -> list[torch.Tensor]:
+        """By how much this rank's weights have fallen, as the gradients of the common ones."""
+        moving = {weight: common for weight, common in self._common.items() if weight.requires_grad}
+        for weight, common in moving.items():
+            common.grad = common.to(weight.dtype).to(common.dtype) - weight
+        return [common.grad for common in moving.values() if common.grad is not None]
+
+    def step(self) -> None:
+        """Move the common parameters by their gradients, and this rank's weights to them."""
+        self._sgd.step()
+        for weight, common in self._common.items():
+            if common.grad is not None:
                 weight.copy_(common)
                 common.grad = None
+
+    def state_dict(self, names: Mapping[torch.Tensor, str]) -> dict[str, dict[str, torch.Tensor]]:
+        """Common parameters, and their momenta where there are any, by name."""
+        momenta = {weight: self._momentum(common) for weight, common in self._common.items()}
+        return {
+            "common": {names[weight]: common.clone() for weight, common in self._common.items()},
+            "momentum": {names[weight]: each.clone() for weight, each in momenta.items() if each is not None},
+        }
+
+    def load_state_dict(
+        self, saved: Mapping[str, Mapping[str, torch.Tensor]], names: Mapping[torch.Tensor, str]
+    ) -> None:
+        """Go on from what ``state_dict`` gave."""
+        for weight, common in self._common.items():
+            common.copy_(saved["common"][names[weight]])
+            momentum = saved["momentum"].get(names[weight])
+            self._sgd.state[common] = (
+                {} if momentum is None else {"momentum_buffer": momentum.to(common.device).clone()}
+            )
+
+    def _momentum(self, common: torch.Tensor) -> torch.Tensor | None:
+        momentum: torch.Tensor | None = self._sgd.state.get(common, {}).get("momentum_buffer")
+        return momentum
 
 
 def diloco_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:

@@ -18,7 +18,8 @@ from pydantic import Field
 from torch.futures import Future
 
 from baselines._lane import settled
-from baselines._state import MethodState, Shapes, numel, parameters, ring_all_reduce_bytes
+from baselines._local import LocalState, average_in_place
+from baselines._state import Shapes, numel, parameters, ring_all_reduce_bytes
 
 LABEL = "Local SGD"
 COLOR = "#004488"
@@ -30,7 +31,7 @@ MOST_LOSS = 0.01
 
 
 @parameters
-class State(MethodState):
+class State(LocalState):
     """What local SGD keeps on one rank.
 
     Args:
@@ -38,39 +39,21 @@ class State(MethodState):
     """
 
     syncs_in_end_step = True
+    adjustable = ("period",)
 
     period: Annotated[int, Field(ge=1)] = 8
 
-    @property
-    def agrees_every(self) -> int:
-        return self.period
-
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
+        """An average of all parameters in every ``period``-th step; with a loss scaler also a flag in each step."""
         average = ring_all_reduce_bytes(4 * numel(shapes), world_size)
         if step is None:
-            return average / self.period
-        return average if (step + 1) % self.period == 0 else 0.0
+            return average / self.period + self.flag_bytes(world_size)
+        return self.flag_bytes(world_size) + (average if (step + 1) % self.period == 0 else 0.0)
 
-    def end_step(self) -> None:
-        super().end_step()
-        if self.step % self.period == 0:
-            weights = [weight for weight in self.model.parameters() if weight.requires_grad]
-            average_in_place(self, weights)
+    def flush(self) -> None:
+        average_in_place(self, [weight for weight in self.model.parameters() if weight.requires_grad])
 
 
 def local_sgd_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
     """Leave the bucket as it is: this rank's own gradient."""
     return settled(bucket.buffer())
-
-
-@torch.no_grad()
-def average_in_place(state: MethodState, tensors: list[torch.Tensor]) -> None:
-    """Replace each tensor by its mean over all ranks; one collective for each dtype."""
-    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
-        alike = [tensor for tensor in tensors if tensor.dtype == dtype]
-        with state.stopwatch("encode"):
-            together = torch.cat([tensor.reshape(-1) for tensor in alike]).div_(state.world_size)
-        dist.all_reduce(together, group=state.process_group)
-        with state.stopwatch("decode"):
-            for tensor, mean in zip(alike, together.split([tensor.numel() for tensor in alike]), strict=True):
-                tensor.copy_(mean.view(tensor.shape))

@@ -12,7 +12,7 @@ that wait have outgrown it. The paper also evens out the final all-gather; here 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -31,8 +31,9 @@ from baselines._exchange import (
     to_records,
 )
 from baselines._lane import LaneState, settled
+from baselines._memory import BucketMemory, Drafts
 from baselines._sparse import INDEX, exact_top, few_places, not_below, sampled_top, share, sparse_bytes
-from baselines._state import BucketMemory, Shapes, numel, parameters, ring_all_reduce_bytes
+from baselines._state import Shapes, numel, parameters, ring_all_reduce_bytes
 
 LABEL = "Ok-Topk"
 COLOR = "#44AA99"
@@ -46,14 +47,13 @@ SAMPLE_RATIO = 0.01
 REUSED_STEPS = 32
 
 
-class Cut:
+class Cut(NamedTuple):
     """What is computed anew in every 32nd step for a bucket."""
 
-    def __init__(self) -> None:
-        self.age = 0
-        self.global_threshold = torch.empty(0)
-        self.regions: list[int] = []
-        """The sizes of the regions, in the order of their owners."""
+    age: int
+    global_threshold: torch.Tensor
+    regions: list[int]
+    """The sizes of the regions, in the order of their owners."""
 
 
 @parameters
@@ -66,6 +66,9 @@ class State(LaneState):
     """
 
     swept = ("ratio",)
+    adjustable = ("ratio", "selection")
+    most_copies = 5.0
+    remembers = ("residual", "cuts")
 
     ratio: Annotated[float, Field(gt=0, le=1)] = 0.01
     selection: Literal["sampled", "exact"] = "sampled"
@@ -73,7 +76,7 @@ class State(LaneState):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.residual = BucketMemory()
-        self.cuts: dict[tuple[int, ...], Cut] = {}
+        self.cuts: Drafts[tuple[int, torch.Tensor, list[int]]] = Drafts()
 
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
         """If thresholds fit: a k-th of the entries leaves for their owners, and a p-th of them goes to p - 1 others."""
@@ -90,26 +93,28 @@ def oktopk_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
     """Replace the bucket by the mean of all ranks' entries that belong to the top of the sum."""
     gradient = bucket.buffer()
     with state.stopwatch("encode"):
-        a = state.residual.like(bucket).add_(gradient)
-    cut = state.cuts.setdefault(tuple(map(id, bucket.parameters())), Cut())
-    return state.lane.submit(lambda: sparse_all_reduce(state, a, cut, gradient))
+        a = state.residual.draft(bucket).plus(gradient)
+    layout = " ".join(state.names[weight] for weight in bucket.parameters())
+    return state.lane.submit(lambda: sparse_all_reduce(state, a, layout, gradient))
 
 
-def sparse_all_reduce(state: State, a: torch.Tensor, cut: Cut, out: torch.Tensor) -> Future[torch.Tensor]:
+def sparse_all_reduce(state: State, a: torch.Tensor, layout: str, out: torch.Tensor) -> Future[torch.Tensor]:
     """Fill ``out`` (n,) with the sparse mean of all ranks' ``a`` (n,), which becomes the residual. Runs in the lane."""
-    k, renew = share(state.ratio, a.numel()), cut.age % REUSED_STEPS == 0
-    cut.age += 1
+    k, cut = share(state.ratio, a.numel()), state.cuts.get(layout)
+    age, threshold, regions = Cut(*cut) if cut is not None else Cut(0, a.new_empty(0), [])
+    renew = age % REUSED_STEPS == 0
     with state.stopwatch("encode"):
         exact = state.selection == "exact"
         selected = exact_top(a, k) if exact else sampled_top(a, k, SAMPLE_RATIO, start=state.step)
         selected = selected[a.index_select(0, selected).ne(0)].sort().values
     if renew:
-        cut.regions = agree_on_regions(state, selected, a.numel())
-    places, sums = split_and_reduce(state, a, selected, cut.regions)
+        regions = agree_on_regions(state, selected, a.numel())
+    places, sums = split_and_reduce(state, a, selected, regions)
     if renew:
-        cut.global_threshold = agree_on_threshold(state, sums, k)
+        threshold = agree_on_threshold(state, sums, k)
+    state.cuts.draft(layout, (age + 1, threshold, regions))
     with state.stopwatch("encode"):
-        top = not_below(sums, cut.global_threshold)
+        top = not_below(sums, threshold)
         records = to_records(sums.index_select(0, top).div_(state.world_size), places.index_select(0, top).to(INDEX))
     gathered, _ = all_gather(state, records)
     state.note("formula_bytes", all_gather_records_bytes(state, len(records), records.shape[1]))

@@ -34,8 +34,9 @@ from baselines._exchange import (
     to_records,
 )
 from baselines._lane import LaneState, settled
+from baselines._memory import BucketMemory, Draft
 from baselines._sparse import INDEX, share
-from baselines._state import BucketMemory, Shapes, numel, parameters
+from baselines._state import Shapes, numel, parameters
 
 LABEL = "OmniReduce"
 COLOR = "#D55E9A"
@@ -56,8 +57,9 @@ class State(LaneState):
         ratio: the share of blocks that may be sent; 1 sends every block that is not zero.
     """
 
-    most_copies = 8.0
+    most_copies = 9.0
     swept = ("ratio",)
+    remembers = ("residual",)
 
     ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
 
@@ -81,22 +83,22 @@ class State(LaneState):
 def omnireduce_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
     """Replace the bucket by the mean of all ranks' blocks."""
     gradient = bucket.buffer()
-    residual = state.residual.like(bucket) if state.ratio < 1 else None
+    residual = state.residual.draft(bucket) if state.ratio < 1 else None
     return state.lane.submit(lambda: block_all_reduce(state, gradient, residual))
 
 
-def block_all_reduce(state: State, gradient: torch.Tensor, residual: torch.Tensor | None) -> Future[torch.Tensor]:
+def block_all_reduce(state: State, gradient: torch.Tensor, residual: Draft | None) -> Future[torch.Tensor]:
     """The mean of ``gradient`` (n,), in place, but for the ``residual`` (n,), if there is one. Runs in the lane."""
     n, dtype = gradient.numel(), gradient.dtype
     with state.stopwatch("encode"):
-        a = gradient if residual is None else residual.add_(gradient)
+        a = gradient if residual is None else residual.plus(gradient)
         blocks = pad(a, (0, -n % BLOCK)).view(-1, BLOCK)
         places = chosen_blocks(blocks, state.ratio)
         shards = shard_sizes(len(blocks), state.world_size)
         counts = counts_by_owner(places, shards)
         records = to_records(blocks.index_select(0, places), places.to(INDEX))
         if residual is not None:
-            residual.copy_(blocks.index_fill(0, places, 0).view(-1)[:n])
+            residual.after.copy_(blocks.index_fill(0, places, 0).view(-1)[:n])
     arrived, sources = all_to_all(state, records, counts)
     with state.stopwatch("encode"):
         first = sum(shards[: state.own_rank])

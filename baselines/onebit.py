@@ -22,9 +22,10 @@ from torch.futures import Future
 from torch.nn.functional import pad
 
 from baselines._calls import AllGather, Call
+from baselines._memory import BucketMemory
 from baselines._pieces import ENTRIES, pieces, scratch
 from baselines._quantise import by_byte, not_negative, packed_bits
-from baselines._state import BucketMemory, MethodState, Shapes, all_gather_bytes, parameters
+from baselines._state import MethodState, Shapes, all_gather_bytes, parameters
 
 LABEL = "1-bit"
 COLOR = "#999933"
@@ -38,6 +39,9 @@ MOST_LOSS = 0.2
 @parameters
 class State(MethodState):
     """No parameters."""
+
+    most_copies = 5.0
+    remembers = ("residual",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,8 +59,9 @@ def onebit_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
     gradient: torch.Tensor = bucket.buffer()
     counts = [weight.numel() for weight in bucket.parameters()]
     with state.stopwatch("encode"):
-        a = state.residual.like(bucket)
-        scales = add_and_measure(a, gradient, counts)
+        residual = state.residual.draft(bucket)
+        a = residual.after
+        scales = add_and_measure(residual.before, gradient, counts, out=a)
         block = torch.cat((take_signs(a, counts, scales), scales.view(torch.uint8)))
         blocks = [torch.empty_like(block) for _ in range(state.world_size)]
     work = dist.all_gather(blocks, block, group=state.process_group, async_op=True)
@@ -78,16 +83,20 @@ def packed_size(count: int) -> int:
     return -(-count // 8)
 
 
-def add_and_measure(residual: torch.Tensor, gradient: torch.Tensor, counts: list[int]) -> torch.Tensor:
-    """Add the gradient to the residual, in place; the mean magnitude of each part of it, which has ``counts`` entries.
+def add_and_measure(
+    residual: torch.Tensor, gradient: torch.Tensor, counts: list[int], out: torch.Tensor
+) -> torch.Tensor:
+    """Fill ``out`` with residual and gradient; the mean magnitude of each part of it, which has ``counts`` entries.
 
     Both in one pass, and as the sum of magnitudes: the norm that is the same takes twice as long.
     """
     magnitudes = scratch(residual)
     means = []
-    for part, part_gradient in zip(residual.split(counts), gradient.split(counts), strict=True):
-        both = pieces(part, part_gradient)
-        sums = [torch.abs(some.add_(other), out=magnitudes[: len(some)]).sum() for some, other in both]
+    for part, *addends in zip(*(tensor.split(counts) for tensor in (out, residual, gradient)), strict=True):
+        both = pieces(part, *addends)
+        sums = [
+            torch.abs(torch.add(one, other, out=some), out=magnitudes[: len(some)]).sum() for some, one, other in both
+        ]
         means.append(torch.stack(sums).sum() / max(part.numel(), 1))
     return torch.stack(means)
 

@@ -40,6 +40,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -52,9 +53,11 @@ from torch.nn.parallel import DistributedDataParallel
 from baselines._adaptive import GOODPUT_NOTE, Chooser, Contents, Mode, exploration
 from baselines._calls import AllReduce, Call
 from baselines._lane import LaneState
+from baselines._local import refuse_sharded
+from baselines._memory import BucketMemory, Draft
 from baselines._pruning import cubic_density, hessian_gradient, mean_over_ranks, most_important, prove_equal
 from baselines._quantise import Dice, add_scaled, own_scales, refuse_overflow, ternarise
-from baselines._state import BucketMemory, SavingBound, Shapes, numel, parameters, ring_all_reduce_bytes
+from baselines._state import SavingBound, Shapes, numel, parameters, ring_all_reduce_bytes, sparse_embeddings
 
 LABEL = "PacTrain"
 COLOR = "#009E73"
@@ -104,6 +107,9 @@ class State(LaneState):
     """
 
     swept = ("density",)
+    most_copies = 5.0
+    remembers = ("residual", "dice", "tracker")
+    shows_non_finite = True
     warmup_parameters = ("warmup_steps",)
     goodput_note = GOODPUT_NOTE
 
@@ -199,15 +205,33 @@ class State(LaneState):
             return [both]
         return [AllReduce(scales), AllReduce(both.payload_bytes - scales)]
 
-    def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
-        super().bind(ddp, optimizer)
-        if self.prune == "grasp" and self.loss is None:
+    @property
+    def has_residuals(self) -> bool:
+        return self.error_feedback
+
+    @property
+    def accumulates(self) -> bool:
+        return self.average and not self.error_feedback
+
+    def check(
+        self,
+        ddp: DistributedDataParallel,
+        optimizer: torch.optim.Optimizer,
+        loss: Callable[[], torch.Tensor] | None,
+    ) -> None:
+        super().check(ddp, optimizer, loss)
+        refuse_sharded(self, optimizer)
+        if self.prune == "grasp" and loss is None:
             raise ValueError("prune='grasp' needs the Hessian: register the state with loss=..., or prune by magnitude")
         if self.adaptive or self.values == "ternary":
-            refuse_overflow(self.world_size)
-        self.dice = Dice(next(self.model.parameters()).device, self.seed + self.own_rank)
-        self.chooser = Chooser(self) if self.adaptive else None
-        self._prune_if_due()
+            refuse_overflow(dist.get_world_size(ddp.process_group))
+
+    def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
+        super().bind(ddp, optimizer)
+        self.dice = Dice(self.device, self.seed + self.own_rank)
+        self.chooser = Chooser(self) if self.adaptive and self.world_size > 1 else None  # alone, nothing travels
+        if not self.was_loaded:
+            self._prune_if_due()
 
     def end_step(self) -> None:
         super().end_step()
@@ -233,7 +257,12 @@ class State(LaneState):
         """
         if self.step not in self.pruning_steps:
             return
-        weights = [weight for weight in self.model.parameters() if weight.requires_grad and weight.ndim >= 2]
+        sparse = sparse_embeddings(self.model)
+        trained = [weight for weight in self.model.parameters() if weight.requires_grad and weight not in sparse]
+        weights = [weight for weight in trained if weight.ndim >= 2]
+        if not weights:
+            self.tracker.settle({})
+            return
         importance = self._importance(weights)
         for each, weight in zip(importance, weights, strict=True):
             if (kept := self.tracker.mask_of(weight)) is not None:
@@ -286,13 +315,14 @@ class MaskTracker:
     def __init__(self, stable_after: int) -> None:
         self._stable_after = stable_after
         self._unchanged_steps = 0
-        self._masks: dict[torch.Tensor, torch.Tensor] = {}
+        self._masks: dict[torch.Tensor, torch.Tensor] | None = None
+        """None before the first pruning."""
         self._of_layout: dict[tuple[int, ...], Survivors] = {}
 
     @property
     def stable(self) -> bool:
         """Whether there is a mask that has not changed for long enough, so that sending survivors loses nothing."""
-        return bool(self._masks) and self._unchanged_steps >= self._stable_after
+        return self._masks is not None and self._unchanged_steps >= self._stable_after
 
     def settle(self, masks: dict[torch.Tensor, torch.Tensor]) -> None:
         """From now on these are the masks (True: kept) of these parameters; all others are kept whole."""
@@ -305,7 +335,21 @@ class MaskTracker:
 
     def mask_of(self, weight: torch.Tensor) -> torch.Tensor | None:
         """The weight's mask, shaped like it; None if it is kept whole."""
-        return self._masks.get(weight)
+        return None if self._masks is None else self._masks.get(weight)
+
+    def state_dict(self, names: Mapping[torch.Tensor, str]) -> dict[str, Any]:
+        """Masks by name, None before the first pruning, and for how many steps they have been so."""
+        masks = self._masks
+        named = None if masks is None else {names[weight]: mask.clone() for weight, mask in masks.items()}
+        return {"masks": named, "unchanged_steps": self._unchanged_steps}
+
+    def load_state_dict(self, saved: Mapping[str, Any], names: Mapping[torch.Tensor, str]) -> None:
+        """Go on from what ``state_dict`` gave."""
+        masks, self._unchanged_steps = saved["masks"], saved["unchanged_steps"]
+        weights = {name: weight for weight, name in names.items()}
+        moved = {weights[name]: mask.to(weights[name].device) for name, mask in (masks or {}).items()}
+        self._masks = None if masks is None else moved
+        self._of_layout.clear()
 
     def survivors(self, bucket: dist.GradBucket, enforced: bool = True) -> Survivors:
         """Where the bucket's survivors are, all if masks are not enforced; listed anew when its layout has changed."""
@@ -331,7 +375,7 @@ def pactrain_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]
     gradient, mode = bucket.buffer(), state.mode(bucket)
     with state.stopwatch("encode"):
         survivors = state.tracker.survivors(bucket, state.gse)
-        residual = state.residual.like(bucket) if state.error_feedback and mode is Mode.TERNARY else None
+        residual = state.residual.draft(bucket) if state.error_feedback and mode is Mode.TERNARY else None
     if state.chooser is not None:
         contents = Contents(gradient.numel(), survivors.indices.numel(), len(survivors.counts), gradient.itemsize)
         state.note("formula_bytes", contents.sent_bytes(mode, state.world_size))
@@ -378,7 +422,7 @@ def compact_all_reduce(state: State, gradient: torch.Tensor, survivors: Survivor
 
 
 def ternary_all_reduce(
-    state: State, gradient: torch.Tensor, survivors: Survivors, residual: torch.Tensor | None
+    state: State, gradient: torch.Tensor, survivors: Survivors, residual: Draft | None
 ) -> Future[torch.Tensor]:
     """The masked mean of ``gradient`` (n,), in place: right on average, or but for the ``residual`` (n,), if any.
 
@@ -387,7 +431,7 @@ def ternary_all_reduce(
     counts, dice = survivors.counts, state.dice if state.rounding == "random" else None
     with state.stopwatch("encode"):
         if residual is not None:
-            gradient.add_(residual)
+            gradient.add_(residual.before)
         compact = survivors.gather(gradient)
         scales = own_scales(compact, counts)
         agreed = scales.clone()
@@ -401,7 +445,7 @@ def ternary_all_reduce(
         codes = ternarise(compact, counts, scales, dice)
         if residual is not None:
             missed = add_scaled(compact, codes, counts, -scales)
-            survivors.scatter(missed.nan_to_num_(nan=0, posinf=0, neginf=0), residual)
+            survivors.scatter(missed.nan_to_num_(nan=0, posinf=0, neginf=0), residual.after)
         sent = codes if state.compact else survivors.scatter(codes, codes.new_empty(len(gradient)))
     work = dist.all_reduce(sent, group=state.lane.process_group, async_op=True)
 

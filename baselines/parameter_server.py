@@ -9,6 +9,7 @@ Synchronous: servers wait for all workers. A real server keeps the weights and s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import torch
@@ -40,6 +41,7 @@ class State(LaneState):
     """
 
     most_copies = 6.0
+    as_given = True
 
     servers: Annotated[int, Field(ge=1)] = 1
 
@@ -55,10 +57,19 @@ class State(LaneState):
         pushed, pulled = (self.servers - 1) * shard, (world_size - 1) * shard
         return pushed + pulled
 
-    def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
-        super().bind(ddp, optimizer)
-        if self.servers > self.world_size:
-            raise ValueError(f"servers: {self.servers} of {self.world_size} workers cannot be; at most all of them")
+    @property
+    def accumulates(self) -> bool:
+        return True
+
+    def check(
+        self,
+        ddp: DistributedDataParallel,
+        optimizer: torch.optim.Optimizer,
+        loss: Callable[[], torch.Tensor] | None,
+    ) -> None:
+        super().check(ddp, optimizer, loss)
+        if self.servers > (workers := dist.get_world_size(ddp.process_group)):
+            raise ValueError(f"servers: {self.servers} of {workers} workers cannot be; at most all of them")
 
 
 def parameter_server_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:

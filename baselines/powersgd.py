@@ -24,7 +24,8 @@ from torch.futures import Future
 
 from baselines._calls import AllReduce, Call
 from baselines._lane import LaneState, settled
-from baselines._state import BucketMemory, Shapes, numel, parameters, ring_all_reduce_bytes
+from baselines._memory import BucketMemory, Draft, Drafts
+from baselines._state import Shapes, numel, parameters, ring_all_reduce_bytes
 
 LABEL = "PowerSGD"
 COLOR = "#332288"
@@ -46,6 +47,9 @@ class State(LaneState):
         seed: of the first Q, the same on every rank.
     """
 
+    most_copies = 5.0
+    remembers = ("residual", "q")
+
     rank: Annotated[int, Field(ge=1)] = 4
     min_compression_rate: Annotated[float, Field(gt=0)] = 2
     error_feedback: bool = True
@@ -54,7 +58,7 @@ class State(LaneState):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.residual = BucketMemory()
-        self.q: dict[torch.Tensor, torch.Tensor] = {}
+        self.q: Drafts[torch.Tensor] = Drafts()
 
     def rank_of(self, shape: torch.Size | tuple[int, ...]) -> int:
         """The rank of the approximation of a parameter of that shape; 0 if it travels dense."""
@@ -79,12 +83,15 @@ class State(LaneState):
 
     def q_of(self, weight: torch.Tensor) -> torch.Tensor:
         """Q (b, r) of a parameter's gradient, from the step before."""
-        if weight not in self.q:
-            dice = torch.Generator(weight.device).manual_seed(self.seed + len(self.q))
-            size = numel([weight.shape[1:]]), self.rank_of(weight.shape)
-            start = torch.randn(*size, generator=dice, dtype=weight.dtype, device=weight.device)
-            self.q[weight] = torch.linalg.qr(start).Q
-        return self.q[weight]
+        key = self.names[weight]
+        if (warm := self.q.get(key)) is not None:
+            return warm
+        place = list(self.names.values()).index(key)
+        dice = torch.Generator(weight.device).manual_seed(self.seed + place)
+        size = numel([weight.shape[1:]]), self.rank_of(weight.shape)
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        start: torch.Tensor = torch.linalg.qr(torch.randn(*size, generator=dice, dtype=dtype, device=weight.device)).Q
+        return start
 
 
 class Low(NamedTuple):
@@ -98,19 +105,18 @@ class Low(NamedTuple):
 def powersgd_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
     """Replace the bucket by the mean of all ranks' gradients, its matrices approximated."""
     gradient, weights = bucket.buffer(), bucket.parameters()
-    residual = state.residual.like(bucket) if state.error_feedback else None
+    residual = state.residual.draft(bucket) if state.error_feedback else None
     return state.lane.submit(lambda: low_rank_all_reduce(state, gradient, weights, residual))
 
 
 def low_rank_all_reduce(
-    state: State, gradient: torch.Tensor, weights: list[torch.Tensor], residual: torch.Tensor | None
+    state: State, gradient: torch.Tensor, weights: list[torch.Tensor], residual: Draft | None
 ) -> Future[torch.Tensor]:
     """The mean of ``gradient`` (n,), in place, but for the ``residual`` (n,), if there is one. Runs in the lane."""
     group = state.lane.process_group
     with state.stopwatch("encode"):
         if residual is not None:
-            gradient.add_(residual)
-            residual.copy_(gradient)
+            gradient.copy_(residual.plus(gradient))
         matrices, dense = split(state, gradient, weights)
         qs = [state.q_of(low.weight) for low in matrices]
         together = torch.cat([*((low.matrix @ q).view(-1) for low, q in zip(matrices, qs, strict=True)), *dense])
@@ -129,12 +135,12 @@ def low_rank_all_reduce(
         flat_q.div_(state.world_size)
         for low, p, q in zip(matrices, ps, views, strict=True):
             torch.matmul(p, q.t(), out=low.matrix)
-            state.q[low.weight] = q
+            state.q.draft(state.names[low.weight], q)
         for part, mean in zip(dense, means.div_(state.world_size).split([len(part) for part in dense]), strict=True):
             part.copy_(mean)
         if residual is not None:
-            residual.sub_(gradient)
-            _, travelled_whole = split(state, residual, weights)
+            missed = residual.after.sub_(gradient)
+            _, travelled_whole = split(state, missed, weights)
             for part in travelled_whole:
                 part.zero_()
         return settled(gradient)

@@ -44,6 +44,8 @@ class State(MethodState):
         seed: of the random rounding; each rank adds its own number to it.
     """
 
+    remembers = ("dice",)
+
     bits: Literal[2, 4, 8] = 8
     seed: Annotated[int, Field(ge=0)] = 0
 
@@ -60,7 +62,7 @@ class State(MethodState):
 
     def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
         super().bind(ddp, optimizer)
-        self.dice = Dice(next(self.model.parameters()).device, self.seed + self.own_rank)
+        self.dice = Dice(self.device, self.seed + self.own_rank)
 
 
 def qsgd_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:

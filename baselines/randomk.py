@@ -22,8 +22,9 @@ from pydantic import Field
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
+from baselines._memory import BucketMemory
 from baselines._sparse import share
-from baselines._state import BucketMemory, MethodState, Shapes, numel, parameters, ring_all_reduce_bytes
+from baselines._state import MethodState, Shapes, numel, parameters, ring_all_reduce_bytes
 
 LABEL = "Random-k"
 COLOR = "#DDAA33"
@@ -45,6 +46,9 @@ class State(MethodState):
     """
 
     swept = ("ratio",)
+    adjustable = ("ratio",)
+    most_copies = 5.0
+    remembers = ("residual", "dice")
 
     ratio: Annotated[float, Field(gt=0, le=1)] = 0.01
     error_feedback: bool = True
@@ -59,7 +63,7 @@ class State(MethodState):
 
     def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
         super().bind(ddp, optimizer)
-        self.dice = torch.Generator(next(self.model.parameters()).device).manual_seed(self.seed)
+        self.dice = torch.Generator(self.device).manual_seed(self.seed)
 
 
 def randomk_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
@@ -70,7 +74,7 @@ def randomk_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
         k = share(state.ratio, n)
         indices = one_of_each_stretch(n, k, state.dice)
         if state.error_feedback:
-            a = state.residual.like(bucket).add_(gradient)
+            a = state.residual.draft(bucket).plus(gradient)
             chosen = a.index_select(0, indices)
             a.index_fill_(0, indices, 0)
         else:

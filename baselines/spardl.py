@@ -33,8 +33,9 @@ from torch.futures import Future
 
 from baselines._calls import AllGather, Call, Shift
 from baselines._lane import LaneState, settled
+from baselines._memory import BucketMemory
 from baselines._sparse import pack, padded, sampled_top, share, sparse_bytes, unpack
-from baselines._state import BucketMemory, Shapes, parameters
+from baselines._state import Shapes, parameters
 
 LABEL = "SparDL"
 COLOR = "#117733"
@@ -56,6 +57,9 @@ class State(LaneState):
     """
 
     swept = ("ratio",)
+    adjustable = ("ratio",)
+    most_copies = 5.0
+    remembers = ("residual",)
 
     ratio: Annotated[float, Field(gt=0, le=1)] = 0.01
 
@@ -77,7 +81,7 @@ def spardl_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
     """Replace the bucket by the mean, over all ranks, of the entries that came through every choice."""
     gradient = bucket.buffer()
     with state.stopwatch("encode"):
-        a = state.residual.like(bucket).add_(gradient)
+        a = state.residual.draft(bucket).plus(gradient)
     return state.lane.submit(lambda: sparse_all_reduce(state, a, gradient))
 
 

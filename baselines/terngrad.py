@@ -9,6 +9,7 @@ Sigma is taken about zero. What PacTrain's ``values = "ternary"`` does to surviv
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import torch
@@ -39,6 +40,8 @@ class State(LaneState):
         seed: of the random rounding; each rank adds its own number to it.
     """
 
+    remembers = ("dice",)
+
     seed: Annotated[int, Field(ge=0)] = 0
 
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
@@ -48,10 +51,18 @@ class State(LaneState):
         scales, (both,) = 4 * len(shapes), super().calls(shapes, world_size)
         return [AllReduce(scales), AllReduce(both.payload_bytes - scales)]
 
+    def check(
+        self,
+        ddp: DistributedDataParallel,
+        optimizer: torch.optim.Optimizer,
+        loss: Callable[[], torch.Tensor] | None,
+    ) -> None:
+        super().check(ddp, optimizer, loss)
+        refuse_overflow(dist.get_world_size(ddp.process_group))
+
     def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
         super().bind(ddp, optimizer)
-        refuse_overflow(self.world_size)
-        self.dice = Dice(next(self.model.parameters()).device, self.seed + self.own_rank)
+        self.dice = Dice(self.device, self.seed + self.own_rank)
 
 
 def terngrad_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:

@@ -31,9 +31,10 @@ from torch.nn.parallel import DistributedDataParallel
 from baselines._calls import AllReduce, AllToAll, Call
 from baselines._exchange import shard_sizes
 from baselines._lane import LaneState, settled
+from baselines._memory import BucketMemory, Draft
 from baselines._pieces import pieces
 from baselines._quantise import Dice, by_byte, packed_fields
-from baselines._state import BucketMemory, Shapes, numel, parameters
+from baselines._state import Shapes, numel, parameters
 
 LABEL = "THC"
 COLOR = "#AA4499"
@@ -61,7 +62,9 @@ class State(LaneState):
         seed: of the rotation, and, each rank adding its own number, of the rounding.
     """
 
-    most_copies = 8.5
+    most_copies = 9.5
+
+    remembers = ("residual", "dice", "common_dice")
 
     bits: Literal[2, 4] = 4
     error_feedback: bool = True
@@ -81,9 +84,8 @@ class State(LaneState):
 
     def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
         super().bind(ddp, optimizer)
-        device = next(self.model.parameters()).device
-        self.dice = Dice(device, self.seed + self.own_rank)
-        self.common_dice = torch.Generator(device).manual_seed(self.seed)
+        self.dice = Dice(self.device, self.seed + self.own_rank)
+        self.common_dice = torch.Generator(self.device).manual_seed(self.seed)
 
 
 def sum_bytes(world_size: int) -> int:
@@ -94,15 +96,15 @@ def sum_bytes(world_size: int) -> int:
 def thc_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
     """Replace the bucket by the mean of all ranks' codes."""
     gradient = bucket.buffer()
-    residual = state.residual.like(bucket) if state.error_feedback else None
+    residual = state.residual.draft(bucket) if state.error_feedback else None
     return state.lane.submit(lambda: homomorphic_all_reduce(state, gradient, residual))
 
 
-def homomorphic_all_reduce(state: State, gradient: torch.Tensor, residual: torch.Tensor | None) -> Future[torch.Tensor]:
+def homomorphic_all_reduce(state: State, gradient: torch.Tensor, residual: Draft | None) -> Future[torch.Tensor]:
     """The mean of ``gradient`` (n,), in place, but for the ``residual`` (n,), if there is one. Runs in the lane."""
     n, p, group = gradient.numel(), state.world_size, state.lane.process_group
     with state.stopwatch("encode"):
-        a = gradient if residual is None else residual.add_(gradient)
+        a = gradient if residual is None else residual.plus(gradient)
         signs = random_signs(n, state.common_dice, a.dtype)
         rotated = rotate(a, signs)
         # Gloo's MAX may lose a NaN, but no infinity: what is not finite on one rank must show on all.
@@ -117,7 +119,7 @@ def homomorphic_all_reduce(state: State, gradient: torch.Tensor, residual: torch
             own = by_byte((table.to(a.dtype) - GRANULARITY / 2) * step, state.bits)
             for some, some_packed in pieces(rotated.view(-1, own.shape[1]), packed):
                 torch.index_select(own, 0, some_packed.int(), out=some)
-            residual.sub_(unrotate(rotated, signs)[:n]).nan_to_num_(nan=0, posinf=0, neginf=0)
+            a.sub_(unrotate(rotated, signs)[:n]).nan_to_num_(nan=0, posinf=0, neginf=0)
         shards = shard_sizes(len(packed), p)
     size = shards[state.own_rank]
     arrived = packed.new_empty(p * size)

@@ -17,8 +17,9 @@ from pydantic import Field
 from torch.futures import Future
 
 from baselines._calls import AllGather, Call
+from baselines._memory import BucketMemory
 from baselines._sparse import all_gather_mean, exact_top, padded, sampled_top, share, sparse_bytes
-from baselines._state import BucketMemory, MethodState, Shapes, parameters
+from baselines._state import MethodState, Shapes, parameters
 
 LABEL = "Top-k"
 COLOR = "#E69F00"
@@ -42,6 +43,9 @@ class State(MethodState):
     """
 
     swept = ("ratio",)
+    adjustable = ("ratio", "selection")
+    most_copies = 5.0
+    remembers = ("residual",)
 
     ratio: Annotated[float, Field(gt=0, le=1)] = 0.01
     selection: Literal["sampled", "exact"] = "sampled"
@@ -62,7 +66,7 @@ def topk_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
     """Replace the bucket by the mean of what all ranks sent of theirs."""
     gradient = bucket.buffer()
     with state.stopwatch("encode"):
-        a = state.residual.like(bucket).add_(gradient) if state.error_feedback else gradient
+        a = state.residual.draft(bucket).plus(gradient) if state.error_feedback else gradient
         k = share(state.ratio, a.numel())
         exact = state.selection == "exact"
         indices = exact_top(a, k) if exact else sampled_top(a, k, SAMPLE_RATIO, start=state.step)

@@ -32,9 +32,10 @@ from baselines._exchange import (
     to_records,
 )
 from baselines._lane import LaneState, settled
+from baselines._memory import BucketMemory, Draft
 from baselines._quantise import packed_bits, unpacked_bits
 from baselines._sparse import INDEX, sampled_top, share
-from baselines._state import BucketMemory, Shapes, numel, parameters, ring_all_reduce_bytes
+from baselines._state import Shapes, numel, parameters, ring_all_reduce_bytes
 
 LABEL = "Zen"
 COLOR = "#6699CC"
@@ -57,6 +58,8 @@ class State(LaneState):
     """
 
     swept = ("ratio",)
+    most_copies = 5.0
+    remembers = ("residual",)
 
     ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
 
@@ -89,18 +92,19 @@ def sparse_bytes(entries: float, union: float, n: int, world_size: int) -> float
 def zen_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
     """Replace the bucket by the mean of all ranks' entries."""
     gradient = bucket.buffer()
-    residual = state.residual.like(bucket) if state.ratio < 1 else None
+    residual = state.residual.draft(bucket) if state.ratio < 1 else None
     return state.lane.submit(lambda: hashed_all_reduce(state, gradient, residual))
 
 
-def hashed_all_reduce(state: State, gradient: torch.Tensor, residual: torch.Tensor | None) -> Future[torch.Tensor]:
+def hashed_all_reduce(state: State, gradient: torch.Tensor, residual: Draft | None) -> Future[torch.Tensor]:
     """The mean of ``gradient`` (n,), in place, but for the ``residual`` (n,), if there is one. Runs in the lane."""
     n, p = gradient.numel(), state.world_size
     with state.stopwatch("encode"):
         if residual is not None:
-            taken = sampled_top(residual.add_(gradient), share(state.ratio, n), SAMPLE_RATIO, start=state.step)
-            gradient.zero_().index_copy_(0, taken, residual.index_select(0, taken))
-            residual.index_fill_(0, taken, 0)
+            a = residual.plus(gradient)
+            taken = sampled_top(a, share(state.ratio, n), SAMPLE_RATIO, start=state.step)
+            gradient.zero_().index_copy_(0, taken, a.index_select(0, taken))
+            a.index_fill_(0, taken, 0)
         entries = gradient.count_nonzero()
     dist.all_reduce(entries, group=state.lane.process_group)
     state.note("formula_bytes", ring_all_reduce_bytes(COUNT_BYTES, p))

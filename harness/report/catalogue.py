@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import get_args
 
 import baselines
-from baselines import Method
+from baselines import Method, MethodState
 from harness.plan.check import optimizer_like
 from harness.report.markdown import UNKNOWN, table
 from harness.scenario.optimisation import Optimizer
@@ -52,7 +52,7 @@ OVERVIEW_WORLD_SIZES = (2, 8, 32)
 def page() -> str:
     """All methods as Markdown."""
     methods = [baselines.get(name) for name in baselines.names()]
-    return "\n".join([HEAD, overview(methods), *(section(method) for method in methods)])
+    return "\n".join([HEAD, overview(methods), supported(methods), *(section(method) for method in methods)])
 
 
 def overview(methods: Iterable[Method]) -> str:
@@ -76,6 +76,36 @@ def _overview_row(method: Method, profiles: Iterable[Profile]) -> list[str]:
         accuracy_cost(method),
         method.source or UNKNOWN,
     ]
+
+
+SUPPORT = """\
+## What each method supports
+
+Every method trains in fp32, fp64, bf16 and fp16; under a `torch.amp.GradScaler`, where a step that overflows on one
+rank is skipped by all and leaves no trace in what a method remembers; with `no_sync()`, clipping, frozen and unused
+parameters; and it saves and resumes to the last bit (`state.state_dict()`). Gradients of sparse embeddings are not
+compressed: they travel as torch sends them. FSDP and bare modules are refused in one line.
+
+* **micro-batches synchronised one by one**, without `no_sync()`: right, or refused because the method would compress
+  again what is synchronised already.
+* **ddp.join()**, uneven inputs: taken, or refused because a rank that has joined makes no
+  step: what the method remembers, or when it averages, would get out of step.
+* **other number of workers on resume**: taken, or refused because each rank has residuals of its own.
+* **may change in training**: parameters that may be assigned after the start.
+"""
+
+
+def supported(methods: Iterable[Method]) -> str:
+    """A table of what each method supports with its default parameters."""
+    head = ["method", "micro-batches synchronised one by one", "ddp.join()", "other number of workers on resume"]
+    rows = [_support_row(method.State()) for method in methods]
+    return SUPPORT + "\n" + table([*head, "may change in training"], rows, right_from=5, right_to=5) + "\n"
+
+
+def _support_row(state: MethodState) -> list[str]:
+    taken = [state.accumulates, state.may_join, not state.has_residuals]
+    changing = ", ".join(f"`{name}`" for name in state.adjustable) or "nothing"
+    return [f"[{state.name}](#{state.name})", *("yes" if each else "refused" for each in taken), changing]
 
 
 def accuracy_cost(method: Method) -> str:

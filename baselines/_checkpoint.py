@@ -1,0 +1,148 @@
+"""Save and resume: what a method remembers, keyed by the names of parameters, so that buckets are free to change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, ClassVar
+
+import torch
+
+from baselines._memory import BucketMemory
+from baselines._quantise import Dice
+
+VERSION = 1
+
+
+class Checkpointed:
+    """The part of a method's state that saves and resumes."""
+
+    remembers: ClassVar[tuple[str, ...]]
+    adjustable: ClassVar[tuple[str, ...]]
+    names: dict[torch.Tensor, str]
+    is_bound: bool
+    step: int
+    own_rank: int
+    world_size: int
+    was_resumed = False
+    """Whether what was loaded has been used in no step yet."""
+    _loaded: Mapping[str, Any] | None = None
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters with their values, as a scenario would give them."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+
+    @property
+    def name(self) -> str:
+        """The method's name."""
+        return type(self).__module__.rpartition(".")[2]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed training needs of the method, beside model and optimizer; every rank must save its own.
+
+        It holds tensors, numbers, texts, lists and dicts only, so that ``torch.load`` with ``weights_only`` reads it.
+
+        Raises:
+            ValueError: the state belongs to no training.
+        """
+        if not self.is_bound:
+            raise ValueError(f"this state of {self.name} belongs to no training yet and remembers nothing: register it")
+        return {
+            "version": VERSION,
+            "method": self.name,
+            "parameters": self.parameters,
+            "model": {name: list(weight.shape) for weight, name in self.names.items()},
+            "rank": self.own_rank,
+            "world_size": self.world_size,
+            "step": self.step,
+            "remembered": {name: saved_of(getattr(self, name), self.names) for name in self.remembers},
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from what ``state_dict`` gave on this rank. Load it before ``register``, or model and optimizer after.
+
+        DDP's buckets may be others. The number of workers may be another one only where a rank has no residuals of its
+        own, because those of a rank that is gone would be lost.
+
+        Raises:
+            ValueError: it is of another method, version or model, other parameters, another rank or number of workers.
+        """
+        refuse_foreign(saved, self.name, self.parameters, self.adjustable)
+        self._loaded = saved
+        if self.is_bound:
+            self.take_what_was_loaded()
+
+    def take_what_was_loaded(self) -> None:
+        """Put what was loaded in its place; the state is bound."""
+        saved, self._loaded = self._loaded, None
+        if saved is None:
+            return
+        self._refuse_other_place(saved)
+        self.step = saved["step"]
+        self.was_resumed = self.step > 0
+        same_place = (saved["rank"], saved["world_size"]) == (self.own_rank, self.world_size)
+        for name in self.remembers:
+            current = getattr(self, name)
+            if same_place or not isinstance(current, Dice):  # a worker of another place keeps dice of its own
+                setattr(self, name, loaded_into(current, saved["remembered"][name], self.names))
+
+    @property
+    def has_residuals(self) -> bool:
+        """Whether each rank remembers of its own gradients what nobody else does."""
+        return any(isinstance(getattr(self, name), BucketMemory) for name in self.remembers if hasattr(self, name))
+
+    @property
+    def was_loaded(self) -> bool:
+        """Whether a checkpoint waits for ``register``."""
+        return self._loaded is not None
+
+    def _refuse_other_place(self, saved: Mapping[str, Any]) -> None:
+        own = {name: list(weight.shape) for weight, name in self.names.items()}
+        for name in {**own, **saved["model"]}:
+            there, here = (model.get(name, "no such parameter") for model in (saved["model"], own))
+            if there != here:
+                raise ValueError(f"the checkpoint is of another model: {name}: {there} there, {here} here")
+        rank, workers = saved["rank"], saved["world_size"]
+        if self.has_residuals and (rank, workers) != (self.own_rank, self.world_size):
+            raise ValueError(
+                f"the checkpoint was saved by rank {rank} of {workers}, and this is rank {self.own_rank} of "
+                f"{self.world_size}: {self.name} remembers residuals of each rank's own; load this rank's, with as "
+                "many workers"
+            )
+
+
+def refuse_foreign(
+    saved: Mapping[str, Any], method: str, parameters: Mapping[str, Any], adjustable: tuple[str, ...]
+) -> None:
+    """Raises:
+    ValueError: what was saved is not of this method with these parameters, or not by this version.
+    """
+    if not isinstance(saved, Mapping) or not {"version", "method", "parameters", "model"} <= set(saved):
+        raise ValueError(f"this is no checkpoint of {method}: it takes what state_dict() of its state gave")
+    if saved["version"] != VERSION:
+        raise ValueError(f"the checkpoint has version {saved['version']!r}; this pacbench reads version {VERSION}")
+    if saved["method"] != method:
+        raise ValueError(f"the checkpoint is of {saved['method']}; load it into that method's state, not {method}'s")
+    for name, value in parameters.items():
+        if name not in adjustable and saved["parameters"].get(name, value) != value:
+            there = saved["parameters"][name]
+            raise ValueError(f"the checkpoint is of {method} with {name}={there!r}, and this state has {value!r}")
+
+
+def saved_of(thing: Any, names: Mapping[torch.Tensor, str]) -> Any:
+    """What a checkpoint holds of something that is remembered."""
+    if isinstance(thing, torch.Generator):
+        return thing.get_state()
+    return thing.state_dict(names) if hasattr(thing, "state_dict") else thing
+
+
+def loaded_into(thing: Any, saved: Any, names: Mapping[torch.Tensor, str]) -> Any:
+    """The thing with what was saved of it; a number is replaced by it."""
+    if isinstance(thing, torch.Generator):
+        thing.set_state(saved.cpu())
+    elif hasattr(thing, "load_state_dict"):
+        thing.load_state_dict(saved, names)
+    else:
+        return saved
+    return thing

@@ -1,0 +1,257 @@
+"""The door between a training and a method: who may enter, what a hook is handed, when a step counts, the way out.
+
+Whatever the gradients' dtype and the loss scale are, a hook is handed the gradient itself, in fp32 or fp64, unless its
+state asks for what DDP has (``as_given``). A bucket in which this rank's gradient is not finite is handed over as NaN
+all through: so it shows on every rank, whatever the method selects, and all ranks' scalers skip the step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.distributed as dist
+from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
+
+from baselines._lane import settled
+from baselines._regroup import Bucket, Regrouping, will_regroup
+from baselines._state import MethodState
+
+Hook = Callable[[Any, Any], Future[torch.Tensor]]
+
+
+class Place:
+    """Where a DDP's hook looks for what to do: DDP takes one hook for good, but methods come and go."""
+
+    def __init__(self) -> None:
+        self.handle: Handle | None = None
+
+
+_places: WeakKeyDictionary[DistributedDataParallel, Place] = WeakKeyDictionary()
+
+
+class Handle:
+    """A method at work in a training. As a context it flushes, unless something was raised, and removes the method."""
+
+    def __init__(
+        self,
+        ddp: DistributedDataParallel,
+        state: MethodState,
+        hook: Hook,
+        optimizer: torch.optim.Optimizer,
+        loss: Callable[[], torch.Tensor] | None,
+    ) -> None:
+        self.state = state
+        self._ddp, self._method_hook, self._optimizer = ddp, hook, optimizer
+        self._is_open = False
+        """Whether gradients were synchronised since the last step."""
+        self._watches: list[Any] = []
+        self._regrouping: Regrouping | None = None
+        state.loss = loss
+        state.bind(ddp, optimizer)
+        try:
+            state.take_what_was_loaded()
+        except ValueError:
+            state.leave()
+            raise
+        state.loss_scale.listen(optimizer, state.agree)
+        self._removable = [
+            optimizer.register_step_post_hook(self._after_step),
+            ddp.register_forward_pre_hook(self._before_forward),
+        ]
+        self._place = _places.get(ddp) or _take_place(ddp)
+        self._place.handle = self
+
+    def remove(self) -> None:
+        """Let the method go: gradients are all-reduced as DDP does it by itself, and another method may come."""
+        if self._place.handle is not self:
+            return
+        self._place.handle = None
+        self.state.loss_scale.ignore()
+        for each in (*self._removable, *self._watches):
+            each.remove()
+        self.state.leave()
+
+    def flush(self) -> None:
+        """Bring all ranks to the same parameters now; collective. Only local methods let them drift apart."""
+        self.state.flush()
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if kind is None:
+            self.flush()
+        self.remove()
+
+    def synchronise(self, bucket: dist.GradBucket) -> Future[torch.Tensor]:
+        """What the method makes of a bucket."""
+        state = self.state
+        if bucket.index() == 0:
+            self._begin_round()
+        state.stopwatch.bucket_ready(bucket.buffer().numel(), bucket.parameters())
+        if (regrouping := self._regrouping) is not None:
+            self._regrouping = None
+            regrouping.end()
+            if will_regroup(self._ddp, bucket):
+                return regrouping.apply(bucket, self._synchronise_bucket)
+        return self._synchronise_bucket(bucket)
+
+    def _synchronise_bucket(self, bucket: Any) -> Future[torch.Tensor]:
+        """The same of one that may be a part of DDP's."""
+        state = self.state
+        if bucket.buffer().is_sparse:
+            return settled(bucket.buffer()) if state.agrees_every > 1 else plain_mean(state.process_group, bucket)
+        not_finite = state.look_for_non_finite(bucket)
+        if state.as_given:
+            return self._method_hook(state, bucket)
+        with state.stopwatch("encode"):
+            work = self._unscaled(bucket.buffer())
+            if not state.shows_non_finite and (work.is_cuda or not_finite):  # a GPU is not waited for
+                work.masked_fill_(not_finite, math.nan)
+        if work is bucket.buffer() and state.loss_scale.factor is None:
+            return self._method_hook(state, bucket)
+        return self._give_back(self._method_hook(state, Bucket(work, bucket.parameters(), bucket.is_last())), bucket)
+
+    def _unscaled(self, gradient: torch.Tensor) -> torch.Tensor:
+        """The gradient itself, in at least fp32: in place where it is so wide."""
+        work = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+        scale = self.state.loss_scale.factor
+        return work if scale is None else work.div_(scale.to(work.device))
+
+    def _give_back(self, done: Future[torch.Tensor], bucket: dist.GradBucket) -> Future[torch.Tensor]:
+        """The method's result by DDP's scale and dtype, in the bucket."""
+        gradient: torch.Tensor = bucket.buffer()
+        scale = self.state.loss_scale.factor
+
+        def decode(done: Future[torch.Tensor]) -> torch.Tensor:
+            mean = done.value()
+            with self.state.stopwatch("decode"):
+                return gradient.copy_(mean if scale is None else mean.mul_(scale.to(mean.device)))
+
+        return done.then(decode)
+
+    def _begin_round(self) -> None:
+        """A backward pass hands over its first bucket."""
+        if self._ddp._join_config.enable and not self.state.may_join:
+            raise RuntimeError(
+                f"{self.state.name} cannot train on uneven inputs: a rank that has joined makes no step, "
+                "but has to; end all ranks' epochs at the same step instead of ddp.join()"
+            )
+        if self._is_open:  # the optimizer skipped the step before
+            self.state.discard()
+            self._stop_watching()
+        self._is_open = True
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        if (found := getattr(optimizer, "found_inf", None)) is not None and found.item():
+            return  # a fused optimizer, which a scaler lets skip the step by itself
+        with self.state.stopwatch("end_step"):
+            self.state.commit()
+            self.state.end_step()
+        self._is_open = False
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _before_forward(self, *_: object) -> None:
+        """Watch the coming backward pass where something is to be found out in it.
+
+        After a resume: in what order gradients get ready. If the last ones have led to no step: whether that step was
+        skipped or is still to come.
+        """
+        if self.state.was_resumed:
+            self.state.was_resumed = False
+            self._regrouping = Regrouping(self._ddp)
+        if self._is_open and not self._watches and not self.state.accumulates and self._ddp.require_backward_grad_sync:
+            weights = [weight for weight in self._ddp.module.parameters() if weight.requires_grad]
+            self._watches = [weight.register_hook(self._refuse_accumulation_in(weight)) for weight in weights]
+
+    def _stop_watching(self) -> None:
+        for watch in self._watches:
+            watch.remove()
+        self._watches.clear()
+
+    def _refuse_accumulation_in(self, weight: torch.Tensor) -> Callable[[torch.Tensor], None]:
+        def refuse(_: torch.Tensor) -> None:
+            if weight.grad is not None and bool((weight.grad != 0).any()):
+                raise RuntimeError(
+                    f"{self.state.name} would compress gradients again that are synchronised already: run all "
+                    "micro-batches of a step but the last under ddp.no_sync(), or call zero_grad() after a skipped step"
+                )
+
+        return refuse
+
+
+def _take_place(ddp: DistributedDataParallel) -> Place:
+    """Make DDP's hook look into a place."""
+    place = _places[ddp] = Place()
+
+    def hook(place, bucket):  # type: ignore[no-untyped-def]  # DDP refuses annotations that are strings
+        return plain_mean(ddp.process_group, bucket) if place.handle is None else place.handle.synchronise(bucket)
+
+    ddp.register_comm_hook(place, hook)
+    return place
+
+
+def plain_mean(group: dist.ProcessGroup, bucket: dist.GradBucket) -> Future[torch.Tensor]:
+    """The mean of all ranks' gradients, as DDP takes it by itself; also of sparse ones."""
+    gradient = bucket.buffer().div_(dist.get_world_size(group))
+    work = dist.all_reduce(gradient, group=group, async_op=True)
+    return work.get_future().then(lambda future: future.value()[0])
+
+
+def checked(
+    ddp: Any, optimizer: Any, state: Any, loss: Callable[[], torch.Tensor] | None
+) -> tuple[DistributedDataParallel, torch.optim.Optimizer]:
+    """What is behind a compiled model and a wrapped optimizer. Changes nothing.
+
+    Raises:
+        TypeError: this is no DDP, no optimizer, or no state.
+        ValueError: they cannot be used together, or not again.
+    """
+    if not isinstance(state, MethodState):
+        raise TypeError(f"register needs a method's State, such as baselines.get('topk').State(), not {kind(state)}")
+    ddp = getattr(ddp, "_orig_mod", ddp)  # of torch.compile
+    if not isinstance(ddp, DistributedDataParallel):
+        raise TypeError(_instead_of_ddp(ddp))
+    optimizer = unwrapped(optimizer)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer: register needs the model's torch.optim.Optimizer, not {kind(optimizer)}")
+    held = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+    if held.isdisjoint(map(id, ddp.module.parameters())):
+        raise ValueError("optimizer: it holds none of the model's parameters; make it from ddp.parameters()")
+    if state.is_bound:
+        raise ValueError(
+            f"this state of {state.name} belongs to another training, with what it remembers of it; make a new one: "
+            "type(state)(**state.parameters)"
+        )
+    place = _places.get(ddp)
+    if place is not None and place.handle is not None:
+        raise ValueError(f"{place.handle.state.name} synchronises this model already; call its handle's remove() first")
+    if place is None and ddp._comm_hooks:
+        raise ValueError("this DDP has a communication hook already, and takes one only; wrap the model in a new DDP")
+    state.check(ddp, optimizer, loss)
+    return ddp, optimizer
+
+
+def unwrapped(optimizer: Any) -> Any:
+    """The optimizer within Accelerate's, or any wrapper that keeps it in the same way."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        optimizer = inner
+    return optimizer
+
+
+def kind(thing: object) -> str:
+    """What a thing is, for a message."""
+    return type(thing).__name__
+
+
+def _instead_of_ddp(model: object) -> str:
+    shards = any("fsdp" in each.__module__ for each in type(model).__mro__)
+    if shards:
+        return f"{kind(model)} shards its parameters, which no method here does; wrap the model in DDP instead of FSDP"
+    return f"register needs a model in DDP, not {kind(model)}; wrap it: DistributedDataParallel(model)"

@@ -1,0 +1,82 @@
+"""What methods share whose ranks train alone, each by its own gradients, and meet once in a while."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from baselines._state import MethodState, ring_all_reduce_bytes
+
+FLAG_BYTES = 4
+
+
+class LocalState(MethodState):
+    """Base of a ``State`` whose ranks keep their gradients to themselves.
+
+    A scaler looks at this rank's gradients alone, so that one rank would skip a step that the others make, and they
+    would never meet again. So with a scaler the ranks all-reduce a flag in each step, and skip it together.
+    """
+
+    as_given = True
+    period: int
+
+    @property
+    def may_join(self) -> bool:
+        return False
+
+    @property
+    def accumulates(self) -> bool:
+        return True
+
+    @property
+    def agrees_every(self) -> int:
+        return self.period
+
+    def flag_bytes(self, world_size: int) -> float:
+        """Of the flag, in each step; 0 where no scaler was used."""
+        return 0.0 if self.loss_scale.factor is None else ring_all_reduce_bytes(FLAG_BYTES, world_size)
+
+    def check(
+        self,
+        ddp: DistributedDataParallel,
+        optimizer: torch.optim.Optimizer,
+        loss: Callable[[], torch.Tensor] | None,
+    ) -> None:
+        super().check(ddp, optimizer, loss)
+        refuse_sharded(self, optimizer)
+
+    def agree(self, found: torch.Tensor) -> None:
+        dist.all_reduce(found, op=dist.ReduceOp.MAX, group=self.process_group)
+
+    def end_step(self) -> None:
+        super().end_step()
+        if self.step % self.period == 0:
+            self.flush()
+
+
+def refuse_sharded(state: MethodState, optimizer: torch.optim.Optimizer) -> None:
+    """Raises:
+    ValueError: each rank's optimizer has a share of the parameters only, and sends the rest after each step.
+    """
+    if type(optimizer).__name__ == "ZeroRedundancyOptimizer":
+        raise ValueError(
+            f"{state.name} acts on all of a rank's optimizer, and ZeroRedundancyOptimizer holds a share of it: use the "
+            "optimizer itself"
+        )
+
+
+@torch.no_grad()
+def average_in_place(state: MethodState, tensors: list[torch.Tensor]) -> None:
+    """Replace each tensor by its mean over all ranks, taken in at least fp32; one collective for each such dtype."""
+    wide = [torch.promote_types(tensor.dtype, torch.float32) for tensor in tensors]
+    for dtype in dict.fromkeys(wide):
+        alike = [tensor for tensor, its in zip(tensors, wide, strict=True) if its == dtype]
+        with state.stopwatch("encode"):
+            together = torch.cat([tensor.reshape(-1).to(dtype) for tensor in alike]).div_(state.world_size)
+        dist.all_reduce(together, group=state.process_group)
+        with state.stopwatch("decode"):
+            for tensor, mean in zip(alike, together.split([tensor.numel() for tensor in alike]), strict=True):
+                tensor.copy_(mean.view(tensor.shape))

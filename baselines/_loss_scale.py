@@ -1,0 +1,78 @@
+"""By what a ``torch.amp.GradScaler`` has multiplied the loss, and so every gradient.
+
+Methods remember parts of gradients, whose unit must not change when the scale does. Hooks are handed scaled gradients
+and nobody tells them the scale, so it is overheard: a scaler's ``scale`` tells it to all who listen. A loss that is
+multiplied by hand is not noticed. Where ranks keep their gradients to themselves, they agree in the same way on whether
+a step is skipped, as FSDP's own scaler does.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch.amp import GradScaler
+
+
+class LossScale:
+    """What the losses of this process are multiplied by, from the first call of a scaler's ``scale`` on."""
+
+    def __init__(self) -> None:
+        self.factor: torch.Tensor | None = None
+        """A scalar, which the scaler changes in place; None while no scaler was used."""
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._agree: Callable[[torch.Tensor], None] = _keep
+
+    def listen(self, optimizer: torch.optim.Optimizer, agree: Callable[[torch.Tensor], None]) -> None:
+        """Be told from now on.
+
+        Args:
+            agree: called with what the scaler found in the optimizer's gradients, a scalar, 0 if all are finite; it may
+                change it.
+        """
+        self._optimizer, self._agree = optimizer, agree
+        if not _listeners:
+            GradScaler.scale = _scale_and_tell  # type: ignore[method-assign,assignment]
+            GradScaler._unscale_grads_ = _look_and_agree  # type: ignore[method-assign,assignment]
+        _listeners.add(self)
+
+    def ignore(self) -> None:
+        """Be told no more."""
+        _listeners.discard(self)
+        if not _listeners:
+            GradScaler.scale, GradScaler._unscale_grads_ = _scale, _look  # type: ignore[method-assign,assignment]
+
+    def found(self, optimizer: torch.optim.Optimizer, flags: Iterable[torch.Tensor]) -> None:
+        """A scaler has looked for overflows."""
+        if optimizer is self._optimizer:
+            for flag in flags:
+                self._agree(flag)
+
+
+def _keep(found: torch.Tensor) -> None:
+    """All ranks have found the same."""
+
+
+_listeners: WeakSet[LossScale] = WeakSet()
+_scale: Any = GradScaler.scale
+_look: Any = GradScaler._unscale_grads_
+
+
+@functools.wraps(_scale)
+def _scale_and_tell(scaler: GradScaler, outputs: Any) -> Any:
+    scaled = _scale(scaler, outputs)
+    if scaler.is_enabled():
+        for listener in _listeners:
+            listener.factor = scaler._scale
+    return scaled
+
+
+@functools.wraps(_look)
+def _look_and_agree(scaler: GradScaler, optimizer: torch.optim.Optimizer, *rest: Any) -> dict[Any, torch.Tensor]:
+    flags: dict[Any, torch.Tensor] = _look(scaler, optimizer, *rest)
+    for listener in _listeners:
+        listener.found(optimizer, flags.values())
+    return flags

@@ -1,0 +1,109 @@
+"""The buckets that DDP will have from its second backward pass on, in its first.
+
+DDP begins with all gradients in one bucket and regroups them by the order in which they got ready. What a method makes
+of a gradient may depend on its bucket. A training that is resumed is past that already, so its first bucket is cut into
+those that the next steps will have: then it goes on as if it had never been interrupted, to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import _DEFAULT_FIRST_BUCKET_BYTES, _compute_bucket_assignment_by_size
+from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
+
+
+class Bucket:
+    """What a method sees of DDP's bucket when that cannot be used as it is."""
+
+    def __init__(self, buffer: torch.Tensor, members: list[torch.Tensor], index: int = 0, is_last: bool = True) -> None:
+        self._buffer, self._members, self._index, self._is_last = buffer, members, index, is_last
+
+    def buffer(self) -> torch.Tensor:
+        """The members' gradients (n,), one after the other."""
+        return self._buffer
+
+    def parameters(self) -> list[torch.Tensor]:
+        """The members."""
+        return self._members
+
+    def gradients(self) -> list[torch.Tensor]:
+        """The members' gradients, flat."""
+        return list(self._buffer.split([member.numel() for member in self._members]))
+
+    def index(self) -> int:
+        """Its place among the buckets of a backward pass."""
+        return self._index
+
+    def is_last(self) -> bool:
+        """Whether it is the last of them."""
+        return self._is_last
+
+
+class Regrouping:
+    """Watches one backward pass for the order in which gradients get ready."""
+
+    def __init__(self, ddp: DistributedDataParallel) -> None:
+        self._ddp = ddp
+        self._ready: dict[torch.Tensor, None] = {}
+        weights = [weight for weight in ddp.module.parameters() if weight.requires_grad]
+        self._watches = [weight.register_post_accumulate_grad_hook(self._note) for weight in weights]
+
+    def _note(self, weight: torch.Tensor) -> None:
+        self._ready[weight] = None
+
+    def end(self) -> None:
+        """Watch no more."""
+        for watch in self._watches:
+            watch.remove()
+
+    def apply(
+        self, bucket: dist.GradBucket, synchronise: Callable[[Any], Future[torch.Tensor]]
+    ) -> Future[torch.Tensor]:
+        """Synchronise a bucket, which holds all gradients, as those that DDP will make of it."""
+        whole = bucket.buffer()
+        parts = dict(zip(bucket.parameters(), whole.split([m.numel() for m in bucket.parameters()]), strict=True))
+        groups = self._groups(bucket.parameters())
+        last = len(groups) - 1
+        futures = [
+            synchronise(Bucket(torch.cat([parts[member] for member in group]), group, index, index == last))
+            for index, group in enumerate(groups)
+        ]
+        return torch.futures.collect_all(futures).then(partial(_put_back, whole, parts, groups))
+
+    def _groups(self, members: list[torch.Tensor]) -> list[list[torch.Tensor]]:
+        order = list(dict.fromkeys([*(weight for weight in self._ready if weight in set(members)), *members]))
+        places = list(range(len(order)))
+        groups, _ = _compute_bucket_assignment_by_size(order, _caps(self._ddp), [False] * len(order), places)
+        return [[order[place] for place in group] for group in groups]
+
+
+def will_regroup(ddp: DistributedDataParallel, bucket: dist.GradBucket) -> bool:
+    """Whether this is DDP's first bucket, with everything in it, which it will cut."""
+    is_whole = bucket.index() == 0 and bucket.is_last()
+    return is_whole and (ddp.static_graph or not ddp.find_unused_parameters)
+
+
+def _caps(ddp: DistributedDataParallel) -> list[int]:
+    """Sizes in bytes of the first bucket, and of all others."""
+    if listed := getattr(ddp, "bucket_bytes_cap_list", None):  # of torch 2.11 and later
+        return list(listed)
+    by_default = getattr(ddp, "bucket_bytes_cap_default", False)
+    return [_DEFAULT_FIRST_BUCKET_BYTES if by_default else ddp.bucket_bytes_cap, ddp.bucket_bytes_cap]
+
+
+def _put_back(
+    whole: torch.Tensor,
+    parts: dict[torch.Tensor, torch.Tensor],
+    groups: list[list[torch.Tensor]],
+    done: Future[list[Future[torch.Tensor]]],
+) -> torch.Tensor:
+    for group, future in zip(groups, done.value(), strict=True):
+        for member, mean in zip(group, future.value().split([m.numel() for m in group]), strict=True):
+            parts[member].copy_(mean)
+    return whole
