@@ -28,18 +28,23 @@ def attempt(trial: Trial, cluster: Cluster, port: int, outcome: Outcome, watch: 
     spec = {"trial": trial.model_dump(mode="json", by_alias=True), "port": port}
     if trial.slowing.changes:
         spec["undilated"] = as_json(trial.expected.topology)
+    timeout_s = train.timeout_s * max(1.0, trial.dilation)
     try:
-        for message in _until_failure(cluster.run("train", spec, train.timeout_s), outcome):
+        for message in _until_failure(cluster.run("train", spec, timeout_s), outcome):
             outcome.take(message, trial, watch)
             if may_end_early and outcome.status == DONE and (within := added_within(outcome, trial.slowing)):
                 may_end_early = False  # it is known now whether it goes on
                 if why := within.why_too_much(trial.dilation):
                     outcome.fail(DISTURBED, why)
     except TaskTimeoutError:
-        outcome.fail("timeout", f"it took longer than {train.timeout_s:g} s (train.timeout)")
+        outcome.fail("timeout", f"it took longer than {timeout_s:g} s ({_how_long(trial)})")
     outcome.note_changes_of_links(trial.dilation)
     if outcome.status == DONE:
         outcome.check(trial)
+
+
+def _how_long(trial: Trial) -> str:
+    return f"train.timeout, at a dilation of {trial.dilation:g}" if trial.dilation > 1 else "train.timeout"
 
 
 def _until_failure(messages: Iterator[Message], outcome: Outcome) -> Iterator[Message]:

@@ -156,18 +156,21 @@ class _Runner:
         """Run trials of one round and one network, those of one dilation together, until none is to be run again."""
         left = list(alike)
         while left:
-            known = [trial for trial in left if self._dilations.is_known(trial)] or [self._next_to_find(left)]
-            left = [trial for trial in left if trial not in known]
-            trials = sorted(self._settled(known), key=lambda trial: trial.dilation, reverse=bool(known[0].round % 2))
+            some = self._next_of(left)
+            left = [trial for trial in left if trial not in some]
+            trials = sorted(self._settled(some), key=lambda trial: trial.dilation, reverse=bool(some[0].round % 2))
             left += [
                 trial
                 for _, together in itertools.groupby(trials, key=lambda trial: trial.dilation)
                 for trial in self._run_between_verifications(together)
             ]
 
-    def _next_to_find(self, trials: Sequence[Trial]) -> Trial:
-        """A trial whose dilation is a guess runs alone: what it finds makes the next guess better."""
-        return next((trial for trial in trials if trial.method.label == self._baseline.label), trials[0])
+    def _next_of(self, trials: Sequence[Trial]) -> list[Trial]:
+        """The next ones in order. One whose dilation is a guess runs alone: what it finds makes the next guess better."""
+        is_known, baseline = self._dilations.is_known, self._baseline.label
+        guesses = (trial for trial in trials if trial.method.label == baseline and not is_known(trial))
+        first = next(guesses, trials[0])
+        return list(itertools.takewhile(is_known, trials)) if is_known(first) else [first]
 
     def _settled(self, trials: Iterable[Trial]) -> Iterator[Trial]:
         """The trials with their dilations. One for which there is none becomes a row with the reason."""

@@ -177,7 +177,7 @@ class Train(Section):
     bucket_bytes: Annotated[SizeBytes, Field(alias="bucket")] = 25_000_000
     """DDP's bucket size."""
     timeout_s: Annotated[TimeS, Field(alias="timeout", gt=0)] = 300.0
-    """A trial that takes longer is ended and recorded as ``timeout``."""
+    """A trial that takes longer is ended and recorded as ``timeout``; one that runs slower may take as much longer."""
 
     @property
     def samples_per_step(self) -> int:

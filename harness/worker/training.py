@@ -100,7 +100,9 @@ class Training:
         known, checkpoint = MODELS[self.settings.model], self.settings.checkpoint
         model = known.build_from(Path(checkpoint)) if checkpoint else known.build()
         model.to(self.device)
-        self.ddp = DistributedDataParallel(model, **self._ddp_settings)
+        # Weights that are the same already need not travel: on slow links that takes longer than many a step.
+        smallest, largest = hash_range(model, self.device)
+        self.ddp = DistributedDataParallel(model, **self._ddp_settings, init_sync=smallest != largest)
         self.optimizer = optimizers.build(self.settings.optimizer, model.parameters(), self._optimizer_settings)
         if self.device.type == "cuda":
             self.method.stopwatch.clock = meter.CudaClock()
@@ -132,7 +134,7 @@ class Training:
             steps, test_loss = self._train()
             sent, transport = meter.wire_bytes(self.interface) - self.at_steady, meter.transport()
         yardsticks_s.append(meter.yardstick_s())
-        smallest, largest = self._parameter_hash_range()
+        smallest, largest = hash_range(self.ddp.module, self.device)
         self.recorder.flush()
         self.send(
             Trained(
@@ -301,13 +303,14 @@ class Training:
         correct, loss = (sums / self.data.test_targets.numel()).tolist()
         return Scores(correct, loss)
 
-    def _parameter_hash_range(self) -> tuple[int, int]:
-        """The least and the greatest of all ranks' hashes: equal when every rank holds the same bits."""
-        own = parameter_hash(self.ddp.module)
-        extremes = torch.tensor([own, -own], device=self.device)
-        dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
-        largest, negated_smallest = extremes.tolist()
-        return -negated_smallest, largest
+
+def hash_range(model: nn.Module, device: torch.device) -> tuple[int, int]:
+    """The least and the greatest of all ranks' hashes: equal when every rank holds the same bits."""
+    own = parameter_hash(model)
+    extremes = torch.tensor([own, -own], device=device)
+    dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
+    largest, negated_smallest = extremes.tolist()
+    return -negated_smallest, largest
 
 
 def parameter_hash(model: nn.Module) -> int:
