@@ -168,6 +168,8 @@ def test_the_sweep_figure_marks_where_accuracy_stops_to_hold(
 def test_columns_name_their_units(three_rates: Run) -> None:
     plain = {
         "loss",
+        "lr",
+        "training",
         "network",
         "workers",
         "model",

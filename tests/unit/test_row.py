@@ -27,7 +27,7 @@ def test_every_column_has_a_type_and_says_what_it_means_in_a_sentence() -> None:
 
 def test_units_are_in_the_names_of_numbers() -> None:
     units = ("_s", "_bps", "_bytes", "_per_step", "_per_s", "_packets", "_s_per_step", "_share", "_cpus")
-    plain = {"dilation", "trial_dilation", "loss", "retransmits", "queue_drops"}
+    plain = {"dilation", "trial_dilation", "loss", "lr", "retransmits", "queue_drops"}
     plain |= {name for name in TRIAL_SCHEMA.names if name.startswith(("final_", "steps_"))}
     floats = {field.name for field in TRIAL_SCHEMA if pa.types.is_floating(field.type)}
     assert {name for name in floats - plain if not name.endswith(units)} == set()
