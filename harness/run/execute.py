@@ -166,7 +166,7 @@ class _Runner:
             ]
 
     def _next_of(self, trials: Sequence[Trial]) -> list[Trial]:
-        """The next ones in order; one whose dilation is a guess alone, since what it finds makes the next guess better."""
+        """The next ones in order; one whose dilation is a guess runs alone: what it finds makes guesses better."""
         is_known, baseline = self._dilations.is_known, self._baseline.label
         guesses = (trial for trial in trials if trial.method.label == baseline and not is_known(trial))
         first = next(guesses, trials[0])
