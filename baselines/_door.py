@@ -62,7 +62,8 @@ class Handle:
         state.loss_scale.listen(optimizer, state.agree)
         self._removable = [
             optimizer.register_step_post_hook(self._after_step),
-            ddp.register_forward_pre_hook(self._before_forward),
+            # Not as a decorator, which would import the compiler with this module: seconds, where no worker is made.
+            ddp.register_forward_pre_hook(torch.compiler.disable(self._before_forward)),
         ]
         self._place = _places.get(ddp) or _take_place(ddp)
         self._place.handle = self
@@ -156,7 +157,6 @@ class Handle:
             self.state.end_step()
         self._is_open = False
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _before_forward(self, *_: object) -> None:
         """Watch the coming backward pass where something is to be found out in it.
 

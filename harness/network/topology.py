@@ -87,16 +87,20 @@ class Topology(Section):
         for wire in self.wires:
             yield from wire.queues()
 
+    @cached_property
+    def pipes(self) -> tuple[Pipe, ...]:
+        """What the directions of links are, each once: of 10,000 workers' most are alike."""
+        return tuple(dict.fromkeys(pipe for wire in self.wires for pipe in (wire.up, wire.down)))
+
     @property
     def needs_netem(self) -> bool:
         """Whether any link asks for more than a rate."""
-        return any(queue.pipe.needs_netem for queue in self.queues())
+        return any(pipe.needs_netem for pipe in self.pipes)
 
     @property
     def is_uneven(self) -> bool:
         """Whether the links make single steps long by themselves: they change, lose or disturb packets, or jitter."""
-        pipes = [queue.pipe for queue in self.queues()]
-        return self.link.trace is not None or any(pipe.disturbs or pipe.jitter_s for pipe in pipes)
+        return self.link.trace is not None or any(pipe.disturbs or pipe.jitter_s for pipe in self.pipes)
 
     def build(self) -> list[Command]:
         """Commands that make the namespaces and links; every switch must forward (``net.ipv4.ip_forward``)."""
@@ -205,10 +209,11 @@ class Topology(Section):
         """
         if self.link.trace and len(self.link.trace.rows) > 1:
             return self.at_best.bound_s(wire_bytes, busiest_bytes)
-        queues = list(self.queues())
-        carried = [seconds_on(wire_bytes, queue.pipe) + queue.pipe.delay_s for queue in queues]
-        busiest = min(seconds_on(busiest_bytes, queue.pipe) for queue in queues if queue.worker is not None)
-        farthest_s = max(sum(queue.pipe.delay_s for queue in self.path(0, other)) for other in range(1, self.workers))
+        carried = [seconds_on(wire_bytes, pipe) + pipe.delay_s for pipe in self.pipes]
+        own = dict.fromkeys(pipe for wire in self.wires[: self.workers] for pipe in (wire.up, wire.down))
+        busiest = min(seconds_on(busiest_bytes, pipe) for pipe in own)
+        unlike = {(self.switch_of(other), self.wires[other].down): other for other in range(1, self.workers)}
+        farthest_s = max(sum(queue.pipe.delay_s for queue in self.path(0, other)) for other in unlike.values())
         return max(*carried, busiest, farthest_s)
 
     def ring_bound_s(self, payload_bytes: float) -> float:
@@ -255,7 +260,7 @@ class Topology(Section):
     @property
     def slowest_bps(self) -> int | None:
         """The rate of the slowest direction of any link; None where all are unshaped."""
-        return min((queue.pipe.rate_bps for queue in self.queues() if queue.pipe.rate_bps), default=None)
+        return min((pipe.rate_bps for pipe in self.pipes if pipe.rate_bps), default=None)
 
     @property
     def segments(self) -> int | None:
@@ -265,7 +270,7 @@ class Topology(Section):
         """
         if self.most_segments:
             return self.most_segments
-        netem = [queue.pipe for queue in self.queues() if queue.pipe.needs_netem]
+        netem = [pipe for pipe in self.pipes if pipe.needs_netem]
         if not netem:
             return None
         if any(pipe.disturbs or pipe.queue_bytes for pipe in netem):
@@ -274,10 +279,13 @@ class Topology(Section):
         return min(max(1, int(slowest_bps / 8 * SEGMENT_S / self.link.mtu_bytes)), OFFLOADED_SEGMENTS)
 
     def _worker_wires(self) -> Iterator[Wire]:
+        plain = self.link.pipe("", "up"), self.link.pipe("", "down")
         for worker, name in enumerate(self.worker_nodes):
+            has_own = name in self.link.workers
+            up, down = (self.link.pipe(name, "up"), self.link.pipe(name, "down")) if has_own else plain
             near = End(name, WORKER_INTERFACE, address(worker))
             far = End(self.switch_of(worker), switch_interface(worker), gateway(worker))
-            yield Wire(name, worker, near, far, self.link.pipe(name, "up"), self.link.pipe(name, "down"))
+            yield Wire(name, worker, near, far, up, down)
 
     def _trunks(self) -> Iterator[Wire]:
         for number, trunk in enumerate(self.fabric.trunk_names):

@@ -53,7 +53,7 @@ def expect(case: Case, method: MethodSpec, dilation: float) -> Expected:
         profile=profile,
         wire_bytes_per_step=wire_bytes(case, method),
         lower_bound_s_per_step=lower_bound_s(case, method),
-        predicted_step_s=_predicted_step_s(case, method, dilation, profile, topology) if profile else None,
+        predicted_step_s=_predicted_step_s(case, method, dilation, profile) if profile else None,
         memory_bytes=_memory_bytes(case, state, profile),
     )
 
@@ -96,13 +96,17 @@ def _memory_bytes(case: Case, state: MethodState, profile: Profile | None) -> in
     return replay.memory_bytes(profile, case.cluster.workers, state.most_copies)
 
 
-def _predicted_step_s(
-    case: Case, method: MethodSpec, dilation: float, profile: Profile, topology: Topology
-) -> float | None:
-    """What a step of the steady state is expected to take.
+def _predicted_step_s(case: Case, method: MethodSpec, dilation: float, profile: Profile) -> float | None:
+    """What a step of the steady state is expected to take."""
+    earlier_s = (case.train.accumulate - 1) * (profile.forward_s + profile.backward_s)  # passes that send nothing
+    network = network_of(topology_of(case), dilation)
+    return earlier_s + predict.step_s(profile, method, state_of(method), network, case.train.bucket_bytes)
+
+
+@cache
+def network_of(topology: Topology, dilation: float) -> Network:
+    """A network as it is told, all methods' collectives on it.
 
     Where time is dilated, it is told as measured: what wakes processes is this machine, which dilation does not slow.
     """
-    earlier_s = (case.train.accumulate - 1) * (profile.forward_s + profile.backward_s)  # passes that send nothing
-    network = Network(topology, MESSAGE_S / dilation, dilation)
-    return earlier_s + predict.step_s(profile, method, state_of(method), network, case.train.bucket_bytes)
+    return Network(topology, MESSAGE_S / dilation, dilation)

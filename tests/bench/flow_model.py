@@ -1,9 +1,10 @@
 """The flow model against emulation, on set-ups drawn at random, and against SimGrid's fluid model.
 
-    nox -s flow_model -- emulation --networks 24     # on a machine that does nothing else; about half a minute each
+    nox -s flow_model -- emulation --networks 24     # on a machine that does nothing else; about a minute each
+    nox -s flow_model -- emulation --for-s 200       # begins no network later than that
     nox -s flow_model -- simgrid                     # needs Debian's python3-simgrid
 
-Either goes on where it stopped, and writes a table of errors to results/reference/: flow_model.csv, or
+Either goes on where it stopped, and writes a table of errors to results/reference/: flow_model_emulation.csv, or
 flow_model_simgrid.csv.
 """
 
@@ -11,24 +12,42 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import random
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from harness.cluster.netns import NetnsCluster
 from harness.network.flows import arrivals_s
 from harness.network.pipeline import Hop, Lane, pipeline
+from harness.plan import predict
+from harness.plan.expected import network_of, state_of
 from harness.plan.status import DONE
+from harness.plan.trial import Trial
 from harness.record.store import Store
+from harness.run.planning import plan_run
+from harness.workload.profile import Codec
 
 REFERENCE = Path(__file__).resolve().parents[2] / "results" / "reference"
-STEPS = 10
+STEPS = 6
+PROFILE, MODEL = "digits-cnn-epyc", "digits-cnn"
+COLUMNS = {
+    **{name: name for name in ("label", "workers", "status", "dilation", "rate_bps", "delay_s", "queue_drops")},
+    "encode_s": "encode_s_per_step",
+    "decode_s": "decode_s_per_step",
+    "comm_s": "comm_s_per_step",
+    "found_s": "step_time_median_s",
+}
+"""What is kept of a trial's row, and its name there."""
+
 METHODS = """
 [[methods]]
 name = "dense"
@@ -39,7 +58,7 @@ ratio = 0.01
 
 [[methods]]
 name = "parameter_server"
-servers = 2
+servers = {servers}
 """
 
 RINGS = [(64, 63), (256, 64), (1024, 32), (4096, 16)]
@@ -54,11 +73,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compare the flow model.")
     parser.add_argument("against", choices=["emulation", "simgrid"])
     parser.add_argument("--networks", type=int, default=24)
+    parser.add_argument("--for-s", type=float, default=math.inf)
     options = parser.parse_args()
     if options.against == "simgrid":
         table = compare_with_simgrid(REFERENCE / "flow_model_simgrid.csv")
     else:
-        table = compare_with_emulation(REFERENCE / "flow_model.csv", options.networks)
+        table = compare_with_emulation(REFERENCE / "flow_model_emulation.csv", options.networks, options.for_s)
     errors = (table["predicted_s"] / table["found_s"] - 1).abs()
     print(f"{len(errors)} set-ups: median {errors.median():.1%}, 95th percentile {errors.quantile(0.95):.1%}")
 
@@ -86,71 +106,130 @@ def fluid(setup: tuple[Any, ...]) -> Iterator[dict[str, Any]]:
     yield {"workers": workers, "found_s": found_s, "predicted_s": predicted_s}
 
 
-def compare_with_emulation(file: Path, networks: int) -> pd.DataFrame:
-    return kept(file, [(number,) for number in range(networks)], emulated)
+def compare_with_emulation(file: Path, networks: int, for_s: float) -> pd.DataFrame:
+    """What was found is kept; predictions are made anew each time, so that a better model needs no new runs."""
+    table = kept(file, [(number,) for number in range(networks)], emulated, for_s)
+    trials = {number: trials_of(int(number)) for number in set(table["setup"])}
+    table["predicted_s"] = [predicted_s(trials[row["setup"]][row["label"]], row) for _, row in table.iterrows()]
+    table["error"] = table["predicted_s"] / table["found_s"] - 1
+    table.to_csv(file, index=False, float_format="%.6g")
+    return table[table["status"] == DONE]
 
 
 def emulated(setup: tuple[int]) -> Iterator[dict[str, Any]]:
-    """A comparison for each method: what a replay's steps took on an emulated network, and what was predicted."""
+    """For each method, what a replay's steps took on an emulated network."""
     (number,) = setup
-    shape, content = drawn(random.Random(number))
+    drawing = drawn(number)
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "drawn.toml").write_text(content + METHODS)
+        (Path(folder) / "drawn.toml").write_text(drawing.scenario)
         command = [sys.executable, "-m", "harness", "run", "drawn.toml", "--on", "netns", "--out", "run"]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-        if not (Path(folder) / "run").exists():
-            sys.exit(f"network {number}: {done.stderr}")
-        trials = Store.open(Path(folder) / "run").trials()
+        trials = Store.open(Path(folder) / "run").trials() if (Path(folder) / "run").exists() else pd.DataFrame()
+    if trials.empty:
+        print(f"network {number} ({drawing.shape}) cannot be emulated here: {done.stderr.strip()}", flush=True)
     for _, row in trials.iterrows():
-        yield {
-            "shape": shape,
-            "label": row["label"],
-            "workers": row["workers"],
-            "status": row["status"],
-            "dilation": row["dilation"],
-            "rate_bps": row["rate_bps"],
-            "delay_s": row["delay_s"],
-            "found_s": row["step_time_median_s"],
-            "predicted_s": row["predicted_step_s"],
-        }
+        own = {ours: row[theirs] for ours, theirs in COLUMNS.items()}
+        yield {"shape": drawing.shape, **own, "load": os.getloadavg()[0]}
 
 
-def drawn(dice: random.Random) -> tuple[str, str]:
-    """A network, of a star, racks, regions or uneven links, and the scenario that has it."""
-    shape = dice.choice(["star", "racks", "regions", "uneven"])
-    workers = dice.choice([4, 8, 12, 16, 24, 32])
-    rate_mbps = round(10 ** dice.uniform(1, 2.3))
+def trials_of(number: int) -> dict[str, Trial]:
+    """The trials of a network, by their method's label."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "drawn.toml").write_text(drawn(number).scenario)
+        plan = plan_run(str(Path(folder) / "drawn.toml"), NetnsCluster())
+    return {trial.method.label: trial for trial in plan.trials}
+
+
+def predicted_s(trial: Trial, row: pd.Series) -> float:
+    """What a step was to take, with the codec's time as it was found: the network's is what is put to the test."""
+    profile, case = trial.expected.profile, trial.case
+    assert profile
+    codec = Codec(
+        method=trial.method.name,
+        params=trial.method.params,
+        workers=case.cluster.workers,
+        encode_s=row.fillna(0.0)["encode_s"],
+        beside_s=0.0,
+        decode_s=row.fillna(0.0)["decode_s"],
+        optimizer_s=profile.optimizer_s,
+    )
+    network = network_of(trial.expected.topology, trial.dilation)
+    known = profile.model_copy(update={"codecs": (codec,)})
+    return predict.step_s(known, trial.method, state_of(trial.method), network, case.train.bucket_bytes)
+
+
+class Drawn(NamedTuple):
+    shape: str
+    scenario: str
+
+
+def drawn(number: int) -> Drawn:
+    """A network and the scenario that has it.
+
+    Rates are such that a worker's link is emulated at 20 Mbit/s or more once time is dilated, which is what makes all
+    steps of a network last a minute.
+    """
+    dice = random.Random(number)
+    shape = dice.choice(list(FABRICS))
+    workers = dice.choice([4, 6, 8, 12, 16, 24])
+    dilation = max(2, workers // 2)
+    rate_mbps = round(10 * dilation * 10 ** dice.uniform(0.3, 0.8))
     delay_ms = dice.choice([0, 0, 1, 5, 20]) if shape == "star" else 0
-    dilation = max(1, math.ceil(workers / 4))
     lines = ["rounds = 1", f"[cluster]\nworkers = {workers}", f'[link]\nrate = "{rate_mbps}mbit"']
     lines += [f'delay = "{delay_ms}ms"'] if delay_ms else []
-    if shape == "uneven":
-        lines += [
-            f'[link.workers.w{worker}]\nrate = "{round(rate_mbps * dice.uniform(0.3, 0.9), 1)}mbit"'
-            for worker in dice.sample(range(workers), 2)
-        ]
-    if shape == "racks":
-        lines += [f'[fabric]\ngroups = "a b"\noversubscription = {dice.choice([2, 4, 8])}.0']
-    if shape == "regions":
-        trunk = f'rate = "{round(rate_mbps * dice.uniform(0.3, 2), 1)}mbit", delay = "{dice.choice([5, 20, 50])}ms"'
-        lines += [f'[fabric]\ngroups = "a b c"\nmesh = true\ntrunk = {{ {trunk} }}']
-    train = (
-        f'replay = "digits-cnn-epyc"\nmodel = "digits-cnn"\ntarget = "none"\nsteps = {STEPS}\ndilation = {dilation}.0'
-    )
-    return shape, "\n".join([*lines, f"[train]\n{train}\n"])
+    lines += FABRICS[shape](dice, workers, rate_mbps)
+    train = f'replay = "{PROFILE}"\nmodel = "{MODEL}"\ntarget = "none"\nsteps = {STEPS}\ndilation = {dilation}.0'
+    return Drawn(shape, "\n".join([*lines, f"[train]\n{train}", METHODS.format(servers=workers // 2)]))
 
 
-def kept(file: Path, setups: list[tuple[Any, ...]], compare: Any) -> pd.DataFrame:
-    """The table with a row or more for each set-up; those that it has are not compared anew."""
-    table = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["setup"])
+def star(dice: random.Random, workers: int, rate_mbps: int) -> list[str]:
+    return []
+
+
+def uneven(dice: random.Random, workers: int, rate_mbps: int) -> list[str]:
+    return [
+        f'[link.workers.w{worker}]\nrate = "{round(rate_mbps * dice.uniform(0.3, 0.9), 1)}mbit"'
+        for worker in dice.sample(range(workers), 2)
+    ]
+
+
+def racks(dice: random.Random, workers: int, rate_mbps: int) -> list[str]:
+    return [f'[fabric]\ngroups = "a b"\noversubscription = {dice.choice([2, 4])}.0']
+
+
+def regions(dice: random.Random, workers: int, rate_mbps: int) -> list[str]:
+    trunk = f'rate = "{round(rate_mbps * dice.uniform(0.5, 2), 1)}mbit", delay = "{dice.choice([1, 5, 20])}ms"'
+    return [f'[fabric]\ngroups = "a b c"\nmesh = true\ntrunk = {{ {trunk} }}']
+
+
+def nodes(dice: random.Random, workers: int, rate_mbps: int) -> list[str]:
+    """Two or four ranks a node, which share its card."""
+    names = " ".join("abcdefghijkl"[: workers // (4 if workers % 4 == 0 and workers > 4 else 2)])
+    return [f'[fabric]\ngroups = "{names}"\ntrunk = {{ rate = "{rate_mbps}mbit" }}']
+
+
+FABRICS = {"star": star, "uneven": uneven, "racks": racks, "regions": regions, "nodes": nodes}
+
+
+def kept(file: Path, setups: list[tuple[Any, ...]], compare: Any, for_s: float = math.inf) -> pd.DataFrame:
+    """The table with a row or more for each set-up; those that it has are not compared anew.
+
+    Args:
+        for_s: none begins later than so many seconds from now.
+    """
+    began_s = time.monotonic()
+    table = pd.read_csv(file, dtype={"setup": str}) if file.exists() else pd.DataFrame(columns=["setup"])
     for setup in setups:
         name = " ".join(map(str, setup))
-        if name in set(table["setup"].astype(str)):
+        if name in set(table["setup"]):
             continue
+        if time.monotonic() - began_s > for_s:
+            break
         table = pd.concat([table, pd.DataFrame({"setup": name, **row} for row in compare(setup))], ignore_index=True)
         table.to_csv(file, index=False, float_format="%.6g")
-        print(table[table["setup"].astype(str) == name].to_string(index=False, header=False), flush=True)
-    return table[table["status"] == DONE] if "status" in table else table
+        if name in set(table["setup"]):
+            print(table[table["setup"] == name].to_string(index=False, header=False), flush=True)
+    return table
 
 
 if __name__ == "__main__":

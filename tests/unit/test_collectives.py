@@ -43,7 +43,7 @@ def test_a_ring_on_a_star_is_the_closed_bound_with_headers(workers: int) -> None
 
 def test_a_long_delay_decides_the_pace_of_a_ring_as_its_two_segments_under_way_say() -> None:
     star, p, payload, delay_s = topology(4, delay="20ms"), 4, 8000, 0.02
-    segment_s = 8 * (payload / (2 * p) * wire_share(star.link) + 228) / 1e8
+    segment_s = 8 * (payload / (2 * p) * wire_share(star.link) + 342) / 1e8
     assert took_s(AllReduce(payload), star) == pytest.approx(2 * (p - 1) * (4 * delay_s + segment_s), rel=0.02)
 
 
@@ -155,7 +155,7 @@ def test_flows_of_a_kind_are_as_each_flow_by_itself() -> None:
             for queue in way:
                 use[places[queue.node, queue.interface], number] += share
     rates = np.array([queue.pipe.rate_bps / 8 for queue in queues])
-    sizes = np.full(len(pairs), payload / p * wire_share(uneven.link) + 228)
+    sizes = np.full(len(pairs), payload / p * wire_share(uneven.link) + 342)
     every_flow_s = arrivals_s(use, rates, np.zeros(len(queues)), sizes).max()
     assert took_s(AllToAll(payload), uneven) == pytest.approx(every_flow_s, rel=1e-6)
 
