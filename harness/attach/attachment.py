@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from harness.attach.orders import VARIABLE, Orders
 from harness.errors import UsageError
+
+ROOT = Path(__file__).parents[2]
+
+CODE = (ROOT / "baselines", ROOT / "harness")
+"""What a node must have, by the same names, for its scripts to be attached to."""
 
 SITE_FOLDER = Path(__file__).with_name("site")
 
@@ -36,6 +42,13 @@ class Attachment(BaseModel):
     """Steps of the optimizer after which the script ends in good order; None: it ends by itself."""
     metric: str | None = None
     """Regular expression that finds a metric in a line of output, see ``metrics_in``."""
+    interface: str | None = None
+    """Network interface that is a rank's own: what has left it is counted at the end of each step that is observed."""
+
+    @property
+    def enters_scripts(self) -> bool:
+        """Whether anything of it happens within scripts; a metric is found in what they print."""
+        return self.method is not None or self.observe or self.seed is not None or self.steps is not None
 
     @field_validator("metric")
     @classmethod
@@ -45,25 +58,21 @@ class Attachment(BaseModel):
         return metric
 
 
-def environment(attachment: Attachment, folder: Path) -> dict[str, str]:
-    """Variables that a command's environment must have beside those of this process.
+def environment(attachment: Attachment, folder: Path, users: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Variables that a command's environment must have beside, or in place of, its user's.
 
     Args:
         folder: where each rank writes what it finds. It must exist, and be empty, on every node.
+        users: what the environment would be; its PYTHONPATH comes behind ours.
 
     Raises:
         UsageError: there is no such method, or its parameters are not what it takes.
     """
     if attachment.method is not None:
         _check_method(attachment.method, attachment.params)
-    orders = Orders(
-        folder=str(folder.resolve()), **attachment.model_dump(include={"method", "params", "observe", "seed", "steps"})
-    )
-    users = os.environ.get("PYTHONPATH")
-    variables = {
-        "PYTHONPATH": os.pathsep.join([str(SITE_FOLDER), *([users] if users else [])]),
-        VARIABLE: orders.to_json(),
-    }
+    orders = Orders(folder=str(folder.resolve()), **attachment.model_dump(exclude={"metric"}))
+    path = os.pathsep.join([str(SITE_FOLDER), *([given] if (given := users.get("PYTHONPATH")) else [])])
+    variables = {"PYTHONPATH": path, VARIABLE: orders.to_json()}
     return variables if attachment.seed is None else {**variables, "PYTHONHASHSEED": str(attachment.seed)}
 
 
@@ -105,5 +114,7 @@ def _check_method(name: str, params: dict[str, Any]) -> None:
         raise UsageError(error.args[0]) from None
     except ValidationError as error:
         first = error.errors()[0]
-        parameter = ".".join(map(str, first["loc"]))
-        raise UsageError.at(name, parameter, first["input"], first["msg"].removeprefix("Value error, ")) from None
+        parameter, allowed = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        if first["type"] == "unexpected_keyword_argument":
+            allowed = ", ".join(baselines.get(name).State().parameters) or "none, as it has none"
+        raise UsageError.at(name, parameter, first["input"], allowed) from None

@@ -71,6 +71,8 @@ class Step:
     """What the method's encoding took, hidden or not; None without a method, and on a GPU."""
     decode_s: float | None = None
     """The same of its decoding."""
+    sent: tuple[int, int] | None = None
+    """Bytes and packets that had left the rank's own interface by then, see ``sent_by``; None: nobody asked."""
     kind: Literal["step"] = "step"
 
 

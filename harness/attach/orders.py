@@ -22,6 +22,7 @@ class Orders:
     observe: bool
     seed: int | None
     steps: int | None
+    interface: str | None = None
 
     @property
     def needs_model(self) -> bool:

@@ -164,7 +164,7 @@ class Training:
         self._ddp = ddp
         if self._orders.observe:
             clock = CudaClock if next(ddp.parameters()).is_cuda else HostClock
-            self._watch = StepWatch(clock, self._findings.write)
+            self._watch = StepWatch(clock, self._findings.write, self._orders.interface)
 
     def _register(self, ddp: DistributedDataParallel) -> None:
         """Put the method between model and optimizer, unless the script makes its optimizer later."""

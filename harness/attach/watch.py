@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -21,6 +22,22 @@ from harness.attach.findings import Step
 
 FLUSH_S = 1.0
 """How often steps are read and written."""
+
+DEVICES = Path("/proc/net/dev")
+"""Counters of the interfaces of the reader's network namespace (proc_pid_net(5))."""
+
+
+def sent_by(interface: str) -> tuple[int, int] | None:
+    """Bytes, headers included, and packets that have left an interface; None where there is none of that name.
+
+    What offloads send down as one packet counts as one, with its headers once.
+    """
+    for line in DEVICES.read_text().splitlines():
+        name, _, counters = line.partition(":")
+        if name.strip() == interface:
+            sent_bytes, packets = counters.split()[8:10]
+            return int(sent_bytes), int(packets)
+    return None
 
 
 class HostClock:
@@ -77,6 +94,7 @@ class Marks:
     end: Any = None
     at_s: float = 0.0
     codec: Codec | None = None
+    sent: tuple[int, int] | None = None
 
 
 class StepWatch:
@@ -85,11 +103,13 @@ class StepWatch:
     Args:
         clock: of the device that the model is on.
         write: takes steps that are read.
+        interface: the rank's own, whose bytes are counted.
     """
 
-    def __init__(self, clock: Clock, write: Callable[..., None]) -> None:
+    def __init__(self, clock: Clock, write: Callable[..., None], interface: str | None = None) -> None:
         self._clock = clock
         self._write = write
+        self._interface = interface
         self._step: Marks | None = None
         self._forward_begin: Any = None
         self._ready: Any = None
@@ -136,6 +156,7 @@ class StepWatch:
             return
         step, self._step = self._step, None
         step.end, step.at_s, step.codec = self._clock.mark(), time.monotonic(), codec
+        step.sent = sent_by(self._interface) if self._interface else None
         self._pending.append(step)
         if perf_counter() - self._read_at > FLUSH_S:
             self._read(len(self._pending) - 1)  # a device has long done all but the last
@@ -175,4 +196,5 @@ class StepWatch:
             loss=statistics.fmean(loss.item() for loss in marks.losses) if marks.losses else None,
             encode_s=marks.codec.encode_s if marks.codec else None,
             decode_s=marks.codec.decode_s if marks.codec else None,
+            sent=marks.sent,
         )

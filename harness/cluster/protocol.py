@@ -105,7 +105,7 @@ class CommandCluster(Cluster, Protocol):
     """A cluster whose workers run any command of the user's, as the task ``EXECUTE``."""
 
     def share_folder(self, folder: Path) -> None:
-        """Let commands work in a folder of this machine, by the same name; before links are used."""
+        """Let commands write to a folder of this machine, by the same name; before links are used."""
 
     def find_command(self, command: str, environment: Mapping[str, str]) -> None:
         """Raise UsageError where it is known beforehand that workers have no such command."""

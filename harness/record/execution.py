@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 from harness.errors import UsageError
 from harness.network.readings import Readings
 from harness.network.wires import Direction
+from harness.record.observed import Metric, Training
 from harness.scenario.section import Section
 
 SCHEMA = 1
@@ -127,6 +128,10 @@ class Execution(Section):
     """What they were after it; None where it failed or was interrupted, and nobody looked."""
     drift: tuple[str, ...] = ()
     """What of them was not what was asked any more: then the figures cannot be trusted."""
+    training: Training | None = None
+    """What was put into its scripts, and seen there; None: nothing was."""
+    metrics: tuple[Metric, ...] = ()
+    """What rank 0 told by ``harness.metric``, or what a pattern found in its output."""
     provenance: dict[str, Any]
 
     def save(self, folder: Path) -> Path:
@@ -151,7 +156,8 @@ class Execution(Section):
 
 @contextmanager
 def new_folder(results: Path, asked: Path | None) -> Iterator[Path]:
-    """A folder for a command that starts now: the one that is asked for, or ``exec-TIME``. If it stays empty it goes.
+    """A folder for a command that starts now: the one that is asked for, or ``exec-TIME``. If it stays empty, or has
+    empty folders alone, it goes.
 
     Raises:
         UsageError: it cannot be written, or holds something.
@@ -168,4 +174,6 @@ def new_folder(results: Path, asked: Path | None) -> Iterator[Path]:
         yield folder
     finally:
         with suppress(OSError):  # it holds the record
+            for part in folder.iterdir():
+                part.rmdir()
             folder.rmdir()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from harness.network.readings import Readings
 from harness.record.execution import Execution, LinkTraffic, WorkerUse
+from harness.record.observed import Metric, Training
 from harness.report import text
 from harness.report.facts import flat
 from harness.report.figures import render
 from harness.report.figures.drawing import style
+from harness.report.figures.observed import observed
 from harness.report.figures.traffic import traffic
 from harness.report.page import render_html
 from harness.report.text import NOTHING
@@ -22,9 +24,11 @@ TITLE_LENGTH = 80
 def write(found: Execution, folder: Path) -> Path:
     """Write ``exec.html`` and ``plots/`` into the record's folder; returns the page."""
     with style():
-        drawings = render.write(traffic(found.links), folder / "plots")
+        drawings = render.write([*traffic(found.links), *observed(found.training)], folder / "plots")
     verified: dict[str, Readings] = {"before": found.before, **({"after": found.after} if found.after else {})}
     content: dict[str, object] = {"found": found, "title": title(found), "drawings": drawings, "verified": verified}
+    content["training"] = training_rows(found.training) if found.training else []
+    content["metrics"] = metric_rows(found.metrics)
     content["provenance"] = flat(found.provenance)
     return render_html(folder / "exec.html", content)
 
@@ -39,6 +43,48 @@ def rows(found: Execution) -> list[Mapping[str, str]]:
     """A row a worker: what it sent, got, lost and took."""
     ways = {(link.worker, link.direction): link for link in found.links}
     return [_row(use, ways[number, "up"], ways[number, "down"]) for number, use in enumerate(found.uses)]
+
+
+def training_rows(found: Training) -> list[tuple[str, str]]:
+    """What was put into the scripts, and what was seen there: a line each."""
+    params = ", ".join(f"{name} = {value}" for name, value in found.params.items())
+    told = [("method", f"{found.method}{f' ({params})' if params else ''}" if found.method else "the script's own")]
+    told.append(("steps", str(found.steps)))
+    if found.curve:
+        told += [
+            ("optimizer", f"{found.optimizer}, of {found.parameters:,} parameters on {found.device}"),
+            ("loss of the first step, of the last", f"{_loss(found.first_loss)}, {_loss(found.last_loss)}"),
+            ("steps of the means below", f"from step {found.steady_from_step} on"),
+            ("step", text.time(found.step_s)),
+            ("forward passes", text.time(found.forward_s)),
+            ("exposed communication", text.time(found.exposed_s)),
+            ("encoding, decoding", f"{text.time(found.encode_s)}, {text.time(found.decode_s)}"),
+            ("payload a step and rank, counted", _size(found.sent_bytes)),
+            (f"the same by the formula of {found.formula}", _size(found.formula_bytes)),
+            ("counted ÷ formula", text.fixed(_share(found.sent_bytes, found.formula_bytes), 3)),
+            ("buckets", ", ".join(map(format_size, found.buckets_bytes)) or NOTHING),
+        ]
+    return told
+
+
+def metric_rows(metrics: Sequence[Metric]) -> list[tuple[str, ...]]:
+    """A row for each kind of metric: its name, how often it was told, its first and its last value."""
+    by_name: dict[str, list[float]] = {}
+    for metric in metrics:
+        by_name.setdefault(metric.name, []).append(metric.value)
+    return [(name, str(len(values)), f"{values[0]:.6g}", f"{values[-1]:.6g}") for name, values in by_name.items()]
+
+
+def _loss(loss: float | None) -> str:
+    return NOTHING if loss is None else f"{loss:.4g}"
+
+
+def _size(size_bytes: float | None) -> str:
+    return NOTHING if size_bytes is None else text.size(size_bytes)
+
+
+def _share(part: float | None, whole: float | None) -> float | None:
+    return part / whole if part is not None and whole else None
 
 
 def _row(use: WorkerUse, up: LinkTraffic, down: LinkTraffic) -> Mapping[str, str]:

@@ -59,7 +59,11 @@ class Job:
     """Ranks on each node, behind one link."""
     timeout_s: float | None = None
     more: Mapping[str, str] = field(default_factory=dict)
-    """Variables over the user's: here goes what puts something into his script."""
+    """Variables over the user's: here goes what puts something into his script. PYTHONPATH comes before his own."""
+    reads: Sequence[Path] = ()
+    """What it must find by the same names, beside its folder: read-only where nodes have files of their own."""
+    writes: Path | None = None
+    """Another folder that it writes to."""
 
 
 def execute(
@@ -80,6 +84,10 @@ def execute(
     """
     cluster.find_command(job.command[0], job.environment)
     cluster.share_folder(job.folder)
+    if job.writes:
+        cluster.share_folder(job.writes)
+    for file in job.reads:
+        cluster.share_file(file)
     origin = {**provenance.collect([*map(visible, command_line)]), **cluster.provenance()}
     with cluster:
         cluster.check(topology)

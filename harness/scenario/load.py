@@ -97,17 +97,21 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise UsageError.at("--set", "key=value", override, "for example train.steps=50")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
     *sections, field = key.strip().split(".")
     table: Any = raw
     for section in sections:
         table = table.setdefault(section, {}) if isinstance(table, dict) else None
     if not isinstance(table, dict):
         raise UsageError.at("--set", key, override, "a field of [cluster], [link], [fabric], [train] or the top level")
-    table[field] = value
+    table[field] = value_of(text)
+
+
+def value_of(text: str) -> Any:
+    """What a command line gives as a value: TOML, and what is not TOML is text."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
 
 
 def _anchor_plugins(raw: Mapping[str, Any], folder: Path) -> None:

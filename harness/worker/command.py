@@ -32,6 +32,8 @@ LINE_END = re.compile(rb"\r\n|\n|\r(?=[^\n])")
 
 NEVER = float("inf")
 
+PYTHONPATH = "PYTHONPATH"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
@@ -42,7 +44,7 @@ class Order:
     environment: dict[str, str]
     """The user's own. Nothing of the agent's is added, but what ``inherited`` names."""
     more: dict[str, str]
-    """Variables over the user's, such as those that put a method into his script."""
+    """Variables over the user's, such as those that put a method into his script; their PYTHONPATH comes before his."""
     workers: int
     per_node: int
     port: int
@@ -63,7 +65,10 @@ class Order:
         """The whole environment of a rank."""
         inherited = {name: os.environ[name] for name in self.inherited if name in os.environ}
         own = variables(place, self.interface, self.meeting_address, self.port)
-        return {**DEFAULTS, **inherited, **self.environment, **self.more, **own}
+        more, users = dict(self.more), self.environment.get(PYTHONPATH)
+        if PYTHONPATH in more and users:
+            more[PYTHONPATH] += os.pathsep + users
+        return {**DEFAULTS, **inherited, **self.environment, **more, **own}
 
 
 def execute(spec: Mapping[str, Any], node: str, send: Send) -> None:

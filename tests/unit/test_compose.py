@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from harness.attach.attachment import CODE
 from harness.cluster.docker import engine
 from harness.cluster.docker.project import SUBNETS, Deployment, Plug, free_subnets, networks, project
 from harness.errors import MeasurementError
@@ -84,6 +85,21 @@ def test_gpus_are_given_in_turn_and_only_the_link_connects_them(gpus: int, backe
         for bypass in ("IB", "P2P", "SHM"):
             assert service["environment"][f"NCCL_{bypass}_DISABLE"] == "1"
     assert "deploy" not in services["switch"]
+
+
+def test_a_commands_folders_and_our_code_are_there_by_their_own_names() -> None:
+    folders, own = (Path("/home/user"), Path("/records/findings")), str(CODE[1])
+    topology = star(2)
+    names = [network.name for network in networks(topology)]
+    subnets = dict(zip(names, free_subnets(len(names), []), strict=True))
+    deployment = Deployment(topology, NO_LIMITS, {CODE[1]: own}, subnets, 0, folders)
+    made = project("pacbench-test", deployment, image="pacbench", labels={})
+    volumes = made["services"]["w0"]["volumes"]
+    writable = [volume["target"] for volume in volumes if not volume.get("read_only")]
+    assert writable == ["/home/user", "/records/findings"]
+    read = {volume["target"] for volume in volumes if volume.get("read_only") and volume["source"] == own}
+    assert read == {own, "/pacbench/harness"}
+    assert {"SETUID", "KILL"} <= set(made["services"]["w1"]["cap_add"])
 
 
 def test_a_larger_star_serves_a_smaller_one() -> None:

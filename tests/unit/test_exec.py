@@ -62,6 +62,9 @@ def test_the_users_variables_go_before_our_defaults_and_behind_what_a_rank_must_
     found = order(environment=own, more={"METHOD": "topk"}).variables(Place(1, 0, 2, 1))
     assert (found["OMP_NUM_THREADS"], found["RANK"], found["METHOD"]) == ("3", "1", "topk")
     assert order().variables(Place(1, 0, 2, 1))["OMP_NUM_THREADS"] == "1"
+    for users, path in (({"PYTHONPATH": "/own:"}, "/ours:/own:"), ({"PYTHONPATH": ""}, "/ours"), ({}, "/ours")):
+        found = order(environment=users, more={"PYTHONPATH": "/ours"}).variables(Place(0, 0, 2, 1))
+        assert found["PYTHONPATH"] == path
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from harness.cli.attaching import Method, Metric, Observe, Params, Seed, Steps, attachment
 from harness.cli.options import Keep, On, Rate, SetLinks, Workers, command, topology
 from harness.errors import MeasurementError, UsageError
 from harness.plain import visible
@@ -32,6 +33,12 @@ def verb(
     rate: Rate = "100mbit",
     on: On = "auto",
     set_: SetLinks = None,
+    method: Method = None,
+    param: Params = None,
+    observe: Observe = False,
+    seed: Seed = None,
+    steps: Steps = None,
+    metric: Metric = None,
     per_node: Annotated[int, typer.Option("--per-node", min=1, max=64, help="Ranks behind each link.")] = 1,
     timeout: Annotated[str | None, typer.Option(metavar="TIME", help="End it after so long, such as 10min.")] = None,
     image: Annotated[
@@ -43,29 +50,35 @@ def verb(
     out: Annotated[Path | None, typer.Option(help="The record's folder; default: results/exec-TIME.")] = None,
     keep: Keep = False,
 ) -> None:
-    """Run any command over an emulated network, on every worker's node: torchrun for slow links."""
+    """Run any command over an emulated network, on every worker's node: torchrun for slow links.
+
+    Its scripts stay as they are, also with a method in them.
+    """
     from harness.cli.outputs import Files, Terminal
     from harness.cluster import registry
     from harness.record.execution import new_folder
     from harness.run import RESULTS
-    from harness.run.command import Job, execute
+    from harness.run.attached import execute_attached
+    from harness.run.command import Job
 
     environment = dict(os.environ)
     if not command_:
         raise UsageError.at(
             "command line", "COMMAND", "nothing", "what to run, such as: pacbench exec -- python train.py"
         )
-    asked = topology(workers, rate, set_)
+    asked, into_scripts = topology(workers, rate, set_), attachment(method, param, observe, seed, steps, metric)
     job = Job(command_, _current_folder(), environment, per_node, _seconds("--timeout", timeout))
     cluster = registry.make_for_commands(registry.choose(on)[0], keep, image)
     with new_folder(RESULTS, out) as folder, Files(output, per_node) if output else Terminal(per_node) as shown:
-        found = execute(cluster, asked, job, shown, command())
+        found = execute_attached(cluster, asked, job, into_scripts, shown, command(), folder)
         found.save(folder)
         _report(found, folder)
     if found.drift:
         raise MeasurementError(f"the links had changed after it: {'; '.join(found.drift)}")
     if found.exit_code:
         raise typer.Exit(found.exit_code)
+    if found.training and found.training.shortfall:
+        raise MeasurementError(found.training.shortfall)
 
 
 def _current_folder() -> Path:
@@ -102,6 +115,8 @@ def _report(found: Execution, folder: Path) -> None:
     _say(f"{how}, in {format_time(found.wall_time_s)}; {found.network_in_words}")
     rows: list[Mapping[str, str]] = execution.rows(found)
     print_table("links and workers", list(rows[0]), [list(row.values()) for row in rows], file=sys.stderr)
+    if found.training:
+        print_table("training", ["what", "found"], execution.training_rows(found.training), ["found"], file=sys.stderr)
     _say(f"report: {page}")
 
 

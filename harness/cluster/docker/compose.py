@@ -79,7 +79,7 @@ class ComposeCluster(EmulatedCluster):
         self._fleet = Fleet()
         self._deployment: Deployment | None = None
         self._mounts: dict[Path, str] = {}
-        self._folder: Path | None = None
+        self._folders: tuple[Path, ...] = ()
         self._preloads: list[Preload] = []
 
     def __enter__(self) -> Self:
@@ -134,7 +134,7 @@ class ComposeCluster(EmulatedCluster):
 
     def share_folder(self, folder: Path) -> None:
         """See ``CommandCluster.share_folder``."""
-        self._folder = folder.resolve()
+        self._folders += (folder.resolve(),)
 
     def find_command(self, command: str, environment: Mapping[str, str]) -> None:
         """See ``CommandCluster.find_command``: what the image has only a container knows."""
@@ -194,7 +194,7 @@ class ComposeCluster(EmulatedCluster):
             names = [network.name for network in networks(topology)]
             subnets = dict(zip(names, free_subnets(len(names), list(engine.subnets(self._client))), strict=True))
             mounts, gpus = dict(self._mounts), engine.gpu_count()
-            self._deployment = Deployment(topology, resources, mounts, subnets, gpus, self._folder)
+            self._deployment = Deployment(topology, resources, mounts, subnets, gpus, self._folders)
         missing = [node for node in self._deployment.topology.nodes if not self._fleet.serves(node)]
         if missing:
             self._compose("up", "-d", "--no-build")

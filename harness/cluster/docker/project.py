@@ -80,8 +80,8 @@ class Deployment:
     """A subnet for each network, by its name."""
     gpus: int
     """How many GPUs there are, for workers to compute on."""
-    folder: Path | None = None
-    """The user's own, in which workers run his command, by the same name; they may write there."""
+    folders: tuple[Path, ...] = ()
+    """The user's own, by the same names: in the first one workers run his command. They may write there."""
 
     def covers(self, topology: Topology, resources: Resources, mounts: Mapping[Path, str]) -> bool:
         """Whether they can serve this too: a star of eight contains a star of four."""
@@ -159,7 +159,7 @@ def project(name: str, deployment: Deployment, *, image: str, labels: Mapping[st
 
 def _common(deployment: Deployment, image: str, labels: Mapping[str, str]) -> dict[str, Any]:
     """What all containers have."""
-    folders = {**{ROOT / package: f"{WORKDIR}/{package}" for package in CODE}, **deployment.mounts}
+    code = [(ROOT / package, f"{WORKDIR}/{package}") for package in CODE]
     return {
         "image": image,
         "pull_policy": "never",
@@ -172,9 +172,9 @@ def _common(deployment: Deployment, image: str, labels: Mapping[str, str]) -> di
         "stop_grace_period": "0s",
         "volumes": [
             {"type": "bind", "source": str(source), "target": target, "read_only": True}
-            for source, target in folders.items()
+            for source, target in [*code, *deployment.mounts.items()]
         ]
-        + ([{"type": "bind", "source": str(own), "target": str(own)}] if (own := deployment.folder) else []),
+        + [{"type": "bind", "source": str(own), "target": str(own)} for own in deployment.folders],
         "environment": ENVIRONMENT,
     }
 
@@ -185,7 +185,7 @@ def _part_of(node: str, deployment: Deployment) -> dict[str, Any]:
     if node not in workers:
         return {"sysctls": {"net.ipv4.ip_forward": 1}}
     limits = _limits(deployment.resources, worker_number(node), len(workers), deployment.gpus)
-    return {**limits, "cap_add": ["NET_ADMIN", *AS_OWNER]} if deployment.folder else limits
+    return {**limits, "cap_add": ["NET_ADMIN", *AS_OWNER]} if deployment.folders else limits
 
 
 def _limits(resources: Resources, worker: int, workers: int, gpus: int) -> dict[str, Any]:

@@ -1,0 +1,177 @@
+"""What is pure of commands that are attached to: metrics in their output, the account of findings, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from in_process import call_pacbench
+
+from baselines._state import ring_all_reduce_bytes
+from harness.attach import Attachment
+from harness.attach.findings import Buckets, Ended, Finding, Metric, Model, Note, Refused, Step
+from harness.attach.watch import sent_by
+from harness.messages import Output
+from harness.record.execution import Execution, new_folder
+from harness.record.observed import Training
+from harness.report.execution import metric_rows, training_rows
+from harness.report.figures.observed import observed
+from harness.run.attached import FINDINGS, MetricsInOutput, attached, with_findings
+from harness.run.command import Job
+
+SHAPES = [("weight", [10, 20]), ("bias", [10])]
+DENSE_BYTES = ring_all_reduce_bytes(4 * 210, 2)
+
+
+def step(number: int, rank: int, **changes: object) -> Step:
+    """Ends a second after the one before; 1000 bytes of payload in two packets have left since."""
+    times = {"step_s": 0.5 + 0.1 * rank, "between_s": 0.1, "forward_s": 0.1, "ready_s": 0.3, "exposed_s": 0.2}
+    sent = (5000 + number * (1000 + 2 * 66), 9 + 2 * number)
+    plain = {"step": number, "at_s": 50.0 + number, **times, "backwards": 1, "loss": 2.0 - number + rank, "sent": sent}
+    return Step(**{**plain, **changes})  # type: ignore[arg-type]
+
+
+def findings_of(rank: int, steps: int = 4) -> list[Finding]:
+    model, buckets = Model(2, "cpu", "SGD", SHAPES), Buckets([800, 40], [["weight"], ["bias"]])
+    return [model, buckets, *(step(number, rank) for number in range(steps)), Ended(steps)]
+
+
+def account(
+    folder: Path, ranks: list[list[Finding]], per_node: int = 1, workers: int = 2, **attachment: object
+) -> Execution:
+    """What a command's record says of findings."""
+    (folder / FINDINGS).mkdir()
+    for rank, found in enumerate(ranks):
+        lines = [json.dumps(asdict(each)) + "\n" for each in found]
+        (folder / FINDINGS / f"rank-{rank}.jsonl").write_text("".join(lines))
+    ended = Execution.model_construct(workers=workers, per_node=per_node, metrics=())
+    return with_findings(ended, Attachment(**attachment), folder)  # type: ignore[arg-type]
+
+
+def training(folder: Path, ranks: list[list[Finding]], **options: object) -> Training:
+    found = account(folder, ranks, **options).training  # type: ignore[arg-type]
+    assert found is not None
+    return Training.model_validate_json(found.model_dump_json())
+
+
+def test_an_account_has_means_over_ranks_and_settled_steps(tmp_path: Path) -> None:
+    found = training(tmp_path, [findings_of(0), findings_of(1)], seed=3, steps=4)
+    assert (found.method, found.formula, found.seed, found.steps_asked, found.steps) == (None, "dense", 3, 4, 4)
+    assert (found.world_size, found.device, found.optimizer, found.parameters) == (2, "cpu", "SGD", 210)
+    assert (found.steady_from_step, found.buckets_bytes, found.shortfall) == (2, (800, 40), None)
+    assert (found.step_s, found.forward_s, found.exposed_s) == pytest.approx((0.55, 0.1, 0.2))
+    assert (found.first_loss, found.last_loss) == (2.5, -0.5)
+    assert [each.sent_bytes for each in found.curve] == [None, 1000.0, 1000.0, 1000.0]
+    assert (found.sent_bytes, found.formula_bytes) == (1000.0, DENSE_BYTES)
+    assert [each.time_s for each in found.curve] == pytest.approx([0.55, 1.55, 2.55, 3.55])
+    assert found.encode_s is None
+
+
+def test_the_warm_up_is_no_part_of_means_and_the_formula_goes_by_steps(tmp_path: Path) -> None:
+    ranks = [findings_of(rank, steps=30) for rank in range(2)]
+    found = training(tmp_path, ranks, method="pactrain", params={"density": 0.2, "warmup_steps": 20})
+    assert found.steady_from_step == 21
+    assert found.curve[0].formula_bytes == DENSE_BYTES
+    assert found.formula_bytes == ring_all_reduce_bytes(4 * (0.2 * 200 + 10), 2)
+
+
+def test_what_a_method_noted_of_its_bytes_goes_before_its_expectation(tmp_path: Path) -> None:
+    ranks = [[*findings_of(rank), *(Note(3, "formula_bytes", 100.0 + rank) for _ in range(2))] for rank in range(2)]
+    found = training(tmp_path, ranks, method="omnireduce")
+    assert found.curve[3].formula_bytes == 201.0
+    assert found.curve[2].formula_bytes != 201.0
+
+
+@pytest.mark.parametrize("options", [{"workers": 1, "per_node": 2}, {"workers": 4}])
+def test_where_ranks_share_links_nothing_is_said_of_their_bytes(tmp_path: Path, options: dict[str, int]) -> None:
+    found = training(tmp_path, [findings_of(0), findings_of(1)], **options)
+    assert {each.sent_bytes for each in found.curve} == {None}
+    assert found.sent_bytes is None
+
+
+def test_what_is_no_training_says_why_and_has_no_means(tmp_path: Path) -> None:
+    found = training(tmp_path, [[Refused("a second model")], [Refused("a second model")]])
+    assert (found.steps, found.shortfall, found.curve, found.step_s) == (0, "a second model", (), None)
+    assert dict(training_rows(found)) == {"method": "the script's own", "steps": "0"}
+    assert list(observed(found)) == []
+
+
+def test_rank_0_alone_tells_metrics(tmp_path: Path) -> None:
+    ranks = [[*findings_of(rank), Metric(4, 60.0, "accuracy", 0.5 + rank)] for rank in range(2)]
+    found = account(tmp_path, ranks).metrics
+    assert [(metric.name, metric.value, metric.steps) for metric in found] == [("accuracy", 0.5, 4)]
+
+
+def test_metrics_are_found_in_what_rank_0_prints_to_stdout() -> None:
+    heard: list[Output] = []
+    output = MetricsInOutput("acc: ([0-9.]+)", heard.append)
+    said = [
+        Output(node="w0", rank=0, lines=["acc: 0.25", "loss: 3", "acc: 0.5"], to_stderr=False),
+        Output(node="w0", rank=0, lines=["acc: 0.75"], to_stderr=True),
+        Output(node="w1", rank=1, lines=["acc: 1.0"], to_stderr=False),
+    ]
+    for each in said:
+        output(each)
+    assert heard == said
+    assert [(metric.name, metric.value) for metric in output.found] == [("metric", 0.25), ("metric", 0.5)]
+    assert metric_rows(output.found) == [("metric", "2", "0.25", "0.5")]
+
+
+def test_a_job_that_is_attached_to_has_what_its_scripts_need(tmp_path: Path) -> None:
+    plain = Job(["true"], tmp_path, {"PYTHONPATH": "/own"}, more={"A": "1"})
+    job = attached(plain, Attachment(seed=5), tmp_path)
+    orders = json.loads(job.more["PACBENCH_ATTACH"])
+    assert (orders["seed"], orders["interface"], orders["folder"]) == (5, "eth0", str(tmp_path / FINDINGS))
+    assert (job.more["A"], job.more["PYTHONHASHSEED"]) == ("1", "5")
+    assert job.writes == tmp_path / FINDINGS
+    assert list(job.writes.iterdir()) == []
+    assert any(Path(job.more["PYTHONPATH"]).is_relative_to(code) for code in job.reads)
+
+
+def test_ranks_that_share_a_link_count_nothing(tmp_path: Path) -> None:
+    job = attached(Job(["true"], tmp_path, {}, per_node=2), Attachment(), tmp_path)
+    assert json.loads(job.more["PACBENCH_ATTACH"])["interface"] is None
+
+
+def test_counters_of_an_interface_grow_by_what_is_sent() -> None:
+    before = sent_by("lo")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.sendto(bytes(1000), ("127.0.0.1", 9))
+    after = sent_by("lo")
+    assert before is not None
+    assert after is not None
+    assert after[0] - before[0] >= 1000
+    assert after[1] > before[1]
+    assert sent_by("no-such-interface") is None
+
+
+def test_a_folder_in_which_no_rank_wrote_goes(tmp_path: Path) -> None:
+    with new_folder(tmp_path, tmp_path / "record") as folder:
+        (folder / FINDINGS).mkdir()
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (("--method", "dcg"), "no method named 'dcg'; there are "),
+        (("--method", "dgc", "--param", "ratio=3.0"), "dgc: ratio: found 3.0; allowed: "),
+        (("--method", "topk", "--param", "density=0.1"), "topk: density: found 0.1; allowed: ratio, "),
+        (("--method", "dgc", "--param", "ratio"), "command line: --param: found 'ratio'; allowed: KEY=VALUE"),
+        (("--param", "ratio=0.1"), "command line: --param: found 'ratio=0.1'; allowed: with --method alone"),
+        (("--metric", "(acc"), "command line: --metric: found '(acc'; allowed: a regular expression ("),
+        (("--metric", "acc"), "command line: --metric: found 'acc'; allowed: a regular expression with a group"),
+        (("--seed", "-1"), "command line: --seed: found -1; allowed: greater than or equal to 0"),
+        (("--steps", "0"), "command line: --steps: found 0; allowed: greater than or equal to 1"),
+    ],
+)
+def test_bad_options_are_refused_in_one_line(options: tuple[str, ...], complaint: str, tmp_path: Path) -> None:
+    done = call_pacbench(("exec", "--on", "netns", "--out", "record", *options, "--", "true"), tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"pacbench: {complaint}")
+    assert done.stderr.count("\n") == 1
+    assert os.listdir(tmp_path) == []
