@@ -97,6 +97,15 @@ class Network:
         self._acks = FRAME_HEADER_BYTES / (max(2, topology.segments or OFFLOADED_SEGMENTS) * mss_bytes)
         self._trunks: dict[tuple[str, str], list[Queue]] = {}
         self._known: dict[tuple[Call, float], Timing] = {}
+        self._slowed = slowed
+
+    def _lane(self, pipe: Pipe) -> Lane:
+        """One direction of a link, as bytes see it. Its bucket is that of the link as it is built: slowed."""
+        if pipe.rate_bps is None:
+            return Lane(math.inf, 0.0, pipe.delay_s)
+        built = pipe.slowed(self._slowed)
+        saved_s = 0.0 if pipe.needs_netem else 8 * burst_bytes(built) / pipe.rate_bps
+        return Lane(pipe.rate_bps / 8, saved_s, pipe.delay_s)
 
     def timing(self, call: Call, idle_s: float = math.inf) -> Timing:
         """What a collective takes.
@@ -186,8 +195,8 @@ class Network:
             (("up", receiving), self._up(receiver.example), number, acks * into),
             (("down", sending), self._down(sender.example), number, acks * out),
         ]
-        found += [(_name(queue), lane(queue.pipe), number, float(between)) for queue in ahead]
-        return found + [(_name(queue), lane(queue.pipe), number, acks * between) for queue in back]
+        found += [(_name(queue), self._lane(queue.pipe), number, float(between)) for queue in ahead]
+        return found + [(_name(queue), self._lane(queue.pipe), number, acks * between) for queue in back]
 
     def _shift(self, call: Shift, idle_s: float) -> Timing:
         senders = np.arange(self.workers)
@@ -215,7 +224,7 @@ class Network:
             entries.append((("up", number), self._up(sender), number, both_ways))
             entries.append((("down", number), self._down(receiver), number, both_ways))
             for queue in self._trunk_queues(sender, receiver):
-                entries.append((_name(queue), lane(queue.pipe), number, float(count)))
+                entries.append((_name(queue), self._lane(queue.pipe), number, float(count)))
         rows: dict[object, int] = {}
         for row, *_ in entries:
             rows.setdefault(row, len(rows))
@@ -284,7 +293,7 @@ class Network:
 
     def _way(self, sender: int, receiver: int) -> Hop:
         ahead, back = (
-            [self._up(one), *(lane(queue.pipe) for queue in self._trunk_queues(one, other)), self._down(other)]
+            [self._up(one), *(self._lane(queue.pipe) for queue in self._trunk_queues(one, other)), self._down(other)]
             for one, other in ((sender, receiver), (receiver, sender))
         )
         return Hop(tuple(ahead), sum(each.delay_s for each in ahead), sum(each.delay_s for each in back))
@@ -298,7 +307,7 @@ class Network:
     @cached_property
     def _lanes(self) -> list[tuple[Lane, Lane]]:
         """Both directions of each worker's link."""
-        lanes = {pipe: lane(pipe) for pipe in self.topology.pipes}
+        lanes = {pipe: self._lane(pipe) for pipe in self.topology.pipes}
         return [(lanes[wire.up], lanes[wire.down]) for wire in self.topology.wires[: self.workers]]
 
     @cached_property
@@ -323,14 +332,6 @@ class Network:
         if ends not in self._trunks:
             self._trunks[ends] = self.topology.path(sender, receiver)[1:-1]
         return self._trunks[ends]
-
-
-def lane(pipe: Pipe) -> Lane:
-    """One direction of a link, as bytes see it."""
-    if pipe.rate_bps is None:
-        return Lane(math.inf, 0.0, pipe.delay_s)
-    saved_s = 0.0 if pipe.needs_netem else 8 * burst_bytes(pipe) / pipe.rate_bps
-    return Lane(pipe.rate_bps / 8, saved_s, pipe.delay_s)
 
 
 def _name(queue: Queue) -> tuple[str, str]:
