@@ -14,6 +14,7 @@ from harness.analysis.cases import case_results
 from harness.cluster.fake import FakeCluster
 from harness.errors import UsageError
 from harness.messages import Events
+from harness.network.qdisc import MIN_BURST_BYTES
 from harness.network.topology import Topology
 from harness.plan.collectives import MESSAGE_S
 from harness.plan.estimate import time_s
@@ -62,7 +63,10 @@ def test_a_dilated_case_keeps_its_figures_and_builds_a_slower_network(tmp_path: 
     assert slow.expected.built_topology.slowest_bps == 10_000_000
     assert slow.expected.lower_bound_s_per_step == plain.expected.lower_bound_s_per_step
     asked_s, dilated_s = (trial.expected.predicted_step_s or 0.0 for trial in (plain, slow))
-    assert 0 < asked_s - dilated_s < 0.9 * 7 * MESSAGE_S, "this machine wakes as fast as ever"
+    saved_s = 8 * (50_000 - MIN_BURST_BYTES) / 100e6
+    assert dilated_s - asked_s == pytest.approx(saved_s - 0.9 * MESSAGE_S), (
+        "smaller buckets; and processes wake as fast"
+    )
     assert time_s(slow, 2) > 5 * time_s(plain, 2)
 
 
