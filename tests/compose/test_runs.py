@@ -154,7 +154,7 @@ def test_an_engine_that_goes_away_ends_the_run_which_can_be_resumed(
         wait_until(lambda: rows_stored(tmp_path / "run") >= 1)
         passage.close()
         output, _ = process.communicate(timeout=60)
-    assert process.returncode == 5
+    assert process.returncode == 5, output
     assert "Traceback" not in output
     assert "pacbench clean" in output, "nobody was there to remove the containers"
     assert "removed" in pacbench("clean").stdout
