@@ -108,7 +108,8 @@ class EmulatedCluster(ABC):
 
     def verify(self) -> Readings:
         """See ``Cluster.verify``."""
-        assert self._current, "a topology must be in use"
+        if self._current is None:  # a later trial could not have its network, and this one was taken away for it
+            raise MeasurementError("the links cannot be measured again: they are gone")
         readings = self._measured(self._current[0])
         if readings.complaints():
             self._current = None  # it must not be used again
