@@ -110,15 +110,16 @@ def look(first: int, end: int, dilation: float, step_s: float, period: int = 1) 
         None where there are too few steps: each needs one like it on both sides.
     """
     farther = FAR if FAR * dilation * step_s < LONG_S else NEAR
-    steps = _whole(min(MANY, max(FEW, round(LOOK_S / (farther * dilation * step_s)))), period)
+    steps = whole_periods(min(MANY, max(FEW, round(LOOK_S / (farther * dilation * step_s)))), period)
     while (end - first - steps) // 2 < max(FEWEST, period) and steps > max(FEWEST, period):
         steps -= period
     beside = (end - first - steps) // 2 // period * period
     if beside < max(FEWEST, period):
         return None
-    beside = min(beside, _whole(BESIDE, period))
+    beside = min(beside, whole_periods(BESIDE, period))
     return Look(from_step=first + beside, steps=steps, dilation=farther * dilation, beside=beside)
 
 
-def _whole(steps: int, period: int) -> int:
+def whole_periods(steps: int, period: int) -> int:
+    """So many steps, or what is lacking to the next whole period more."""
     return math.ceil(steps / period) * period

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from harness.errors import MeasurementError
 from harness.methods import method_named
-from harness.plan.dilation import Dilation
+from harness.plan.dilation import Dilation, whole_periods
 from harness.plan.expected import state_of
 from harness.plan.status import DONE
 from harness.plan.trial import UNSETTLED_STEPS, Trial
@@ -47,11 +46,11 @@ class Prober:
 
     def _steps(self, trial: Trial, dilation: float, period: int) -> _Probe:
         real_s = dilation * (trial.expected.predicted_step_s or 1.0)
-        steps = min(MOST, max(FEWEST, round(LOOK_S / real_s)))
-        outcome = self._attempt(_short(trial, math.ceil(steps / period) * period, Dilation(steady=dilation)))
+        steps = whole_periods(min(MOST, max(FEWEST, round(LOOK_S / real_s))), period)
+        outcome = self._attempt(_short(trial, steps, Dilation(steady=dilation)))
         if outcome.status != DONE:
             raise MeasurementError(f"{trial.method.label}: no dilation can be found: {outcome.reason}")
-        return _together(_steady_steps(outcome)[-math.ceil(steps / period) * period :])
+        return _together(_steady_steps(outcome)[-steps:])
 
 
 class _Probe(NamedTuple):
@@ -97,7 +96,7 @@ def _short(trial: Trial, steps: int, slowing: Dilation) -> Trial:
     method = without_warmup(trial.method)
     state = state_of(method)
     wanted = max(state.steady_from_step, UNSETTLED_STEPS) + steps
-    total = math.ceil(wanted / state.agrees_every) * state.agrees_every
+    total = whole_periods(wanted, state.agrees_every)
     train = trial.case.train.model_copy(update={"steps": total, "eval_every": total, "target": None})
     case = trial.case.model_copy(update={"train": train})
     return trial.model_copy(update={"case": case, "method": method, "found": slowing, "is_probe": True})
