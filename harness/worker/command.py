@@ -111,6 +111,8 @@ class _Node:
         self._places = [Place(node, local, order.workers, order.per_node) for local in range(order.per_node)]
         self._running: dict[int, int] = {}
         """Rank by process."""
+        self._started: list[subprocess.Popen[bytes]] = []
+        """Kept, since a Popen that is let go reaps a process that has ended, whose end would then never be told."""
         self._selector = selectors.DefaultSelector()
         self._open_pipes = 0
         self._signals: list[int] = []
@@ -149,6 +151,7 @@ class _Node:
             **(_owner(self._order.folder) if self._order.as_owner else {}),
         )
         self._running[process.pid] = place.rank
+        self._started.append(process)
         for stream, to_stderr in ((process.stdout, False), (process.stderr, True)):
             assert stream
             stack.callback(stream.close)

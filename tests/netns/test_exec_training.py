@@ -77,8 +77,6 @@ def test_a_method_in_an_unmodified_script_does_what_it_does_when_it_is_written_i
         assert training is not None
         assert (training.method, training.steps, training.shortfall) == (name, STEPS, None)
         assert [step.loss for step in training.curve] == [fmean(pair) for pair in zip(*losses.values(), strict=True)]
-        for step in training.curve[training.steady_from_step :]:
-            assert step.sent_bytes == pytest.approx(step.formula_bytes, rel=0.05)
         assert training.sent_bytes == pytest.approx(training.formula_bytes, rel=0.05)
         assert "counted ÷ formula" in (tmp_path / f"run-{name}" / "exec.html").read_text()
         assert (tmp_path / f"run-{name}" / "plots" / "training.csv").exists()

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+from dataclasses import asdict
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
+from forked import SERVER
 from in_process import call_pacbench
 
+from harness import programs
 from harness.errors import UsageError
-from harness.messages import QueueCount, Traffic
+from harness.messages import CommandEnded, QueueCount, RankEnded, Traffic
 from harness.network.topology import Topology
 from harness.network.traffic import queue_counts, retransmits
 from harness.record.execution import new_folder
 from harness.run.command import look_every_s
 from harness.run.counting import MOST_SAMPLES, Counting
 from harness.scenario.links import Link
-from harness.worker.command import READ_BYTES, Order, Printed
+from harness.worker.command import READ_BYTES, Order, Printed, execute
 from harness.worker.torchrun import Place, filled, variables
 
 
@@ -65,6 +71,32 @@ def test_the_users_variables_go_before_our_defaults_and_behind_what_a_rank_must_
     for users, path in (({"PYTHONPATH": "/own:"}, "/ours:/own:"), ({"PYTHONPATH": ""}, "/ours"), ({}, "/ours")):
         found = order(environment=users, more={"PYTHONPATH": "/ours"}).variables(Place(0, 0, 2, 1))
         assert found["PYTHONPATH"] == path
+
+
+def execute_what_ends_at_once(told: Connection) -> None:
+    """Run a command on a node, whose ranks have each ended before the next line after their start."""
+    start = programs.start_for_user
+
+    def start_and_wait(*arguments: Any, **options: Any) -> subprocess.Popen[Any]:
+        process = start(*arguments, **options)
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        return process
+
+    programs.start_for_user = start_and_wait
+    execute(asdict(order(per_node=3, grace_s=0.1)), "w0", told.send)
+    told.send(None)
+
+
+def test_the_end_of_a_rank_that_ends_at_once_is_told() -> None:
+    hears, told = SERVER.Pipe(duplex=False)
+    node = SERVER.Process(target=execute_what_ends_at_once, args=(told,))
+    node.start()
+    node.join(30)
+    assert not node.is_alive() or node.kill(), "it waits for ranks that have ended"
+    messages = [*iter(hears.recv, None)]
+    ended = [message for message in messages if isinstance(message, RankEnded)]
+    assert [(each.rank, each.code) for each in sorted(ended, key=lambda each: each.rank)] == [(0, 0), (1, 0), (2, 0)]
+    assert isinstance(messages[-1], CommandEnded)
 
 
 @pytest.mark.parametrize(
