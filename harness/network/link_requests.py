@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from harness.files import write_whole
 from harness.messages import Send
 from harness.network.iproute import TcConsole, apply
 from harness.network.topology import Topology
@@ -38,9 +39,7 @@ class LinkRequests:
             TimeoutError: nobody answers.
         """
         request = Path(f"{self._place}.{next(self._numbers)}")
-        unfinished = Path(f"{request}.new")
-        unfinished.write_text(repr(dilation))
-        unfinished.rename(request)
+        write_whole(request, repr(dilation).encode())
         _wait_for(_answer(request), PATIENCE_S)
 
 

@@ -72,9 +72,9 @@ class Dilation(Section):
         return next((phase.dilation for phase in reversed(self.phases) if phase.from_step <= step), self.steady)
 
 
-def on_the_ladder(dilation: float) -> float:
-    """The least of ``LADDER`` that is not below it; the last where none is."""
-    return next((rung for rung in LADDER if rung >= dilation), LADDER[-1])
+def rung(dilation: float) -> float:
+    """The least of ``LADDER`` that is not below it; infinite where none is."""
+    return next((each for each in LADDER if each >= dilation), math.inf)
 
 
 def phases_of_warmup(step_s: Sequence[float], steady: float, real_s: float) -> tuple[Phase, ...]:
@@ -88,7 +88,7 @@ def phases_of_warmup(step_s: Sequence[float], steady: float, real_s: float) -> t
     Returns:
         All parts, and the steady state after them; none where that differs nowhere.
     """
-    slowed = [min(steady, on_the_ladder(real_s / each_s)) for each_s in step_s]
+    slowed = [min(steady, rung(real_s / each_s)) for each_s in step_s]
     if set(slowed) <= {steady}:
         return ()
     changes = [step for step in range(len(slowed)) if step == 0 or slowed[step] != slowed[step - 1]]

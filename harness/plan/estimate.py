@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import cache
 
 from baselines._state import numel
-from harness.plan.dilation import AIM, LADDER, MOST_ADDED, Dilation, Phase, look, on_the_ladder, phases_of_warmup
+from harness.plan.dilation import AIM, LADDER, MOST_ADDED, Dilation, Phase, look, phases_of_warmup, rung
 from harness.plan.expected import lower_bound_s, shapes_of, state_of
 from harness.plan.trial import UNSETTLED_STEPS, Trial
 from harness.workload.data import DATASETS
@@ -90,7 +90,7 @@ def _usual_slowing(trial: Trial, cpu_count: int) -> Dilation:
     """How time runs in a trial, as far as that can be said before a run has looked."""
     if trial.found or not trial.case.chooses_dilation:
         return trial.slowing
-    steady, ramp_s = on_the_ladder(usual_dilation(trial, cpu_count)), _ramp_s(trial)
+    steady, ramp_s = rung(usual_dilation(trial, cpu_count)), _ramp_s(trial)
     real_s = max([steady * steady_s(trial), *(least_dilation(trial, cpu_count) * step_s for step_s in ramp_s)])
     first = max(len(ramp_s), UNSETTLED_STEPS)
     looked = look(first, trial.case.train.steps, steady, steady_s(trial), state_of(trial.method).agrees_every)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from harness.errors import MeasurementError, UsageError
+from harness.files import write_whole
 from harness.plan.status import DONE
 from harness.record.row import EVENT_SCHEMA, SCHEMA, TRIAL_SCHEMA, VERIFICATION_SCHEMA, Event, TrialRow, VerificationRow
 from harness.scenario.schema import Scenario
@@ -62,8 +62,8 @@ class Store:
             for part in (store._trials, store._events, store._verified):
                 part.mkdir(parents=True, exist_ok=True)
             if not store._scenario.exists():
-                _write(store._version, json.dumps({"schema": SCHEMA}).encode())
-                _write(store._scenario, scenario.model_dump_json(by_alias=True, indent=1).encode())
+                write_whole(store._version, json.dumps({"schema": SCHEMA}).encode())
+                write_whole(store._scenario, scenario.model_dump_json(by_alias=True, indent=1).encode())
         except OSError as error:
             raise UsageError.at(
                 "command line", "--out", str(folder), f"a folder that can be written ({error})"
@@ -167,13 +167,13 @@ class Store:
         rows = [{"trial_id": row.trial_id, **event._asdict()} for event in events]
         if (self._trials / name).exists():
             raise MeasurementError(f"{self._trials / name}: exists already; a trial is written once")
-        _write(self._events / name, _as_parquet(pa.Table.from_pylist(rows, schema=EVENT_SCHEMA)))
-        _write(self._trials / name, _as_parquet(_table(row, TRIAL_SCHEMA)))
+        write_whole(self._events / name, _as_parquet(pa.Table.from_pylist(rows, schema=EVENT_SCHEMA)))
+        write_whole(self._trials / name, _as_parquet(_table(row, TRIAL_SCHEMA)))
 
     def append_verification(self, row: VerificationRow) -> None:
         """Add what the links of a trial were after it."""
         table = _table(row, VERIFICATION_SCHEMA)
-        _write(self._verified / f"{row.trial_id}-{row.attempt}.parquet", _as_parquet(table))
+        write_whole(self._verified / f"{row.trial_id}-{row.attempt}.parquet", _as_parquet(table))
 
     def attempts_of(self, trial_id: str) -> int:
         """How many attempts of a trial there are."""
@@ -215,7 +215,7 @@ class Store:
     def add_provenance(self, entry: Mapping[str, Any]) -> None:
         """Remember what started or resumed this run, and where."""
         entries = [*self.provenance(), dict(entry)]
-        _write(self._provenance, json.dumps(entries, indent=1).encode())
+        write_whole(self._provenance, json.dumps(entries, indent=1).encode())
 
     def own_profile(self, workload: str, make: Callable[[], str]) -> Path:
         """The file of a profile of this machine, for one workload; what ``make`` gives is kept where there is none."""
@@ -223,7 +223,7 @@ class Store:
         if not file.exists():
             content = make().encode()
             file.parent.mkdir(parents=True, exist_ok=True)
-            _write(file, content)
+            write_whole(file, content)
         return file
 
     def provenance(self) -> list[dict[str, Any]]:
@@ -284,16 +284,6 @@ def _as_parquet(table: pa.Table) -> bytes:
     pq.write_table(table, sink, compression="zstd")
     content: bytes = sink.getvalue().to_pybytes()
     return content
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write by temporary file, sync and rename; names that begin with a dot are passed over by every reader."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as handle:
-        handle.write(content)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.rename(path)
 
 
 def _read_tables(folder: Path, schema: pa.Schema, only: list[str] | None = None) -> pd.DataFrame:

@@ -205,7 +205,7 @@ def _notes_on_times(case: CaseResult) -> list[str]:
                 f"{result.label} ({case.title}): for up to {100 * overrun:.0f} % of a step this machine was slower "
                 "than the profile's device; a greater dilation (train.dilation, or auto) takes that away."
             )
-    notes += _notes_on_dilations(case)
+    notes += _notes_on_dilations(case) + _notes_on_seeds(case)
     if short := [result.label for result in case.methods if len(result.done) and not result.samples_per_s]:
         notes.append(
             f"{', '.join(short)} ({case.title}): no throughput is told, since fewer than {FEWEST_STEPS} steps or "
@@ -228,6 +228,26 @@ def _notes_on_dilations(case: CaseResult) -> list[str]:
         f"{case.title}: time was dilated as far as this machine needs: {', '.join(told)}. In brackets: what this "
         "machine would add to a step; it was found by running slower still, and is taken off all times."
     ]
+
+
+def _notes_on_seeds(case: CaseResult) -> list[str]:
+    """Where time runs as a profile says: whether rounds differ because their seeds do, or because their steps do."""
+    done = [result.done for result in case.methods if not np.isnan(result.mean("added_s_per_step"))]
+    steps, step_s = (_deviation_between_rounds(done, name) for name in ("steps_to_target", "step_time_median_s"))
+    if steps is None or step_s is None:
+        return []
+    return [
+        f"{case.title}: from round to round the steps to the target differ by {100 * steps:.1f} %, since each round has "
+        f"a seed of its own, and what a step takes by {100 * step_s:.2g} % (standard deviations)."
+        + (" What is left in the intervals of times to the target is the seeds' spread." if step_s < steps / 5 else "")
+    ]
+
+
+def _deviation_between_rounds(of_methods: Sequence[pd.DataFrame], name: str) -> float | None:
+    """The relative standard deviation of a column within a method, over all methods; None where none has two rounds."""
+    logs = [np.log(done[name].dropna().astype(float)) for done in of_methods]
+    variances = [float(each.var()) for each in logs if len(each) > 1]
+    return math.sqrt(float(np.mean(variances))) if variances else None
 
 
 def _notes_on_accuracy(cases: Sequence[CaseResult], scenario: Scenario) -> list[str]:

@@ -19,8 +19,9 @@ from pathlib import Path
 
 from harness.cluster.protocol import Cluster
 from harness.errors import MeasurementError, UsageError
+from harness.files import write_whole
 from harness.plan import estimate
-from harness.plan.dilation import AIM, LADDER, MOST_ADDED, Dilation, look, on_the_ladder
+from harness.plan.dilation import AIM, LADDER, MOST_ADDED, Dilation, look, rung
 from harness.plan.expected import state_of
 from harness.plan.trial import UNSETTLED_STEPS, Trial
 from harness.run.added import TOLERATED, Added, added_within
@@ -103,7 +104,7 @@ class Dilations:
         chosen = max(self._lowest(trial), _needed(within, AIM))
         if not why:
             chosen = min(chosen, trial.dilation)
-        self._keep(trial, Found(_rung(chosen), within.step_s, within.added_s))
+        self._keep(trial, Found(rung(chosen), within.step_s, within.added_s))
         return why
 
     def _why_probes_were_wrong(self, trial: Trial, outcome: Outcome, found: Found) -> str | None:
@@ -134,7 +135,7 @@ class Dilations:
             return max(found.dilation, self._lowest(trial))
         of_the_case = [each.added_s for key, each in self._found.items() if key.startswith(_case_key(trial.case))]
         added_s = statistics.median(of_the_case) if of_the_case else None
-        return max(self._lowest(trial), on_the_ladder(estimate.usual_dilation(trial, CPUS, added_s)))
+        return max(self._lowest(trial), rung(estimate.usual_dilation(trial, CPUS, added_s)))
 
     def _lowest(self, trial: Trial) -> float:
         """The least dilation that may do, by what is known so far."""
@@ -160,21 +161,19 @@ class Dilations:
         self._found[key] = found
         self._labels[key] = trial.method.label
         kept = {key: {"label": self._labels[key], **asdict(each)} for key, each in self._found.items()}
-        unfinished = self._file.with_suffix(".new")
-        unfinished.write_text(json.dumps(kept, indent=1))
-        unfinished.rename(self._file)
+        write_whole(self._file, json.dumps(kept, indent=1).encode())
 
     def _carried(self, trial: Trial, dilation: float) -> float:
         """The least dilation, from this one on, at which the cluster carries the trial's links."""
         topology, resources = trial.expected.topology, trial.case.cluster.resources
-        for rung in (rung for rung in LADDER if rung >= dilation):
+        for each in (each for each in LADDER if each >= dilation):
             try:
-                self._cluster.check(topology.slowed(rung), resources)
+                self._cluster.check(topology.slowed(each), resources)
             except UsageError:
-                if rung == LADDER[-1]:
+                if each == LADDER[-1]:
                     raise
             else:
-                return rung
+                return each
         raise MeasurementError(
             f"{trial.method.label}: at a dilation of {LADDER[-1]:g} this machine still adds more than "
             f"{100 * MOST_ADDED:g} % to a step; fewer workers, more CPUs, or less beside them would help"
@@ -186,13 +185,8 @@ def _needed(within: Added, share: float) -> float:
     return within.added_s / (share * within.step_s)
 
 
-def _rung(dilation: float) -> float:
-    """The least rung that is not below it; infinite where none is."""
-    return next((rung for rung in LADDER if rung >= dilation), math.inf)
-
-
 def _next(dilation: float) -> float:
-    return next((rung for rung in LADDER if rung > dilation), math.inf)
+    return rung(math.nextafter(dilation, math.inf))
 
 
 def _key(trial: Trial) -> str:

@@ -111,8 +111,8 @@ class _Node:
         self._places = [Place(node, local, order.workers, order.per_node) for local in range(order.per_node)]
         self._running: dict[int, int] = {}
         """Rank by process."""
-        self._started: list[subprocess.Popen[bytes]] = []
-        """Kept, since a Popen that is let go reaps a process that has ended, whose end would then never be told."""
+        self._started: list[object] = []
+        """Popens. Kept, since one that is let go reaps its process if that has ended, whose end would never be told."""
         self._selector = selectors.DefaultSelector()
         self._open_pipes = 0
         self._signals: list[int] = []

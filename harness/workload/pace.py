@@ -9,7 +9,6 @@ counts as part of what the device takes, and what it took beyond that is the ove
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock, get_ident
@@ -85,6 +84,49 @@ class SlowClock(Clock):
 Kind = Literal["encode", "beside", "decode"]
 
 
+class _Cost:
+    """What one kind of codec work costs in a step, dealt out to its blocks.
+
+    Each block is charged by the share of the processor's time that it took one step before. Were all of it charged to
+    the first, what the others really take would come on top of it, however slow the device is.
+    """
+
+    def __init__(self, s_per_entry: float) -> None:
+        self._s_per_entry = s_per_entry
+        self._whole_s = self._owed_s = self._carried_s = 0.0
+        """Of all buckets handed over in this step; not yet charged; of that, what is left of the steps before."""
+        self._cpu_s: list[float] = []
+        """Of this step's blocks so far."""
+        self._charges_s: list[float] = []
+        """For this step's blocks; none where no step has told them yet."""
+
+    def hand_over(self, entries: int) -> None:
+        """A bucket of so many entries will need this work."""
+        self._whole_s += self._s_per_entry * entries
+        self._owed_s += self._s_per_entry * entries
+
+    def charge_s(self, cpu_s: float) -> float:
+        """Seconds that the device takes for the next block, which took the processor so long."""
+        number = len(self._cpu_s)
+        self._cpu_s.append(cpu_s)
+        if not self._charges_s:
+            charge_s = self._owed_s
+        else:
+            charge_s = self._charges_s[number] if number < len(self._charges_s) else 0.0
+            charge_s += max(0.0, self._carried_s) if number == 0 else 0.0
+        self._owed_s -= charge_s
+        return charge_s
+
+    def end_step(self) -> None:
+        """Deal out the next step's cost as this one's blocks have shown; without any, nothing was to be done."""
+        if (cpu_s := sum(self._cpu_s)) > 0:
+            self._charges_s = [self._whole_s * each_s / cpu_s for each_s in self._cpu_s]
+            self._carried_s = self._owed_s
+        self._owed_s = self._carried_s
+        self._whole_s = 0.0
+        self._cpu_s.clear()
+
+
 class PacedStopwatch(Stopwatch):
     """A stopwatch whose codec takes as long as the profile's device, for each bucket in proportion to its entries.
 
@@ -95,24 +137,24 @@ class PacedStopwatch(Stopwatch):
         super().__init__()
         self.clock = SlowClock(pace)
         self._pace = pace
-        self._s_per_entry: dict[Kind, float] = {}
+        self._costs: dict[Kind, _Cost] = {}
         if codec:
             seconds: dict[Kind, float] = {
                 "encode": codec.encode_s,
                 "beside": codec.beside_s,
                 "decode": codec.decode_s,
             }
-            self._s_per_entry = {kind: each / numel for kind, each in seconds.items()}
+            self._costs = {kind: _Cost(each / numel) for kind, each in seconds.items()}
         self._backward_thread = get_ident()
-        self._owed: dict[Kind, deque[float]] = {"encode": deque(), "beside": deque(), "decode": deque()}
-        """What buckets still owe that were handed over and have not yet come to that."""
+        self._lock = Lock()
 
     def bucket_ready(self, entries: int, members: Sequence[Tensor] = ()) -> None:
         """See ``Stopwatch.bucket_ready``."""
         super().bucket_ready(entries, members)
         self._backward_thread = get_ident()
-        for kind, s_per_entry in self._s_per_entry.items():
-            self._owed[kind].append(s_per_entry * entries)
+        with self._lock:
+            for cost in self._costs.values():
+                cost.hand_over(entries)
 
     @contextmanager
     def __call__(self, phase: Literal["encode", "decode", "end_step"]) -> Iterator[None]:
@@ -132,14 +174,13 @@ class PacedStopwatch(Stopwatch):
 
     def lap(self) -> Any:
         """See ``Stopwatch.lap``."""
-        for owed in self._owed.values():
-            owed.clear()
+        with self._lock:
+            for cost in self._costs.values():
+                cost.end_step()
         return super().lap()
 
     def _charge_s(self, phase: Literal["encode", "decode"], on_backward: bool, cpu_s: float) -> float:
-        """The first block of a bucket's encoding, or decoding, takes what all of it costs."""
-        if not self._s_per_entry:
+        if not self._costs:
             return cpu_s
-        kind: Kind = "beside" if phase == "encode" and not on_backward else phase
-        owed = self._owed[kind]
-        return owed.popleft() if owed else 0.0
+        with self._lock:
+            return self._costs["beside" if phase == "encode" and not on_backward else phase].charge_s(cpu_s)

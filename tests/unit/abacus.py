@@ -21,7 +21,7 @@ def profile(**changes: Any) -> Profile:
     content = {
         "schema": 1,
         "model": "digits-cnn",
-        "batch_size": 32,
+        "batch_size": 16,
         "device": "abacus",
         "source": "modelled",
         "made_by": "hand",

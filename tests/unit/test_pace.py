@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from abacus import READY_S, profile, written
+from synthetic import row_again
 
 from harness.analysis.cases import case_results
 from harness.cluster.fake import FakeCluster
 from harness.errors import UsageError
 from harness.plan.plan import Plan, make
 from harness.record.store import Store
+from harness.report import facts
 from harness.run import execute
 from harness.scenario.load import load
 from harness.worker.profile_request import ProfileRequest, ThreadClock
@@ -43,7 +45,7 @@ def test_a_pace_is_known_to_the_plan_and_part_of_a_trials_identity(tmp_path: Pat
     ("overrides", "says"),
     [
         (["train.model=fashion-cnn", "train.dataset=fashion-mnist"], "train.pace: found .*of digits-cnn"),
-        (["train.batch_size=16"], "train.batch_size: found 16; allowed: 32"),
+        (["train.batch_size=32"], "train.batch_size: found 32; allowed: 16"),
         (["train.replay=resnet18-a40"], "train.pace: found .*allowed: none with train.replay"),
         (["cluster.device=cuda"], "cluster.device: found 'cuda'; allowed: cpu with train.pace"),
         (["train.dilation=0.5", "link.delay=1ms"], "train.dilation: found 0.5; allowed: at least 1 where"),
@@ -123,3 +125,21 @@ def test_the_best_step_counts_in_the_processors_time_and_the_median_else() -> No
 
     assert request(True).typical([3.0, 1.0, 2.0]) == 1.0
     assert request(False).typical([3.0, 1.0, 2.5]) == 2.5
+
+
+def test_a_report_says_whether_seeds_or_steps_make_the_intervals_of_times_to_a_target(tmp_path: Path) -> None:
+    plan = paced(tmp_path / "abacus.json", "rounds=3", "train.steps=100", "train.target='accuracy 30%'")
+    store = Store.create(tmp_path / "run", plan.scenario)
+    execute.run(plan, store, FakeCluster(), lambda _: None, lambda *_: None)
+
+    def note() -> str:
+        (found,) = (note for note in facts.collect(store).notes if "a seed of its own" in note)
+        return found
+
+    assert "steps to the target differ by 0.0 %" in note()
+    assert "What is left" not in note()
+    for _, row in store.trials().iterrows():
+        steps = 50 * 1.1 ** row["round"]
+        store.append(row_again(row, attempt=row["attempt"] + 1, steps_to_target=steps), [])
+    assert "steps to the target differ by 9.5 %" in note(), "log 1.1"
+    assert note().endswith("What is left in the intervals of times to the target is the seeds' spread.")

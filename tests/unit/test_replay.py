@@ -75,7 +75,7 @@ def test_a_profile_that_is_not_there_names_those_that_are() -> None:
             ["train.model=fashion-cnn"],
             r"train\.replay: found .*of digits-cnn with .*; allowed: a profile of fashion-cnn",
         ),
-        (["train.batch_size=16"], r"train\.batch_size: found 16; allowed: 32, with which"),
+        (["train.batch_size=32"], r"train\.batch_size: found 32; allowed: 16, with which"),
         (["train.checkpoint=w.pt"], r"train\.checkpoint: found 'w.pt'; allowed: none with train\.replay"),
         (["cluster.device=cuda"], r"cluster\.device: found 'cuda'; allowed: cpu with train\.replay"),
         (["train.dilation=0.0"], r"train\.dilation: found 0.0; allowed: a number greater than 0, or 'auto'"),
@@ -108,7 +108,7 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_starts(
     monkeypatch.setattr(execute.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 10**8}))
     plan = replayed(Path(written(tmp_path / "p.json")), "rounds=1")
     store = Store.create(tmp_path / "run", plan.scenario)
-    with pytest.raises(UsageError, match=r"train\.model: found 'digits-cnn on 4 workers .*100 MB that are free"):
+    with pytest.raises(UsageError, match=r"train\.model: found 'digits-cnn on 3 workers .*100 MB that are free"):
         execute.run(plan, store, FakeCluster(), lambda _: None, lambda *_: None)
     assert store.attempts().empty
 
@@ -215,16 +215,44 @@ def test_a_pace_forgets_what_it_was_late_by_when_the_device_waits(clock: MadeUpT
 def test_a_codec_is_charged_by_the_profile_and_told_in_undilated_time(dilation: float, clock: MadeUpTime) -> None:
     known = profile(codecs=[codec("topk", encode_s=0.02, decode_s=0.01)])
     stopwatch = PacedStopwatch(Pace(dilation), known.codecs[0], known.numel)
-    for entries in (known.numel // 2, known.numel - known.numel // 2):
+
+    def step(*block_s: float) -> list[float]:
+        """How long each block was made, in undilated seconds."""
         stopwatch._pace.begin()
-        stopwatch.bucket_ready(entries)
-        for phase in ("encode", "encode", "decode"):
-            with stopwatch(phase):
-                clock.sleep(0.001 * dilation)
-    lap = stopwatch.lap()
-    assert clock.now_s == pytest.approx(dilation * 0.03)
-    assert lap.encode_s == pytest.approx(0.022), "a second block is charged nothing, and takes what it takes"
-    assert lap.decode_s == pytest.approx(0.008), "what the one took too long, the other is shorter by"
+        stopwatch.bucket_ready(known.numel)
+        made_s = []
+        for seconds in block_s:
+            began_s = clock.now_s
+            with stopwatch("encode"):
+                clock.sleep(seconds * dilation)
+            made_s.append((clock.now_s - began_s) / dilation)
+        with stopwatch("decode"):
+            clock.sleep(0.001 * dilation)
+        lap = stopwatch.lap()
+        assert lap.encode_s == pytest.approx(sum(made_s))
+        return [*made_s, lap.decode_s]
+
+    assert step(0.001, 0.004) == pytest.approx([0.02, 0.004, 0.006]), (
+        "what the one took too long, another is shorter by"
+    )
+    assert step(0.002, 0.006) == pytest.approx([0.004, 0.016, 0.01]), "by what they took one step before"
+    assert step(0.003) == pytest.approx([0.005, 0.01])
+    assert step(0.001) == pytest.approx([0.035, 0.01]), "it pays what the step before has left unpaid"
+    assert step(0.001) == pytest.approx([0.02, 0.01])
+
+
+def test_a_step_without_codec_work_leaves_nothing_to_pay(clock: MadeUpTime) -> None:
+    known = profile(codecs=[codec("topk", encode_s=0.02, decode_s=0.01)])
+    stopwatch = PacedStopwatch(Pace(1.0), known.codecs[0], known.numel)
+    for sends in (False, True, False, True):
+        stopwatch._pace.begin()
+        stopwatch.bucket_ready(known.numel)
+        began_s = clock.now_s
+        if sends:
+            with stopwatch("encode"):
+                clock.sleep(0.001)
+        stopwatch.lap()
+        assert clock.now_s - began_s == pytest.approx(0.02 if sends else 0.0)
 
 
 def test_a_codec_that_the_profile_does_not_know_is_charged_the_processors_time(clock: MadeUpTime) -> None:
