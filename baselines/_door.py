@@ -188,10 +188,12 @@ class Handle:
 
 def _take_place(ddp: DistributedDataParallel) -> Place:
     """Make DDP's hook look into a place."""
-    place = _places[ddp] = Place()
+    place, group = Place(), ddp.process_group
+    _places[ddp] = place
 
     def hook(place, bucket):  # type: ignore[no-untyped-def]  # DDP refuses annotations that are strings
-        return plain_mean(ddp.process_group, bucket) if place.handle is None else place.handle.synchronise(bucket)
+        # Of DDP it holds the group alone: DDP holds the hook where no garbage collector looks.
+        return plain_mean(group, bucket) if place.handle is None else place.handle.synchronise(bucket)
 
     ddp.register_comm_hook(place, hook)
     return place

@@ -11,25 +11,53 @@ SIZE_BYTES = 8
 """What one count costs that is told to a peer."""
 
 
-def all_to_all(state: LaneState, records: torch.Tensor, counts: list[int]) -> tuple[torch.Tensor, list[int]]:
-    """Send the first ``counts[0]`` of the records (n, width), uint8, to rank 0, and so on. Runs in the lane.
+def agree_on_counts(state: LaneState, counts: torch.Tensor, *others: torch.Tensor) -> list[list[int]]:
+    """Tell every rank how many records it will get. Runs in the lane.
+
+    Lengths must be known to the host, so here, and nowhere else in an exchange, it waits for the device.
+
+    Args:
+        counts: (p,), int64: how many go to each rank.
+        others: more of that shape and dtype that the host is to know.
 
     Returns:
-        What arrived, in the order of ranks, and how many came from each. This rank's own share is among it.
+        The counts, how many come from each rank, and the others.
     """
-    group = state.lane.process_group
-    sizes = torch.tensor(counts, dtype=torch.int64, device=records.device)
-    arriving = torch.empty_like(sizes)
-    dist.all_to_all_single(arriving, sizes, group=group)
-    sources = arriving.tolist()
+    counts = counts.contiguous()
+    arriving = torch.empty_like(counts)
+    dist.all_to_all_single(arriving, counts, group=state.lane.process_group)
+    known: list[list[int]] = torch.stack((counts, arriving, *others)).tolist()
+    return known
+
+
+def all_to_all(state: LaneState, records: torch.Tensor, counts: list[int], sources: list[int]) -> torch.Tensor:
+    """Send the first ``counts[0]`` of the records (n, width), uint8, to rank 0, and so on. Runs in the lane.
+
+    Args:
+        sources: how many come from each rank, by ``agree_on_counts``.
+
+    Returns:
+        What arrived, in the order of ranks. This rank's own share is among it.
+    """
     arrived = records.new_empty(sum(sources), records.shape[1])
-    dist.all_to_all_single(arrived, records, sources, counts, group=group)
-    return arrived, sources
+    dist.all_to_all_single(arrived, records, sources, counts, group=state.lane.process_group)
+    return arrived
 
 
-def all_gather(state: LaneState, records: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
+def agree_on_count(state: LaneState, count: torch.Tensor) -> tuple[int, list[int]]:
+    """Tell all ranks of how many records, a scalar (int64), this one has, for ``all_gather``. Runs in the lane.
+
+    Returns:
+        That number, and each rank's. The host waits for the device.
+    """
+    (own, *_), of_ranks = agree_on_counts(state, count.expand(state.world_size))
+    return own, of_ranks
+
+
+def all_gather(state: LaneState, records: torch.Tensor, sources: list[int]) -> torch.Tensor:
     """Send all records (n, width), uint8, to all ranks; otherwise as ``all_to_all``."""
-    return all_to_all(state, records.repeat(state.world_size, 1), [len(records)] * state.world_size)
+    p = state.world_size
+    return all_to_all(state, records.repeat(p, 1), [len(records)] * p, sources)
 
 
 def all_to_all_bytes(state: LaneState, counts: list[int], width: int) -> int:
@@ -61,8 +89,13 @@ def shard_sizes(n: int, owners: int) -> list[int]:
     return [n // owners + (owner < n % owners) for owner in range(owners)]
 
 
-def counts_by_owner(places: torch.Tensor, shards: list[int]) -> list[int]:
-    """How many of the places (k,), ascending, lie in each shard."""
-    ends = torch.tensor(shards, device=places.device).cumsum(0)
+def shard_ends(n: int, owners: int, device: torch.device) -> torch.Tensor:
+    """Where the shards of ``shard_sizes`` end (owners,), int64: computed there, as a copy would be waited for."""
+    owner = torch.arange(1, owners + 1, device=device)
+    return owner * (n // owners) + owner.clamp(max=n % owners)
+
+
+def counts_by_owner(places: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """How many of the places (k,), ascending, lie in each of the shards that end there (p,), int64."""
     below = torch.searchsorted(places, ends)
-    return below.diff(prepend=below.new_zeros(1)).tolist()
+    return below.diff(prepend=below.new_zeros(1))

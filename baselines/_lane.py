@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -17,6 +18,8 @@ from baselines._state import MethodState
 class Lane:
     """A thread with a process group of its own, for methods that need one collective's result to begin the next.
 
+    On a GPU it works on the bucket's stream: what the hook has done there comes first, and memory needs no care.
+
     A Future's callback must not begin a collective: callbacks run as results arrive, so ranks would begin them in
     different orders and add up numbers that do not belong together. Here jobs begin one after the other in the order
     in which DDP hands over its buckets, which is the same on every rank, while the backward pass goes on beside them.
@@ -26,11 +29,14 @@ class Lane:
     """
 
     def __init__(self, process_group: dist.ProcessGroup, device: torch.device) -> None:
+        # A group that not all ranks make is named by its ranks. If one of that name is gone, a rank may find in the
+        # store the addresses at which its peers listened then, and connects to nobody.
+        is_of_all = process_group is dist.group.WORLD
         group = dist.new_group(
             dist.get_process_group_ranks(process_group),
             backend=dist.get_backend(process_group),
             timeout=process_group._get_backend(device).options._timeout,  # the user's, which new_group forgets
-            use_local_synchronization=True,
+            use_local_synchronization=not is_of_all,
         )
         self.process_group = cast(dist.ProcessGroup, group)
         self._device = device
@@ -38,7 +44,9 @@ class Lane:
 
     def submit(self, job: Callable[[], Future[torch.Tensor]]) -> Future[torch.Tensor]:
         """What ``job`` will return, or raise. Its last collective may still be under way when it returns."""
-        result: Future[Any] = Future(devices=[self._device] if self._device.type == "cuda" else None)
+        on_gpu = self._device.type == "cuda"
+        result: Future[Any] = Future(devices=[self._device] if on_gpu else None)
+        stream = torch.cuda.stream(torch.cuda.current_stream(self._device)) if on_gpu else nullcontext()
 
         def settle(done: Future[torch.Tensor]) -> None:
             try:
@@ -48,7 +56,8 @@ class Lane:
 
         def run() -> None:
             try:
-                job().add_done_callback(settle)
+                with stream:
+                    job().add_done_callback(settle)
             except Exception as error:
                 result.set_exception(error)
 
@@ -78,6 +87,6 @@ class LaneState(MethodState):
 
 def settled(result: torch.Tensor) -> Future[torch.Tensor]:
     """A Future that has its result already."""
-    future: Future[Any] = Future(devices=[result.device] if result.is_cuda else None)
+    future: Future[Any] = Future(devices=[result.device] if result.device.type == "cuda" else None)
     future.set_result(result)
     return future

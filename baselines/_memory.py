@@ -148,9 +148,15 @@ class Drafts(Generic[V]):
     def load_state_dict(self, saved: Mapping[str, Any], names: Mapping[torch.Tensor, str]) -> None:
         """Take these values."""
         device = next(iter(names)).device
-        moved: dict[str, Any] = {k: v.to(device) if torch.is_tensor(v) else v for k, v in saved.items()}
-        self.now = moved
+        self.now = {key: _moved(value, device) for key, value in saved.items()}
         self._next = {}
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """A tensor, or a tuple that may hold some, on that device."""
+    if isinstance(value, tuple):
+        return tuple(_moved(each, device) for each in value)
+    return value.to(device) if torch.is_tensor(value) else value
 
 
 def shaped(part: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

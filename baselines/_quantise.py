@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cache
 
 import numpy as np
 import torch
@@ -149,5 +150,10 @@ def by_byte(values: torch.Tensor, bits: int) -> torch.Tensor:
 
     A row looked up takes a quarter of what unpacking its fields and looking each up does.
     """
-    every_byte = torch.arange(256, dtype=torch.uint8, device=values.device)
-    return values[unpacked_fields(every_byte, bits).int()].view(256, 8 // bits)
+    return values[fields_of_every_byte(values.device, bits)].view(256, 8 // bits)
+
+
+@cache
+def fields_of_every_byte(device: torch.device, bits: int) -> torch.Tensor:
+    """The fields, int32, of the bytes from 0 to 255, one after the other."""
+    return unpacked_fields(torch.arange(256, dtype=torch.uint8, device=device), bits).int()

@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 
 from baselines._pieces import pieces, scratch
 from baselines._state import MethodState, Shapes, all_gather_bytes, numel
+from baselines._streams import used_here
 
 INDEX = torch.int32
 
@@ -36,11 +37,14 @@ def exact_top(vector: torch.Tensor, k: int) -> torch.Tensor:
 def sampled_top(vector: torch.Tensor, k: int, sample_ratio: float, start: int) -> torch.Tensor:
     """About those that ``exact_top`` gives, never more than k, by a threshold from a sample.
 
-    The sample is strided: one entry in so many, from entry ``start`` (modulo the stride) on.
+    The sample is strided: one entry in so many, from entry ``start`` (modulo the stride) on. On a GPU just those that
+    ``exact_top`` gives: how many pass a threshold would have to be waited for, and its selection is fast.
     """
     n = vector.numel()
     if k == n:
         return torch.arange(n, device=vector.device)
+    if vector.is_cuda:
+        return exact_top(vector, k)
     stride = sampling_stride(n, k, sample_ratio)
     sample = vector[start % stride :: stride].abs()
     threshold = sample.topk(math.ceil(sample.numel() * k / n), sorted=False).values.min()
@@ -73,6 +77,22 @@ def few_places(flags: torch.Tensor) -> torch.Tensor:
     words = whole.view(torch.int64).nonzero().view(-1)
     word, place = whole.view(-1, 8).index_select(0, words).nonzero().unbind(1)
     return words.index_select(0, word).mul_(8).add_(place)
+
+
+def places_of(flags: torch.Tensor, count: int) -> torch.Tensor:
+    """Where flags (n,), bool, are true, which ``count`` are: a GPU (torch 2.6 or later) is not waited for."""
+    if not flags.is_cuda:
+        return flags.nonzero().view(-1)
+    return torch.nonzero_static(flags, size=count).view(-1) if count else flags.new_empty(0, dtype=torch.int64)
+
+
+def at_most_places_of(flags: torch.Tensor, most: int) -> torch.Tensor:
+    """Where flags (n,), bool, are true, which few are. A GPU fills this up to ``most`` by n: it is not waited for."""
+    if not flags.is_cuda:
+        return few_places(flags)
+    if not most:
+        return flags.new_empty(0, dtype=torch.int64)
+    return torch.nonzero_static(flags, size=most, fill_value=len(flags)).view(-1)
 
 
 def sampling_stride(n: int, k: int, sample_ratio: float) -> int:
@@ -119,6 +139,7 @@ def all_gather_mean(
 
     def decode(done: Future[object]) -> torch.Tensor:
         done.value()  # raises what the collective raised
+        used_here(*blocks)
         with state.stopwatch("decode"):
             out.zero_()
             # Rank by rank: within one rank no place appears twice, so that even where additions run in parallel

@@ -152,6 +152,11 @@ class MethodState(Checkpointed):
     at_once: ClassVar[int] = 2
     """How many of its collectives may be under way together: a process group of Gloo has two threads."""
 
+    host_synchronisations_a_bucket: ClassVar[int] = 0
+    """How often its hook waits for the device in a bucket of the steady state, because how many bytes are sent depends
+    on the gradients' values: once for each exchange whose lengths do. While the host waits it can queue no more work.
+    Only what happens once in many steps may come on top."""
+
     syncs_in_end_step: ClassVar[bool] = False
     """Whether its collectives are those of ``end_step``, of the whole model, and not of buckets."""
 
@@ -344,12 +349,16 @@ class MethodState(Checkpointed):
         return found
 
     def _name_suspects(self) -> None:
-        places = {id(weight): place for place, weight in enumerate(self.model.parameters())} if self._suspects else {}
-        for members, finite in self._suspects:
-            for weight, is_finite in zip(members, finite.tolist(), strict=True):
-                if not is_finite:
-                    self.note("non_finite_gradient", places[id(weight)])
+        if not self._suspects:
+            return
+        members = [id(weight) for of_bucket, _ in self._suspects for weight in of_bucket]
+        finite = torch.cat([of_bucket for _, of_bucket in self._suspects]).tolist()  # a GPU is waited for once a step
         self._suspects.clear()
+        if not all(finite):
+            places = {id(weight): place for place, weight in enumerate(self.model.parameters())}
+            for member, is_finite in zip(members, finite, strict=True):
+                if not is_finite:
+                    self.note("non_finite_gradient", places[member])
 
     def note(self, kind: str, value: float) -> None:
         """Tell whoever watches the training of something that happened in this step, such as a decision."""

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from itertools import accumulate
 from typing import Annotated, Any
 
 import torch
@@ -146,12 +147,21 @@ class State(MethodState):
 
     def vectors(self, bucket: dist.GradBucket) -> torch.Tensor:
         """Places (int64) of the bucket's entries that travel dense."""
-        members = bucket.parameters()
-        layout = tuple(map(id, members))
+        layout = tuple(map(id, bucket.parameters()))
         if layout not in self._vectors:
-            dense = [torch.full((m.numel(),), self.dense_vectors and m.ndim < 2, device=m.device) for m in members]
-            self._vectors[layout] = torch.cat(dense).nonzero().view(-1)
+            self._vectors[layout] = self.places(bucket, dense=True)
         return self._vectors[layout]
+
+    def places(self, bucket: dist.GradBucket, dense: bool) -> torch.Tensor:
+        """Places (int64), ascending, of the bucket's entries that travel dense, or of all others."""
+        members, device = bucket.parameters(), bucket.buffer().device
+        ends = accumulate(member.numel() for member in members)
+        parts = [
+            torch.arange(end - member.numel(), end, device=device)
+            for member, end in zip(members, ends, strict=True)
+            if (self.dense_vectors and member.ndim < 2) is dense
+        ]
+        return torch.cat([torch.arange(0, device=device), *parts])
 
     @torch.no_grad()
     def _carry_decay(self) -> None:
@@ -208,7 +218,7 @@ def dgc_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
         places = v.numel() - vectors.numel()
         k = share(state.ratio_at(state.step), places)
         if k == places:
-            indices = torch.ones_like(v, dtype=torch.bool).index_fill_(0, vectors, False).nonzero().view(-1)
+            indices = state.places(bucket, dense=False)
         else:
             indices = sampled_top(v, k, state.sample_ratio, start=state.step)
         values = v.index_select(0, indices)

@@ -22,6 +22,8 @@ from torch.futures import Future
 from baselines._calls import AllToAll, Call
 from baselines._exchange import (
     SIZE_BYTES,
+    agree_on_count,
+    agree_on_counts,
     all_gather,
     all_gather_records_bytes,
     all_to_all,
@@ -32,7 +34,7 @@ from baselines._exchange import (
 )
 from baselines._lane import LaneState, settled
 from baselines._memory import BucketMemory, Drafts
-from baselines._sparse import INDEX, exact_top, few_places, not_below, sampled_top, share, sparse_bytes
+from baselines._sparse import INDEX, at_most_places_of, exact_top, places_of, sampled_top, share, sparse_bytes
 from baselines._state import Shapes, numel, parameters, ring_all_reduce_bytes
 
 LABEL = "Ok-Topk"
@@ -52,8 +54,8 @@ class Cut(NamedTuple):
 
     age: int
     global_threshold: torch.Tensor
-    regions: list[int]
-    """The sizes of the regions, in the order of their owners."""
+    ends: torch.Tensor
+    """Where the regions end (p,), int64, in the order of their owners."""
 
 
 @parameters
@@ -68,6 +70,7 @@ class State(LaneState):
     swept = ("ratio",)
     adjustable = ("ratio", "selection")
     most_copies = 5.0
+    host_synchronisations_a_bucket = 2
     remembers = ("residual", "cuts")
 
     ratio: Annotated[float, Field(gt=0, le=1)] = 0.01
@@ -76,7 +79,7 @@ class State(LaneState):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.residual = BucketMemory()
-        self.cuts: Drafts[tuple[int, torch.Tensor, list[int]]] = Drafts()
+        self.cuts: Drafts[tuple[int, torch.Tensor, torch.Tensor]] = Drafts()
 
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
         """If thresholds fit: a k-th of the entries leaves for their owners, and a p-th of them goes to p - 1 others."""
@@ -101,36 +104,41 @@ def oktopk_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
 def sparse_all_reduce(state: State, a: torch.Tensor, layout: str, out: torch.Tensor) -> Future[torch.Tensor]:
     """Fill ``out`` (n,) with the sparse mean of all ranks' ``a`` (n,), which becomes the residual. Runs in the lane."""
     k, cut = share(state.ratio, a.numel()), state.cuts.get(layout)
-    age, threshold, regions = Cut(*cut) if cut is not None else Cut(0, a.new_empty(0), [])
+    age, threshold, ends = Cut(*cut) if cut is not None else Cut(0, a.new_empty(0), a.new_empty(0))
     renew = age % REUSED_STEPS == 0
     with state.stopwatch("encode"):
         exact = state.selection == "exact"
         selected = exact_top(a, k) if exact else sampled_top(a, k, SAMPLE_RATIO, start=state.step)
-        selected = selected[a.index_select(0, selected).ne(0)].sort().values
+        # Zeros need not travel: they go behind the last place, as how many there are is not known to the host.
+        selected = torch.where(a.index_select(0, selected).ne(0), selected, a.numel()).sort().values
     if renew:
-        regions = agree_on_regions(state, selected, a.numel())
-    places, sums = split_and_reduce(state, a, selected, regions)
+        ends = agree_on_regions(state, selected, a.numel())
+    selected, places, sums, touched = split_and_reduce(state, a, selected, ends)
     if renew:
-        threshold = agree_on_threshold(state, sums, k)
-    state.cuts.draft(layout, (age + 1, threshold, regions))
+        threshold = agree_on_threshold(state, sums, touched, k)
+    state.cuts.draft(layout, (age + 1, threshold, ends))
     with state.stopwatch("encode"):
-        top = not_below(sums, threshold)
+        passes = sums.abs().lt(threshold).logical_not_()  # so that a NaN does, lest it hide
+        passing = passes.count_nonzero()
+    count, of_owners = agree_on_count(state, passing)
+    with state.stopwatch("encode"):
+        top = places_of(passes, count)
         records = to_records(sums.index_select(0, top).div_(state.world_size), places.index_select(0, top).to(INDEX))
-    gathered, _ = all_gather(state, records)
+    gathered = all_gather(state, records, of_owners)
     state.note("formula_bytes", all_gather_records_bytes(state, len(records), records.shape[1]))
     with state.stopwatch("decode"):
         values, places = (column.view(-1) for column in from_records(gathered, (a.dtype, 1), (INDEX, 1)))
         places = places.long()
-        a.index_fill_(0, both(places, selected), 0)
+        a.index_copy_(0, places, a.index_select(0, places).masked_fill_(are_among(places, selected), 0))
         return settled(out.zero_().index_copy_(0, places, values))
 
 
-def both(places: torch.Tensor, selected: torch.Tensor) -> torch.Tensor:
-    """Those of the places (int64) that are among the selected, which ascend."""
+def are_among(places: torch.Tensor, selected: torch.Tensor) -> torch.Tensor:
+    """Of each of the places (m,), int64, whether it is among the selected (k,), which ascend (bool)."""
     if not len(selected):
-        return selected
+        return torch.zeros_like(places, dtype=torch.bool)
     nearest = torch.searchsorted(selected, places).clamp_(max=len(selected) - 1)
-    return places[selected.index_select(0, nearest) == places]
+    return selected.index_select(0, nearest) == places
 
 
 def kth_largest(values: torch.Tensor, k: int) -> torch.Tensor:
@@ -139,43 +147,59 @@ def kth_largest(values: torch.Tensor, k: int) -> torch.Tensor:
     return (top.min() if len(top) else values.new_zeros(())).clamp_(min=torch.finfo(values.dtype).tiny)
 
 
-def agree_on_regions(state: State, selected: torch.Tensor, n: int) -> list[int]:
-    """Sizes of p regions of n entries with about equally many of all ranks' selected places (ascending)."""
+def agree_on_regions(state: State, selected: torch.Tensor, n: int) -> torch.Tensor:
+    """Where p regions of n entries end (p,), int64, that have about equally many of all ranks' selected places.
+
+    Args:
+        selected: ascending; those from n on do not count.
+    """
     p = state.world_size
-    quantiles = torch.arange(1, p, device=selected.device) * len(selected) // p
-    even = torch.arange(1, p, device=selected.device) * n // p
-    borders = selected.index_select(0, quantiles) if len(selected) else even
+    number = selected.lt(n).sum()
+    owner = torch.arange(1, p, device=selected.device)
+    borders = torch.where(number > 0, selected.index_select(0, owner * number // p), owner * n // p)
     dist.all_reduce(borders, group=state.lane.process_group)
     state.note("formula_bytes", ring_all_reduce_bytes(borders.nbytes, p))
-    ends = borders.div_(p, rounding_mode="floor")
-    return ends.diff(prepend=ends.new_zeros(1), append=ends.new_full((1,), n)).tolist()
+    return torch.cat((borders.div_(p, rounding_mode="floor"), borders.new_full((1,), n)))
 
 
 def split_and_reduce(
-    state: State, a: torch.Tensor, selected: torch.Tensor, regions: list[int]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The places (int64) in this rank's region that any rank selected, and the sums of what those ranks have there."""
+    state: State, a: torch.Tensor, selected: torch.Tensor, ends: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Send what was selected to its owners, and add up what arrives.
+
+    Args:
+        selected: ascending; those behind the last region's end do not travel.
+
+    Returns:
+        The selected places without those; the places (int64) in this rank's region that any rank selected, and the sums
+        of what those ranks have there; how many these are, a scalar. A GPU fills up both by zeros behind the region.
+    """
     with state.stopwatch("encode"):
-        counts = counts_by_owner(selected, regions)
+        going, sizes = counts_by_owner(selected, ends), ends.diff(prepend=ends.new_zeros(1))
+    counts, sources, regions = agree_on_counts(state, going, sizes)
+    with state.stopwatch("encode"):
+        selected = selected[: sum(counts)]
         records = to_records(a.index_select(0, selected), selected.to(INDEX))
-    arrived, sources = all_to_all(state, records, counts)
+    arrived = all_to_all(state, records, counts, sources)
     state.note("formula_bytes", all_to_all_bytes(state, counts, records.shape[1]))
     with state.stopwatch("encode"):
         first = sum(regions[: state.own_rank])
-        region = a.new_zeros(regions[state.own_rank])
-        touched = torch.zeros_like(region, dtype=torch.bool)
+        region = a.new_zeros(regions[state.own_rank] + 1)
+        touched = torch.zeros_like(region[:-1], dtype=torch.bool)
         for own in arrived.split(sources):  # rank by rank, for one order of additions
             values, places = (column.view(-1) for column in from_records(own, (a.dtype, 1), (INDEX, 1)))
             within = places.long().sub_(first)
             region.index_add_(0, within, values)
             touched.index_fill_(0, within, True)
-        union = few_places(touched)
-        return union + first, region.index_select(0, union)
+        union = at_most_places_of(touched, sum(sources))
+        return selected, union + first, region.index_select(0, union), touched.count_nonzero()
 
 
-def agree_on_threshold(state: State, sums: torch.Tensor, k: int) -> torch.Tensor:
-    """The least magnitude of the top k of all ranks' sums."""
-    gathered, _ = all_gather(state, to_records(sums))
+def agree_on_threshold(state: State, sums: torch.Tensor, count: torch.Tensor, k: int) -> torch.Tensor:
+    """The least magnitude of the top k of all ranks' sums, of which this one's first ``count``, a scalar, are told."""
+    own, of_owners = agree_on_count(state, count)
+    sums = sums[:own]
+    gathered = all_gather(state, to_records(sums), of_owners)
     state.note("formula_bytes", all_gather_records_bytes(state, len(sums), sums.itemsize))
     (everything,) = from_records(gathered, (sums.dtype, 1))
     return kth_largest(everything.view(-1), k)

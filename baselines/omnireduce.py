@@ -24,18 +24,20 @@ from torch.nn.functional import pad
 from baselines._calls import AllToAll, Call
 from baselines._exchange import (
     SIZE_BYTES,
+    agree_on_count,
+    agree_on_counts,
     all_gather,
     all_gather_records_bytes,
     all_to_all,
     all_to_all_bytes,
-    counts_by_owner,
     from_records,
+    shard_ends,
     shard_sizes,
     to_records,
 )
 from baselines._lane import LaneState, settled
 from baselines._memory import BucketMemory, Draft
-from baselines._sparse import INDEX, share
+from baselines._sparse import INDEX, places_of, share
 from baselines._state import Shapes, numel, parameters
 
 LABEL = "OmniReduce"
@@ -58,6 +60,7 @@ class State(LaneState):
     """
 
     most_copies = 9.0
+    host_synchronisations_a_bucket = 2
     swept = ("ratio",)
     remembers = ("residual",)
 
@@ -93,14 +96,17 @@ def block_all_reduce(state: State, gradient: torch.Tensor, residual: Draft | Non
     with state.stopwatch("encode"):
         a = gradient if residual is None else residual.plus(gradient)
         blocks = pad(a, (0, -n % BLOCK)).view(-1, BLOCK)
-        places = chosen_blocks(blocks, state.ratio)
-        shards = shard_sizes(len(blocks), state.world_size)
-        counts = counts_by_owner(places, shards)
+        chosen = chosen_blocks(blocks, state.ratio)
+        going = counts_of_shards(chosen, state.world_size)
+    counts, sources = agree_on_counts(state, going)
+    with state.stopwatch("encode"):
+        places = places_of(chosen, sum(counts))
         records = to_records(blocks.index_select(0, places), places.to(INDEX))
         if residual is not None:
             residual.after.copy_(blocks.index_fill(0, places, 0).view(-1)[:n])
-    arrived, sources = all_to_all(state, records, counts)
+    arrived = all_to_all(state, records, counts, sources)
     with state.stopwatch("encode"):
+        shards = shard_sizes(len(blocks), state.world_size)
         first = sum(shards[: state.own_rank])
         shard = blocks.new_zeros(shards[state.own_rank], BLOCK)
         touched = torch.zeros(len(shard), dtype=torch.bool, device=shard.device)
@@ -109,9 +115,12 @@ def block_all_reduce(state: State, gradient: torch.Tensor, residual: Draft | Non
             within = their_places.view(-1).long().sub_(first)
             shard.index_add_(0, within, values)
             touched.index_fill_(0, within, True)
-        union = touched.nonzero().view(-1)
+        filled = touched.count_nonzero()
+    count, of_owners = agree_on_count(state, filled)
+    with state.stopwatch("encode"):
+        union = places_of(touched, count)
         summed = to_records(shard.index_select(0, union).div_(state.world_size), union.add(first).to(INDEX))
-    returned, _ = all_gather(state, summed)
+    returned = all_gather(state, summed, of_owners)
     width = records.shape[1]
     sent = all_to_all_bytes(state, counts, width) + all_gather_records_bytes(state, len(summed), width)
     state.note("formula_bytes", sent)
@@ -122,10 +131,16 @@ def block_all_reduce(state: State, gradient: torch.Tensor, residual: Draft | Non
 
 
 def chosen_blocks(blocks: torch.Tensor, ratio: float) -> torch.Tensor:
-    """Indices, ascending, of the blocks (m, 256) to send: not zero, and in the share of all m of largest norm."""
+    """Which of the blocks (m, 256) to send (bool): not zero, and in the share of all m of largest norm."""
     # Of the largest magnitude, not the norm, whether there is anything: squares of small numbers vanish.
     filled: torch.Tensor = torch.linalg.vector_norm(blocks, float("inf"), dim=1).ne(0)
     if ratio < 1:
         largest = torch.linalg.vector_norm(blocks, dim=1).topk(share(ratio, len(blocks)), sorted=False).indices
         filled &= torch.zeros_like(filled).index_fill_(0, largest, True)
-    return filled.nonzero().view(-1)
+    return filled
+
+
+def counts_of_shards(flags: torch.Tensor, owners: int) -> torch.Tensor:
+    """How many flags (m,), bool, are true in each of as many shards (owners,), int64."""
+    below = pad(flags.cumsum(0), (1, 0)).index_select(0, shard_ends(len(flags), owners, flags.device))
+    return below.diff(prepend=below.new_zeros(1))

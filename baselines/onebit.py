@@ -26,6 +26,7 @@ from baselines._memory import BucketMemory
 from baselines._pieces import ENTRIES, pieces, scratch
 from baselines._quantise import by_byte, not_negative, packed_bits
 from baselines._state import MethodState, Shapes, all_gather_bytes, parameters
+from baselines._streams import used_here
 
 LABEL = "1-bit"
 COLOR = "#999933"
@@ -68,6 +69,7 @@ def onebit_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
 
     def decode(done: Future[object]) -> torch.Tensor:
         done.value()  # raises what the collective raised
+        used_here(*blocks)
         with state.stopwatch("decode"):
             for rank, block in enumerate(blocks):
                 signs, scales = block.split((sum(map(packed_size, counts)), len(counts) * gradient.itemsize))

@@ -57,7 +57,9 @@ from baselines._local import refuse_sharded
 from baselines._memory import BucketMemory, Draft
 from baselines._pruning import cubic_density, hessian_gradient, mean_over_ranks, most_important, prove_equal
 from baselines._quantise import Dice, add_scaled, own_scales, refuse_overflow, ternarise
+from baselines._sparse import places_of
 from baselines._state import SavingBound, Shapes, numel, parameters, ring_all_reduce_bytes, sparse_embeddings
+from baselines._streams import used_here
 
 LABEL = "PacTrain"
 COLOR = "#009E73"
@@ -292,8 +294,8 @@ class Survivors:
     def __init__(self, kept: torch.Tensor, counts: list[int], like: torch.Tensor) -> None:
         """``kept`` (n,), bool; ``counts``: of each parameter, in the bucket's order, those that have none left out."""
         self.counts = [count for count in counts if count]
-        self.pruned = ~kept if not kept.all() else None
-        self.indices = kept.nonzero().view(-1).to(torch.int32)
+        self.pruned = ~kept if sum(counts) < len(kept) else None
+        self.indices = places_of(kept, sum(counts)).to(torch.int32)
         self._compact = torch.empty_like(self.indices, dtype=like.dtype)
 
     def gather(self, whole: torch.Tensor) -> torch.Tensor:
@@ -359,7 +361,8 @@ class MaskTracker:
             for stale in [old for old in self._of_layout if not set(layout).isdisjoint(old)]:
                 del self._of_layout[stale]
             parts = [self._in_memory_order(parameter, enforced) for parameter in members]
-            self._of_layout[layout] = Survivors(torch.cat(parts), [int(part.sum()) for part in parts], bucket.buffer())
+            counts: list[int] = torch.stack([part.count_nonzero() for part in parts]).tolist()
+            self._of_layout[layout] = Survivors(torch.cat(parts), counts, bucket.buffer())
         return self._of_layout[layout]
 
     def _in_memory_order(self, parameter: torch.Tensor, enforced: bool) -> torch.Tensor:
@@ -451,6 +454,7 @@ def ternary_all_reduce(
 
     def decode(done: Future[list[torch.Tensor]]) -> torch.Tensor:
         (total,) = done.value()
+        used_here(agreed)
         with state.stopwatch("decode"):
             if not state.compact:
                 total = total.index_select(0, survivors.indices)

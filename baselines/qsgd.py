@@ -23,6 +23,7 @@ from baselines._calls import AllGather, Call
 from baselines._pieces import ENTRIES, pieces
 from baselines._quantise import Dice, packed_fields, unpacked_fields
 from baselines._state import MethodState, Shapes, all_gather_bytes, numel, parameters
+from baselines._streams import used_here
 
 LABEL = "QSGD"
 COLOR = "#CC79A7"
@@ -77,6 +78,7 @@ def qsgd_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
 
     def decode(done: Future[object]) -> torch.Tensor:
         done.value()  # raises what the collective raised
+        used_here(*blocks)
         with state.stopwatch("decode"):
             gradient.zero_()
             for block in blocks:
@@ -104,8 +106,9 @@ def quantise(values: torch.Tensor, levels: int, dice: Dice) -> tuple[torch.Tenso
 def add_levels(values: torch.Tensor, fields: torch.Tensor, steps: torch.Tensor, zero: int) -> None:
     """Add to ``values`` (n,) the fields (uint8), less ``zero``, each times the step of its stretch."""
     whole = values.numel() // STRETCH * STRETCH
-    for start in range(0, whole, ENTRIES):
-        end = min(start + ENTRIES, whole)
+    size = max(whole, 1) if values.is_cuda else ENTRIES
+    for start in range(0, whole, size):
+        end = min(start + size, whole)
         some = values[start:end].view(-1, STRETCH)
         levels = fields[start:end].to(values.dtype).sub_(zero).view(-1, STRETCH)
         some.addcmul_(levels, steps[start // STRETCH : end // STRETCH].unsqueeze(1))

@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from baselines._memory import BucketMemory
 from baselines._sparse import share
 from baselines._state import MethodState, Shapes, numel, parameters, ring_all_reduce_bytes
+from baselines._streams import used_here
 
 LABEL = "Random-k"
 COLOR = "#DDAA33"
@@ -84,6 +85,7 @@ def randomk_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
 
     def decode(done: Future[list[torch.Tensor]]) -> torch.Tensor:
         (mean,) = done.value()
+        used_here(indices)
         with state.stopwatch("decode"):
             gradient.zero_()
             # What is drawn twice is one entry of a residual, but two draws of an estimate.

@@ -97,18 +97,38 @@ def sparse_all_reduce(state: State, a: torch.Tensor, out: torch.Tensor) -> Futur
         gathered = [torch.empty_like(own) for _ in range(p)]
     dist.all_gather(gathered, own, group=state.lane.process_group)
     with state.stopwatch("decode"):
-        out.zero_()
-        for start, parcel in zip(range(0, blocks.numel(), blocks.shape[1]), gathered, strict=True):
-            values, indices = unpack(parcel, a.dtype)
-            meant = values.ne(0)  # and not there to fill up
-            places, values = indices[meant].long() + start, values[meant]
-            a.index_copy_(0, places, blocks.view(-1).index_select(0, places))
-            out.index_copy_(0, places, values.div_(p))
-    return settled(out)
+        tops = [unpack(parcel, a.dtype) for parcel in gathered]
+        apply = apply_all if a.is_cuda else apply_some
+        return settled(apply(tops, blocks, a, out.zero_()))
 
 
 Top = tuple[torch.Tensor, torch.Tensor]
 """Values, and indices within their block, of as many blocks as the context says, one after the other."""
+
+
+def apply_some(tops: list[Top], blocks: torch.Tensor, a: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """Put a p-th of each block's final choice into ``out`` (n,), zeros; ``a`` (n,) gets there what was dropped.
+
+    Args:
+        tops: of each block; zeros in it are there to fill up.
+        blocks: (p, m), what was dropped on the way.
+    """
+    for start, (values, indices) in zip(range(0, blocks.numel(), blocks.shape[1]), tops, strict=True):
+        meant = values.ne(0)
+        places = indices[meant].long() + start
+        a.index_copy_(0, places, blocks.view(-1).index_select(0, places))
+        out.index_copy_(0, places, values[meant].div_(len(blocks)))
+    return out
+
+
+def apply_all(tops: list[Top], blocks: torch.Tensor, a: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """The same by passes over all entries, so that a GPU is not waited for: how many are meant it alone knows."""
+    chosen = torch.zeros_like(blocks)
+    for block, (values, indices) in zip(chosen, tops, strict=True):
+        block.index_add_(0, indices.long(), values)
+    together = chosen.view(-1)[: len(out)]
+    torch.where(together.ne(0), blocks.view(-1)[: len(out)], a, out=a)
+    return torch.div(together, len(blocks), out=out)
 
 
 def rounds(p: int) -> list[tuple[int, int]]:
@@ -152,6 +172,10 @@ def exchange(state: State, parcel: torch.Tensor, *, to: int, source: int) -> tor
     """Send a parcel to one rank and receive one of the same size from another."""
     group = state.lane.process_group
     arrived = torch.empty_like(parcel)
+    if parcel.is_cuda:  # Gloo sends none of a GPU's memory by itself, and of NCCL's ranks each might wait for the other
+        going, coming = ([len(parcel) * (rank == peer) for rank in range(state.world_size)] for peer in (to, source))
+        dist.all_to_all_single(arrived, parcel, coming, going, group=group)
+        return arrived
     sending = dist.isend(parcel, dist.get_global_rank(group, to), group=group)
     receiving = dist.irecv(arrived, dist.get_global_rank(group, source), group=group)
     for work in (sending, receiving):

@@ -22,6 +22,7 @@ from baselines._calls import AllReduce, Call
 from baselines._lane import LaneState
 from baselines._quantise import Dice, add_scaled, own_scales, refuse_overflow, ternarise
 from baselines._state import Shapes, numel, parameters, ring_all_reduce_bytes
+from baselines._streams import used_here
 
 LABEL = "TernGrad"
 COLOR = "#882255"
@@ -83,6 +84,7 @@ def ternary_all_reduce(state: State, gradient: torch.Tensor, counts: list[int]) 
 
     def decode(done: Future[list[torch.Tensor]]) -> torch.Tensor:
         (total,) = done.value()
+        used_here(scales)
         with state.stopwatch("decode"):
             return add_scaled(gradient.zero_(), total, counts, scales / state.world_size)
 

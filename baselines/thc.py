@@ -111,7 +111,7 @@ def homomorphic_all_reduce(state: State, gradient: torch.Tensor, residual: Draft
         norm = torch.linalg.vector_norm(a).nan_to_num_(nan=torch.inf, posinf=torch.inf)
     dist.all_reduce(norm, op=dist.ReduceOp.MAX, group=group)
     with state.stopwatch("encode"):
-        table = best_table(state.bits).to(a.device)
+        table = table_on(a.device, state.bits)
         sigma = norm.clamp(min=torch.finfo(a.dtype).tiny) / len(rotated) ** 0.5
         step = 2 * reach() * sigma / GRANULARITY
         packed = packed_fields(quantise(rotated, step, table, state.dice), state.bits)
@@ -143,7 +143,7 @@ def random_signs(n: int, dice: torch.Generator, dtype: torch.dtype) -> torch.Ten
     """-1 or 1 (m,), where m is n lengthened to a multiple of 256."""
     words = torch.empty(-(-n // MIXED) * MIXED // 64, dtype=torch.int64, device=dice.device)
     bits = words.random_(-(2**63), None, generator=dice).view(torch.uint8)
-    rows = by_byte(torch.tensor([-1, 1], dtype=dtype, device=dice.device), bits=1)
+    rows = by_byte(torch.arange(-1, 2, 2, dtype=dtype, device=dice.device), bits=1)
     return rows.index_select(0, bits.int()).view(-1)
 
 
@@ -177,6 +177,7 @@ def unrotate(rotated: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:
     return mix(rotated).mul_(signs)
 
 
+@cache
 def reach() -> float:
     """How many sigma the grid reaches from zero."""
     return float(Normal(0.0, 1.0).icdf(torch.tensor(1 - CLIPPED / 2, dtype=torch.float64)))
@@ -200,6 +201,12 @@ def best_table(bits: int) -> torch.Tensor:
     tables = torch.cat((lower, GRANULARITY - lower.flip(1)), dim=1)
     error = cell[tables[:, :-1], tables[:, 1:]].sum(1)
     return grid[tables[error.argmin()]].to(torch.int32)
+
+
+@cache
+def table_on(device: torch.device, bits: int) -> torch.Tensor:
+    """``best_table`` there: copied once, as a GPU is waited for."""
+    return best_table(bits).to(device)
 
 
 def quantise(values: torch.Tensor, step: torch.Tensor, table: torch.Tensor, dice: Dice) -> torch.Tensor:

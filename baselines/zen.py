@@ -24,17 +24,20 @@ from torch.nn.functional import pad
 from baselines._calls import AllReduce, AllToAll, Call
 from baselines._exchange import (
     SIZE_BYTES,
+    agree_on_count,
+    agree_on_counts,
     all_gather,
     all_gather_records_bytes,
     all_to_all,
     all_to_all_bytes,
+    counts_by_owner,
     from_records,
     to_records,
 )
 from baselines._lane import LaneState, settled
 from baselines._memory import BucketMemory, Draft
 from baselines._quantise import packed_bits, unpacked_bits
-from baselines._sparse import INDEX, sampled_top, share
+from baselines._sparse import INDEX, places_of, sampled_top, share
 from baselines._state import Shapes, numel, parameters, ring_all_reduce_bytes
 
 LABEL = "Zen"
@@ -59,6 +62,7 @@ class State(LaneState):
 
     swept = ("ratio",)
     most_copies = 5.0
+    host_synchronisations_a_bucket = 3
     remembers = ("residual",)
 
     ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -105,13 +109,14 @@ def hashed_all_reduce(state: State, gradient: torch.Tensor, residual: Draft | No
             taken = sampled_top(a, share(state.ratio, n), SAMPLE_RATIO, start=state.step)
             gradient.zero_().index_copy_(0, taken, a.index_select(0, taken))
             a.index_fill_(0, taken, 0)
-        entries = gradient.count_nonzero()
+        own = gradient.count_nonzero()
+        entries = own.clone()
     dist.all_reduce(entries, group=state.lane.process_group)
     state.note("formula_bytes", ring_all_reduce_bytes(COUNT_BYTES, p))
-    total = int(entries)
+    non_zeros, total = torch.stack((own, entries)).tolist()
     if sparse_bytes(total / p, min(n, total), n, p) >= ring_all_reduce_bytes(4 * n, p):
         return dense_mean(state, gradient)
-    return sparse_mean(state, gradient)
+    return sparse_mean(state, gradient, non_zeros)
 
 
 def dense_mean(state: State, gradient: torch.Tensor) -> Future[torch.Tensor]:
@@ -123,17 +128,17 @@ def dense_mean(state: State, gradient: torch.Tensor) -> Future[torch.Tensor]:
         return settled(gradient)
 
 
-def sparse_mean(state: State, gradient: torch.Tensor) -> Future[torch.Tensor]:
+def sparse_mean(state: State, gradient: torch.Tensor, non_zeros: int) -> Future[torch.Tensor]:
     n, p, dtype = gradient.numel(), state.world_size, gradient.dtype
     groups = -(-n // p)
     with state.stopwatch("encode"):
-        places = gradient.nonzero().view(-1)
-        servers = server_of(places, p)
-        order = servers.argsort(stable=True)
-        counts = servers.bincount(minlength=p).tolist()
+        places = places_of(gradient, non_zeros)
+        servers, order = server_of(places, p).sort(stable=True)
+        going = counts_by_owner(servers, torch.arange(1, p + 1, device=servers.device))
         places = places.index_select(0, order)
         records = to_records(gradient.index_select(0, places), places.to(INDEX))
-    arrived, sources = all_to_all(state, records, counts)
+    counts, sources = agree_on_counts(state, going)
+    arrived = all_to_all(state, records, counts, sources)
     with state.stopwatch("encode"):
         shard = gradient.new_zeros(groups)
         touched = torch.zeros(groups, dtype=torch.bool, device=gradient.device)
@@ -143,15 +148,20 @@ def sparse_mean(state: State, gradient: torch.Tensor) -> Future[torch.Tensor]:
             shard.index_add_(0, group, values.view(-1))
             touched.index_fill_(0, group, True)
         bitmap = packed_bits(pad(touched, (0, -groups % 8)))
-        answer = torch.cat((bitmap, shard[touched].div_(p).view(torch.uint8))).unsqueeze_(1)
-    answers, lengths = all_gather(state, answer)
+        length = touched.count_nonzero().mul_(dtype.itemsize).add_(len(bitmap))
+    own_length, lengths = agree_on_count(state, length)
+    with state.stopwatch("encode"):
+        union = places_of(touched, (own_length - len(bitmap)) // dtype.itemsize)
+        sums = shard.index_select(0, union).div_(p)
+        answer = torch.cat((bitmap, sums.view(torch.uint8))).unsqueeze_(1)
+    answers = all_gather(state, answer, lengths)
     sent = all_to_all_bytes(state, counts, records.shape[1]) + all_gather_records_bytes(state, len(answer), 1)
     state.note("formula_bytes", sent)
     with state.stopwatch("decode"):
         gradient.zero_()
         for server, own in enumerate(answers.view(-1).split(lengths)):
             bits, values = own[: len(bitmap)], own[len(bitmap) :].clone().view(dtype)
-            group = unpacked_bits(bits.clone()).nonzero().view(-1)
+            group = places_of(unpacked_bits(bits.clone()), len(values))
             gradient.index_copy_(0, place_in(group, server, p), values)
         return settled(gradient)
 

@@ -91,6 +91,8 @@ compressed: they travel as torch sends them. FSDP and bare modules are refused i
 * **ddp.join()**, uneven inputs: taken, or refused because a rank that has joined makes no
   step: what the method remembers, or when it averages, would get out of step.
 * **other number of workers on resume**: taken, or refused because each rank has residuals of its own.
+* **waits for a GPU**: how often its hook makes the host wait for the device in a bucket, where what is sent has lengths
+  that depend on the gradients' values. Every method waits once more at the end of a step, to tell what is not finite.
 * **may change in training**: parameters that may be assigned after the start.
 """
 
@@ -99,13 +101,15 @@ def supported(methods: Iterable[Method]) -> str:
     """A table of what each method supports with its default parameters."""
     head = ["method", "micro-batches synchronised one by one", "ddp.join()", "other number of workers on resume"]
     rows = [_support_row(method.State()) for method in methods]
-    return SUPPORT + "\n" + table([*head, "may change in training"], rows, right_from=5, right_to=5) + "\n"
+    head += ["waits for a GPU", "may change in training"]
+    return SUPPORT + "\n" + table(head, rows, right_from=6, right_to=6) + "\n"
 
 
 def _support_row(state: MethodState) -> list[str]:
     taken = [state.accumulates, state.may_join, not state.has_residuals]
+    waits = f"{state.host_synchronisations_a_bucket} a bucket" if state.host_synchronisations_a_bucket else "no"
     changing = ", ".join(f"`{name}`" for name in state.adjustable) or "nothing"
-    return [f"[{state.name}](#{state.name})", *("yes" if each else "refused" for each in taken), changing]
+    return [f"[{state.name}](#{state.name})", *("yes" if each else "refused" for each in taken), waits, changing]
 
 
 def accuracy_cost(method: Method) -> str:

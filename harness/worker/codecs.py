@@ -73,7 +73,7 @@ def _time_codec(profile: Profile, made: Materials, method: MethodSpec, request: 
     state, stopwatch = without_warm_up(method), _ThreadStopwatch()
     stopwatch.clock = request.clock
     state.stopwatch = stopwatch
-    baselines.register(ddp, state, optimizer=optimizer, loss=lambda: _made_up_loss(model))
+    handle = baselines.register(ddp, state, optimizer=optimizer, loss=lambda: _made_up_loss(model))
     steady_from_step = max(state.steady_from_step, UNSETTLED_STEPS)
     rows = []
     for step in range(steady_from_step + request.steps * state.agrees_every):
@@ -90,6 +90,8 @@ def _time_codec(profile: Profile, made: Materials, method: MethodSpec, request: 
             row |= codec
         if step >= steady_from_step:
             rows.append(row)
+    dist.barrier()
+    handle.remove()  # the next method needs the memory
     return rows
 
 

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from baselines import MethodState
-from baselines._state import Clock, Stopwatch
+import baselines
+from baselines._lane import settled
+from baselines._state import Clock
 from harness.errors import UsageError
 from harness.plugins import short
 from harness.provenance import cpu_model
@@ -90,8 +90,8 @@ def _time_steps(request: ProfileRequest) -> list[Timed]:
     watch = LayerWatch(network, clock.mark)
     ddp = DistributedDataParallel(network, bucket_cap_mb=BUCKET_BYTES / 2**20, gradient_as_bucket_view=True)
     optimizer = request.build_optimizer(network.parameters())
-    state = MethodState()
-    state.stopwatch, state.model = Stopwatch(), network
+    state = baselines.get("dense").State()
+    state.model = network
     ddp.register_comm_hook(state, _keep_to_oneself)
     ready: list[tuple[str, Any]] = []
     for name, weight in network.named_parameters():
@@ -110,6 +110,7 @@ def _time_steps(request: ProfileRequest) -> list[Timed]:
         optimizer.step()
         optimizer.zero_grad()
         end = clock.mark()
+        state.end_step()
         marks = [clock.seconds(mark) for mark in (start, backward, synchronised, end)]
         row = {
             "forward_s": marks[1] - marks[0],
@@ -132,9 +133,7 @@ def _keep_to_oneself(state, bucket):  # type: ignore[no-untyped-def]  # DDP refu
     """What every method's hook does before its own work; the bucket stays as it is."""
     state.stopwatch.bucket_ready(bucket.buffer().numel())
     state.look_for_non_finite(bucket)
-    kept: Future[Any] = Future(devices=[bucket.buffer().device] if bucket.buffer().is_cuda else None)
-    kept.set_result(bucket.buffer())
-    return kept
+    return settled(bucket.buffer())
 
 
 def _steps_together(of_ranks: Sequence[list[Timed]], typical: Callable[[Iterable[float]], float]) -> Timed:
