@@ -101,9 +101,9 @@ class Dilations:
         why = within.why_too_much(trial.dilation)
         if why:
             self._too_low[_key(trial)] = trial.dilation
-        chosen = max(self._lowest(trial), _needed(within, AIM))
-        if not why:
-            chosen = min(chosen, trial.dilation)
+        # What one disturbed moment showed must not slow all that follows: a trial runs at most twice as slow as before.
+        most = 2 * trial.dilation if why else trial.dilation
+        chosen = max(self._lowest(trial), min(_needed(within, AIM), most))
         self._keep(trial, Found(rung(chosen), within.step_s, within.added_s))
         return why
 
