@@ -21,7 +21,8 @@ from harness.network.bounds import FRAME_HEADER_BYTES
 from harness.network.readings import LinkReading, Readings
 from harness.network.topology import Topology
 from harness.plan.expected import lower_bound_s, state_of
-from harness.plan.trial import UNSETTLED_STEPS, Trial
+from harness.plan.status import UNSETTLED_STEPS
+from harness.plan.trial import Trial
 from harness.scenario.schema import NO_LIMITS, Resources, Train
 
 COMPUTE_S = 0.01

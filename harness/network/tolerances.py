@@ -63,10 +63,18 @@ def loss_interval(pipe: Pipe, counts: Counts, confidence: float = CONFIDENCE) ->
 
 def share_interval(share: float, trials: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Between which shares a binomial count of so many trials lies with that confidence."""
-    from scipy.stats import binom  # takes most of a second to import, and only this needs it
+    low, high = (_binomial_quantile((1 + side * confidence) / 2, trials, share) for side in (-1, 1))
+    return low / trials, high / trials
 
-    low, high = binom.interval(confidence, trials, share)
-    return float(low) / trials, float(high) / trials
+
+def _binomial_quantile(probability: float, trials: int, share: float) -> int:
+    """The least count that is not exceeded with this probability, without the slow import of scipy.stats."""
+    from scipy.special import bdtr, bdtrik
+
+    if share in (0.0, 1.0):
+        return round(trials * share)
+    count = math.ceil(bdtrik(probability, trials, share))
+    return count - 1 if count and bdtr(count - 1, trials, share) >= probability else count
 
 
 def mean_burst(chain: GilbertElliott) -> float:

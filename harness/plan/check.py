@@ -12,7 +12,7 @@ from harness import plugins
 from harness.errors import UsageError
 from harness.methods import blamed
 from harness.plan.expected import shapes_of, state_of, topology_of
-from harness.plan.trial import UNSETTLED_STEPS
+from harness.plan.status import UNSETTLED_STEPS
 from harness.scenario.schema import MOST_EMULATED, NONE, SELF, Case, Scenario, Train
 from harness.workload import optimizers
 from harness.workload import profile as profiles

@@ -10,7 +10,8 @@ from functools import cache
 from baselines._state import numel
 from harness.plan.dilation import AIM, LADDER, MOST_ADDED, Dilation, Phase, look, phases_of_warmup, rung
 from harness.plan.expected import lower_bound_s, shapes_of, state_of
-from harness.plan.trial import UNSETTLED_STEPS, Trial
+from harness.plan.status import UNSETTLED_STEPS
+from harness.plan.trial import Trial
 from harness.workload.data import DATASETS
 from harness.workload.models import MODELS
 

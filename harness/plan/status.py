@@ -1,4 +1,5 @@
-"""How a trial may end, and what for it was run: words that plan and store share, without what either needs besides."""
+"""How a trial may end, what for it was run, and which of its steps never count: what plan and store share, without
+what either needs besides."""
 
 from __future__ import annotations
 
@@ -22,3 +23,6 @@ LEARNT = (DONE, DISTURBED)
 
 ACCURACY = "accuracy"
 """The purpose of a trial on unshaped links that is one more seed for accuracy, and part of no figure of time."""
+
+UNSETTLED_STEPS = 2
+"""DDP regroups its buckets after the first step, and TCP finds its pace: never part of a steady state."""

@@ -8,9 +8,6 @@ from harness.plan.expected import Expected, expect
 from harness.scenario.schema import Case, MethodSpec
 from harness.scenario.section import Section
 
-UNSETTLED_STEPS = 2
-"""DDP regroups its buckets after the first step, and TCP finds its pace: never part of a steady state."""
-
 
 class Trial(Section):
     """One training run of one method on one case, in one round. It is what a worker receives."""

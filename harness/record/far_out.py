@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness.plan.trial import UNSETTLED_STEPS
+from harness.plan.status import UNSETTLED_STEPS
 
 FENCE = 3.0
 FACTOR = 1.5

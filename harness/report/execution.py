@@ -9,12 +9,11 @@ from harness.network.readings import Readings
 from harness.record.execution import Execution, LinkTraffic, WorkerUse
 from harness.record.observed import Metric, Training
 from harness.report import text
-from harness.report.facts import flat
 from harness.report.figures import render
 from harness.report.figures.drawing import style
 from harness.report.figures.observed import observed
 from harness.report.figures.traffic import traffic
-from harness.report.page import render_html
+from harness.report.rendering import render_html
 from harness.report.text import NOTHING
 from harness.units import format_rate, format_size
 
@@ -29,7 +28,7 @@ def write(found: Execution, folder: Path) -> Path:
     content: dict[str, object] = {"found": found, "title": title(found), "drawings": drawings, "verified": verified}
     content["training"] = training_rows(found.training) if found.training else []
     content["metrics"] = metric_rows(found.metrics)
-    content["provenance"] = flat(found.provenance)
+    content["provenance"] = text.flat(found.provenance)
     return render_html(folder / "exec.html", content)
 
 

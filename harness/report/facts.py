@@ -6,7 +6,6 @@ Pages and terminals show it; nothing is written or printed here.
 from __future__ import annotations
 
 import math
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -140,7 +139,7 @@ def collect(store: Store) -> Facts:
         commits=sorted(set(trials["commit"].dropna())),
         ended=_ended(trials),
         unfinished=_unfinished(cases, attempts, trials),
-        provenance=[flat(entry) for entry in store.provenance()],
+        provenance=[text.flat(entry) for entry in store.provenance()],
         settings=scenario.model_dump_json(by_alias=True, indent=1),
     )
 
@@ -368,14 +367,3 @@ def _spark(step_s: np.ndarray[Any, Any]) -> str:
     heights = SPARK_HEIGHT - 1 - (SPARK_HEIGHT - 2) * np.array(slowest) / max(slowest)
     across = np.linspace(1, SPARK_WIDTH - 1, len(slowest))
     return " ".join(f"{x:.0f},{y:.0f}" for x, y in zip(across, heights, strict=True))
-
-
-def flat(entry: dict[str, Any]) -> dict[str, str]:
-    """Nested entries as ``outer.inner``, the command as a shell would take it."""
-    found: dict[str, str] = {}
-    for key, value in entry.items():
-        if isinstance(value, dict):
-            found |= {f"{key}.{inner}": text for inner, text in flat(value).items()}
-        else:
-            found[key] = shlex.join(value) if key == "command" and isinstance(value, list) else str(value)
-    return found

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import shlex
+from typing import TYPE_CHECKING, Any
 
-from harness.analysis.cases import CaseResult
-from harness.analysis.estimates import Estimate, Spread
-from harness.analysis.methods import MethodResult
-from harness.analysis.quality import Quality
-from harness.analysis.targets import TimeToTarget
 from harness.scenario.target import Metric
 from harness.units import format_size, format_time
+
+if TYPE_CHECKING:
+    from harness.analysis.cases import CaseResult
+    from harness.analysis.estimates import Estimate, Spread
+    from harness.analysis.methods import MethodResult
+    from harness.analysis.quality import Quality
+    from harness.analysis.targets import TimeToTarget
 
 NOTHING = "–"
 SCRIPTED = "SCRIPTED, not measured"
@@ -116,3 +120,14 @@ def size(size_bytes: float) -> str:
 def time(time_s: float | None) -> str:
     """``5.4 s``."""
     return format_time(time_s) if time_s is not None and math.isfinite(time_s) else NOTHING
+
+
+def flat(entry: dict[str, Any]) -> dict[str, str]:
+    """Nested entries as ``outer.inner``, the command as a shell would take it."""
+    found: dict[str, str] = {}
+    for key, value in entry.items():
+        if isinstance(value, dict):
+            found |= {f"{key}.{inner}": text for inner, text in flat(value).items()}
+        else:
+            found[key] = shlex.join(value) if key == "command" and isinstance(value, list) else str(value)
+    return found

@@ -23,7 +23,8 @@ from harness.files import write_whole
 from harness.plan import estimate
 from harness.plan.dilation import AIM, LADDER, MOST_ADDED, Dilation, look, rung
 from harness.plan.expected import state_of
-from harness.plan.trial import UNSETTLED_STEPS, Trial
+from harness.plan.status import UNSETTLED_STEPS
+from harness.plan.trial import Trial
 from harness.run.added import TOLERATED, Added, added_within
 from harness.run.outcome import Outcome
 from harness.run.probe import Prober, metered_s, without_warmup

@@ -10,8 +10,8 @@ from harness.errors import MeasurementError
 from harness.methods import method_named
 from harness.plan.dilation import Dilation, whole_periods
 from harness.plan.expected import state_of
-from harness.plan.status import DONE
-from harness.plan.trial import UNSETTLED_STEPS, Trial
+from harness.plan.status import DONE, UNSETTLED_STEPS
+from harness.plan.trial import Trial
 from harness.record.row import Event
 from harness.run.added import Added, added
 from harness.run.outcome import Outcome

@@ -12,7 +12,7 @@ import baselines
 from baselines import MethodState
 from baselines._state import Stopwatch
 from harness.plan.expected import state_of
-from harness.plan.trial import UNSETTLED_STEPS
+from harness.plan.status import UNSETTLED_STEPS
 from harness.plugins import short
 from harness.scenario.schema import MethodSpec
 from harness.worker.local_ranks import in_new_processes

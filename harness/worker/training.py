@@ -29,7 +29,8 @@ from harness.messages import Send, Trained
 from harness.network.link_requests import LinkRequests
 from harness.network.queues import watched_queues
 from harness.plan.expected import state_of
-from harness.plan.trial import UNSETTLED_STEPS, Trial
+from harness.plan.status import UNSETTLED_STEPS
+from harness.plan.trial import Trial
 from harness.worker import meter
 from harness.worker.meter import Recorder
 from harness.workload import optimizers

@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from types import TracebackType
 
 import pytest
-from host import host_network, universes, wait_until
+from host import PACBENCH, host_network, run_pacbench, universes, wait_until
+from typing_extensions import Self
 
-PACBENCH = [sys.executable, "-m", "harness"]
-TIMEOUT_S = 240
+from harness.cluster.netns import NetnsCluster
+from harness.record.store import Store
+from harness.run import session
+from harness.run.planning import plan_run
+from harness.run.session import Watcher
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -25,21 +30,62 @@ def _host_is_left_as_it_was() -> Iterator[None]:
     assert host_network() == before
 
 
-@pytest.fixture
-def pacbench(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run the command line in an empty folder; ``prefix`` goes before it, and ``env`` to its environment."""
+class SharedCluster(NetnsCluster):
+    """Stays when who uses it leaves: what one test after another runs starts no universe, and imports no torch."""
 
-    def run(*arguments: str, prefix: tuple[str, ...] = (), **env: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*prefix, *PACBENCH, *arguments],
-            cwd=tmp_path,
-            env={**os.environ, **env},
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-        )
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def start(self) -> None:
+        super().__enter__()
+
+    def end(self) -> None:
+        super().__exit__(None, None, None)
+
+
+@pytest.fixture(scope="module")
+def cluster(_host_is_left_as_it_was: None) -> Iterator[NetnsCluster]:
+    """One universe for a file of tests."""
+    shared = SharedCluster()
+    shared.start()
+    yield shared
+    shared.end()
+
+
+@pytest.fixture
+def run_scenario(cluster: NetnsCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Store]:
+    """Run a scenario as the verb does, in an empty folder and the universe that is there already, without a report.
+
+    Every trial must finish.
+    """
+    monkeypatch.chdir(tmp_path)
+
+    def run(
+        scenario: str,
+        settings: Sequence[str] = (),
+        methods: Sequence[str] = (),
+        rounds: int = 1,
+        out: str | None = "run",
+        watcher: Watcher | None = None,
+    ) -> Store:
+        plan = plan_run(scenario, cluster, settings, methods, rounds)
+        store = session.open_store(plan, tmp_path / out if out else None)
+        result = session.run(plan, store, cluster, ["pytest"], watcher)
+        assert result.failed == 0, result.trials["reason"].tolist()
+        return store
 
     return run
+
+
+@pytest.fixture
+def pacbench(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command line in an empty folder."""
+    return partial(run_pacbench, tmp_path)
 
 
 @pytest.fixture

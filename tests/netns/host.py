@@ -1,9 +1,11 @@
-"""A look at the host: what pacbench runs on it, and that its network stays as it was."""
+"""The command line as users run it, and a look at the host: what runs there, and that its network stays as it was."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,23 @@ from pathlib import Path
 import psutil
 
 from harness import programs
+
+PACBENCH = [sys.executable, "-m", "harness"]
+TIMEOUT_S = 240
+
+
+def run_pacbench(
+    folder: Path, *arguments: str, prefix: tuple[str, ...] = (), **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a folder; ``prefix`` goes before it, and ``env`` to its environment."""
+    return subprocess.run(
+        [*prefix, *PACBENCH, *arguments],
+        cwd=folder,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
 
 
 def universes() -> list[int]:

@@ -9,14 +9,21 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
-from host import wait_until
+from host import run_pacbench, wait_until
 
+from harness.cluster.netns import NetnsCluster
+from harness.errors import MeasurementError
+from harness.messages import Output
+from harness.network.topology import Topology
 from harness.record.execution import Execution, LinkTraffic
+from harness.run.command import Job, execute
+from harness.scenario.links import Link
 
 pytestmark = pytest.mark.netns
 
@@ -26,7 +33,12 @@ Start = Callable[..., "subprocess.Popen[str]"]
 PYTHON = [sys.executable, "-c"]
 TWO = ("exec", "--on", "netns", "--workers", "2", "--out", "record")
 
-SHOW = "import json, os; print(json.dumps([dict(os.environ), os.getcwd()]))"
+PAIR = Topology(workers=2, link=Link.model_validate({"rate": "200mbit"}))
+
+SHOW = """
+import json, os
+print(json.dumps([dict(os.environ), os.getcwd()]), flush=True)
+"""
 
 OURS = {
     *("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "MASTER_ADDR"),
@@ -37,7 +49,9 @@ OURS = {
 SEND = """
 import os, socket, sys
 amount = 4_000_000
-if os.environ["RANK"] == "0":
+if os.environ["LOCAL_RANK"] != "0":
+    pass
+elif os.environ["RANK"] == "0":
     with socket.create_server(("w0", 7000)) as server:
         print("ready", flush=True)
         peer, _ = server.accept()
@@ -116,20 +130,52 @@ def said(done: subprocess.CompletedProcess[str], worker: str) -> str:
     return "\n".join(line.partition(" | ")[2] for line in done.stdout.splitlines() if line.startswith(f"{worker} | "))
 
 
-def test_a_command_has_the_users_environment_and_folder_and_its_place(pacbench: Run, tmp_path: Path) -> None:
+def run(
+    cluster: NetnsCluster, folder: Path, *command: str, per_node: int = 1, timeout_s: float | None = None, **env: str
+) -> tuple[dict[int, list[str]], Execution]:
+    """Run a command as the verb does, on a cluster that is there already: what each rank printed, and the record."""
+    printed: dict[int, list[str]] = {}
+
+    def hear(output: Output) -> None:
+        printed.setdefault(output.rank, []).extend(output.lines)
+
+    job = Job(command, folder, {**os.environ, **env}, per_node, timeout_s)
+    found = execute(cluster, PAIR, job, hear, ["pacbench", "exec"])
+    return dict(sorted(printed.items())), found
+
+
+@dataclass(frozen=True)
+class Executed:
+    """A command that shows what it was given, and sends 4 MB from the second worker to the first."""
+
+    folder: Path
+    environment: Mapping[str, str]
+    done: subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory: pytest.TempPathFactory) -> Executed:
+    folder = tmp_path_factory.mktemp("executed")
+    (folder / "send.py").write_text(SHOW + SEND)
     before = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     odd = {
         "A_VALUE": "of \udcff any = signs\n",
         "PYTHONPATH": f"{os.environ.get('PYTHONPATH', '')}:",
         "PATH": "/usr/bin::/bin",
     }
-    done = pacbench(*TWO, "--per-node", "2", "--", *PYTHON, SHOW, prefix=("env", "-u", "OMP_NUM_THREADS"), **odd)
+    command = (*TWO, "--rate", "20mbit", "--per-node", "2", "--", sys.executable, "send.py")
+    done = run_pacbench(folder, *command, prefix=("env", "-u", "OMP_NUM_THREADS"), **odd)
     assert done.returncode == 0, done.stderr
-    seen = {name: json.loads(said(done, name)) for name in ("w0.0", "w0.1", "w1.0", "w1.1")}
+    return Executed(folder, {**before, **odd}, done)
+
+
+def test_a_command_has_the_users_environment_and_folder_and_its_place(executed: Executed) -> None:
+    first_lines = {name: said(executed.done, name).split("\n")[0] for name in ("w0.0", "w0.1", "w1.0", "w1.1")}
+    seen = {name: json.loads(line) for name, line in first_lines.items()}
     for environment, folder in seen.values():
-        assert folder == str(tmp_path)
+        assert folder == str(executed.folder)
         assert {name: value for name, value in environment.items() if name not in OURS} == {
-            name: value for name, value in {**before, **odd}.items() if name not in OURS
+            name: value for name, value in executed.environment.items() if name not in OURS
         }
     places = [[seen[name][0][key] for key in ("RANK", "LOCAL_RANK", "GROUP_RANK")] for name in seen]
     assert places == [["0", "0", "0"], ["1", "1", "0"], ["2", "0", "1"], ["3", "1", "1"]]
@@ -137,20 +183,17 @@ def test_a_command_has_the_users_environment_and_folder_and_its_place(pacbench: 
     assert (last["WORLD_SIZE"], last["LOCAL_WORLD_SIZE"], last["PACBENCH_NODE"]) == ("4", "2", "1")
     assert last["GLOO_SOCKET_IFNAME"] == last["NCCL_SOCKET_IFNAME"] == last["TP_SOCKET_IFNAME"] == "eth0"
     assert last["OMP_NUM_THREADS"] == "1"
-    assert record(tmp_path).ending == "finished"
+    assert record(executed.folder).ending == "finished"
 
 
-def test_threads_that_the_user_asks_for_are_his(pacbench: Run) -> None:
-    done = pacbench(*TWO, "--", "sh", "-c", "echo $OMP_NUM_THREADS ${RANK} {RANK}", OMP_NUM_THREADS="3")
-    assert (said(done, "w0"), said(done, "w1")) == ("3 0 0", "3 1 1")
+def test_threads_that_the_user_asks_for_are_his(cluster: NetnsCluster, tmp_path: Path) -> None:
+    printed, _ = run(cluster, tmp_path, "sh", "-c", "echo $OMP_NUM_THREADS ${RANK} {RANK}", OMP_NUM_THREADS="3")
+    assert printed == {0: ["3 0 0"], 1: ["3 1 1"]}
 
 
-def test_bytes_names_and_rates_are_those_of_the_link(pacbench: Run, tmp_path: Path) -> None:
-    (tmp_path / "send.py").write_text(SEND)
-    done = pacbench(*TWO, "--rate", "20mbit", "--", sys.executable, "send.py")
-    assert done.returncode == 0, done.stderr
-    assert said(done, "w0") == "ready\ngot 4000000 from w1"
-    found = record(tmp_path)
+def test_bytes_names_and_rates_are_those_of_the_link(executed: Executed) -> None:
+    assert said(executed.done, "w0.0").split("\n")[1:] == ["ready", "got 4000000 from w1"]
+    found = record(executed.folder)
     for link, direction in (("w1", "up"), ("w0", "down")):
         assert way(found, link, direction).payload_bytes == pytest.approx(4e6, rel=0.1)
         assert way(found, link, direction).wire_bytes == pytest.approx(4e6 * 1514 / 1448, rel=0.1)
@@ -158,42 +201,39 @@ def test_bytes_names_and_rates_are_those_of_the_link(pacbench: Run, tmp_path: Pa
     samples = way(found, "w1", "up").samples
     assert samples[-1].wire_bytes == way(found, "w1", "up").wire_bytes
     assert all(one.time_s < two.time_s for one, two in itertools.pairwise(samples))
-    assert [use.exit_codes for use in found.uses] == [{0: 0}, {1: 0}]
+    assert [use.exit_codes for use in found.uses] == [{0: 0, 1: 0}, {2: 0, 3: 0}]
     assert all(use.cpu_s and use.peak_memory_bytes and use.peak_memory_bytes > 5e6 for use in found.uses)
     assert found.after is not None
     assert found.before.complaints() == found.after.complaints() == list(found.drift) == []
-    page = (tmp_path / "record" / "exec.html").read_text()
+    page = (executed.folder / "record" / "exec.html").read_text()
     assert "send.py" in page
     assert not re.search(r'(src|href)="(?!data:|#|plots/)', page), "nothing is fetched"
 
 
-def test_a_gloo_program_that_is_no_training(pacbench: Run, tmp_path: Path) -> None:
+def test_a_gloo_program_that_is_no_training(cluster: NetnsCluster, tmp_path: Path) -> None:
     (tmp_path / "gloo.py").write_text(GLOO)
-    done = pacbench(*TWO, "--rate", "200mbit", "--per-node", "2", "--", sys.executable, "gloo.py")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert {said(done, name) for name in ("w0.0", "w0.1", "w1.0", "w1.1")} == {"sum 4 [0, 1, 2, 3]"}
-    up = [way(record(tmp_path), link, "up").payload_bytes for link in ("w0", "w1")]
+    printed, found = run(cluster, tmp_path, sys.executable, "gloo.py", per_node=2)
+    assert printed == {rank: ["sum 4 [0, 1, 2, 3]"] for rank in range(4)}
+    assert found.ending == "finished"
+    up = [way(found, link, "up").payload_bytes for link in ("w0", "w1")]
     assert all(0.9 * 1e6 < each < 4e6 for each in up), (
         "a megabyte crosses each link at least once, and no pair more often"
     )
 
 
-def test_a_plain_ddp_script_and_torchrun_inside(pacbench: Run, tmp_path: Path) -> None:
+def test_a_plain_ddp_script_by_torchrun_inside(pacbench: Run, tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(DDP)
-    done = pacbench(*TWO, "--rate", "200mbit", "--output", "printed", "--", sys.executable, "train.py")
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", "{PACBENCH_NODE}")
+    meet = ("--master-addr", "{MASTER_ADDR}", "--master-port", "{MASTER_PORT}")
+    done = pacbench(*TWO, "--rate", "200mbit", "--output", "printed", "--", *torchrun, *meet, "train.py")
     assert done.returncode == 0, done.stderr
-    printed = {name: (tmp_path / "printed" / f"{name}.out").read_text() for name in ("w0", "w1")}
-    assert printed["w0"] == printed["w1"], "they have learnt the same"
+    printed = [(tmp_path / "printed" / f"{name}.out").read_text() for name in ("w0", "w1")]
+    assert printed[0].startswith("weights ")
+    assert printed[0] == printed[1], "they have learnt the same"
     assert done.stdout == ""
     payload = way(record(tmp_path), "w0", "up").payload_bytes
     # A ring of two sends a model's gradients once a step, and DDP the model's first parameters once.
     assert 4 * 4 * 501_000 < payload < 1.1 * 5 * 4 * 501_000
-
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", "{PACBENCH_NODE}")
-    meet = ("--master-addr", "{MASTER_ADDR}", "--master-port", "{MASTER_PORT}")
-    done = pacbench(*TWO[:-1], "second", "--rate", "200mbit", "--", *torchrun, *meet, "train.py")
-    assert done.returncode == 0, done.stderr
-    assert said(done, "w0") == said(done, "w1") == printed["w0"].strip()
 
 
 def test_a_rank_that_crashes_ends_the_others_and_gives_its_code(pacbench: Run, tmp_path: Path) -> None:
@@ -206,16 +246,14 @@ def test_a_rank_that_crashes_ends_the_others_and_gives_its_code(pacbench: Run, t
     assert found.uses[0].exit_codes == {0: -signal.SIGTERM}
 
 
-def test_a_command_ended_by_a_signal_gives_the_shells_code(pacbench: Run) -> None:
-    done = pacbench(*TWO, "--", "sh", "-c", "kill -KILL $$")
-    assert done.returncode == 128 + signal.SIGKILL
+def test_a_command_ended_by_a_signal_gives_the_shells_code(cluster: NetnsCluster, tmp_path: Path) -> None:
+    _, found = run(cluster, tmp_path, "sh", "-c", "kill -KILL $$")
+    assert (found.ending, found.exit_code) == ("failed", 128 + signal.SIGKILL)
 
 
-def test_time_that_is_up_ends_what_does_not_listen(pacbench: Run, tmp_path: Path) -> None:
-    done = pacbench(*TWO, "--timeout", "2s", "--", *PYTHON, DEAF)
-    assert done.returncode == 124, done.stderr
-    found = record(tmp_path)
-    assert (found.ending, found.reason) == ("timed out", "after 2 s")
+def test_time_that_is_up_ends_what_does_not_listen(cluster: NetnsCluster, tmp_path: Path) -> None:
+    _, found = run(cluster, tmp_path, *PYTHON, DEAF, timeout_s=2.0)
+    assert (found.ending, found.reason, found.exit_code) == ("timed out", "after 2 s", 124)
     assert [use.exit_codes for use in found.uses] == [{0: -signal.SIGKILL}, {1: -signal.SIGKILL}]
     assert found.after is not None
     assert found.after.complaints() == []
@@ -240,50 +278,17 @@ def test_nothing_is_left_behind(number: signal.Signals, start: Start, tmp_path: 
         assert record(tmp_path).ending == "interrupted"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [
-        ((), "COMMAND: found 'nothing'"),
-        (("--", "no-such-command"), "COMMAND: found 'no-such-command'"),
-        (("--", "./script"), "COMMAND: found './script'"),
-        (("--timeout", "soon", "--", "true"), "--timeout: found 'soon'"),
-        (("--timeout", "0s", "--", "true"), "--timeout: found '0s'"),
-        (("--rate", "fast", "--", "true"), "link.rate: found 'fast'"),
-        (("--image", "pacbench", "--", "true"), "--image: found '--on netns'; allowed: with --on docker alone"),
-    ],
-)
-def test_what_cannot_be_run_is_refused_in_one_line(
-    arguments: tuple[str, ...], complaint: str, pacbench: Run, tmp_path: Path
-) -> None:
-    (tmp_path / "script").write_text("not to be executed")
-    done = pacbench(*TWO, *arguments)
-    assert done.returncode == 2, done.stderr
-    assert complaint in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert not (tmp_path / "record").exists()
-
-
-def test_a_program_without_its_interpreter_is_refused_in_one_line(pacbench: Run, tmp_path: Path) -> None:
+def test_a_program_without_its_interpreter_is_refused_in_one_line(cluster: NetnsCluster, tmp_path: Path) -> None:
     script = tmp_path / "script"
     script.write_text("#!/no/such/interpreter\n")
     script.chmod(0o755)
-    done = pacbench(*TWO, "--", "./script")
-    assert done.returncode == 5
-    assert re.fullmatch(r"pacbench: w[01]: ./script: it cannot be run: No such file or directory\n", done.stderr)
-    assert not (tmp_path / "record").exists()
+    with pytest.raises(MeasurementError, match=rf"^w[01]: {script}: it cannot be run: No such file or directory$"):
+        run(cluster, tmp_path, str(script))
 
 
-def test_a_record_is_not_overwritten(pacbench: Run, tmp_path: Path) -> None:
-    (tmp_path / "record").mkdir()
-    (tmp_path / "record" / "notes").write_text("mine")
-    done = pacbench(*TWO, "--", "true")
-    assert done.returncode == 2
-    assert "--out: found 'record'; allowed: a new or an empty folder" in done.stderr
-
-
-def test_what_a_rank_leaves_behind_is_ended_after_a_grace(pacbench: Run, tmp_path: Path) -> None:
-    done = pacbench(*TWO, "--", "sh", "-c", "setsid sleep 600 >/dev/null 2>&1 & readlink /proc/self; echo $$")
-    assert done.returncode == 0, done.stderr
-    numbers = [int(text) for text in said(done, "w0").split()]
+def test_what_a_rank_leaves_behind_is_ended_after_a_grace(cluster: NetnsCluster, tmp_path: Path) -> None:
+    leaves = "setsid sleep 600 >/dev/null 2>&1 & readlink /proc/self; echo $$"
+    printed, found = run(cluster, tmp_path, "sh", "-c", leaves)
+    numbers = [int(text) for text in printed[0]]
     assert abs(numbers[0] - numbers[1]) < 10, "/proc shows the processes that a command can name"
-    assert record(tmp_path).ending == "finished"
+    assert found.ending == "finished"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,12 +14,20 @@ from statistics import fmean
 import pytest
 
 from harness import attach
+from harness.attach import Attachment
+from harness.cluster.netns import NetnsCluster
+from harness.messages import Output
+from harness.network.topology import Topology
 from harness.record.execution import Execution
+from harness.run.attached import execute_attached
+from harness.run.command import Job
+from harness.scenario.links import Link
 
 pytestmark = pytest.mark.netns
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "scripts" / "ddp_cnn.py"
 TWO = ("exec", "--on", "netns", "--workers", "2")
+PAIR = Topology(workers=2, link=Link.model_validate({"rate": "50mbit"}))
 STEPS = 8
 
 METHODS = {"dgc": {"ratio": 0.2, "warmup_steps": 0}, "pactrain": {"density": 0.3, "warmup_steps": 2}}
@@ -48,24 +57,33 @@ def by_hand(name: str) -> str:
     return text
 
 
-def test_a_method_in_an_unmodified_script_does_what_it_does_when_it_is_written_in(
-    pacbench: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
+def losses_by_hand(cluster: NetnsCluster, folder: Path) -> dict[tuple[str, str], list[float]]:
+    """What each rank learns with each method, step by step; scripts tell it, and nothing is put into them."""
     for name in METHODS:
-        (tmp_path / f"{name}.py").write_text(by_hand(name))
-    (tmp_path / "both.py").write_text(ONE_AFTER_THE_OTHER)
-    metric = ("--metric", r"acc: (?P<accuracy>[0-9.]+)")
-    done = pacbench(*TWO, "--out", "by-hand", *metric, "--", sys.executable, "both.py", "--steps", f"{STEPS}")
-    assert done.returncode == 0, done.stderr
-    found = Execution.load(tmp_path / "by-hand")
+        (folder / f"{name}.py").write_text(by_hand(name))
+    (folder / "both.py").write_text(ONE_AFTER_THE_OTHER)
+    printed: list[tuple[str, str]] = []
+
+    def hear(output: Output) -> None:
+        printed.extend((output.node, line) for line in output.lines if "[" in line)
+
+    job = Job([sys.executable, "both.py", "--steps", f"{STEPS}"], folder, os.environ)
+    metric = Attachment(observe=False, metric=r"acc: (?P<accuracy>[0-9.]+)")
+    found = execute_attached(cluster, PAIR, job, metric, hear, ["pacbench"], folder)
+    assert found.exit_code == 0, printed
     assert found.training is None
     assert [(metric.name, metric.steps) for metric in found.metrics] == [("accuracy", None)] * 2
-    printed = [line.split(" | ") for line in done.stdout.splitlines() if "[" in line]
-    expected = {(worker, *told[:1]): told[1] for worker, text in printed for told in [json.loads(text)]}
+    return {(node, name): losses for node, text in printed for name, losses in [json.loads(text)]}
+
+
+def test_a_method_in_an_unmodified_script_does_what_it_does_when_it_is_written_in(
+    pacbench: Callable[..., subprocess.CompletedProcess[str]], cluster: NetnsCluster, tmp_path: Path
+) -> None:
+    expected = losses_by_hand(cluster, tmp_path)
 
     for name, params in METHODS.items():
         given = [part for key, value in params.items() for part in ("--param", f"{key}={value}")]
-        options = ("--rate", "10mbit", "--method", name, *given, "--steps", f"{STEPS}", "--out", f"run-{name}")
+        options = ("--rate", "50mbit", "--method", name, *given, "--steps", f"{STEPS}", "--out", f"run-{name}")
         done = pacbench(*TWO, *options, "--", sys.executable, str(SCRIPT), "--steps", "100000")
         assert done.returncode == 0, done.stderr
         ranks = attach.read(tmp_path / f"run-{name}" / "findings")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,16 +15,12 @@ pytestmark = pytest.mark.netns
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "plugins"
 
 
-def test_the_examples_train_as_what_is_pacbenchs_own(
-    pacbench: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
+def test_the_examples_train_as_what_is_pacbenchs_own(run_scenario: Callable[..., Store], tmp_path: Path) -> None:
     shutil.copytree(EXAMPLES, tmp_path / "toys")
-    settings = "cluster.workers=2 link.rate=200mbit train.steps=24 train.target=none train.pace=self train.dilation=4.0"
-    changes = [part for setting in settings.split() for part in ("--set", setting)]
-    chosen = ("--method", "block_sign-block=256", "--set", "baseline_16bit=dense", "--rounds", "1")
-    done = pacbench("run", "toys/own.toml", *changes, *chosen, "--on", "netns", "--out", "run")
-    assert done.returncode == 0, done.stdout + done.stderr
-    rows = Store.open(tmp_path / "run").trials().set_index("label")
+    settings = """cluster.workers=2 link.rate=200mbit train.steps=24 train.target=none baseline_16bit=dense
+                  train.pace=self train.dilation=4.0"""
+    store = run_scenario("toys/own.toml", settings.split(), ["block_sign-block=256"])
+    rows = store.trials().set_index("label")
     assert set(rows.index) == {"dense", "block_sign-block=256"}
     assert (rows["wire_bytes_per_step"] / rows["formula_bytes_per_step"]).between(0.95, 1.05).all()
     assert rows["final_accuracy"].between(0.2, 1.0).all(), "ten classes: chance is 0.1"

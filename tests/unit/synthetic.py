@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from harness.plan import plan
 from harness.plan.expected import state_of
-from harness.plan.trial import UNSETTLED_STEPS, Trial
+from harness.plan.status import UNSETTLED_STEPS
+from harness.plan.trial import Trial
 from harness.record.row import TRIAL_SCHEMA, Event, TrialRow
 from harness.record.store import Store
 from harness.scenario.load import load

@@ -82,32 +82,32 @@ def plain(run: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "settings"),
     [
-        {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "LC_ALL": "tr_TR.UTF-8", "LANG": "de_DE.UTF-8"},
-        {"MPLBACKEND": "nonsense", "PYTHONIOENCODING": "ascii", "HOME": None},
-        {"MPLCONFIGDIR": "/proc/nowhere", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        (
+            {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "LC_ALL": "tr_TR.UTF-8", "LANG": "de_DE.UTF-8"},
+            "matplotlibrc",
+        ),
+        ({"MPLBACKEND": "nonsense", "PYTHONIOENCODING": "ascii", "HOME": None}, "elsewhere/matplotlibrc"),
+        ({"MPLCONFIGDIR": "/proc/nowhere", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, None),
     ],
     ids=["jupyter", "no-backend", "ascii"],
 )
-def test_the_environment_changes_no_figure(run: Path, plain: dict[str, str], changes: dict[str, str | None]) -> None:
-    done = report(run, changes)
+def test_the_environment_and_settings_of_the_user_change_no_figure(
+    run: Path, plain: dict[str, str], changes: dict[str, str | None], settings: str | None
+) -> None:
+    if settings:
+        file = run.parent / settings
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(ODD_SETTINGS)
+        done = report(run, {**changes, "MATPLOTLIBRC": str(file)})
+        file.unlink()
+    else:
+        done = report(run, changes)
     assert done.returncode == 0, done.stderr
     assert done.stderr == b""
     assert digests(run) == plain
     assert b"report: run/report.html" in done.stdout
-
-
-@pytest.mark.parametrize("where", ["matplotlibrc", "elsewhere/matplotlibrc"])
-def test_settings_of_the_user_change_no_figure(run: Path, plain: dict[str, str], where: str) -> None:
-    file = run.parent / where
-    file.parent.mkdir(exist_ok=True)
-    file.write_bytes(ODD_SETTINGS)
-    done = report(run, {"MATPLOTLIBRC": str(file)})
-    file.unlink()
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == b""
-    assert digests(run) == plain
 
 
 def test_our_import_of_matplotlib_leaves_environment_folder_and_locale(tmp_path: Path) -> None:

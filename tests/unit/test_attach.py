@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from attached import SCRIPTS, Ran, run
+from attached import SCRIPTS, Ran, run, run_forked
 
 from harness import attach
 
@@ -27,11 +28,13 @@ baselines.register(model, baselines.get({name!r}).State(**{params!r}), optimizer
 """
 
 
-def trained(folder: Path, script: Path, **options: object) -> tuple[Ran, dict[str, torch.Tensor]]:
+def trained(
+    folder: Path, script: Path, attachment: attach.Attachment | None = None, how: Callable[..., Ran] = run_forked
+) -> tuple[Ran, dict[str, torch.Tensor]]:
     """A script that ran all its steps, and the weights that it saved."""
     weights = folder / "weights.pt"
     weights.unlink(missing_ok=True)
-    ran = run(folder, script, "--steps", f"{STEPS}", "--save", str(weights), **options)  # type: ignore[arg-type]
+    ran = how(folder, script, "--steps", f"{STEPS}", "--save", str(weights), attachment=attachment)
     assert ran.codes == [0, 0], ran.stderr
     return ran, torch.load(weights)
 
@@ -53,11 +56,15 @@ def assert_same_bits(found: dict[str, torch.Tensor], expected: dict[str, torch.T
 
 
 @pytest.mark.parametrize(
-    ("script", "method"), [(CNN, "dgc"), (CNN, "pactrain"), (LANGUAGE_MODEL, "pactrain")], ids=lambda value: str(value)
+    ("script", "method", "how"),
+    [(CNN, "dgc", run_forked), (CNN, "pactrain", run_forked), (LANGUAGE_MODEL, "pactrain", run)],
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
-def test_a_method_does_what_it_does_when_it_is_written_in(tmp_path: Path, script: Path, method: str) -> None:
+def test_a_method_does_what_it_does_when_it_is_written_in(
+    tmp_path: Path, script: Path, method: str, how: Callable[..., Ran]
+) -> None:
     attachment = attach.Attachment(method=method, params=METHODS[method])
-    attached, weights = trained(tmp_path, script, attachment=attachment)
+    attached, weights = trained(tmp_path, script, attachment, how)
     _, expected = trained(tmp_path, by_hand(tmp_path, script, method))
     assert_same_bits(weights, expected)
     assert attach.shortfall(attached.findings, 2) is None
@@ -69,7 +76,7 @@ def test_a_method_does_what_it_does_when_it_is_written_in(tmp_path: Path, script
 @pytest.mark.parametrize("script", [CNN, LANGUAGE_MODEL], ids=["cnn", "language model"])
 def test_an_observed_script_trains_as_it_does_alone(tmp_path: Path, script: Path) -> None:
     _, expected = trained(tmp_path, script)
-    observed, weights = trained(tmp_path, script, attachment=attach.Attachment())
+    observed, weights = trained(tmp_path, script, attach.Attachment())
     assert_same_bits(weights, expected)
     backwards = 3 if script == LANGUAGE_MODEL else 1
     for number, rank in enumerate(observed.told):

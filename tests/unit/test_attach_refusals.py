@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attached import run
+from attached import Ran, run, run_forked
 
 from harness import attach
 from harness.errors import MeasurementError, UsageError
@@ -58,13 +58,10 @@ REFUSED = {
     "another optimizer": (ANOTHER_OPTIMIZER, WITH_TOPK, 2, "another optimizer (SGD) makes steps"),
     "own hook": (OWN_HOOK, WITH_TOPK, 2, "topk: "),
     "Adam": (WITH_ADAM, {"method": "dgc"}, 2, "dgc: "),
-    "own baselines": (OWN_BASELINES, WITH_TOPK, 2, "topk: the script has a package named baselines of its own"),
 }
 
 
 def script(folder: Path, text: str) -> Path:
-    (folder / "baselines").mkdir(exist_ok=True)
-    (folder / "baselines" / "__init__.py").touch()
     path = folder / "script.py"
     path.write_text(BEGIN + textwrap.dedent(text))
     return path
@@ -73,7 +70,20 @@ def script(folder: Path, text: str) -> Path:
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused(tmp_path: Path, case: str) -> None:
     text, attachment, ranks, reason = REFUSED[case]
-    ran = run(tmp_path, script(tmp_path, text), attachment=attach.Attachment(**attachment), ranks=ranks)
+    ran = run_forked(tmp_path, script(tmp_path, text), attachment=attach.Attachment(**attachment), ranks=ranks)
+    assert_refused(ran, reason)
+
+
+def test_a_package_of_the_scripts_own_is_not_taken_for_ours(tmp_path: Path) -> None:
+    """In processes of their own: where they are forked from, ours is imported already."""
+    (tmp_path / "baselines").mkdir()
+    (tmp_path / "baselines" / "__init__.py").touch()
+    ran = run(tmp_path, script(tmp_path, OWN_BASELINES), attachment=attach.Attachment(**WITH_TOPK))
+    assert_refused(ran, "topk: the script has a package named baselines of its own")
+
+
+def assert_refused(ran: Ran, reason: str) -> None:
+    ranks = len(ran.codes)
     assert ran.codes == [5] * ranks, ran.stderr
     for errors in ran.stderr:
         (line,) = [line for line in errors.splitlines() if line.startswith("pacbench:")]
@@ -99,14 +109,14 @@ if dist.get_rank() == 0:
     ids=["no step", "one rank trains"],
 )
 def test_no_training_of_all_ranks(tmp_path: Path, text: str, reason: str) -> None:
-    ran = run(tmp_path, script(tmp_path, text), attachment=attach.Attachment())
+    ran = run_forked(tmp_path, script(tmp_path, text), attachment=attach.Attachment())
     assert ran.codes == [0, 0], ran.stderr
     assert (attach.shortfall(ran.findings, 2) or "").startswith(reason)
 
 
 def test_a_script_that_fails_keeps_its_own_code_and_what_was_found(tmp_path: Path) -> None:
     text = "a = model(); o = sgd(a); step(a, o); step(a, o); import sys; sys.exit(7)"
-    ran = run(tmp_path, script(tmp_path, text), attachment=attach.Attachment())
+    ran = run_forked(tmp_path, script(tmp_path, text), attachment=attach.Attachment())
     assert ran.codes == [7, 7]
     assert [rank.steps_done for rank in ran.told] == [2, 2]
 

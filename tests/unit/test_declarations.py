@@ -21,6 +21,8 @@ from harness.plan import plan
 from harness.record.row import Event, TrialRow
 from harness.record.store import Store
 from harness.report import page
+from harness.report.figures.changing_links import changing_links
+from harness.report.figures.sweep import sweep
 from harness.scenario.load import load
 from harness.scenario.schema import MethodSpec, Scenario
 
@@ -114,7 +116,7 @@ def reported(scenario: Scenario, tmp_path_factory: pytest.TempPathFactory) -> St
         if trial.method.name == "toy":
             events.append(Event(0, 10, 0.5, "toy_goodput_bps", 7e7))
         store.append(TrialRow(**row), events)
-    page.write(store)
+    page.write(store, [sweep, changing_links])
     return store
 
 

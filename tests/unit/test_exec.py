@@ -186,6 +186,36 @@ def test_a_cluster_that_runs_nothing_is_refused(tmp_path: Path) -> None:
     assert "--on: found 'fake'; allowed: auto, netns, uml, docker" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ((), "COMMAND: found 'nothing'"),
+        (("--", "no-such-command"), "COMMAND: found 'no-such-command'"),
+        (("--", "./script"), "COMMAND: found './script'"),
+        (("--timeout", "soon", "--", "true"), "--timeout: found 'soon'"),
+        (("--timeout", "0s", "--", "true"), "--timeout: found '0s'"),
+        (("--rate", "fast", "--", "true"), "link.rate: found 'fast'"),
+        (("--image", "pacbench", "--", "true"), "--image: found '--on netns'; allowed: with --on docker alone"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_in_one_line(arguments: tuple[str, ...], complaint: str, tmp_path: Path) -> None:
+    (tmp_path / "script").write_text("not to be executed")
+    done = call_pacbench(("exec", "--on", "netns", "--out", "record", *arguments), tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert complaint in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "record").exists()
+
+
+def test_a_record_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "record").mkdir()
+    (tmp_path / "record" / "notes").write_text("mine")
+    done = call_pacbench(("exec", "--on", "netns", "--out", "record", "--", "true"), tmp_path)
+    assert done.returncode == 2
+    assert "--out: found 'record'; allowed: a new or an empty folder" in done.stderr
+    assert (tmp_path / "record" / "notes").read_text() == "mine"
+
+
 def test_options_of_the_command_are_its_own(tmp_path: Path) -> None:
     done = call_pacbench(("exec", "--on", "fake", "no-such-command", "--workers", "many"), tmp_path)
     assert "--on: found 'fake'" in done.stderr, "--workers is not ours here"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.plan.trial import UNSETTLED_STEPS
+from harness.plan.status import UNSETTLED_STEPS
 from harness.record.far_out import MOST_DISTURBED, far_out
 from harness.record.steady import settling_steps
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binom
 
 from harness.network import responder
 from harness.network.addresses import address, gateway
@@ -291,6 +292,14 @@ def test_bursts_of_loss_have_the_mean_and_the_length_that_the_chain_gives(chain:
     counts = counts_of([number for number, gone in enumerate(lost) if not gone], len(lost))
     assert counts["lost"] / len(lost) == pytest.approx(chain.mean_loss, rel=0.05)
     assert counts["lost"] / counts["bursts"] == pytest.approx(mean_burst(chain), rel=0.05)
+
+
+@pytest.mark.parametrize("trials", [1, 30, 2000, 10_000, 20_000])
+@pytest.mark.parametrize("share", [0.0, 1e-6, 0.001, 0.02, 0.3, 0.97, 1.0])
+def test_intervals_of_shares_are_binomial(share: float, trials: int) -> None:
+    for confidence in (0.5, 0.95, 0.999):
+        low, high = binom.interval(confidence, trials, share)
+        assert share_interval(share, trials, confidence) == (low / trials, high / trials)
 
 
 def test_the_interval_of_bursts_holds_what_chains_do_and_a_binomial_one_would_not() -> None:

@@ -40,7 +40,7 @@ def test_samples_are_a_data_sets_if_one_is_named() -> None:
 def test_its_processes_run_nothing_of_the_current_folder(tmp_path: Path) -> None:
     """They are multiprocessing's, which starts Python in ways of its own."""
     here = traps.lay(tmp_path / "here")
-    command = ("profile", "digits-cnn", "--workers", "2", "--steps", "4", "-o", "made.json")
+    command = ("profile", "digits-cnn", "--workers", "2", "--steps", "1", "-o", "made.json")
     done = subprocess.run(
         [*traps.console_script(tmp_path / "bin"), *command],
         cwd=here,

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from abacus import codec, profile, replayed, written
+from in_process import call_pacbench
 from torch.nn.parallel import DistributedDataParallel
 
 import baselines
@@ -338,3 +339,30 @@ def test_methods_find_in_a_replay_what_they_need(
     first, second = on_ranks(2, replay_steps, method, params, "random")
     assert all(torch.equal(one, other) for one, other in zip(first["mean"], second["mean"], strict=True))
     assert first["pool_is_whole"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("run", "quickstart", "--set", "train.replay=nowhere"), "train.replay: found 'nowhere'"),
+        (("run", "quickstart", "--set", "train.replay=other.json"), "schema: found 7; allowed: 1"),
+        (("run", "quickstart", "--set", "train.dilation=0.5"), "train.dilation: found 0.5"),
+        (("profile", "--dataset", "fashion-mnist"), "--dataset: found 'fashion-mnist'; allowed: digits"),
+        (
+            ("profile", "--dataset", "digits", "--derive-for", "a40"),
+            "--dataset: found 'digits'; allowed: none with --derive-for",
+        ),
+        (("profile", "--derive-for", "abacus"), "--derive-for: found 'abacus'; allowed: a40"),
+    ],
+)
+def test_bad_input_ends_with_one_line_and_2(arguments: tuple[str, ...], says: str, tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text('{"schema": 7}')
+    verb, *given = arguments
+    more = {
+        "run": ("--on", "netns", "--set", "train.pace=none"),
+        "profile": ("digits-cnn", "-o", "p.json"),
+    }[verb]
+    refused = call_pacbench((verb, *given, *more), tmp_path)
+    assert refused.returncode == 2
+    assert len(refused.stderr.splitlines()) == 1
+    assert says in refused.stderr
