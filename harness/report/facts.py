@@ -236,8 +236,8 @@ def _notes_on_seeds(case: CaseResult) -> list[str]:
     if steps is None or step_s is None:
         return []
     return [
-        f"{case.title}: from round to round the steps to the target differ by {100 * steps:.1f} %, since each round has "
-        f"a seed of its own, and what a step takes by {100 * step_s:.2g} % (standard deviations)."
+        f"{case.title}: from round to round the steps to the target differ by {100 * steps:.1f} %, since each round "
+        f"has a seed of its own, and what a step takes by {100 * step_s:.2g} % (standard deviations)."
         + (" What is left in the intervals of times to the target is the seeds' spread." if step_s < steps / 5 else "")
     ]
 
