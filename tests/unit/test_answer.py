@@ -21,7 +21,7 @@ from harness.report import facts, page, paper, text
 from harness.report.figures.learning_curves import accuracy
 from harness.report.figures.time_to_target import time_to_target
 
-PLACE = "at 100 Mbit/s (4 workers, digits-cnn on digits; 3 paired rounds, 95 % t interval)"
+PLACE = "at 100 Mbit/s (3 workers, digits-cnn on digits; 3 paired rounds, 95 % t interval)"
 
 Figures = Mapping[str, Sequence[Any]]
 
@@ -84,15 +84,15 @@ def test_a_method_that_learns_nothing_wins_in_no_output_however_fast_it_is(tmp_p
     assert '<p class="headline">topk reaches' in html
     assert "- **topk reaches" in markdown
     (row,) = [each for each in facts.summary(store).rows if each["method"] == "dgc"]
-    assert row["to 95 % accuracy"] == "> 150 steps (0 of 3)"
+    assert row["to 90 % accuracy"] == "> 100 steps (0 of 3)"
     assert (row["sooner than bf16"], row["sooner than dense"], row["keeps accuracy"]) == ("–", "–", "no")
-    assert r"dgc & \textgreater{} 150 steps (0 of 3) & -- & -- & 72000" in table
+    assert r"dgc & \textgreater{} 100 steps (0 of 3) & -- & -- & 72000" in table
 
 
 def test_without_others_who_are_as_good_the_one_that_learns_nothing_is_still_no_winner(tmp_path: Path) -> None:
     sentence = headline_of(store_of(tmp_path, {"dense": DENSE, "bf16": BF16, "dgc": LEARNS_NOTHING}))
     assert sentence.startswith(
-        "No winner can be named at 100 Mbit/s (4 workers, digits-cnn on digits): no method surely keeps accuracy and "
+        "No winner can be named at 100 Mbit/s (3 workers, digits-cnn on digits): no method surely keeps accuracy and "
         "reached 95 % accuracy in every round. dgc trains 45.0x"
     )
 
@@ -105,7 +105,7 @@ def test_one_missed_round_is_a_miss_and_no_ratio_is_made_of_the_others(tmp_path:
     assert found.time_to_target == (2, 3, 2.0), "the miss counts as slowest"
     assert found.over["bf16"].time_to_target is None
     assert found.over["bf16"].throughput is not None
-    assert text.reached(found, case) == "> 150 steps (2 of 3)"
+    assert text.reached(found, case) == "> 100 steps (2 of 3)"
     assert "topk trains" in headline_of(store)
     assert "but reached 95 % accuracy in 2 of 3 rounds" in headline_of(store)
 
@@ -165,7 +165,7 @@ def test_without_a_target_throughput_is_compared_among_those_that_keep_accuracy(
     )
     assert f"{PLACE}, and keeps accuracy" in sentence
     assert "This is throughput alone: no target was set." in sentence
-    assert "to 95 % accuracy" not in facts.summary(store).rows[0]
+    assert "to 90 % accuracy" not in facts.summary(store).rows[0]
     page.write(store, figures=[time_to_target, accuracy])
 
 

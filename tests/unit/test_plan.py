@@ -95,7 +95,7 @@ def test_a_slower_link_costs_time_but_no_bytes() -> None:
         ("train.model=vgg", r"train\.model: found 'vgg'; allowed: .*digits-cnn"),
         ("train.dataset=cats", r"train\.dataset: found 'cats'; allowed: .*digits"),
         ("train.model=fashion-cnn", r"train\.model: found 'fashion-cnn'; allowed: for digits: digits-cnn"),
-        ("train.batch_size=400", r"train\.batch_size: found '400 x 4 workers'; allowed: at most 1437 samples"),
+        ("train.batch_size=400", r"train\.batch_size: found '400 x 3 workers'; allowed: at most 1437 samples"),
         ("train.steps=16", r"train\.steps: found 16; allowed: more than 1\d"),
     ],
 )
