@@ -59,15 +59,18 @@ def _times_to_targets_of(case: CaseResult, events: pd.DataFrame) -> pd.DataFrame
         for trial in trained.itertuples()
     }
     found = [each.value for curve in curves.values() for each in curve]
+    of_methods = {
+        result.label: [curves[str(trial_id)] for trial_id in trained.loc[trained["label"] == result.label, "trial_id"]]
+        for result in case.methods
+    }
     rows = []
     for value in np.linspace(min(found), max(found), TARGETS) if found else ():
-        for result in case.methods:
-            own = trained.loc[trained["label"] == result.label, "trial_id"]
-            reached = [crossing(Target(metric, float(value)), curves[str(trial_id)]) for trial_id in own]
+        target = Target(metric, float(value))
+        for label, of_rounds in of_methods.items():
+            reached = [crossing(target, curve) for curve in of_rounds]
             times_s = [each.time_s for each in reached if each]
             if len(times_s) == len(reached) and any(times_s):  # not where all are as good from the start
-                median_s = float(np.median(times_s))
-                rows.append((result.label, metric, float(value), median_s, len(reached)))
+                rows.append((label, metric, target.value, float(np.median(times_s)), len(reached)))
     return pd.DataFrame(rows, columns=["label", "metric", "value", "time_s", "rounds"])
 
 

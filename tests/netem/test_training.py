@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.netem, pytest.mark.timeout(600)]
 RUN = (
     *("run", "quickstart", "--on", "uml", "--rounds", "1", "--method", "topk", "--set", "train.steps=12"),
     *("--set", "baseline_16bit=dense"),
-    *("--set", "cluster.workers=2", "--set", "link.rate=20mbit", "--set", "train.eval_every=6"),
+    *("--set", "cluster.workers=2", "--set", "link.rate=20mbit", "--set", "train.eval_every=12"),
     *("--set", "link.delay=5ms", "--set", "link.loss=0.5%", "--set", "train.pace=none"),
 )
 

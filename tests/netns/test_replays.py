@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from in_process import call_pacbench
 
 from harness.plan.dilation import LADDER
 from harness.record.store import Store
+from harness.report import page
 from harness.workload.profile import read
 
 pytestmark = pytest.mark.netns
 
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
+RunScenario = Callable[..., Store]
 
 METHODS = """
 [train]
@@ -44,12 +45,15 @@ warmup_steps = 4
 """
 
 
-def test_a_model_is_profiled_replayed_and_replayed_slower(pacbench: Run, tmp_path: Path) -> None:
-    (tmp_path / "replay.toml").write_text(METHODS)
-    made = pacbench(
-        *("profile", "digits-cnn", "--workers", "2", "--steps", "3", "--codecs", "replay.toml", "-o", "profile.json")
-    )
+def profiled(*options: str, folder: Path) -> None:
+    """Make ``profile.json`` by the command line."""
+    made = call_pacbench(("profile", "digits-cnn", *options, "-o", "profile.json"), folder)
     assert made.returncode == 0, made.stderr
+
+
+def test_a_model_is_profiled_replayed_and_replayed_slower(run_scenario: RunScenario, tmp_path: Path) -> None:
+    (tmp_path / "replay.toml").write_text(METHODS)
+    profiled("--workers", "2", "--steps", "3", "--codecs", "replay.toml", folder=tmp_path)
     profile = read(str(tmp_path / "profile.json"))
     assert profile.source == "measured"
     assert {codec.method for codec in profile.codecs} == {"dense", "topk", "dgc", "pactrain"}
@@ -57,17 +61,13 @@ def test_a_model_is_profiled_replayed_and_replayed_slower(pacbench: Run, tmp_pat
     assert {layer.layer for layer in profile.layers} == {"features.0", "features.3", "classifier.1", "classifier.3"}
     assert profile.gradients[0].parameter.startswith("classifier.3"), "the last layer's gradients come first"
 
-    planned = json.loads(pacbench("plan", "replay.toml", "--on", "netns", "--json").stdout)
+    planned = json.loads(call_pacbench(("plan", "replay.toml", "--on", "netns", "--json"), tmp_path).stdout)
     assert all(trial["predicted_step_s"] > trial["lower_bound_s_per_step"] for trial in planned["trials"])
 
-    at_once = ("--set", "train.dilation=1.0", "--rounds", "1", "--out", "plain")
-    done = pacbench("run", "replay.toml", "--on", "netns", *at_once)
-    assert done.returncode == 0, done.stderr
-    slower = ("--set", "train.dilation=2.0", "--method", "dense", "--rounds", "1", "--out", "slow")
-    done = pacbench("run", "replay.toml", "--on", "netns", *slower)
-    assert done.returncode == 0, done.stderr
-
-    plain, slow = (Store.open(tmp_path / run).trials().set_index("label") for run in ("plain", "slow"))
+    replay = f"train.replay={tmp_path}/profile.json"  # its agent is not in this folder
+    at_once = run_scenario("replay.toml", [replay, "train.dilation=1.0"], out="plain")
+    slower = run_scenario("replay.toml", [replay, "train.dilation=2.0"], ["dense"], out="slow")
+    plain, slow = (store.trials().set_index("label") for store in (at_once, slower))
     for frame in (plain, slow):
         assert (frame["status"] == "done").all()
         assert (frame["wire_bytes_per_step"] / frame["formula_bytes_per_step"]).between(0.95, 1.05).all()
@@ -76,22 +76,19 @@ def test_a_model_is_profiled_replayed_and_replayed_slower(pacbench: Run, tmp_pat
         assert frame["measured_rate_bps"].between(45e6, 52e6).all()
         assert frame["final_accuracy"].isna().all()
     assert slow.loc["dense", "wall_time_s"] > 12 * 2 * slow.loc["dense", "lower_bound_s_per_step"]
+    page.write(at_once, [])
     assert "made-up gradients (replay of profile, measured on" in (tmp_path / "plain" / "report.md").read_text()
 
 
 def test_a_paced_training_takes_its_profiles_time_and_learns_bit_for_bit_what_an_unpaced_one_learns(
-    pacbench: Run, tmp_path: Path
+    run_scenario: RunScenario, tmp_path: Path
 ) -> None:
     (tmp_path / "paced.toml").write_text(METHODS.replace('replay = "profile.json"\n', ""))
-    timed = ("--workers", "2", "--steps", "3", "--codecs", "paced.toml", "--processor-time", "-o", "profile.json")
-    made = pacbench("profile", "digits-cnn", *timed)
-    assert made.returncode == 0, made.stderr
+    profiled("--workers", "2", "--steps", "3", "--codecs", "paced.toml", "--processor-time", folder=tmp_path)
     profile = read(str(tmp_path / "profile.json"))
     assert profile.device.endswith("processor time")
-    for out, pace in (("plain", ()), ("paced", ("--set", "train.pace=profile.json", "--set", "train.dilation=2.0"))):
-        done = pacbench("run", "paced.toml", "--on", "netns", "--rounds", "1", "--out", out, *pace)
-        assert done.returncode == 0, done.stderr
-    plain, paced = (Store.open(tmp_path / run) for run in ("plain", "paced"))
+    plain = run_scenario("paced.toml", out="plain")
+    paced = run_scenario("paced.toml", [f"train.pace={tmp_path}/profile.json", "train.dilation=2.0"], out="paced")
     hashes = [store.trials().set_index("label")["parameter_hash"].to_dict() for store in (plain, paced)]
     assert hashes[0] == hashes[1]
     trials = paced.trials().set_index("label")
@@ -101,14 +98,15 @@ def test_a_paced_training_takes_its_profiles_time_and_learns_bit_for_bit_what_an
 
 
 def test_a_run_finds_dilations_and_a_warm_up_on_links_that_change_learns_the_same(
-    pacbench: Run, tmp_path: Path
+    run_scenario: RunScenario, tmp_path: Path
 ) -> None:
     (tmp_path / "paced.toml").write_text(METHODS.replace('replay = "profile.json"\n', 'pace = "digits-cnn-epyc"\n'))
-    only = ("--method", "pactrain", "--rounds", "1", "--set", "link.rate=200mbit")
-    for out, dilation in (("numbered", "16.0"), ("found", "auto")):
-        done = pacbench("run", "paced.toml", *only, "--out", out, "--set", f"train.dilation={dilation}")
-        assert done.returncode == 0, done.stderr
-    numbered, found = (Store.open(tmp_path / run).trials().set_index("label") for run in ("numbered", "found"))
+    numbered, found = (
+        run_scenario("paced.toml", ["link.rate=200mbit", f"train.dilation={dilation}"], ["pactrain"], out=out)
+        .trials()
+        .set_index("label")
+        for out, dilation in (("numbered", "16.0"), ("found", "auto"))
+    )
     assert numbered["parameter_hash"].to_dict() == found["parameter_hash"].to_dict()
     assert numbered["added_s_per_step"].isna().all()
     assert found["dilation"].isna().all()
@@ -119,50 +117,21 @@ def test_a_run_finds_dilations_and_a_warm_up_on_links_that_change_learns_the_sam
     assert {each["label"] for each in kept.values()} == {"dense", "pactrain"}
 
 
-def test_a_training_at_this_machines_own_pace_makes_its_profile_once(pacbench: Run, tmp_path: Path) -> None:
+def test_a_training_at_this_machines_own_pace_makes_its_profile_once(run_scenario: RunScenario, tmp_path: Path) -> None:
     (tmp_path / "own.toml").write_text(METHODS.replace('replay = "profile.json"', 'pace = "self"'))
-    command = ("run", "own.toml", "--on", "netns", "--rounds", "1", "--out", "own")
-    done = pacbench(*command, "--method", "dense")
-    assert done.returncode == 0, done.stderr
-    file = tmp_path / "own" / "profiles" / "digits-cnn-32-digits-4" / "self.json"
+    store = run_scenario("own.toml", methods=["dense"])
+    file = tmp_path / "run" / "profiles" / "digits-cnn-32-digits-4" / "self.json"
     profile, made_at_ns = read(str(file)), file.stat().st_mtime_ns
     assert profile.source == "measured"
     assert profile.device.endswith("processor time")
     assert [codec.method for codec in profile.codecs] == ["dense"]
 
-    store = Store.open(tmp_path / "own")
     (row,) = store.trials().itertuples()
     assert (row.status, row.pace, row.replay_source) == ("done", "self", "measured")
     assert row.compute_s_per_step > 0.9 * (profile.forward_s + profile.gradients[-1].ready_s)
     for part in ("trials", "events"):  # as if the trial had never run
         (trial,) = (store.folder / f"{part}.parquet").glob("*.parquet")
         trial.unlink()
-    done = pacbench(*command, "--method", "dense")
-    assert done.returncode == 0, done.stderr
+    run_scenario("own.toml", methods=["dense"])
     assert list(store.trials()["trial_id"]) == [row.trial_id]
     assert file.stat().st_mtime_ns == made_at_ns
-
-
-def test_bad_input_ends_with_one_line_and_2(pacbench: Run, tmp_path: Path) -> None:
-    (tmp_path / "other.json").write_text('{"schema": 7}')
-    for overrides, says in (
-        (["train.replay=nowhere"], "train.replay: found 'nowhere'"),
-        (["train.replay=other.json"], "schema: found 7; allowed: 1"),
-        (["train.dilation=0.5"], "train.dilation: found 0.5"),
-    ):
-        refused = pacbench(
-            *("run", "quickstart", "--on", "netns", "--set", "train.pace=none"),
-            *(word for one in overrides for word in ("--set", one)),
-        )
-        assert refused.returncode == 2
-        assert len(refused.stderr.splitlines()) == 1
-        assert says in refused.stderr
-    refused = pacbench("profile", "digits-cnn", "--dataset", "fashion-mnist", "-o", "p.json")
-    assert refused.returncode == 2
-    assert "--dataset: found 'fashion-mnist'; allowed: digits" in refused.stderr
-    refused = pacbench("profile", "digits-cnn", "--dataset", "digits", "--derive-for", "a40", "-o", "p.json")
-    assert refused.returncode == 2
-    assert "--dataset: found 'digits'; allowed: none with --derive-for" in refused.stderr
-    refused = pacbench("profile", "digits-cnn", "--derive-for", "abacus", "-o", "p.json")
-    assert refused.returncode == 2
-    assert "--derive-for: found 'abacus'; allowed: a40" in refused.stderr

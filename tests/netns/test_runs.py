@@ -11,20 +11,34 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from host import busy_workers, universes, wait_until
+from host import busy_workers, run_pacbench, universes, wait_until
 
 from harness.record.store import Store
+from harness.report import page
+from harness.report.figures.learning_curves import perplexity
+from harness.run.session import Outlook, Watcher
 
 pytestmark = pytest.mark.netns
 
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
+RunScenario = Callable[..., Store]
 Start = Callable[..., "subprocess.Popen[str]"]
 
-SMALL = (
-    *("quickstart", "--set", "train.pace=none", "--set", "train.steps=24", "--set", "train.eval_every=8"),
-    *("--set", "link.rate=200mbit"),
+SCENARIO = "quickstart"
+SETTINGS = ("train.pace=none", "train.steps=24", "train.eval_every=8", "link.rate=200mbit")
+SMALL = (SCENARIO, *(word for setting in SETTINGS for word in ("--set", setting)))
+FEW = (*SETTINGS, "baseline_16bit=dense")
+WITH_THE_BASELINE = ("pactrain-ternary",)
+FOUR_TRIALS = (
+    *(SCENARIO, *(word for setting in FEW for word in ("--set", setting))),
+    *("--method", *WITH_THE_BASELINE, "--rounds", "2"),
 )
-TWO_METHODS = (*SMALL, "--set", "baseline_16bit=dense", "--method", "pactrain-ternary", "--rounds", "2")
+
+
+class Resumed(Watcher):
+    """Keeps what a run was about to do."""
+
+    def about_to_run(self, outlook: Outlook) -> None:
+        self.outlook = outlook
 
 
 def trials(folder: Path) -> pd.DataFrame:
@@ -35,13 +49,21 @@ def rows_stored(folder: Path) -> int:
     return len(list((folder / "trials.parquet").glob("[!.]*.parquet")))
 
 
-def test_a_run_measures_every_method_and_writes_its_report(pacbench: Run, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    done = pacbench("run", *SMALL, "--rounds", "1", "--out", str(out))
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of all methods, by the command line."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = run_pacbench(folder, "run", *SMALL, "--rounds", "1", "--out", "run")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == "", "quiet when not on a terminal"
-    assert "to 95 %" in done.stdout
-    assert "No winner can be named" in done.stdout, "one round says nothing of accuracy, and 24 steps do not reach it"
+    (folder / "stdout").write_text(done.stdout)
+    return folder
+
+
+def test_a_run_measures_every_method_and_writes_its_report(whole: Path) -> None:
+    printed, out = (whole / "stdout").read_text(), whole / "run"
+    assert "to 95 %" in printed
+    assert "No winner can be named" in printed, "one round says nothing of accuracy, and 24 steps do not reach it"
     assert (out / "report.html").is_file()
 
     rows = trials(out).set_index("label")
@@ -62,38 +84,36 @@ def test_a_run_measures_every_method_and_writes_its_report(pacbench: Run, tmp_pa
 
 @pytest.mark.parametrize(("model", "dataset"), [("byte-lm", "python-source"), ("resnet18-cifar", "fashion-mnist-rgb")])
 def test_text_and_networks_with_statistics_of_batches_are_trained(
-    model: str, dataset: str, pacbench: Run, tmp_path: Path
+    model: str, dataset: str, run_scenario: RunScenario
 ) -> None:
-    out = tmp_path / "run"
     settings = f"""cluster.workers=2 link.rate=unshaped train.model={model} train.dataset={dataset} train.batch_size=2
-                   train.pace=none train.steps=4 train.eval_every=4"""
-    changes = [part for setting in settings.split() for part in ("--set", setting)]
-    done = pacbench("run", "quickstart", *changes, "--method", "topk", "--rounds", "1", "--out", str(out))
-    assert done.returncode == 0, done.stdout + done.stderr
-    rows = trials(out)
+                   train.pace=none train.steps=4 train.eval_every=4 baseline_16bit=dense"""
+    store = run_scenario("quickstart", settings.split(), ["topk"])
+    rows, events = store.trials(), store.events()
     assert (rows["status"] == "done").all(), "also: every rank ends with the same parameters and statistics"
     assert (rows["wire_bytes_per_step"] / rows["formula_bytes_per_step"]).between(0.95, 1.05).all()
     assert rows["final_accuracy"].between(0, 0.99).all()
-    events = Store.open(out).events()
     losses = events[events["kind"] == "test_loss"]["value"]
-    assert len(losses) == 3 * 2, "of three methods, before the first step and after the last"
+    assert len(losses) == 2 * 2, "of two methods, before the first step and after the last"
     assert (losses > 0).all()
-    perplexities = events[events["kind"] == "perplexity"]["value"]
-    assert list(perplexities) == ([pytest.approx(math.exp(loss)) for loss in losses] if model == "byte-lm" else [])
-    assert (out / "plots" / "perplexity.csv").exists() == (model == "byte-lm")
+    told = events[events["kind"] == "perplexity"]["value"]
+    assert list(told) == ([pytest.approx(math.exp(loss)) for loss in losses] if model == "byte-lm" else [])
+    page.write(store, [perplexity])
+    assert (store.folder / "plots" / "perplexity.csv").exists() == (model == "byte-lm")
 
 
-def test_the_same_seed_trains_the_same_parameters(pacbench: Run, tmp_path: Path) -> None:
-    hashes = []
-    for name in ("one", "two"):
-        done = pacbench("run", *TWO_METHODS, "--rounds", "1", "--out", str(tmp_path / name))
-        assert done.returncode == 0, done.stderr
-        hashes.append(dict(trials(tmp_path / name)[["label", "parameter_hash"]].itertuples(index=False)))
-    assert hashes[0] == hashes[1]
-    assert set(hashes[0]) == {"dense", "pactrain-ternary"}
+def test_the_same_seed_trains_the_same_parameters(whole: Path, run_scenario: RunScenario) -> None:
+    """In other processes, after other trials, and in another order."""
+    again = run_scenario(SCENARIO, [*SETTINGS, "baseline_16bit=dense"], WITH_THE_BASELINE)
+    hashes = [
+        dict(trials(folder)[["label", "parameter_hash"]].itertuples(index=False))
+        for folder in (whole / "run", again.folder)
+    ]
+    assert set(hashes[1]) == {"dense", "pactrain-ternary"}
+    assert hashes[1].items() <= hashes[0].items()
 
 
-def test_whom_many_send_to_has_the_fullest_queue(pacbench: Run, tmp_path: Path) -> None:
+def test_whom_many_send_to_has_the_fullest_queue(run_scenario: RunScenario, tmp_path: Path) -> None:
     scenario = """
         description = "All push to the server on the first worker, and pull from it"
         [cluster]
@@ -112,24 +132,23 @@ def test_whom_many_send_to_has_the_fullest_queue(pacbench: Run, tmp_path: Path) 
         name = "parameter_server"
     """
     (tmp_path / "incast.toml").write_text(scenario)
-    done = pacbench("run", "incast.toml", "--rounds", "1", "--out", "run")
-    assert done.returncode == 0, done.stdout + done.stderr
-    rows = trials(tmp_path / "run").set_index("label")
+    rows = run_scenario("incast.toml").trials().set_index("label")
     assert rows["fullest_queue"]["parameter_server"] == "w0 down"
     assert rows["queue_backlog_bytes"]["parameter_server"] > rows["queue_backlog_bytes"]["dense"] > 0
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_stopped_leaves_nothing_and_the_next_one_completes_it(
-    pacbench: Run, start: Start, tmp_path: Path, sent: signal.Signals
+    run_scenario: RunScenario, start: Start, tmp_path: Path, sent: signal.Signals
 ) -> None:
-    process = start("run", *TWO_METHODS)
+    before = set(universes())
+    process = start("run", *FOUR_TRIALS)
     wait_until(lambda: list(tmp_path.glob("results/quickstart-*")), 60)
     (folder,) = tmp_path.glob("results/quickstart-*")
     wait_until(lambda: rows_stored(folder) >= 1, 60)
     os.kill(process.pid, sent)
     output, _ = process.communicate(timeout=30)
-    wait_until(lambda: not universes())
+    wait_until(lambda: set(universes()) <= before)
 
     assert process.returncode == (-signal.SIGKILL if sent == signal.SIGKILL else 130)
     assert "Traceback" not in output
@@ -138,21 +157,23 @@ def test_a_run_that_is_stopped_leaves_nothing_and_the_next_one_completes_it(
     assert finished
     assert set(kept["status"]) <= {"done", "interrupted"}
 
-    again = pacbench("run", *TWO_METHODS)
-    assert again.returncode == 0, again.stderr
-    assert f"{len(finished)} of 4 trials are done" in again.stdout
-    attempts = Store.open(folder).attempts()
+    again = Resumed()
+    store = run_scenario(SCENARIO, FEW, WITH_THE_BASELINE, 2, None, again)
+    assert store.folder == folder.relative_to(tmp_path)
+    assert (again.outlook.done, len(again.outlook.plan.trials)) == (len(finished), 4)
+    attempts = store.attempts()
     assert (attempts[attempts["trial_id"].isin(finished)].groupby("trial_id").size() == 1).all(), "none ran twice"
     assert (trials(folder)["status"] == "done").all()
     assert len(trials(folder)) == 4
 
-    once_more = pacbench("run", *TWO_METHODS, "--out", str(folder))
-    assert "all 4 trials are done already" in once_more.stdout
+    once_more = Resumed()
+    run_scenario(SCENARIO, FEW, WITH_THE_BASELINE, 2, str(folder), once_more)
+    assert not once_more.outlook.runs_something
 
 
 def test_a_worker_that_is_killed_costs_one_trial(start: Start, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    process = start("run", *TWO_METHODS, "--set", "train.steps=100", "--out", str(out))
+    process = start("run", *FOUR_TRIALS, "--set", "train.steps=100", "--out", str(out))
     wait_until(lambda: rows_stored(out) == 1, 60)  # whoever is busy before then may be measuring the links
     wait_until(lambda: busy_workers(process))
     busy_workers(process)[-1].kill()

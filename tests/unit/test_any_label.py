@@ -50,8 +50,8 @@ class Kind(NamedTuple):
     count: int
 
 
-KINDS = [Kind(length, blanks, 2) for length in (1, 46, 70, 200) for blanks in (True, False)]
-KINDS += [Kind(1, False, 24), Kind(70, True, 24), Kind(200, False, 24)]
+KINDS = [Kind(length, blanks, 2) for length in (46, 70, 200) for blanks in (True, False)]
+KINDS += [Kind(1, False, 2), Kind(1, False, 24), Kind(70, True, 24), Kind(200, False, 24)]
 
 
 class Measured(NamedTuple):
