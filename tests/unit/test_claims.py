@@ -36,7 +36,7 @@ wording = "up to 12 times faster"
 quantity = "throughput"
 model = "digits-cnn"
 rate = "100mbit"
-workers = 4
+workers = 3
 baseline = "dense"
 method = "topk"
 range = [1.0, 12.0]
@@ -66,7 +66,7 @@ def claim(**changes: Any) -> Claim:
         "quantity": "throughput",
         "model": "digits-cnn",
         "rate": "100mbit",
-        "workers": 4,
+        "workers": 3,
         "baseline": "dense",
         "method": "topk",
         "range": (1.0, 12.0),

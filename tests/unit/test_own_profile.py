@@ -95,7 +95,7 @@ def test_a_run_makes_it_once_a_workload_and_goes_on_by_it(tmp_path: Path, reques
     assert [request.batch_size for request in requests] == [16, 32]
     for request in requests:
         assert request.in_processor_time
-        assert (request.model, request.dataset, request.workers) == ("digits-cnn", "digits", 4)
+        assert (request.model, request.dataset, request.workers) == ("digits-cnn", "digits", 3)
         assert request.methods == plan.scenario.methods, "also those that are not to run now"
     files = sorted((store.folder / "profiles").rglob("*.json"))
     assert [str(file.relative_to(store.folder / "profiles")) for file in files] == [
@@ -200,7 +200,13 @@ def test_workers_get_a_named_profile_as_a_file_and_rows_its_name(
 
 
 def test_containers_have_it_where_the_trial_names_it(tmp_path: Path) -> None:
-    overrides = ["train.pace=none", "train.replay=resnet18-a40", "train.model=resnet18", "train.target=none"]
+    overrides = [
+        "train.pace=none",
+        "train.replay=resnet18-a40",
+        "train.model=resnet18",
+        "train.target=none",
+        "train.batch_size=32",
+    ]
     plan = make(load("quickstart", overrides), "docker")
     cluster = ComposeCluster()
     for trial in with_profile_files(plan.trials, Store.create(tmp_path / "run", plan.scenario)):

@@ -40,7 +40,7 @@ def test_methods_of_a_round_share_their_seed_and_rounds_do_not() -> None:
     assert seeds == {(0, 7), (1, 8), (2, 9)}
 
 
-@given(st.sampled_from(["train.lr=0.07", "seed=5", "link.rate=99mbit", "cluster.workers=3", "train.eval_every=9"]))
+@given(st.sampled_from(["train.lr=0.07", "seed=5", "link.rate=99mbit", "cluster.workers=5", "train.eval_every=9"]))
 def test_an_id_changes_with_whatever_changes_the_experiment(override: str) -> None:
     before, after = quickstart("rounds=1"), quickstart("rounds=1", override)
     assert not {trial.id for trial in before.trials} & {trial.id for trial in after.trials}
@@ -73,7 +73,7 @@ def test_dense_bytes_and_bound_follow_the_ring() -> None:
     dense = next(trial for trial in quickstart().trials if trial.method.label == "dense")
     parameters = sum(map(math.prod, MODELS["digits-cnn"].shapes()))
     sent = dense.expected.wire_bytes_per_step
-    assert sent == 2 * 3 / 4 * 4 * parameters
+    assert sent == pytest.approx(2 * 2 / 3 * 4 * parameters)
     assert dense.expected.lower_bound_s_per_step == pytest.approx(8 * sent / 1e8)
 
 
@@ -95,8 +95,8 @@ def test_a_slower_link_costs_time_but_no_bytes() -> None:
         ("train.model=vgg", r"train\.model: found 'vgg'; allowed: .*digits-cnn"),
         ("train.dataset=cats", r"train\.dataset: found 'cats'; allowed: .*digits"),
         ("train.model=fashion-cnn", r"train\.model: found 'fashion-cnn'; allowed: for digits: digits-cnn"),
-        ("train.batch_size=400", r"train\.batch_size: found '400 x 3 workers'; allowed: at most 1437 samples"),
-        ("train.steps=16", r"train\.steps: found 16; allowed: more than 1\d"),
+        ("train.batch_size=500", r"train\.batch_size: found '500 x 3 workers'; allowed: at most 1437 samples"),
+        ("train.steps=8", r"train\.steps: found 8; allowed: more than \d"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_starts(override: str, says: str) -> None:

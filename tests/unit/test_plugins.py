@@ -101,7 +101,7 @@ def test_a_plugin_on_the_command_line_starts_at_the_current_folder(pacbench: Pac
     trials = {trial["label"]: trial for trial in json.loads(done.stdout)["trials"]}
     assert set(trials) == {"dense", "block_sign"}
     numel = sum(map(math.prod, MODELS[f"{toys}/tiny_net.py:tiny_net"].shapes()))
-    assert trials["block_sign"]["wire_bytes_per_step"] == pytest.approx(2 * 3 / 4 * numel * (1 + 4 / 256))
+    assert trials["block_sign"]["wire_bytes_per_step"] == pytest.approx(2 * 2 / 3 * numel * (1 + 4 / 256))
     assert trials["block_sign"]["params"] == {"block": 256}
 
 

@@ -51,7 +51,7 @@ def test_links_are_shown_as_they_were_asked_and_measured(three_rates: Run) -> No
     at_10mbit = three_rates.done[three_rates.done["rate_bps"] == 1e7]
     measured = [link["rate_bps_measured"] for links in at_10mbit["links"] for link in json.loads(links)]
     assert f"{min(measured) / 1e7:.3f}–{max(measured) / 1e7:.3f}" in three_rates.page.words
-    readings = len(at_10mbit) * 4 * 2
+    readings = len(at_10mbit) * 3 * 2
     assert three_rates.html.count("<td>10 Mbit/s</td>") == readings + 1
 
 
@@ -67,7 +67,7 @@ def test_what_was_never_started_is_in_plain_sight(tmp_path: Path) -> None:
         (store.folder / "trials.parquet" / f"{row.trial_id}-0.parquet").unlink()
     run = Run(store, figures=[])
     for text in (run.page.words, run.markdown):
-        assert "topk, rounds 1, 2 (100 Mbit/s, 4 workers, digits-cnn on digits)" in text
+        assert "topk, rounds 1, 2 (100 Mbit/s, 3 workers, digits-cnn on digits)" in text
 
 
 def test_a_label_may_hold_any_sign(tmp_path: Path) -> None:

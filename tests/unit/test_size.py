@@ -28,6 +28,7 @@ replay = "digits-cnn-epyc"
 model = "digits-cnn"
 target = "none"
 steps = 20
+batch_size = 16
 [[methods]]
 name = "dense"
 """
