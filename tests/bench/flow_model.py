@@ -178,7 +178,7 @@ def drawn(number: int) -> Drawn:
     lines = ["rounds = 1", f"[cluster]\nworkers = {workers}", f'[link]\nrate = "{rate_mbps}mbit"']
     lines += [f'delay = "{delay_ms}ms"'] if delay_ms else []
     lines += FABRICS[shape](dice, workers, rate_mbps)
-    train = f'replay = "{PROFILE}"\nmodel = "{MODEL}"\ntarget = "none"\nsteps = {STEPS}\ndilation = {dilation}.0'
+    train = f'replay = "{PROFILE}"\nmodel = "{MODEL}"\ntarget = "none"\nbatch_size = 16\nsteps = {STEPS}\ndilation = {dilation}.0'
     return Drawn(shape, "\n".join([*lines, f"[train]\n{train}", METHODS.format(servers=workers // 2)]))
 
 

@@ -100,7 +100,8 @@ def test_a_paced_training_takes_its_profiles_time_and_learns_bit_for_bit_what_an
 def test_a_run_finds_dilations_and_a_warm_up_on_links_that_change_learns_the_same(
     run_scenario: RunScenario, tmp_path: Path
 ) -> None:
-    (tmp_path / "paced.toml").write_text(METHODS.replace('replay = "profile.json"\n', 'pace = "digits-cnn-epyc"\nbatch_size = 16\n'))
+    pace = 'pace = "digits-cnn-epyc"\nbatch_size = 16\n'
+    (tmp_path / "paced.toml").write_text(METHODS.replace('replay = "profile.json"\n', pace))
     numbered, found = (
         run_scenario("paced.toml", ["link.rate=200mbit", f"train.dilation={dilation}"], ["pactrain"], out=out)
         .trials()
