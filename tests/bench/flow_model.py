@@ -178,8 +178,9 @@ def drawn(number: int) -> Drawn:
     lines = ["rounds = 1", f"[cluster]\nworkers = {workers}", f'[link]\nrate = "{rate_mbps}mbit"']
     lines += [f'delay = "{delay_ms}ms"'] if delay_ms else []
     lines += FABRICS[shape](dice, workers, rate_mbps)
-    train = f'replay = "{PROFILE}"\nmodel = "{MODEL}"\ntarget = "none"\nbatch_size = 16\nsteps = {STEPS}\ndilation = {dilation}.0'
-    return Drawn(shape, "\n".join([*lines, f"[train]\n{train}", METHODS.format(servers=workers // 2)]))
+    lines += ["[train]", f'replay = "{PROFILE}"', f'model = "{MODEL}"', "batch_size = 16"]
+    lines += ['target = "none"', f"steps = {STEPS}", f"dilation = {dilation}.0"]
+    return Drawn(shape, "\n".join([*lines, METHODS.format(servers=workers // 2)]))
 
 
 def star(dice: random.Random, workers: int, rate_mbps: int) -> list[str]:
