@@ -99,8 +99,8 @@ def test_a_run_makes_it_once_a_workload_and_goes_on_by_it(tmp_path: Path, reques
         assert request.methods == plan.scenario.methods, "also those that are not to run now"
     files = sorted((store.folder / "profiles").rglob("*.json"))
     assert [str(file.relative_to(store.folder / "profiles")) for file in files] == [
-        "digits-cnn-16-digits-4/self.json",
-        "digits-cnn-32-digits-4/self.json",
+        "digits-cnn-16-digits-3/self.json",
+        "digits-cnn-32-digits-3/self.json",
     ]
     assert cluster.shared == {str(file) for file in files}
     assert {trial["case"]["train"]["pace"] for trial in cluster.trained} == cluster.shared

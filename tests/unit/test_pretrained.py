@@ -47,7 +47,7 @@ def test_all_methods_of_a_seed_start_from_weights_that_were_trained_once(monkeyp
 def test_whatever_decides_the_weights_has_a_file_of_its_own() -> None:
     others = [
         "seed=1",
-        "train.batch_size=16",
+        "train.batch_size=24",
         "train.weight_decay=0.01",
         "train.augment=crop-flip",
         "cluster.workers=2",

@@ -95,10 +95,8 @@ def train_with_scales(name: str, scales: list[float]) -> torch.Tensor:
     return flat(run.training.weights)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "fp16"])  # its range is what scaling is for
 def test_the_loss_scale_does_not_matter_nor_its_fall_by_64(on_ranks, name):
-    if name == "fp16":
-        pytest.skip("its range is what loss scaling is for")
     plain = on_ranks(2, train_with_scales, name, [1.0] * 6)
     falling = on_ranks(2, train_with_scales, name, [1024.0] * 3 + [16.0] * 3)
     assert all(torch.equal(one, other) for one, other in zip(plain, falling, strict=True))
