@@ -16,6 +16,7 @@ import pandas as pd
 
 from harness.analysis.byte_model import Payoff, mean_model, payoff, step_models
 from harness.analysis.cases import CaseResult, case_results, label_to_beat
+from harness.analysis.methods import MethodResult
 from harness.analysis.noise import noise_of_cases
 from harness.analysis.savings import saving_bound
 from harness.analysis.trials import FAKE
@@ -213,9 +214,14 @@ def _notes_on_times(case: CaseResult) -> list[str]:
     return notes
 
 
+def _dilated(case: CaseResult) -> list[MethodResult]:
+    """The methods whose dilation the run chose."""
+    return [result for result in case.methods if not np.isnan(result.mean("added_s_per_step"))]
+
+
 def _notes_on_dilations(case: CaseResult) -> list[str]:
     """How many times slower each method ran where the run chose, and what was taken off."""
-    chosen = [result for result in case.methods if not np.isnan(result.mean("added_s_per_step"))]
+    chosen = _dilated(case)
     if not chosen:
         return []
     told = [
@@ -231,7 +237,7 @@ def _notes_on_dilations(case: CaseResult) -> list[str]:
 
 def _notes_on_seeds(case: CaseResult) -> list[str]:
     """Where time runs as a profile says: whether rounds differ because their seeds do, or because their steps do."""
-    done = [result.done for result in case.methods if not np.isnan(result.mean("added_s_per_step"))]
+    done = [result.done for result in _dilated(case)]
     steps, step_s = (_deviation_between_rounds(done, name) for name in ("steps_to_target", "step_time_median_s"))
     if steps is None or step_s is None:
         return []
