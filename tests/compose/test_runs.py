@@ -119,7 +119,7 @@ def test_a_run_that_is_stopped_leaves_nothing_in_the_end(
 ) -> None:
     process = start("run", *TWO_METHODS, "--rounds", "2", "--on", "docker", "--out", str(tmp_path / "run"))
     wait_until(lambda: rows_stored(tmp_path / "run") >= 1)
-    assert len(labelled(client)) == 5 + 4
+    assert len(labelled(client)) == 4 + 3
     assert pacbench("clean").stdout == "nothing was left\n", "it belongs to a run that goes on"
     os.kill(process.pid, sent)
     output, _ = process.communicate(timeout=60)
@@ -129,8 +129,8 @@ def test_a_run_that_is_stopped_leaves_nothing_in_the_end(
         assert process.returncode == 130
         assert labelled(client) == []
     else:
-        assert len(labelled(client)) == 5 + 4
-        assert pacbench("clean").stdout.count("removed") == 5 + 4
+        assert len(labelled(client)) == 4 + 3
+        assert pacbench("clean").stdout.count("removed") == 4 + 3
         assert labelled(client) == []
 
 
