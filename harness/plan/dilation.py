@@ -13,13 +13,14 @@ from harness.scenario.section import Section
 LADDER = tuple(factor * 2.0**power for power in range(-4, 7) for factor in (1.0, 1.5) if factor * 2.0**power <= 64)
 """The dilations that a run chooses from: not too many, since each takes a network that is built and measured."""
 
-MOST_ADDED, AIM = 0.05, 0.04
-"""Share of a step that this machine may add to it, since it is taken off; and up to which a dilation is chosen."""
+MOST_ADDED, AIM, CALM = 0.05, 0.04, 0.03
+"""Share of a step that this machine may add to it, since it is taken off; up to which a greater dilation is chosen; and
+up to which a guess, or a smaller one: a trial that is run again costs more than one that is somewhat slower."""
 
-FAR, NEAR, LONG_S = 4, 2, 4.0
+FAR, NEAR, LONG_S = 4, 2, 1.0
 """How many times slower the steps are that others are put beside: where they would take so long, only twice."""
 
-LOOK_S, FEW, MANY = 2.5, 3, 6
+LOOK_S, FEW, MANY = 1.2, 3, 6
 """The slower steps take about so long together, within these numbers: what is slowed much varies little."""
 
 FEWEST = 2

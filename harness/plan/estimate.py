@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import cache
 
 from baselines._state import numel
-from harness.plan.dilation import AIM, LADDER, MOST_ADDED, Dilation, Phase, look, phases_of_warmup, rung
+from harness.plan.dilation import CALM, LADDER, MOST_ADDED, Dilation, Phase, look, phases_of_warmup, rung
 from harness.plan.expected import lower_bound_s, shapes_of, state_of
 from harness.plan.status import UNSETTLED_STEPS
 from harness.plan.trial import Trial
@@ -22,8 +22,9 @@ BRING_UP_S = 6.0
 TRIAL_OVERHEAD_S = 0.6
 
 
-ADDED_S, ADDED_S_PER_BYTE = 2.5e-3, 5e-10
-"""What a machine adds to a step for each worker that shares a core: it wakes threads, and copies the model's bytes."""
+ADDED_S, ADDED_S_PER_BYTE = 2e-3, 1e-9
+"""What a machine adds to a step for each worker that shares a core: for each collective, whose threads it wakes, and for
+each byte on the wire, which it copies."""
 
 BUSIER = 1.5
 """How much longer workers compute that share cores, beyond taking turns: caches, and what is no part of a profile."""
@@ -64,17 +65,24 @@ def least_dilation(trial: Trial, cpu_count: int) -> float:
     return max(least, needs_s / (computing_s + MOST_ADDED * steady_s(trial)))
 
 
-def usual_dilation(trial: Trial, cpu_count: int, added_s: float | None = None) -> float:
+def usual_dilation(trial: Trial, cpu_count: int, slower: float = 1.0) -> float:
     """The dilation that a run begins to look at.
 
     Args:
-        added_s: what this machine adds to a step, where it is known of another method.
+        slower: what this machine adds to a step, over ``usually_added_s``, where that is known of other methods.
     """
-    shared = trial.case.cluster.workers / cpu_count
-    usual_s = shared * (ADDED_S + ADDED_S_PER_BYTE * 4 * numel(shapes_of(trial.case.train.model)))
-    step_s = steady_s(trial)
-    needed = (usual_s if added_s is None else added_s) / (AIM * step_s)
+    needed = slower * usually_added_s(trial, cpu_count) / (CALM * steady_s(trial))
     return min(LADDER[-1], max(needed, least_dilation(trial, cpu_count)))
+
+
+def usually_added_s(trial: Trial, cpu_count: int) -> float:
+    """Real seconds that machines like the one where it was counted add to a step of the steady state."""
+    case, state = trial.case, state_of(trial.method)
+    buckets = math.ceil(4 * numel(shapes_of(case.train.model)) / case.train.bucket_bytes)
+    calls = state.calls(shapes_of(case.train.model), case.cluster.workers)
+    collectives = len(calls) * (1 if state.syncs_in_end_step else buckets) / state.agrees_every
+    shared = case.cluster.workers / cpu_count
+    return shared * (ADDED_S * collectives + ADDED_S_PER_BYTE * trial.expected.wire_bytes_per_step)
 
 
 def phases(trial: Trial, dilation: float, real_s: float) -> tuple[Phase, ...]:

@@ -21,7 +21,7 @@ from harness.cluster.protocol import Cluster
 from harness.errors import MeasurementError, UsageError
 from harness.files import write_whole
 from harness.plan import estimate
-from harness.plan.dilation import AIM, LADDER, MOST_ADDED, Dilation, look, rung
+from harness.plan.dilation import AIM, CALM, LADDER, MOST_ADDED, Dilation, look, rung
 from harness.plan.expected import state_of
 from harness.plan.status import UNSETTLED_STEPS
 from harness.plan.trial import Trial
@@ -45,6 +45,8 @@ class Found:
     """What this machine adds to it, in real seconds."""
     overrun_s: float | None = None
     """The part of it that the workers of short trials metered, in the seconds that are told."""
+    over_usual: float = 1.0
+    """What this machine adds, over what machines usually add."""
 
 
 class Dilations:
@@ -99,13 +101,16 @@ class Dilations:
 
     def _learn(self, trial: Trial, within: Added) -> str | None:
         """Choose for the next trial of this kind; why this one is to be run again, if it is."""
-        why = within.why_too_much(trial.dilation)
-        if why:
-            self._too_low[_key(trial)] = trial.dilation
-        # What one disturbed moment showed must not slow all that follows: a trial runs at most twice as slow as before.
-        most = 2 * trial.dilation if why else trial.dilation
-        chosen = max(self._lowest(trial), min(_needed(within, AIM), most))
-        self._keep(trial, Found(rung(chosen), within.step_s, within.added_s))
+        now, why = trial.dilation, within.why_too_much(trial.dilation)
+        # What one moment showed must not decide over all that follows: one trial to the next changes by 2 at most.
+        if within.share(now) > MOST_ADDED:
+            self._too_low[_key(trial)] = now
+            chosen = min(_needed(within, AIM), 2 * now)
+        elif why:
+            chosen = _next(now)
+        else:
+            chosen = min(now, max(_needed(within, CALM), now / 2))
+        self._keep(trial, rung(max(self._lowest(trial), chosen)), within)
         return why
 
     def _why_probes_were_wrong(self, trial: Trial, outcome: Outcome, found: Found) -> str | None:
@@ -131,12 +136,12 @@ class Dilations:
         return Dilation(steady=dilation, phases=estimate.phases(trial, dilation, real_s), look=looked)
 
     def _likely(self, trial: Trial) -> float:
-        """What was found, else a guess: by what others of the case were found to need, or by what is usual."""
+        """What was found, else a guess: what is usual, corrected by what others of the case were found to need."""
         if found := self._found.get(_key(trial)):
             return max(found.dilation, self._lowest(trial))
-        of_the_case = [each.added_s for key, each in self._found.items() if key.startswith(_case_key(trial.case))]
-        added_s = statistics.median(of_the_case) if of_the_case else None
-        return max(self._lowest(trial), rung(estimate.usual_dilation(trial, CPUS, added_s)))
+        of_the_case = [each.over_usual for key, each in self._found.items() if key.startswith(_case_key(trial.case))]
+        slower = statistics.median(of_the_case) if of_the_case else 1.0
+        return max(self._lowest(trial), rung(estimate.usual_dilation(trial, CPUS, slower)))
 
     def _lowest(self, trial: Trial) -> float:
         """The least dilation that may do, by what is known so far."""
@@ -152,14 +157,14 @@ class Dilations:
             within, overrun_s = self._prober.added(trial, dilation)
             needed = _needed(within, MOST_ADDED)
             if needed <= dilation and within.is_known(dilation):
-                self._keep(trial, Found(dilation, within.step_s, within.added_s, overrun_s))
+                self._keep(trial, dilation, within, overrun_s)
                 return self._found[key]
             # What the machine adds for want of time to compute ends with a somewhat greater dilation.
             dilation = self._carried(trial, max(_next(dilation), min(needed, 2 * dilation)))
 
-    def _keep(self, trial: Trial, found: Found) -> None:
-        key = _key(trial)
-        self._found[key] = found
+    def _keep(self, trial: Trial, dilation: float, within: Added, overrun_s: float | None = None) -> None:
+        key, over_usual = _key(trial), within.added_s / estimate.usually_added_s(trial, CPUS)
+        self._found[key] = Found(dilation, within.step_s, within.added_s, overrun_s, over_usual)
         self._labels[key] = trial.method.label
         kept = {key: {"label": self._labels[key], **asdict(each)} for key, each in self._found.items()}
         write_whole(self._file, json.dumps(kept, indent=1).encode())
