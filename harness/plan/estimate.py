@@ -23,8 +23,8 @@ TRIAL_OVERHEAD_S = 0.6
 
 
 ADDED_S, ADDED_S_PER_BYTE = 2e-3, 1e-9
-"""What a machine adds to a step for each worker that shares a core: for each collective, whose threads it wakes, and for
-each byte on the wire, which it copies."""
+"""What a machine adds to a step for each worker that shares a core: for each collective, whose threads it wakes, and
+for each byte on the wire, which it copies."""
 
 BUSIER = 1.5
 """How much longer workers compute that share cores, beyond taking turns: caches, and what is no part of a profile."""
