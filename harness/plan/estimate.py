@@ -22,12 +22,13 @@ BRING_UP_S = 6.0
 TRIAL_OVERHEAD_S = 0.6
 
 
-ADDED_S, ADDED_S_PER_BYTE = 2e-3, 1e-9
+ADDED_S, ADDED_S_PER_BYTE = 2e-3, 3e-10
 """What a machine adds to a step for each worker that shares a core: for each collective, whose threads it wakes, and
 for each byte on the wire, which it copies."""
 
-BUSIER = 1.5
-"""How much longer workers compute that share cores, beyond taking turns: caches, and what is no part of a profile."""
+BUSIER = 2.2
+"""How much longer workers compute that share cores, beyond taking turns: threads of one core, caches, and what is no
+part of a profile."""
 
 NETWORK_S = 5.0
 """To build a network, and to measure it twice."""
@@ -58,11 +59,7 @@ def least_dilation(trial: Trial, cpu_count: int) -> float:
     may be a part of the step.
     """
     least = 1.0 if trial.expected.topology.needs_netem else LADDER[0]
-    if trial.case.train.replay:
-        return least
-    computing_s = _step_s(trial, 0.0)
-    needs_s = BUSIER * computing_s * trial.case.cluster.workers / cpu_count
-    return max(least, needs_s / (computing_s + MOST_ADDED * steady_s(trial)))
+    return max(least, _computing_dilation(trial, cpu_count))
 
 
 def usual_dilation(trial: Trial, cpu_count: int, slower: float = 1.0) -> float:
@@ -72,7 +69,17 @@ def usual_dilation(trial: Trial, cpu_count: int, slower: float = 1.0) -> float:
         slower: what this machine adds to a step, over ``usually_added_s``, where that is known of other methods.
     """
     needed = slower * usually_added_s(trial, cpu_count) / (CALM * steady_s(trial))
+    needed = max(needed, BUSIER * _computing_dilation(trial, cpu_count))
     return min(LADDER[-1], max(needed, least_dilation(trial, cpu_count)))
+
+
+def _computing_dilation(trial: Trial, cpu_count: int) -> float:
+    """At which workers that take turns on the CPUs keep up; 0 where they only wait."""
+    if trial.case.train.replay:
+        return 0.0
+    computing_s = _step_s(trial, 0.0)
+    needs_s = computing_s * trial.case.cluster.workers / cpu_count
+    return needs_s / (computing_s + MOST_ADDED * steady_s(trial))
 
 
 def usually_added_s(trial: Trial, cpu_count: int) -> float:

@@ -19,6 +19,10 @@ TOLERATED = 0.01
 """Share of a step by which what is taken off may be wrong, as one standard error."""
 
 
+VARIED = 0.1
+"""Share of a step by which steps differ that are not alike: of a method that sends now and then."""
+
+
 class Added(NamedTuple):
     """What was found by steps at two dilations."""
 
@@ -72,7 +76,7 @@ def _difference(near_s: Sequence[float], far_s: Sequence[float]) -> tuple[float,
     Where the far steps differ among themselves, as those of a method that sends now and then, as many near ones are put
     beside them, the longest beside the longest. Where they are all alike, all near ones count.
     """
-    if statistics.stdev(far_s) > TOLERATED * statistics.fmean(far_s):
+    if statistics.stdev(far_s) > VARIED * statistics.fmean(far_s):
         middle = (len(near_s) - len(far_s)) // 2
         nearest_s = sorted(near_s[middle : middle + len(far_s)])
         more_s = [near - far for near, far in zip(nearest_s, sorted(far_s), strict=False)]

@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 import os
-import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +30,9 @@ from harness.run.probe import Prober, metered_s, without_warmup
 from harness.scenario.schema import Case, MethodSpec
 
 CPUS = os.cpu_count() or 1
+
+OTHERS = 3
+"""So many methods must have been found to need more than is usual before all are taken to do so."""
 
 
 @dataclass(frozen=True)
@@ -136,11 +138,11 @@ class Dilations:
         return Dilation(steady=dilation, phases=estimate.phases(trial, dilation, real_s), look=looked)
 
     def _likely(self, trial: Trial) -> float:
-        """What was found, else a guess: what is usual, corrected by what others of the case were found to need."""
+        """What was found, else a guess: what is usual, or more where others of the case were all found to need more."""
         if found := self._found.get(_key(trial)):
             return max(found.dilation, self._lowest(trial))
         of_the_case = [each.over_usual for key, each in self._found.items() if key.startswith(_case_key(trial.case))]
-        slower = statistics.median(of_the_case) if of_the_case else 1.0
+        slower = max(1.0, min(of_the_case)) if len(of_the_case) >= OTHERS else 1.0
         return max(self._lowest(trial), rung(estimate.usual_dilation(trial, CPUS, slower)))
 
     def _lowest(self, trial: Trial) -> float:

@@ -131,6 +131,30 @@ def test_the_next_trial_of_a_kind_runs_as_slow_as_the_last_one_says_also_in_a_ru
     assert not again.is_known(a_trial(tmp_path, label="topk"))
 
 
+def test_one_trial_to_the_next_changes_by_two_at_most(tmp_path: Path) -> None:
+    """What one moment showed must not decide over all that follows."""
+    quiet, busy = Machine(added_s=1e-3), Machine(added_s=1.0)
+    found = dilations(tmp_path, quiet)
+    first = found.settle(a_trial(tmp_path))
+    assert found.take_off(first, busy(first))
+    second = found.settle(first)
+    assert second.dilation == 2 * first.dilation
+    assert found.take_off(second, quiet(second)) is None
+    assert found.settle(first).dilation == 1.5 * first.dilation, "the first was too low: half as slow would be it"
+
+
+def test_a_trial_that_shows_too_little_for_sure_does_not_slow_all_that_follow(tmp_path: Path) -> None:
+    found = dilations(tmp_path, Machine(added_s=1e-3))
+    first = found.settle(a_trial(tmp_path))
+    reason = found.take_off(first, Machine(added_s=1e-3, noise_s=0.2)(first))
+    assert reason is not None
+    assert "was known to" in reason
+    second = found.settle(first)
+    assert second.dilation == LADDER[LADDER.index(first.dilation) + 1]
+    assert found.take_off(second, Machine(added_s=1e-3)(second)) is None
+    assert found.settle(first).dilation <= first.dilation
+
+
 def test_some_steps_run_slower_still_and_are_put_beside_those_around_them(tmp_path: Path) -> None:
     trial = dilations(tmp_path, Machine(0.05)).settle(a_trial(tmp_path, label="dgc"))
     looked, steps = trial.slowing.look, trial.case.train.steps

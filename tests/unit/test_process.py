@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from harness.worker.process import SHORT_SLICE_NS
+
 ROOT = Path(__file__).resolve().parents[2]
 
 FAULTS_A_STEP = """
@@ -53,3 +55,27 @@ def test_threads_that_gloo_starts_do_not_take_the_processor_by_waking_up(tmp_pat
     of_gloo = [line.split()[1] for line in done.stdout.splitlines() if "gloo" in line]
     assert len(of_gloo) > 1
     assert {int(policy) for policy in of_gloo} == {os.SCHED_BATCH}
+
+
+SLICES = """
+import ctypes, platform, threading
+from harness.worker.process import SCHED_ATTR, prepare_process
+GETATTR = {"x86_64": 315, "aarch64": 275}[platform.machine()]
+def told():
+    told = ctypes.create_string_buffer(SCHED_ATTR.size)
+    assert ctypes.CDLL(None).syscall(GETATTR, 0, told, SCHED_ATTR.size, 0) == 0
+    print(SCHED_ATTR.unpack(told)[5])
+told()
+prepare_process(sleeps=True)
+told()
+thread = threading.Thread(target=told)
+thread.start()
+thread.join()
+"""
+
+
+def test_who_sleeps_most_of_the_time_has_short_slices_in_all_its_threads() -> None:
+    done = subprocess.run([sys.executable, "-c", SLICES], cwd=ROOT, capture_output=True, text=True, check=True)
+    before, *after = map(int, done.stdout.split())
+    assert after == [SHORT_SLICE_NS, SHORT_SLICE_NS]
+    assert before > SHORT_SLICE_NS
