@@ -20,7 +20,7 @@ up to which a guess, or a smaller one: a trial that is run again costs more than
 FAR, NEAR, LONG_S = 4, 2, 1.0
 """How many times slower the steps are that others are put beside: where they would take so long, only twice."""
 
-LOOK_S, FEW, MANY = 1.6, 3, 8
+LOOK_S, FEW, MANY = 2.4, 3, 8
 """The slower steps take about so long together, within these numbers: what is slowed much varies little."""
 
 FEWEST = 2
