@@ -59,7 +59,11 @@ def least_dilation(trial: Trial, cpu_count: int) -> float:
     may be a part of the step.
     """
     least = 1.0 if trial.expected.topology.needs_netem else LADDER[0]
-    return max(least, _computing_dilation(trial, cpu_count))
+    if trial.case.train.replay:
+        return least
+    computing_s = _step_s(trial, 0.0)
+    needs_s = BUSIER * computing_s * trial.case.cluster.workers / cpu_count
+    return max(least, needs_s / (computing_s + MOST_ADDED * steady_s(trial)))
 
 
 def usual_dilation(trial: Trial, cpu_count: int, slower: float = 1.0) -> float:
@@ -69,17 +73,7 @@ def usual_dilation(trial: Trial, cpu_count: int, slower: float = 1.0) -> float:
         slower: what this machine adds to a step, over ``usually_added_s``, where that is known of other methods.
     """
     needed = slower * usually_added_s(trial, cpu_count) / (CALM * steady_s(trial))
-    needed = max(needed, BUSIER * _computing_dilation(trial, cpu_count))
     return min(LADDER[-1], max(needed, least_dilation(trial, cpu_count)))
-
-
-def _computing_dilation(trial: Trial, cpu_count: int) -> float:
-    """At which workers that take turns on the CPUs keep up; 0 where they only wait."""
-    if trial.case.train.replay:
-        return 0.0
-    computing_s = _step_s(trial, 0.0)
-    needs_s = computing_s * trial.case.cluster.workers / cpu_count
-    return needs_s / (computing_s + MOST_ADDED * steady_s(trial))
 
 
 def usually_added_s(trial: Trial, cpu_count: int) -> float:
