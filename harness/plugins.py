@@ -2,7 +2,7 @@
 
 A plug-in is named by its file, ``folder/file.py:name``; or by what an installed package calls it, among its entry
 points of the groups ``pacbench.models``, ``pacbench.datasets`` and ``pacbench.methods``. Here a name becomes an object.
-What it must be is said where such objects are made: ``workload/models.py``, ``workload/data.py``, ``methods.py``.
+What it must be is said where such objects are made: ``workload/models.py``, ``workload/datasets.py``, ``methods.py``.
 
 A plug-in's code is part of what a trial is, so a file stands alone: it does not find what lies beside it. What takes
 several files is an installed package. Code is read once by a process, and what is read is what is hashed.

@@ -10,8 +10,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from harness import methods
 from harness.attach.orders import VARIABLE, Orders
 from harness.errors import UsageError
+from harness.plugins import short
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,7 +32,8 @@ class Attachment(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
     method: str | None = None
-    """Method of ``baselines`` that synchronises gradients; None: DDP stays as the script has it."""
+    """Method that synchronises gradients, of ``baselines`` or a plug-in with an absolute path; None: DDP stays as the
+    script has it."""
     params: dict[str, Any] = Field(default_factory=dict)
     """Parameters of the method's ``State``."""
     observe: bool = True
@@ -66,11 +69,13 @@ def environment(attachment: Attachment, folder: Path, users: Mapping[str, str] =
         users: what the environment would be; its PYTHONPATH comes behind ours.
 
     Raises:
-        UsageError: there is no such method, or its parameters are not what it takes.
+        UsageError: there is no such method, it is a broken plug-in, or its parameters are not what it takes.
     """
+    code = None
     if attachment.method is not None:
         _check_method(attachment.method, attachment.params)
-    orders = Orders(folder=str(folder.resolve()), **attachment.model_dump(exclude={"metric"}))
+        code = methods.digest(attachment.method)
+    orders = Orders(folder=str(folder.resolve()), method_code=code, **attachment.model_dump(exclude={"metric"}))
     path = os.pathsep.join([str(SITE_FOLDER), *([given] if (given := users.get("PYTHONPATH")) else [])])
     variables = {"PYTHONPATH": path, VARIABLE: orders.to_json()}
     return variables if attachment.seed is None else {**variables, "PYTHONHASHSEED": str(attachment.seed)}
@@ -106,15 +111,14 @@ def _number(text: str | None) -> float | None:
 
 
 def _check_method(name: str, params: dict[str, Any]) -> None:
-    import baselines  # with torch, which takes a second
-
+    if not methods.is_known(name):  # brings torch, which takes a second
+        raise UsageError(f"no method named {name!r}; there are {methods.allowed()}")
     try:
-        baselines.get(name).State(**params)
-    except KeyError as error:
-        raise UsageError(error.args[0]) from None
+        with methods.blamed(name):
+            methods.method_named(name).State(**params)
     except ValidationError as error:
         first = error.errors()[0]
         parameter, allowed = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
         if first["type"] == "unexpected_keyword_argument":
-            allowed = ", ".join(baselines.get(name).State().parameters) or "none, as it has none"
-        raise UsageError.at(name, parameter, first["input"], allowed) from None
+            allowed = ", ".join(methods.method_named(name).State().parameters) or "none, as it has none"
+        raise UsageError.at(short(name), parameter, first["input"], allowed) from None

@@ -18,6 +18,8 @@ class Orders:
     folder: str
     """Where findings are written; an absolute path."""
     method: str | None
+    method_code: str | None
+    """Hash of its code, if it is a plug-in: what was checked is what is to run."""
     params: dict[str, Any]
     observe: bool
     seed: int | None

@@ -6,7 +6,7 @@ import atexit
 import functools
 import gc
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
@@ -24,8 +24,9 @@ from harness.attach.findings import Buckets, Ended, Findings, Model, Note, Refus
 from harness.attach.optimizers import holds_parameters_of, optimizers_of
 from harness.attach.orders import Orders
 from harness.attach.watch import Codec, CudaClock, HostClock, StepWatch
-from harness.errors import MeasurementError
+from harness.errors import MeasurementError, PacbenchError
 from harness.plain import visible
+from harness.plugins import short
 from harness.start import OwnPackages
 
 if TYPE_CHECKING:
@@ -178,9 +179,9 @@ class Training:
         if dist.get_world_size(ddp.process_group) == 1:
             self._refuse("the process group has one rank only, so that there is nothing to synchronise")
         try:
-            self._state = _registered(ddp, found[0], self._orders.method, self._orders.params)
-        except (ImportError, MeasurementError, RuntimeError, ValueError) as error:
-            self._refuse(f"{self._orders.method}: {error}")
+            self._state = _registered(ddp, found[0], self._orders)
+        except (ImportError, PacbenchError, RuntimeError, ValueError) as error:
+            self._refuse(f"{short(self._orders.method)}: {error}")
         self._optimizer = ref(found[0])
 
     def _counts(self, optimizer: Optimizer) -> bool:
@@ -242,17 +243,22 @@ class Training:
         raise SystemExit(MeasurementError.exit_code)
 
 
-def _registered(
-    ddp: DistributedDataParallel, optimizer: Optimizer, name: str, params: Mapping[str, Any]
-) -> MethodState:
+def _registered(ddp: DistributedDataParallel, optimizer: Optimizer, orders: Orders) -> MethodState:
     """The state of a method that synchronises this model from now on.
 
     Raises:
         ValueError: the method cannot run so.
+        PacbenchError: it is a plug-in that this Python cannot import, or whose code is not what was checked.
         RuntimeError: the script has a communication hook of its own.
     """
     baselines = _own_baselines()
-    state: MethodState = baselines.get(name).State(**params)
+    from harness import methods  # needs pydantic and ours
+
+    assert orders.method is not None
+    if methods.digest(orders.method) != orders.method_code:
+        raise MeasurementError("its code here is not that which was checked when the command was given")
+    with methods.blamed(orders.method):
+        state: MethodState = methods.method_named(orders.method).State(**orders.params)
     baselines.register(ddp, state, optimizer=optimizer)
     return state
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,7 +13,7 @@ from harness.errors import UsageError
 if TYPE_CHECKING:
     from harness.attach import Attachment
 
-Method = Annotated[str | None, typer.Option(help="Put a method between DDP and its optimizer.")]
+Method = Annotated[str | None, typer.Option(help="Put a method, maybe FILE.py:NAME, between DDP and its optimizer.")]
 Params = Annotated[
     list[str] | None, typer.Option("--param", metavar="KEY=VALUE", help="A parameter of the method: density=0.2.")
 ]
@@ -33,8 +34,12 @@ def attachment(
     seed: int | None,
     steps: int | None,
     metric: str | None,
+    folder: Path,
 ) -> Attachment:
     """What these options ask for.
+
+    Args:
+        folder: where the path of a plug-in starts.
 
     Raises:
         UsageError: parameters have no method, a number is out of range, or a pattern has no group.
@@ -42,12 +47,13 @@ def attachment(
     from pydantic import ValidationError
 
     from harness.attach import Attachment
+    from harness.plugins import anchored
 
     if params and method is None:
         raise UsageError.at("command line", "--param", params[0], "with --method alone")
     try:
         return Attachment(
-            method=method,
+            method=anchored(method, folder),
             params=dict(map(_parameter, params or ())),
             observe=observe or method is not None,
             seed=seed,

@@ -42,7 +42,9 @@ class Training(Section):
     """See the module."""
 
     method: str | None
-    """What synchronised gradients; None: DDP, as the script has it."""
+    """What synchronised gradients, a plug-in without its folder; None: DDP, as the script has it."""
+    method_code: str | None = None
+    """Hash of the code of a plug-in."""
     params: dict[str, Any]
     """Those of the method that were given."""
     seed: int | None

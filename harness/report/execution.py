@@ -48,6 +48,8 @@ def training_rows(found: Training) -> list[tuple[str, str]]:
     """What was put into the scripts, and what was seen there: a line each."""
     params = ", ".join(f"{name} = {value}" for name, value in found.params.items())
     told = [("method", f"{found.method}{f' ({params})' if params else ''}" if found.method else "the script's own")]
+    if found.method_code:
+        told.append(("hash of its code", found.method_code))
     told.append(("steps", str(found.steps)))
     if found.curve:
         told += [

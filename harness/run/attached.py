@@ -17,10 +17,11 @@ from harness.attach.attachment import CODE, Attachment
 from harness.attach.findings import Metric as ToldMetric
 from harness.cluster.protocol import CommandCluster
 from harness.messages import Output
-from harness.methods import method_named
+from harness.methods import digest, method_named
 from harness.network.addresses import WORKER_INTERFACE
 from harness.network.bounds import FRAME_HEADER_BYTES
 from harness.network.topology import Topology
+from harness.plugins import file_of, short
 from harness.record.execution import Execution
 from harness.record.observed import Metric, ObservedStep, Training
 from harness.run.command import Hear, Job, execute
@@ -85,7 +86,8 @@ def attached(job: Job, attachment: Attachment, folder: Path) -> Job:
     if os.getuid() == 0:  # in containers the command runs as the owner of its folder
         owner = os.stat(job.folder)
         os.chown(findings, owner.st_uid, owner.st_gid)
-    return replace(job, more={**job.more, **more}, reads=CODE, writes=findings)
+    plugin = file_of(attachment.method) if attachment.method else None
+    return replace(job, more={**job.more, **more}, reads=(*CODE, *([plugin] if plugin else [])), writes=findings)
 
 
 class MetricsInOutput:
@@ -150,7 +152,13 @@ class _Account:
         """All of it."""
         asked = self._attachment
         done = min((rank.steps_done for rank in self._ranks), default=0)
-        plain = {"method": asked.method, "params": asked.params, "seed": asked.seed, "steps_asked": asked.steps}
+        plain = {
+            "method": short(asked.method),
+            "method_code": digest(asked.method) if asked.method else None,
+            "params": asked.params,
+            "seed": asked.seed,
+            "steps_asked": asked.steps,
+        }
         return Training.model_validate({**plain, "steps": done, "shortfall": shortfall, **self._seen()})
 
     def _seen(self) -> dict[str, object]:
@@ -167,7 +175,7 @@ class _Account:
             **{name: self._mean(name) for name in ("step_s", "forward_s", "exposed_s", "encode_s", "decode_s")},
             "first_loss": curve[0].loss,
             "last_loss": curve[-1].loss,
-            "formula": self._method,
+            "formula": short(self._method),
             "sent_bytes": _mean(step.sent_bytes for step in steady),
             "formula_bytes": _mean(step.formula_bytes for step in steady),
             "curve": curve[:: -(-len(curve) // MOST_POINTS)],

@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 
 from harness.errors import MeasurementError, UsageError
+from harness.methods import method_named
 from harness.plan.status import DONE
 from harness.scenario.links import Link
 from harness.scenario.properties import UNSHAPED
@@ -149,15 +150,13 @@ def best_rates(tried: Sequence[Tried]) -> dict[str, float]:
 
 def as_toml(raw: Mapping[str, Any], methods: Sequence[MethodSpec], rates: Mapping[str, float], tuned: str) -> str:
     """A scenario file: ``raw``, the tables of the scenario that was tuned, with these methods and their rates."""
-    import baselines  # brings torch
-
     top = {key: value for key, value in raw.items() if not isinstance(value, dict) and key != "methods"}
     lines = [*_entries({**top, "tuned": tuned})]
     for name, table in raw.items():
         if isinstance(table, dict):
             lines += ["", f"[{name}]", *_entries(table)]
     for method in methods:
-        defaults = baselines.get(method.name).State().parameters
+        defaults = method_named(method.name).State().parameters
         params = {key: value for key, value in method.params.items() if value != defaults[key] and value is not None}
         own = {"name": method.name, "label": method.label, **params, "lr": rates[method.label]}
         lines += ["", "[[methods]]", *_entries(own)]

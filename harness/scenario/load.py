@@ -38,17 +38,27 @@ def load(name_or_path: str, overrides: Iterable[str] = (), only_methods: Sequenc
     Raises:
         UsageError: with one line that says what is wrong, and where.
     """
-    path = find(name_or_path)
-    source, raw = str(path), read_toml(path)
-    _anchor_plugins(raw, path.parent)
-    for override in overrides:
-        apply_override(raw, override)
+    source, raw = str(find(name_or_path)), tables(name_or_path, overrides)
     wanted = [plugins.anchored(name, Path()) for name in only_methods]
     _add_methods(raw, wanted)
-    _anchor_plugins(raw, Path())
     raw.setdefault("name", Path(source).stem)
     scenario = _build(raw, source)
     return _only(scenario, wanted) if wanted else scenario
+
+
+def tables(name_or_path: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """A scenario's tables with these fields set, and plug-ins by the names by which they are known everywhere.
+
+    Raises:
+        UsageError: see ``load``; fields are not checked yet.
+    """
+    path = find(name_or_path)
+    raw = read_toml(path)
+    _anchor_plugins(raw, path.parent)
+    for override in overrides:
+        apply_override(raw, override)
+    _anchor_plugins(raw, Path())
+    return raw
 
 
 def available() -> dict[str, str]:

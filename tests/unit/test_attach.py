@@ -14,16 +14,19 @@ from attached import SCRIPTS, Ran, run, run_forked
 
 from harness import attach
 
+SIGN = f"{SCRIPTS.parent / 'plugins' / 'block_sign.py'}:block_sign"
 CNN, LANGUAGE_MODEL = SCRIPTS / "ddp_cnn.py", SCRIPTS / "ddp_language_model.py"
 STEPS = 6
 METHODS = {
     "dgc": {"ratio": 0.05, "warmup_steps": 2},
     "pactrain": {"density": 0.2, "warmup_steps": 2, "values": "ternary"},
+    SIGN: {"block": 64},
 }
 
 BY_HAND = """
 import baselines
-baselines.register(model, baselines.get({name!r}).State(**{params!r}), optimizer=optimizer)
+from harness.methods import method_named
+baselines.register(model, method_named({name!r}).State(**{params!r}), optimizer=optimizer)
 
 """
 
@@ -57,8 +60,8 @@ def assert_same_bits(found: dict[str, torch.Tensor], expected: dict[str, torch.T
 
 @pytest.mark.parametrize(
     ("script", "method", "how"),
-    [(CNN, "dgc", run_forked), (CNN, "pactrain", run_forked), (LANGUAGE_MODEL, "pactrain", run)],
-    ids=lambda value: getattr(value, "__name__", str(value)),
+    [(CNN, "dgc", run_forked), (CNN, "pactrain", run_forked), (LANGUAGE_MODEL, "pactrain", run), (CNN, SIGN, run)],
+    ids=["dgc", "pactrain", "pactrain in a language model", "a plug-in"],
 )
 def test_a_method_does_what_it_does_when_it_is_written_in(
     tmp_path: Path, script: Path, method: str, how: Callable[..., Ran]

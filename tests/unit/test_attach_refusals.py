@@ -45,6 +45,8 @@ PLAIN = "a = model(); step(a, sgd(a))"
 WITH_ADAM = "a = model(); step(a, torch.optim.Adam(a.parameters()))"
 OWN_BASELINES = f"import baselines\n{PLAIN}"
 
+SIGN = Path(__file__).resolve().parents[2] / "examples" / "plugins" / "block_sign.py"
+
 OBSERVED: dict[str, Any] = {}
 WITH_TOPK: dict[str, Any] = {"method": "topk"}
 
@@ -80,6 +82,17 @@ def test_a_package_of_the_scripts_own_is_not_taken_for_ours(tmp_path: Path) -> N
     (tmp_path / "baselines" / "__init__.py").touch()
     ran = run(tmp_path, script(tmp_path, OWN_BASELINES), attachment=attach.Attachment(**WITH_TOPK))
     assert_refused(ran, "topk: the script has a package named baselines of its own")
+
+
+def test_a_plugin_whose_code_is_not_what_was_checked_is_refused(tmp_path: Path) -> None:
+    """In processes of their own, since code is read once by a process."""
+    plugin = tmp_path / "sign.py"
+    plugin.write_text(SIGN.read_text().replace("block_sign_hook", "sign_hook"))
+    attachment = attach.Attachment(method=f"{plugin}:sign")
+    attach.environment(attachment, tmp_path)
+    plugin.write_text(plugin.read_text() + "\n")
+    ran = run(tmp_path, script(tmp_path, PLAIN), attachment=attachment, ranks=2)
+    assert_refused(ran, "sign.py:sign: its code here is not that which was checked")
 
 
 def assert_refused(ran: Ran, reason: str) -> None:

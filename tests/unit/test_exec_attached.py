@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -15,6 +16,7 @@ from baselines._state import ring_all_reduce_bytes
 from harness.attach import Attachment
 from harness.attach.findings import Buckets, Ended, Finding, Metric, Model, Note, Refused, Step
 from harness.attach.watch import sent_by
+from harness.cli.attaching import attachment
 from harness.messages import Output
 from harness.record.execution import Execution, new_folder
 from harness.record.observed import Training
@@ -24,7 +26,13 @@ from harness.run.attached import FINDINGS, MetricsInOutput, attached, with_findi
 from harness.run.command import Job
 
 SHAPES = [("weight", [10, 20]), ("bias", [10])]
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+SIGN = EXAMPLES / "plugins" / "block_sign.py"
 DENSE_BYTES = ring_all_reduce_bytes(4 * 210, 2)
+
+
+def hash_of(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
 
 
 def step(number: int, rank: int, **changes: object) -> Step:
@@ -132,6 +140,22 @@ def test_a_job_that_is_attached_to_has_what_its_scripts_need(tmp_path: Path) -> 
     assert any(Path(job.more["PYTHONPATH"]).is_relative_to(code) for code in job.reads)
 
 
+def test_a_job_with_a_plugin_can_read_it_and_knows_its_code(tmp_path: Path) -> None:
+    given = attachment("plugins/block_sign.py:block_sign", ["block=64"], False, None, None, None, EXAMPLES)
+    assert (given.method, given.params, given.observe) == (f"{SIGN}:block_sign", {"block": 64}, True)
+    job = attached(Job(["true"], tmp_path, {}), given, tmp_path)
+    orders = json.loads(job.more["PACBENCH_ATTACH"])
+    assert (orders["method"], orders["method_code"]) == (given.method, hash_of(SIGN))
+    assert SIGN in job.reads
+
+
+def test_a_record_names_a_plugin_without_its_folder_but_with_its_code(tmp_path: Path) -> None:
+    found = training(tmp_path, [findings_of(0), findings_of(1)], method=f"{SIGN}:block_sign", params={"block": 10})
+    assert (found.method, found.formula, found.method_code) == (*2 * ["block_sign.py:block_sign"], hash_of(SIGN))
+    assert found.formula_bytes == ring_all_reduce_bytes(210 + 4 * 21, 2)
+    assert dict(training_rows(found))["hash of its code"] == hash_of(SIGN)
+
+
 def test_ranks_that_share_a_link_count_nothing(tmp_path: Path) -> None:
     job = attached(Job(["true"], tmp_path, {}, per_node=2), Attachment(), tmp_path)
     assert json.loads(job.more["PACBENCH_ATTACH"])["interface"] is None
@@ -162,6 +186,10 @@ def test_a_folder_in_which_no_rank_wrote_goes(tmp_path: Path) -> None:
         (("--method", "dgc", "--param", "ratio=3.0"), "dgc: ratio: found 3.0; allowed: "),
         (("--method", "topk", "--param", "density=0.1"), "topk: density: found 0.1; allowed: ratio, "),
         (("--method", "dgc", "--param", "ratio"), "command line: --param: found 'ratio'; allowed: KEY=VALUE"),
+        (("--method", "/no/sign.py:sign"), "/no/sign.py: no plug-in: No such file or directory"),
+        (("--method", f"{EXAMPLES}/plugins/tiny_net.py:tiny_net"), f"{EXAMPLES}/plugins/tiny_net.py: it has no State"),
+        (("--method", f"{SIGN}:sign"), f"{SIGN}: it has no sign_hook; there are State, block_sign_hook"),
+        (("--method", f"{SIGN}:block_sign", "--param", "block=1"), "block_sign.py:block_sign: block: found 1; allowed"),
         (("--param", "ratio=0.1"), "command line: --param: found 'ratio=0.1'; allowed: with --method alone"),
         (("--metric", "(acc"), "command line: --metric: found '(acc'; allowed: a regular expression ("),
         (("--metric", "acc"), "command line: --metric: found 'acc'; allowed: a regular expression with a group"),

@@ -18,7 +18,7 @@ from harness.report.columns import columns
 from harness.scenario.schema import Case, Scenario
 from harness.scenario.section import Section
 from harness.units import parse_rate_bps, parse_size_bytes, parse_time_s
-from harness.workload import data, models
+from harness.workload import datasets, images, models
 
 ROOT = Path(__file__).resolve().parents[2]
 FRONT_PAGE_LINES = 130
@@ -188,9 +188,9 @@ def test_the_model_of_contributing_is_built(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_data_set_of_contributing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "DATASETS", dict(data.DATASETS))
-    exec(example("Add a data set"), {**vars(data)})
-    stripes = data.DATASETS["stripes"]
+    monkeypatch.setattr(datasets, "DATASETS", dict(datasets.DATASETS))
+    exec(example("Add a data set"), {**vars(images)})
+    stripes = datasets.DATASETS["stripes"]
     loaded = stripes.load(None)
     assert loaded.train_inputs.shape == (stripes.train_size, *stripes.input_shape)
     assert loaded.test_targets.tolist() == [0, 1] * (stripes.test_size // 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from in_process import call_pacbench
 from harness.errors import MeasurementError, UsageError
 from harness.run.tuning import GRID, Tried, best_rates, check, stage
 from harness.scenario.load import load
+
+PLUGINS = Path(__file__).resolve().parents[2] / "examples" / "plugins"
 
 
 def valley(at: float, rates: list[float]) -> Tried:
@@ -55,3 +58,15 @@ def test_rates_are_written_into_a_scenario_that_says_so(tmp_path: Path) -> None:
     again = call_pacbench(("tune", "quickstart", "-o", "again.toml", "--folder", "runs", *options), tmp_path)
     assert again.returncode == 0, again.stderr
     assert load(str(tmp_path / "again.toml")).methods == tuned.methods
+
+
+def test_plugins_that_were_tuned_are_found_from_another_folder(tmp_path: Path) -> None:
+    shutil.copytree(PLUGINS, tmp_path / "toys")
+    (tmp_path / "elsewhere").mkdir()
+    options = ("--on", "fake", "--seeds", "1", "--set", "train.target=none")
+    done = call_pacbench(("tune", "toys/own.toml", "-o", "elsewhere/tuned.toml", *options), tmp_path)
+    assert done.returncode == 0, done.stderr
+    tuned, plain = load(str(tmp_path / "elsewhere" / "tuned.toml")), load(str(tmp_path / "toys" / "own.toml"))
+    assert tuned.cases[0].train.model == f"{tmp_path}/toys/tiny_net.py:tiny_net"
+    assert [(each.name, each.params) for each in tuned.methods] == [(each.name, each.params) for each in plain.methods]
+    assert all(method.lr for method in tuned.methods)

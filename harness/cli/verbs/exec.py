@@ -66,8 +66,9 @@ def verb(
         raise UsageError.at(
             "command line", "COMMAND", "nothing", "what to run, such as: pacbench exec -- python train.py"
         )
-    asked, into_scripts = topology(workers, rate, set_), attachment(method, param, observe, seed, steps, metric)
-    job = Job(command_, _current_folder(), environment, per_node, _seconds("--timeout", timeout))
+    asked, here = topology(workers, rate, set_), _current_folder()
+    into_scripts = attachment(method, param, observe, seed, steps, metric, here)
+    job = Job(command_, here, environment, per_node, _seconds("--timeout", timeout))
     cluster = registry.make_for_commands(registry.choose(on)[0], keep, image)
     with new_folder(RESULTS, out) as folder, Files(output, per_node) if output else Terminal(per_node) as shown:
         found = execute_attached(cluster, asked, job, into_scripts, shown, command(), folder)

@@ -34,7 +34,7 @@ def verb(
 ) -> None:
     """Find each method's learning rate, all at the same cost, and write a scenario file that has them."""
     from harness.run import RESULTS, tuning
-    from harness.scenario.load import apply_override, find, load, read_toml
+    from harness.scenario.load import load, tables
 
     if out.suffix != ".toml":
         raise UsageError.at("command line", "-o", str(out), "a file whose name ends in .toml")
@@ -45,10 +45,8 @@ def verb(
     tried, stages = _tried(asked, on, first, seeds, steps or train.steps, folder or RESULTS / f"{asked.name}-tune")
     rates = tuning.best_rates(tried)
     budget = f"{len(first) + stages - 1} rates x {seeds} seeds x {steps or train.steps} steps for each method"
-    raw = read_toml(find(scenario))
-    for override in set_ or ():
-        apply_override(raw, override)
-    write(out, tuning.as_toml(raw, asked.methods, rates, f"{shlex.join(command())}; {budget}"))
+    tuned = f"{shlex.join(command())}; {budget}"
+    write(out, tuning.as_toml(tables(scenario, set_ or ()), asked.methods, rates, tuned))
     print_table(f"{asked.name}: {budget}", ["method", "best lr", "tried"], [_cells(each) for each in tried])
     for each in tried:
         if each.is_at_edge:
