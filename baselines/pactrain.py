@@ -18,10 +18,12 @@ Arxiv 2505.18563 (DAC 2025). Its parts, by the paper's names, each with the para
   1705.07878) does it: each parameter's gradient becomes a scale times -1, 0 or +1, rounded at random so that it is
   right on average. The scale, min(largest entry, 2.5 sigma), is the largest of all workers'. Entries beyond it
   saturate.
-* **Adaptive** (``adaptive = false``): for each bucket rank 0 chooses whether it travels whole, compact, or compact and
-  ternary: what it expects to take least, from the goodput of dense steps and from what each way took beside it in a few
-  steps of exploration, codec and collectives apart. It tells all ranks, and chooses anew when the goodput has changed
-  by more than 20 %.
+* **Adaptive** (``adaptive = false``): each bucket travels whole, compact, or compact and ternary, whichever is expected
+  to take least. Every rank times its steps, in all three modes when the mask gets stable, then in windows of five
+  steps. The times of all ranks travel in one all-gather a window, and all ranks choose the same from them. A model is
+  fitted to them: a time that does not depend on the bytes, the bytes over a rate, and what a mode's codec and
+  collectives take beside. When steps get slower or faster than expected, beyond their noise, it says which mode now
+  takes least. The other modes are looked at again from time to time, for at most about 1 % of the time.
 
 Three variants name sets of these parameters, which others given beside them override:
 
@@ -50,8 +52,9 @@ from pydantic_core import ArgsKwargs
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from baselines._adaptive import GOODPUT_NOTE, Chooser, Contents, Mode, exploration
+from baselines._adaptive import GOODPUT_NOTE, Chooser
 from baselines._calls import AllReduce, Call
+from baselines._choice import Contents, Mode, exploration
 from baselines._lane import LaneState
 from baselines._local import refuse_sharded
 from baselines._masks import MaskTracker, Survivors
@@ -103,7 +106,7 @@ class State(LaneState):
         scales: of ternary codes: one for all workers, or each worker's own, whose mean is applied.
         average: whether sums are divided by the number of workers.
         error_feedback: whether what ternary codes missed is added to the next gradient.
-        adaptive: whether each bucket travels as rank 0 expects it to take least; ``values`` is then not looked at.
+        adaptive: whether each bucket travels as it is expected to take least; ``values`` is then not looked at.
         seed: of the random rounding; each rank adds its own number to it.
         variant: a name for a set of the others, which apply unless given.
     """
@@ -235,6 +238,11 @@ class State(LaneState):
         if not self.was_loaded:
             self._prune_if_due()
 
+    def discard(self) -> None:
+        super().discard()
+        if self.chooser is not None:
+            self.chooser.begin_step()
+
     def end_step(self) -> None:
         super().end_step()
         self.tracker.end_step()
@@ -297,14 +305,12 @@ def pactrain_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]
     if state.chooser is not None:
         contents = Contents(gradient.numel(), survivors.indices.numel(), len(survivors.counts), gradient.itemsize)
         state.note("formula_bytes", contents.sent_bytes(mode, state.world_size))
-        state.chooser.sends(bucket, mode, contents)
+        state.chooser.sends(bucket, contents)
     if mode is Mode.TERNARY:
-        done = state.lane.submit(lambda: ternary_all_reduce(state, gradient, survivors, residual))
-    elif mode is Mode.COMPACT and state.compact:
-        done = compact_all_reduce(state, gradient, survivors)
-    else:
-        done = whole_all_reduce(state, gradient, survivors)
-    return done if state.chooser is None else state.chooser.watch(done)
+        return state.lane.submit(lambda: ternary_all_reduce(state, gradient, survivors, residual))
+    if mode is Mode.COMPACT and state.compact:
+        return compact_all_reduce(state, gradient, survivors)
+    return whole_all_reduce(state, gradient, survivors)
 
 
 def whole_all_reduce(state: State, gradient: torch.Tensor, survivors: Survivors) -> Future[torch.Tensor]:

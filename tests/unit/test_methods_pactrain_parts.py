@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -16,17 +17,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import baselines
-from baselines._adaptive import (
-    Chooser,
-    Contents,
-    Cost,
-    Mode,
-    Sample,
-    best_mode,
-    covered,
-    exploration,
-    measured_costs,
-)
+from baselines._adaptive import seen_together
+from baselines._choice import WINDOW_STEPS, Mode, Policy, Sample, exploration
 from baselines._pruning import cubic_density, hessian_gradient
 from baselines.pactrain import State
 
@@ -258,72 +250,65 @@ def test_a_variant_yields_to_what_is_given_beside_it():
 # Adaptive
 
 
-@given(spans=st.lists(st.tuples(st.integers(0, 50), st.integers(0, 20)), max_size=10))
-def test_overlapping_spans_count_once(spans):
-    seconds = {second for start, length in spans for second in range(start, start + length)}
-    assert covered([(start, start + length) for start, length in spans]) == len(seconds)
-
-
-CONTENTS = Contents(entries=1_000_000, survivors=200_000, parts=10, entry_bytes=4)
-COSTS = {Mode.DENSE: Cost(1e-9, 0.0), Mode.COMPACT: Cost(2e-9, 1e-4), Mode.TERNARY: Cost(8e-9, 3e-4)}
-
-
-@pytest.mark.parametrize(
-    ("goodput_bps", "mode"), [(1e8, Mode.TERNARY), (2e10, Mode.COMPACT), (1e13, Mode.DENSE)], ids=str
-)
-def test_the_slower_the_link_the_shorter_what_travels(goodput_bps, mode):
-    assert best_mode(CONTENTS, COSTS, goodput_bps, 4) is mode
-
-
-@given(
-    goodput_bps=st.floats(1e6, 1e12),
-    sync_s=st.lists(st.floats(1e-3, 10), min_size=3, max_size=3),
-    buckets=st.integers(1, 20),
-)
-def test_measured_costs_give_the_measured_times_again(goodput_bps, sync_s, buckets):
-    contents = Contents(1000, 200, 3, 4)
-    samples = {
-        mode: [Sample(seconds, seconds, 0.1 * seconds, buckets * contents.sent_bytes(mode, 4))] * 3
-        for mode, seconds in zip(Mode, sync_s, strict=True)
-    }
-    costs = measured_costs(samples, goodput_bps, buckets * contents.entries, buckets)
-    again_s = {
-        mode: buckets * (8 * contents.sent_bytes(mode, 4) / goodput_bps + contents.entries * codec_s + bucket_s)
-        for mode, (codec_s, bucket_s) in costs.items()
-    }
-    offsets_s = [again_s[mode] - seconds for mode, seconds in zip(Mode, sync_s, strict=True)]
-    assert offsets_s == pytest.approx([offsets_s[0]] * 3, abs=1e-6 * (1 + max(again_s.values())))
-    assert min(cost.bucket_s for cost in costs.values()) == 0
-
-
-def test_a_choice_is_made_anew_when_the_goodput_has_changed_by_more_than_a_fifth():
-    chooser = Chooser(State(adaptive=True))
-    chooser._believed_bps = 1e9
-    assert not chooser._changed(5e8)  # what the choice's shorter messages reach: the reference from now on
-    assert not chooser._changed(5.9e8)
-    assert chooser._changed(2.5e8)
-    assert chooser._believed_bps == pytest.approx(5e8)
-
-
-@pytest.mark.parametrize(("dense_steps", "explored"), [(9, 3), (10, 2)])
-def test_what_dense_steps_have_shown_is_not_explored_again(dense_steps, explored):
-    assert len(set(exploration(dense_steps))) == explored
-
-
-def choose_on_ranks() -> tuple[list[Mode], list[str], torch.Tensor]:
+def choose_on_ranks(steps_after: int) -> tuple[list[Any], set[str], list[float], torch.Tensor]:
+    """Ways that were chosen and are scheduled, kinds of notes, formula bytes of each step, weights."""
     state = State(adaptive=True, warmup_steps=2, density=0.3)
-    training = Training(state)
-    for step in range(state.steady_from_step + 1):
+    training, ways, kinds, sent = Training(state), [], set(), []
+    for step in range(2 + len(exploration(2)) + steps_after):
         training.step(gradients(step, dist.get_rank()))
-    kinds = [kind for kind, _ in state.take_notes() if kind != "formula_bytes"]
-    return list(state.chooser._modes.values()), kinds, flat(training.weights)
+        ways.append((state.chooser.policy.way, list(state.chooser._schedule or [])))
+        notes = state.take_notes()
+        kinds |= {kind for kind, _ in notes}
+        sent.append(sum(value for kind, value in notes if kind == "formula_bytes"))
+    return ways, kinds - {"formula_bytes"}, sent, flat(training.weights)
 
 
 @EVERY_P
-def test_rank_0_chooses_for_all(on_ranks, p):
-    (modes, decisions, weights), *others = on_ranks(p, choose_on_ranks)
-    assert len(modes) > 1
+def test_all_ranks_choose_the_same_from_what_all_of_them_measured(on_ranks, p):
+    (ways, decisions, _, weights), *others = on_ranks(p, choose_on_ranks, 3 * WINDOW_STEPS)
     assert "adaptive_goodput_bps" in decisions
-    for their_modes, their_decisions, their_weights in others:
-        assert (their_modes, their_decisions) == (modes, [])
+    for their_ways, their_decisions, _, their_weights in others:
+        assert (their_ways, their_decisions) == (ways, set())
         assert torch.equal(their_weights, weights)
+
+
+def steady() -> Any:
+    """A policy for which compact is always best, and nothing else worth a look: what is done does not hang on times."""
+    return mock.patch.multiple(Policy, review=lambda *_: None, schedule=lambda _: [(Mode.COMPACT,)] * WINDOW_STEPS)
+
+
+def bytes_of_a_window() -> list[float]:
+    with steady():
+        return choose_on_ranks(WINDOW_STEPS)[2][-WINDOW_STEPS:]
+
+
+@EVERY_P
+def test_the_times_that_ranks_tell_each_other_are_counted(on_ranks, p):
+    seconds_of_sync_and_codec = 2 * 4
+    for *others, of_review in on_ranks(p, bytes_of_a_window):
+        assert len(set(others)) == 1
+        assert of_review - others[0] == (p - 1) * WINDOW_STEPS * seconds_of_sync_and_codec
+
+
+def test_the_rank_that_begins_last_tells_how_long_a_step_takes():
+    way = (Mode.TERNARY,)
+    rows = [[(3.0, 0.5), (2.0, 0.1)], [(1.0, 0.2), (4.0, 0.3)]]
+    assert seen_together([way, way], rows) == [Sample(way, 1.0, 0.5), Sample(way, 2.0, 0.3)]
+
+
+def skip_a_step() -> list[bool]:
+    """Of each step in a window, whether it was taken to be ages long; a backward pass before the last led to none."""
+    state = State(adaptive=True, warmup_steps=2, density=0.3)
+    training = Training(state)
+    with steady():
+        for step in range(2 + len(exploration(2)) + 2):
+            training.step(gradients(step, dist.get_rank()))
+        training.layouts.append([])
+        training.ddp(gradients(9, dist.get_rank())).backward()
+        state.chooser._began_at -= 1e6
+        training.step(gradients(10, dist.get_rank()))
+    return [each.sync_s > 1e5 for each in state.chooser._samples]
+
+
+def test_a_step_that_is_skipped_is_not_timed(on_ranks):
+    assert on_ranks(2, skip_a_step) == [[False] * 3] * 2
