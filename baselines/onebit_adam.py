@@ -14,9 +14,10 @@ The method is an optimizer, so the training's is to be plain SGD, whose rate is 
 added to the update as DeepSpeed adds it. SGD's momentum is taken over and set to 0. As in DeepSpeed, m and v are not
 corrected for their start at zero, so in a short warm-up the first updates are too large for a rate tuned for Adam.
 
-What is not there: DeepSpeed's mask for entries of a momentum that are always zero, whose signs are never right. The
-paper freezes v when it changes little; here, as in DeepSpeed, a number of steps is given. The first step is always
-dense, because v must be something.
+What is not there: DeepSpeed's mask for entries of a momentum that are always zero. Signs have no zero, so where v is
+almost zero (inputs that are always dark, few warm-up steps) an update is a whole scale over eps: there eps must be of
+the size of gradients, or the training diverges. The paper freezes v when it changes little; here, as in DeepSpeed, a
+number of steps is given. The first step is always dense, because v must be something.
 """
 
 from __future__ import annotations

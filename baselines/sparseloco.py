@@ -116,83 +116,91 @@ class State(LocalState):
             changes = self.outer.changes()
             if not changes:
                 return
-            sizes = [change.numel() for change in changes.values()]
-            a = torch.cat([self._with_error(weight, change).reshape(-1) for weight, change in changes.items()])
-            starts = chunk_starts(sizes, self.ratio, a.device)
-            places = tops(a, sizes, self.ratio)
-            message = self._encoded(places, a.index_select(0, places + starts), sizes)
-            self._add(message, starts, sizes, a, factor=-1)  # a is now the error: what was not sent
-            for weight, error in zip(changes, a.split(sizes), strict=True):
-                self.error.of(weight).copy_(error.view(weight.shape))
+            chunks = Chunks([change.numel() for change in changes.values()], self.ratio)
+            message = self._message(changes, chunks)
             messages = [torch.empty_like(message) for _ in range(self.world_size)]
         dist.all_gather(messages, message, group=self.process_group)
         with self.stopwatch("decode"):
-            a.zero_()
-            for message in messages:
-                self._add(message, starts, sizes, a, factor=1 / self.world_size)
-            for change, mean in zip(changes.values(), a.split(sizes), strict=True):
-                change.copy_(mean.view(change.shape))
+            mean = torch.cat([change.reshape(-1) for change in changes.values()]).zero_()
+            for each in messages:
+                self._add(each, chunks, mean, factor=1 / self.world_size)
+            for change, part in zip(changes.values(), mean.split(chunks.sizes), strict=True):
+                change.copy_(part.view(change.shape))
             self.outer.step()
 
-    def _with_error(self, weight: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
-        return change.add(self.error.of(weight), alpha=self.decay)
+    def _message(self, changes: dict[torch.Tensor, torch.Tensor], chunks: Chunks) -> torch.Tensor:
+        """What this rank sends of its changes (uint8); the rest becomes its error."""
+        together = [change.add(self.error.of(weight), alpha=self.decay) for weight, change in changes.items()]
+        a = torch.cat([each.reshape(-1) for each in together])
+        places = chunks.tops(a)
+        message = self._encoded(places, a.index_select(0, places + chunks.starts(a.device)), chunks)
+        self._add(message, chunks, a, factor=-1)
+        for weight, error in zip(changes, a.split(chunks.sizes), strict=True):
+            self.error.of(weight).copy_(error.view(weight.shape))
+        return message
 
-    def _encoded(self, places: torch.Tensor, values: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+    def _encoded(self, places: torch.Tensor, values: torch.Tensor, chunks: Chunks) -> torch.Tensor:
         """A message (uint8) of values (k,) with their places, each within its chunk."""
         if self.bits == AS_THEY_ARE:
             return torch.cat((packed_twelves(places), values.view(torch.uint8)))
-        parts = [binned(part, 2**self.bits) for part in values.split([sent_of(size, self.ratio) for size in sizes])]
+        parts = [binned(part, 2**self.bits) for part in values.split(chunks.sent)]
         codes = torch.cat([codes for codes, _ in parts])
         packed = packed_fields(pad(codes, (0, -len(codes) % (8 // self.bits))), self.bits)
         return torch.cat((packed_twelves(places), packed, torch.cat([means for _, means in parts]).view(torch.uint8)))
 
-    def _add(
-        self, message: torch.Tensor, starts: torch.Tensor, sizes: list[int], a: torch.Tensor, factor: float
-    ) -> None:
+    def _add(self, message: torch.Tensor, chunks: Chunks, a: torch.Tensor, factor: float) -> None:
         """Add the values of a message, times a factor, to ``a`` (n,)."""
-        parts = message.split(self.message_bytes([(size,) for size in sizes], a.itemsize))
+        parts = message.split(self.message_bytes([(size,) for size in chunks.sizes], a.itemsize))
+        starts = chunks.starts(a.device)
         places = unpacked_twelves(parts[0])[: len(starts)] + starts
         values, means = (part.clone() for part in parts[1:])  # a view must start at a multiple of its item size
+        a.index_add_(0, places, self._decoded(values, means, chunks, a.dtype), alpha=factor)
+
+    def _decoded(self, values: torch.Tensor, means: torch.Tensor, chunks: Chunks, dtype: torch.dtype) -> torch.Tensor:
+        """The values (k,) of a message, from their bytes and those of what they mean."""
         if self.bits == AS_THEY_ARE:
-            a.index_add_(0, places, values.view(a.dtype), alpha=factor)
-            return
-        codes = (
-            unpacked_fields(values, self.bits)[: len(starts)].int().split([sent_of(size, self.ratio) for size in sizes])
-        )
-        tables = means.view(a.dtype).split(2**self.bits)
-        read = [table.index_select(0, some) for table, some in zip(tables, codes, strict=True)]
-        a.index_add_(0, places, torch.cat(read), alpha=factor)
+            return values.view(dtype)
+        codes = unpacked_fields(values, self.bits)[: sum(chunks.sent)].int().split(chunks.sent)
+        tables = means.view(dtype).split(2**self.bits)
+        return torch.cat([table.index_select(0, some) for table, some in zip(tables, codes, strict=True)])
+
+
+class Chunks:
+    """Parameters of these sizes, one after the other, in chunks of which a share is sent."""
+
+    def __init__(self, sizes: list[int], ratio: float) -> None:
+        self.sizes = sizes
+        self.sent = [sent_of(size, ratio) for size in sizes]
+        self._ratio = ratio
+
+    def starts(self, device: torch.device) -> torch.Tensor:
+        """Where the chunk begins (k,), int64, that each sent entry is of."""
+        starts, before = [torch.arange(0, device=device)], 0
+        for size in self.sizes:
+            whole, rest = divmod(size, CHUNK)
+            of_chunks = torch.arange(whole, device=device).mul_(CHUNK).add_(before)
+            starts.append(of_chunks.unsqueeze(1).expand(whole, share(self._ratio, CHUNK)).reshape(-1))
+            if rest:
+                starts.append(torch.full((share(self._ratio, rest),), before + whole * CHUNK, device=device))
+            before += size
+        return torch.cat(starts)
+
+    def tops(self, a: torch.Tensor) -> torch.Tensor:
+        """The places (k,), int64, each within its chunk, of the largest entries of ``a`` (n,), chunk by chunk."""
+        found = [torch.arange(0, device=a.device)]
+        for part in a.split(self.sizes):
+            whole = part.numel() // CHUNK * CHUNK
+            for chunks in (part[:whole].view(-1, CHUNK), part[whole:].unsqueeze(0)):
+                if chunks.numel():
+                    k = share(self._ratio, chunks.shape[1])
+                    found.append(chunks.abs().topk(k, dim=1, sorted=False).indices.view(-1))
+        return torch.cat(found)
 
 
 def sent_of(size: int, ratio: float) -> int:
     """How many entries of a parameter of that size are sent."""
     whole, rest = divmod(size, CHUNK)
     return whole * share(ratio, CHUNK) + (share(ratio, rest) if rest else 0)
-
-
-def chunk_starts(sizes: list[int], ratio: float, device: torch.device) -> torch.Tensor:
-    """Where the chunk begins (k,), int64, that each sent entry is of, in all parameters one after the other."""
-    starts, before = [torch.arange(0, device=device)], 0
-    for size in sizes:
-        whole, rest = divmod(size, CHUNK)
-        of_chunks = torch.arange(whole, device=device).mul_(CHUNK).add_(before)
-        starts.append(of_chunks.unsqueeze(1).expand(whole, share(ratio, CHUNK)).reshape(-1))
-        if rest:
-            starts.append(torch.full((share(ratio, rest),), before + whole * CHUNK, device=device))
-        before += size
-    return torch.cat(starts)
-
-
-def tops(a: torch.Tensor, sizes: list[int], ratio: float) -> torch.Tensor:
-    """The places (k,), int64, each within its chunk, of the entries that are sent, chunk by chunk."""
-    found = [torch.arange(0, device=a.device)]
-    for part in a.split(sizes):
-        whole = part.numel() // CHUNK * CHUNK
-        for chunks in (part[:whole].view(-1, CHUNK), part[whole:].unsqueeze(0)):
-            if chunks.numel():
-                k = share(ratio, chunks.shape[1])
-                found.append(chunks.abs().topk(k, dim=1, sorted=False).indices.view(-1))
-    return torch.cat(found)
 
 
 def packed_twelves(numbers: torch.Tensor) -> torch.Tensor:
