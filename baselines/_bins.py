@@ -1,6 +1,6 @@
 """Numbers as codes of equal bins, of which each is read as the mean of what fell into it.
 
-The uniform quantisation of hivemind, which INTELLECT-1 (arXiv 2412.01152, section 2.3) and SparseLoCo (arXiv
+The uniform quantisation of hivemind, which INTELLECT-1 (arXiv 2412.01152) and SparseLoCo (arXiv
 2508.15706) took over. All bins together are six standard deviations wide; what lies beyond belongs to the outermost.
 Rounding is to the nearest, but because bins are read as means, the sum of all numbers is kept.
 """
@@ -14,7 +14,7 @@ import torch
 from baselines._pieces import pieces
 
 SIGMAS = 6
-"""Deviations that all bins together are wide, as in both codes. (INTELLECT-1's report reads as if it were twelve.)"""
+"""Deviations that all bins together are wide, as in the code of both."""
 
 
 def binned(values: torch.Tensor, bins: int) -> tuple[torch.Tensor, torch.Tensor]:

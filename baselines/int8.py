@@ -1,6 +1,6 @@
 """INT8: a ring all-reduce whose hops carry one byte for every entry, read by a codebook of 256 means.
 
-INTELLECT-1 (Jaghouar et al., 2024, arXiv 2412.01152, section 2.3). A bucket is cut into a shard for each worker. In the
+INTELLECT-1 (Jaghouar et al., 2024, arXiv 2412.01152). A bucket is cut into a shard for each worker. In the
 ring's reduce-scatter each hop cuts its partial sum into 256 equal bins, six deviations wide together, and sends codes
 and the bins' means; whoever receives them adds them up in fp32. The owner of a shard quantises its mean once more, and
 an all-gather brings it to all, itself included, so that all hold the same.

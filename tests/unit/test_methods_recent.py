@@ -185,7 +185,7 @@ def test_bins_lose_nothing_of_numbers_that_are_few(values):
 
 
 def ring_mean(of_ranks: list[np.ndarray]) -> np.ndarray:
-    """Section 2.3 of arXiv 2412.01152: a ring whose hops are quantised."""
+    """Of arXiv 2412.01152: a ring whose hops are quantised."""
     p = len(of_ranks)
     shards = [np.array_split(values, p) for values in of_ranks]
     for hop in range(p - 1):
