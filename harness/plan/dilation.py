@@ -17,10 +17,10 @@ MOST_ADDED, AIM, CALM = 0.05, 0.04, 0.03
 """Share of a step that this machine may add to it, since it is taken off; up to which a greater dilation is chosen; and
 up to which a guess, or a smaller one: a trial that is run again costs more than one that is somewhat slower."""
 
-FAR, NEAR, LONG_S = 4, 2, 1.0
+FAR, NEAR, LONG_S = 4, 2, 2.0
 """How many times slower the steps are that others are put beside: where they would take so long, only twice."""
 
-LOOK_S, FEW, MANY = 2.4, 3, 8
+LOOK_S, FEW, MANY = 2.4, 4, 8
 """The slower steps take about so long together, within these numbers: what is slowed much varies little."""
 
 FEWEST = 2
