@@ -118,7 +118,7 @@ def _why_unknown(answer: Answer) -> str:
             seeds = max((each.n for result in answer.rivals if (each := result.quality.difference)), default=0)
             return f"with {seeds} {'seed' if seeds == 1 else 'seeds'} it is not known whether any method keeps accuracy"
         goal = f" and reached {case.target.words} in every round" if case.target else ""
-        return f"no method surely keeps accuracy{goal}"
+        return f"no method other than {base.label} surely keeps accuracy{goal}"
     return f"in no round both {base.label} and a method that keeps accuracy finished"
 
 

@@ -62,7 +62,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_measures_every_method_and_writes_its_report(whole: Path) -> None:
     printed, out = (whole / "stdout").read_text(), whole / "run"
-    assert "to 90 %" in printed
+    assert "to 85 %" in printed
     assert "No winner can be named" in printed, "one round says nothing of accuracy, and 24 steps do not reach it"
     assert (out / "report.html").is_file()
 
