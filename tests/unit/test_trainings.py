@@ -18,7 +18,6 @@ import baselines
 
 METHODS = baselines.names()
 VARIANTS = [*((name, {}) for name in METHODS), ("pactrain", {"variant": "best"}), ("dgc", {"ratio": 0.1})]
-VARIANTS += [("diloco", {"values": "int8"}), ("sparseloco", {"bits": 32}), ("demo", {"sign": False})]
 EVERY_VARIANT = pytest.mark.parametrize(("name", "parameters"), VARIANTS, ids=lambda value: str(value).strip("{}"))
 NOTHING = object()
 SETTINGS = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01}
