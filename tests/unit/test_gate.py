@@ -193,7 +193,7 @@ def test_several_cases_are_judged_each(tmp_path: Path) -> None:
     ("overrides", "says"),
     [
         (["link.rate=50mbit"], "link.rate_bps is 50000000 and was 100000000"),
-        (["train.lr=0.01"], "train.lr is 0.01 and was 0.05"),
+        (["train.lr=0.01"], "train.lr is 0.01 and was 0.1"),
         (["cluster.workers=8"], "cluster.workers is 8 and was 3"),
         (["name=other"], "name is 'other' and was 'quickstart'"),
         (['link.rate=["50mbit", "100mbit"]'], "2 cases now and 1 before"),
