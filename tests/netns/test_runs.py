@@ -24,7 +24,7 @@ RunScenario = Callable[..., Store]
 Start = Callable[..., "subprocess.Popen[str]"]
 
 SCENARIO = "quickstart"
-SETTINGS = ("train.pace=none", "train.steps=24", "train.eval_every=8", "link.rate=200mbit")
+SETTINGS = ("train.pace=none", "train.steps=24", "train.schedule=constant", "train.eval_every=8", "link.rate=200mbit")
 SMALL = (SCENARIO, *(word for setting in SETTINGS for word in ("--set", setting)))
 FEW = (*SETTINGS, "baseline_16bit=dense")
 WITH_THE_BASELINE = ("pactrain-ternary",)
