@@ -36,8 +36,8 @@ class Spread(NamedTuple):
 def geometric_mean(values: Sequence[float] | np.ndarray[Any, Any]) -> Estimate:
     """The geometric mean of positive values, with a t interval on their logarithms.
 
-    With five values a t interval covers the truth as often as it says, also where single trials are much too slow and
-    the machine drifts; the percentile bootstrap does so in five cases of six (``tests/unit/test_stats.py``).
+    With five values a t interval covers the truth at least as often as it says, also where single trials are much too
+    slow and the machine drifts; the percentile bootstrap does so in five cases of six (``tests/unit/test_stats.py``).
 
     Raises:
         ValueError: there are no values, or one is not positive and finite.
