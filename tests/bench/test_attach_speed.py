@@ -1,7 +1,7 @@
 """What it costs a script to be observed: a share of its step, from steps that are observed and steps that are not.
 
 Both are taken in turn, in one process, so that what else the machine does meets both alike. A world of one rank: what
-observing costs does not depend on what is sent.
+observing costs does not depend on what is sent. What leaves the interface is counted, too, as ``--observe`` does.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from harness import attach
+from harness.analysis.estimates import geometric_mean
 
 MOST_SHARE = 0.02
 ROUNDS = 60
@@ -62,18 +63,20 @@ print(json.dumps(pairs))
 
 def test_observing_costs_a_small_share_of_a_step(benchmark, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     pairs = benchmark.pedantic(measured, (tmp_path, 384), rounds=1)
-    share = statistics.median(observed / plain for observed, plain in pairs) - 1
+    ratio = geometric_mean([observed / plain for observed, plain in pairs])
     step_s = statistics.median(plain for _, plain in pairs)
-    benchmark.extra_info |= {"share": share, "step_s": step_s}
-    print(f"observing costs {100 * share:.2f} % of a step of {1e3 * step_s:.1f} ms: {1e6 * share * step_s:.0f} us")
-    assert share <= MOST_SHARE
+    benchmark.extra_info |= {"ratio": ratio.value, "low": ratio.low, "high": ratio.high, "step_s": step_s}
+    print(
+        f"observed / plain: {ratio.value:.4f} ({ratio.low:.4f} to {ratio.high:.4f}), of a step of {1e3 * step_s:.1f} ms"
+    )
+    assert ratio.value <= 1 + MOST_SHARE
 
 
 def measured(folder: Path, width: int) -> list[tuple[float, float]]:
     """Mean seconds of a step, observed and not, of each round."""
     script = folder / "script.py"
     script.write_text(SCRIPT)
-    added = attach.environment(attach.Attachment(), folder)
+    added = attach.environment(attach.Attachment(interface="lo"), folder)
     shown = subprocess.run(
         [sys.executable, str(script), f"{width}", f"{ROUNDS}"],
         env={**os.environ, **added, "GLOO_SOCKET_IFNAME": "lo"},
