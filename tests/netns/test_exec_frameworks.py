@@ -48,7 +48,6 @@ def executed(
 def test_a_frameworks_own_ddp_sends_what_the_formula_says(
     cluster: NetnsCluster, framework: str, method: str, tmp_path: Path
 ) -> None:
-    pytest.importorskip(framework)
     params = METHODS[method]
     into_it = Attachment(steps=STEPS) if params is None else Attachment(method=method, params=params, steps=STEPS)
     _, found = executed(cluster, f"{framework}_digits.py", tmp_path, into_it, steps=10 * STEPS)
