@@ -41,6 +41,11 @@ class LinkReading(Section):
     complaints: tuple[str, ...] = ()
     """One line for everything that is not what was asked, within the stated tolerances."""
 
+    @property
+    def is_slow(self) -> bool:
+        """Whether it carries less than was asked, by however little."""
+        return self.rate_bps_asked is not None and self.rate_bps_measured < self.rate_bps_asked
+
 
 class RoundTrip(Section):
     """An idle link, there and back: the least round trip, or their median where they vary on purpose; in seconds."""

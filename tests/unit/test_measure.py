@@ -1,0 +1,71 @@
+"""Links that are off are measured again; one that is too slow also later: what kept the machine busy may be over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from harness.network.measure import ATTEMPTS, again_where_off
+from harness.network.readings import LinkReading
+from harness.network.topology import Topology
+from harness.network.wires import Queue
+
+QUEUES = [*Topology.model_validate({"workers": 2, "link": {"rate": "20mbit"}}).queues()]
+
+PAUSES_S = (1e-3, 1e-3)
+
+
+def reading(queue: Queue, rate_bps: float, allowed: bool) -> LinkReading:
+    return LinkReading(
+        worker=queue.worker,
+        link=queue.link,
+        direction=queue.direction,
+        rate_bps_asked=queue.pipe.rate_bps,
+        rate_bps_measured=rate_bps,
+        complaints=() if allowed else ("it is off",),
+    )
+
+
+class Answers:
+    """What each later measurement of a link finds, in turn; and how many there were."""
+
+    def __init__(self, rates_bps: list[float]) -> None:
+        self._rates_bps: dict[Queue, Iterator[float]] = {queue: iter(rates_bps) for queue in QUEUES}
+        self.asked = {queue: 0 for queue in QUEUES}
+
+    def __call__(self, queue: Queue) -> LinkReading:
+        self.asked[queue] += 1
+        rate_bps = next(self._rates_bps[queue])
+        return reading(queue, rate_bps, abs(rate_bps - 20e6) < 1e6)
+
+
+def readings(rate_bps: float) -> dict[Queue, LinkReading]:
+    return {queue: reading(queue, rate_bps, abs(rate_bps - 20e6) < 1e6) for queue in QUEUES}
+
+
+def test_what_is_as_asked_is_not_measured_again() -> None:
+    answers = Answers([])
+    assert again_where_off(readings(19.9e6), answers, PAUSES_S) == readings(19.9e6)
+    assert set(answers.asked.values()) == {0}
+
+
+@pytest.mark.parametrize("late", range(1, ATTEMPTS + len(PAUSES_S)))
+def test_a_link_that_was_slow_while_the_machine_was_busy_is_as_asked_later(late: int) -> None:
+    answers = Answers([12e6] * (late - 1) + [19.9e6])
+    found = again_where_off(readings(15e6), answers, PAUSES_S)
+    assert all(each.complaints == () for each in found.values())
+    assert set(answers.asked.values()) == {late}
+
+
+def test_only_one_link_that_stays_slow_is_waited_for() -> None:
+    answers = Answers([12e6] * 20)
+    found = again_where_off(readings(15e6), answers, PAUSES_S)
+    assert all(each.complaints for each in found.values())
+    assert [*answers.asked.values()] == [ATTEMPTS - 1 + len(PAUSES_S), *[ATTEMPTS - 1] * (len(QUEUES) - 1)]
+
+
+def test_a_link_that_is_too_fast_is_not_waited_for() -> None:
+    answers = Answers([30e6] * 20)
+    again_where_off(readings(30e6), answers, PAUSES_S)
+    assert set(answers.asked.values()) == {ATTEMPTS - 1}
