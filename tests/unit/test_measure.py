@@ -32,7 +32,7 @@ class Answers:
 
     def __init__(self, rates_bps: list[float]) -> None:
         self._rates_bps: dict[Queue, Iterator[float]] = {queue: iter(rates_bps) for queue in QUEUES}
-        self.asked = {queue: 0 for queue in QUEUES}
+        self.asked = dict.fromkeys(QUEUES, 0)
 
     def __call__(self, queue: Queue) -> LinkReading:
         self.asked[queue] += 1
