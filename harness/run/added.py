@@ -18,6 +18,8 @@ from harness.run.outcome import Outcome
 TOLERATED = 0.01
 """Share of a step by which what is taken off may be wrong, as one standard error."""
 
+SURELY = 2.0
+"""So many standard errors apart two findings surely differ."""
 
 VARIED = 0.1
 """Share of a step by which steps differ that are not alike: of a method that sends now and then."""
@@ -49,6 +51,23 @@ class Added(NamedTuple):
     def is_known(self, dilation: float) -> bool:
         """Whether it may be taken off steps at a dilation."""
         return self.error_s / dilation <= TOLERATED * self.step_s
+
+    def beside(self, added_s: float, error_s: float, dilation: float) -> Added:
+        """The same with what was told before: the mean of both, each by how certain it is.
+
+        Args:
+            added_s: what was told before.
+            error_s: how uncertain that was.
+            dilation: that of the steps which show this.
+
+        Returns:
+            This one alone where the two surely differ: the machine is not what it was.
+        """
+        if abs(self.added_s - added_s) > SURELY * math.hypot(self.error_s, error_s):
+            return self
+        share = self.error_s**2 / (self.error_s**2 + error_s**2)
+        more_s = share * (added_s - self.added_s)
+        return Added(self.step_s - more_s / dilation, self.added_s + more_s, self.error_s * math.sqrt(1 - share))
 
 
 def added(near_s: Sequence[float], dilation: float, far_s: Sequence[float], greater: float) -> Added:

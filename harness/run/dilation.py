@@ -45,6 +45,8 @@ class Found:
     """A step, without what this machine adds."""
     added_s: float
     """What this machine adds to it, in real seconds."""
+    error_s: float = math.inf
+    """How uncertain that is, as one standard error, in real seconds."""
     overrun_s: float | None = None
     """The part of it that the workers of short trials metered, in the seconds that are told."""
     over_usual: float = 1.0
@@ -95,11 +97,19 @@ class Dilations:
         if trial.found is None:
             return None
         if within := added_within(outcome, trial.found):
+            within = self._surer(trial, within)
             outcome.take_off(within.added_s, trial.found)
             return self._learn(trial, within)
         found = self._found[_key(trial)]
         outcome.take_off(found.added_s, trial.found)
         return self._why_probes_were_wrong(trial, outcome, found)
+
+    def _surer(self, trial: Trial, within: Added) -> Added:
+        """Where a trial's own steps do not tell it well enough, what earlier ones of its kind told counts as well."""
+        found = self._found.get(_key(trial))
+        if found is None or within.is_known(trial.dilation):
+            return within
+        return within.beside(found.added_s, found.error_s, trial.dilation)
 
     def _learn(self, trial: Trial, within: Added) -> str | None:
         """Choose for the next trial of this kind; why this one is to be run again, if it is."""
@@ -111,7 +121,9 @@ class Dilations:
         elif why:
             chosen = _next(now)
         else:
-            chosen = min(now, max(_needed(within, CALM), now / 2))
+            # A trial that shows nearly too much is a good one, but the next of its kind may show too much.
+            most = 2 * now if within.share(now) > AIM else now
+            chosen = min(most, max(_needed(within, CALM), now / 2))
         self._keep(trial, rung(max(self._lowest(trial), chosen)), within)
         return why
 
@@ -166,7 +178,7 @@ class Dilations:
 
     def _keep(self, trial: Trial, dilation: float, within: Added, overrun_s: float | None = None) -> None:
         key, over_usual = _key(trial), within.added_s / estimate.usually_added_s(trial, CPUS)
-        self._found[key] = Found(dilation, within.step_s, within.added_s, overrun_s, over_usual)
+        self._found[key] = Found(dilation, within.step_s, within.added_s, within.error_s, overrun_s, over_usual)
         self._labels[key] = trial.method.label
         kept = {key: {"label": self._labels[key], **asdict(each)} for key, each in self._found.items()}
         write_whole(self._file, json.dumps(kept, indent=1).encode())

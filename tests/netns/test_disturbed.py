@@ -16,7 +16,10 @@ from harness.record.store import Store
 
 pytestmark = pytest.mark.netns
 
-LONG_ENOUGH = ("quickstart", "--set", "train.steps=150", "--set", "train.eval_every=150", "--set", "train.pace=none")
+LONG_ENOUGH = (
+    *("quickstart", "--set", "train.steps=150", "--set", "train.eval_every=150"),
+    *("--set", "train.pace=none", "--set", "link.rate=200mbit"),
+)
 """Its only evaluations are before the first step and after the last: whoever is busy for long is in a step."""
 
 STOPPED_S = 4.0

@@ -23,7 +23,7 @@ from harness.plan.trial import Trial
 from harness.record.row import Event
 from harness.record.store import Store
 from harness.run import execute
-from harness.run.added import TOLERATED
+from harness.run.added import TOLERATED, Added
 from harness.run.dilation import Dilations
 from harness.run.outcome import Outcome
 from harness.scenario.load import load
@@ -155,6 +155,34 @@ def test_a_trial_that_shows_too_little_for_sure_does_not_slow_all_that_follow(tm
     assert second.dilation == LADDER[LADDER.index(first.dilation) + 1]
     assert found.take_off(second, Machine(added_s=1e-3)(second)) is None
     assert found.settle(first).dilation <= first.dilation
+
+
+def test_what_earlier_trials_of_its_kind_showed_counts_where_one_shows_too_little_for_sure(tmp_path: Path) -> None:
+    quiet, restless = Machine(added_s=4e-3), Machine(added_s=4e-3, noise_s=0.05)
+    found = dilations(tmp_path, quiet)
+    first, _ = run_until_it_counts(found, a_trial(tmp_path), quiet)
+    second = found.settle(first)
+    outcome = restless(second)
+    noisy_s = statistics.fmean(outcome.step_s)
+    assert found.take_off(second, outcome) is None
+    assert outcome.added_s == pytest.approx(4e-3, rel=0.1)
+    assert statistics.fmean(outcome.step_s) < noisy_s
+
+
+def test_a_machine_that_is_not_what_it_was_is_believed_now(tmp_path: Path) -> None:
+    sure, unsure = Added(TRUE_S, 4e-3, 1e-4), Added(TRUE_S, 40e-3, 10e-3)
+    assert unsure.beside(sure.added_s, sure.error_s, 1.0) == unsure
+    near = Added(TRUE_S, 14e-3, 10e-3).beside(sure.added_s, sure.error_s, 1.0)
+    assert near.added_s == pytest.approx(4e-3, rel=0.01)
+    assert near.step_s + near.added_s == pytest.approx(TRUE_S + 14e-3), "the steps took what they took"
+
+
+def test_where_nearly_too_much_was_shown_the_next_trial_runs_slower_and_this_one_counts(tmp_path: Path) -> None:
+    found = dilations(tmp_path, Machine(added_s=1e-3))
+    trial = found.settle(a_trial(tmp_path))
+    machine = Machine(added_s=0.045 * TRUE_S * trial.dilation)
+    assert found.take_off(trial, machine(trial)) is None
+    assert found.settle(trial).dilation > trial.dilation
 
 
 def test_some_steps_run_slower_still_and_are_put_beside_those_around_them(tmp_path: Path) -> None:
