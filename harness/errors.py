@@ -7,6 +7,18 @@ from typing import ClassVar
 
 from harness.plain import visible
 
+MOST_SHOWN = 200
+"""Signs of what was found that an error shows."""
+
+
+def short_repr(found: object) -> str:
+    """What was found, as Python writes it; of what is very long the beginning."""
+    try:
+        shown = repr(found)
+    except ValueError:  # a whole number of thousands of digits
+        return "a number that is too long to be shown"
+    return shown if len(shown) <= MOST_SHOWN else f"{shown[:MOST_SHOWN]}..."
+
 
 class PacbenchError(Exception):
     """Base of all errors that end a command with one clear line."""
@@ -26,7 +38,7 @@ class UsageError(PacbenchError):
     @classmethod
     def at(cls, where: Path | str, field: str, found: object, allowed: str) -> UsageError:
         """An error in a field of a file or command line: where it stands, what it holds, what it may hold."""
-        return cls(f"{where}: {field}: found {found!r}; allowed: {allowed}")
+        return cls(f"{where}: {field}: found {short_repr(found)}; allowed: {allowed}")
 
 
 class MeasurementError(PacbenchError):

@@ -1,20 +1,163 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and what is said where they cannot be written or have no such name."""
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from harness.errors import MeasurementError, UsageError
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+"""Of a disk that is full or broken, or a quota or limit that is reached: the same command may work later."""
+
+NAMES = r"^(?!\.)[^/\x00-\x1f\x7f]{1,100}$"
+"""Names that folders are made of. One that begins with a dot would be hidden, or lead out of its folder."""
+
+NAMES_IN_WORDS = "1 to 100 signs, without '/' and control signs, and no '.' as the first one"
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write by temporary file, sync and rename; names that begin with a dot are passed over by every reader.
+class NoRoomError(MeasurementError):
+    """A disk is full: what was written before is whole, and nothing more can be kept."""
+
+
+class UnwritableError(UsageError):
+    """There can be no such file: a folder is missing, or nothing may be written there."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"output: found {str(path)!r}; allowed: a file that can be written ({reason})")
+        self.path, self.reason = path, reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.reason)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system raises while a file, or a folder, is written becomes one line that names it.
 
     Raises:
-        OSError: it cannot be written.
+        NoRoomError: the disk is full or broken, or a quota or a limit of a file's size is reached.
+        UnwritableError: there can be no such file.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as handle:
-        handle.write(content)
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno in NO_ROOM:
+            raise NoRoomError(f"{path}: cannot be written: {reason}") from None
+        raise UnwritableError(path, reason) from None
+
+
+def write_whole(path: Path, content: bytes | str, sync: bool = True) -> None:
+    """Write by temporary file and rename; names that begin with a dot are passed over by every reader.
+
+    Args:
+        content: text becomes UTF-8.
+        sync: whether it must outlive a crash of the machine. What can be made again need not.
+
+    Raises:
+        NoRoomError, UnwritableError: it cannot be written; what had that name before is still there.
+    """
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
+    with writing(path):
+        if path.exists() and not path.is_file():
+            path.write_bytes(data)  # a device or a pipe, which no file is renamed to
+            return
+        target = Path(os.path.realpath(path))  # a link stays one
+        temporary = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            _write(temporary, data, sync)
+            temporary.rename(target)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+
+
+def _write(path: Path, data: bytes, sync: bool) -> None:
+    with path.open("wb") as handle:
+        handle.write(data)
         handle.flush()
-        os.fsync(handle.fileno())
-    temporary.rename(path)
+        if sync:
+            os.fsync(handle.fileno())
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a file that cannot be written, before hours are spent on what is to be in it.
+
+    Raises:
+        UnwritableError: its folder is not there, or nothing may be written in it.
+    """
+    folder = path.parent
+    if path.is_dir():
+        raise UnwritableError(path, "it is a folder")
+    if not folder.is_dir():
+        raise UnwritableError(path, f"there is no folder {folder}")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise UnwritableError(path, "nothing may be written there")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those that it lies in, where they are not there.
+
+    Raises:
+        NoRoomError, UnwritableError: it cannot be made.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file. What can be no path at all, being too long, say, is none."""
+    return os.path.isfile(path)
+
+
+def keep_elsewhere(prefix: str, files: Mapping[str, bytes | str]) -> Path | None:
+    """Write what has no room where it belongs into a new folder of another disk; the last resort is memory.
+
+    Args:
+        prefix: what the folder's name begins with.
+        files: content by name, which may be that of a file in a folder.
+
+    Returns:
+        The folder; None where nothing has room.
+    """
+    for place in dict.fromkeys(("/var/tmp", os.environ.get("TMPDIR", "/tmp"), str(Path.home()), "/dev/shm")):
+        try:
+            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
+        except OSError:
+            continue
+        try:
+            for name, content in files.items():
+                make_folder((folder / name).parent)
+                write_whole(folder / name, content)
+        except (NoRoomError, UnwritableError):
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            return folder
+    return None
+
+
+@contextmanager
+def temporary() -> Iterator[None]:
+    """Within it a temporary file or folder is made.
+
+    Raises:
+        NoRoomError: there is no place for it.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise NoRoomError(f"no temporary file can be written: {error.strerror or error}") from None
+
+
+def as_name(text: str) -> str:
+    """Any text as the name of a file or folder, or as a part of one: what would part folders is written as ``%2F``."""
+    return quote(text, safe=" !#$&'()+,:;=@[]{}~")

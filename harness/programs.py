@@ -28,6 +28,26 @@ PACKAGES = {
 }
 """What Debian has programs in, where its name is another."""
 
+LET_THROUGH = frozenset(
+    (
+        *("HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "TZ", "TERM", "LANG", "LANGUAGE"),
+        *("LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PYTHONDONTWRITEBYTECODE"),
+        *("PYTHONPYCACHEPREFIX", "PYTHONUTF8", "PYTHONCOERCECLOCALE"),  # where Python finds and puts its code, and text
+        *("CUDA_HOME", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES"),  # which GPUs there are
+        *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "no_proxy", "all_proxy"),
+        *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "SSH_AUTH_SOCK"),  # how downloads are trusted
+    )
+)
+"""What is let through of the user's environment, beside PATH: it says where things are, and changes no measurement.
+
+All else stays behind, most of it without harm. But TORCH_DISTRIBUTED_DEBUG ends forked workers by a signal, GLOO_* and
+NCCL_* lead traffic elsewhere, OMP_* and MKL_* change how long a step takes, LD_PRELOAD anything, GIT_DIR the commit.
+What a user runs by ``pacbench exec`` has all of his environment.
+"""
+
+LET_THROUGH_ALL = ("LC_", "XDG_", "DOCKER_", "BUILDX_", "BUILDKIT_")
+"""Likewise, all variables that begin so: locales and folders, and what docker's client goes by."""
+
 START = Path(__file__).with_name("start.py")
 
 
@@ -46,10 +66,25 @@ def package(program: str) -> str:
 
 
 def environment() -> dict[str, str]:
-    """The user's, for whatever is started; PATH has the system's folders too, and no list an empty entry."""
-    lists = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "PYTHONPATH") if name in os.environ}
-    named = {name: os.pathsep.join(_named(folders)) for name, folders in lists.items()}
-    return {**os.environ, **named, "PATH": _search_path()}
+    """What is let through of the user's, for whatever is started; see ``LET_THROUGH``.
+
+    PATH has the system's folders too, and no list of folders an empty entry.
+    """
+    given = {name: value for name, value in os.environ.items() if is_let_through(name)}
+    for name in {"LD_LIBRARY_PATH", "PYTHONPATH"} & given.keys():
+        given[name] = os.pathsep.join(_named(given[name]))
+    return {**given, "PATH": _search_path()}
+
+
+def is_let_through(name: str) -> bool:
+    """Whether a variable of the user's reaches what is started."""
+    return name in LET_THROUGH or name.startswith(LET_THROUGH_ALL)
+
+
+def forget_other_variables() -> None:
+    """Take all others out of this process, for what it starts by itself: a library's own processes, say."""
+    for name in [name for name in os.environ if not is_let_through(name)]:
+        del os.environ[name]
 
 
 def find(program: str) -> str | None:

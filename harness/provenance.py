@@ -11,7 +11,7 @@ import time
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness import programs
 
@@ -44,13 +44,37 @@ def code_digest() -> str:
 @cache
 def commit() -> str:
     """The commit that is checked out, with ``-dirty`` for changes of tracked files; the version without a checkout."""
-    described = _output("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
-    if (ROOT / ".git").exists() and described:
-        return described
+    return described(ROOT).text
+
+
+class Described(NamedTuple):
+    """What is known of the commit."""
+
+    text: str
+    """The commit; without a checkout the version; of a checkout that git does not read ``unknown`` and the version."""
+    problem: str | None
+    """Why git does not read the checkout that there is; None: it does, or there is none."""
+
+
+@cache
+def described(root: Path) -> Described:
+    """The commit of the code in a folder."""
     try:
-        return f"pacbench-{version('pacbench')}"
+        release = f"pacbench-{version('pacbench')}"
     except PackageNotFoundError:
-        return "unknown"
+        release = "unknown"
+    if not (root / ".git").exists():
+        return Described(release, None)
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        done = programs.run(command, capture_output=True, text=True, errors="replace", timeout=10)
+    except (programs.MissingProgramError, OSError, subprocess.SubprocessError) as error:
+        problem = str(error)
+    else:
+        if done.returncode == 0 and (found := done.stdout.strip()):
+            return Described(found, None)
+        problem = " ".join((done.stderr.strip() or f"git ended with {done.returncode}").split())
+    return Described(f"unknown, {release}", f"the commit of {root} is unknown: {problem}")
 
 
 def collect(command: list[str]) -> dict[str, Any]:
@@ -65,6 +89,7 @@ def collect(command: list[str]) -> dict[str, Any]:
         "command": command,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "commit": commit(),
+        "commit_problem": described(ROOT).problem,
         "code_digest": code_digest(),
         "python": sys.version.split()[0],
         "libraries": {name: _version(name) for name in LIBRARIES},

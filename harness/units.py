@@ -5,6 +5,7 @@ Rates are decimal bits per second, named as tc(8) names them. Sizes know both kB
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Annotated
@@ -86,7 +87,10 @@ def _parse(text: object, units: Mapping[str, float], expected: str) -> float:
     match = re.fullmatch(r"\s*((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*([a-z]+?|%)(?:/s)?\s*", str(text).lower())
     if not isinstance(text, str) or not match or match[2] not in units:
         raise ValueError(expected)
-    return float(match[1]) * units[match[2]]
+    value = float(match[1]) * units[match[2]]
+    if not math.isfinite(value):
+        raise ValueError(expected)
+    return value
 
 
 def _positive(value: int, expected: str) -> int:

@@ -19,13 +19,17 @@ from pydantic import ValidationError
 from harness.analysis.cases import CaseResult, case_results
 from harness.analysis.noise import Noise, noise_of_cases
 from harness.analysis.trials import CASE_COLUMNS
-from harness.errors import MeasurementError, UsageError
+from harness.errors import MeasurementError, UsageError, short_repr
+from harness.files import make_folder, write_whole
 from harness.methods import method_named
 from harness.plugins import short
 from harness.provenance import ROOT
-from harness.record.row import TRIAL_SCHEMA
+from harness.record.row import TRIAL_SCHEMA, check_value
 from harness.record.store import OLDER_COLUMNS, Store, require_done, with_targets
+from harness.record.tables import json_digest
+from harness.scenario.load import check_stored
 from harness.scenario.schema import Case, MethodSpec, Scenario
+from harness.scenario.section import in_words
 
 FORMAT = 2
 """The file's version. It is raised whenever what is compared changes its meaning."""
@@ -112,14 +116,15 @@ def write(run: Store, path: Path) -> Path:
     """
     found = read(run.folder)
     rows = json.loads(found.trials[list(COLUMNS)].to_json(orient="records", double_precision=15))
-    content = {
+    content: dict[str, Any] = {
         "format": FORMAT,
         "scenario": found.scenario.model_dump(mode="json", by_alias=True),
         "provenance": found.provenance,
         "trials": rows,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    content["digest"] = json_digest(content)
+    make_folder(path.parent)
+    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     return path
 
 
@@ -188,25 +193,58 @@ def _read_run(store: Store) -> Measured:
 
 def _read_file(path: Path) -> Measured:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_bytes())
         found_format = content["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f"{path}: not the file of a reference ({type(error).__name__}: {error})") from None
     if found_format != FORMAT:
         raise UsageError.at(path, "format", found_format, f"{FORMAT}; make it anew with `pacbench reference`")
     try:
+        _check_digest(content)
         scenario = Scenario.model_validate_json(json.dumps(content["scenario"]))
-        trials = _frame(content["trials"])
-        return Measured(path, scenario, trials, list(content["provenance"]))
-    except (ValidationError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+        check_stored(scenario, path)
+        _check_provenance(content["provenance"])
+        return Measured(path, scenario, _frame(content["trials"]), content["provenance"])
+    except (ValueError, KeyError, TypeError) as error:
+        reason = in_words(error) if isinstance(error, ValidationError) else str(error).splitlines()[0]
         raise UsageError(f"{path}: not a reference that this version can read ({reason})") from None
+
+
+def _check_digest(content: dict[str, Any]) -> None:
+    """What is no longer as it was written; of files from before there were digests nobody knows."""
+    expected = content.pop("digest", None)
+    if expected not in (None, json_digest(content)):
+        raise ValueError("its content is not what was written")
+
+
+def _check_provenance(entries: object) -> None:
+    if not isinstance(entries, list) or not all(isinstance(each, dict) for each in entries):
+        raise ValueError("provenance: no list of tables")
 
 
 def _frame(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """Rows as the store would give them; what a reference does not keep is unknown."""
     known = [*COLUMNS, *OLDER_COLUMNS.names]
+    for number, row in enumerate(rows, start=1):
+        _check_trial(number, row)
     frame = with_targets(pd.DataFrame(list(rows), columns=known)).reindex(columns=TRIAL_SCHEMA.names)
     numeric = [name for name in TRIAL_SCHEMA.names if str(TRIAL_SCHEMA.field(name).type) == "double"]
     frame[numeric] = frame[numeric].astype(float)
     return frame
+
+
+def _check_trial(number: int, row: object) -> None:
+    """Refuse what no trial of a reference can be.
+
+    Raises:
+        ValueError: it names the trial and the column.
+    """
+    if not isinstance(row, dict):
+        raise ValueError(f"trial {number}: no table")
+    if unknown := [name for name in row if name not in TRIAL_SCHEMA.names + OLDER_COLUMNS.names]:
+        raise ValueError(f"trial {number}: nobody knows a column {short_repr(unknown[0])}")
+    for name in COLUMNS:
+        try:
+            check_value(name, row.get(name))
+        except ValueError as error:
+            raise ValueError(f"trial {number}: {error}") from None

@@ -126,6 +126,7 @@ class Findings:
         self._folder = folder
         self._file: IO[str] | None = None
         self._process = os.getpid()
+        self._is_lost = False
         self.steps = 0
         """Steps of the optimizer done so far."""
 
@@ -133,10 +134,16 @@ class Findings:
         """Append, so that it is in the file when this returns. A forked child writes nothing: it may load data."""
         if os.getpid() != self._process:
             return
-        if self._file is None:
-            self._file = (self._folder / f"rank-{_own_rank()}.jsonl").open("a", encoding="utf-8")
-        self._file.writelines(json.dumps(asdict(finding)) + "\n" for finding in found)
-        self._file.flush()
+        if self._is_lost:
+            return
+        try:
+            if self._file is None:
+                self._file = (self._folder / f"rank-{_own_rank()}.jsonl").open("a", encoding="utf-8")
+            self._file.writelines(json.dumps(asdict(finding)) + "\n" for finding in found)
+            self._file.flush()
+        except OSError as error:  # it is no fault of the script, which goes on
+            self._is_lost = True
+            print(f"pacbench: nothing more is recorded of this rank: {error}", file=sys.stderr, flush=True)
 
 
 def _own_rank() -> int:

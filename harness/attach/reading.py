@@ -101,8 +101,8 @@ def shortfall(folder: Path, world_size: int) -> str | None:
 
 
 def _findings(path: Path) -> list[Finding]:
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # each ends with a line end, or is not whole
     try:
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # each ends with a line end, or is not whole
         return [FINDING.validate_python(json.loads(line)) for line in lines]
     except (ValueError, ValidationError) as error:
         raise MeasurementError(f"{path}: not findings of this version ({' '.join(str(error).split())})") from None

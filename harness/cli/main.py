@@ -6,12 +6,14 @@ import gc
 import os
 import signal
 import sys
+from typing import TextIO
 
 import typer
 
 from harness.cli.app import make_app
 from harness.cli.console import accept_any_text
 from harness.errors import EXIT_INTERRUPTED, PacbenchError, UsageError
+from harness.files import NO_ROOM, NoRoomError
 from harness.plain import visible
 
 OBJECTS_BETWEEN_COLLECTIONS = 100_000
@@ -25,6 +27,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what has finished is kept
     try:
         code = make_app()(args=sys.argv[1:] or ["--help"], standalone_mode=False)
+        sys.stdout.flush()
         if code == EXIT_INTERRUPTED:
             raise KeyboardInterrupt  # typer made an exit code of it
         if code:
@@ -36,7 +39,17 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         _leave("interrupted; what had finished is kept", EXIT_INTERRUPTED)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone: nothing to tell it
+        _close(sys.stdout)  # the reader has gone: nothing to tell it
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        _close(sys.stdout)
+        _leave(f"{error.filename or 'what is printed'}: cannot be written: {error.strerror}", NoRoomError.exit_code)
+
+
+def _close(stream: TextIO) -> None:
+    """Have nothing more written there, also not what is still buffered when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _leave(message: str, code: int) -> None:

@@ -58,13 +58,17 @@ def topology(workers: int, rate: str, overrides: Sequence[str] | None) -> Topolo
         UsageError: there is no such network.
     """
     from harness.network.topology import Topology
+    from harness.scenario import limits
     from harness.scenario.load import apply_override
     from harness.scenario.section import checked_section
 
     values: dict[str, Any] = {"workers": workers, "link": {"rate": rate}}
     for override in overrides or []:
         apply_override(values, override)
-    return checked_section(Topology, values, "command line")
+    found = checked_section(Topology, values, "command line")
+    if complaint := limits.complaint(found.link, found.fabric):
+        raise UsageError(f"command line: {complaint}")
+    return found
 
 
 def share(option: str, text: str) -> float:
@@ -88,12 +92,15 @@ def write(path: Path, content: str) -> None:
     """Write a file that an option names.
 
     Raises:
-        UsageError: it cannot be written.
+        NoRoomError, UsageError: it cannot be written.
     """
+    from harness.files import NoRoomError, keep_elsewhere, write_whole
+
     try:
-        path.write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise UsageError.at("command line", "output", str(path), f"a file that can be written ({error})") from None
+        write_whole(path, content)
+    except NoRoomError as error:
+        kept = keep_elsewhere("pacbench-", {path.name: content})
+        raise NoRoomError(f"{error}; {f'it is kept in {kept}' if kept else 'it is lost'}") from None
 
 
 def command() -> list[str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
@@ -11,6 +11,7 @@ from typing import TextIO
 from typing_extensions import Self
 
 from harness.errors import UsageError
+from harness.files import UnwritableError, check_writable, make_folder, writing
 from harness.messages import Output
 
 
@@ -51,10 +52,9 @@ class Files:
         self._folder, self._per_node = folder, per_node
         self._files: dict[str, TextIO] = {}
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if not os.access(folder, os.W_OK):
-                raise PermissionError("it is read-only")
-        except OSError as error:
+            make_folder(folder)
+            check_writable(folder / "w0.out")
+        except UnwritableError as error:
             raise _unwritable(folder, error) from None
 
     def __enter__(self) -> Self:
@@ -64,19 +64,22 @@ class Files:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for file in self._files.values():
-            file.close()
+            with suppress(OSError):  # each line was written at once: what could not be written was told then
+                file.close()
 
     def __call__(self, said: Output) -> None:
         """Write what a rank has printed, at once: whoever follows the file sees it."""
         file = self._file(f"{name(said, self._per_node)}.{'err' if said.to_stderr else 'out'}")
-        file.write("".join(f"{line}\n" for line in said.lines))
-        file.flush()
+        with writing(Path(file.name)):
+            file.write("".join(f"{line}\n" for line in said.lines))
+            file.flush()
 
     def _file(self, name: str) -> TextIO:
         if name not in self._files:
             try:
-                self._files[name] = (self._folder / name).open("w", encoding="utf-8", errors="replace")
-            except OSError as error:
+                with writing(self._folder / name):
+                    self._files[name] = (self._folder / name).open("w", encoding="utf-8", errors="replace")
+            except UnwritableError as error:
                 raise _unwritable(self._folder, error) from None
         return self._files[name]
 
@@ -86,5 +89,5 @@ def name(said: Output, per_node: int) -> str:
     return said.node if per_node == 1 else f"{said.node}.{said.rank % per_node}"
 
 
-def _unwritable(folder: Path, error: OSError) -> UsageError:
-    return UsageError.at("command line", "--output", str(folder), f"a folder that can be written ({error})")
+def _unwritable(folder: Path, error: UnwritableError) -> UsageError:
+    return UsageError.at("command line", "--output", str(folder), f"a folder that can be written ({error.reason})")

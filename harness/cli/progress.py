@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from harness import provenance
 from harness.cli.console import print_table, say
 from harness.cli.options import cpu_count
 from harness.plain import visible
@@ -48,6 +49,7 @@ class ProgressBar(Watcher):
             unfinished = outlook.tried - outlook.done
             again = f"; {unfinished} that did not finish run again" if unfinished > 0 else ""
             say(f"resuming {outlook.folder}: {outlook.done} of {len(outlook.plan.trials)} trials are done{again}")
+        tell_of_unknown_commit()
         about = format_time(total_s(outlook.pending, cpu_count()))
         name, count = outlook.plan.scenario.name, len(outlook.pending)
         say(f"{name}: {count} trials, about {about}, {self._where}, into {outlook.folder}")
@@ -74,6 +76,12 @@ class ProgressBar(Watcher):
             self._bar.write(visible(lost), file=sys.stderr)
         if status != DISTURBED:  # it is run again at once
             self._bar.update()
+
+
+def tell_of_unknown_commit() -> None:
+    """Say so where git does not read pacbench's own checkout: what is measured now cannot be traced to a commit."""
+    if problem := provenance.described(provenance.ROOT).problem:
+        print(f"pacbench: {visible(problem)}", file=sys.stderr, flush=True)
 
 
 def announce_all(title: str, plans: Mapping[str, Plan], stores: Mapping[str, Store | None]) -> None:

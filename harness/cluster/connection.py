@@ -15,6 +15,7 @@ from typing import Any
 from harness import programs
 from harness.cluster.protocol import ClusterBrokenError, SideTask, TaskTimeoutError
 from harness.errors import MeasurementError, UsageError
+from harness.files import temporary
 from harness.messages import Done, Exit, Message, Quit, Refused, Signal, Start, Stop, Tick, decode, encode
 
 READ_BYTES = 1 << 20
@@ -32,7 +33,8 @@ class AgentConnection:
     """
 
     def __init__(self, command: list[str], more: Mapping[str, str] | None = None) -> None:
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the agent
+        with temporary():
+            self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the agent
         self._process = programs.start(
             command,
             more,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from harness.scenario.limits import ETHERNET_HEADER_BYTES as ETHERNET_HEADER_BYTES
 from harness.scenario.links import Link, Pipe
-
-ETHERNET_HEADER_BYTES = 14
 
 TCP_IP_HEADER_BYTES = 52
 """IPv4 20, TCP 20, timestamp option 12: what each full segment carries besides payload."""

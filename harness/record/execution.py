@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from harness.errors import UsageError
+from harness.files import NoRoomError, UnwritableError, keep_elsewhere, make_folder, write_whole, writing
 from harness.network.readings import Readings
 from harness.network.wires import Direction
 from harness.record.observed import Metric, Training
@@ -135,9 +136,18 @@ class Execution(Section):
     provenance: dict[str, Any]
 
     def save(self, folder: Path) -> Path:
-        """Write it; returns the file."""
+        """Write it; returns the file.
+
+        Raises:
+            NoRoomError: the disk is full. Where another one has room the record lies there; the message says so.
+        """
         path = folder / FILE
-        path.write_text(self.model_dump_json(by_alias=True, indent=1), encoding="utf-8")
+        content = self.model_dump_json(by_alias=True, indent=1)
+        try:
+            write_whole(path, content)
+        except NoRoomError as error:
+            kept = keep_elsewhere("pacbench-exec-", {FILE: content})
+            raise NoRoomError(f"{error}; {f'the record is kept in {kept}' if kept else 'it is lost'}") from None
         return path
 
     @classmethod
@@ -164,10 +174,12 @@ def new_folder(results: Path, asked: Path | None) -> Iterator[Path]:
     """
     folder = asked or results / f"exec-{time.strftime('%Y%m%d-%H%M%S')}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        is_empty = not any(folder.iterdir())
-    except OSError as error:
-        raise UsageError.at("command line", "--out", str(folder), f"a folder that can be written ({error})") from None
+        make_folder(folder)
+        with writing(folder):
+            is_empty = not any(folder.iterdir())
+    except UnwritableError as error:
+        allowed = f"a folder that can be written ({error.reason})"
+        raise UsageError.at("command line", "--out", str(folder), allowed) from None
     if not is_empty:
         raise UsageError.at("command line", "--out", str(folder), "a new or an empty folder")
     try:

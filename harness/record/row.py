@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import types
 from dataclasses import fields
+from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
-from pydantic import ConfigDict
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated_dataclass
 from typing_extensions import dataclass_transform
 
+from harness.errors import short_repr
 from harness.plan.status import Status
 
 SCHEMA = 2
@@ -242,6 +244,25 @@ class Event(NamedTuple):
 def meanings(cls: type[Any]) -> dict[str, str]:
     """The columns of a table with what each means, in order."""
     return {name: info.description or "" for name, info in cls.__pydantic_fields__.items()}
+
+
+@cache
+def _columns() -> dict[str, TypeAdapter[Any]]:
+    """What checks a value of each column of ``TrialRow``."""
+    hints = get_type_hints(TrialRow, include_extras=True)
+    return {name: TypeAdapter(hint, config=ConfigDict(strict=True)) for name, hint in hints.items()}
+
+
+def check_value(column: str, value: object) -> None:
+    """Refuse what a column of ``TrialRow`` cannot hold.
+
+    Raises:
+        ValueError: it says which, and why.
+    """
+    try:
+        _columns()[column].validate_python(value)
+    except ValidationError as error:
+        raise ValueError(f"{column}: found {short_repr(value)}; {error.errors()[0]['msg']}") from None
 
 
 def arrow_schema(cls: type[Any]) -> pa.Schema:

@@ -17,25 +17,52 @@ from __future__ import annotations
 import fcntl
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from harness.errors import MeasurementError, UsageError
-from harness.files import write_whole
+from harness.files import (
+    NoRoomError,
+    UnwritableError,
+    as_name,
+    is_file,
+    keep_elsewhere,
+    make_folder,
+    write_whole,
+    writing,
+)
 from harness.plan.status import DONE
 from harness.record.row import EVENT_SCHEMA, SCHEMA, TRIAL_SCHEMA, VERIFICATION_SCHEMA, Event, TrialRow, VerificationRow
+from harness.record.tables import (
+    DamagedError,
+    digest,
+    events_file,
+    json_digest,
+    read_events,
+    read_row,
+    row_file,
+)
+from harness.scenario.load import check_stored
 from harness.scenario.schema import Scenario
+from harness.scenario.section import in_words
 from harness.scenario.target import Target
 
 OLDER_COLUMNS = pa.schema([("target_accuracy", pa.float64())])
 """Columns of stores from before there were other targets than an accuracy. They are read, and never written."""
+
+DIGEST = "digest"
+"""Key of an entry of provenance: by it one knows whether the rest is what was written."""
+
+TRIALS, EVENTS = "trials.parquet", "events.parquet"
+
+LOST = "no other disk has room for this trial, which is lost; what was stored before is whole"
 
 WORKLOAD_COLUMNS = (
     *("workers", "model", "dataset", "batch_size", "training", "target"),
@@ -56,18 +83,19 @@ class Store:
 
         Raises:
             UsageError: it cannot be written, or holds a run of another scenario or of a newer version.
+            NoRoomError: the disk is full.
         """
         store = cls(folder)
         try:
             for part in (store._trials, store._events, store._verified):
-                part.mkdir(parents=True, exist_ok=True)
+                make_folder(part)
             if not store._scenario.exists():
-                write_whole(store._version, json.dumps({"schema": SCHEMA}).encode())
-                write_whole(store._scenario, scenario.model_dump_json(by_alias=True, indent=1).encode())
-        except OSError as error:
-            raise UsageError.at(
-                "command line", "--out", str(folder), f"a folder that can be written ({error})"
-            ) from None
+                content = scenario.model_dump_json(by_alias=True, indent=1).encode()
+                write_whole(store._version, json.dumps({"schema": SCHEMA, "scenario": digest(content)}))
+                write_whole(store._scenario, content)
+        except UnwritableError as error:
+            allowed = f"a folder that can be written ({error.reason})"
+            raise UsageError.at("command line", "--out", str(folder), allowed) from None
         store.check_version()
         if not store.scenario().is_same_run(scenario):
             raise UsageError.at(
@@ -87,14 +115,19 @@ class Store:
             UsageError: it is not the folder of a run, or a newer version of pacbench wrote it.
         """
         store = cls(folder)
-        if not store._scenario.is_file():
+        if not cls.is_run(folder):
             raise UsageError.at("command line", "RUN_DIR", str(folder), "the folder of a run (it has scenario.json)")
         store.check_version()
         return store
 
+    @classmethod
+    def is_run(cls, folder: Path) -> bool:
+        """Whether it is the folder of a run."""
+        return is_file(cls(folder)._scenario)
+
     @property
     def _trials(self) -> Path:
-        return self.folder / "trials.parquet"
+        return self.folder / TRIALS
 
     @property
     def _verified(self) -> Path:
@@ -102,7 +135,7 @@ class Store:
 
     @property
     def _events(self) -> Path:
-        return self.folder / "events.parquet"
+        return self.folder / EVENTS
 
     @property
     def _scenario(self) -> Path:
@@ -122,14 +155,21 @@ class Store:
         Raises:
             UsageError: the version is newer, or its file is damaged.
         """
-        try:
-            found = json.loads(self._version.read_bytes())["schema"]
-        except FileNotFoundError:
-            return  # from before there was a version
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UsageError(f"{self._version}: damaged: {type(error).__name__}: {error}") from None
-        if not isinstance(found, int) or found > SCHEMA:
+        found = self._said_of_the_store().get("schema", SCHEMA)
+        if isinstance(found, bool) or not isinstance(found, int) or not 1 <= found <= SCHEMA:
             raise UsageError.at(self._version, "schema", found, f"up to {SCHEMA}; a newer pacbench reads it: upgrade")
+
+    def _said_of_the_store(self) -> dict[str, Any]:
+        """What stands beside the scenario; nothing in runs from before there was a version."""
+        try:
+            found = json.loads(self._version.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, RecursionError) as error:
+            raise UsageError(f"{self._version}: damaged: {type(error).__name__}: {error}") from None
+        if not isinstance(found, dict) or not {"schema"} <= set(found) <= {"schema", "scenario"}:
+            raise UsageError(f"{self._version}: damaged: it does not say schema and scenario")
+        return found
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -138,7 +178,9 @@ class Store:
         Raises:
             UsageError: another run is using it.
         """
-        with (self.folder / ".lock").open("w") as handle:
+        with ExitStack() as stack:
+            with writing(self.folder):
+                handle = stack.enter_context((self.folder / ".lock").open("w"))
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -152,32 +194,51 @@ class Store:
             UsageError: its file is damaged, or was written by another version of pacbench.
         """
         try:
-            return Scenario.model_validate_json(self._scenario.read_bytes())
-        except (OSError, ValidationError) as error:
-            reason = str(error).splitlines()[0]
+            content = self._scenario.read_bytes()
+            found = Scenario.model_validate_json(content)
+        except OSError as error:
+            raise UsageError(f"{self._scenario}: cannot be read: {error.strerror}") from None
+        except ValidationError as error:
+            reason = in_words(error)
             raise UsageError(f"{self._scenario}: not a scenario this version can read ({reason})") from None
+        if self._said_of_the_store().get("scenario", digest(content)) != digest(content):
+            raise UsageError(f"{self._scenario}: damaged: it is not what the run was started with")
+        check_stored(found, self._scenario)
+        return found
 
     def append(self, row: TrialRow, events: Iterable[Event]) -> None:
         """Add a trial: its events first, then its row, each by one rename.
 
         Raises:
             MeasurementError: this attempt is there already.
+            NoRoomError: the disk is full. Where another one has room the trial lies there; the message says so.
         """
         name = f"{row.trial_id}-{row.attempt}.parquet"
-        rows = [{"trial_id": row.trial_id, **event._asdict()} for event in events]
         if (self._trials / name).exists():
             raise MeasurementError(f"{self._trials / name}: exists already; a trial is written once")
-        write_whole(self._events / name, _as_parquet(pa.Table.from_pylist(rows, schema=EVENT_SCHEMA)))
-        write_whole(self._trials / name, _as_parquet(_table(row, TRIAL_SCHEMA)))
+        of_events = events_file(row.trial_id, events)
+        files = {EVENTS: of_events, TRIALS: row_file(row, TRIAL_SCHEMA, of_events)}
+        try:
+            for part, content in files.items():
+                write_whole(self.folder / part / name, content)
+        except NoRoomError as error:
+            kept = keep_elsewhere("pacbench-trial-", {f"{part}/{name}": content for part, content in files.items()})
+            what = f"this trial is kept: cp -r {kept}/. {self.folder} adds it to the run" if kept else LOST
+            raise NoRoomError(f"{error}; {what}") from None
 
     def append_verification(self, row: VerificationRow) -> None:
-        """Add what the links of a trial were after it."""
-        table = _table(row, VERIFICATION_SCHEMA)
-        write_whole(self._verified / f"{row.trial_id}-{row.attempt}.parquet", _as_parquet(table))
+        """Add what the links of a trial were after it.
+
+        Raises:
+            NoRoomError: the disk is full.
+        """
+        write_whole(self._verified / f"{row.trial_id}-{row.attempt}.parquet", row_file(row, VERIFICATION_SCHEMA))
 
     def attempts_of(self, trial_id: str) -> int:
-        """How many attempts of a trial there are."""
-        return len(list(self._trials.glob(f"{trial_id}-*.parquet")))
+        """How many attempts of a trial there were: those that were moved away since, but for the last ones, count."""
+        names = [path.stem for path in self._trials.glob(f"{escape(trial_id)}-*.parquet")]
+        numbers = [int(number) for name in names if (number := name.removeprefix(f"{trial_id}-")).isdecimal()]
+        return max(numbers, default=-1) + 1
 
     def attempts(self) -> pd.DataFrame:
         """Every attempt of every trial, in order of trial and attempt, in the columns of both schemas.
@@ -185,8 +246,9 @@ class Store:
         Raises:
             UsageError: a file is damaged; it is named, and nothing is lost.
         """
-        verified = _read_tables(self._verified, VERIFICATION_SCHEMA)
-        own = with_targets(_read_tables(self._trials, pa.unify_schemas([TRIAL_SCHEMA, OLDER_COLUMNS])))
+        verified = _read_rows(self._verified, VerificationRow, VERIFICATION_SCHEMA)
+        all_columns = pa.unify_schemas([TRIAL_SCHEMA, OLDER_COLUMNS])
+        own = with_targets(_read_rows(self._trials, TrialRow, all_columns, OLDER_COLUMNS.names))
         frame = own.merge(verified, how="left", on=["trial_id", "attempt"])
         frame["network"] = frame["network"].fillna("")  # of runs from before there was more than a plain star
         return frame.sort_values(["round", "trial_id", "attempt"], ignore_index=True)
@@ -210,29 +272,47 @@ class Store:
         """
         trials = self.trials() if trials is None else trials
         names = [f"{row.trial_id}-{row.attempt}.parquet" for row in trials.itertuples()]
-        return _read_tables(self._events, EVENT_SCHEMA, only=names)
+        tables = [EVENT_SCHEMA.empty_table()]
+        for name in names:
+            try:
+                tables.append(read_events(self._events / name, self._trials / name))
+            except DamagedError as error:
+                remedy = f"move {self._trials / name} away, and its trial runs again"
+                raise UsageError(f"{self._events / name}: damaged ({error}); {remedy}") from None
+        frame: pd.DataFrame = pa.concat_tables(tables).to_pandas()
+        return frame
 
     def add_provenance(self, entry: Mapping[str, Any]) -> None:
-        """Remember what started or resumed this run, and where."""
-        entries = [*self.provenance(), dict(entry)]
-        write_whole(self._provenance, json.dumps(entries, indent=1).encode())
+        """Remember what started or resumed this run, and where.
+
+        Raises:
+            NoRoomError: the disk is full.
+        """
+        entries = [*self.provenance(), json.loads(json.dumps(dict(entry)))]
+        write_whole(self._provenance, json.dumps([{**each, DIGEST: json_digest(each)} for each in entries], indent=1))
 
     def own_profile(self, workload: str, make: Callable[[], str]) -> Path:
         """The file of a profile of this machine, for one workload; what ``make`` gives is kept where there is none."""
-        file = self.folder.absolute() / "profiles" / workload / "self.json"
+        file = self.folder.absolute() / "profiles" / as_name(workload) / "self.json"
         if not file.exists():
-            content = make().encode()
-            file.parent.mkdir(parents=True, exist_ok=True)
+            content = make()
+            make_folder(file.parent)
             write_whole(file, content)
         return file
 
     def provenance(self) -> list[dict[str, Any]]:
         """What started and resumed this run, oldest first."""
         try:
-            entries: list[dict[str, Any]] = json.loads(self._provenance.read_bytes())
+            entries = json.loads(self._provenance.read_bytes())
+            if not isinstance(entries, list) or not all(isinstance(each, dict) for each in entries):
+                raise ValueError("it is no list of tables")
+            for each in entries:
+                expected = each.pop(DIGEST, None)
+                if expected not in (None, json_digest(each)):
+                    raise ValueError("an entry is not what was written")
         except FileNotFoundError:
             return []
-        except ValueError as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UsageError(f"{self._provenance}: damaged: {error}; move it away to go on") from None
         return entries
 
@@ -248,7 +328,7 @@ def with_targets(trials: pd.DataFrame) -> pd.DataFrame:
 
 def runs(results: Path, scenario: Scenario) -> Iterator[Store]:
     """The runs of exactly this scenario under ``results``, newest first."""
-    for folder in sorted(results.glob(f"{scenario.name}-*"), reverse=True):
+    for folder in sorted(results.glob(f"{escape(scenario.name)}-*"), reverse=True):
         try:
             store = Store.open(folder)
             if store.scenario().is_same_run(scenario):
@@ -275,25 +355,22 @@ def require_done(trials: pd.DataFrame, where: Path) -> pd.DataFrame:
     return done
 
 
-def _table(row: TrialRow | VerificationRow, schema: pa.Schema) -> pa.Table:
-    return pa.Table.from_pylist([vars(row)], schema=schema)
+def _read_rows(
+    folder: Path, kind: type[TrialRow] | type[VerificationRow], schema: pa.Schema, older: Sequence[str] = ()
+) -> pd.DataFrame:
+    """The rows of a folder.
 
-
-def _as_parquet(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    content: bytes = sink.getvalue().to_pybytes()
-    return content
-
-
-def _read_tables(folder: Path, schema: pa.Schema, only: list[str] | None = None) -> pd.DataFrame:
-    names = sorted(path.name for path in folder.glob("[!.]*.parquet")) if only is None else only
-    tables = [schema.empty_table()]
-    for name in names:
+    Raises:
+        UsageError: some are damaged; the first is named, and how many there are.
+    """
+    tables, damaged = [schema.empty_table()], []
+    for file in sorted(folder.glob("[!.]*.parquet")):
         try:
-            tables.append(pq.read_table(folder / name, schema=schema))
-        except (OSError, pa.ArrowException) as error:
-            reason = str(error).splitlines()[0]
-            raise UsageError(f"{folder / name}: damaged ({reason}); move it away, and its trial runs again") from None
+            tables.append(read_row(file, kind, schema, older))
+        except DamagedError as error:
+            damaged.append(f"{file}: damaged ({error})")
+    if damaged:
+        more = f"; so are {len(damaged) - 1} more there" if len(damaged) > 1 else ""
+        raise UsageError(f"{damaged[0]}{more}; move it away, and its trial runs again")
     frame: pd.DataFrame = pa.concat_tables(tables).to_pandas()
     return frame

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.analysis.judgements import VERDICTS, Judgement, families
+from harness.files import make_folder, write_whole
 from harness.plain import markdown
 from harness.report import text
 from harness.units import format_rate
@@ -20,11 +21,11 @@ def write(judgements: Sequence[Judgement], folder: Path, provenance: Mapping[str
     Args:
         provenance: what judged, where, at which commit.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     content = json.dumps(as_json(judgements, provenance), indent=1, ensure_ascii=False)
-    (folder / "claims.json").write_text(content + "\n", encoding="utf-8")
+    write_whole(folder / "claims.json", content + "\n")
     page = folder / "claims.md"
-    page.write_text(as_markdown(judgements, provenance), encoding="utf-8")
+    write_whole(page, as_markdown(judgements, provenance))
     return page
 
 

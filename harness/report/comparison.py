@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from harness.analysis.cross_cluster import compare
+from harness.files import write_whole
 from harness.plain import markdown
 from harness.record.store import Store
 
@@ -26,12 +27,12 @@ def write(first: Store, second: Store) -> Path:
         for line in lines
     ]
     page = second.folder / FILE
-    page.write_text(
+    write_whole(
+        page,
         f"# {markdown(first.scenario().name)}: {names[0]} against {names[1]}\n\n"
         f"Runs: {folders[0]}, {folders[1]}. Samples/s are medians over rounds.\n\n"
         f"| case | method | samples/s on {names[0]} | on {names[1]} | ratio | same accuracy curve | same parameters |\n"
         "|---|---|--:|--:|--:|--:|--:|\n" + "\n".join(rows) + "\n",
-        encoding="utf-8",
     )
     return page
 

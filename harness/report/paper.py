@@ -20,6 +20,7 @@ from harness.analysis.cases import CaseResult, case_results
 from harness.analysis.estimates import Estimate
 from harness.analysis.methods import MethodResult
 from harness.analysis.trials import CASE_COLUMNS, FAKE
+from harness.files import write_whole
 from harness.record.store import Store, require_done
 from harness.report import text
 from harness.report.figures import registry, render
@@ -83,8 +84,8 @@ def write(store: Store, figures: Sequence[Draws] | None = None) -> Path:
         small = dict.fromkeys(SMALLER, changes["font.size"]) if "font.size" in changes else {}
         style = {**changes, **small}
         render.write_all(folder / name, results, chosen, style)
-    (folder / "results.tex").write_text(results_table(cases, scenario), encoding="utf-8")
-    trials[list(TRIAL_COLUMNS)].to_csv(folder / "trials.csv", index=False)
+    write_whole(folder / "results.tex", results_table(cases, scenario), sync=False)
+    write_whole(folder / "trials.csv", trials[list(TRIAL_COLUMNS)].to_csv(index=False), sync=False)
     return folder
 
 

@@ -17,6 +17,7 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from harness import plain
+from harness.files import write_whole
 from harness.report import text
 from harness.report.text import NOTHING
 from harness.units import format_rate
@@ -36,7 +37,7 @@ def render_markdown(page: Path, content: Mapping[str, Any]) -> Path:
 
 def _render(page: Path, content: Mapping[str, Any], **how_to_escape: Any) -> Path:
     template = _environment(**how_to_escape).get_template(f"{page.name}.j2")
-    page.write_text(template.render(content), encoding="utf-8")
+    write_whole(page, template.render(content), sync=False)
     return page
 
 

@@ -16,6 +16,7 @@ from harness.attach import RankFindings, Step
 from harness.attach.attachment import CODE, Attachment
 from harness.attach.findings import Metric as ToldMetric
 from harness.cluster.protocol import CommandCluster
+from harness.files import writing
 from harness.messages import Output
 from harness.methods import digest, method_named
 from harness.network.addresses import WORKER_INTERFACE
@@ -82,7 +83,8 @@ def attached(job: Job, attachment: Attachment, folder: Path) -> Job:
         attachment = attachment.model_copy(update={"interface": WORKER_INTERFACE})
     findings = folder / FINDINGS
     more = attach.environment(attachment, findings, users={})
-    findings.mkdir()
+    with writing(findings):
+        findings.mkdir()
     if os.getuid() == 0:  # in containers the command runs as the owner of its folder
         owner = os.stat(job.folder)
         os.chown(findings, owner.st_uid, owner.st_gid)

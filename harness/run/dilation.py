@@ -15,6 +15,9 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from harness.cluster.protocol import Cluster
 from harness.errors import MeasurementError, UsageError
@@ -28,6 +31,7 @@ from harness.run.added import TOLERATED, Added, added_within
 from harness.run.outcome import Outcome
 from harness.run.probe import Prober, metered_s, without_warmup
 from harness.scenario.schema import Case, MethodSpec
+from harness.scenario.section import in_words
 
 CPUS = os.cpu_count() or 1
 
@@ -39,9 +43,9 @@ OTHERS = 3
 class Found:
     """What is known of a method on a case."""
 
-    dilation: float
+    dilation: Annotated[float, Field(gt=0, le=LADDER[-1])]
     """The next trial's."""
-    step_s: float
+    step_s: Annotated[float, Field(gt=0)]
     """A step, without what this machine adds."""
     added_s: float
     """What this machine adds to it, in real seconds."""
@@ -66,9 +70,7 @@ class Dilations:
     def __init__(self, file: Path, cluster: Cluster, baseline: MethodSpec, attempt: Callable[[Trial], Outcome]) -> None:
         self._file, self._cluster, self._baseline = file, cluster, baseline
         self._prober = Prober(attempt)
-        kept = json.loads(file.read_text()) if file.exists() else {}
-        self._labels: dict[str, str] = {key: values.pop("label") for key, values in kept.items()}
-        self._found = {key: Found(**values) for key, values in kept.items()}
+        self._found, self._labels = _read(file)
         self._too_low: dict[str, float] = {}
 
     def is_known(self, trial: Trial) -> bool:
@@ -198,6 +200,24 @@ class Dilations:
             f"{trial.method.label}: at a dilation of {LADDER[-1]:g} this machine still adds more than "
             f"{100 * MOST_ADDED:g} % to a step; fewer workers, more CPUs, or less beside them would help"
         )
+
+
+def _read(file: Path) -> tuple[dict[str, Found], dict[str, str]]:
+    """What earlier starts of the run have found, and of which method.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
+    try:
+        kept = json.loads(file.read_bytes())
+        labels = {key: str(values.pop("label")) for key, values in kept.items()}
+        found = TypeAdapter(dict[str, Found]).validate_python(kept)
+    except FileNotFoundError:
+        return {}, {}
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        reason = in_words(error) if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
+        raise UsageError(f"{file}: damaged ({reason}); move it away, and the run finds it anew") from None
+    return found, labels
 
 
 def _needed(within: Added, share: float) -> float:

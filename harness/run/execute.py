@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import psutil
 
 from harness.analysis.stopping import undecided_accuracies
@@ -58,11 +59,7 @@ def run(
         KeyboardInterrupt: passed on once the trial that it hit is stored as interrupted.
     """
     attempts = store.attempts()
-    if foreign_trial_ids := plan.foreign_trial_ids(attempts):
-        raise UsageError(
-            f"{store.folder}: holds {len(foreign_trial_ids)} trials of other code or of another kind of cluster, "
-            "which are not to be mixed with new ones; choose another --out"
-        )
+    check_same_code(plan, store, attempts)
     runner = _Runner(plan, store, cluster, watch, ended)
     pending = with_pretrained_weights(with_profile_files(plan.pending(attempts), store))
     _prepare(plan, pending, cluster)
@@ -71,6 +68,19 @@ def run(
         if number > first_round and enough():
             return
         runner.run(trials)
+
+
+def check_same_code(plan: Plan, store: Store, attempts: pd.DataFrame) -> None:
+    """Refuse to mix trials.
+
+    Raises:
+        UsageError: the store holds trials of other code, or of another kind of cluster.
+    """
+    if foreign_trial_ids := plan.foreign_trial_ids(attempts):
+        raise UsageError(
+            f"{store.folder}: holds {len(foreign_trial_ids)} trials of other code or of another kind of cluster, "
+            "which are not to be mixed with new ones; choose another --out"
+        )
 
 
 def run_more_seeds(plan: Plan, store: Store, cluster: Cluster, watch: Watch, ended: Ended) -> None:
@@ -90,7 +100,7 @@ def run_more_seeds(plan: Plan, store: Store, cluster: Cluster, watch: Watch, end
 
 def _prepare(plan: Plan, pending: Sequence[Trial], cluster: Cluster) -> None:
     """Have files and data ready on the cluster, and refuse what this machine or the cluster cannot carry."""
-    _check_memory(plan, pending)
+    check_memory(plan, pending)
     for file in files_of((trial.case, trial.method) for trial in pending):
         cluster.share_file(file)
     for checkpoint in {named for trial in pending if (named := trial.case.train.checkpoint)}:
@@ -119,8 +129,12 @@ def pending_seeds(plan: Plan, store: Store) -> list[Trial]:
     return plan.pending_seeds(store.attempts(), lambda trial: (workload_of(trial), trial.method.label) in asked)
 
 
-def _check_memory(plan: Plan, pending: Iterable[Trial]) -> None:
-    """Refuse replays whose workers would not fit into memory together."""
+def check_memory(plan: Plan, pending: Iterable[Trial]) -> None:
+    """Refuse replays whose workers would not fit into memory together.
+
+    Raises:
+        UsageError: it names the first.
+    """
     available = psutil.virtual_memory().available
     for trial in pending:
         if (needed := trial.expected.memory_bytes or 0) > available:

@@ -10,8 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from harness import programs
-from harness.errors import MeasurementError, UsageError
+from harness.errors import MeasurementError
+from harness.files import as_name, make_folder
 from harness.plan.trial import Trial
+from harness.plugins import short
 from harness.provenance import code_digest
 from harness.workload.data import cache
 
@@ -50,7 +52,7 @@ def weights_file(trial: Trial) -> Path:
         "versions": [platform.python_version(), version("torch"), version("torchvision")],
     }
     digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-    return cache() / "pretrained" / f"{train.model}-{digest[:16]}.pt"
+    return cache() / "pretrained" / f"{as_name(short(train.model))}-{digest[:16]}.pt"
 
 
 def _listing(data_dir: str | None) -> list[tuple[str, int, int]]:
@@ -63,10 +65,7 @@ def _listing(data_dir: str | None) -> list[tuple[str, int, int]]:
 
 def _make(trial: Trial, file: Path) -> None:
     """Pre-train in a Python of its own, of which nothing stays in memory."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{file.parent}: cannot be made: {error}") from None
+    make_folder(file.parent)
     asked = {"case": trial.case.model_dump(mode="json", by_alias=True), "seed": trial.seed, "file": str(file)}
     done = programs.run(
         programs.python("harness.worker.pretraining"), input=json.dumps(asked).encode(), capture_output=True

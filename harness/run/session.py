@@ -157,6 +157,23 @@ def run_scenario(
     return run(plan, store, cluster, _python_command(str(scenario), given), until=until)
 
 
+def check_start(plan: Plan, folder: Path | None = None, results: Path = RESULTS) -> None:
+    """Refuse what ``open_store`` and ``run`` would, as far as that is known before anything is made or started.
+
+    Raises:
+        UsageError: the plan can only be predicted, does not fit into memory, or the folder holds another run.
+    """
+    check_size(plan.scenario)
+    there = unfinished_run(plan, results) if folder is None else folder if Store.is_run(folder) else None
+    pending: Sequence[Trial] = plan.trials
+    if there is not None:
+        store = Store.create(there, plan.scenario)
+        attempts = store.attempts()
+        execute.check_same_code(plan, store, attempts)
+        pending = plan.pending(attempts)
+    execute.check_memory(plan, pending)
+
+
 def open_store(plan: Plan, folder: Path | None = None, results: Path = RESULTS) -> Store:
     """Open the folder that is given, the plan's newest unfinished run under ``results``, or a new one.
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationInfo, model_serializer, model_validator
 from typing_extensions import Self
 
+from harness.files import is_file
 from harness.scenario import properties
 from harness.scenario.properties import slowed
 from harness.scenario.section import Section
@@ -147,7 +148,7 @@ def _read_trace(given: object, info: ValidationInfo) -> object:
 
     folders = [Path(), *filter(None, [(info.context or {}).get("folder")]), Path(str(files("scenarios")))]
     candidates = [folder / given for folder in folders]
-    return traces.read(next((path for path in candidates if path.is_file()), candidates[0]))
+    return traces.read(next((path for path in candidates if is_file(path)), candidates[0]))
 
 
 class Link(Pipe):
@@ -198,7 +199,7 @@ class Fabric(Section):
     groups: str = Field("", pattern=r"^([a-z][a-z0-9-]*( [a-z][a-z0-9-]*)*)?$")
     """Names, with blanks between them."""
     mesh: bool = False
-    oversubscription: float | None = Field(None, gt=0)
+    oversubscription: float | None = Field(None, gt=0, le=10_000)
     """The sum of a group's uplinks over the rate of its trunk to the core; None takes the trunk's own rate."""
     trunk: TwoWay = TwoWay()
     """Every trunk; unshaped where no rate is given."""

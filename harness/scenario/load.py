@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 
 from harness import methods, plugins
 from harness.errors import UsageError
+from harness.files import is_file
 from harness.scenario.schema import SLOWED_TO, Case, MethodSpec, Scenario
 from harness.scenario.section import checked_section, explain
 
@@ -21,6 +23,9 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+MOST_COMBINATIONS = 10_000
+"""Cases of a scenario, and variants of a method: more is a mistake, and takes all memory before anybody sees it."""
 
 
 def load(name_or_path: str, overrides: Iterable[str] = (), only_methods: Sequence[str] = ()) -> Scenario:
@@ -75,11 +80,13 @@ def read_toml(path: Path) -> dict[str, Any]:
         UsageError: it cannot be read, or is not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read: {error}") from None
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}: not valid TOML: {error}") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from None
+    except RecursionError:
+        raise UsageError(f"{path}: cannot be read: its tables and lists lie too deep in one another") from None
 
 
 def find(name_or_path: str) -> Path:
@@ -90,8 +97,9 @@ def find(name_or_path: str) -> Path:
     """
     path = Path(name_or_path)
     if path.suffix != ".toml":
+        is_inside = not path.is_absolute() and ".." not in path.parts
         path = Path(str(files("scenarios"))) / f"{name_or_path}.toml"
-        if not path.is_file():
+        if not (is_inside and is_file(path)):
             raise UsageError.at(
                 "command line", "SCENARIO", name_or_path, f"a .toml file, or one of {', '.join(available())}"
             )
@@ -120,7 +128,7 @@ def value_of(text: str) -> Any:
     """What a command line gives as a value: TOML, and what is not TOML is text."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # a number that is too long is a ValueError
         return text
 
 
@@ -161,21 +169,41 @@ def _build(raw: Mapping[str, Any], source: str) -> Scenario:
     for name, section in sections.items():
         if empty := next((key for key, value in section.items() if value == []), None):
             raise UsageError.at(source, f"{name}.{empty}", [], "one value, or a list of some")
-    cases = tuple(checked_section(Case, combination, source) for combination in _combinations(sections))
+    cases = tuple(checked_section(Case, combination, source) for combination in _combinations(sections, source))
     chosen = _methods(raw.get("methods"), source)
     scenario = checked_section(Scenario, {**top, "cases": cases, "methods": chosen}, source)
     _check_told_apart(scenario, source)
+    _check_baselines(scenario, source)
+    return scenario
+
+
+def _check_baselines(scenario: Scenario, source: str) -> None:
     labels = [method.label for method in scenario.methods]
     for field in ("baseline", "baseline_16bit"):
         if (label := getattr(scenario, field)) is not None and label not in labels:
             raise UsageError.at(source, field, label, f"the label of a method: {', '.join(labels)}")
-    return scenario
 
 
-def _combinations(sections: Mapping[str, Mapping[str, Any]]) -> list[dict[str, dict[str, Any]]]:
+def check_stored(scenario: Scenario, file: Path) -> None:
+    """Refuse a scenario that a run has stored, and that names what this version does not have.
+
+    Raises:
+        UsageError: it names the file.
+    """
+    for method in scenario.methods:
+        if not methods.is_known(method.name):
+            raise UsageError.at(file, f"methods ({method.label}).name", method.name, methods.allowed())
+    _check_baselines(scenario, str(file))
+
+
+def _combinations(
+    sections: Mapping[str, Mapping[str, Any]], source: str = "scenario"
+) -> list[dict[str, dict[str, Any]]]:
     """Every choice of one element from each list that stands where one value is expected."""
     fields = [(name, key, value) for name, section in sections.items() for key, value in section.items()]
     choices = [value if isinstance(value, list) else [value] for _, _, value in fields]
+    if (count := math.prod(map(len, choices))) > MOST_COMBINATIONS:
+        raise UsageError.at(source, "lists", f"{count} combinations", f"at most {MOST_COMBINATIONS}")
     combinations = []
     for chosen in itertools.product(*choices):
         combination: dict[str, dict[str, Any]] = {name: {} for name in sections}
@@ -199,7 +227,7 @@ def _methods(entries: object, source: str) -> tuple[MethodSpec, ...]:
             allowed = "no such key any more; train.dilation slows links and time, for all methods alike"
             raise UsageError.at(source, f"{shown}.{SLOWED_TO}", entry[SLOWED_TO], allowed)
         given = {key: value for key, value in entry.items() if key not in ("name", "label")}
-        for combination in _combinations({"params": given}):
+        for combination in _combinations({"params": given}, source):
             lr = combination["params"].pop("lr", None)
             specs.append((entry, {**_checked_parameters(name, combination["params"], source, shown), "lr": lr}))
     return _labelled(specs, source)

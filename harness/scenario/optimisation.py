@@ -12,6 +12,9 @@ from harness.scenario.section import Section
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
+MOST_STEPS, MOST_LR = 1_000_000, 1000.0
+"""Beyond which a number of steps, or a learning rate, is a slip."""
+
 ADAMW_DEFAULTS = {"lr": 1e-3, "momentum": 0.0, "weight_decay": 1e-2}
 """torch's, for what ``[train]`` does not say. Those of SGD are the defaults of ``Train``."""
 
@@ -24,7 +27,7 @@ class Optimizer(Section):
     ICLR 2019)."""
     betas: Annotated[tuple[Share, Share], Field(strict=False)] = (0.9, 0.999)
     """Of AdamW: decay rates of the two moments."""
-    eps: float = Field(1e-8, gt=0)
+    eps: float = Field(1e-8, gt=0, le=1)
     """Of AdamW: what is added to the denominator."""
 
     @model_validator(mode="after")
@@ -44,9 +47,9 @@ class Schedule(Section):
 
     kind: Literal["constant", "cosine", "step"] = "constant"
     """Constant; down to 0 at ``train.steps`` along half a cosine; or times ``decay`` after every ``decay_every``."""
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(0, ge=0, le=MOST_STEPS)
     """First steps, in which the rate rises linearly; the last of them has all of it."""
-    decay_every: int = Field(100, ge=1)
+    decay_every: int = Field(100, ge=1, le=MOST_STEPS)
     """Of kind ``step``: steps from one decay to the next, counted from the start."""
     decay: float = Field(0.1, gt=0, le=1)
     """Of kind ``step``: the factor of one decay."""
@@ -66,9 +69,9 @@ class Schedule(Section):
 class Pretrain(Section):
     """A dense training before all trials, from which every method starts; off the clock."""
 
-    steps: int = Field(ge=1)
+    steps: int = Field(ge=1, le=MOST_STEPS)
     """Steps, each on as many samples as a step of all workers together."""
-    lr: float = Field(gt=0)
+    lr: float = Field(gt=0, le=MOST_LR)
     """Learning rate, which is constant."""
 
 

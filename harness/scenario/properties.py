@@ -6,6 +6,7 @@ with the rest. Schema, tc's words, read-back, calibration and the slowing of rep
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, NamedTuple
@@ -143,6 +144,10 @@ class Property:
     """The word for such packets, and the field of ``Counts`` that says how many they were."""
     contradiction: Callable[[LinkProperties], str | None] | None = None
     """What it cannot be had together with, as ``found ...; allowed: ...``."""
+    least: float = 0.0
+    """The least value that a file may give, beside none at all."""
+    most: float = math.inf
+    """The greatest value, or share of packets, that a file may give."""
     calibrated: tuple[Mapping[str, Any], ...] = ()
     """The links on which ``pacbench calibrate`` tries it, as files say them."""
     name: str = ""
@@ -165,6 +170,14 @@ class Property:
         """The share of packets that it disturbs."""
         value = getattr(pipe, self.name) if self.disturbs else 0.0
         return value.mean_loss if isinstance(value, GilbertElliott) else float(value or 0.0)
+
+    def beyond(self, pipe: LinkProperties) -> str | None:
+        """Why a value is out of all sense, as ``found ...; allowed: ...``: no such link could be measured, or used."""
+        value = self.share(pipe) if self.disturbs else getattr(pipe, self.name)
+        if not isinstance(value, (int, float)) or not value or self.least <= value <= self.most:
+            return None
+        said = self.unit.said
+        return f"found {said(value)!r}; allowed: {said(self.least)} to {said(self.most)}"
 
     def is_netems(self, pipe: LinkProperties) -> bool:
         """Whether this direction needs netem because of it."""
@@ -191,6 +204,10 @@ class Property:
             yield ReadBack(name, asked or 0.0, found, unit.shown_within)
 
 
+LEAST_STEP = 1e-6
+"""The least probability of a step between the states of bursts."""
+
+
 class GilbertElliott(Section):
     """Loss that comes in bursts: a chain that steps once a packet between a good and a bad state, each with its loss.
 
@@ -210,6 +227,9 @@ class GilbertElliott(Section):
     def _check(self) -> Self:
         if not (self.p > 0 and self.r > 0):
             raise ValueError("p and r above 0: a state that is never left is no burst")
+        if min(self.p, self.r) < LEAST_STEP:
+            found = f"p = {self.p:g}, r = {self.r:g}"
+            raise ValueError(f"p, r: found {found}; allowed: from {LEAST_STEP:g} on: a state must end")
         return self
 
     @property
@@ -257,6 +277,12 @@ JITTERS = (
     {"rate": "20mbit", "delay": "10ms", "jitter": "1ms"},
     {"rate": "20mbit", "delay": "20ms", "jitter": "5ms"},
 )
+MOST_QUEUE_BYTES = 2_000_000_000
+"""Bucket and queue together are 32 bits in the kernel."""
+
+LEAST_SHARE = 1e-7
+"""Of packets: less comes to one of a trial's only by chance. Shares are 32 bits in the kernel."""
+
 BURSTS = ({"p": "1%", "r": "25%"}, {"p": "0.5%", "r": "10%", "loss_bad": 0.7, "loss_good": 0.001})
 BURSTS_SHOWN = {
     "p": "loss-gemodel.p",
@@ -272,17 +298,17 @@ class LinkProperties(Section):
     rate_bps: Annotated[
         RateOrUnshaped,
         Field(alias="rate"),
-        Property("rate {}", place=3, shown="rate.rate", calibrated=each("rate", *RATES)),
+        Property("rate {}", place=3, shown="rate.rate", least=8e3, most=1e13, calibrated=each("rate", *RATES)),
     ] = 100_000_000
     """Bits per second on the wire, headers included; None leaves the direction unshaped."""
-    burst_bytes: Annotated[SizeBytes | None, Field(alias="burst"), Property()] = None
+    burst_bytes: Annotated[SizeBytes | None, Field(alias="burst"), Property(most=MOST_QUEUE_BYTES)] = None
     """The token bucket's size; None chooses one that neither stalls the rate nor hides it."""
-    queue_bytes: Annotated[SizeBytes | None, Field(alias="queue"), Property()] = None
+    queue_bytes: Annotated[SizeBytes | None, Field(alias="queue"), Property(most=MOST_QUEUE_BYTES)] = None
     """What may wait for the rate before packets are dropped; None lets 0.3 s of the rate wait."""
     delay_s: Annotated[
         TimeS,
         Field(alias="delay"),
-        Property("delay {}", place=0, shown="delay.delay", needs_netem=True, calibrated=DELAYS),
+        Property("delay {}", place=0, shown="delay.delay", needs_netem=True, least=1e-6, most=10.0, calibrated=DELAYS),
     ] = 0.0
     """How long a packet is on its way in this direction. Two workers of a star are two links apart: their round trip
     takes it four times."""
@@ -295,6 +321,7 @@ class LinkProperties(Section):
             shown="delay.jitter",
             needs_netem=True,
             contradiction=_jitter_beyond_delay,
+            least=1e-6,
             calibrated=JITTERS,
         ),
     ] = 0.0
@@ -315,6 +342,8 @@ class LinkProperties(Section):
             needs_netem=True,
             disturbs=True,
             contradiction=_two_losses_or_all_lost,
+            least=LEAST_SHARE,
+            most=0.5,
             calibrated=each("loss", "0.01%", "0.1%", "1%", "5%", rate="20mbit", delay="1ms"),
         ),
     ] = 0.0
@@ -326,6 +355,8 @@ class LinkProperties(Section):
             shown=BURSTS_SHOWN,
             needs_netem=True,
             disturbs=True,
+            least=LEAST_SHARE,
+            most=0.5,
             calibrated=each("loss_bursts", *BURSTS, rate="20mbit", delay="1ms"),
         ),
     ] = None
@@ -338,6 +369,7 @@ class LinkProperties(Section):
             needs_netem=True,
             disturbs=True,
             counted=("duplicated", "duplicated"),
+            least=LEAST_SHARE,
             calibrated=each("duplicate", "1%", rate="20mbit", delay="1ms"),
         ),
     ] = 0.0
@@ -349,6 +381,8 @@ class LinkProperties(Section):
             shown="corrupt.corrupt",
             needs_netem=True,
             disturbs=True,
+            least=LEAST_SHARE,
+            most=0.5,
             calibrated=each("corrupt", "1%", rate="20mbit", delay="1ms"),
         ),
     ] = 0.0
@@ -362,6 +396,7 @@ class LinkProperties(Section):
             disturbs=True,
             counted=("overtaking", "overtook"),
             contradiction=_nobody_to_overtake,
+            least=LEAST_SHARE,
             calibrated=each("reorder", "2%", rate="20mbit", delay="5ms"),
         ),
     ] = 0.0

@@ -8,18 +8,22 @@ and what is allowed.
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 from typing_extensions import Self
 
+from harness.files import NAMES, NAMES_IN_WORDS
 from harness.methods import is_known, method_named
+from harness.scenario import limits
 from harness.scenario.links import Fabric, Link
 from harness.scenario.optimisation import (
     ADAMW_DEFAULTS,
+    MOST_LR,
+    MOST_STEPS,
     AugmentField,
     AutocastField,
     Optimizer,
@@ -46,6 +50,11 @@ SLOWED_TO = "slowed_to"
 MOST_EMULATED, MOST_WORKERS = 128, 16_384
 """Workers that a run may have, and those of which a plan may predict what they would do."""
 
+MOST_DILATION = 10_000
+
+MOST_CPUS = 8192
+"""Linux's own limit."""
+
 TOLERANCE = 0.02
 """What PacTrain's authors say that pruning may cost."""
 
@@ -55,10 +64,19 @@ class Resources(Section):
 
     cpuset: str | None = Field(None, pattern=r"^[0-9]+([-,][0-9]+)*(;[0-9]+([-,][0-9]+)*)*$")
     """CPUs, as taskset(1) takes them: one set for all workers, or several, parted by ``;``, that they take in turn."""
-    memory_bytes: Annotated[SizeBytes | None, Field(alias="memory")] = None
+    memory_bytes: Annotated[Annotated[SizeBytes, Field(ge=50_000_000, le=10**14)] | None, Field(alias="memory")] = None
     """A worker that needs more is ended by the kernel."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where workers compute. On GPUs NCCL synchronises them, or Gloo, where there are fewer GPUs than workers."""
+
+    @field_validator("cpuset")
+    @classmethod
+    def _check_cpuset(cls, given: str | None) -> str | None:
+        for part in re.split("[,;]", given or ""):
+            first, _, last = part.partition("-")
+            if part and not int(first) <= int(last or first) < MOST_CPUS:
+                raise ValueError(f"CPUs from 0 to {MOST_CPUS - 1}, and no range from a greater to a lesser one")
+        return given
 
     def cpuset_of(self, worker: int) -> str | None:
         """The CPUs of one worker."""
@@ -107,8 +125,8 @@ def _target_as_text(target: Target | None) -> str | None:
 def _read_dilation(given: object) -> float | None:
     if given is None or given == AUTO:
         return None
-    if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 < given < math.inf:
-        raise ValueError(f"a number greater than 0, or {AUTO!r}")
+    if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 < given <= MOST_DILATION:
+        raise ValueError(f"a number greater than 0, up to {MOST_DILATION}, or {AUTO!r}")
     return float(given)
 
 
@@ -140,26 +158,26 @@ class Train(Section):
     here, and all times are divided by it before they are told. So a machine can carry rates that are beyond it. Below 1
     all is faster than real time, for links without a delay. None, which files write ``auto``: the run finds the least
     one for each method, by short trials (``run/dilation.py``); where time cannot be dilated it is 1."""
-    gradient_density: float = Field(1.0, gt=0, le=1)
+    gradient_density: float = Field(1.0, ge=1e-6, le=1)
     """Replays only: the share of a gradient's entries that are not zero."""
     gradient_overlap: Literal["random", "full"] = "random"
     """Replays only: whether each worker has a gradient of its own, or all have the same one."""
-    steps: int = Field(100, ge=4)
+    steps: int = Field(100, ge=4, le=MOST_STEPS)
     """The cap: every trial goes on to it, whether it has reached the target or not, so that final accuracies are those
     of the same step."""
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(32, ge=1, le=1_000_000)
     """Samples per worker and forward pass."""
-    accumulate: int = Field(1, ge=1)
+    accumulate: int = Field(1, ge=1, le=10_000)
     """Forward and backward passes of each worker in a step. Gradients travel in the last one, as their mean."""
     augment: AugmentField = None
     """``crop-flip``: images are padded by 4, cropped at random, and half of them mirrored, by seed, rank and step."""
     optimizer: OptimizerField = Optimizer.model_validate({})
     """``sgd``, ``nesterov`` or ``adamw``; or a table with ``name``, and AdamW's ``betas`` and ``eps``."""
-    lr: float = Field(0.05, gt=0)
+    lr: float = Field(0.05, gt=0, le=MOST_LR)
     """Learning rate; 0.001 with AdamW. A method's own ``lr`` comes before it."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """Momentum of SGD; 0 with AdamW, which has its betas."""
-    weight_decay: float = Field(5e-4, ge=0)
+    weight_decay: float = Field(5e-4, ge=0, le=100)
     """Weight decay: of SGD a part of the gradient, of AdamW decoupled from it, and 0.01 there."""
     schedule: ScheduleField = Schedule.model_validate({})
     """``constant``, ``cosine`` or ``step``; or a table with ``kind``, ``warmup_steps``, ``decay_every``, ``decay``."""
@@ -169,14 +187,14 @@ class Train(Section):
     pretrain: PretrainField = None
     """A table with ``steps`` and ``lr``: a dense training, once for each seed and off the clock, that all methods start
     from. None, which files write ``none``: from ``checkpoint``, or from weights drawn by the seed."""
-    eval_every: int = Field(10, ge=1)
+    eval_every: int = Field(10, ge=1, le=MOST_STEPS)
     """Steps between evaluations on the test set, which pause the training clock."""
     target: Annotated[Target | None, BeforeValidator(_read_target), PlainSerializer(_target_as_text)] = None
     """How good the model must be: ``accuracy 95%``, ``loss 0.35``, ``perplexity 12``. The time is read at the first
     crossing, between two evaluations by a line. None, which files write ``none``: no time to target is told."""
-    bucket_bytes: Annotated[SizeBytes, Field(alias="bucket")] = 25_000_000
+    bucket_bytes: Annotated[SizeBytes, Field(alias="bucket", ge=1000, le=100_000_000_000)] = 25_000_000
     """DDP's bucket size."""
-    timeout_s: Annotated[TimeS, Field(alias="timeout", gt=0)] = 300.0
+    timeout_s: Annotated[TimeS, Field(alias="timeout", gt=0, le=7 * 24 * 3600)] = 300.0
     """A trial that takes longer is ended and recorded as ``timeout``; one that runs slower may take as much longer."""
 
     @property
@@ -228,10 +246,10 @@ class MethodSpec(Section):
 
     name: str
     """A name from ``pacbench list methods``, or ``FILE.py:NAME``."""
-    label: str
+    label: str = Field(min_length=1, max_length=200)
     """What tables and figures call it. Without one it is the name, and what tells it from others of that name."""
     params: dict[str, Any] = Field(default_factory=dict)
-    lr: float | None = Field(None, gt=0)
+    lr: float | None = Field(None, gt=0, le=MOST_LR)
     """Learning rate of this method; None takes ``train.lr``."""
 
     @model_validator(mode="before")
@@ -260,6 +278,8 @@ class Case(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if complaint := limits.complaint(self.link, self.fabric):
+            raise ValueError(complaint)
         names = {f"w{worker}" for worker in range(self.cluster.workers)}
         if unknown_workers := [name for name in self.link.workers if name not in names]:
             raise ValueError(f"link.workers: found {unknown_workers[0]!r}; allowed: w0 to w{len(names) - 1}")
@@ -287,16 +307,22 @@ class Case(Section):
         return self.train.dilation is None and self.can_be_dilated
 
 
+def _check_name(name: str) -> str:
+    if not re.match(NAMES, name):
+        raise ValueError(NAMES_IN_WORDS)
+    return name
+
+
 class Scenario(Section):
     """A scenario as the rest of pacbench sees it: concrete cases, concrete methods, no lists left to expand."""
 
-    name: str
+    name: Annotated[str, AfterValidator(_check_name)]
     """What lists and folders call it; the file's name, unless it is given."""
     description: str = ""
     """The question that it answers, in one line."""
-    rounds: int = Field(5, ge=1)
+    rounds: int = Field(5, ge=1, le=1000)
     """How often every method is trained, each time with the next seed."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**31)
     """Seed of the first round."""
     baseline: str = "dense"
     """The label of the method that speedups are ratios to, and whose final accuracy the others must keep."""

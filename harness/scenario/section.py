@@ -8,7 +8,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from harness.errors import UsageError
+from harness.errors import UsageError, short_repr
 
 
 class Section(BaseModel):
@@ -51,7 +51,14 @@ def explain(
     if first["type"] == "missing":
         return f"{source}: {field}: missing"
     allowed = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return f"{source}: {field}: found {first['input']!r}; allowed: {allowed}"
+    return f"{source}: {field}: found {short_repr(first['input'])}; allowed: {allowed}"
+
+
+def in_words(error: ValidationError) -> str:
+    """Pydantic's first finding in a file that no user has written: where it is, and what is wrong."""
+    first = error.errors()[0]
+    place = ".".join(map(str, first["loc"]))
+    return f"{place}: {first['msg']}" if place else first["msg"]
 
 
 def _section_at(model: type[Section] | None, key: str) -> type[Section] | None:

@@ -8,8 +8,11 @@ they are counted in slots of ``SLOT_S``, and the trace begins anew when it ends.
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
 from typing import Any
+
+from harness.errors import short_repr
 
 SLOT_S = 0.2
 
@@ -17,6 +20,11 @@ MAHIMAHI_PACKET_BITS = 8 * 1500
 
 LEAST_BPS = 8_000
 """The rate of a slot in which nothing could be delivered: a queue must have one."""
+
+MOST_ROWS, MOST_LINES = 100_000, 5_000_000
+"""Changes of a link, and lines of mahimahi's, which has many to a change."""
+
+MOST_MAHIMAHI_S = MOST_ROWS * SLOT_S
 
 COLUMNS = ("t_s", "rate_bps", "delay_s", "loss")
 
@@ -28,35 +36,62 @@ def read(path: Path) -> dict[str, Any]:
         ValueError: it cannot be read, or is neither of the two formats; the message says where.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
         raise ValueError(f"a file that can be read ({error})") from None
     lines = [line for line in lines if line.strip() and not line.startswith("#")]
     if not lines:
         raise ValueError(f"a trace with at least one row; {path} is empty")
+    if len(lines) > MOST_LINES:
+        raise ValueError(f"up to {MOST_LINES} lines; {path} has {len(lines)}")
     return _read_csv(lines, path) if "," in lines[0] else _read_mahimahi(lines, path)
 
 
 def _read_csv(lines: list[str], path: Path) -> dict[str, Any]:
-    reader = csv.DictReader(lines)
-    if not {"t_s", "rate_bps"} <= set(reader.fieldnames or ()) <= set(COLUMNS):
-        raise ValueError(
-            f"columns t_s, rate_bps and maybe delay_s, loss; {path} has {', '.join(reader.fieldnames or ())}"
-        )
+    head, *lines = lines
+    names = [name.strip() for name in _cells(head)]
+    if not {"t_s", "rate_bps"} <= set(names) <= set(COLUMNS) or len(names) != len(set(names)):
+        raise ValueError(f"columns t_s, rate_bps and maybe delay_s, loss, each once; {path} has {short_repr(head)}")
+    if len(lines) > MOST_ROWS:
+        raise ValueError(f"up to {MOST_ROWS} rows; {path} has {len(lines)}")
     rows = []
-    for number, row in enumerate(reader, start=1):
+    for number, line in enumerate(lines, start=1):
         try:
-            rows.append({name: float(text) for name, text in row.items()})
-        except (TypeError, ValueError):
-            raise ValueError(f"a number in each column; {path} has {list(row.values())} in row {number}") from None
-    return {"rows": [{**row, "rate_bps": round(row["rate_bps"])} for row in rows], "period_s": None}
+            row = dict(zip(names, map(_number, _cells(line)), strict=True))
+        except (ValueError, csv.Error):
+            allowed = f"a number in each column; {path} has {short_repr(line)} in row {number}"
+            raise ValueError(allowed) from None
+        rows.append({**row, "rate_bps": round(row["rate_bps"])})
+    return {"rows": rows, "period_s": None}
+
+
+def _cells(line: str) -> list[str]:
+    return next(csv.reader([line]))
+
+
+def _number(text: str) -> float:
+    """A finite number.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not math.isfinite(value := float(text)):
+        raise ValueError
+    return value
 
 
 def _read_mahimahi(lines: list[str], path: Path) -> dict[str, Any]:
-    try:
-        chances_s = [int(line) / 1000 for line in lines]
-    except ValueError:
-        raise ValueError(f"a millisecond in each line (mahimahi), or CSV with a head; {path} is neither") from None
+    chances_s: list[float] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            chance_s = int(line) / 1000
+        except (ValueError, OverflowError):
+            allowed = f"a millisecond in each line (mahimahi), or CSV with a head; {path} is neither (row {number})"
+            raise ValueError(allowed) from None
+        if not (chances_s[-1] if chances_s else 0) <= chance_s <= MOST_MAHIMAHI_S:
+            allowed = f"milliseconds from the start, which never fall, up to {MOST_MAHIMAHI_S:g} s (mahimahi)"
+            raise ValueError(f"{allowed}; {path} has {short_repr(line)} in row {number}")
+        chances_s.append(chance_s)
     slots = int(max(chances_s) / SLOT_S) + 1
     packets = [0] * slots
     for chance_s in chances_s:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from harness import programs
 from harness.errors import MeasurementError
 from harness.messages import GLOO
 from harness.worker.process import prepare_process
@@ -34,7 +35,7 @@ def in_processes(job: Callable[..., T], workers: int, *arguments: Any) -> list[T
         meeting = str(Path(folder) / "store")
         # The server of forks is started by `python -c`, which looks for everything in the current folder first. Its
         # forks go back to where this process is.
-        with _working_in(Path(folder)):
+        with _working_in(Path(folder)), _without_other_variables():
             forkserver.ensure_running()
         with ProcessPoolExecutor(workers, mp_context=context) as pool:
             jobs = [pool.submit(_on_rank, rank, workers, meeting, job, arguments) for rank in range(workers)]
@@ -48,6 +49,17 @@ def in_processes(job: Callable[..., T], workers: int, *arguments: Any) -> list[T
 def in_new_processes(job: Callable[..., list[T]], workers: int, repeats: int, *arguments: Any) -> list[list[T]]:
     """The same, so many times anew: what each process returned, of all times."""
     return [of_rank for _ in range(repeats) for of_rank in in_processes(job, workers, *arguments)]
+
+
+@contextmanager
+def _without_other_variables() -> Iterator[None]:
+    """What the server of forks begins with, its ranks have: no more than workers of a run."""
+    before = dict(os.environ)
+    programs.forget_other_variables()
+    try:
+        yield
+    finally:
+        os.environ.update(before)
 
 
 @contextmanager

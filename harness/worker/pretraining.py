@@ -6,10 +6,10 @@ does not converge.
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import math
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.data import BatchSampler, RandomSampler
 
 from harness.errors import MeasurementError, PacbenchError, UsageError
+from harness.files import write_whole
 from harness.scenario.schema import Case
 from harness.start import lead_to_own_packages
 from harness.workload import optimizers
@@ -90,14 +91,10 @@ def main() -> None:
     asked = json.load(sys.stdin)
     torch.set_num_threads(1)  # sums depend on how many threads share them
     file = Path(asked["file"])
-    unfinished = file.with_name(f".{file.name}-{os.getpid()}")
     try:
         model = pretrain(Case.model_validate_json(json.dumps(asked["case"])), asked["seed"])
-        torch.save(model.state_dict(), unfinished)
-        unfinished.replace(file)
+        content = io.BytesIO()
+        torch.save(model.state_dict(), content)
+        write_whole(file, content.getvalue())
     except PacbenchError as error:
         sys.exit(str(error))
-    except OSError as error:
-        sys.exit(f"{file}: cannot be written: {error}")
-    finally:
-        unfinished.unlink(missing_ok=True)

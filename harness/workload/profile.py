@@ -190,7 +190,7 @@ def read(name_or_path: str) -> Profile:
     path = find(name_or_path)
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not a profile: {str(error).splitlines()[0]}") from None
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         found = content.get("schema") if isinstance(content, dict) else content

@@ -55,6 +55,7 @@ def verb(
     Its scripts stay as they are, also with a method in them.
     """
     from harness.cli.outputs import Files, Terminal
+    from harness.cli.progress import tell_of_unknown_commit
     from harness.cluster import registry
     from harness.record.execution import new_folder
     from harness.run import RESULTS
@@ -68,6 +69,7 @@ def verb(
         )
     asked, here = topology(workers, rate, set_), _current_folder()
     into_scripts = attachment(method, param, observe, seed, steps, metric, here)
+    tell_of_unknown_commit()
     job = Job(command_, here, environment, per_node, _seconds("--timeout", timeout))
     cluster = registry.make_for_commands(registry.choose(on)[0], keep, image)
     with new_folder(RESULTS, out) as folder, Files(output, per_node) if output else Terminal(per_node) as shown:

@@ -72,6 +72,7 @@ def _check(
     model: str, device: str, dataset: str | None, derive_for: str | None, efficiency: float | None, out: Path
 ) -> None:
     """Refuse what there is not, or what does not go together."""
+    from harness.files import check_writable
     from harness.worker.derived import HARDWARE
     from harness.workload.data import DATASETS
     from harness.workload.models import MODELS, check_scores
@@ -93,6 +94,7 @@ def _check(
         raise UsageError.at("command line", "--efficiency", efficiency, "above 0, up to 1, with --derive-for")
     if out.suffix != ".json":
         raise UsageError.at("command line", "-o", str(out), "a file whose name ends in .json")
+    check_writable(out)
 
 
 def _asked_of_steps(optimizer: str, autocast: str, derive_for: str | None) -> dict[str, Any]:

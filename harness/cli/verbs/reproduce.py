@@ -11,6 +11,7 @@ import typer
 from harness.cli.console import print_table, say
 from harness.cli.options import On, command
 from harness.errors import MeasurementError, UsageError
+from harness.files import NoRoomError
 from harness.run import RESULTS
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ def _run(plan: Plan, store: Store | None, kind: str, why: str) -> tuple[Run, int
     store = store or new_store(plan)
     try:
         return Run(plan, store), run_and_report(plan, store, registry.make(kind), why).failed
+    except NoRoomError:
+        raise
     except (MeasurementError, UsageError) as error:
         say(str(error))
         return Run(plan, store, str(error)), len(plan.pending(store.attempts()))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from harness.cli.options import Gpu, Keep, Method, On, Rounds, ScenarioNames, Seeds, Set, Until, share
-from harness.errors import MeasurementError
+from harness.errors import MeasurementError, UsageError
 
 
 def verb(
@@ -27,16 +29,30 @@ def verb(
     from harness.cli.running import run_and_report
     from harness.cluster import registry
     from harness.run.planning import plan_run
-    from harness.run.session import open_store
+    from harness.run.session import check_start, open_store
 
     until_share = share("--until", until) if until else None
     overrides = [*(set_ or []), *(["cluster.device=cuda", "train.pace=none"] if gpu else [])]
     kind, why = registry.choose(on)
+    clusters = [registry.make(kind, keep) for _ in scenarios]
+    plans = [
+        plan_run(name, cluster, overrides, method or (), rounds, until_share, seeds)
+        for name, cluster in zip(scenarios, clusters, strict=True)
+    ]
+    folders = _folders([plan.scenario.name for plan in plans], out)
+    for plan, folder in zip(plans, folders, strict=True):
+        check_start(plan, folder)
     failed = 0
-    for name in scenarios:
-        cluster = registry.make(kind, keep)
-        plan = plan_run(name, cluster, overrides, method or (), rounds, until_share, seeds)
-        folder = out / plan.scenario.name if out and len(scenarios) > 1 else out
+    for plan, folder, cluster in zip(plans, folders, clusters, strict=True):
         failed += run_and_report(plan, open_store(plan, folder), cluster, why, until_share).failed
     if failed:
         raise MeasurementError(f"{failed} of the trials did not finish; the report lists each with its reason")
+
+
+def _folders(names: Sequence[str], out: Path | None) -> list[Path | None]:
+    """The folder of each scenario, if one was asked for: of several, one below it that has its name."""
+    if out is None or len(names) == 1:
+        return [out for _ in names]
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise UsageError.at("command line", "SCENARIO", repeated[0], "with --out, scenarios of different names")
+    return [out / name for name in names]

@@ -33,11 +33,13 @@ def verb(
     ] = None,
 ) -> None:
     """Find each method's learning rate, all at the same cost, and write a scenario file that has them."""
+    from harness.files import check_writable
     from harness.run import RESULTS, tuning
     from harness.scenario.load import load, tables
 
     if out.suffix != ".toml":
         raise UsageError.at("command line", "-o", str(out), "a file whose name ends in .toml")
+    check_writable(out)
     asked = load(scenario, set_ or (), method or ())
     train = asked.cases[0].train
     first = _rates(grid) if grid else tuple(factor * train.lr for factor in tuning.GRID)
@@ -84,10 +86,15 @@ def _tried(
 
 
 def _rates(text: str) -> tuple[float, ...]:
+    from harness.scenario.optimisation import MOST_LR
+
     try:
-        return tuple(float(part) for part in text.split(","))
+        rates = tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise UsageError.at("command line", "--grid", text, "rates such as 0.01,0.02,0.04") from None
+        rates = ()
+    if not rates or not all(0 < rate <= MOST_LR for rate in rates):
+        raise UsageError.at("command line", "--grid", text, f"rates such as 0.01,0.02,0.04, up to {MOST_LR:g}")
+    return rates
 
 
 def _cells(tried: Tried) -> list[str]:

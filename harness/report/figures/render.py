@@ -19,6 +19,7 @@ from harness.report.figures.drawing import matplotlib, style  # first of all: aw
 # isort: split
 from matplotlib.figure import Figure
 
+from harness.files import make_folder, write_whole
 from harness.report.figures.registry import Drawing, Draws, Results
 
 MOST_PIXELS = 60_000
@@ -41,9 +42,9 @@ def write_all(
 def write(drawings: Iterable[Drawing], folder: Path) -> list[Drawing]:
     """Write each figure, in the style that is in force; returns them with their SVG."""
     drawings = list(drawings)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for drawing in drawings:
-        drawing.data.to_csv(folder / f"{drawing.name}.csv", index=False)
+        write_whole(folder / f"{drawing.name}.csv", drawing.data.to_csv(index=False), sync=False)
     return [replace(drawing, svg=svg) for drawing, svg in zip(drawings, render_all(drawings, folder), strict=True)]
 
 
@@ -73,8 +74,11 @@ def _render_inherited(number: int) -> str:
 
 def _render(drawing: Drawing, folder: Path) -> str:
     stem = folder / drawing.name
-    drawing.figure.savefig(stem.with_suffix(".pdf"), metadata={"CreationDate": None, "Title": drawing.title})
-    drawing.figure.savefig(stem.with_suffix(".png"), dpi=_dpi(drawing.figure))
+    pdf, png = io.BytesIO(), io.BytesIO()
+    drawing.figure.savefig(pdf, format="pdf", metadata={"CreationDate": None, "Title": drawing.title})
+    drawing.figure.savefig(png, format="png", dpi=_dpi(drawing.figure))
+    for ending, content in ((".pdf", pdf), (".png", png)):
+        write_whole(stem.with_suffix(ending), content.getvalue(), sync=False)
     svg = io.StringIO()
     drawing.figure.savefig(svg, format="svg", metadata={"Date": None})
     return _rounded(svg.getvalue())

@@ -1,0 +1,164 @@
+"""Rows and events as parquet files. Each tells whether it is still what was written.
+
+A row's file holds a digest of its values, and one of the bytes of its trial's events, among its metadata. Files from
+before there were digests are checked by their types, and by what a row may hold.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from harness.record.row import EVENT_SCHEMA, Event, TrialRow, VerificationRow
+
+ROW_DIGEST, EVENTS_DIGEST = b"pacbench_row", b"pacbench_events"
+"""Keys of the metadata."""
+
+
+class DamagedError(Exception):
+    """A file is not what was written, for this reason."""
+
+
+def digest(content: bytes) -> str:
+    """Of a file."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def json_digest(content: object) -> str:
+    """Of what JSON can say, however it is written down."""
+    return digest(json.dumps(content, sort_keys=True).encode())
+
+
+def events_file(trial_id: str, events: Iterable[Event]) -> bytes:
+    """The file of a trial's events."""
+    rows = [{"trial_id": trial_id, **event._asdict()} for event in events]
+    return _as_parquet(pa.Table.from_pylist(rows, schema=EVENT_SCHEMA))
+
+
+def row_file(row: TrialRow | VerificationRow, schema: pa.Schema, events: bytes | None = None) -> bytes:
+    """The file of a row.
+
+    Args:
+        events: the file of the trial's events, if there is one.
+    """
+    table = pa.Table.from_pylist([vars(row)], schema=schema)
+    metadata = {ROW_DIGEST: _row_digest(table)}
+    if events is not None:
+        metadata[EVENTS_DIGEST] = digest(events)
+    return _as_parquet(table.replace_schema_metadata(metadata))
+
+
+def read_row(
+    file: Path, kind: type[TrialRow] | type[VerificationRow], schema: pa.Schema, older: Iterable[str] = ()
+) -> pa.Table:
+    """The row of a file, in the columns of a schema; what a file from before them lacks is null.
+
+    Args:
+        older: columns of the schema that are read, and of which ``kind`` knows nothing.
+
+    Raises:
+        DamagedError: it is not what was written.
+    """
+    table = _parsed(_bytes_of(file))
+    if table.num_rows != 1:
+        raise DamagedError(f"it has {table.num_rows} rows")
+    _check_digest(table, schema)
+    found = _in_columns_of(schema, table)
+    values = {name: value for name, value in found.to_pylist()[0].items() if name not in older}
+    _check_row(kind, values)
+    if file.stem != f"{values['trial_id']}-{values['attempt']}":
+        raise DamagedError(f"it is attempt {values['attempt']} of trial {values['trial_id']}")
+    return found
+
+
+def read_events(file: Path, row: Path) -> pa.Table:
+    """The events of a trial, whose row has this file.
+
+    Raises:
+        DamagedError: they are not what was written.
+    """
+    content, schema = _bytes_of(file), _guarded(lambda: pq.read_schema(row))
+    expected = (schema.metadata or {}).get(EVENTS_DIGEST)
+    if expected is not None and expected.decode(errors="replace") != digest(content):
+        raise DamagedError("its content is not what was written")
+    table = _parsed(content)
+    if unknown := set(table.column_names) ^ set(EVENT_SCHEMA.names):
+        raise DamagedError(f"columns {', '.join(sorted(unknown))} are too many, or missing")
+    found = _in_columns_of(EVENT_SCHEMA, table)
+    trial_id = row.stem.rpartition("-")[0]
+    if others := set(found.column("trial_id").unique().to_pylist()) - {trial_id}:
+        raise DamagedError(f"it has events of trial {others.pop()}")
+    if holes := [name for name in EVENT_SCHEMA.names[:-1] if found.column(name).null_count]:
+        raise DamagedError(f"{holes[0]} is not known everywhere")
+    return found
+
+
+def _check_digest(table: pa.Table, schema: pa.Schema) -> None:
+    """Where there is no digest, a column that nobody knows may be a known one under a damaged name."""
+    expected = (table.schema.metadata or {}).get(ROW_DIGEST)
+    if expected is None:
+        if unknown := [name for name in table.column_names if name not in schema.names]:
+            raise DamagedError(f"nobody knows a column {unknown[0]}")
+    elif expected.decode(errors="replace") != _guarded(lambda: _row_digest(table)):
+        raise DamagedError("its content is not what was written")
+
+
+def _check_row(kind: type[TrialRow] | type[VerificationRow], values: Mapping[str, Any]) -> None:
+    """A column that is null is left out where the row may do so: files from before it have none."""
+    fields = kind.__pydantic_fields__  # type: ignore[union-attr]
+    given = {name: value for name, value in values.items() if value is not None or fields[name].is_required()}
+    try:
+        kind(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DamagedError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def _in_columns_of(schema: pa.Schema, table: pa.Table) -> pa.Table:
+    def column(field: pa.Field) -> pa.ChunkedArray:
+        if field.name not in table.column_names:
+            return pa.nulls(table.num_rows, field.type)
+        return _guarded(lambda: table.column(field.name).cast(field.type))
+
+    return pa.Table.from_arrays([column(field) for field in schema], schema=schema)
+
+
+def _row_digest(table: pa.Table) -> str:
+    """Of the values that are known, so that columns which came later change nothing."""
+    return json_digest({name: value for name, value in table.to_pylist()[0].items() if value is not None})
+
+
+def _bytes_of(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        raise DamagedError("it is missing") from None
+    except OSError as error:
+        raise DamagedError(error.strerror or str(error)) from None
+
+
+def _parsed(content: bytes) -> pa.Table:
+    return _guarded(lambda: pq.ParquetFile(pa.BufferReader(content)).read())
+
+
+def _guarded(read: Callable[[], Any]) -> Any:
+    """What is read; whatever arrow raises over bytes that are no parquet becomes the one error."""
+    try:
+        return read()
+    except (OSError, pa.ArrowException, ValueError, TypeError, KeyError, OverflowError, MemoryError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DamagedError(reason) from None
+
+
+def _as_parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    content: bytes = sink.getvalue().to_pybytes()
+    return content

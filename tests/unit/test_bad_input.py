@@ -1,0 +1,223 @@
+"""Bad input at the command line: one line that says what was found and what is allowed, and nothing has started."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from in_process import call_pacbench
+
+from harness.record.store import Store
+from harness.report import page
+
+Pacbench = Callable[..., "subprocess.CompletedProcess[str]"]
+
+SCENARIO = """
+rounds = 1
+[cluster]
+workers = 2
+[train]
+steps = 20
+[[methods]]
+name = "dense"
+[[methods]]
+name = "topk"
+"""
+
+
+@pytest.fixture
+def pacbench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pacbench:
+    monkeypatch.setattr(page, "write", lambda store: store.folder / "report.html")
+    (tmp_path / "mine.toml").write_text(SCENARIO)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return call_pacbench(arguments, tmp_path)
+
+    return run
+
+
+def refused(done: subprocess.CompletedProcess[str], *says: str) -> None:
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.startswith("pacbench: ")
+    assert done.stderr.count("\n") == 1
+    for each in says:
+        assert each in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("name", ["exp[1]", "what?", "all*", "[!a]", "50 % of é"])
+def test_a_run_of_any_name_is_resumed(pacbench: Pacbench, tmp_path: Path, name: str) -> None:
+    (tmp_path / f"{name}.toml").write_text(SCENARIO)
+    command = ("run", f"{name}.toml", "--on", "fake")
+    assert pacbench(*command).returncode == 0
+    (folder,) = (tmp_path / "results").iterdir()
+    next((folder / "trials.parquet").iterdir()).unlink()
+    assert "1 of 2 trials are done" in pacbench(*command).stdout
+    assert list((tmp_path / "results").iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("name", ["/tmp/x", "../x", "..", ".", ".hidden", "a/b", "", "x" * 101, "a\\u0000b", "a\\nb"])
+def test_a_name_that_leads_out_of_the_results_is_refused(pacbench: Pacbench, tmp_path: Path, name: str) -> None:
+    (tmp_path / "mine.toml").write_text(f'name = "{name}"\n{SCENARIO}')
+    for command in (("plan", "mine.toml"), ("run", "mine.toml"), ("reference", "mine.toml")):
+        refused(pacbench(*command, "--on", "fake"), "mine.toml: name: found", "allowed: 1 to 100 signs, without '/'")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.toml"]
+
+
+@pytest.mark.parametrize("name", ["../scenarios/quickstart", "/etc/quickstart", "x" * 5000])
+def test_a_scenario_is_named_within_its_folder(pacbench: Pacbench, name: str) -> None:
+    refused(pacbench("plan", name), "SCENARIO: found")
+
+
+BEYOND = [
+    ("link.rate=1bit", "link.rate: found '1 bit/s'; allowed: 8 kbit/s to 1"),
+    ("link.rate=100tbit", "link.rate: found"),
+    ("link.rate=1e400mbit", "link.rate: found '1e400mbit'; allowed: a rate such as"),
+    ("link.burst=10B", "link.burst: found '10 B'; allowed: at least 1530 B, a frame at an MTU of 1500"),
+    ("link.burst=1514B", "link.burst: found"),
+    ("link.burst=3GB", "link.burst: found '3 GB'; allowed"),
+    ("link.up.burst=100B", "link.up.burst: found '100 B'"),
+    ("link.workers.w1.burst=100B", "link.workers.w1.up.burst: found '100 B'"),
+    ("link.queue=10B", "link.queue: found '10 B'; allowed: at least 1514 B, a frame"),
+    ("link.queue=1e300B", "link.queue: found"),
+    ("link.delay=11s", "link.delay: found '11 s'; allowed: 1 µs to 10 s"),
+    ("link.delay=1e400s", "link.delay: found"),
+    ("link.delay=1e-9us", "link.delay: found"),
+    ("link.loss=0.6", "link.loss: found 0.6; allowed: 1e-07 to 0.5"),
+    ("link.loss=nan", "link.loss: found"),
+    ("link.corrupt=90%", "link.corrupt: found 0.9"),
+    ("link.loss=1e-12", "link.loss: found"),
+    ("link.loss_bursts={p=1.0,r=1e-9}", "link.loss_bursts.p, r: found p = 1, r = 1e-09"),
+    ("link.loss_bursts={p=0.9,r=0.1}", "link.loss_bursts: found 0.9; allowed: 1e-07 to 0.5"),
+    ("link.mtu=100000", "link.mtu: found 100000"),
+    ("fabric.oversubscription=inf", "fabric.oversubscription: found inf"),
+    ("cluster.memory=1B", "cluster.memory: found '1B'; allowed: greater than or equal to 50000000"),
+    ("cluster.cpuset=5-2", "cluster.cpuset: found '5-2'; allowed: CPUs from 0"),
+    ("cluster.cpuset=99999", "cluster.cpuset: found 99999"),
+    ("cluster.workers=100000", "cluster.workers: found 100000"),
+    ("train.steps=100000000000000000000", "train.steps: found 100000000000000000000; allowed: less than or equal"),
+    ("train.steps=1e9", "train.steps: found 1000000000.0"),
+    ("train.batch_size=10000000000", "train.batch_size: found"),
+    ("train.accumulate=10000000", "train.accumulate: found"),
+    ("train.lr=inf", "train.lr: found inf; allowed: less than or equal to 1000"),
+    ("train.lr=nan", "train.lr: found nan"),
+    ("train.weight_decay=inf", "train.weight_decay: found inf"),
+    ("train.momentum=nan", "train.momentum: found nan"),
+    ("train.eval_every=100000000", "train.eval_every: found"),
+    ("train.bucket=1B", "train.bucket: found '1B'"),
+    ("train.timeout=10000h", "train.timeout: found '10000h'"),
+    ("train.dilation=1e9", "train.dilation: found"),
+    ("train.gradient_density=1e-300", "train.gradient_density: found 1e-300"),
+    ("train.optimizer={name='adamw',eps=inf}", "train.optimizer.eps: found inf"),
+    ("train.schedule={kind='step',decay_every=10000000000}", "train.schedule.decay_every: found"),
+    ("train.pretrain={steps=10000000000,lr=0.1}", "train.pretrain.steps: found"),
+    ("train.target=loss 1e999", "train.target: found 'loss 1e999'"),
+    ("rounds=100000", "rounds: found 100000"),
+    ("seed=99999999999999999999", "seed: found"),
+    ("tolerance=nan", "tolerance: found nan"),
+    ("link.rate=['1mbit', '1bit']", "link.rate: found '1 bit/s'"),
+]
+
+
+@pytest.mark.parametrize(("override", "says"), BEYOND, ids=[override for override, _ in BEYOND])
+def test_what_is_out_of_all_sense_is_refused_before_anything_starts(
+    pacbench: Pacbench, tmp_path: Path, override: str, says: str
+) -> None:
+    refused(pacbench("plan", "mine.toml", "--on", "fake", "--set", override), says)
+    refused(pacbench("run", "mine.toml", "--on", "fake", "--set", override), says)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.toml"]
+
+
+def test_so_many_combinations_are_a_mistake(pacbench: Pacbench) -> None:
+    many = list(range(4, 204))
+    command = ("plan", "mine.toml", "--set", f"train.steps={many}", "--set", f"train.eval_every={many}")
+    refused(pacbench(*command), "lists: found '40000 combinations'; allowed: at most 10000")
+
+
+LONG_LABEL = "label = '" + "x" * 201 + "'"
+
+
+@pytest.mark.parametrize("parameter", ["ratio = inf", "ratio = nan", "lr = inf", 'label = ""', LONG_LABEL])
+def test_a_methods_parameters_are_numbers(pacbench: Pacbench, tmp_path: Path, parameter: str) -> None:
+    (tmp_path / "mine.toml").write_text(SCENARIO + parameter + "\n")
+    done = pacbench("plan", "mine.toml", "--on", "fake")
+    if parameter == 'label = ""':
+        assert done.returncode == 0  # as if there were none
+    else:
+        refused(done, "mine.toml: methods")
+
+
+def test_links_of_probe_and_exec_have_the_same_limits(pacbench: Pacbench) -> None:
+    refused(pacbench("probe", "--on", "netns", "--set", "link.burst=10B"), "command line: link.burst: found '10 B'")
+    refused(pacbench("exec", "--rate", "1bit", "--", "true"), "command line: link.rate: found '1 bit/s'")
+
+
+BOM = b"\xef\xbb\xbf"
+
+
+def test_a_mark_of_byte_order_is_read_over(pacbench: Pacbench, tmp_path: Path) -> None:
+    trace = b"t_s,rate_bps\n0,5000000\n1,6000000\n"
+    (tmp_path / "bom.csv").write_bytes(BOM + trace)
+    (tmp_path / "bom.mm").write_bytes(BOM + b"0\n100\n")
+    (tmp_path / "bom.toml").write_bytes(BOM + SCENARIO.encode())
+    for trace_file in ("bom.csv", "bom.mm"):
+        done = pacbench("plan", "bom.toml", "--on", "fake", "--set", f"link.trace={trace_file}")
+        assert done.returncode == 0, done.stderr
+
+
+TRACES = [
+    ("1700000000000\n1700000000001\n", "in row 1"),
+    ("-5\n10\n", "'-5' in row 1"),
+    ("10\n20\n15\n", "'15' in row 3"),
+    ("10\n" + "9" * 5000 + "\n", "(row 2)"),
+    ("1.5\n", "(row 1)"),
+    ("t_s,rate_bps\n0,1000000\n1,inf\n", "'1,inf' in row 2"),
+    ("t_s,rate_bps\n0,1000000\n1,nan\n", "'1,nan' in row 2"),
+    ("t_s,rate_bps\n0,1000000\ninf,1000000\n", "in row 2"),
+    ("t_s,rate_bps\n0,1000000\n1,1e999\n", "in row 2"),
+    ("t_s,rate_bps\n0,1000000\n1\n", "in row 2"),
+    ("t_s,rate_bps\n0,1000000\n1,1000000,7\n", "in row 2"),
+    ("t_s,rate_bps,t_s\n0,1000000,0\n", "each once"),
+    ("t_s,rate_bps\n0,1000000\n1,1e30\n", "row 2: rate_bps: found"),
+    ("t_s,rate_bps\n0,1000000\n1,5\n", "row 2: rate_bps: found '5 bit/s'; allowed: 8 kbit/s to"),
+    ("t_s,rate_bps\n0,1000000\n100000,1000000\n", "row 2: t_s: found 100000; allowed: up to 86400, a day"),
+    ("t_s,rate_bps,delay_s\n0,1000000,1\n1,1000000,100\n", "row 2: delay_s: found '100 s'"),
+    ("t_s,rate_bps,loss\n0,1000000,0.9\n", "row 1: loss: found '90%'"),
+    ("t_s,rate_bps,delay_s\n0,1000000,-1\n", "delay_s"),
+    ("t_s,rate_bps\n" + "".join(f"{number},1000000\n" for number in range(100_001)), "up to 100000 rows"),
+]
+
+
+@pytest.mark.parametrize(("text", "says"), TRACES, ids=[says for _, says in TRACES])
+def test_a_trace_that_cannot_be_is_one_line_with_its_row(
+    pacbench: Pacbench, tmp_path: Path, text: str, says: str
+) -> None:
+    (tmp_path / "x.trace").write_text(text)
+    refused(pacbench("plan", "mine.toml", "--on", "fake", "--set", "link.trace=x.trace"), "link.trace", says)
+
+
+def test_all_scenarios_are_checked_before_the_first_one_runs(pacbench: Pacbench, tmp_path: Path) -> None:
+    (tmp_path / "wrong.toml").write_text(SCENARIO.replace("steps = 20", "steps = 20\nlr = -1"))
+    refused(pacbench("run", "mine.toml", "wrong.toml", "--on", "fake"), "wrong.toml: train.lr: found -1")
+    assert not (tmp_path / "results").exists()
+
+    (tmp_path / "large.toml").write_text(
+        SCENARIO.replace("workers = 2", "workers = 512").replace("steps", "batch_size = 1\nsteps")
+    )
+    refused(pacbench("run", "mine.toml", "large.toml", "--on", "fake"), "cluster.workers: found 512")
+    assert not (tmp_path / "results").exists()
+
+
+def test_folders_of_all_scenarios_are_checked_before_the_first_one_runs(pacbench: Pacbench, tmp_path: Path) -> None:
+    (tmp_path / "other.toml").write_text(SCENARIO)
+    assert pacbench("run", "other.toml", "--on", "fake", "--out", "all/other").returncode == 0
+    command = ("run", "mine.toml", "other.toml", "--on", "fake", "--out", "all")
+    refused(pacbench(*command, "--set", "train.steps=24"), "it holds 'other' with other settings")
+    assert [path.name for path in (tmp_path / "all").iterdir()] == ["other"]
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "mine.toml").write_text(SCENARIO)
+    refused(pacbench("run", "mine.toml", "sub/mine.toml", "--on", "fake", "--out", "all"), "SCENARIO: found 'mine'")
+    assert [path.name for path in (tmp_path / "all").iterdir()] == ["other"]
+    assert pacbench(*command).returncode == 0
+    assert all(len(Store.open(tmp_path / "all" / name).trials()) == 2 for name in ("mine", "other"))

@@ -1,0 +1,322 @@
+"""A stored run that was damaged: it is told which file, or nothing that is said of the run has changed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from in_process import call_pacbench
+from synthetic import a_row, make_store
+
+from harness.errors import UsageError
+from harness.provenance import ROOT
+from harness.record.row import Event, VerificationRow
+from harness.record.store import Store
+from harness.report.figures import registry
+
+FEW = settings(max_examples=40, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small run."""
+    folder = tmp_path_factory.mktemp("whole")
+    store = make_store(folder / "run", ["rounds=2", "train.steps=8"], methods=["topk"])
+    for row in store.trials().itertuples():
+        store.append_verification(VerificationRow(trial_id=str(row.trial_id), attempt=0))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are made of what everything else is made of, and take longer."""
+    monkeypatch.setattr(registry, "figures", lambda for_paper=False: [])
+
+
+COMMANDS = (
+    ("gate", "run", "--against", "intact", "--json", "gate.json"),
+    ("compare", "intact", "run", "--json"),
+    ("reference", "quickstart", "--from", "run", "--out", "made.json", "--set", "rounds=2"),
+    ("report", "run", "--paper"),
+)
+
+
+def said(folder: Path, command: tuple[str, ...]) -> tuple[str, object]:
+    """What a command says of the run: its line on stderr, or all that it tells."""
+    done = call_pacbench(command, folder)
+    if done.stderr:
+        assert done.returncode in (2, 5), done
+        assert done.stderr.startswith("pacbench: ")
+        assert done.stderr.count("\n") == 1
+        return done.stderr, None
+    files = [folder / name for name in ("gate.json", "made.json", "run/report.md", "run/paper/trials.csv")]
+    return "", (done.returncode, done.stdout, [file.read_text() for file in files if file.exists()])
+
+
+def damaged(whole: Path, folder: Path) -> Path:
+    """A copy to be damaged, beside an intact one."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(whole / "run", folder / "run")
+    shutil.copytree(whole / "run", folder / "intact")
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def as_it_was(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], object]:
+    before = registry.figures
+    registry.figures = lambda for_paper=False: []  # the fixture that does so is for one test each
+    try:
+        found: dict[tuple[str, ...], object] = {}
+        for command in COMMANDS:
+            folder = tmp_path_factory.mktemp("as_it_was")
+            damaged(whole, folder)
+            found[command] = said(folder, command)[1]
+        return found
+    finally:
+        registry.figures = before
+
+
+def files_of(run: Path) -> list[Path]:
+    return sorted(path for path in run.rglob("*") if path.is_file())
+
+
+def flip(file: Path, where: float, how: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[int(where * (len(content) - 1))] ^= 1 << how % 8
+    file.write_bytes(content)
+
+
+def truncate(file: Path, where: float, how: int) -> None:
+    file.write_bytes(file.read_bytes()[: int(where * file.stat().st_size)])
+
+
+def overwrite(file: Path, where: float, how: int) -> None:
+    file.write_bytes(
+        [b"", b"garbage", b"{}", b"[]", b"null", b"[" * 100_000, b"\xff\xfe", b'{"schema": 1e999}'][how % 8]
+    )
+
+
+def rename_a_column(file: Path, where: float, how: int) -> None:
+    if file.suffix != ".parquet":
+        return flip(file, where, how)
+    table = pq.ParquetFile(file).read()
+    number = int(where * (table.num_columns - 1))
+    names = [f"{name}x" if each == number else name for each, name in enumerate(table.column_names)]
+    return pq.write_table(table.rename_columns(names), file)
+
+
+def change_a_type(file: Path, where: float, how: int) -> None:
+    if file.suffix != ".parquet":
+        return flip(file, where, how)
+    table = pq.ParquetFile(file).read()
+    number = int(where * (table.num_columns - 1))
+    kind = [pa.string(), pa.int64(), pa.float32(), pa.bool_()][how % 4]
+    try:
+        changed = table.column(number).cast(kind, safe=False)
+    except pa.ArrowException:
+        changed = pa.nulls(table.num_rows, kind)
+    return pq.write_table(table.set_column(number, table.column_names[number], changed), file)
+
+
+def change_a_value(file: Path, where: float, how: int) -> None:
+    if file.suffix != ".parquet":
+        return flip(file, where, how)
+    table = pq.ParquetFile(file).read()
+    number = int(where * (table.num_columns - 1))
+    field = table.schema.field(number)
+    value = {"string": "odd", "double": 1e300}.get(str(field.type), 7)
+    changed = pa.array([value] * table.num_rows, field.type)
+    return pq.write_table(table.set_column(number, field, changed).replace_schema_metadata(table.schema.metadata), file)
+
+
+def put_another_in_its_place(file: Path, where: float, how: int) -> None:
+    others = sorted(file.parent.iterdir())
+    other = others[int(where * (len(others) - 1))]
+    if other.is_file():
+        shutil.copyfile(other, file) if other != file else None
+
+
+def make_it_a_folder(file: Path, where: float, how: int) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+WAYS: list[Callable[[Path, float, int], None]] = [
+    *(flip, flip, truncate, overwrite, rename_a_column, change_a_type, change_a_value),
+    *(put_another_in_its_place, make_it_a_folder),
+]
+
+
+@FEW
+@given(
+    part=st.sampled_from(["", "trials.parquet", "events.parquet", "verified.parquet"]),
+    which=st.floats(0, 1),
+    way=st.sampled_from(WAYS),
+    where=st.floats(0, 1),
+    how=st.integers(0, 99),
+    command=st.sampled_from(COMMANDS),
+)
+def test_any_damage_is_told_or_changes_nothing(
+    whole: Path,
+    as_it_was: dict[tuple[str, ...], object],
+    tmp_path: Path,
+    part: str,
+    which: float,
+    way: Callable[[Path, float, int], None],
+    where: float,
+    how: int,
+    command: tuple[str, ...],
+) -> None:
+    run = damaged(whole, tmp_path / "case")
+    files = [file for file in files_of(run / part) if file.parent == run / part]
+    file = files[int(which * (len(files) - 1))]
+    way(file, where, how)
+    line, found = said(tmp_path / "case", command)
+    if line:
+        assert "run" in line, line
+    else:
+        assert found == as_it_was[command], (file, way.__name__)
+
+
+@settings(FEW, max_examples=12)
+@given(which=st.floats(0, 1), command=st.sampled_from(COMMANDS))
+def test_any_file_may_be_missing(whole: Path, tmp_path: Path, which: float, command: tuple[str, ...]) -> None:
+    run = damaged(whole, tmp_path / "case")
+    files = files_of(run)
+    files[int(which * (len(files) - 1))].unlink()
+    said(tmp_path / "case", command)
+
+
+def test_a_value_that_was_changed_is_told_whichever_it_is(whole: Path, tmp_path: Path) -> None:
+    run = damaged(whole, tmp_path)
+    file = next(iter(sorted((run / "trials.parquet").iterdir())))
+    before = file.read_bytes()
+    columns = pq.ParquetFile(file).read().num_columns
+    for number in range(columns):
+        file.write_bytes(before)
+        change_a_value(file, number / (columns - 1), 0)
+        with pytest.raises(UsageError, match=rf"{file.name}: damaged"):
+            Store.open(run).trials()
+
+
+def test_what_is_whole_is_read_when_the_damaged_file_was_moved_away(whole: Path, tmp_path: Path) -> None:
+    run = damaged(whole, tmp_path)
+    for part in ("trials.parquet", "events.parquet"):
+        file = run / part / next(iter(sorted((run / "trials.parquet").iterdir()))).name
+        truncate(file, 0.5, 0)
+        done = call_pacbench(("report", "run"), tmp_path)
+        assert done.returncode == 2
+        assert f"{file.name}: damaged" in done.stderr
+        assert "its trial runs again" in done.stderr
+        (run / "trials.parquet" / file.name).unlink()
+    assert len(Store.open(run).trials()) == 4 - 2
+    assert call_pacbench(("report", "run"), tmp_path).returncode == 0
+
+
+def test_an_attempt_that_was_moved_away_is_never_written_over_a_later_one(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "run", ["rounds=1", "train.steps=8"], methods=["topk"])
+    store.append(a_row("a", attempt=0, status="crashed"), [])
+    store.append(a_row("a", attempt=1), [Event(0, 0, 0.0, "loss", 1.0)])
+    (store.folder / "trials.parquet" / "a-0.parquet").unlink()
+    assert store.attempts_of("a") == 2
+    store.append(a_row("a", attempt=2), [])
+    assert store.attempts_of("[a]") == 0, "an id is no pattern"
+
+
+def test_how_many_files_are_damaged_is_told_at_once(whole: Path, tmp_path: Path) -> None:
+    run = damaged(whole, tmp_path)
+    for file in (run / "trials.parquet").iterdir():
+        truncate(file, 0.5, 0)
+    done = call_pacbench(("compare", "run", "intact"), tmp_path)
+    assert done.returncode == 2
+    assert "so are 3 more there" in done.stderr
+
+
+def test_a_method_that_was_renamed_since_is_one_line_with_the_file(whole: Path, tmp_path: Path) -> None:
+    run = damaged(whole, tmp_path)
+    content = (run / "scenario.json").read_text()
+    (run / "scenario.json").write_text(content.replace('"name": "topk"', '"name": "topq"'))
+    (run / "store.json").write_text('{"schema": 2}')  # as older runs have it, which know no digest
+    for command in COMMANDS:
+        line, _ = said(tmp_path, command)
+        assert "run/scenario.json: methods (topk).name: found 'topq'; allowed: bf16, dense" in line
+
+
+def test_a_scenario_whose_file_was_edited_is_told(whole: Path, tmp_path: Path) -> None:
+    run = damaged(whole, tmp_path)
+    content = (run / "scenario.json").read_text()
+    (run / "scenario.json").write_text(content.replace('"tolerance": 0.02', '"tolerance": 0.03'))
+    assert (run / "scenario.json").read_text() != content
+    line, _ = said(tmp_path, COMMANDS[0])
+    assert "run/scenario.json: damaged: it is not what the run was started with" in line
+
+
+OLDER_RUNS = sorted(path.parent for path in (ROOT / "results" / "reference").glob("*/scenario.json"))
+
+
+@pytest.mark.parametrize("run", OLDER_RUNS, ids=lambda run: run.name)
+def test_runs_from_before_there_were_digests_are_read_and_their_damage_is_told(run: Path, tmp_path: Path) -> None:
+    store = Store.open(run)
+    assert store.provenance()
+    trials = store.trials()
+    assert len(trials)
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("events.parquet", "plots"))
+    file = next(iter(sorted((copy / "trials.parquet").glob("*.parquet"))))
+    before = file.read_bytes()
+    for way in (truncate, rename_a_column, overwrite):
+        file.write_bytes(before)
+        way(file, 0.5, 1)
+        done = call_pacbench(("gate", "run", "--against", "run"), tmp_path)
+        assert done.returncode == 2
+        assert f"{file.name}: damaged" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def beside_a_reference(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run, and a reference made of it."""
+    folder = tmp_path_factory.mktemp("reference")
+    damaged(whole, folder)
+    assert call_pacbench(COMMANDS[2], folder).returncode == 0
+    return folder
+
+
+@settings(FEW, max_examples=25)
+@given(way=st.sampled_from([flip, truncate, overwrite]), where=st.floats(0, 1), how=st.integers(0, 99))
+def test_a_damaged_reference_is_told_or_changes_nothing(
+    beside_a_reference: Path, way: Callable[[Path, float, int], None], where: float, how: int
+) -> None:
+    folder = beside_a_reference
+    content = (folder / "made.json").read_bytes()
+    shutil.copyfile(folder / "made.json", folder / "bad.json")
+    way(folder / "bad.json", where, how)
+    line, _ = said(folder, ("gate", "run", "--against", "bad.json", "--json", "gate.json"))
+    assert "bad.json" in line or json.loads((folder / "bad.json").read_bytes()) == json.loads(content)
+
+
+def test_values_of_a_reference_that_are_none_are_told(whole: Path, tmp_path: Path) -> None:
+    damaged(whole, tmp_path)
+    assert call_pacbench(("reference", *COMMANDS[2][1:]), tmp_path).returncode == 0
+    content = json.loads((tmp_path / "made.json").read_text())
+    content.pop("digest")
+    for key, value in (
+        ("round", "two"),
+        ("samples_per_s", "fast"),
+        ("label", 7),
+        ("status", "fine"),
+        ("workers", None),
+        ("odd", 1),
+    ):
+        trials = [{**content["trials"][0], key: value}, *content["trials"][1:]]
+        (tmp_path / "odd.json").write_text(json.dumps({**content, "trials": trials}))
+        done = call_pacbench(("gate", "run", "--against", "odd.json"), tmp_path)
+        assert done.returncode == 2, (key, done.stdout)
+        assert "odd.json: not a reference that this version can read (trial 1: " in done.stderr
+        assert done.stderr.count("\n") == 1
