@@ -90,7 +90,7 @@ def run_more_seeds(plan: Plan, store: Store, cluster: Cluster, watch: Watch, end
 
 def _prepare(plan: Plan, pending: Sequence[Trial], cluster: Cluster) -> None:
     """Have files and data ready on the cluster, and refuse what this machine or the cluster cannot carry."""
-    _check_memory(plan, pending)
+    check_memory(plan, pending)
     for file in files_of((trial.case, trial.method) for trial in pending):
         cluster.share_file(file)
     for checkpoint in {named for trial in pending if (named := trial.case.train.checkpoint)}:
@@ -119,8 +119,12 @@ def pending_seeds(plan: Plan, store: Store) -> list[Trial]:
     return plan.pending_seeds(store.attempts(), lambda trial: (workload_of(trial), trial.method.label) in asked)
 
 
-def _check_memory(plan: Plan, pending: Iterable[Trial]) -> None:
-    """Refuse replays whose workers would not fit into memory together."""
+def check_memory(plan: Plan, pending: Iterable[Trial]) -> None:
+    """Refuse replays whose workers would not fit into memory together.
+
+    Raises:
+        UsageError: it names the first of them, what it needs, and what is free.
+    """
     available = psutil.virtual_memory().available
     for trial in pending:
         if (needed := trial.expected.memory_bytes or 0) > available:
