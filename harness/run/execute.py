@@ -90,7 +90,7 @@ def run_more_seeds(plan: Plan, store: Store, cluster: Cluster, watch: Watch, end
 
 def _prepare(plan: Plan, pending: Sequence[Trial], cluster: Cluster) -> None:
     """Have files and data ready on the cluster, and refuse what this machine or the cluster cannot carry."""
-    check_memory(plan, pending)
+    _check_memory(plan, pending)
     for file in files_of((trial.case, trial.method) for trial in pending):
         cluster.share_file(file)
     for checkpoint in {named for trial in pending if (named := trial.case.train.checkpoint)}:
@@ -119,20 +119,22 @@ def pending_seeds(plan: Plan, store: Store) -> list[Trial]:
     return plan.pending_seeds(store.attempts(), lambda trial: (workload_of(trial), trial.method.label) in asked)
 
 
-def check_memory(plan: Plan, pending: Iterable[Trial]) -> None:
-    """Refuse replays whose workers would not fit into memory together.
+def _check_memory(plan: Plan, pending: Iterable[Trial]) -> None:
+    """Refuse replays whose workers would not fit into memory together."""
+    if found := too_large(pending):
+        trial, reason = next(iter(found.values()))
+        shown = f"{short(trial.case.train.model)} on {trial.case.cluster.workers} workers with {trial.method.label}"
+        raise UsageError.at(plan.scenario.name, "train.model", shown, reason)
 
-    Raises:
-        UsageError: it names the first of them, what it needs, and what is free.
-    """
-    available = psutil.virtual_memory().available
-    for trial in pending:
-        if (needed := trial.expected.memory_bytes or 0) > available:
-            found = f"{short(trial.case.train.model)} on {trial.case.cluster.workers} workers with {trial.method.label}"
-            allowed = (
-                f"what fits into the {format_size(available)} that are free; this needs about {format_size(needed)}"
-            )
-            raise UsageError.at(plan.scenario.name, "train.model", found, allowed)
+
+def too_large(trials: Iterable[Trial]) -> dict[str, tuple[Trial, str]]:
+    """Methods, by label, with the first trial that would not fit into memory, and what would."""
+    available, found = psutil.virtual_memory().available, {}
+    for trial in trials:
+        if trial.method.label not in found and (needed := trial.expected.memory_bytes or 0) > available:
+            free, asked = format_size(available), format_size(needed)
+            found[trial.method.label] = trial, f"what fits into the {free} that are free; this needs about {asked}"
+    return found
 
 
 def _materials_of(train: Train) -> tuple[object, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class Recorded:
     def __call__(self, name: str, run: Run, part: Plan) -> tuple[Run, int]:
         self.scenarios.append(name)
         if name in self._lost:
-            return Run(run.plan, run.store, "no such machine"), len(part.trials)
+            return replace(run, problem="no such machine"), len(part.trials)
         store = run.store or Store.create(self._folder / name.replace("/", "-"), run.plan.scenario)
         for trial in pending(Run(run.plan, store), part):
             self.trials.append(trial)
@@ -55,7 +56,7 @@ class Recorded:
             speed = 100.0 * SPEED.get(trial.method.label, 1.5) * (1 + 1e-3 * (trial.round % 3))
             exact = 1 if trial.method.label == "dense" else 1 + 2e-3 * (-1) ** trial.round
             store.append(TrialRow(**{**row, "samples_per_s": speed * exact}), events)
-        return Run(run.plan, store), 0
+        return replace(run, store=store), 0
 
 
 def runs_of(chosen: list[Claim]) -> dict[str, Run]:
@@ -105,6 +106,20 @@ def test_a_scenario_that_cannot_be_run_is_tried_once_and_keeps_no_other_waiting(
     judgement = judge(lost, runs)
     assert (judgement.verdict, judgement.reason) == ("inconclusive", "no such machine")
     assert judgement.decides == "a machine that can run it"
+
+
+def test_what_does_not_fit_into_memory_is_not_run_and_all_else_is(tmp_path: Path) -> None:
+    large, fine = claim("large", method="topk-ratio=0.1"), claim("fine")
+    allowed = {"topk-ratio=0.1": "what fits into 1 GB; this needs 2 GB"}
+    runs = {name: replace(run, too_large=allowed) for name, run in runs_of([large, fine]).items()}
+    recorded = Recorded(tmp_path)
+    runs, failed = reproduce([large, fine], runs, recorded, CPUS)
+    assert failed == 0
+    assert rounds_by_label(recorded.trials) == {"dense": 2, "bf16": 2}
+    judgement = judge(large, {name: replace(run, too_large=allowed) for name, run in runs.items()})
+    assert judgement.verdict == "inconclusive"
+    assert judgement.reason == "topk-ratio=0.1 does not fit into memory: what fits into 1 GB; this needs 2 GB"
+    assert judgement.decides == "a machine with more memory"
 
 
 def test_claims_that_need_nothing_run_nothing(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -37,6 +37,8 @@ class Run:
     store: Store | None = None
     problem: str = ""
     """Why it could not be run, where that is so."""
+    too_large: Mapping[str, str] = field(default_factory=dict)
+    """Labels of methods that do not fit into this machine's memory: what would."""
 
     @cached_property
     def trials(self) -> pd.DataFrame:
@@ -87,6 +89,18 @@ def find(claim: Claim, cell: Cell, device: float, runs: Mapping[str, Run]) -> Fi
     Args:
         runs: by the names of scenarios, at least all that the claim needs.
     """
+    run = runs[cell.scenario]
+    found = _found(claim, cell, device, runs)
+    lacking = [label for label in (cell.method, claim.baseline, claim.without) if label in run.too_large]
+    if not lacking:
+        return found
+    if found.measured is not None:
+        return replace(found, more_rounds_help=False)
+    problem = f"{lacking[0]} does not fit into memory: {run.too_large[str(lacking[0])]}"
+    return replace(found, problem=problem, decides="a machine with more memory", more_rounds_help=False)
+
+
+def _found(claim: Claim, cell: Cell, device: float, runs: Mapping[str, Run]) -> Finding:
     run = runs[cell.scenario]
     rounds, trials = run.plan.scenario.rounds, trials_of(cell, device, run)
     if trials.empty:
@@ -236,16 +250,17 @@ def steps_to_target(run: Run, label: str) -> pd.Series[float]:
 def steps_along(claim: Claim, device: float, runs: Mapping[str, Run]) -> list[Finding]:
     """How the ratio changes from each case of an axis to the next, in the claimed direction, paired by rounds."""
     sign = 1 if claim.direction == "grows" else -1
+    findings = [find(claim, cell, device, runs) for cell in claim.cells]
+    if problems := [each for each in findings if each.measured is None or each.problem]:
+        return [min(problems, key=lambda each: each.more_rounds_help)]
     logs = []
     for cell in claim.cells:
-        run, found = runs[cell.scenario], find(claim, cell, device, runs)
-        if found.measured is None or found.problem:
-            return [found]
-        trials = trials_of(cell, device, run)
+        trials = trials_of(cell, device, runs[cell.scenario])
         logs.append(ratios(claim.of, trials, cell.method, claim.baseline).map(math.log))
     rounds = runs[claim.cells[0].scenario].plan.scenario.rounds
     changes = [(sign * (after - before)).dropna() for before, after in itertools.pairwise(logs)]
     if any(change.empty for change in changes):
         return [Finding(None, rounds, "no round has all cases of the axis", "trials that finish")]
     measured = [paired_shift(np.exp(change.to_numpy())) for change in changes]
-    return [Finding(each, rounds, comparisons=len(measured)) for each in measured]
+    helps = all(each.more_rounds_help for each in findings)
+    return [Finding(each, rounds, more_rounds_help=helps, comparisons=len(measured)) for each in measured]

@@ -139,16 +139,16 @@ def _part(claim: Claim, device: float, runs: Mapping[str, Run]) -> Part:
 
 
 def _decided(claim: Claim, device: float, finding: Finding) -> Part:
-    cells, found = tuple(claim.cells), finding.estimate
+    found = finding.estimate
+    left = tuple(claim.cells) if finding.more_rounds_help else ()
     if finding.missed:
         return Part(device, "not reproduced", found, finding.problem)
     if finding.problem or found is None:
-        left = cells if finding.more_rounds_help else ()
         return Part(device, "inconclusive", found, finding.problem, finding.decides, left)
     verdict, reason = verdict_on(found, claim)
     if verdict != "inconclusive":
         return Part(device, verdict, found, reason)
-    return Part(device, verdict, found, reason, _more_rounds(finding, claim, found), cells)
+    return Part(device, verdict, found, reason, _more_rounds(finding, claim, found), left)
 
 
 def _more_rounds(finding: Finding, claim: Claim, found: Estimate) -> str:

@@ -30,7 +30,7 @@ from typing_extensions import Self
 
 from harness.errors import UsageError
 from harness.scenario import load as scenarios
-from harness.scenario.properties import RateOrUnshaped
+from harness.scenario.properties import UNSHAPED, rate_or_unshaped
 from harness.scenario.schema import Case
 from harness.scenario.section import Section, checked_section
 from harness.units import RateBps, SizeBytes, TimeS, format_rate, format_size, format_time
@@ -56,6 +56,10 @@ def _as_tuple(given: object) -> object:
     return tuple(given) if isinstance(given, (list, tuple)) else (given,)
 
 
+def _read_rates(given: object) -> tuple[int | None, ...]:
+    return tuple(map(rate_or_unshaped, given if isinstance(given, (list, tuple)) else (given,)))
+
+
 def _one_or_all(held: tuple[object, ...]) -> object:
     return held[0] if len(held) == 1 else list(held)
 
@@ -65,11 +69,11 @@ def _finite(ends: tuple[float, float]) -> list[float | None]:
 
 
 def _rate_as_text(rates: tuple[int | None, ...]) -> object:
-    return _one_or_all(tuple("unshaped" if bps is None else f"{bps}bit" for bps in rates))
+    return _one_or_all(tuple(UNSHAPED if bps is None else f"{bps}bit" for bps in rates))
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), PlainSerializer(_one_or_all)]
-Rates = Annotated[tuple[RateOrUnshaped, ...], BeforeValidator(_as_tuple), PlainSerializer(_rate_as_text)]
+Rates = Annotated[tuple[int | None, ...], BeforeValidator(_read_rates), PlainSerializer(_rate_as_text)]
 Range = Annotated[tuple[float, float], Field(strict=False), PlainSerializer(_finite)]
 
 
@@ -133,7 +137,7 @@ class Cell(NamedTuple):
 class Claim(Section):
     """What a source says of one method against another."""
 
-    id: str = Field(pattern=r"^[a-z0-9][a-z0-9./ %-]*$")
+    id: str = Field(pattern=r"^[a-z0-9][a-z0-9./ %=-]*$")
     source: str = Field(min_length=1)
     """Authors, title, where it was published."""
     place: str = Field(min_length=1)
@@ -185,8 +189,8 @@ class Claim(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        self._check_range()
         self._check_parts()
+        self._check_range()
         if (self.scenario is None) != bool(self.not_testable):
             raise ValueError("scenario: allowed: one for what can be tested here, none with not_testable")
         if (self.quantity == "time to accuracy") != (self.convergence is not None) and not self.not_testable:

@@ -48,7 +48,7 @@ def verb(
     chosen = schema.select(schema.load(), claim or [], quick)
     kind, why = registry.choose(on)
     planned = plans.plans(chosen, lambda scenario: plan_on(scenario, registry.make(kind)), quick)
-    runs = {name: Run(each, latest_run(each)) for name, each in planned.items()}
+    runs = {name: Run(each, latest_run(each), too_large=_too_large(each)) for name, each in planned.items()}
     _announce(chosen, runs)
     if plan:
         return
@@ -63,12 +63,18 @@ def verb(
         raise MeasurementError(f"{failed} of the trials did not finish; each run's report lists them with their reason")
 
 
+def _too_large(plan: Plan) -> dict[str, str]:
+    """Labels of methods that do not fit into this machine's memory, and what would."""
+    from harness.run.execute import too_large
+
+    return {label: allowed for label, (_, allowed) in too_large(plan.trials).items()}
+
+
 def _announce(chosen: Sequence[Claim], runs: Mapping[str, Run]) -> None:
     """Show what is about to run: at least, since no verdict is looked for earlier, and at most, if none comes early."""
     from harness.analysis.claims.judgements import judge
     from harness.analysis.claims.sequential import FIRST_LOOK
     from harness.plan.estimate import total_s
-    from harness.run.execute import check_memory
     from harness.run.reproducing import needed, pending
 
     judged = [judge(claim, runs) for claim in chosen]
@@ -76,11 +82,6 @@ def _announce(chosen: Sequence[Claim], runs: Mapping[str, Run]) -> None:
     for name, run in runs.items():
         left = [pending(run, needed(name, run, judged, rounds)) for rounds in (range(FIRST_LOOK), ALL_ROUNDS)]
         seconds = [total_s(trials, cpu_count()) if trials else 0.0 for trials in left]
-        try:
-            check_memory(run.plan, left[1])
-        except UsageError as error:
-            rows.append([name, str(len(run.plan.trials)), "–", "–", f"cannot run here: {error}"])
-            continue
         least_s, most_s = least_s + seconds[0], most_s + seconds[1]
         counts = [str(len(each)) for each in (run.plan.trials, *left)]
         rows.append([name, *counts, " to ".join(dict.fromkeys(map(format_time, seconds)))])
@@ -91,6 +92,9 @@ def _announce(chosen: Sequence[Claim], runs: Mapping[str, Run]) -> None:
     )
     headings = ["scenario", "trials", "left at least", "left at most", "time left"]
     print_table(title, headings, rows, words=["time left"])
+    for name, run in runs.items():
+        for label, allowed in run.too_large.items():
+            say(f"{name}: claims about {label} stay open; allowed: {allowed}")
 
 
 def _carry_out(run: Run, part: Plan, kind: str, why: str) -> tuple[Run, int]:
