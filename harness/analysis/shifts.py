@@ -1,4 +1,4 @@
-"""How much a positive quantity has shifted: means of logarithms, with Welch's error and degrees of freedom (1947)."""
+"""How much a quantity has shifted: means of logarithms, with Welch's error and degrees of freedom (1947)."""
 
 from __future__ import annotations
 
@@ -31,8 +31,32 @@ class Shift(NamedTuple):
         """The quantity after as a multiple of that before, with an interval of this confidence."""
         if self.error is None:
             return Estimate(math.exp(self.log), None, None, self.n)
-        half = float(stdtrit(self.freedom, (1 + confidence) / 2)) * self.error if self.error else 0.0
+        half = half_width(self.error, self.freedom, confidence)
         return Estimate(math.exp(self.log), math.exp(self.log - half), math.exp(self.log + half), self.n)
+
+
+class Difference(NamedTuple):
+    """The mean of a quantity of any sign."""
+
+    mean: float
+    error: float | None
+    """Standard error; None of one value."""
+    freedom: float
+    """Degrees of freedom of the error."""
+    n: int
+    """Values."""
+
+    def estimate(self, confidence: float = CONFIDENCE) -> Estimate:
+        """The mean, with an interval of this confidence."""
+        if self.error is None:
+            return Estimate(self.mean, None, None, self.n)
+        half = half_width(self.error, self.freedom, confidence)
+        return Estimate(self.mean, self.mean - half, self.mean + half, self.n)
+
+
+def half_width(error: float, freedom: float, confidence: float) -> float:
+    """How far a t interval reaches to either side of a mean with this standard error."""
+    return float(stdtrit(freedom, (1 + confidence) / 2)) * error if error else 0.0
 
 
 def log_shift(
@@ -64,6 +88,13 @@ def paired_shift(ratios: np.ndarray[Any, Any]) -> Shift:
     logs, n = np.log(ratios), len(ratios)
     error = float(logs.std(ddof=1)) / math.sqrt(n) if n > 1 else None
     return Shift(float(logs.mean()), error, n - 1, n)
+
+
+def mean_difference(values: np.ndarray[Any, Any]) -> Difference:
+    """The mean of values, such as the differences of pairs."""
+    n = len(values)
+    error = float(values.std(ddof=1)) / math.sqrt(n) if n > 1 else None
+    return Difference(float(values.mean()), error, n - 1, n)
 
 
 def product(one: Shift, two: Shift) -> Shift:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
 
 from harness import provenance
-from harness.cli.console import print_table, say
+from harness.cli.console import say
 from harness.cli.options import cpu_count
 from harness.plain import visible
 from harness.plan.estimate import total_s
-from harness.plan.plan import Plan
 from harness.plan.status import DISTURBED
 from harness.plan.trial import Trial
-from harness.record.store import Store
 from harness.run.outcome import Progress
 from harness.run.session import Outlook, Watcher
 from harness.units import format_time
@@ -82,15 +80,3 @@ def tell_of_unknown_commit() -> None:
     """Say so where git does not read pacbench's own checkout: what is measured now cannot be traced to a commit."""
     if problem := provenance.described(provenance.ROOT).problem:
         print(f"pacbench: {visible(problem)}", file=sys.stderr, flush=True)
-
-
-def announce_all(title: str, plans: Mapping[str, Plan], stores: Mapping[str, Store | None]) -> None:
-    """Show what runs of several scenarios are about to take, and what earlier ones left to do."""
-    rows, seconds = [], 0.0
-    for name, plan in plans.items():
-        store = stores[name]
-        pending = plan.pending(store.attempts()) if store else list(plan.trials)
-        own_s = total_s(pending, cpu_count()) if pending else 0.0
-        seconds += own_s
-        rows.append([name, str(len(plan.trials)), str(len(plan.trials) - len(pending)), format_time(own_s)])
-    print_table(f"{title}: about {format_time(seconds)}", ["scenario", "trials", "done", "time left"], rows)

@@ -4,6 +4,7 @@
     RUN/store.json              the version of what is stored (``row.SCHEMA``); runs from before there was one have none
     RUN/provenance.json         a list, one entry for each time the run was started or resumed
     RUN/profiles/*/self.json    profiles of this machine that trainings were paced by, one for each workload
+    RUN/profiles/*@50%.json     profiles for who has a share of a device
     RUN/trials.parquet/         a folder, one file a trial; pandas reads it as one frame
     RUN/verified.parquet/       likewise: what the links were after it, known only once the last trial on them has ended
     RUN/events.parquet/         likewise: trial_id, rank, step, time_s, kind, value
@@ -293,7 +294,11 @@ class Store:
 
     def own_profile(self, workload: str, make: Callable[[], str]) -> Path:
         """The file of a profile of this machine, for one workload; what ``make`` gives is kept where there is none."""
-        file = self.folder.absolute() / "profiles" / as_name(workload) / "self.json"
+        return self.profile(f"{as_name(workload)}/self", make)
+
+    def profile(self, name: str, make: Callable[[], str]) -> Path:
+        """The file of a profile that the run has for itself; what ``make`` gives is kept where there is none."""
+        file = self.folder.absolute() / "profiles" / f"{name}.json"
         if not file.exists():
             content = make()
             make_folder(file.parent)

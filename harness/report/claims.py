@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.analysis.judgements import VERDICTS, Judgement, families
+from harness.analysis.claims.judgements import VERDICTS, Judgement, Part, families, named
+from harness.analysis.claims.schema import Claim
 from harness.files import make_folder, write_whole
 from harness.plain import markdown
 from harness.report import text
@@ -38,13 +40,21 @@ def as_json(judgements: Sequence[Judgement], provenance: Mapping[str, Any]) -> d
                 **judgement.claim.model_dump(mode="json", by_alias=True),
                 "verdict": judgement.verdict,
                 "found": judgement.found and judgement.found._asdict(),
+                "by_device": [_part_as_json(part) for part in judgement.parts],
                 "reason": judgement.reason,
+                "decides": judgement.decides,
                 "explanation": judgement.explanation,
                 "origins": list(judgement.origins),
             }
             for judgement in judgements
         ],
     }
+
+
+def _part_as_json(part: Part) -> dict[str, Any]:
+    """What became of a claim with one share of the device."""
+    told = {"device": part.device, "verdict": part.verdict, "found": part.found and part.found._asdict()}
+    return {**told, "reason": part.reason, "decides": part.decides}
 
 
 def as_markdown(judgements: Sequence[Judgement], provenance: Mapping[str, Any]) -> str:
@@ -61,10 +71,10 @@ def as_markdown(judgements: Sequence[Judgement], provenance: Mapping[str, Any]) 
 def _section(own: Sequence[Judgement]) -> list[str]:
     """One family: what its source says, its table, where the figures come from."""
     claim, columns = own[0].claim, [*cells(own[0]), "why"]
-    rows = [[*cells(each).values(), f"{each.reason}. {each.explanation}"] for each in own]
+    rows = [[*cells(each).values(), why(each)] for each in own]
     origins = dict.fromkeys(origin for each in own for origin in each.origins)
     return [
-        *("", f"> {markdown(claim.wording)}", "", markdown(f"{claim.source}. {claim.note}"), ""),
+        *("", f"> {markdown(claim.wording)}", "", markdown(f"{claim.source}, {claim.place}. {claim.note}"), ""),
         f"| {' | '.join(columns)} |",
         f"|{'---|' * len(columns)}",
         *(f"| {' | '.join(map(markdown, row))} |" for row in rows),
@@ -79,17 +89,55 @@ def sentence(own: Sequence[Judgement]) -> str:
     return f"of {len(own)}, " + ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if verdict in counts)
 
 
+def why(judgement: Judgement) -> str:
+    """The reason, what would decide it, and what the bytes alone allow."""
+    decides = f"What would decide it: {judgement.decides}. " if judgement.decides else ""
+    return f"{judgement.reason}. {decides}{judgement.explanation}".strip()
+
+
 def cells(judgement: Judgement) -> dict[str, str]:
     """A row of a table: column -> text."""
     claim = judgement.claim
-    low, high = claim.claimed
     return {
-        "model": claim.model,
-        "link": format_rate(claim.rate_bps),
-        "method": claim.method,
+        "model": ", ".join(claim.model),
+        "link": links(claim),
+        "method": ", ".join(claim.method),
         "over": claim.baseline,
-        "of": claim.quantity,
-        "claimed": f"{low:g} to {high:g}",
-        "found": text.times_better(judgement.found),
+        "of": quantity(claim),
+        "claimed": claimed(claim),
+        "found": found(judgement),
         "verdict": judgement.verdict,
     }
+
+
+def links(claim: Claim) -> str:
+    """The rates of its links."""
+    return ", ".join("unshaped" if bps is None else format_rate(bps) for bps in claim.rate_bps)
+
+
+def quantity(claim: Claim) -> str:
+    """What is claimed, in words."""
+    if claim.quantity == "trend":
+        return f"trend: {claim.of} {claim.direction} along {claim.axis}"
+    if claim.quantity == "share":
+        return f"share of cases with a gain in {claim.of}"
+    if claim.quantity == "ablation":
+        return f"share of the gain in {claim.of} that goes with what {claim.without} lacks"
+    if claim.quantity == "accuracy":
+        return "accuracy, points lost"
+    return f"{claim.quantity} of a gradient" if claim.counted == "gradient" else claim.quantity
+
+
+def claimed(claim: Claim) -> str:
+    """The claimed range: ``1.25 to 8.72``, ``from 1 on``, ``at most 2``."""
+    low, high = claim.claimed
+    if math.isinf(high):
+        return f"from {low:g} on"
+    return f"at most {high:g}" if math.isinf(low) else f"{low:g} to {high:g}"
+
+
+def found(judgement: Judgement) -> str:
+    """The figure with its interval, for each share of the device where there are several."""
+    if len(judgement.parts) < 2:
+        return text.times_better(judgement.found)
+    return "; ".join(f"{named(part.device)}: {text.times_better(part.found)}" for part in judgement.parts)

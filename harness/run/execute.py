@@ -135,14 +135,20 @@ def check_memory(plan: Plan, pending: Iterable[Trial]) -> None:
     Raises:
         UsageError: it names the first.
     """
-    available = psutil.virtual_memory().available
-    for trial in pending:
-        if (needed := trial.expected.memory_bytes or 0) > available:
-            found = f"{short(trial.case.train.model)} on {trial.case.cluster.workers} workers with {trial.method.label}"
-            allowed = (
-                f"what fits into the {format_size(available)} that are free; this needs about {format_size(needed)}"
-            )
-            raise UsageError.at(plan.scenario.name, "train.model", found, allowed)
+    if found := too_large(pending):
+        trial, reason = next(iter(found.values()))
+        shown = f"{short(trial.case.train.model)} on {trial.case.cluster.workers} workers with {trial.method.label}"
+        raise UsageError.at(plan.scenario.name, "train.model", shown, reason)
+
+
+def too_large(trials: Iterable[Trial]) -> dict[str, tuple[Trial, str]]:
+    """Methods, by label, with the first trial that would not fit into memory, and what would."""
+    available, found = psutil.virtual_memory().available, {}
+    for trial in trials:
+        if trial.method.label not in found and (needed := trial.expected.memory_bytes or 0) > available:
+            free, asked = format_size(available), format_size(needed)
+            found[trial.method.label] = trial, f"what fits into the {free} that are free; this needs about {asked}"
+    return found
 
 
 def _materials_of(train: Train) -> tuple[object, ...]:

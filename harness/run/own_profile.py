@@ -46,9 +46,18 @@ def _with_profile_file(trial: Trial, store: Store) -> Trial:
     case, train = trial.case, trial.case.train
     if train.profile is None:
         return trial
-    file = _own(trial, store) if train.pace == SELF else profiles.find(train.profile)
+    file = _own(trial, store) if train.pace == SELF else _known(train.profile, store)
     named = {"replay" if train.replay else "pace": str(file)}
     return trial.model_copy(update={"case": case.model_copy(update={"train": train.model_copy(update=named)})})
+
+
+def _known(profile: str, store: Store) -> Path:
+    """The file of a profile that is there; of a share of its device it is made, and kept with the run."""
+    name, percent = profiles.split(profile)
+    if percent == 100:
+        return profiles.find(name)
+    shown = f"{Path(name).stem}@{percent}%"
+    return store.profile(shown, lambda: profiles.read(profile).as_json())
 
 
 def _own(trial: Trial, store: Store) -> Path:

@@ -147,7 +147,8 @@ class Train(Section):
     """A file with the model's ``state_dict()``, by ``torch.save``, to start from; None draws weights by the seed."""
     replay: ProfileName = None
     """A profile, by name or file (``workload/profile.py``), whose times are waited for instead of computing: gradients
-    are made up, nothing is learnt and no data set is read. None, which files write ``none``, trains for real."""
+    are made up, nothing is learnt and no data set is read. ``NAME@50%`` is for who has half of its device. None, which
+    files write ``none``, trains for real."""
     pace: ProfileName = None
     """A profile, by name or file: workers really train, and each part of a step takes as long as the profile's device
     would, so that this machine's processor decides nothing. ``self``: as it takes one worker that has a core of this

@@ -34,6 +34,7 @@ HARDWARE = {
     "a40": Hardware("NVIDIA A40", 37.4e12, 696e9),
     "a100": Hardware("NVIDIA A100 40 GB", 19.5e12, 1555e9),
     "v100": Hardware("NVIDIA V100 32 GB", 15.7e12, 900e9),
+    "p100": Hardware("NVIDIA P100 PCIe 16 GB", 9.3e12, 732e9),
     "rtx3090": Hardware("NVIDIA RTX 3090", 35.6e12, 936e9),
 }
 """From the vendor's data sheets."""

@@ -254,6 +254,25 @@ def byte_lm() -> nn.Module:
     return ByteTransformer(length=64, width=96, heads=4, blocks=2)
 
 
+class SingleTensor(nn.Module):
+    """A square matrix and hardly any computation: its gradient is what micro-benchmarks of collectives send."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.matrix = nn.Linear(side, side, bias=False)
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        """Scores (N, side) of numbers (N, 1)."""
+        scores: Tensor = self.matrix(numbers.to(self.matrix.weight.dtype).expand(-1, self.matrix.in_features))
+        return scores
+
+
+@model("tensor-100mb", input_shape=(1,), classes=5000)
+def tensor_100mb() -> nn.Module:
+    """A single tensor of 100 MB, 25.0 M parameters, as in micro-benchmarks of collectives."""
+    return SingleTensor(5000)
+
+
 IMAGENET: dict[str, Any] = {"input_shape": (3, 224, 224), "classes": 1000}
 CIFAR: dict[str, Any] = {"input_shape": (3, 32, 32), "classes": 10}
 
@@ -363,6 +382,15 @@ def bert_base() -> nn.Module:
     """BERT-base without a task's head, transformers', 109.5 M parameters: a score is an entry of the pooled output."""
     known = _needed("transformers")
     return OnlyOutput(known.BertModel(known.BertConfig(attn_implementation="eager")), "pooler_output", causal=False)
+
+
+@model("bert-large", input_shape=(384,), classes=1024)
+def bert_large() -> nn.Module:
+    """BERT-large without a task's head, at SQuAD's 384 tokens, 335.1 M parameters; scores as of BERT-base."""
+    known = _needed("transformers")
+    sizes = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+    config = known.BertConfig(attn_implementation="eager", **sizes)
+    return OnlyOutput(known.BertModel(config), "pooler_output", causal=False)
 
 
 @model("gpt2", input_shape=(128,), classes=50257)

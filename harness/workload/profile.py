@@ -8,11 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -120,6 +121,21 @@ class Profile(Section):
         """In words: ``measured on`` or ``modelled for`` which device."""
         return f"{self.source} {'on' if self.source == 'measured' else 'for'} {self.device}"
 
+    def at(self, percent: int) -> Profile:
+        """The same step for who has so many percent of the device: everything takes as many times longer."""
+        longer = 100 / percent
+        return self.model_copy(
+            update={
+                "device": f"{percent} % of {self.device}",
+                "forward_s": longer * self.forward_s,
+                "backward_s": longer * self.backward_s,
+                "optimizer_s": longer * self.optimizer_s,
+                "gradients": tuple(_longer(each, longer) for each in self.gradients),
+                "layers": tuple(_longer(each, longer) for each in self.layers),
+                "codecs": tuple(_longer(each, longer) for each in self.codecs),
+            }
+        )
+
     def codec(self, method: MethodSpec, workers: int) -> Codec | None:
         """The costs of a method in the steady state, of the number of workers that comes closest.
 
@@ -141,6 +157,15 @@ class Profile(Section):
             else:
                 lines.append(f" {json.dumps(key)}: {json.dumps(value)}")
         return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+PartT = TypeVar("PartT", bound=Section)
+
+
+def _longer(part: PartT, longer: float) -> PartT:
+    """A part of a profile, all of whose times are so many times longer."""
+    times = {name: longer * getattr(part, name) for name in type(part).model_fields if name.endswith("_s")}
+    return part.model_copy(update=times)
 
 
 def unlike(methods: Iterable[MethodSpec]) -> tuple[MethodSpec, ...]:
@@ -167,12 +192,20 @@ def available() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.json"))}
 
 
+@cache
+def split(name_or_path: str) -> tuple[str, int]:
+    """A profile's name or file, and how many percent of its device are meant: ``"resnet152-a40@50%"``, or all."""
+    found = re.fullmatch(r"(.+)@([1-9][0-9]?|100)%", name_or_path)
+    return (found[1], int(found[2])) if found else (name_or_path, 100)
+
+
 def find(name_or_path: str) -> Path:
     """The file of a profile: of one that comes with pacbench, or at a path that ends in ``.json``.
 
     Raises:
         UsageError: there is none.
     """
+    name_or_path, _ = split(name_or_path)
     path = Path(name_or_path) if name_or_path.endswith(".json") else available().get(name_or_path)
     if path is None or not path.is_file():
         known = ", ".join(available()) or "none come with pacbench"
@@ -182,12 +215,12 @@ def find(name_or_path: str) -> Path:
 
 @cache
 def read(name_or_path: str) -> Profile:
-    """A profile, by its name or file.
+    """A profile, by its name or file; with ``@50%`` behind it, for who has half of its device.
 
     Raises:
         UsageError: there is none, or it is not one of this version's.
     """
-    path = find(name_or_path)
+    path, (_, percent) = find(name_or_path), split(name_or_path)
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -195,7 +228,8 @@ def read(name_or_path: str) -> Profile:
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         found = content.get("schema") if isinstance(content, dict) else content
         raise UsageError.at(path, "schema", found, f"{SCHEMA}, the profiles of this version of pacbench")
-    return checked_section(Profile, content, str(path))
+    whole = checked_section(Profile, content, str(path))
+    return whole if percent == 100 else whole.at(percent)
 
 
 def digest(name_or_path: str) -> str:

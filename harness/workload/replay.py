@@ -6,6 +6,7 @@ kept by a ``Pace``, which may dilate it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import groupby
@@ -58,23 +59,28 @@ class Materials:
         return self.pool[start : start + gradient.numel].view(gradient.shape)
 
 
-@cache
 def materials(name_or_path: str, density: float) -> Materials:
-    """Those of a profile; kept, so that forked workers share their pages."""
-    return make_materials(profiles.read(name_or_path), density)
+    """Those of a profile; kept, so that forked workers share their pages, and so do shares of one device."""
+    return _kept(tuple(profiles.read(name_or_path).shapes), density)
 
 
 def make_materials(profile: Profile, density: float = 1.0) -> Materials:
     """Weights and gradients of a profile's shapes, the same whenever they are made."""
+    return _made(tuple(profile.shapes), density)
+
+
+def _made(shapes: tuple[tuple[int, ...], ...], density: float) -> Materials:
     dice = torch.Generator().manual_seed(0)
-    largest = max(gradient.numel for gradient in profile.gradients)
-    pool = torch.randn(largest + SPARE, generator=dice)
+    sizes = [math.prod(shape) for shape in shapes]
+    pool = torch.randn(max(sizes) + SPARE, generator=dice)
     if density < 1:
         pool[torch.rand(len(pool), generator=dice) >= density] = 0
-    weights = torch.randn(profile.numel, generator=dice).mul_(WEIGHT_SCALE)
-    sizes = [gradient.numel for gradient in profile.gradients]
-    parts = zip(weights.split(sizes), profile.shapes, strict=True)
+    weights = torch.randn(sum(sizes), generator=dice).mul_(WEIGHT_SCALE)
+    parts = zip(weights.split(sizes), shapes, strict=True)
     return Materials(tuple(part.view(shape) for part, shape in parts), pool)
+
+
+_kept = cache(_made)
 
 
 class Replayed(nn.Module):

@@ -21,11 +21,11 @@ from markdown_it import MarkdownIt
 from matplotlib.text import Text
 from synthetic import make_store
 
-from harness.analysis import claims
 from harness.analysis.cases import CaseResult, case_results
+from harness.analysis.claims import schema
+from harness.analysis.claims.judgements import Judgement, Part
 from harness.analysis.crossover import RATE_OF_WORKERS_BPS
 from harness.analysis.estimates import Estimate
-from harness.analysis.judgements import Judgement
 from harness.plain import markdown, visible
 from harness.report import paper
 from harness.report.figures import layout, registry
@@ -128,15 +128,16 @@ def drawings(measured: Measured, kind: Kind) -> Iterator[Drawing]:
 
 
 def judged(labels: list[str]) -> list[Judgement]:
-    claim = claims.load()[0]
+    claim = schema.load()[0]
     return [
         Judgement(
-            claim.model_copy(update={"method": label, "baseline": labels[0]}),
+            claim.model_copy(update={"method": (label,), "baseline": labels[0]}),
             "reproduced",
             Estimate(2.0, 1.8, 2.2, 3),
             "",
             "",
             (),
+            parts=(Part(1.0, "reproduced", Estimate(2.0, 1.8, 2.2, 3), ""),),
         )
         for label in labels
     ]

@@ -14,7 +14,8 @@ import pytest
 from synthetic import invent
 
 import baselines
-from harness.analysis import claims
+from harness.analysis.claims import schema
+from harness.analysis.claims.plans import plans
 from harness.analysis.savings import saving_bound
 from harness.errors import UsageError
 from harness.plan import plan
@@ -150,15 +151,21 @@ def test_steps_and_throughput_may_come_from_different_warm_ups_and_from_nothing_
     toy = scenario.methods[1]
     other = toy.model_copy(update={"params": {**toy.params, parameter: 1}})
     trained = scenario.model_copy(update={"name": "trained", "methods": (scenario.methods[0], other)})
-    monkeypatch.setattr(claims.scenarios, "load", {"toys": scenario, "trained": trained}.get)
-    fields = {"id": "toy", "source": "Somebody", "wording": "sooner", "quantity": "time to accuracy"}
+    monkeypatch.setattr(schema.scenarios, "load", {"toys": scenario, "trained": trained}.get)
+    fields = {
+        "id": "toy",
+        "source": "Somebody",
+        "place": "abstract",
+        "wording": "sooner",
+        "quantity": "time to accuracy",
+    }
     fields |= {"model": "digits-cnn", "rate": "100mbit", "baseline": "dense", "method": toy.label}
-    claim = claims.Claim.model_validate(
+    claim = schema.Claim.model_validate(
         {**fields, "workers": 4, "range": (1.0, 2.0), "scenario": "toys", "convergence": "trained"}
     )
 
     def planned() -> dict[str, plan.Plan]:
-        return claims.plans([claim], lambda scenario: plan.make(scenario, "netns"))
+        return plans([claim], lambda scenario: plan.make(scenario, "netns"))
 
     if alike:
         assert set(planned()) == {"toys", "trained"}

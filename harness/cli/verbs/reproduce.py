@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness.cli.console import print_table, say
-from harness.cli.options import On, command
+from harness.cli.options import On, command, cpu_count
 from harness.errors import MeasurementError, UsageError
 from harness.files import NoRoomError
 from harness.run import RESULTS
+from harness.units import format_time
 
 if TYPE_CHECKING:
-    from harness.analysis.judgements import Judgement, Run
+    from harness.analysis.claims.figures import Run
+    from harness.analysis.claims.judgements import Judgement
+    from harness.analysis.claims.schema import Claim
     from harness.plan.plan import Plan
-    from harness.record.store import Store
+
+ALL_ROUNDS = range(1000)
 
 
 def verb(
@@ -33,52 +38,89 @@ def verb(
 ) -> None:
     """Judge claims of papers: run what they need, resume, and give each its verdict with interval and explanation."""
     from harness import provenance
-    from harness.analysis import claims, judgements
-    from harness.cli.progress import announce_all
+    from harness.analysis.claims import judgements, plans, schema
+    from harness.analysis.claims.figures import Run
     from harness.cluster import registry
     from harness.report import claims as report
     from harness.run.planning import plan_on
+    from harness.run.reproducing import reproduce
     from harness.run.session import latest_run
 
-    chosen = claims.select(claims.load(), claim or [], quick)
+    chosen = schema.select(schema.load(), claim or [], quick)
     kind, why = registry.choose(on)
-    plans = claims.plans(chosen, lambda scenario: plan_on(scenario, registry.make(kind)), quick)
-    stores = {name: latest_run(each) for name, each in plans.items()}
-    announce_all(f"{len(chosen)} claims", plans, stores)
+    planned = plans.plans(chosen, lambda scenario: plan_on(scenario, registry.make(kind)), quick)
+    runs = {name: Run(each, latest_run(each), too_large=_too_large(each)) for name, each in planned.items()}
+    _announce(chosen, runs)
     if plan:
         return
-    failed, runs = 0, {}
-    for name, each in plans.items():
-        runs[name], lost = _run(each, stores[name], kind, why)
-        failed += lost
+    runs, failed = reproduce(chosen, runs, lambda name, run, part: _carry_out(run, part, kind, why), cpu_count())
     judged = [judgements.judge(each, runs) for each in chosen]
+    _report_runs(runs)
     page = report.write(judged, out, provenance.collect(command()))
-    _draw(judged, plans, out)
+    _draw(judged, planned, out)
     _print(judged)
     say(f"verdicts, reasons, origins: {page}")
     if failed:
         raise MeasurementError(f"{failed} of the trials did not finish; each run's report lists them with their reason")
 
 
-def _run(plan: Plan, store: Store | None, kind: str, why: str) -> tuple[Run, int]:
-    """Run what is pending of a plan, or say why not: the claims of other scenarios are judged all the same.
+def _too_large(plan: Plan) -> dict[str, str]:
+    """Labels of methods that do not fit into this machine's memory, and what would."""
+    from harness.run.execute import too_large
 
-    Returns:
-        The run, and how many of its trials did not finish.
-    """
-    from harness.analysis.judgements import Run
-    from harness.cli.running import run_and_report
+    return {label: allowed for label, (_, allowed) in too_large(plan.trials).items()}
+
+
+def _announce(chosen: Sequence[Claim], runs: Mapping[str, Run]) -> None:
+    """Show what is about to run: at least, since no verdict is looked for earlier, and at most, if none comes early."""
+    from harness.analysis.claims.judgements import judge
+    from harness.analysis.claims.sequential import FIRST_LOOK
+    from harness.plan.estimate import total_s
+    from harness.run.reproducing import needed, pending
+
+    judged = [judge(claim, runs) for claim in chosen]
+    rows, least_s, most_s = [], 0.0, 0.0
+    for name, run in runs.items():
+        left = [pending(run, needed(name, run, judged, rounds)) for rounds in (range(FIRST_LOOK), ALL_ROUNDS)]
+        seconds = [total_s(trials, cpu_count()) if trials else 0.0 for trials in left]
+        least_s, most_s = least_s + seconds[0], most_s + seconds[1]
+        counts = [str(len(each)) for each in (run.plan.trials, *left)]
+        rows.append([name, *counts, " to ".join(dict.fromkeys(map(format_time, seconds)))])
+    is_open = [bool(each.open_parts) for each in judged]
+    title = (
+        f"{len(chosen)} claims: about {format_time(least_s)} to {format_time(most_s)} "
+        f"({is_open.count(True)} are open; {is_open.count(False)} need nothing)"
+    )
+    headings = ["scenario", "trials", "left at least", "left at most", "time left"]
+    print_table(title, headings, rows, words=["time left"])
+    for name, run in runs.items():
+        for label, allowed in run.too_large.items():
+            say(f"{name}: claims about {label} stay open; allowed: {allowed}")
+
+
+def _carry_out(run: Run, part: Plan, kind: str, why: str) -> tuple[Run, int]:
+    """Run what is pending of a plan's part, or say why not: the claims of other scenarios are judged all the same."""
+    from harness.cli.progress import ProgressBar
     from harness.cluster import registry
-    from harness.run.session import new_store
+    from harness.run import session
 
-    store = store or new_store(plan)
+    store, cluster = run.store or session.new_store(run.plan), registry.make(kind)
     try:
-        return Run(plan, store), run_and_report(plan, store, registry.make(kind), why).failed
+        result = session.run(part, store, cluster, command(), ProgressBar(f"on {cluster.name} ({why})"))
+        return replace(run, store=store), result.failed
     except NoRoomError:
         raise
     except (MeasurementError, UsageError) as error:
         say(str(error))
-        return Run(plan, store, str(error)), len(plan.pending(store.attempts()))
+        return replace(run, store=store, problem=str(error)), len(part.pending(store.attempts()))
+
+
+def _report_runs(runs: Mapping[str, Run]) -> None:
+    from harness.cli.reporting import write_report
+
+    for run in runs.values():
+        if run.store and (run.trials["status"] == "done").any():
+            write_report(run.store)
 
 
 def _draw(judged: Sequence[Judgement], plans: Mapping[str, Plan], out: Path) -> None:
@@ -95,7 +137,7 @@ def _draw(judged: Sequence[Judgement], plans: Mapping[str, Plan], out: Path) -> 
 
 
 def _print(judged: Sequence[Judgement]) -> None:
-    from harness.analysis.judgements import families
+    from harness.analysis.claims.judgements import families
     from harness.report import claims as report
 
     rows = [report.cells(each) for each in judged]

@@ -66,7 +66,7 @@ def interval(axes: Axes, x: float, found: Estimate, look: Look, alpha: float | N
         axes.plot([x] * 2, [found.low, found.high], color=look.color, lw=1, alpha=alpha)
 
 
-def whiskers(axes: Axes, heights: Sequence[int], estimates: Sequence[Estimate]) -> None:
+def whiskers(axes: Axes, heights: Sequence[float], estimates: Sequence[Estimate]) -> None:
     """Horizontal intervals, where there are any: matplotlib passes over NaN."""
     middles = np.array([estimate.value for estimate in estimates])
     ends = np.array([(estimate.low, estimate.high) for estimate in estimates], dtype=float).reshape(-1, 2)

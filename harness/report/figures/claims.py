@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from harness.analysis.judgements import Judgement
+from harness.analysis.claims.judgements import Judgement
+from harness.report.claims import links
 from harness.report.figures import layout, render
 from harness.report.figures.axes import whiskers
 from harness.report.figures.bars import BAR_SHARE, row_in
@@ -24,10 +26,17 @@ from harness.report.figures.cases import bounds
 from harness.report.figures.layout import WIDTH_IN, Grid, Key
 from harness.report.figures.look import INK
 from harness.report.figures.registry import Drawing
-from harness.units import format_rate
 
-VERDICT_LOOKS = {"reproduced": ("#009E73", "o"), "not reproduced": ("#D55E00", "X"), "inconclusive": ("#555555", "s")}
-"""The colour and the marker of each verdict."""
+VERDICT_LOOKS = {
+    "reproduced": ("#009E73", "o"),
+    "exceeded": ("#0072B2", "^"),
+    "not reproduced": ("#D55E00", "X"),
+    "inconclusive": ("#555555", "s"),
+}
+"""The colour and the marker of each verdict that comes from a measurement."""
+
+RATIOS = ("throughput", "bytes", "communication time", "time to accuracy", "trend")
+"""Quantities that are told as times better, and so share an axis."""
 
 CLAIMED_COLOR = "#d4d4d4"
 CLAIM_IN, CLAIM_PT, CLAIM_SHARE, CLAIM_LINES = 0.2, 7.0, 0.6, 3
@@ -36,11 +45,20 @@ CLAIM_IN, CLAIM_PT, CLAIM_SHARE, CLAIM_LINES = 0.2, 7.0, 0.6, 3
 LEAST_RATIO = 0.1
 """Where the axis begins, if nothing lies below."""
 
+BEYOND = 1.5
+"""How far beyond all that is drawn a range without an upper end reaches."""
 
-def write_claims(judgements: Sequence[Judgement], folder: Path) -> Drawing:
-    """Draw ``claims`` into ``folder``, as pdf, png and csv."""
+BESIDE = 0.22
+"""How far the points of two shares of a device lie apart, in rows."""
+
+
+def write_claims(judgements: Sequence[Judgement], folder: Path) -> list[Drawing]:
+    """Draw ``claims`` into ``folder``, as pdf, png and csv; nothing where no claim is a ratio."""
+    drawn = [each for each in judgements if each.claim.quantity in RATIOS]
+    if not drawn:
+        return []
     with style():
-        return render.write([claims(judgements)], folder)[0]
+        return render.write([claims(drawn)], folder)
 
 
 def claims(judgements: Sequence[Judgement]) -> Drawing:
@@ -60,20 +78,22 @@ def claims(judgements: Sequence[Judgement]) -> Drawing:
     )
     drawn, ((axes,),) = layout.panels(grid)
     _claims_axes(axes, names)
+    most = BEYOND * max(_greatest(each) for each in judgements)
     for y, judgement in enumerate(judgements):
-        _draw_claim(axes, y, judgement)
+        _draw_claim(axes, y, judgement, most)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     caption = (
-        "Grey: the claimed range. Points: what was found here, with its 95 % t interval; circle: reproduced, cross: "
-        "not reproduced, square: inconclusive. A claim without a point has not been run."
+        "Grey: the claimed range. Points: what was found here, with the interval that its verdict was read from; "
+        "circle: reproduced, triangle: exceeded, cross: not reproduced, square: inconclusive. Points in one row: "
+        "ever smaller shares of the device. A claim without a point has not been run."
     )
     return Drawing("claims", "Claims", caption, drawn, pd.DataFrame([_row(each) for each in judgements]))
 
 
 def _label(judgement: Judgement) -> str:
     claim = judgement.claim
-    return f"{claim.family}: {claim.model}, {format_rate(claim.rate_bps)}, {claim.method} over {claim.baseline}"
+    return f"{claim.family}: {', '.join(claim.model)}, {links(claim)}, {', '.join(claim.method)} over {claim.baseline}"
 
 
 def _legend() -> list[Artist]:
@@ -91,13 +111,22 @@ def _claims_axes(axes: Axes, names: Sequence[str]) -> None:
     axes.axvline(1, color=INK, lw=0.9)
 
 
-def _draw_claim(axes: Axes, y: int, judgement: Judgement) -> None:
+def _greatest(judgement: Judgement) -> float:
+    """The greatest ratio of a row, ranges without an end apart."""
+    found = [part.found.high or part.found.value for part in judgement.parts if part.found]
+    return max([1.0, *filter(math.isfinite, judgement.claim.claimed), *filter(math.isfinite, found)])
+
+
+def _draw_claim(axes: Axes, y: int, judgement: Judgement, most: float) -> None:
     low, high = judgement.claim.claimed
-    axes.barh(y, high - max(low, LEAST_RATIO), BAR_SHARE, max(low, LEAST_RATIO), color=CLAIMED_COLOR)
-    if judgement.found:
-        color, marker = VERDICT_LOOKS[judgement.verdict]
-        whiskers(axes, [y], [judgement.found])
-        axes.plot(judgement.found.value, y, marker, color=color, ms=5, mew=0, zorder=4)
+    start, end = max(low, LEAST_RATIO), min(high, most)
+    axes.barh(y, end - start, BAR_SHARE, start, color=CLAIMED_COLOR)
+    middle = (len(judgement.parts) - 1) / 2
+    for number, part in enumerate(judgement.parts):
+        if part.found:
+            height, (color, marker) = y + BESIDE * (number - middle), VERDICT_LOOKS[part.verdict]
+            whiskers(axes, [height], [part.found])
+            axes.plot(part.found.value, height, marker, color=color, ms=5, mew=0, zorder=4)
 
 
 def _row(judgement: Judgement) -> dict[str, str | float | None]:

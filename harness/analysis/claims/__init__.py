@@ -1,0 +1,1 @@
+"""Claims of papers: what they say, what must be run for them, and what became of them."""

@@ -1,0 +1,266 @@
+"""What was measured of what a claim says: for one case of it, the figure with its error, or why there is none."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from harness.analysis.claims.schema import Cell, Claim, Quantity
+from harness.analysis.claims.sequential import confidence, rounds_to_decide
+from harness.analysis.estimates import Estimate
+from harness.analysis.pairs import paired_ratios
+from harness.analysis.shifts import Difference, Shift, mean_difference, paired_shift, product
+from harness.analysis.trials import leave_out_disturbed
+from harness.plan.expected import shapes_of, state_of
+from harness.plan.plan import Plan
+from harness.plan.status import DIVERGED, DONE, LEARNT
+from harness.record.store import Store
+
+MOST_OVERRUN = 0.1
+"""The share of a replayed step by which this machine may be late before nothing is said of the device."""
+
+LESS_IS_BETTER = {"bytes": "wire_bytes_per_step", "communication time": "comm_s_per_step"}
+"""Columns of which the baseline's is divided by the method's."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A scenario's plan, and the run of it that is judged, if there is one."""
+
+    plan: Plan
+    store: Store | None = None
+    problem: str = ""
+    """Why it could not be run, where that is so."""
+    too_large: Mapping[str, str] = field(default_factory=dict)
+    """Labels of methods that do not fit into this machine's memory: what would."""
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """The last attempt of each, in the columns of ``TRIAL_SCHEMA``; none without a run."""
+        return self.store.trials() if self.store else pd.DataFrame(columns=["trial_id", "status"])
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A figure, or why it is not known."""
+
+    measured: Shift | Difference | None
+    """Of ratios the logarithm has shifted; all else is a mean."""
+    rounds: int
+    """How many there will be at most, with a look after each."""
+    problem: str = ""
+    decides: str = ""
+    """What would help, where the figure is not known or means nothing."""
+    missed: bool = False
+    """The method failed for good, as often as it was tried: no number would be bad enough."""
+    more_rounds_help: bool = True
+    comparisons: int = 1
+    """Intervals at each look that must all hold."""
+
+    @property
+    def confidence(self) -> float:
+        """That of its interval at each look."""
+        return confidence(self.rounds, self.comparisons)
+
+    @property
+    def estimate(self) -> Estimate | None:
+        """The figure with its repeated interval."""
+        return self.measured.estimate(self.confidence) if self.measured else None
+
+    def rounds_to_leave(self, end: float) -> int | None:
+        """After about how many rounds its interval would no longer hold a value; None: after too many."""
+        if self.measured is None or self.measured.error is None:
+            return None
+        is_log = isinstance(self.measured, Shift)
+        place = (math.log(end) if end > 0 else -math.inf) if is_log else end
+        distance = abs(self.measured[0] - place)
+        return rounds_to_decide(distance, self.measured.error * math.sqrt(self.measured.n), self.confidence)
+
+
+def find(claim: Claim, cell: Cell, device: float, runs: Mapping[str, Run]) -> Finding:
+    """The figure of one case, with such a share of the device.
+
+    Args:
+        runs: by the names of scenarios, at least all that the claim needs.
+    """
+    run = runs[cell.scenario]
+    found = _found(claim, cell, device, runs)
+    lacking = [label for label in (cell.method, claim.baseline, claim.without) if label in run.too_large]
+    if not lacking:
+        return found
+    if found.measured is not None:
+        return replace(found, more_rounds_help=False)
+    problem = f"{lacking[0]} does not fit into memory: {run.too_large[str(lacking[0])]}"
+    return replace(found, problem=problem, decides="a machine with more memory", more_rounds_help=False)
+
+
+def _found(claim: Claim, cell: Cell, device: float, runs: Mapping[str, Run]) -> Finding:
+    run = runs[cell.scenario]
+    rounds, trials = run.plan.scenario.rounds, trials_of(cell, device, run)
+    if trials.empty:
+        return _not_run(claim, run, "nothing of it was run")
+    if claim.quantity == "accuracy":
+        return _points_lost(claim, trials, rounds)
+    if claim.quantity == "ablation":
+        return _share_of_the_gain(claim, trials, run)
+    found = _ratio(claim, cell, trials, run)
+    return _with_fewer_steps(found, fewer_steps(claim, runs[claim.convergence])) if claim.convergence else found
+
+
+def _with_fewer_steps(found: Finding, fewer: Finding) -> Finding:
+    """Time to accuracy: so many times the throughput, and so many times fewer steps."""
+    if not isinstance(found.measured, Shift):
+        return found
+    if not isinstance(fewer.measured, Shift):
+        return fewer
+    both = product(found.measured, fewer.measured)
+    return replace(found, measured=both, rounds=max(found.rounds, fewer.rounds))
+
+
+def _not_run(claim: Claim, run: Run, why: str) -> Finding:
+    decides = "a machine that can run it" if run.problem else f"pacbench reproduce --claim {claim.id}"
+    return Finding(None, run.plan.scenario.rounds, run.problem or why, decides)
+
+
+def trials_of(cell: Cell, device: float, run: Run) -> pd.DataFrame:
+    """The run's trials of a case, those that are left out as disturbed told as such."""
+    own = {trial.id for trial in run.plan.trials if cell.is_about(trial.case, device)}
+    of_case = run.trials[run.trials["trial_id"].isin(own)]
+    return of_case if of_case.empty else leave_out_disturbed(of_case)
+
+
+def ratios(quantity: Quantity, trials: pd.DataFrame, better: str, worse: str) -> pd.Series[float]:
+    """How many times better a method is than another, by round: faster, or with less of what is sent or waited for."""
+    if column := LESS_IS_BETTER.get(quantity):
+        found = paired_ratios(trials, worse, better, column)
+    else:
+        found = paired_ratios(trials, better, worse)
+    return found[(found > 0) & np.isfinite(found)]
+
+
+def _ratio(claim: Claim, cell: Cell, trials: pd.DataFrame, run: Run) -> Finding:
+    rounds, found = run.plan.scenario.rounds, ratios(claim.ratio, trials, cell.method, claim.baseline)
+    if found.empty:
+        return _unfinished(cell.method, claim.baseline, rounds)
+    if claim.counted == "gradient":
+        found = found * gradient_share(claim.baseline, cell, run) / gradient_share(cell.method, cell, run)
+    measured = paired_shift(found.to_numpy())
+    if claim.ratio != "bytes" and (late := _late(trials, (cell.method, claim.baseline))):
+        return _too_late(measured, rounds, late)
+    return Finding(measured, rounds)
+
+
+def _too_late(measured: Shift | None, rounds: int, late: str) -> Finding:
+    decides = "a greater train.dilation, or a faster machine"
+    return Finding(measured, rounds, late, decides, more_rounds_help=False)
+
+
+def _unfinished(method: str, baseline: str, rounds: int) -> Finding:
+    problem = f"in no round both {method} and {baseline} finished"
+    return Finding(None, rounds, problem, "trials that finish; each run's report lists why these did not")
+
+
+def gradient_share(label: str, cell: Cell, run: Run) -> float:
+    """What one worker's gradient takes, for each byte that the worker sends: its part of an all-gather or a ring."""
+    trial = next(
+        trial for trial in run.plan.trials if trial.method.label == label and cell.model == trial.case.train.model
+    )
+    calls = state_of(trial.method).calls(shapes_of(cell.model), cell.workers)
+    return sum(call.payload_bytes for call in calls) / sum(call.sent_bytes(cell.workers) for call in calls)
+
+
+def _late(trials: pd.DataFrame, labels: tuple[str, ...]) -> str:
+    """Which method this machine was too slow to replay, and by how much; nothing if none."""
+    for label in labels:
+        done = trials[(trials["label"] == label) & (trials["status"] == DONE)]
+        overrun = done["overrun_s_per_step"].mean() / done["step_time_median_s"].mean()
+        if overrun > MOST_OVERRUN:
+            return (
+                f"for up to {100 * overrun:.0f} % of {label}'s step this machine was slower than the device that it "
+                "replays"
+            )
+    return ""
+
+
+def _points_lost(claim: Claim, trials: pd.DataFrame, rounds: int) -> Finding:
+    """Points of final accuracy that the method has less than its baseline, paired by seeds."""
+    (method,), baseline = claim.method, claim.baseline
+    own = trials[trials["label"] == method]
+    if diverged := int((own["status"] == DIVERGED).sum()):
+        problem = f"{method} diverged in {diverged} of {len(own)} trainings"
+        return Finding(None, rounds, problem, "more seeds", missed=diverged == len(own), more_rounds_help=False)
+    learnt = trials[trials["status"].isin(LEARNT)]
+    of = [learnt[learnt["label"] == label].set_index("round")["final_accuracy"] for label in (baseline, method)]
+    lost = (100 * (of[0] - of[1])).dropna().astype(float).sort_index()
+    return Finding(mean_difference(lost.to_numpy()), rounds) if len(lost) else _unfinished(method, baseline, rounds)
+
+
+def _share_of_the_gain(claim: Claim, trials: pd.DataFrame, run: Run) -> Finding:
+    """The share of the gain's logarithm that goes with one part of the method, by rounds."""
+    rounds, (method,), without = run.plan.scenario.rounds, claim.method, str(claim.without)
+    if claim.of != "bytes" and (late := _late(trials, (method, without, claim.baseline))):
+        return _too_late(None, rounds, late)
+    whole = np.log(ratios(claim.of, trials, method, claim.baseline))
+    part = np.log(ratios(claim.of, trials, method, without))
+    both = pd.DataFrame({"whole": whole, "part": part}).dropna()
+    if both.empty:
+        return _unfinished(method, without, rounds)
+    gain = paired_shift(np.exp(both["whole"].to_numpy())).estimate(confidence(rounds))
+    if gain.low is not None and gain.low <= 1:
+        problem = f"{method} is not surely better than {claim.baseline}: there is no gain to be shared out"
+        return Finding(None, rounds, problem, "a slower link, on which there is a gain")
+    return Finding(mean_difference((both["part"] / both["whole"]).to_numpy()), rounds)
+
+
+def fewer_steps(claim: Claim, training: Run) -> Finding:
+    """How many times fewer steps to the target the method takes, paired by seeds."""
+    (method,), rounds = claim.method, training.plan.scenario.rounds
+    by_label = {label: steps_to_target(training, label) for label in (method, claim.baseline)}
+    if any(steps.empty for steps in by_label.values()):
+        return _not_run(claim, training, "its training was not run")
+    for label in (claim.baseline, method):
+        steps = by_label[label]
+        if missed := int(steps.isna().sum()):
+            problem = f"{label} missed the target in {missed} of {len(steps)} trainings"
+            has_failed = label == method and missed == len(steps)
+            decides = "longer trainings, or a target within reach"
+            return Finding(None, rounds, problem, decides, missed=has_failed, more_rounds_help=has_failed)
+    found = (by_label[claim.baseline] / by_label[method]).dropna()
+    if found.empty:
+        return Finding(None, rounds, "no seed was trained by both methods", "trainings by both")
+    return Finding(paired_shift(found.to_numpy()), rounds)
+
+
+def steps_to_target(run: Run, label: str) -> pd.Series[float]:
+    """By round, the steps after which a finished training first reached the target; NaN where it never did."""
+    if run.store is None:
+        return pd.Series(dtype=float)
+    own_ids = {trial.id for trial in run.plan.trials}
+    own = run.trials[(run.trials["label"] == label) & (run.trials["status"] == DONE)]
+    own = own[own["trial_id"].isin(own_ids)]
+    return own.set_index("round")["steps_to_target"].astype(float).sort_index()
+
+
+def steps_along(claim: Claim, device: float, runs: Mapping[str, Run]) -> list[Finding]:
+    """How the ratio changes from each case of an axis to the next, in the claimed direction, paired by rounds."""
+    sign = 1 if claim.direction == "grows" else -1
+    findings = [find(claim, cell, device, runs) for cell in claim.cells]
+    if problems := [each for each in findings if each.measured is None or each.problem]:
+        return [min(problems, key=lambda each: each.more_rounds_help)]
+    logs = []
+    for cell in claim.cells:
+        trials = trials_of(cell, device, runs[cell.scenario])
+        logs.append(ratios(claim.of, trials, cell.method, claim.baseline).map(math.log))
+    rounds = runs[claim.cells[0].scenario].plan.scenario.rounds
+    changes = [(sign * (after - before)).dropna() for before, after in itertools.pairwise(logs)]
+    if any(change.empty for change in changes):
+        return [Finding(None, rounds, "no round has all cases of the axis", "trials that finish")]
+    measured = [paired_shift(np.exp(change.to_numpy())) for change in changes]
+    helps = all(each.more_rounds_help for each in findings)
+    return [Finding(each, rounds, more_rounds_help=helps, comparisons=len(measured)) for each in measured]

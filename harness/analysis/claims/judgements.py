@@ -1,0 +1,277 @@
+"""Claims, judged: what was found here, where each figure came from, and what the bytes alone allow.
+
+A verdict compares two ranges, the claimed one and the interval of what was measured, which holds however often one has
+looked at it (``sequential.py``):
+
+* ``reproduced``: the interval lies within the claimed range;
+* ``exceeded``: it lies wholly on the better side of it: no failure to reproduce;
+* ``not reproduced``: it lies wholly on the other side; or the method missed the target in every training;
+* ``inconclusive``: it reaches over an end of the range, or too little was measured, or this machine was slower than the
+  device that it replayed. What would decide it stands beside it;
+* ``source inconsistent``: the source contradicts itself. Nothing is run;
+* ``not testable here``: this machine, or pacbench, lacks what it takes. Nothing is run.
+
+Where a source leaves open which part of a device its workers had, each is judged. A verdict holds if it does for all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+from scipy.special import betaincinv  # the Beta distribution's quantile, without the slow import of scipy.stats
+
+from harness.analysis.claims.explanations import explain, in_seconds
+from harness.analysis.claims.figures import Finding, Run, find, steps_along, trials_of
+from harness.analysis.claims.schema import LIMITED, Cell, Claim
+from harness.analysis.claims.sequential import ERROR
+from harness.analysis.estimates import Estimate
+from harness.analysis.trials import FAKE
+from harness.plan.status import DONE
+
+Verdict = Literal[
+    "reproduced", "exceeded", "not reproduced", "inconclusive", "source inconsistent", "not testable here"
+]
+
+VERDICTS: tuple[Verdict, ...] = (
+    "reproduced",
+    "exceeded",
+    "not reproduced",
+    "inconclusive",
+    "source inconsistent",
+    "not testable here",
+)
+
+HOLDING: frozenset[Verdict] = frozenset({"reproduced", "exceeded"})
+
+DEVICES = {1.0: "a whole", 0.5: "a half", 0.25: "a quarter"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """What became of a claim with one share of the device."""
+
+    device: float
+    verdict: Verdict
+    found: Estimate | None
+    reason: str
+    decides: str = ""
+    """What would decide it, where it is inconclusive."""
+    open_cells: tuple[Cell, ...] = ()
+    """The cases of which more rounds may decide it."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What became of a claim."""
+
+    claim: Claim
+    verdict: Verdict
+    found: Estimate | None
+    """The claimed figure as it was found, with the first share of the device; None where too little was measured."""
+    reason: str
+    explanation: str
+    """What the bytes alone allow, by the methods' formulas."""
+    origins: tuple[str, ...]
+    """A sentence for each figure that tells where it came from."""
+    decides: str = ""
+    """What would decide it, where it is inconclusive."""
+    parts: tuple[Part, ...] = ()
+    """One for each share of the device."""
+
+    @property
+    def open_parts(self) -> tuple[Part, ...]:
+        """Those that more rounds may decide."""
+        return tuple(part for part in self.parts if part.open_cells)
+
+
+def judge(claim: Claim, runs: Mapping[str, Run]) -> Judgement:
+    """Judge a claim by what was run.
+
+    Args:
+        runs: by the names of scenarios, at least all that the claim needs.
+    """
+    if claim.not_testable:
+        return Judgement(claim, "not testable here", None, claim.not_testable, "", ())
+    if claim.arithmetic:
+        return Judgement(claim, "source inconsistent", None, claim.arithmetic.text, "", ())
+    parts = tuple(_part(claim, device, runs) for device in claim.devices)
+    verdict, reason, decides = _together(parts)
+    explanation = explain(claim, runs) + in_seconds(claim, runs)
+    return Judgement(claim, verdict, parts[0].found, reason, explanation, _origins(claim, runs), decides, parts)
+
+
+def verdict_on(found: Estimate, claim: Claim) -> tuple[Verdict, str]:
+    """The verdict and its reason: where the interval lies, seen from the claimed range."""
+    low, high = claim.claimed
+    if found.low is None or found.high is None:
+        return "inconclusive", "one round gives no interval"
+    if low <= found.low and found.high <= high:
+        return "reproduced", "it lies within the claimed range"
+    if found.high < low:
+        return ("exceeded" if claim.quantity == "accuracy" else "not reproduced"), "it is less than is claimed"
+    if found.low > high:
+        is_limit = claim.quantity == "accuracy" or claim.quantity in LIMITED
+        return ("not reproduced" if is_limit else "exceeded"), "it is more than is claimed"
+    return "inconclusive", f"its interval reaches over {_reached_over(found, claim):g}"
+
+
+def _reached_over(found: Estimate, claim: Claim) -> float:
+    """The end of the claimed range that an interval holds; of both the nearer one."""
+    low, high = claim.claimed
+    assert found.low is not None
+    assert found.high is not None
+    held = [end for end in (low, high) if found.low <= end <= found.high]
+    return min(held, key=lambda end: abs(end - found.value))
+
+
+def _part(claim: Claim, device: float, runs: Mapping[str, Run]) -> Part:
+    if claim.quantity == "share":
+        return _part_of_share(claim, device, runs)
+    if claim.quantity == "trend":
+        finding = _weakest(steps_along(claim, device, runs))
+    else:
+        finding = find(claim, claim.cells[0], device, runs)
+    return _decided(claim, device, finding)
+
+
+def _decided(claim: Claim, device: float, finding: Finding) -> Part:
+    found = finding.estimate
+    left = tuple(claim.cells) if finding.more_rounds_help else ()
+    if finding.missed:
+        return Part(device, "not reproduced", found, finding.problem)
+    if finding.problem or found is None:
+        return Part(device, "inconclusive", found, finding.problem, finding.decides, left)
+    verdict, reason = verdict_on(found, claim)
+    if verdict != "inconclusive":
+        return Part(device, verdict, found, reason)
+    return Part(device, verdict, found, reason, _more_rounds(finding, claim, found), left)
+
+
+def _more_rounds(finding: Finding, claim: Claim, found: Estimate) -> str:
+    if found.low is None:
+        return "a second round"
+    rounds = finding.rounds_to_leave(_reached_over(found, claim))
+    return f"about {rounds} rounds as even as these" if rounds else "no number of rounds: it lies too near to the end"
+
+
+def _weakest(steps: Sequence[Finding]) -> Finding:
+    """Of an axis's steps the one that goes against the claimed direction most, and most surely."""
+
+    def against(finding: Finding) -> tuple[bool, float]:
+        found = finding.estimate
+        if found is None or found.low is None or found.high is None:
+            return True, -math.inf
+        return found.high >= 1, found.high if found.high < 1 else found.low
+
+    return min(steps, key=against)
+
+
+def _part_of_share(claim: Claim, device: float, runs: Mapping[str, Run]) -> Part:
+    """In which cases the method is better at all, and an interval for the share of such cases."""
+    findings = [find(claim, cell, device, runs) for cell in claim.cells]
+    betters = [_is_better(finding) for finding in findings]
+    wins, unknown, n = betters.count(True), betters.count(None), len(betters)
+    left = tuple(
+        cell
+        for cell, finding, better in zip(claim.cells, findings, betters, strict=True)
+        if better is None and finding.more_rounds_help
+    )
+    if unknown == n:
+        problem = next((each.problem for each in findings if each.problem), "no case is decided")
+        decides = next((each.decides for each in findings if each.decides), "more rounds")
+        return Part(device, "inconclusive", None, problem, decides, left)
+    found = share_of(wins, unknown, n)
+    verdict, reason = verdict_on(found, claim)
+    counted = f"{claim.of} is better in {wins} of {n} cases" + (f", open in {unknown}" if unknown else "")
+    if verdict != "inconclusive":
+        return Part(device, verdict, found, f"{counted}: {reason}")
+    decides = f"the {unknown} open cases" if unknown else _more_cases(claim, wins / n)
+    return Part(device, verdict, found, f"{counted}: {reason}", decides, left)
+
+
+def _is_better(finding: Finding) -> bool | None:
+    """Whether a method is better at all; None where that is not sure."""
+    found = finding.estimate
+    if finding.problem or found is None or found.low is None or found.high is None:
+        return None
+    return True if found.low > 1 else False if found.high <= 1 else None
+
+
+def share_of(wins: int, unknown: int, n: int) -> Estimate:
+    """A share of cases, with the interval of Clopper and Pearson (Biometrika 26, 1934).
+
+    Cases that are open count against the interval on both sides: as lost below, as won above.
+    """
+    most = wins + unknown
+    low = float(betaincinv(wins, n - wins + 1, ERROR / 2)) if wins else 0.0
+    high = float(betaincinv(most + 1, n - most, 1 - ERROR / 2)) if most < n else 1.0
+    return Estimate((wins + unknown / 2) / n, low, high, n)
+
+
+MOST_CASES = 1000
+
+
+def _more_cases(claim: Claim, share: float) -> str:
+    """How large a grid would do, if as many of its cases were won."""
+    for cases in range(len(claim.cells) + 1, MOST_CASES):
+        if verdict_on(share_of(round(share * cases), 0, cases), claim)[0] != "inconclusive":
+            return f"a grid of about {cases} cases, of which as large a share is won"
+    return f"no grid of fewer than {MOST_CASES} cases: the share lies too near to the end"
+
+
+def _together(parts: Sequence[Part]) -> tuple[Verdict, str, str]:
+    """The verdict over all shares of a device, its reason, and what would decide it."""
+    verdicts = {part.verdict for part in parts}
+    if len(parts) == 1:
+        return parts[0].verdict, parts[0].reason, parts[0].decides
+    each = "; ".join(f"{named(part.device)}: {part.verdict}, {part.reason}" for part in parts)
+    if len(verdicts) == 1:
+        decides = "; ".join(dict.fromkeys(part.decides for part in parts if part.decides))
+        return parts[0].verdict, f"it holds over the range of devices ({each})", decides
+    if verdicts <= HOLDING:
+        return "reproduced", f"how far it is exceeded depends on the device ({each})", ""
+    left = [f"{named(part.device)}: {part.decides}" for part in parts if part.decides]
+    decides = "; ".join([*left, "a profile of the device that the source had"])
+    return "inconclusive", f"it depends on the device ({each})", decides
+
+
+def named(device: float) -> str:
+    """A share of a device in words."""
+    return DEVICES.get(device, f"{100 * device:g} %") + " device"
+
+
+def families(judgements: Sequence[Judgement]) -> dict[str, list[Judgement]]:
+    """The judgements of each claim in the file, in their order."""
+    found: dict[str, list[Judgement]] = {}
+    for judgement in judgements:
+        found.setdefault(judgement.claim.family, []).append(judgement)
+    return found
+
+
+def _origins(claim: Claim, runs: Mapping[str, Run]) -> tuple[str, ...]:
+    """A sentence for each figure that tells where it came from."""
+    figure = "throughput" if claim.convergence else claim.ratio if claim.quantity in LIMITED else claim.quantity
+    origins = []
+    for name in dict.fromkeys(cell.scenario for cell in claim.cells):
+        own = [cell for cell in claim.cells if cell.scenario == name]
+        frames = [trials_of(cell, device, runs[name]) for cell in own for device in claim.devices]
+        origins.append(_origin(figure, runs[name], pd.concat(frames).drop_duplicates("trial_id")))
+    if claim.convergence:
+        training = runs[claim.convergence]
+        origins.append(_origin("steps to the target", training, training.trials))
+    return tuple(filter(None, origins))
+
+
+def _origin(figure: str, run: Run, trials: pd.DataFrame) -> str:
+    """Where a figure comes from: real training or replay of which profile, on which cluster, in which run."""
+    done = trials[trials["status"] == DONE]
+    if run.store is None or done.empty:
+        return ""
+    what = " and ".join(dict.fromkeys(f"{row.model}, {row.dataset}" for row in done.itertuples()))
+    clusters = set(done["cluster"])
+    where = "a fake cluster, SCRIPTED, not measured" if FAKE in clusters else ", ".join(sorted(clusters))
+    return f"{figure}: {what}, {len(done)} trials on {where}, {run.store.folder.name}"

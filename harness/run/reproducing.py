@@ -1,0 +1,85 @@
+"""What claims need is run in waves: two rounds of all, then one round after the other of what is not decided yet.
+
+A claim that is decided asks for nothing more (``analysis/claims/sequential.py``), nor does a case of it that is. A
+trial that several claims need runs once. Within a wave those scenarios come first that may decide most claims in the
+shortest time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
+
+from harness.analysis.claims.figures import Run
+from harness.analysis.claims.judgements import Judgement, Part, judge
+from harness.analysis.claims.plans import is_asked_for
+from harness.analysis.claims.schema import Claim
+from harness.analysis.claims.sequential import FIRST_LOOK
+from harness.plan.estimate import total_s
+from harness.plan.plan import Plan
+from harness.plan.trial import Trial
+
+CarryOut = Callable[[str, Run, Plan], tuple[Run, int]]
+"""Runs what is pending of a part of a scenario's plan: what became of it, and how many trials did not finish."""
+
+
+def reproduce(
+    chosen: Iterable[Claim], runs: Mapping[str, Run], carry_out: CarryOut, cpu_count: int
+) -> tuple[dict[str, Run], int]:
+    """Run what the claims need, until all are decided or all rounds are run.
+
+    Args:
+        runs: what there is already of each scenario that they need; a scenario with a ``problem`` is not run.
+
+    Returns:
+        The runs as they are then, and how many trials did not finish.
+    """
+    runs, failed = dict(runs), 0
+    judged = {claim.id: judge(claim, runs) for claim in chosen if claim.needs}
+    for rounds in waves(runs):
+        for name in _in_order(judged.values(), runs, rounds, cpu_count):
+            part = needed(name, runs[name], judged.values(), rounds)
+            if pending(runs[name], part):
+                runs[name], lost = carry_out(name, runs[name], part)
+                failed += lost
+                asking = [each.claim for each in judged.values() if name in each.claim.needs]
+                judged |= {claim.id: judge(claim, runs) for claim in asking}
+    return runs, failed
+
+
+def _in_order(judged: Collection[Judgement], runs: Mapping[str, Run], rounds: range, cpu_count: int) -> list[str]:
+    """The scenarios that are still needed in these rounds: those first that may decide most claims in a second."""
+    claims_per_s = {}
+    for name, run in runs.items():
+        if left := pending(run, needed(name, run, judged, rounds)):
+            deciding = sum(name in each.claim.needs for each in judged if each.open_parts)
+            claims_per_s[name] = deciding / total_s(left, cpu_count)
+    return sorted(claims_per_s, key=lambda name: claims_per_s[name], reverse=True)
+
+
+def waves(runs: Mapping[str, Run]) -> Iterator[range]:
+    """Rounds that are run together: the first look needs several, and each later one is followed by a look."""
+    most = max((run.plan.scenario.rounds for run in runs.values()), default=0)
+    yield range(FIRST_LOOK)
+    yield from (range(number, number + 1) for number in range(FIRST_LOOK, most))
+
+
+def needed(name: str, run: Run, judged: Iterable[Judgement], rounds: range) -> Plan:
+    """The part of a scenario's plan that claims which are open still need in these rounds."""
+    open_parts = [(each.claim, part) for each in judged for part in each.open_parts]
+
+    def is_needed(trial: Trial) -> bool:
+        return trial.round in rounds and any(_asks_for(trial, name, claim, part) for claim, part in open_parts)
+
+    return replace(run.plan.only(is_needed), more_seeds=())
+
+
+def _asks_for(trial: Trial, name: str, claim: Claim, part: Part) -> bool:
+    return is_asked_for(trial, name, claim, part.device, part.open_cells)
+
+
+def pending(run: Run, part: Plan) -> list[Trial]:
+    """The trials of a part that are not done; none where the scenario cannot be run."""
+    if run.problem:
+        return []
+    return part.pending(run.store.attempts()) if run.store else list(part.trials)

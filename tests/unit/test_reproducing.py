@@ -1,0 +1,147 @@
+"""What claims need, in waves: nothing runs twice, or once a verdict is there; what decides most comes first."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from synthetic import invent
+
+from harness.analysis.claims.figures import Run
+from harness.analysis.claims.judgements import judge
+from harness.analysis.claims.plans import plans
+from harness.analysis.claims.schema import Claim
+from harness.plan import plan
+from harness.plan.plan import Plan
+from harness.plan.trial import Trial
+from harness.record.row import TrialRow
+from harness.record.store import Store
+from harness.run.reproducing import needed, pending, reproduce
+from harness.scenario.schema import Scenario
+
+SPEED = {"dense": 1.0, "bf16": 2.0, "topk": 4.0}
+CPUS = 2
+
+
+def on_netns(scenario: Scenario) -> Plan:
+    return plan.make(scenario, "netns")
+
+
+def claim(identity: str, **changes: Any) -> Claim:
+    fields: dict[str, Any] = {"id": identity, "source": "Somebody", "place": "abstract", "wording": "faster"}
+    fields |= {"quantity": "throughput", "model": "resnet50", "rate": "10gbit", "workers": 8, "baseline": "dense"}
+    fields |= {"method": "bf16", "range": (1.0, 12.0), "scenario": "paper/datacenter-resnet50"}
+    return Claim.model_validate({**fields, **changes})
+
+
+class Recorded:
+    """Carries trials out by inventing them: as fast as ``SPEED`` says, but for a little in each round."""
+
+    def __init__(self, folder: Path, lost: set[str] | None = None) -> None:
+        self._folder, self._lost = folder, lost or set()
+        self.trials: list[Trial] = []
+        self.scenarios: list[str] = []
+
+    def __call__(self, name: str, run: Run, part: Plan) -> tuple[Run, int]:
+        self.scenarios.append(name)
+        if name in self._lost:
+            return replace(run, problem="no such machine"), len(part.trials)
+        store = run.store or Store.create(self._folder / name.replace("/", "-"), run.plan.scenario)
+        for trial in pending(Run(run.plan, store), part):
+            self.trials.append(trial)
+            row, events = invent(trial)
+            speed = 100.0 * SPEED.get(trial.method.label, 1.5) * (1 + 1e-3 * (trial.round % 3))
+            exact = 1 if trial.method.label == "dense" else 1 + 2e-3 * (-1) ** trial.round
+            store.append(TrialRow(**{**row, "samples_per_s": speed * exact}), events)
+        return replace(run, store=store), 0
+
+
+def runs_of(chosen: list[Claim]) -> dict[str, Run]:
+    return {name: Run(each) for name, each in plans(chosen, on_netns).items()}
+
+
+def rounds_by_label(trials: list[Trial]) -> dict[str, int]:
+    return dict(Counter(trial.method.label for trial in trials))
+
+
+def test_rounds_end_with_the_verdict_and_go_on_for_what_is_open(tmp_path: Path) -> None:
+    clear, close = claim("clear", method="bf16"), claim("close", method="topk-ratio=0.1", range=(1.5, 12.0))
+    recorded = Recorded(tmp_path)
+    runs, failed = reproduce([clear, close], runs_of([clear, close]), recorded, CPUS)
+    assert failed == 0
+    assert rounds_by_label(recorded.trials) == {"dense": 5, "topk-ratio=0.1": 5, "bf16": 2}
+    assert [judge(each, runs).verdict for each in (clear, close)] == ["reproduced", "inconclusive"]
+    assert "rounds" in judge(close, runs).decides or "round" in judge(close, runs).decides
+
+
+def test_a_trial_that_several_claims_need_runs_once_and_what_is_done_not_again(tmp_path: Path) -> None:
+    chosen = [claim("one"), claim("two", range=(1.5, 3.0)), claim("three", quantity="bytes")]
+    recorded = Recorded(tmp_path)
+    runs, _ = reproduce(chosen, runs_of(chosen), recorded, CPUS)
+    ids = [trial.id for trial in recorded.trials]
+    assert len(ids) == len(set(ids)) == 4
+    again = Recorded(tmp_path)
+    reproduce(chosen, runs, again, CPUS)
+    assert again.trials == []
+
+
+def test_what_decides_most_in_a_second_comes_first(tmp_path: Path) -> None:
+    slow = claim("slow", model="bert-base", scenario="paper/datacenter-bert-base")
+    fast = [claim(f"fast-{number}", range=(1.0 + number / 10, 12.0)) for number in range(3)]
+    recorded = Recorded(tmp_path)
+    reproduce([slow, *fast], runs_of([slow, *fast]), recorded, CPUS)
+    assert recorded.scenarios[:2] == ["paper/datacenter-resnet50", "paper/datacenter-bert-base"]
+
+
+def test_a_scenario_that_cannot_be_run_is_tried_once_and_keeps_no_other_waiting(tmp_path: Path) -> None:
+    lost = claim("lost", model="bert-base", scenario="paper/datacenter-bert-base")
+    recorded = Recorded(tmp_path, lost={"paper/datacenter-bert-base"})
+    runs, failed = reproduce([lost, claim("fine")], runs_of([lost, claim("fine")]), recorded, CPUS)
+    assert failed == 4
+    assert recorded.scenarios.count("paper/datacenter-bert-base") == 1
+    assert judge(claim("fine"), runs).verdict == "reproduced"
+    judgement = judge(lost, runs)
+    assert (judgement.verdict, judgement.reason) == ("inconclusive", "no such machine")
+    assert judgement.decides == "a machine that can run it"
+
+
+def test_what_does_not_fit_into_memory_is_not_run_and_all_else_is(tmp_path: Path) -> None:
+    large, fine = claim("large", method="topk-ratio=0.1"), claim("fine")
+    allowed = {"topk-ratio=0.1": "what fits into 1 GB; this needs 2 GB"}
+    runs = {name: replace(run, too_large=allowed) for name, run in runs_of([large, fine]).items()}
+    recorded = Recorded(tmp_path)
+    runs, failed = reproduce([large, fine], runs, recorded, CPUS)
+    assert failed == 0
+    assert rounds_by_label(recorded.trials) == {"dense": 2, "bf16": 2}
+    judgement = judge(large, {name: replace(run, too_large=allowed) for name, run in runs.items()})
+    assert judgement.verdict == "inconclusive"
+    assert judgement.reason == "topk-ratio=0.1 does not fit into memory: what fits into 1 GB; this needs 2 GB"
+    assert judgement.decides == "a machine with more memory"
+
+
+def test_claims_that_need_nothing_run_nothing(tmp_path: Path) -> None:
+    untestable = claim("untestable", scenario=None, not_testable="no such switch")
+    recorded = Recorded(tmp_path)
+    assert reproduce([untestable], runs_of([untestable]), recorded, CPUS) == ({}, 0)
+
+
+def test_of_a_share_the_cases_that_are_decided_need_no_more_rounds(tmp_path: Path) -> None:
+    methods = ("bf16", "topk-ratio=0.1", "topk-ratio=0.2")
+    share = claim("share", quantity="share", grid=["method"], method=methods, range=(0.0, 0.03))
+    run = runs_of([share])
+    recorded = Recorded(tmp_path)
+    runs, _ = reproduce([share], run, recorded, CPUS)
+    assert rounds_by_label(recorded.trials) == {"dense": 2, **dict.fromkeys(methods, 2)}
+    assert not judge(share, runs).open_parts
+
+
+@pytest.mark.parametrize(("rounds", "count"), [(range(2), 4), (range(5), 10)])
+def test_a_plan_says_what_would_run_at_least_and_at_most(rounds: range, count: int) -> None:
+    asked = claim("asked")
+    (name, run), *_ = runs_of([asked]).items()
+    part = needed(name, run, [judge(asked, {name: run})], rounds)
+    assert len(pending(run, part)) == count
+    assert {trial.method.label for trial in part.trials} == {"dense", "bf16"}
