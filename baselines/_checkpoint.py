@@ -24,6 +24,8 @@ class Checkpointed:
     step: int
     own_rank: int
     world_size: int
+    rounds = 0
+    """Backward passes whose gradients were synchronised, those of skipped steps included."""
     was_resumed = False
     """Whether what was loaded has been used in no step yet."""
     _loaded: Mapping[str, Any] | None = None
@@ -56,6 +58,7 @@ class Checkpointed:
             "rank": self.own_rank,
             "world_size": self.world_size,
             "step": self.step,
+            "rounds": self.rounds,
             "remembered": {name: saved_of(getattr(self, name), self.names) for name in self.remembers},
         }
 
@@ -80,7 +83,8 @@ class Checkpointed:
             return
         self._refuse_other_place(saved)
         self.step = saved["step"]
-        self.was_resumed = self.step > 0
+        self.rounds = saved.get("rounds", self.step)  # which older checkpoints do not have
+        self.was_resumed = self.rounds > 0
         same_place = (saved["rank"], saved["world_size"]) == (self.own_rank, self.world_size)
         for name in self.remembers:
             current = getattr(self, name)

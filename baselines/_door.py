@@ -19,7 +19,7 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from baselines._lane import settled
-from baselines._regroup import Bucket, Regrouping, will_regroup
+from baselines._regroup import Bucket, Regrouping, rounds_of_one_bucket, will_regroup
 from baselines._state import MethodState
 
 Hook = Callable[[Any, Any], Future[torch.Tensor]]
@@ -52,6 +52,8 @@ class Handle:
         """Whether gradients were synchronised since the last step."""
         self._watches: list[Any] = []
         self._regrouping: Regrouping | None = None
+        self._rounds_to_cut = 0
+        """Backward passes to come in which DDP's bucket may not be regrouped yet, though the resumed training's was."""
         state.loss = loss
         state.bind(ddp, optimizer)
         try:
@@ -106,6 +108,8 @@ class Handle:
     def _synchronise_bucket(self, bucket: Any) -> Future[torch.Tensor]:
         """The same of one that may be a part of DDP's."""
         state = self.state
+        if not bucket.buffer().numel():
+            return settled(bucket.buffer())
         if bucket.buffer().is_sparse:
             return settled(bucket.buffer()) if state.agrees_every > 1 else plain_mean(state.process_group, bucket)
         not_finite = state.look_for_non_finite(bucket)
@@ -148,6 +152,8 @@ class Handle:
             self.state.discard()
             self._stop_watching()
         self._is_open = True
+        self.state.rounds += 1
+        self._rounds_to_cut = max(0, self._rounds_to_cut - 1)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         if (found := getattr(optimizer, "found_inf", None)) is not None and found.item():
@@ -163,8 +169,11 @@ class Handle:
         After a resume: in what order gradients get ready. If the last ones have led to no step: whether that step was
         skipped or is still to come.
         """
+        of_one_bucket = rounds_of_one_bucket(self._ddp)
         if self.state.was_resumed:
             self.state.was_resumed = False
+            self._rounds_to_cut = of_one_bucket
+        if self._rounds_to_cut and self._regrouping is None and self.state.rounds >= of_one_bucket:
             self._regrouping = Regrouping(self._ddp)
         if self._is_open and not self._watches and not self.state.accumulates and self._ddp.require_backward_grad_sync:
             weights = [weight for weight in self._ddp.module.parameters() if weight.requires_grad]

@@ -1,8 +1,8 @@
-"""The buckets that DDP will have from its second backward pass on, in its first.
+"""The buckets that DDP will have from its second backward pass on, or its third, before that.
 
 DDP begins with all gradients in one bucket and regroups them by the order in which they got ready. What a method makes
-of a gradient may depend on its bucket. A training that is resumed is past that already, so its first bucket is cut into
-those that the next steps will have: then it goes on as if it had never been interrupted, to the last bit.
+of a gradient may depend on its bucket. A training that is resumed may be past that already. Then its first bucket is
+cut into those that later steps will have, and it goes on as if it had never been interrupted, to the last bit.
 """
 
 from __future__ import annotations
@@ -87,6 +87,11 @@ def will_regroup(ddp: DistributedDataParallel, bucket: dist.GradBucket) -> bool:
     """Whether this is DDP's first bucket, with everything in it, which it will cut."""
     is_whole = bucket.index() == 0 and bucket.is_last()
     return is_whole and (ddp.static_graph or not ddp.find_unused_parameters)
+
+
+def rounds_of_one_bucket(ddp: DistributedDataParallel) -> int:
+    """Backward passes until DDP regroups: of a static graph it looks at the second one for the order."""
+    return 2 if ddp.static_graph else 1
 
 
 def _caps(ddp: DistributedDataParallel) -> list[int]:

@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass as validated_dataclass
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import dataclass_transform
 
@@ -22,6 +21,7 @@ from baselines._calls import AllReduce, Call
 from baselines._checkpoint import Checkpointed
 from baselines._loss_scale import LossScale
 from baselines._memory import BucketMemory, Drafts
+from baselines._names import plain_name
 
 UNBOUND = ": it belongs to no training yet; hand it to baselines.register(ddp, state, optimizer=optimizer)"
 
@@ -170,6 +170,9 @@ class MethodState(Checkpointed):
     shows_non_finite: ClassVar[bool] = False
     """Whether what is not finite on one rank shows on all by itself, in the parameter where it is; where entries are
     selected, it may wait."""
+
+    takes_sparse_embeddings: ClassVar[bool] = True
+    """Whether it trains with sparse embeddings, whose gradients are never handed to its hook."""
 
     adjustable: ClassVar[tuple[str, ...]] = ()
     """Names of parameters that may be assigned in training, and act from the next step on; alike on all ranks."""
@@ -410,15 +413,6 @@ def _is_of(module: str, thing: Any) -> bool:
     return type(thing).__module__ == module or type(thing).__module__.startswith(f"{__package__}.")
 
 
-def sparse_embeddings(model: nn.Module) -> dict[torch.Tensor, str]:
-    """The weights whose gradients are sparse tensors, which DDP keeps apart, with their names."""
-    return {
-        module.weight: f"{name}.weight".lstrip(".")
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse
-    }
-
-
 def wide_sum(gradient: torch.Tensor) -> torch.Tensor:
     """The sum of all entries, a scalar in at least fp32: in fp16 it would overflow where no entry does."""
     return gradient.sum(dtype=torch.promote_types(gradient.dtype, torch.float32))
@@ -427,11 +421,6 @@ def wide_sum(gradient: torch.Tensor) -> torch.Tensor:
 def are_finite(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
     """Of each gradient, whether it is finite (m,), bool."""
     return torch.stack([wide_sum(gradient) for gradient in gradients]).isfinite()
-
-
-def plain_name(name: str) -> str:
-    """A parameter's name without what ``torch.compile`` adds to it."""
-    return name.replace("_orig_mod.", "")
 
 
 def numel(shapes: Shapes) -> int:

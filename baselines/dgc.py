@@ -36,16 +36,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from baselines._calls import AllGather, AllReduce, Call
 from baselines._memory import BucketMemory
+from baselines._names import plain_name, sparse_embeddings
 from baselines._sparse import all_gather_mean, padded, sampled_top, share, sparse_bytes
-from baselines._state import (
-    MethodState,
-    Shapes,
-    numel,
-    parameters,
-    plain_name,
-    ring_all_reduce_bytes,
-    sparse_embeddings,
-)
+from baselines._state import MethodState, Shapes, numel, parameters, ring_all_reduce_bytes
 
 LABEL = "DGC"
 COLOR = "#D55E00"
@@ -80,6 +73,7 @@ class State(MethodState):
     warmup_parameters = ("warmup_steps",)
     adjustable = ("ratio", "clip_norm")
     remembers = ("u", "v", "m", "decay")
+    takes_sparse_embeddings = False
 
     ratio: Annotated[float, Field(gt=0, le=1)] = 0.001
     warmup_steps: Annotated[int, Field(ge=0)] = 20

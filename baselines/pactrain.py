@@ -23,7 +23,8 @@ Arxiv 2505.18563 (DAC 2025). Its parts, by the paper's names, each with the para
   steps. The times of all ranks travel in one all-gather a window, and all ranks choose the same from them. A model is
   fitted to them: a time that does not depend on the bytes, the bytes over a rate, and what a mode's codec and
   collectives take beside. When steps get slower or faster than expected, beyond their noise, it says which mode now
-  takes least. The other modes are looked at again from time to time, for at most about 1 % of the time.
+  takes least. The other modes are looked at again from time to time, for at most about 1 % of the time. What was
+  measured is not saved: a resumed training explores anew.
 
 Three variants name sets of these parameters, which others given beside them override:
 
@@ -59,9 +60,10 @@ from baselines._lane import LaneState
 from baselines._local import refuse_sharded
 from baselines._masks import MaskTracker, Survivors
 from baselines._memory import BucketMemory, Draft
+from baselines._names import sparse_embeddings
 from baselines._pruning import cubic_density, hessian_gradient, mean_over_ranks, most_important, prove_equal
 from baselines._quantise import Dice, add_scaled, own_scales, refuse_overflow, ternarise
-from baselines._state import SavingBound, Shapes, numel, parameters, ring_all_reduce_bytes, sparse_embeddings
+from baselines._state import SavingBound, Shapes, numel, parameters, ring_all_reduce_bytes
 from baselines._streams import used_here
 
 LABEL = "PacTrain"

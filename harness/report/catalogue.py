@@ -82,14 +82,16 @@ SUPPORT = """\
 ## What each method supports
 
 Every method trains in fp32, fp64, bf16 and fp16; under a `torch.amp.GradScaler`, where a step that overflows on one
-rank is skipped by all and leaves no trace in what a method remembers; with `no_sync()`, clipping, frozen and unused
-parameters; and it saves and resumes to the last bit (`state.state_dict()`). Gradients of sparse embeddings are not
-compressed: they travel as torch sends them. FSDP and bare modules are refused in one line.
+rank is skipped by all and leaves no trace in what a method remembers; with `no_sync()`, clipping, groups of parameters,
+frozen and unused parameters, a static graph and `torch.compile`; for parameters of any shape and any number of workers;
+and it saves and resumes to the last bit (`state.state_dict()`), but for the times that PacTrain's `adaptive` has
+measured. What is refused is refused in one line; so are FSDP and bare modules.
 
 * **micro-batches synchronised one by one**, without `no_sync()`: right, or refused because the method would compress
   again what is synchronised already.
 * **ddp.join()**, uneven inputs: taken, or refused because a rank that has joined makes no
   step: what the method remembers, or when it averages, would get out of step.
+* **sparse embeddings**: trained, without compression of their gradients, which travel as torch sends them; or refused.
 * **other number of workers on resume**: taken, or refused because each rank has residuals of its own.
 * **waits for a GPU**: how often its hook makes the host wait for the device in a bucket, where what is sent has lengths
   that depend on the gradients' values. Every method waits once more at the end of a step, to tell what is not finite.
@@ -99,14 +101,14 @@ compressed: they travel as torch sends them. FSDP and bare modules are refused i
 
 def supported(methods: Iterable[Method]) -> str:
     """A table of what each method supports with its default parameters."""
-    head = ["method", "micro-batches synchronised one by one", "ddp.join()", "other number of workers on resume"]
+    head = ["method", "micro-batches synchronised one by one", "ddp.join()", "sparse embeddings"]
     rows = [_support_row(method.State()) for method in methods]
-    head += ["waits for a GPU", "may change in training"]
-    return SUPPORT + "\n" + table(head, rows, right_from=6, right_to=6) + "\n"
+    head += ["other number of workers on resume", "waits for a GPU", "may change in training"]
+    return SUPPORT + "\n" + table(head, rows, right_from=7, right_to=7) + "\n"
 
 
 def _support_row(state: MethodState) -> list[str]:
-    taken = [state.accumulates, state.may_join, not state.has_residuals]
+    taken = [state.accumulates, state.may_join, state.takes_sparse_embeddings, not state.has_residuals]
     waits = f"{state.host_synchronisations_a_bucket} a bucket" if state.host_synchronisations_a_bucket else "no"
     changing = ", ".join(f"`{name}`" for name in state.adjustable) or "nothing"
     return [f"[{state.name}](#{state.name})", *("yes" if each else "refused" for each in taken), waits, changing]

@@ -115,7 +115,7 @@ class Given(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(1)
         self.weights = nn.ParameterList(
-            nn.Parameter(torch.randn(*shape, generator=generator, dtype=dtype)) for shape in shapes
+            nn.Parameter(torch.randn(tuple(shape), generator=generator, dtype=dtype)) for shape in shapes
         )
 
     def forward(self, gradients: Sequence[Tensor]) -> Tensor:
@@ -129,7 +129,7 @@ SMALL_BUCKETS_MB = 4 * 50 / 2**20  # several buckets for SHAPES
 def gradients(step: int, rank: int, shapes: Sequence[Sequence[int]] = SHAPES, **options: Any) -> list[Tensor]:
     """Normal numbers that differ by step and rank, and are the same wherever they are drawn."""
     generator = torch.Generator().manual_seed(1000 * step + rank)
-    return [torch.randn(*shape, generator=generator, **options) for shape in shapes]
+    return [torch.randn(tuple(shape), generator=generator, **options) for shape in shapes]
 
 
 def flat(tensors: Sequence[Tensor]) -> Tensor:
@@ -148,16 +148,19 @@ class Training:
         optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD,
         settings: dict[str, Any] | None = None,
         bucket_cap_mb: float = SMALL_BUCKETS_MB,
+        model: Given | None = None,
+        groups: Callable[[list[nn.Parameter]], list[dict[str, Any]]] | None = None,
+        **ddp_options: Any,
     ) -> None:
-        self.model = Given(*shapes, dtype=dtype)
-        self.ddp = DistributedDataParallel(self.model, bucket_cap_mb=bucket_cap_mb)
+        self.model = model or Given(*shapes, dtype=dtype)
+        self.ddp = DistributedDataParallel(self.model, bucket_cap_mb=bucket_cap_mb, **ddp_options)
         self.weights = list(self.model.parameters())
-        self.optimizer = optimizer(self.weights, **(settings or {"lr": 0.1}))
+        self.optimizer = optimizer(groups(self.weights) if groups else self.weights, **(settings or {"lr": 0.1}))
         self.layouts: list[list[tuple[int, ...]]] = []
         register = self.ddp.register_comm_hook
         self.ddp.register_comm_hook = lambda state, hook: register(state, self._watched(hook))
         if isinstance(method, baselines.MethodState):
-            baselines.register(self.ddp, method, optimizer=self.optimizer)
+            self.handle = baselines.register(self.ddp, method, optimizer=self.optimizer)
         else:
             self.ddp.register_comm_hook(None, method)
 

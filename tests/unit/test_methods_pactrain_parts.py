@@ -312,3 +312,55 @@ def skip_a_step() -> list[bool]:
 
 def test_a_step_that_is_skipped_is_not_timed(on_ranks):
     assert on_ranks(2, skip_a_step) == [[False] * 3] * 2
+
+
+def resume_adaptive() -> tuple[bool, bool, torch.Tensor]:
+    """Whether masks and dice are those that were saved, whether it explores again, and the weights in the end."""
+    state = State(adaptive=True, warmup_steps=2, density=0.3)
+    training, begun = Training(state), 2 + len(exploration(2))
+    for step in range(begun + 3):
+        training.step(gradients(step, dist.get_rank()))
+    fresh = State(adaptive=True, warmup_steps=2, density=0.3)
+    fresh.load_state_dict(state.state_dict())
+    other = Training(fresh)
+    other.model.load_state_dict(training.model.state_dict())
+    pairs = [(one, fresh.tracker.mask_of(two)) for one, two in zip(masks_of(state), other.weights, strict=True)]
+    same = all(one is two or torch.equal(one, two) for one, two in pairs)
+    same &= torch.equal(state.dice.state_dict({}), fresh.dice.state_dict({}))
+    ways = []
+    for step in range(begun + 3, 2 * begun + 3):
+        other.step(gradients(step, dist.get_rank()))
+        ways.append(fresh.chooser.policy.way if fresh.chooser._schedule is None else fresh.chooser._schedule[0])
+    return same, {(mode,) for mode in Mode} <= set(ways), flat(other.weights)
+
+
+def masks_of(state: State) -> list[torch.Tensor | None]:
+    return [state.tracker.mask_of(weight) for weight in state.model.parameters()]
+
+
+def test_a_resumed_adaptive_training_has_its_masks_and_explores_anew(on_ranks):
+    (same, explores, weights), (their_same, their_explores, their_weights) = on_ranks(2, resume_adaptive)
+    assert (same, explores, their_same, their_explores) == (True,) * 4
+    assert torch.equal(weights, their_weights)
+
+
+def overflow_where_pruned() -> tuple[int, bool, float]:
+    """Steps made, whether gradients are finite, and the loss scale, after an overflow in a pruned entry on one rank."""
+    state = State(warmup_steps=1, density=0.3)
+    training, scaler = Training(state), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for step in range(3):
+        given = gradients(step, dist.get_rank())
+        if step == 2 and dist.get_rank() == 1:
+            given[0][training.weights[0] == 0] = torch.inf
+        training.layouts.append([])
+        training.optimizer.zero_grad()
+        scaler.scale(training.ddp(given)).backward()
+        finite = bool(flat([weight.grad for weight in training.weights]).isfinite().all())
+        scaler.step(training.optimizer)
+        scaler.update()
+    assert not training.weights[0].all()
+    return state.step, finite, scaler.get_scale()
+
+
+def test_an_overflow_of_what_is_pruned_does_not_count(on_ranks):
+    assert on_ranks(2, overflow_where_pruned) == [(3, True, 1024.0)] * 2

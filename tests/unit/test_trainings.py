@@ -1,91 +1,63 @@
-"""Real trainings: overflows under a loss scaler, half precision, micro-batches, save and resume; every method."""
+"""Real trainings by every method: overflows under a loss scaler, half precision, micro-batches, odd models, a door."""
 
 from __future__ import annotations
 
-import io
-import math
-import re
-from dataclasses import fields
+from functools import partial
 from typing import Any
 
+import beside
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import Training, flat, gradients
+from ranks import SHAPES, SMALL_BUCKETS_MB, Given, Training, flat, gradients
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from trainings import (
+    EVERY_KIND,
+    KINDS,
+    LR,
+    METHODS,
+    Facts,
+    Scaled,
+    agree,
+    brisk,
+    complaint_of,
+    equal,
+    not_so,
+    remembered,
+)
 
 import baselines
 
-METHODS = baselines.names()
-VARIANTS = [*((name, {}) for name in METHODS), ("pactrain", {"variant": "best"}), ("dgc", {"ratio": 0.1})]
-EVERY_VARIANT = pytest.mark.parametrize(("name", "parameters"), VARIANTS, ids=lambda value: str(value).strip("{}"))
-NOTHING = object()
-SETTINGS = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01}
+
+def overflow_before_each_step(name: str, parameters: dict[str, Any]) -> Facts:
+    """One training overflows before every step, in another place, the other before the first one only."""
+    calm, sick = (Scaled(brisk(name, **parameters), scale=1024.0) for _ in range(2))
+    calm.step(0, overflow=True)  # DDP regroups its buckets after it
+    facts: Facts = {}
+    for step in range(6):
+        before, steps, scale = remembered(sick.state), sick.state.step, sick.scaler.get_scale()
+        sick.step(step, overflow=True)
+        facts[f"{step}: untouched"] = sick.state.step == steps and equal(before, remembered(sick.state))
+        facts[f"{step}: skipped"] = sick.scaler.get_scale() == scale / 2
+        facts[f"{step}: the next is finite"] = sick.step(step) and sick.state.step == steps + 1
+        calm.step(step)
+    if equal(dice(calm.state), dice(sick.state)) and "adaptive" not in parameters:  # which chooses by the clock
+        facts["remembered"] = equal(remembered(calm.state), remembered(sick.state))
+        facts["weights"] = torch.equal(flat(calm.training.weights), flat(sick.training.weights))
+    return facts
 
 
-def brisk(name: str, **parameters: Any) -> baselines.MethodState:
-    """A state whose warm-up and period end within a test, and that selects more than one entry in a hundred."""
-    state_type = baselines.get(name).State
-    short = {"warmup_steps": 2, "period": 2, "ratio": 0.2}
-    known = {field.name for field in fields(state_type)}
-    return state_type(**{key: value for key, value in short.items() if key in known} | parameters)
+def dice(state: baselines.MethodState) -> dict[str, Any]:
+    """Where the dice are: a step that is skipped may have used some."""
+    return {key: value for key, value in state.state_dict()["remembered"].items() if "dice" in key}
 
 
-class Scaled:
-    """A training with a loss scaler that may overflow in one entry of one rank."""
-
-    def __init__(self, state: baselines.MethodState, scale: float, **options: Any) -> None:
-        self.state, self.training = state, Training(state, settings=SETTINGS, **options)
-        self.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
-
-    def step(self, step: int, overflow: bool = False, new_scale: float | None = None) -> bool:
-        """Whether all gradients are finite on this rank."""
-        training = self.training
-        given = gradients(step, dist.get_rank())
-        if overflow and dist.get_rank() == 1:
-            given[step % len(given)].view(-1)[-1] = math.inf
-        training.layouts.append([])
-        training.optimizer.zero_grad()
-        self.scaler.scale(training.ddp(given)).backward()
-        finite = bool(flat([w.grad for w in training.weights]).isfinite().all())
-        self.scaler.step(training.optimizer)
-        self.scaler.update(new_scale)
-        return finite
-
-
-def remembered(state: baselines.MethodState) -> dict[str, Any]:
-    """All that is remembered but where dice are in their sequence."""
-    return {k: v for k, v in state.state_dict()["remembered"].items() if "dice" not in k}
-
-
-def equal(one: Any, other: Any) -> bool:
-    """To the last bit."""
-    if isinstance(one, dict):
-        return one.keys() <= other.keys() and all(equal(one.get(key, NOTHING), other[key]) for key in other)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(equal, one, other))
-    if one is NOTHING:  # a residual that was not used yet is zero
-        return torch.is_tensor(other) and not other.any()
-    return torch.equal(one, other) if torch.is_tensor(one) else one == other
-
-
-def overflow_in_turn(name: str, parameters: dict[str, Any]) -> list[tuple[bool, ...]]:
-    """For an overflow in each of three steps: what the method holds is untouched, no step counted, the next finite."""
-    found = []
-    for sick in (0, 1, 3):
-        run = Scaled(brisk(name, **parameters), scale=1024.0)
-        for step in range(sick):
-            run.step(step)
-        before, steps = remembered(run.state), run.state.step
-        run.step(sick, overflow=True)
-        untouched = run.state.step == steps and equal(before, remembered(run.state))
-        found.append((untouched, run.scaler.get_scale() == 512, run.step(sick + 1), run.state.step == steps + 1))
-    return found
-
-
-@EVERY_VARIANT
+@EVERY_KIND
 def test_a_step_that_overflows_on_one_rank_is_skipped_by_all_and_leaves_no_trace(on_ranks, name, parameters):
-    assert on_ranks(2, overflow_in_turn, name, parameters) == [[(True,) * 4] * 3] * 2
+    assert not_so(on_ranks(2, overflow_before_each_step, name, parameters)) == []
 
 
 def train_with_scales(name: str, scales: list[float]) -> torch.Tensor:
@@ -102,95 +74,66 @@ def test_the_loss_scale_does_not_matter_nor_its_fall_by_64(on_ranks, name):
     assert all(torch.equal(one, other) for one, other in zip(plain, falling, strict=True))
 
 
-def train_in(name: str, dtype: torch.dtype) -> tuple[bool, bool]:
+def train_in(name: str, dtype: torch.dtype) -> Facts:
     training = Training(brisk(name), dtype=dtype, settings={"lr": 0.01})
     for step in range(4):
         training.step(gradients(step, dist.get_rank(), dtype=dtype))
-    weights = flat(training.weights)
-    extremes = torch.stack((weights, -weights)).float()
-    dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
-    return bool(weights.isfinite().all()), torch.equal(extremes[0], -extremes[1])
+    return {f"{dtype}: ranks agree": agree(flat(training.weights).float())}
+
+
+def as_if_wide(name: str, dtype: torch.dtype) -> Facts:
+    """The same gradients in fp32, in the same buckets, and rounded in the end alone."""
+    state = brisk(name)
+    if state.as_given:  # it rounds earlier, as its name says, or as DDP does
+        return {}
+    halves = Given(*SHAPES, dtype=dtype)
+    wide = Given(*SHAPES)
+    wide.load_state_dict(halves.state_dict())
+    narrow = Training(state, model=halves, settings={"lr": 0.0}, bucket_cap_mb=SMALL_BUCKETS_MB / 2)
+    by_hand = Training(brisk(name), model=wide, settings={"lr": 0.0})
+    facts: Facts = {}
+    for step in range(5):
+        given = gradients(step, dist.get_rank(), dtype=dtype)
+        expected = by_hand.step([gradient.float() for gradient in given]).to(dtype)
+        facts[f"{dtype}: result of {step}"] = torch.equal(narrow.step(given), expected)
+    return {**facts, "buckets": narrow.layouts == by_hand.layouts}
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_half_precision_trains_and_ranks_agree(on_ranks, name):
+def test_half_precision_is_computed_with_in_single_precision(on_ranks, name):
     for dtype in (torch.bfloat16, torch.float16):
-        assert on_ranks(2, train_in, name, dtype) == [(True, True)] * 2
+        assert not_so(on_ranks(2, train_in, name, dtype)) == []
+        assert not_so(on_ranks(2, as_if_wide, name, dtype)) == []
 
 
-def accumulate(name: str) -> str:
-    training = Training(brisk(name))
-    for step in range(2):
-        training.layouts.append([])
-        try:
-            training.ddp(gradients(step, dist.get_rank())).backward()
-        except RuntimeError as error:
-            return str(error)
-    return "taken"
+CLOSE = {"bf16": 0.05, "fp16": 0.01}
+"""How near a result is that was rounded after each micro-batch, where that is more than fp32 does."""
+
+
+def accumulate(name: str) -> Facts:
+    """Synchronises two micro-batches one by one, against a training that gets their sum."""
+    state = brisk(name)
+    one, by_hand = Training(state, settings=LR), Training(brisk(name), settings=LR)
+    facts: Facts = {}
+    for step in range(4):
+        batches = [gradients(2 * step + each, dist.get_rank()) for each in range(2)]
+        one.optimizer.zero_grad()
+        one.layouts += [[], []]
+        one.ddp(batches[0]).backward()
+        answer = complaint_of(lambda batch=batches[1]: one.ddp(batch).backward())
+        if not state.accumulates:
+            return {answer: f"{name} would compress gradients again" in answer and "\n" not in answer}
+        expected = by_hand.step([sum(parts) for parts in zip(*batches, strict=True)])
+        result = flat([weight.grad for weight in one.weights])
+        one.optimizer.step()
+        facts[f"{step}: {answer}"] = answer == "taken"
+        facts[f"{step}: right"] = torch.allclose(result, expected, rtol=0, atol=CLOSE.get(name, 1e-5))
+    return facts
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_micro_batches_that_are_synchronised_one_by_one_are_refused_where_they_would_be_wrong(on_ranks, name):
-    wanted = "taken" if brisk(name).accumulates else f"{name} would compress gradients again"
-    assert all(wanted in answer for answer in on_ranks(2, accumulate, name))
-
-
-def resume(name: str, parameters: dict[str, Any], stop: int, load_first: bool) -> bool:
-    """Whether a training that is resumed after so many steps ends as the one that was not interrupted."""
-    state = brisk(name, **parameters)
-    one = Training(state, settings=SETTINGS)
-    for step in range(stop):
-        one.step(gradients(step, dist.get_rank()))
-    file = io.BytesIO()
-    torch.save((one.model.state_dict(), one.optimizer.state_dict(), state.state_dict()), file)
-    file.seek(0)
-    model, optimizer, saved = torch.load(file, weights_only=True)
-    fresh = brisk(name, **parameters)
-    if load_first:
-        fresh.load_state_dict(saved)
-    other = Training(fresh, settings=SETTINGS)
-    other.model.load_state_dict(model)
-    other.optimizer.load_state_dict(optimizer)
-    if not load_first:
-        fresh.load_state_dict(saved)
-    for step in range(stop, stop + 4):
-        given = gradients(step, dist.get_rank())
-        if not torch.equal(one.step(given), other.step(given)):
-            return False
-    return torch.equal(flat(one.weights), flat(other.weights)) and fresh.step == state.step == stop + 4
-
-
-@EVERY_VARIANT
-def test_a_resumed_training_goes_on_to_the_last_bit(on_ranks, name, parameters):
-    for stop, load_first in ((1, True), (2, False), (5, True)):
-        assert on_ranks(2, resume, name, parameters, stop, load_first) == [True, True], stop
-
-
-def refusals(changes: dict[str, Any]) -> str:
-    state = brisk("topk")
-    training = Training(state)
-    training.step(gradients(0, dist.get_rank()))
-    try:
-        state.load_state_dict({**state.state_dict(), **changes})
-    except ValueError as error:
-        return str(error)
-    return "taken"
-
-
-@pytest.mark.parametrize(
-    ("changes", "complaint"),
-    [
-        ({"method": "dgc"}, "the checkpoint is of dgc"),
-        ({"version": 9}, "version 9"),
-        ({"model": {"weights.0": [2, 2]}}, "another model: weights.0: \\[2, 2\\] there, \\[7, 11\\] here"),
-        ({"world_size": 4}, "rank . of 4, and this is rank . of 2"),
-        ({"parameters": {"error_feedback": False}}, "error_feedback=False, and this state has True"),
-    ],
-)
-def test_a_foreign_checkpoint_is_one_line(on_ranks, changes, complaint):
-    for answer in on_ranks(2, refusals, changes):
-        assert re.search(complaint, answer)
-        assert "\n" not in answer
+def test_micro_batches_that_are_synchronised_one_by_one_are_right_or_refused(on_ranks, name):
+    assert not_so(on_ranks(2, accumulate, name)) == []
 
 
 def join_unevenly(name: str) -> str:
@@ -229,12 +172,41 @@ def door(name: str) -> list[str]:
         return [*answers, f"dense {same}, momentum {optimizer.param_groups[0]['momentum']}"]
 
 
-def complaint_of(attempt: Any) -> str:
-    try:
-        attempt()
-    except (TypeError, ValueError) as error:
-        return str(error)
-    return "taken"
+def refused(what: str, name: str) -> str:
+    """What ``register`` says to a model that is not in DDP, or not alone."""
+    model = nn.Linear(8, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    if what == "bare":
+        return complaint_of(lambda: baselines.register(model, brisk(name), optimizer=optimizer))
+    if what == "foreign optimizer":
+        ddp = nn.parallel.DistributedDataParallel(nn.Linear(8, 4))
+        return complaint_of(lambda: baselines.register(ddp, brisk(name), optimizer=optimizer))
+    if what == "foreign hook":
+        ddp = nn.parallel.DistributedDataParallel(model)
+        ddp.register_comm_hook(None, default_hooks.allreduce_hook)
+        return complaint_of(lambda: baselines.register(ddp, brisk(name), optimizer=optimizer))
+    if what == "FSDP":
+        sharded = FullyShardedDataParallel(model, device_id=torch.device("cpu"))
+    else:
+        sharded = fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    optimizer = torch.optim.SGD(sharded.parameters(), lr=0.1)
+    return complaint_of(lambda: baselines.register(sharded, brisk(name), optimizer=optimizer))
+
+
+@pytest.mark.parametrize(
+    ("what", "complaint"),
+    [
+        ("bare", "register needs a model in DDP, not Linear"),
+        ("foreign optimizer", "holds none of the model's parameters"),
+        ("foreign hook", "has a communication hook already"),
+        ("FSDP", "shards its parameters"),
+        ("FSDP2", "shards its parameters"),
+    ],
+)
+def test_what_no_method_supports_is_refused_in_one_line(on_ranks, what, complaint):
+    for answer in on_ranks(2, refused, what, "topk"):
+        assert complaint in answer
+        assert "\n" not in answer
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -252,3 +224,74 @@ def test_what_is_assigned_later_is_checked(name):
         assert "\n" not in complaint_of(lambda parameter=parameter: setattr(state, parameter, object()))
         with pytest.raises(ValueError, match=parameter):
             setattr(state, parameter, object())
+
+
+# What a training may do beside, against one that does the same by hand
+
+
+BESIDE = (
+    *(beside.accumulated, beside.clipped, beside.clipped_under_a_scaler, beside.frozen, beside.frozen_later),
+    *(beside.in_groups, beside.unused, beside.in_a_static_graph, beside.of_sparse_rows),
+)
+
+
+@pytest.mark.parametrize("check", BESIDE, ids=lambda each: each.__name__)
+@EVERY_KIND
+def test_a_training_ends_as_one_that_does_the_same_by_hand(on_ranks, check, name, parameters):
+    assert not_so(on_ranks(2, check, partial(brisk, name, **parameters))) == []
+
+
+@pytest.mark.parametrize("where", ["outside", "inside"])
+def test_a_compiled_training_ends_as_one_that_is_not(on_ranks, where):
+    methods = {f"{name} {parameters}": partial(brisk, name, **parameters) for name, parameters in KINDS}
+    assert not_so(on_ranks(2, beside.compiled, where, methods)) == []
+
+
+# Any gradients, any shapes, any number of workers
+
+
+def without_anything_to_say(name: str, parameters: dict[str, Any]) -> Facts:
+    """All gradients zero, then all of them 0.5."""
+    state = brisk(name, **parameters)
+    training = Training(state, settings=LR)
+    before = flat(training.weights).clone()
+    for _ in range(4):
+        training.step([torch.zeros(shape) for shape in SHAPES])
+    still = flat(training.weights)
+    stays = torch.equal(still[still != 0], before[still != 0])  # pruning sets to 0
+    results = torch.stack([training.step([torch.full(shape, 0.5) for shape in SHAPES]) for _ in range(4)])
+    return {
+        "zero stays zero": stays,
+        "0.5 on average, or less": 0 < float(results.mean()) <= 0.5 + 1e-3,
+        "no entry turns": float(results.sum(0).min()) >= -1e-3,
+        "ranks": agree(flat(training.weights)),
+    }
+
+
+@EVERY_KIND
+def test_gradients_without_any_variance_are_no_trouble(on_ranks, name, parameters):
+    assert not_so(on_ranks(2, without_anything_to_say, name, parameters)) == []
+
+
+ODD_SHAPES = ((0,), (), (1,), (1, 1), (1, 9), (3, 1, 5), (129,), (16, 17))
+A_BUCKET_EACH_MB = 1 / 2**20
+
+
+def train_odd_models(name: str, parameters: dict[str, Any]) -> Facts:
+    """Whether all ranks hold the same finite weights whenever they should: in one bucket, then in one for each."""
+    facts: Facts = {}
+    for shapes in (ODD_SHAPES, ((1,),)):
+        state = brisk(name, **parameters)
+        training = Training(state, shapes=shapes, settings=LR, bucket_cap_mb=A_BUCKET_EACH_MB)
+        for step in range(4):
+            training.step(gradients(step, dist.get_rank(), shapes))
+            if (step + 1) % state.agrees_every == 0:
+                facts[f"{shapes}: {step}"] = agree(flat(training.weights))
+        facts[f"{shapes}: buckets"] = [len(layout) for layout in training.layouts] == [1, *[len(shapes)] * 3]
+    return facts
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("p", [1, 2, 5, 6, 7, 8])
+def test_any_number_of_workers_and_any_shape(on_ranks, name, parameters, p):
+    assert not_so(on_ranks(p, train_odd_models, name, parameters)) == []

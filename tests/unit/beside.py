@@ -1,0 +1,244 @@
+"""What trainings do beside plain steps, each against a training in which the same is done by hand; on two ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from ranks import SHAPES, Given, Training, flat, gradients
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from trainings import LR, SETTINGS, Facts, Method, agree, complaint_of, resumed, saved
+
+import baselines
+
+
+def backward(training: Training, *micro_batches: list[torch.Tensor]) -> torch.Tensor:
+    """The gradients after the micro-batches of a step, of which the last is synchronised: flat."""
+    training.layouts.append([])
+    training.optimizer.zero_grad()
+    for each in micro_batches[:-1]:
+        with training.ddp.no_sync():
+            training.ddp(each).backward()
+    training.ddp(micro_batches[-1]).backward()
+    return flat([weight.grad for weight in training.weights]).clone()
+
+
+def accumulated(make: Method) -> Facts:
+    one, by_hand = (Training(make(), settings=SETTINGS) for _ in range(2))
+    same = True
+    for step in range(5):
+        batches = [gradients(2 * step + each, dist.get_rank()) for each in range(2)]
+        result = backward(one, *batches)
+        one.optimizer.step()
+        same &= torch.equal(result, by_hand.step([sum(parts) for parts in zip(*batches, strict=True)]))
+    return {"the sum is synchronised": same, "weights": torch.equal(flat(one.weights), flat(by_hand.weights))}
+
+
+def clipped(make: Method) -> Facts:
+    one, by_hand = (Training(make(), settings=SETTINGS) for _ in range(2))
+    facts = {"what is synchronised": True, "norm": True}
+    for step in range(5):
+        given = gradients(step, dist.get_rank())
+        result = backward(one, given)
+        facts["what is synchronised"] &= torch.equal(result, backward(by_hand, given))
+        nn.utils.clip_grad_norm_(one.weights, max_norm=0.5)
+        for weight in by_hand.weights:
+            weight.grad *= min(1.0, 0.5 / float(result.norm()))
+        facts["norm"] &= float(flat([weight.grad for weight in one.weights]).norm()) <= 0.5 + 1e-5
+        one.optimizer.step()
+        by_hand.optimizer.step()
+    facts["weights"] = torch.allclose(flat(one.weights), flat(by_hand.weights), atol=1e-5)
+    one.handle.flush()
+    return {**facts, "ranks": agree(flat(one.weights))}
+
+
+def clipped_under_a_scaler(make: Method) -> Facts:
+    """The scale is a power of two, so that nothing is rounded otherwise than without one."""
+    one, by_hand = (Training(make(), settings=SETTINGS) for _ in range(2))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for step in range(5):
+        batches = [gradients(2 * step + each, dist.get_rank()) for each in range(2)]
+        one.layouts.append([])
+        one.optimizer.zero_grad()
+        with one.ddp.no_sync():
+            scaler.scale(one.ddp(batches[0])).backward()
+        scaler.scale(one.ddp(batches[1])).backward()
+        backward(by_hand, *batches)
+        scaler.unscale_(one.optimizer)
+        for each in (one, by_hand):
+            nn.utils.clip_grad_norm_(each.weights, max_norm=0.5)
+        scaler.step(one.optimizer)
+        scaler.update()
+        by_hand.optimizer.step()
+    return {"weights": torch.equal(flat(one.weights), flat(by_hand.weights))}
+
+
+FROZEN = (1, 4)
+
+
+def frozen(make: Method) -> Facts:
+    whole = Given(*SHAPES)
+    moving = [place for place in range(len(SHAPES)) if place not in FROZEN]
+    rest = Given(*(SHAPES[place] for place in moving))
+    for place, weight in zip(moving, rest.weights, strict=True):
+        weight.data.copy_(whole.weights[place])
+    for place in FROZEN:
+        whole.weights[place].requires_grad_(False)
+    frozen_before = flat([whole.weights[place] for place in FROZEN]).clone()
+    one, by_hand = (Training(make(), model=model, settings=SETTINGS) for model in (whole, rest))
+    for step in range(5):
+        given = gradients(step, dist.get_rank())
+        one.step(given)
+        by_hand.step([given[place] for place in moving])
+    return {
+        "frozen": torch.equal(frozen_before, flat([whole.weights[place] for place in FROZEN])),
+        "others": torch.equal(flat([whole.weights[place] for place in moving]), flat(by_hand.weights)),
+    }
+
+
+def frozen_later(make: Method) -> Facts:
+    training = Training(make(), settings=LR, find_unused_parameters=True)
+    training.step(gradients(0, dist.get_rank()))
+    training.handle.flush()
+    weight = training.weights[4].requires_grad_(False)
+    weight.grad, before = None, weight.detach().clone()
+    for step in range(1, 5):
+        training.step(gradients(step, dist.get_rank()))
+    training.handle.flush()
+    return {"stays": torch.equal(weight[weight != 0], before[weight != 0]), "ranks": agree(flat(training.weights))}
+
+
+def in_groups(make: Method) -> Facts:
+    def alike(weights: list[nn.Parameter]) -> list[dict[str, Any]]:
+        return [{"params": weights[:2]}, {"params": weights[2:]}]
+
+    def the_first_stays(weights: list[nn.Parameter]) -> list[dict[str, Any]]:
+        return [{"params": weights[:2], "lr": 0.0}, {"params": weights[2:]}]
+
+    one, of_groups, half = (Training(make(), settings=SETTINGS, groups=g) for g in (None, alike, the_first_stays))
+    before = flat(half.weights[:2]).clone()
+    for step in range(5):
+        for each in (one, of_groups, half):
+            each.step(gradients(step, dist.get_rank()))
+    half.handle.flush()
+    after = flat(half.weights[:2])
+    return {
+        "alike": torch.equal(flat(one.weights), flat(of_groups.weights)),
+        "a rate of 0": torch.equal(after[after != 0], before[after != 0]),  # pruning sets to 0
+        "ranks": agree(flat(half.weights)),
+    }
+
+
+class Unused(Given):
+    """Makes no use of one of its weights."""
+
+    def forward(self, gradients: list[torch.Tensor]) -> torch.Tensor:
+        pairs = [pair for place, pair in enumerate(zip(self.weights, gradients, strict=True)) if place != 3]
+        return sum((weight * gradient).sum() for weight, gradient in pairs)
+
+
+def unused(make: Method) -> Facts:
+    models = (Unused(*SHAPES), Given(*SHAPES))
+    one, by_hand = (Training(make(), model=model, settings=LR, find_unused_parameters=True) for model in models)
+    for step in range(5):
+        given = gradients(step, dist.get_rank())
+        given[3].zero_()
+        one.step(given)
+        backward(by_hand, given)
+        by_hand.weights[3].grad = None  # a rotated zero, say, comes back as a small number
+        by_hand.optimizer.step()
+    return {"none": one.weights[3].grad is None, "weights": torch.equal(flat(one.weights), flat(by_hand.weights))}
+
+
+def in_a_static_graph(make: Method) -> Facts:
+    """DDP regroups after two backward passes, not after one."""
+    one = Training(make(), settings=SETTINGS, static_graph=True)
+    by_hand = Training(make(), settings=SETTINGS, find_unused_parameters=True, bucket_cap_mb=25)  # never regrouped
+    facts = {"results": True}
+    for step in range(5):
+        if step == 2:
+            by_hand = resumed(saved(by_hand), make())  # regrouped at once
+        given = gradients(step, dist.get_rank())
+        facts["results"] &= torch.equal(one.step(given), by_hand.step(given))
+    facts["regrouped"] = [len(layout) for layout in one.layouts] == [1, 1, 3, 3, 3]
+    return {**facts, "weights": torch.equal(flat(one.weights), flat(by_hand.weights))}
+
+
+AT_LEAST_FOR_THE_COMPILER_MB = 1.0
+"""torch.compile refuses DDPs with smaller buckets."""
+
+
+def compiled(where: str, methods: dict[str, Method]) -> Facts:
+    """Trains a compiled DDP, or a DDP of a compiled model, by one method after the other: compiling takes seconds."""
+
+    def ddp_of(model: nn.Module) -> DistributedDataParallel:
+        # Compiled gradients get ready in another order, by which DDP would regroup them. It does not where it looks
+        # for unused parameters.
+        cap_mb = AT_LEAST_FOR_THE_COMPILER_MB
+        return DistributedDataParallel(model, bucket_cap_mb=cap_mb, find_unused_parameters=True)
+
+    def compile_(module: Any) -> Any:
+        return torch.compile(module, backend="aot_eager")
+
+    plain, model = Given(*SHAPES), Given(*SHAPES)
+    by_hand, one = ddp_of(plain), compile_(ddp_of(model)) if where == "outside" else ddp_of(compile_(model))
+    start = {name: weight.clone() for name, weight in plain.state_dict().items()}
+    facts: Facts = {}
+    for name, make in methods.items():
+        for weights, ddp in ((plain, by_hand), (model, one)):
+            weights.load_state_dict(start)
+            optimizer, state = torch.optim.SGD(ddp.parameters(), **SETTINGS), make()
+            with baselines.register(ddp, state, optimizer=optimizer):
+                for step in range(3):
+                    optimizer.zero_grad()
+                    ddp(gradients(step, dist.get_rank())).backward()
+                    optimizer.step()
+                facts[f"{name}: names"] = list(state.state_dict()["model"]) == list(start)
+        facts[f"{name}: weights"] = torch.equal(flat(list(plain.parameters())), flat(list(model.parameters())))
+    return facts
+
+
+class Words(nn.Module):
+    """Rows of a sparse embedding, and a layer behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.rows, self.layer = nn.Embedding(10, 4, sparse=True), nn.Linear(4, 3)
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        return self.layer(self.rows(words)).square().sum()
+
+
+def of_sparse_rows(make: Method) -> Facts:
+    state, ddp = make(), DistributedDataParallel(Words())
+    model, optimizer = ddp.module, torch.optim.SGD(ddp.parameters(), **LR)
+    if not state.takes_sparse_embeddings:
+        answer = complaint_of(lambda: baselines.register(ddp, state, optimizer=optimizer))
+        return {
+            f"refused in one line, not: {answer}": "sparse embedding (rows.weight)" in answer and "\n" not in answer
+        }
+    baselines.register(ddp, state, optimizer=optimizer)
+    start, as_expected = flat(list(model.layer.parameters())).clone(), True
+    for step in range(4):
+        words = torch.tensor([step, 5, 6 + dist.get_rank()])
+        (own,) = torch.autograd.grad(model(words), [model.rows.weight])
+        expected = own.to_dense()
+        if state.agrees_every == 1:
+            dist.all_reduce(expected)
+            expected /= dist.get_world_size()
+        before = model.rows.weight.detach().clone()
+        optimizer.zero_grad()
+        ddp(words).backward()
+        as_expected &= torch.allclose(model.rows.weight.grad.to_dense(), expected, atol=1e-6)
+        optimizer.step()
+        moved = torch.allclose(model.rows.weight, before - LR["lr"] * expected, atol=1e-6)
+        as_expected &= moved or (step + 1) % state.agrees_every == 0 < state.agrees_every - 1
+    state.flush()
+    return {
+        "rows": as_expected,
+        "the layer moves": not torch.equal(start, flat(list(model.layer.parameters()))),
+        "ranks": agree(flat(list(model.parameters()))),
+    }

@@ -1,0 +1,140 @@
+"""Save and resume: to the last bit, wherever DDP is with its buckets; what is of another training is refused."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import Training, flat, gradients
+from trainings import (
+    EVERY_VARIANT,
+    METHODS,
+    SETTINGS,
+    Facts,
+    Scaled,
+    brisk,
+    complaint_of,
+    equal,
+    loaded,
+    not_so,
+    resumed,
+    saved,
+)
+
+STEPS = 7
+
+
+def resume_everywhere(name: str, parameters: dict[str, Any], steps: int, options: dict[str, Any]) -> Facts:
+    """After each step of a training another one is resumed, which should go on as the first did for so many steps."""
+    one = Training(brisk(name, **parameters), settings=SETTINGS, **options)
+    checkpoints, results = [saved(one)], []
+    for step in range(STEPS):
+        results.append(one.step(gradients(step, dist.get_rank())))
+        checkpoints.append(saved(one))
+    facts: Facts = {}
+    for stop in range(STEPS - steps + 1):
+        other = resumed(checkpoints[stop], brisk(name, **parameters), load_first=stop % 2 == 0, **options)
+        for step in range(stop, stop + steps):
+            result = other.step(gradients(step, dist.get_rank()))
+            facts[f"{stop}: result of {step}"] = torch.equal(result, results[step])
+        facts[f"{stop}: checkpoint"] = equal(loaded(saved(other)), loaded(checkpoints[stop + steps]))
+    return facts
+
+
+@EVERY_VARIANT
+def test_a_resumed_training_goes_on_to_the_last_bit(on_ranks, name, parameters):
+    assert not_so(on_ranks(2, resume_everywhere, name, parameters, 2, {})) == []
+
+
+@pytest.mark.parametrize("options", [{"static_graph": True}, {"find_unused_parameters": True}], ids=str)
+@pytest.mark.parametrize("name", ["topk", "thc"])
+def test_it_does_so_whenever_ddp_regroups_its_buckets(on_ranks, name, options):
+    assert not_so(on_ranks(2, resume_everywhere, name, {}, 3, options)) == []
+
+
+def resume_after_an_overflow(name: str) -> Facts:
+    """An overflow in the first step, after which DDP regroups its buckets, though no step was made."""
+    one = Scaled(brisk(name), scale=1024.0)
+    one.step(0, overflow=True)
+    other = Scaled(brisk(name), scale=512.0)
+    other.state.load_state_dict(one.state.state_dict())
+    facts: Facts = {}
+    for step in range(3):
+        for each in (one, other):
+            each.step(step)
+        facts[f"{step}"] = torch.equal(flat(one.training.weights), flat(other.training.weights))
+    return facts
+
+
+def test_a_training_is_resumed_that_has_made_no_step_yet(on_ranks):
+    assert not_so(on_ranks(2, resume_after_an_overflow, "topk")) == []
+
+
+def refusals(changes: dict[str, Any]) -> str:
+    state = brisk("topk")
+    training = Training(state)
+    training.step(gradients(0, dist.get_rank()))
+    try:
+        state.load_state_dict({**state.state_dict(), **changes})
+    except ValueError as error:
+        return str(error)
+    return "taken"
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"method": "dgc"}, "the checkpoint is of dgc"),
+        ({"version": 9}, "version 9"),
+        ({"model": {"weights.0": [2, 2]}}, "another model: weights.0: \\[2, 2\\] there, \\[7, 11\\] here"),
+        ({"world_size": 4}, "rank . of 4, and this is rank . of 2"),
+        ({"parameters": {"error_feedback": False}}, "error_feedback=False, and this state has True"),
+    ],
+)
+def test_a_foreign_checkpoint_is_one_line(on_ranks, changes, complaint):
+    for answer in on_ranks(2, refusals, changes):
+        assert re.search(complaint, answer)
+        assert "\n" not in answer
+
+
+def checkpoint_of(name: str) -> bytes:
+    training = Training(brisk(name), settings=SETTINGS)
+    for step in range(4):
+        training.step(gradients(step, dist.get_rank()))
+    return saved(training)
+
+
+def resume_alone(name: str, checkpoint: bytes) -> Facts:
+    state = brisk(name)
+    answer = complaint_of(lambda: resumed(checkpoint, state))
+    if state.has_residuals:
+        return {answer: "load this rank's, with as many workers" in answer and "\n" not in answer}
+    training = resumed(checkpoint, brisk(name))
+    training.step(gradients(4, 0))
+    return {answer: answer == "taken", "finite": bool(flat(training.weights).isfinite().all())}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_another_number_of_workers_resumes_what_no_rank_holds_alone(on_ranks, name):
+    assert not_so(on_ranks(1, resume_alone, name, on_ranks(2, checkpoint_of, name)[0])) == []
+
+
+def assign_late(name: str) -> Facts:
+    state = brisk(name)
+    Training(state)
+    complaints = {each: complaint_of(partial(setattr, state, each, value)) for each, value in state.parameters.items()}
+    taken = {each for each, complaint in complaints.items() if complaint == "taken"}
+    refusals = {complaint for each, complaint in complaints.items() if each not in taken}
+    return {
+        f"{taken} may change": taken == set(state.adjustable),
+        f"{refusals}": all("comes too late, training has begun" in each and "\n" not in each for each in refusals),
+    }
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_only_what_is_said_to_may_change_in_training(on_ranks, name):
+    assert not_so(on_ranks(1, assign_late, name)) == []
