@@ -12,7 +12,7 @@ from harness.scenario.section import Section
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
-MOST_STEPS, MOST_LR = 1_000_000, 1000.0
+MOST_STEPS, MOST_LR = 1_000_000, 1_000_000_000
 """Beyond which a number of steps, or a learning rate, is a slip."""
 
 ADAMW_DEFAULTS = {"lr": 1e-3, "momentum": 0.0, "weight_decay": 1e-2}

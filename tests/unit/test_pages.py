@@ -122,7 +122,7 @@ def test_a_row_has_type_default_limits_and_meaning() -> None:
     assert "| `mtu` | bytes | `1500` | at least 576, at most 9000 |" in page
     assert '| `device` | text | `"cpu"` | `"cpu"`, `"cuda"` | Where workers compute.' in page
     assert "| `p` | share | required |" in page
-    assert "| `steps` | whole number | `100` | at least 4 |" in page
+    assert "| `steps` | whole number | `100` | at least 4, at most 1000000 |" in page
 
 
 @pytest.mark.parametrize(
