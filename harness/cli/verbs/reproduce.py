@@ -89,7 +89,7 @@ def _announce(chosen: Sequence[Claim], runs: Mapping[str, Run]) -> None:
     is_open = [bool(each.open_parts) for each in judged]
     title = (
         f"{len(chosen)} claims: about {format_time(least_s)} to {format_time(most_s)} "
-        f"({is_open.count(True)} are open; {is_open.count(False)} need nothing)"
+        f"({is_open.count(True)} are open; for {is_open.count(False)} nothing is to run)"
     )
     headings = ["scenario", "trials", "left at least", "left at most", "time left"]
     print_table(title, headings, rows, words=["time left"])
