@@ -22,7 +22,7 @@ BRING_UP_S = 6.0
 TRIAL_OVERHEAD_S = 0.6
 
 
-ADDED_S, ADDED_S_PER_BYTE = 2e-3, 3e-10
+ADDED_S, ADDED_S_PER_BYTE = 2e-3, 1e-10
 """What a machine adds to a step for each worker that shares a core: for each collective, whose threads it wakes, and
 for each byte on the wire, which it copies."""
 
