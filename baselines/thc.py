@@ -167,8 +167,7 @@ def hartley(points: int, dtype: torch.dtype, device: torch.device) -> torch.Tens
     """The Hartley matrix (points, points): symmetric and orthogonal, so its own inverse."""
     place = torch.arange(points, dtype=torch.float64)
     angle = torch.outer(place, place).remainder_(points).mul_(2 * math.pi / points)
-    matrix: torch.Tensor = (angle.cos() + angle.sin()) / points**0.5
-    return matrix.to(device, dtype)
+    return ((angle.cos() + angle.sin()) / math.sqrt(points)).to(device, dtype)
 
 
 @cache
@@ -176,7 +175,7 @@ def hadamard(points: int, dtype: torch.dtype, device: torch.device) -> torch.Ten
     """The Hadamard matrix (points, points) of a power of two: symmetric and orthogonal, so its own inverse."""
     matrix, two = torch.ones(1, 1, dtype=torch.float64), torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)
     while len(matrix) < points:
-        matrix = torch.kron(matrix, two / 2**0.5)
+        matrix = torch.kron(matrix, two / math.sqrt(2))
     return matrix.to(device, dtype)
 
 
