@@ -242,7 +242,7 @@ LABELS = (
     "esc \x1b[31m red \x07 tab\tline\nend",
     "rtl \u202e אבג 12 中文 😀",
 )
-NAME = "name [/y] <i> | $z$ \x1b[1m"
+NAME, DESCRIPTION = "name [y] <i> | $z$", "description [/y] <i> | $z$ \x1b[1m"
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +255,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number, label in enumerate(quoted[1:], start=1)
     )
     (folder / "text.toml").write_text(
-        f"name = {json.dumps(NAME)}\ndescription = {json.dumps(NAME)}\nbaseline = {quoted[0]}\nrounds = 2\n"
+        f"name = {json.dumps(NAME)}\ndescription = {json.dumps(DESCRIPTION)}\nbaseline = {quoted[0]}\nrounds = 2\n"
         f"[train]\nsteps = 40\n[[methods]]\nname = 'dense'\nlabel = {quoted[0]}\n{methods}",
         encoding="utf-8",
     )

@@ -142,7 +142,8 @@ def test_one_trial_to_the_next_changes_by_two_at_most(tmp_path: Path) -> None:
     second = found.settle(first)
     assert second.dilation == 2 * first.dilation
     assert found.take_off(second, quiet(second)) is None
-    assert found.settle(first).dilation == 1.5 * first.dilation, "the first was too low: half as slow would be it"
+    above = LADDER[LADDER.index(first.dilation) + 1]
+    assert found.settle(first).dilation == above, "the first was too low: half as slow would be it"
 
 
 def test_a_trial_that_shows_too_little_for_sure_does_not_slow_all_that_follow(tmp_path: Path) -> None:
@@ -326,5 +327,7 @@ def test_a_run_stores_what_it_found_and_takes_off(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wrong", ["0", "-1", "inf", "true", '"fast"'])
 def test_a_dilation_that_is_none_is_refused_in_one_line(wrong: str) -> None:
-    with pytest.raises(UsageError, match=r"train\.dilation: found .*; allowed: a number greater than 0, or 'auto'"):
+    with pytest.raises(
+        UsageError, match=r"train\.dilation: found .*; allowed: a number greater than 0, up to 10000, or 'auto'"
+    ):
         load("replay", [f"train.dilation={wrong}"])

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from in_process import call_pacbench
 
-from harness.analysis import claims
+from harness.analysis.claims import schema
 from harness.errors import UsageError
 from harness.scenario.load import load
 from harness.workload import profile
@@ -176,10 +176,10 @@ def test_any_claims(tmp_path: Path, data: st.DataObject) -> None:
     """There is no option for their file: they come with pacbench."""
     (tmp_path / "claims.toml").write_bytes(data.draw(mangled(FIRST_CLAIM)))
     with suppress(UsageError):  # one line, as any is
-        assert all(claim.needs for claim in claims.load(tmp_path / "claims.toml"))
+        assert all(claim.needs for claim in schema.load(tmp_path / "claims.toml"))
 
 
-FIRST_CLAIM = "[[claims]]" + claims.FILE.read_text().split("[[claims]]")[1]
+FIRST_CLAIM = "[[claims]]" + schema.FILE.read_text().split("[[claims]]")[1]
 
 
 @settings(max_examples=30, **FEW)

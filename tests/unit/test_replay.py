@@ -79,7 +79,10 @@ def test_a_profile_that_is_not_there_names_those_that_are() -> None:
         (["train.batch_size=32"], r"train\.batch_size: found 32; allowed: 16, with which"),
         (["train.checkpoint=w.pt"], r"train\.checkpoint: found 'w.pt'; allowed: none with train\.replay"),
         (["cluster.device=cuda"], r"cluster\.device: found 'cuda'; allowed: cpu with train\.replay"),
-        (["train.dilation=0.0"], r"train\.dilation: found 0.0; allowed: a number greater than 0, or 'auto'"),
+        (
+            ["train.dilation=0.0"],
+            r"train\.dilation: found 0.0; allowed: a number greater than 0, up to 10000, or 'auto'",
+        ),
         (["train.dilation=2", "link.rate=unshaped"], r"train\.dilation: found 2; allowed: 1 where links are unshaped"),
     ],
 )

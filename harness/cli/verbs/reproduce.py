@@ -14,7 +14,6 @@ from harness.cli.options import On, command, cpu_count
 from harness.errors import MeasurementError, UsageError
 from harness.files import NoRoomError
 from harness.run import RESULTS
-from harness.units import format_time
 
 if TYPE_CHECKING:
     from harness.analysis.claims.figures import Run
@@ -77,6 +76,7 @@ def _announce(chosen: Sequence[Claim], runs: Mapping[str, Run]) -> None:
     from harness.analysis.claims.sequential import FIRST_LOOK
     from harness.plan.estimate import total_s
     from harness.run.reproducing import needed, pending
+    from harness.units import format_time
 
     judged = [judge(claim, runs) for claim in chosen]
     rows, least_s, most_s = [], 0.0, 0.0
