@@ -24,6 +24,11 @@ class Estimate(NamedTuple):
     high: float | None
     n: int
 
+    def exp(self) -> Estimate:
+        """The geometric mean and its interval, where this is the mean of logarithms."""
+        low, high = (None if end is None else math.exp(end) for end in (self.low, self.high))
+        return Estimate(math.exp(self.value), low, high, self.n)
+
 
 class Spread(NamedTuple):
     """A mean over rounds, and the extremes."""
@@ -47,8 +52,7 @@ def geometric_mean(values: Sequence[float] | np.ndarray[Any, Any]) -> Estimate:
         raise ValueError(f"positive finite values are needed, not {values.tolist()}")
     found = mean(np.log(values))
     assert found
-    low, high = (None if end is None else math.exp(end) for end in (found.low, found.high))
-    return Estimate(math.exp(found.value), low, high, found.n)
+    return found.exp()
 
 
 def mean(values: Sequence[float] | np.ndarray[Any, Any]) -> Estimate | None:

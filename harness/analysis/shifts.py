@@ -29,10 +29,7 @@ class Shift(NamedTuple):
 
     def estimate(self, confidence: float = CONFIDENCE) -> Estimate:
         """The quantity after as a multiple of that before, with an interval of this confidence."""
-        if self.error is None:
-            return Estimate(math.exp(self.log), None, None, self.n)
-        half = half_width(self.error, self.freedom, confidence)
-        return Estimate(math.exp(self.log), math.exp(self.log - half), math.exp(self.log + half), self.n)
+        return Difference(self.log, self.error, self.freedom, self.n).estimate(confidence).exp()
 
 
 class Difference(NamedTuple):

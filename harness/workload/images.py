@@ -6,6 +6,8 @@ import gzip
 import io
 import os
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -122,14 +124,8 @@ def _read_cifar(path: Path, labels: str) -> tuple[np.ndarray, np.ndarray]:
 def _download_cifar(kind: str) -> Path:
     import torchvision
 
-    try:
+    with _downloading(kind, "set train.data_dir to a folder that holds torchvision's"):
         getattr(torchvision.datasets, kind)(cache(), download=True)
-    except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(
-            f"scenario: train.dataset: {kind} is not on this machine and its download failed ({reason}); "
-            "set train.data_dir to a folder that holds torchvision's"
-        ) from None
     return cache()
 
 
@@ -230,13 +226,20 @@ def _download_fashion_mnist() -> Path:
     """The folder that it was downloaded to."""
     from torchvision.datasets import FashionMNIST
 
-    try:
+    remedy = "install Debian's dataset-fashion-mnist, or set train.data_dir to a folder with its four .gz files"
+    with _downloading("'fashion-mnist'", remedy):
         return Path(FashionMNIST(cache(), download=True).raw_folder)
+
+
+@contextmanager
+def _downloading(name: str, remedy: str) -> Iterator[None]:
+    """Within it torchvision downloads a data set; where that fails, one line says what would help."""
+    try:
+        yield
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(
-            f"scenario: train.dataset: 'fashion-mnist' is not on this machine and its download failed ({reason}); "
-            "install Debian's dataset-fashion-mnist, or set train.data_dir to a folder with its four .gz files"
+            f"scenario: train.dataset: {name} is not on this machine and its download failed ({reason}); {remedy}"
         ) from None
 
 
