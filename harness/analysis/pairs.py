@@ -10,8 +10,9 @@ from harness.plan.status import DONE
 
 def paired_ratios(trials: pd.DataFrame, label: str, baseline: str, column: str = "samples_per_s") -> pd.Series[float]:
     """The method's figure over the baseline's, by round: of rounds in which both finished, in order."""
-    done = trials[trials["status"] == DONE]
-    own, base = (done[done["label"] == each].set_index("round")[column] for each in (label, baseline))
+    done, labels = (trials["status"] == DONE).to_numpy(), trials["label"].to_numpy()
+    figures = pd.Series(trials[column].to_numpy(dtype=float), trials["round"])
+    own, base = (figures[done & (labels == each)] for each in (label, baseline))
     return (own / base).dropna().sort_index()
 
 
