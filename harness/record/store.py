@@ -274,7 +274,7 @@ class Store:
             UsageError: a file is damaged.
         """
         trials = self.trials() if trials is None else trials
-        names = [f"{row.trial_id}-{row.attempt}.parquet" for row in trials.itertuples()]
+        names = [f"{row.trial_id}-{row.attempt}.parquet" for row in trials[["trial_id", "attempt"]].itertuples()]
         tables = [EVENT_SCHEMA.empty_table()]
         for name in names:
             try:

@@ -38,8 +38,10 @@ def json_digest(content: object) -> str:
 
 def events_file(trial_id: str, events: Iterable[Event]) -> bytes:
     """The file of a trial's events."""
-    rows = [{"trial_id": trial_id, **event._asdict()} for event in events]
-    return _as_parquet(pa.Table.from_pylist(rows, schema=EVENT_SCHEMA), compression="zstd")
+    rows = [(trial_id, *event) for event in events]
+    columns = zip(*rows, strict=True) if rows else [()] * len(EVENT_SCHEMA)
+    arrays = [pa.array(values, field.type) for values, field in zip(columns, EVENT_SCHEMA, strict=True)]
+    return _as_parquet(pa.Table.from_arrays(arrays, schema=EVENT_SCHEMA), compression="zstd")
 
 
 def row_file(row: TrialRow | VerificationRow, schema: pa.Schema, events: bytes | None = None) -> bytes:

@@ -97,10 +97,13 @@ def train_branches(name: str, parameters: dict[str, Any], ddp_options: dict[str,
     return history
 
 
-@EVERY_P
+RANKS_AND_OPTIONS = [(2, False, False), (2, True, True), (3, False, True), (3, True, False), (4, False, False)]
+RANKS_AND_OPTIONS += [(4, True, True)]
+"""Every two of their values meet: a number of ranks, and whether DDP has each option."""
+
+
+@pytest.mark.parametrize(("p", "view", "unused"), RANKS_AND_OPTIONS)
 @EVERY_VARIANT
-@pytest.mark.parametrize("unused", [False, True], ids=["", "unused"])
-@pytest.mark.parametrize("view", [False, True], ids=["", "view"])
 def test_every_rank_holds_the_same_parameters(on_ranks, name, parameters, p, view, unused):
     options = {"gradient_as_bucket_view": view, "find_unused_parameters": unused}
     first, *others = on_ranks(p, train_branches, name, parameters, options)

@@ -271,7 +271,7 @@ def _origin(figure: str, run: Run, trials: pd.DataFrame) -> str:
     done = trials[trials["status"] == DONE]
     if run.store is None or done.empty:
         return ""
-    what = " and ".join(dict.fromkeys(f"{row.model}, {row.dataset}" for row in done.itertuples()))
+    what = " and ".join(dict.fromkeys(f"{row.model}, {row.dataset}" for row in done[["model", "dataset"]].itertuples()))
     clusters = set(done["cluster"])
     where = "a fake cluster, SCRIPTED, not measured" if FAKE in clusters else ", ".join(sorted(clusters))
     return f"{figure}: {what}, {len(done)} trials on {where}, {run.store.folder.name}"
