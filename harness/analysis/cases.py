@@ -113,9 +113,7 @@ def _case_result(
     frame: pd.DataFrame, more_seeds: pd.DataFrame, shared_settings: set[str], scenario: Scenario
 ) -> CaseResult:
     key = _key(frame)
-    alike = pd.concat(
-        [frame, more_seeds[[workload_of(row) == workload_of(key) for _, row in more_seeds.iterrows()]]]
-    )
+    alike = pd.concat([frame, more_seeds[[workload_of(row) == workload_of(key) for _, row in more_seeds.iterrows()]]])
     parts = _describe(key) + [part for part in _describe_extras(key) if part not in shared_settings]
     repeated = frame[frame.duplicated(["label", "round"])]
     if not repeated.empty:

@@ -90,9 +90,7 @@ class MethodResult:
         return 8 * self.mean("header_bytes_per_step") / self.mean("rate_bps")
 
 
-def method_result(
-    frame: pd.DataFrame, alike: pd.DataFrame, method: MethodSpec, scenario: Scenario
-) -> MethodResult:
+def method_result(frame: pd.DataFrame, alike: pd.DataFrame, method: MethodSpec, scenario: Scenario) -> MethodResult:
     """The result of one method.
 
     Args:

@@ -13,7 +13,8 @@ def paired_ratios(trials: pd.DataFrame, label: str, baseline: str, column: str =
     done, labels = (trials["status"] == DONE).to_numpy(), trials["label"].to_numpy()
     figures = pd.Series(trials[column].to_numpy(dtype=float), trials["round"])
     own, base = (figures[done & (labels == each)] for each in (label, baseline))
-    return (own / base).dropna().sort_index()
+    ratios: pd.Series[float] = (own / base).dropna().sort_index()
+    return ratios
 
 
 def paired_speedup(trials: pd.DataFrame, label: str, baseline: str) -> Estimate | None:

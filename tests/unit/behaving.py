@@ -1,4 +1,4 @@
-"""An agent whose tasks do what the tests of a fleet ask for. A program of its own: it imports no more than that takes."""
+"""An agent whose tasks do what the tests of a fleet ask for: a program that imports no more than that takes."""
 
 from __future__ import annotations
 
