@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import venv
 from pathlib import Path
@@ -32,9 +33,12 @@ def tests(session: nox.Session) -> None:
     if session.posargs:
         run(session, "pytest", *session.posargs, env=ONE_THREAD)
         return
-    run(session, "pytest", "tests/unit", "-n", "logical", "--dist", "worksteal", env=ONE_THREAD)
-    # These measure networks: one test of a tier at a time, and a tier beside the other, on a core of its own.
-    run(session, "pytest", "tests/netns", "tests/netem", "-n", "2", "--dist", "loadscope", env=ONE_THREAD)
+    # Tests that measure networks mostly wait, so there are more processes than processors. Unit tests come last, and
+    # take what the others leave.
+    processes = 2 + (os.cpu_count() or 1)
+    tiers = ("tests/netem", "tests/netns", "tests/unit")
+    beside = ("-n", str(processes), "--dist", "loadscope", "--no-loadscope-reorder")
+    run(session, "pytest", *tiers, *beside, env=ONE_THREAD)
 
 
 @nox.session

@@ -17,6 +17,9 @@ from harness import programs
 PACBENCH = [sys.executable, "-m", "harness"]
 TIMEOUT_S = 240
 
+MARK = "TMPDIR"
+"""A variable that all that is started has: each process of tests has a folder of its own."""
+
 
 def run_pacbench(
     folder: Path, *arguments: str, prefix: tuple[str, ...] = (), **env: str
@@ -33,10 +36,11 @@ def run_pacbench(
 
 
 def universes() -> list[int]:
-    """Processes of any universe on this machine, inside and out."""
+    """Processes of any universe that this process's tests have started, inside and out, whoever is their parent now."""
     found = []
-    for process in psutil.process_iter(["pid", "cmdline"]):
-        if "harness.cluster.universe" in (process.info["cmdline"] or []):
+    for process in psutil.process_iter(["pid", "cmdline", "environ"]):
+        is_ours = (process.info["environ"] or {}).get(MARK) == os.environ[MARK]
+        if is_ours and "harness.cluster.universe" in (process.info["cmdline"] or []):
             found.append(process.info["pid"])
     return found
 
