@@ -1,4 +1,7 @@
-"""``nox -s quickstart tests compose browser lint bench gates replays flow_model``: all share one environment."""
+"""``nox -s tests``; and quickstart, compose, torture, browser, lint, bench, gates, replays, flow_model.
+
+All share one environment.
+"""
 
 from __future__ import annotations
 
@@ -45,6 +48,12 @@ def tests(session: nox.Session) -> None:
 def compose(session: nox.Session) -> None:
     """Pass the tests that need a container engine and the image of the workers (``pacbench image``)."""
     run(session, "pytest", "tests/compose", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def torture(session: nox.Session) -> None:
+    """Do harm to real runs, and see what is left: half an hour. ``-- --few 8 --seed 1`` tries some of the faults."""
+    run(session, "pytest", "tests/torture", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session

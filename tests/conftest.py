@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import uuid
+from collections.abc import Iterator
+
 import pytest
+from host import MARK
 from xdist.scheduler import LoadScopeScheduling
 
 ONE_AT_A_TIME = "tests/netem"
@@ -24,3 +29,11 @@ class ByFile(LoadScopeScheduling):
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByFile | None:
     """For ``--dist loadscope``; see the noxfile."""
     return ByFile(config, log) if config.getvalue("dist") == "loadscope" else None
+
+
+@pytest.fixture(scope="session")
+def processes_are_known() -> Iterator[None]:
+    """Others may run tests on the same machine: what this process starts bears its mark."""
+    os.environ[MARK] = uuid.uuid4().hex
+    yield
+    del os.environ[MARK]

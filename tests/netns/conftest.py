@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 import pytest
-from host import MARK, PACBENCH, host_network, run_pacbench, universes, wait_until
+from host import PACBENCH, host_network, run_pacbench, universes, wait_until
 from typing_extensions import Self
 
 from harness.cluster.netns import NetnsCluster
@@ -21,16 +21,8 @@ from harness.run.planning import plan_run
 from harness.run.session import Watcher
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _processes_are_known(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Others may run tests on the same machine: what this process starts bears its mark."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(MARK, str(tmp_path_factory.getbasetemp()))
-        yield
-
-
 @pytest.fixture(autouse=True, scope="module")
-def _host_is_left_as_it_was(_processes_are_known: None) -> Iterator[None]:
+def _host_is_left_as_it_was(processes_are_known: None) -> Iterator[None]:
     """Around every file of tests: no process stays, and the host's network is not touched."""
     before = host_network()
     yield
