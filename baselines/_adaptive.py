@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from time import perf_counter
 
 import torch
 import torch.distributed as dist
@@ -54,7 +53,7 @@ class Chooser:
     def sends(self, bucket: dist.GradBucket, contents: Contents) -> None:
         """Remember what a bucket is made of; before its codec begins."""
         if not self._buckets:
-            self._began_at = perf_counter()
+            self._began_at = self._state.stopwatch.host_s()
         self._buckets[tuple(map(id, bucket.parameters()))] = contents
 
     def end_step(self, stable: bool) -> None:
@@ -66,7 +65,8 @@ class Chooser:
         was_stable, self._stable = self._stable, stable
         if not self._buckets:  # nothing was synchronised
             return
-        sync_s, codec_s = perf_counter() - self._began_at, self._state.stopwatch.codec_s - self._codec_s_before
+        stopwatch = self._state.stopwatch
+        sync_s, codec_s = stopwatch.host_s() - self._began_at, stopwatch.codec_s - self._codec_s_before
         if self._schedule is None:
             self._dense_steps += 1
             self._warm.append(Sample(PURE[Mode.DENSE], sync_s, codec_s))
