@@ -161,8 +161,16 @@ class Ordeal:
 
     def again(self) -> subprocess.CompletedProcess[str]:
         """The same command, in its usual surroundings."""
+        return self._call(self.command())
+
+    def run(self, *arguments: str) -> None:
+        """Another verb of pacbench, which succeeds."""
+        done = self._call([*PACBENCH, *arguments])
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def _call(self, command: list[str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            self.command(),
+            command,
             cwd=self.folder,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,
