@@ -43,12 +43,16 @@ class Chooser:
         self._began_at = 0.0
         self._codec_s_before = self._state.stopwatch.codec_s
 
+    @property
+    def way(self) -> Way:
+        """How the buckets of this step travel while the mask is stable."""
+        return self._schedule[0] if self._schedule else (Mode.COMPACT,)
+
     def mode(self, bucket: dist.GradBucket) -> Mode:
         """How a bucket travels while the mask is stable."""
-        way = self._schedule[0] if self._schedule else (Mode.COMPACT,)
         layout = tuple(map(id, bucket.parameters()))
         known = list(self._buckets)
-        return mode_of(way, known.index(layout) if layout in self._buckets else len(known))
+        return mode_of(self.way, known.index(layout) if layout in self._buckets else len(known))
 
     def sends(self, bucket: dist.GradBucket, contents: Contents) -> None:
         """Remember what a bucket is made of; before its codec begins."""

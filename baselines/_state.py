@@ -239,6 +239,12 @@ class MethodState(Checkpointed):
         return False
 
     @property
+    def steps_as(self) -> Mapping[str, Any]:
+        """Other values of parameters: those of a state that would make the present step just so. Empty but where the
+        method chooses; before ``bind``, of the choice that its byte formula is of."""
+        return {}
+
+    @property
     def saving_bound(self) -> SavingBound | None:
         """What the parameters alone bound the saving by. Reports hold what was measured against it. None: nothing."""
         return None
