@@ -113,10 +113,18 @@ class Network:
         Args:
             idle_s: for how long the links have been silent before.
         """
-        key = call, idle_s
+        key = call, self._least_alike_s(idle_s)
         if key not in self._known:
-            self._known[key] = self._timings[type(call)](call, idle_s)
+            self._known[key] = self._timings[type(call)](*key)
         return self._known[key]
+
+    def _least_alike_s(self, idle_s: float) -> float:
+        """The least silence that changes nothing else: every bucket is full, and no window has been halved."""
+        return min(idle_s, self._longest_saved_s) if idle_s < self._shortest_rto_s else idle_s
+
+    @cached_property
+    def _longest_saved_s(self) -> float:
+        return max(self._lane(pipe).saved_s for pipe in self.topology.pipes)
 
     @cached_property
     def _timings(self) -> dict[type, Callable[..., Timing]]:
