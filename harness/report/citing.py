@@ -43,11 +43,16 @@ def _said_of(of_method: Sequence[Gain], own: Sequence[Judgement]) -> str:
         return f"{first.method}, {first.quantity}: nothing was run. What it gives over {over} is not known here."
     sentences = [
         *(_measured(known) if known else [f"{first.method}, {first.quantity}: no figure can be given."]),
-        *(f"With {', '.join(_models([each]))} {each.reason}." for each in failed[:1]),
+        *(f"With {', '.join(models)} {reason}." for reason, models in _models_by_reason(failed).items()),
         _price(of_method, own),
         *([f"Nothing is known of {', '.join(missing)}."] if missing else []),
     ]
     return " ".join(sentences)
+
+
+def _models_by_reason(failed: Sequence[Judgement]) -> dict[str, list[str]]:
+    reasons = dict.fromkeys(each.reason for each in failed)
+    return {reason: _models([each for each in failed if each.reason == reason]) for reason in reasons}
 
 
 def _measured(known: Sequence[Gain]) -> list[str]:
