@@ -96,7 +96,7 @@ class Network:
         mss_bytes = topology.link.mtu_bytes - TCP_IP_HEADER_BYTES
         self._acks = FRAME_HEADER_BYTES / (max(2, topology.segments or OFFLOADED_SEGMENTS) * mss_bytes)
         self._trunks: dict[tuple[str, str], list[Queue]] = {}
-        self._known: dict[tuple[Call, float], Timing] = {}
+        self._known: dict[tuple[type, Call, float], Timing] = {}
         self._slowed = slowed
 
     def _lane(self, pipe: Pipe) -> Lane:
@@ -113,9 +113,10 @@ class Network:
         Args:
             idle_s: for how long the links have been silent before.
         """
-        key = call, self._least_alike_s(idle_s)
+        idle_s = self._least_alike_s(idle_s)
+        key = type(call), call, idle_s  # tuples of two types may be equal
         if key not in self._known:
-            self._known[key] = self._timings[type(call)](*key)
+            self._known[key] = self._timings[type(call)](call, idle_s)
         return self._known[key]
 
     def _least_alike_s(self, idle_s: float) -> float:

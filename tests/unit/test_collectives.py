@@ -176,3 +176,10 @@ def test_silences_that_are_taken_for_alike_are(call: Call, idle_s: float) -> Non
         network = Network(topology(**link))
         expected = network._timings[type(call)](call, idle_s)
         assert network.timing(call, idle_s) == pytest.approx(expected, nan_ok=True)
+
+
+def test_a_network_that_has_seen_other_calls_of_that_size_says_the_same() -> None:
+    network = Network(topology())
+    for call in EVERY_CALL:
+        same_size = type(call)(4e6, *call[1:])
+        assert network.timing(same_size, 1e-3) == Network(topology()).timing(same_size, 1e-3)
