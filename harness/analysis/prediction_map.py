@@ -115,9 +115,11 @@ def subjects(scenario: Scenario, names: Sequence[str] = ()) -> tuple[list[Subjec
 
 
 def _read(name: str) -> Profile:
-    if not name.endswith(".json") and profiles.split(name)[0] not in profiles.available():
+    try:
+        profiles.find(name)
+    except UsageError:
         allowed = f"a profile's .json file, or a name ({', '.join(profiles.available())})"
-        raise UsageError.at("command line", "--profile", name, allowed)
+        raise UsageError.at("command line", "--profile", name, allowed) from None
     return profiles.read(name)
 
 
