@@ -1,8 +1,12 @@
-"""``nox -s quickstart tests compose browser lint bench gates replays flow_model``: all share one environment."""
+"""``nox -s tests``; and quickstart, compose, torture, browser, lint, bench, gates, replays, flow_model.
+
+All share one environment.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import venv
 from pathlib import Path
@@ -32,15 +36,24 @@ def tests(session: nox.Session) -> None:
     if session.posargs:
         run(session, "pytest", *session.posargs, env=ONE_THREAD)
         return
-    run(session, "pytest", "tests/unit", "-n", "logical", "--dist", "worksteal", env=ONE_THREAD)
-    # These measure networks: one test of a tier at a time, and a tier beside the other, on a core of its own.
-    run(session, "pytest", "tests/netns", "tests/netem", "-n", "2", "--dist", "loadscope", env=ONE_THREAD)
+    # Tests that measure networks mostly wait, so there are more processes than processors. Unit tests come last, and
+    # take what the others leave.
+    processes = 2 + (os.cpu_count() or 1)
+    tiers = ("tests/netem", "tests/netns", "tests/unit")
+    beside = ("-n", str(processes), "--dist", "loadscope", "--no-loadscope-reorder")
+    run(session, "pytest", *tiers, *beside, env=ONE_THREAD)
 
 
 @nox.session
 def compose(session: nox.Session) -> None:
     """Pass the tests that need a container engine and the image of the workers (``pacbench image``)."""
     run(session, "pytest", "tests/compose", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def torture(session: nox.Session) -> None:
+    """Do harm to real runs, and see what is left: half an hour. ``-- --few 8 --seed 1`` tries some of the faults."""
+    run(session, "pytest", "tests/torture", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session

@@ -24,7 +24,7 @@ def main() -> None:
     """Run the verb that the command line names."""
     accept_any_text()
     gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what has finished is kept
+    _end_in_good_order()
     try:
         code = make_app()(args=sys.argv[1:] or ["--help"], standalone_mode=False)
         sys.stdout.flush()
@@ -45,6 +45,14 @@ def main() -> None:
             raise
         _close(sys.stdout)
         _leave(f"{error.filename or 'what is printed'}: cannot be written: {error.strerror}", NoRoomError.exit_code)
+
+
+def _end_in_good_order() -> None:
+    """Whoever is asked to end, or whose terminal goes away, ends as by Ctrl-C: what has finished is kept."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # there is no SIGHUP on Windows
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, signal.default_int_handler)
 
 
 def _close(stream: TextIO) -> None:
