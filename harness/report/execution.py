@@ -23,7 +23,7 @@ TITLE_LENGTH = 80
 def write(found: Execution, folder: Path) -> Path:
     """Write ``exec.html`` and ``plots/`` into the record's folder; returns the page."""
     with style():
-        drawings = render.write([*traffic(found.links), *observed(found.training)], folder / "plots", for_page=True)
+        drawings = render.write([*traffic(found.links), *observed(found.training)], folder / "plots")
     verified: dict[str, Readings] = {"before": found.before, **({"after": found.after} if found.after else {})}
     content: dict[str, object] = {"found": found, "title": title(found), "drawings": drawings, "verified": verified}
     content["training"] = training_rows(found.training) if found.training else []

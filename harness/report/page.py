@@ -36,7 +36,7 @@ def write(store: Store, figures: Sequence[Draws] | None = None) -> Path:
     found = facts.collect(store)
     results = Results.of(found.cases, found.events, found.scenario)
     chosen = registry.figures() if figures is None else figures
-    drawings = render.write_all(store.folder / "plots", results, chosen, for_page=True)
+    drawings = render.write_all(store.folder / "plots", results, chosen)
     content = {**vars(found), **_parts_of_every_report(), "drawings": drawings}
     render_markdown(store.folder / "report.md", content)
     return render_html(store.folder / "report.html", content)

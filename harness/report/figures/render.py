@@ -31,7 +31,7 @@ def write_all(
     results: Results,
     figures: Iterable[Draws],
     changes: Mapping[Any, Any] = {},
-    for_page: bool = False,
+    for_page: bool = True,
 ) -> list[Drawing]:
     """Draw the figures that the results give rise to, each into ``folder`` as ``<name>.pdf``, ``.png`` and ``.csv``.
 
@@ -44,7 +44,7 @@ def write_all(
         return write((drawing for draws in figures for drawing in draws(results)), folder, for_page)
 
 
-def write(drawings: Iterable[Drawing], folder: Path, for_page: bool = False) -> list[Drawing]:
+def write(drawings: Iterable[Drawing], folder: Path, for_page: bool = True) -> list[Drawing]:
     """Write each figure, in the style that is in force; returns them, for a page with their SVG."""
     drawings = list(drawings)
     make_folder(folder)
