@@ -19,6 +19,9 @@ from harness.plain import visible
 OBJECTS_BETWEEN_COLLECTIONS = 100_000
 """Importing torch makes many objects, all of which stay. Searching them for garbage takes a fifth of that time."""
 
+MOST_TOLD = 1000
+"""Signs of a complaint about the command line that are told."""
+
 
 def main() -> None:
     """Run the verb that the command line names."""
@@ -35,7 +38,9 @@ def main() -> None:
     except PacbenchError as error:
         _leave(str(error), error.exit_code)
     except typer.TyperException as error:
-        _leave(f"command line: {error.format_message()}", UsageError.exit_code)
+        said = error.format_message()  # it repeats what was given, however long that is
+        told = said if len(said) <= MOST_TOLD else f"{said[:MOST_TOLD]}..."
+        _leave(f"command line: {told}", UsageError.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         _leave("interrupted; what had finished is kept", EXIT_INTERRUPTED)
     except BrokenPipeError:
