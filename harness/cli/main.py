@@ -19,8 +19,8 @@ from harness.plain import visible
 OBJECTS_BETWEEN_COLLECTIONS = 100_000
 """Importing torch makes many objects, all of which stay. Searching them for garbage takes a fifth of that time."""
 
-MOST_TOLD = 1000
-"""Signs of a complaint about the command line that are told."""
+MOST_TOLD = 4000
+"""Signs of an error that are told. Much longer are only those that repeat a name or an argument without end."""
 
 
 def main() -> None:
@@ -38,9 +38,7 @@ def main() -> None:
     except PacbenchError as error:
         _leave(str(error), error.exit_code)
     except typer.TyperException as error:
-        said = error.format_message()  # it repeats what was given, however long that is
-        told = said if len(said) <= MOST_TOLD else f"{said[:MOST_TOLD]}..."
-        _leave(f"command line: {told}", UsageError.exit_code)
+        _leave(f"command line: {error.format_message()}", UsageError.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         _leave("interrupted; what had finished is kept", EXIT_INTERRUPTED)
     except BrokenPipeError:
@@ -66,5 +64,8 @@ def _close(stream: TextIO) -> None:
 
 
 def _leave(message: str, code: int) -> None:
-    print(f"pacbench: {visible(message)}", file=sys.stderr)
+    told = visible(message)
+    if len(told) > MOST_TOLD:
+        told = f"{told[: MOST_TOLD // 2]} ... {told[-MOST_TOLD // 2 :]}"
+    print(f"pacbench: {told}", file=sys.stderr)
     sys.exit(code)
