@@ -199,7 +199,7 @@ def has_run(name: str) -> bool:
 
 def is_plugin(kind: str, name: object) -> bool:
     """Whether a name, which is none of pacbench's own, can be that of a plug-in; a file may yet turn out missing."""
-    return _in_a_file(name) is not None or name in installed(kind)
+    return isinstance(name, str) and (_in_a_file(name) is not None or name in installed(kind))
 
 
 @cache

@@ -138,6 +138,10 @@ def ends_well(folder: Path, *command: str) -> None:
 @tries(60)
 @given(mangled(SCENARIO))
 @example(b"9" * 5000 + b" = 1\n")
+@example(SCENARIO.replace('name = "topk"', "name = []").encode())
+@example(SCENARIO.replace('name = "topk"', 'name = "topk"\nlabel = []').encode())
+@example(SCENARIO.replace('name = "sgd"', "name = []").encode())
+@example(SCENARIO.replace('"accuracy 90%"', "[[]]").encode())
 def test_any_scenario(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.toml").write_bytes(content)
     ends_well(tmp_path, "plan", "x.toml", "--on", "fake")
