@@ -1,12 +1,13 @@
-"""``nox -s tests``; and quickstart, compose, torture, browser, lint, bench, gates, replays, flow_model.
+"""``nox -s tests``; and quickstart, compose, torture, browser, lint, audit, bench, gates, replays, flow_model.
 
-All share one environment.
+All share one environment, at which ``audit`` looks from its own.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sys
 import venv
 from pathlib import Path
@@ -69,6 +70,17 @@ def lint(session: nox.Session) -> None:
 def browser(session: nox.Session) -> None:
     """Look at the report in headless Chromium (Debian: chromium, chromium-driver)."""
     run(session, "pytest", "tests/browser", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session(venv_backend="venv")
+def audit(session: nox.Session) -> None:
+    """Ask PyPI which versions that are installed have known vulnerabilities. What it cannot tell of fails, too."""
+    pip = str(environment(session) / "pip")
+    installed = session.run(pip, "freeze", "--exclude-editable", silent=True, external=True)
+    listed = Path(session.create_tmp()) / "installed.txt"
+    listed.write_text(re.sub(r"\+\S+", "", str(installed)))  # advisories know no local versions, such as +cpu
+    session.install("pip-audit")
+    session.run("pip-audit", "--strict", "--no-deps", "--disable-pip", "-r", str(listed), *session.posargs)
 
 
 @nox.session

@@ -19,6 +19,9 @@ from harness.plain import visible
 OBJECTS_BETWEEN_COLLECTIONS = 100_000
 """Importing torch makes many objects, all of which stay. Searching them for garbage takes a fifth of that time."""
 
+MOST_TOLD = 4000
+"""Signs of an error that are told. Much longer are only those that repeat a name or an argument without end."""
+
 
 def main() -> None:
     """Run the verb that the command line names."""
@@ -61,5 +64,8 @@ def _close(stream: TextIO) -> None:
 
 
 def _leave(message: str, code: int) -> None:
-    print(f"pacbench: {visible(message)}", file=sys.stderr)
+    told = visible(message)
+    if len(told) > MOST_TOLD:
+        told = f"{told[: MOST_TOLD // 2]} ... {told[-MOST_TOLD // 2 :]}"
+    print(f"pacbench: {told}", file=sys.stderr)
     sys.exit(code)

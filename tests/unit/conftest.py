@@ -11,9 +11,9 @@ import pytest
 from gate_runs import make_run  # noqa: F401 - a fixture
 from ranks import Ranks
 from report_runs import one_case, three_rates, with_failures  # noqa: F401 - likewise
+from tries import SHORT
 
-hypothesis.settings.register_profile("timing is for benchmarks", deadline=None)
-hypothesis.settings.load_profile("timing is for benchmarks")
+hypothesis.settings.load_profile(SHORT)  # which --hypothesis-profile=long replaces
 
 
 @pytest.fixture(autouse=True, scope="session")
