@@ -17,7 +17,8 @@ from harness.messages import Events
 from harness.network.qdisc import MIN_BURST_BYTES
 from harness.network.topology import Topology
 from harness.plan.collectives import MESSAGE_S
-from harness.plan.estimate import time_s
+from harness.plan.estimate import BUSIER, least_dilation, steady_s, time_s
+from harness.plan.plan import make
 from harness.record.store import Store
 from harness.report.headline import headline
 from harness.run import execute
@@ -47,6 +48,20 @@ def test_a_slowed_trace_changes_as_many_times_later() -> None:
     assert slow is not None
     assert [(row.t_s, row.rate_bps) for row in slow.rows] == [(0.0, 40), (3.0, 20)]
     assert slow.period_s == 6.0
+
+
+@pytest.mark.parametrize(("rate", "most_late"), [("1mbit", 0.01), ("50mbit", 0.05), ("1gbit", 0.05)])
+def test_computation_keeps_up_where_it_shares_cpus_and_better_where_time_runs_faster(
+    rate: str, most_late: float
+) -> None:
+    trials = make(load("bandwidth_sweep", [f"link.rate={rate}", "cluster.workers=4"], ["dense"]), "fake").trials
+    for trial in trials:
+        profile = trial.expected.profile
+        assert profile
+        device_s = profile.forward_s + profile.backward_s + profile.optimizer_s
+        least, step_s = least_dilation(trial, cpu_count=2), steady_s(trial)
+        assert least * (device_s + most_late * step_s) == pytest.approx(BUSIER * device_s * 4 / 2, rel=0.05)
+        assert (least <= 1) == (most_late == 0.01)
 
 
 def test_defaults_stay_what_they_are() -> None:
