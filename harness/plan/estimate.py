@@ -32,8 +32,8 @@ part of a profile."""
 
 MOST_LATE = 0.01
 """Share of a step by which real computation may be late where time runs faster than it does. Workers that wait long for
-slow links find cold caches, the colder the longer they wait: what is added then is not the same at two dilations, and
-cannot be taken off. (dense at 10 Mbit/s took 20 to 45 ms of computing instead of 11 on a machine that did nothing else.)
+slow links find cold caches, the colder the longer they wait. (Dense at 10 Mbit/s computed for 30 ms instead of 11, on a
+machine that did nothing else.) What is added then is not the same at two dilations, and cannot be taken off.
 """
 
 NETWORK_S = 5.0
