@@ -23,6 +23,7 @@ PACKAGES = {
     **dict.fromkeys(("ip", "ss", "tc"), "iproute2"),
     **dict.fromkeys(("setpriv", "unshare"), "util-linux"),
     "busybox": "busybox-static",
+    "cc": "gcc libc6-dev",
     "linux.uml": "user-mode-linux",
     "stdbuf": "coreutils",
 }

@@ -20,13 +20,18 @@ from harness import programs
 from harness.cluster.connection import AgentConnection
 from harness.cluster.netns import ONE_THREAD, UNIVERSE_MODULE, NetnsCluster, universe_command
 from harness.cluster.protocol import Check
+from harness.errors import MeasurementError
 
 KERNEL = "linux.uml"
 INSTALL = "apt-get install user-mode-linux busybox-static"
 GUEST = Path(__file__).with_name("guest.py")
+WHOLE_REGISTERS = Path(__file__).with_name("whole_registers.c")
 
 PROGRAMS = (KERNEL, "busybox", "setpriv")
 """What it needs beside what every universe does."""
+
+COMPILER = "cc"
+"""What it needs where processors have AMX; see ``whole_registers.c``."""
 
 BOOT_TIMEOUT_S = 60.0
 
@@ -76,12 +81,36 @@ def command(folder: Path) -> list[str]:
     return [
         *("setpriv", "--pdeathsig", "KILL"),
         *universe_command(),
+        *_with_whole_registers(folder),
         KERNEL,
         f"mem={_memory_bytes() >> 20}M",
         *("rootfstype=hostfs", "rw", "quiet"),
         *("con=null", "con0=null,fd:2", "con1=fd:0,fd:1"),
         *(f"init={sys.executable}", "--", str(GUEST), str(folder)),
     ]
+
+
+def _with_whole_registers(folder: Path) -> list[str]:
+    """What goes before the kernel where processors have more registers than it knows of: see ``whole_registers.c``.
+
+    Raises:
+        MeasurementError: there is no compiler for it.
+    """
+    if not _has_amx():
+        return []
+    programs.require(COMPILER)
+    library = folder / "whole_registers.so"
+    made = [COMPILER, "-shared", "-fPIC", "-O2", "-o", str(library), str(WHOLE_REGISTERS)]
+    done = programs.run(made, capture_output=True, text=True)
+    if done.returncode:
+        reason = " ".join(done.stderr.split())
+        raise MeasurementError(f"user-mode-linux needs a C compiler and its headers on a processor with AMX: {reason}")
+    return ["env", f"LD_PRELOAD={library}"]
+
+
+def _has_amx() -> bool:
+    """Whether processors have these registers (proc_cpuinfo(5))."""
+    return " amx_tile" in Path("/proc/cpuinfo").read_text()
 
 
 def _environment(folder: Path) -> Mapping[str, str]:
@@ -101,6 +130,8 @@ def _memory_bytes() -> int:
 
 def examine() -> Iterator[Check]:
     """What ``pacbench doctor`` looks at."""
-    missing = [program for program in PROGRAMS if programs.find(program) is None]
+    needed = [*PROGRAMS, COMPILER] if _has_amx() else PROGRAMS
+    missing = [program for program in needed if programs.find(program) is None]
     found = f"{', '.join(missing)} missing" if missing else "--on uml runs a kernel with netem, on one CPU"
-    yield Check("user-mode-linux", not missing, found, f"for netem on any kernel: {INSTALL}" if missing else "")
+    install = f"{INSTALL} gcc libc6-dev" if COMPILER in missing else INSTALL
+    yield Check("user-mode-linux", not missing, found, f"for netem on any kernel: {install}" if missing else "")

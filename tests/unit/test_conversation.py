@@ -40,7 +40,7 @@ from harness.messages import (
     encode,
 )
 
-AGENT = Path(__file__).with_name("test_fleet.py")
+AGENT = Path(__file__).with_name("behaving.py")
 """Run as a script it is an agent."""
 
 NODES = ["w0", "w1"]
