@@ -117,6 +117,33 @@ class BucketMemory:
         return flat
 
 
+class WeightMemory:
+    """A tensor of each weight's shape, in at least fp32, that is changed in place; zeros at first.
+
+    For what happens at the end of a step that was made, where nothing has to be taken back.
+    """
+
+    def __init__(self) -> None:
+        self._past: dict[torch.Tensor, torch.Tensor] = {}
+
+    def of(self, weight: torch.Tensor) -> torch.Tensor:
+        """A weight's."""
+        if weight not in self._past:
+            self._past[weight] = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+        return self._past[weight]
+
+    def state_dict(self, names: Mapping[torch.Tensor, str]) -> dict[str, torch.Tensor]:
+        """By name, where there is any."""
+        return {names[weight]: past.clone() for weight, past in self._past.items()}
+
+    def load_state_dict(self, saved: Mapping[str, torch.Tensor], names: Mapping[torch.Tensor, str]) -> None:
+        """Go on from what ``state_dict`` gave."""
+        self._past.clear()
+        for weight, name in names.items():
+            if name in saved:
+                self.of(weight).copy_(saved[name])
+
+
 class Drafts(Generic[V]):
     """Values by key, which are replaced and never changed in place."""
 
