@@ -88,10 +88,14 @@ class BucketMemory:
         """What is remembered, a flat tensor for each bucket."""
         return [flat.now for flat in self._flats.values()]
 
+    def of_weights(self) -> dict[torch.Tensor, torch.Tensor]:
+        """Views of what is remembered of each parameter, in its shape; to be changed at the end of a step alone."""
+        parts = [*self._loose.items(), *(pair for flat in self._flats.values() for pair in flat.parts())]
+        return {weight: shaped(part, weight) for weight, part in parts}
+
     def state_dict(self, names: Mapping[torch.Tensor, str]) -> dict[str, torch.Tensor]:
         """What is remembered of each parameter, by its name and in its shape; what was not used yet is left out."""
-        parts = [*self._loose.items(), *(pair for flat in self._flats.values() for pair in flat.parts())]
-        return {names[weight]: shaped(part, weight).clone() for weight, part in parts}
+        return {names[weight]: part.clone() for weight, part in self.of_weights().items()}
 
     def load_state_dict(self, saved: Mapping[str, torch.Tensor], names: Mapping[torch.Tensor, str]) -> None:
         """Remember what ``state_dict`` gave, in whatever buckets the parameters come."""

@@ -37,7 +37,7 @@ from torch.nn.parallel import DistributedDataParallel
 from baselines._calls import AllGather, AllReduce, Call
 from baselines._memory import BucketMemory, WeightMemory
 from baselines._momentum import MomentumState
-from baselines._names import plain_name, sparse_embeddings
+from baselines._names import refuse_sparse_embeddings
 from baselines._sparse import all_gather_mean, padded, sampled_top, share, sparse_bytes
 from baselines._state import Shapes, numel, parameters, ring_all_reduce_bytes
 
@@ -120,11 +120,7 @@ class State(MomentumState):
         loss: Callable[[], torch.Tensor] | None,
     ) -> None:
         super().check(ddp, optimizer, loss)
-        if sparse := sparse_embeddings(ddp.module):
-            raise ValueError(
-                f"dgc cannot correct the momentum of a sparse embedding ({plain_name(next(iter(sparse.values())))}): "
-                "make it with sparse=False"
-            )
+        refuse_sparse_embeddings(ddp.module, "dgc cannot correct the momentum of")
 
     def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
         super().bind(ddp, optimizer)

@@ -22,21 +22,17 @@ number of steps is given. The first step is always dense, because v must be some
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Annotated
 
 import torch
 import torch.distributed as dist
 from pydantic import Field
 from torch.futures import Future
-from torch.nn.functional import pad
 
-from baselines._calls import AllGather, AllToAll, Call
-from baselines._lane import LaneState, settled
-from baselines._memory import BucketMemory, Draft, Drafts
-from baselines._momentum import MomentumState
-from baselines._quantise import not_negative, packed_bits, unpacked_bits
+from baselines._adam import AdamState, dense_step, signs_calls, signs_mean
+from baselines._calls import Call
+from baselines._lane import settled
+from baselines._memory import Draft
 from baselines._state import Shapes, numel, parameters, ring_all_reduce_bytes
 
 LABEL = "1-bit Adam"
@@ -48,7 +44,7 @@ SOURCE = "Tang et al., ICML 2021 (arXiv 2102.02888)"
 
 
 @parameters
-class State(MomentumState, LaneState):
+class State(AdamState):
     """What 1-bit Adam keeps on one rank.
 
     Args:
@@ -67,11 +63,6 @@ class State(MomentumState, LaneState):
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     eps: Annotated[float, Field(gt=0)] = 1e-8
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.m, self.v, self.error = BucketMemory(), BucketMemory(), BucketMemory()
-        self.owner_error: Drafts[torch.Tensor] = Drafts()
-
     @property
     def steady_from_step(self) -> int:
         return max(self.warmup_steps, 1)
@@ -82,8 +73,7 @@ class State(MomentumState, LaneState):
         return sum(call.sent_bytes(world_size) for call in self.calls(shapes, world_size))
 
     def calls(self, shapes: Shapes, world_size: int) -> list[Call]:
-        message_bytes = sum(shard_size(math.prod(shape), world_size) / 8 + 4 for shape in shapes)
-        return [AllToAll(world_size * message_bytes), AllGather(message_bytes)]
+        return signs_calls(shapes, world_size)
 
 
 def onebit_adam_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
@@ -99,25 +89,8 @@ def onebit_adam_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tens
     return state.lane.submit(lambda: settled(signs_step(state, gradient, names, counts, m, frozen, error)))
 
 
-def dense_step(state: State, gradient: torch.Tensor, m: Draft, v: Draft) -> torch.Tensor:
-    """Adam's update by the mean of ``gradient`` (n,), in place. Runs in the lane."""
-    with state.stopwatch("encode"):
-        gradient.div_(state.world_size)
-    dist.all_reduce(gradient, group=state.lane.process_group)
-    with state.stopwatch("decode"):
-        torch.lerp(gradient, m.before, state.beta1, out=m.after)
-        torch.mul(v.before, state.beta2, out=v.after).addcmul_(gradient, gradient, value=1 - state.beta2)
-        return torch.div(m.after, v.after.sqrt().add_(state.eps), out=gradient)
-
-
 def signs_step(
-    state: State,
-    gradient: torch.Tensor,
-    names: list[str],
-    counts: list[int],
-    m: Draft,
-    v: torch.Tensor,
-    error: Draft,
+    state: State, gradient: torch.Tensor, names: list[str], counts: list[int], m: Draft, v: torch.Tensor, error: Draft
 ) -> torch.Tensor:
     """The update by the frozen variance ``v`` (n,) and the mean of all ranks' momenta, in place. Runs in the lane.
 
@@ -125,62 +98,8 @@ def signs_step(
         names: of the bucket's parameters.
         counts: their entries.
     """
-    p, group = state.world_size, state.lane.process_group
-    sizes = [shard_size(count, p) for count in counts]
     with state.stopwatch("encode"):
-        a = torch.lerp(gradient, m.before, state.beta1, out=error.after).add_(error.before)
-        message = signs_of(a.split(counts), sizes, p)
-        arrived = torch.empty_like(message)
-    dist.all_to_all_single(arrived, message, group=group)
-    with state.stopwatch("encode"):
-        means = [each.sum(0).div_(p) for each in values_of(arrived, sizes, a.dtype)]
-        shards = [
-            mean[: held(count, size, state.own_rank)] for mean, count, size in zip(means, counts, sizes, strict=True)
-        ]
-        for name, shard in zip(names, shards, strict=True):
-            if (past := state.owner_error.get(name)) is not None:
-                shard.add_(past)
-        own = signs_of(shards, sizes, 1).view(-1)
-        for name, shard in zip(names, shards, strict=True):  # what is left is the error
-            state.owner_error.draft(name, shard)
-        answers = [torch.empty_like(own) for _ in range(p)]
-    dist.all_gather(answers, own, group=group)
+        own = torch.lerp(gradient, m.before, state.beta1, out=error.after).add_(error.before)
+    means = signs_mean(state, state.lane.process_group, names, own.split(counts))
     with state.stopwatch("decode"):
-        read = values_of(torch.stack(answers), sizes, a.dtype)
-        for part, mean, count in zip(m.after.split(counts), read, counts, strict=True):
-            part.copy_(mean.view(-1)[:count])
-        return torch.div(m.after, v.sqrt().add_(state.eps), out=gradient)
-
-
-def shard_size(count: int, owners: int) -> int:
-    """Entries of one owner's shard of a parameter, whole bytes of signs; the last shards may be less full."""
-    return -(-count // (8 * owners)) * 8
-
-
-def held(count: int, size: int, owner: int) -> int:
-    """How many entries of a parameter are in an owner's shard."""
-    return min(max(count - owner * size, 0), size)
-
-
-def signs_of(parts: Sequence[torch.Tensor], sizes: list[int], rows: int) -> torch.Tensor:
-    """Messages (rows, bytes), uint8, of the signs of all parts (n,), cut into shards, and one scale for each part.
-
-    Each part becomes what its signs and its scale missed.
-    """
-    signs, scales = [], []
-    for part, size in zip(parts, sizes, strict=True):
-        scale = torch.linalg.vector_norm(part) / math.sqrt(max(part.numel(), 1))
-        flags = not_negative(part)
-        part.sub_(torch.where(flags, scale, -scale))
-        signs.append(packed_bits(pad(flags, (0, rows * size - len(flags)))).view(rows, -1))
-        scales.append(scale)
-    every_scale = torch.stack(scales).view(torch.uint8)
-    return torch.cat((*signs, every_scale.expand(rows, -1)), dim=1)
-
-
-def values_of(messages: torch.Tensor, sizes: list[int], dtype: torch.dtype) -> list[torch.Tensor]:
-    """Of each part, what messages (rows, bytes) say: its scale by its signs (rows, size)."""
-    *signs, every_scale = messages.split([*(size // 8 for size in sizes), dtype.itemsize * len(sizes)], dim=1)
-    scales = every_scale.clone(memory_format=torch.contiguous_format).view(dtype).split(1, dim=1)
-    flags = (unpacked_bits(some.reshape(-1)).view(len(messages), -1) for some in signs)
-    return [torch.where(flag, scale, -scale) for flag, scale in zip(flags, scales, strict=True)]
+        return state.update(torch.cat(means, out=m.after), v, out=gradient)

@@ -42,7 +42,8 @@ def clipped(make: Method) -> Facts:
     for step in range(5):
         given = gradients(step, dist.get_rank())
         result = backward(one, given)
-        facts["what is synchronised"] &= torch.equal(result, backward(by_hand, given))
+        # 0/1 Adam learns of what was moved, and so of how clipping rounds.
+        facts["what is synchronised"] &= torch.allclose(result, backward(by_hand, given), atol=1e-5)
         nn.utils.clip_grad_norm_(one.weights, max_norm=0.5)
         for weight in by_hand.weights:
             weight.grad *= min(1.0, 0.5 / float(result.norm()))

@@ -46,6 +46,7 @@ VARIANTS = [
     ("diloco", {"values": "int8"}),
     ("sparseloco", {"bits": 32, "ratio": 0.1}),
     ("demo", {"sign": False, "topk": 5}),
+    ("zeroone_adam", {"warmup_steps": 3, "gap_doubles_after": 1}),
 ]
 EVERY_VARIANT = pytest.mark.parametrize(("name", "parameters"), VARIANTS, ids=lambda value: str(value).strip("{}"))
 

@@ -312,6 +312,18 @@ def signs_and_scale(values: np.ndarray) -> np.ndarray:
     return np.where(values >= 0, 1.0, -1.0) * np.sqrt(np.mean(values**2)) if len(values) else values
 
 
+def by_owners(of_ranks: Vectors, owner_error: np.ndarray) -> np.ndarray:
+    """DeepSpeed's mean: signs of each rank's vector, then of each shard of the sum; errors are kept in place."""
+    p = len(of_ranks)
+    total = owner_error + sum(signs_and_scale(own) for own in of_ranks) / p
+    for own in of_ranks:
+        own -= signs_and_scale(own)
+    size = math.ceil(len(total) / (8 * p)) * 8
+    mean = np.concatenate([signs_and_scale(total[at : at + size]) for at in range(0, len(total), size)])
+    owner_error[:] = total - mean
+    return mean
+
+
 def onebit_adam(start: Vectors, p: int, steps: int, **told: Any) -> Iterator[tuple[int, Vectors]]:
     """Algorithm 1 of arXiv 2102.02888, with DeepSpeed's shards of a parameter."""
     beta1, beta2, eps = told["beta1"], told["beta2"], told["eps"]
@@ -325,16 +337,9 @@ def onebit_adam(start: Vectors, p: int, steps: int, **told: Any) -> Iterator[tup
                 m[place] = beta1 * m[place] + (1 - beta1) * mean
                 v[place] = beta2 * v[place] + (1 - beta2) * mean**2
             else:
-                total = np.zeros_like(weight)
                 for rank, gradient in enumerate(of_ranks):
-                    own = beta1 * m[place] + (1 - beta1) * gradient + errors[rank][place]
-                    errors[rank][place] = own - signs_and_scale(own)
-                    total += signs_and_scale(own) / p
-                total += owner_errors[place]
-                size = math.ceil(len(total) / (8 * p)) * 8
-                shards = [signs_and_scale(total[at : at + size]) for at in range(0, len(total), size)]
-                m[place] = np.concatenate(shards)
-                owner_errors[place] = total - m[place]
+                    errors[rank][place] += beta1 * m[place] + (1 - beta1) * gradient
+                m[place] = by_owners([of_rank[place] for of_rank in errors], owner_errors[place])
             weights[place] = weight - LR * m[place] / (np.sqrt(v[place]) + eps)
         yield step, list(weights)
 
@@ -380,7 +385,84 @@ def test_the_first_step_is_dense_whatever_the_warm_up():
     assert [state.wire_bytes(SHAPES, 4, step) == dense for step in range(3)] == [True, False, False]
 
 
-@pytest.mark.parametrize("name", ["demo", "onebit_adam"])
+# 0/1 Adam
+
+
+def zeroone_adam(start: Vectors, p: int, steps: int, refreshed: set[int], **told: Any) -> Iterator[tuple[int, Vectors]]:
+    """Algorithm 1 of arXiv 2202.06009, and DeepSpeed's warm-up: the weights when all ranks hold the same."""
+    beta1, beta2, eps, warmup = told["beta1"], told["beta2"], told["eps"], told["warmup_steps"]
+    weights, m, v = list(start), zeros(), zeros()
+    errors, owner_errors = [zeros() for _ in range(p)], zeros()
+    own_weights, own_m, alone = [list(start) for _ in range(p)], [zeros() for _ in range(p)], 0
+    for step in range(steps):
+        if step == warmup:
+            errors, owner_errors = [zeros() for _ in range(p)], zeros()
+        alone += step >= warmup
+        meets = step < warmup or (step + 1) % told["period"] == 0
+        for place, weight in enumerate(weights):
+            of_ranks = [given_to(rank, step)[place] for rank in range(p)]
+            if step < warmup:
+                mean = sum(of_ranks) / p
+                if step in refreshed:
+                    v[place] = beta2 * v[place] + (1 - beta2) * mean**2
+                else:
+                    for rank, gradient in enumerate(of_ranks):
+                        errors[rank][place] += gradient
+                    mean = by_owners([of_rank[place] for of_rank in errors], owner_errors[place])
+                m[place] = beta1 * m[place] + (1 - beta1) * mean
+                weights[place] = weight - LR * m[place] / (np.sqrt(v[place]) + eps)
+            else:
+                root = np.sqrt(v[place]) + eps
+                for rank, gradient in enumerate(of_ranks):
+                    own_m[rank][place] = beta1 * own_m[rank][place] + (1 - beta1) * gradient
+                    own_weights[rank][place] = own_weights[rank][place] - LR * own_m[rank][place] / root
+                if meets:
+                    for rank in range(p):
+                        errors[rank][place] += (weight - own_weights[rank][place]) * root
+                    u = by_owners([of_rank[place] for of_rank in errors], owner_errors[place])
+                    m[place], weights[place] = u / (LR * alone), weight - u / root
+            if meets:
+                for rank in range(p):
+                    own_weights[rank][place], own_m[rank][place] = weights[place], m[place]
+        if meets:
+            alone = 0
+            yield step, list(weights)
+
+
+@SOME_P
+def test_zeroone_adam_is_its_paper_s(on_ranks, start, p):
+    told = {"warmup_steps": 4, "gap_doubles_after": 1, "period": 3, "beta1": 0.8, "beta2": 0.9, "eps": 1e-2}
+    histories = on_ranks(p, trained, "zeroone_adam", told, 12, 1e-4)
+    assert_all_are(histories, list(zeroone_adam(start, p, 12, {0, 1, 3}, **told)))
+
+
+@SOME_P
+def test_zeroone_adam_warms_up_as_onebit_adam_does_while_all_steps_refresh(on_ranks, p):
+    told = {"warmup_steps": 3, "eps": 1e-2}
+    ours, theirs = (on_ranks(p, trained, name, told, 3) for name in ("zeroone_adam", "onebit_adam"))
+    for mine, its in zip(ours, theirs, strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(mine, its, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("gap_doubles_after", "expected"),
+    [(1, [0, 1, 3, 7, 15]), (2, [0, 1, 2, 4, 6, 10, 14]), (99, [*range(20)]), (0, [*range(20)])],
+)
+def test_the_variance_is_refreshed_at_the_paper_s_steps(gap_doubles_after, expected):
+    """The gap after refresh j is 2 to the power of j // kappa."""
+    state = baselines.get("zeroone_adam").State(gap_doubles_after=gap_doubles_after)
+    assert [step for step in range(20) if state.refreshes(step)] == expected
+
+
+def test_zeroone_adam_sends_the_signs_of_a_period_at_once():
+    state = baselines.get("zeroone_adam").State(warmup_steps=3, gap_doubles_after=1, period=4)
+    dense = baselines.get("dense").State().wire_bytes(SHAPES, 4)
+    signs = baselines.get("onebit_adam").State().wire_bytes(SHAPES, 4)
+    assert [state.wire_bytes(SHAPES, 4, step) for step in range(8)] == [dense, dense, signs, signs, 0, 0, 0, signs]
+    assert state.wire_bytes(SHAPES, 4) == signs / 4
+
+
+@pytest.mark.parametrize("name", ["demo", "onebit_adam", "zeroone_adam"])
 @pytest.mark.parametrize("make", [torch.optim.AdamW, lambda weights: torch.optim.SGD(weights, 0.1, 0.9, nesterov=True)])
 def test_a_momentum_that_cannot_be_replaced_is_refused(name: str, make: Callable[..., torch.optim.Optimizer]):
     with pytest.raises(ValueError, match=f"{name} replaces"):

@@ -251,7 +251,7 @@ def test_a_compiled_training_ends_as_one_that_is_not(on_ranks, where):
 # Any gradients, any shapes, any number of workers
 
 
-UPDATES = ("demo", "onebit_adam")
+UPDATES = ("demo", "onebit_adam", "zeroone_adam")
 """Methods whose result is an update of a size of its own, and no gradient."""
 
 
