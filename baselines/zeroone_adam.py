@@ -120,16 +120,6 @@ class State(LocalState, AdamState):
         super().bind(ddp, optimizer)
         self._begin_alone()
 
-    def end_step(self) -> None:
-        if self.step >= self.steady_from_step:
-            self.local_steps += 1
-            for place, group in enumerate(self.optimizer.param_groups):
-                self.rates[place] += float(group["lr"])
-        super().end_step()
-        if self.step == self.steady_from_step:
-            self.error, self.owner_error = BucketMemory(), Drafts()
-            self._begin_alone()
-
     def _begin_alone(self) -> None:
         """All ranks hold the same parameters, from which they may part."""
         self.outer = Outer([weight for weight in self.model.parameters() if weight.requires_grad], lr=1.0, momentum=0.0)
@@ -141,6 +131,16 @@ class State(LocalState, AdamState):
         """Since the ranks held the same parameters."""
         self.rates: list[float] = [0.0 for _ in self.optimizer.param_groups]
         """The sum of the learning rates of these steps, of each group."""
+
+    def end_step(self) -> None:
+        if self.step >= self.steady_from_step:
+            self.local_steps += 1
+            groups = self.optimizer.param_groups
+            self.rates = [rate + float(group["lr"]) for rate, group in zip(self.rates, groups, strict=True)]
+        super().end_step()
+        if self.step == self.steady_from_step:
+            self.error, self.owner_error = BucketMemory(), Drafts()
+            self._begin_alone()
 
     @torch.no_grad()
     def flush(self) -> None:
@@ -154,6 +154,8 @@ class State(LocalState, AdamState):
         with self.stopwatch("encode"):
             m, v = self.m.of_weights(), self.v.of_weights()
             changes = {weight: change for weight, change in self.outer.changes().items() if weight in v}
+            if not changes:
+                return
             roots = {weight: v[weight].sqrt().add_(self.eps) for weight in changes}
             errors = [self.local_error.of(weight) for weight in changes]
             parts = [
