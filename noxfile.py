@@ -1,8 +1,13 @@
-"""``nox -s quickstart tests compose browser lint bench gates replays flow_model``: all share one environment."""
+"""``nox -s tests``; and quickstart, compose, torture, browser, lint, audit, bench, gates, replays, flow_model.
+
+All share one environment, at which ``audit`` looks from its own.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import sys
 import venv
 from pathlib import Path
@@ -32,15 +37,24 @@ def tests(session: nox.Session) -> None:
     if session.posargs:
         run(session, "pytest", *session.posargs, env=ONE_THREAD)
         return
-    run(session, "pytest", "tests/unit", "-n", "logical", "--dist", "worksteal", env=ONE_THREAD)
-    # These measure networks: one test of a tier at a time, and a tier beside the other, on a core of its own.
-    run(session, "pytest", "tests/netns", "tests/netem", "-n", "2", "--dist", "loadscope", env=ONE_THREAD)
+    # Tests that measure networks mostly wait, so there are more processes than processors. Unit tests come last, and
+    # take what the others leave.
+    processes = 2 + (os.cpu_count() or 1)
+    tiers = ("tests/netem", "tests/netns", "tests/unit")
+    beside = ("-n", str(processes), "--dist", "loadscope", "--no-loadscope-reorder")
+    run(session, "pytest", *tiers, *beside, env=ONE_THREAD)
 
 
 @nox.session
 def compose(session: nox.Session) -> None:
     """Pass the tests that need a container engine and the image of the workers (``pacbench image``)."""
     run(session, "pytest", "tests/compose", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def torture(session: nox.Session) -> None:
+    """Do harm to real runs, and see what is left: half an hour. ``-- --few 8 --seed 1`` tries some of the faults."""
+    run(session, "pytest", "tests/torture", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session
@@ -56,6 +70,17 @@ def lint(session: nox.Session) -> None:
 def browser(session: nox.Session) -> None:
     """Look at the report in headless Chromium (Debian: chromium, chromium-driver)."""
     run(session, "pytest", "tests/browser", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session(venv_backend="venv")
+def audit(session: nox.Session) -> None:
+    """Ask PyPI which versions that are installed have known vulnerabilities. What it cannot tell of fails, too."""
+    pip = str(environment(session) / "pip")
+    installed = session.run(pip, "freeze", "--exclude-editable", silent=True, external=True)
+    listed = Path(session.create_tmp()) / "installed.txt"
+    listed.write_text(re.sub(r"\+\S+", "", str(installed)))  # advisories know no local versions, such as +cpu
+    session.install("pip-audit")
+    session.run("pip-audit", "--strict", "--no-deps", "--disable-pip", "-r", str(listed), *session.posargs)
 
 
 @nox.session

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from time import perf_counter
 
 import torch
 import torch.distributed as dist
@@ -44,17 +43,21 @@ class Chooser:
         self._began_at = 0.0
         self._codec_s_before = self._state.stopwatch.codec_s
 
+    @property
+    def way(self) -> Way:
+        """How the buckets of this step travel while the mask is stable."""
+        return self._schedule[0] if self._schedule else (Mode.COMPACT,)
+
     def mode(self, bucket: dist.GradBucket) -> Mode:
         """How a bucket travels while the mask is stable."""
-        way = self._schedule[0] if self._schedule else (Mode.COMPACT,)
         layout = tuple(map(id, bucket.parameters()))
         known = list(self._buckets)
-        return mode_of(way, known.index(layout) if layout in self._buckets else len(known))
+        return mode_of(self.way, known.index(layout) if layout in self._buckets else len(known))
 
     def sends(self, bucket: dist.GradBucket, contents: Contents) -> None:
         """Remember what a bucket is made of; before its codec begins."""
         if not self._buckets:
-            self._began_at = perf_counter()
+            self._began_at = self._state.stopwatch.host_s()
         self._buckets[tuple(map(id, bucket.parameters()))] = contents
 
     def end_step(self, stable: bool) -> None:
@@ -66,7 +69,8 @@ class Chooser:
         was_stable, self._stable = self._stable, stable
         if not self._buckets:  # nothing was synchronised
             return
-        sync_s, codec_s = perf_counter() - self._began_at, self._state.stopwatch.codec_s - self._codec_s_before
+        stopwatch = self._state.stopwatch
+        sync_s, codec_s = stopwatch.host_s() - self._began_at, stopwatch.codec_s - self._codec_s_before
         if self._schedule is None:
             self._dense_steps += 1
             self._warm.append(Sample(PURE[Mode.DENSE], sync_s, codec_s))

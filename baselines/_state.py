@@ -85,13 +85,17 @@ class Stopwatch:
     @contextmanager
     def __call__(self, phase: Literal["encode", "decode", "end_step"]) -> Iterator[None]:
         """Time a block of codec work, in which waiting for a collective has no place; or all of the end of a step."""
-        start, host_start = self.clock.mark(), perf_counter()
+        start, host_start = self.clock.mark(), self.host_s()
         try:
             yield
         finally:
             self._spans.append((phase, start, self.clock.mark(), get_ident()))
             if phase != "end_step":
-                self.codec_s += perf_counter() - host_start
+                self.codec_s += self.host_s() - host_start
+
+    def host_s(self) -> float:
+        """The host's clock, in the seconds that the training tells: of use to who compares two moments of a step."""
+        return perf_counter()
 
     def bucket_ready(self, entries: int, members: Sequence[torch.Tensor] = ()) -> None:
         """DDP hands over a bucket of so many entries, on the thread that runs the backward pass.
@@ -233,6 +237,12 @@ class MethodState(Checkpointed):
     def learns_by_the_links(self) -> bool:
         """Whether what the links are decides what is learnt, so that accuracies on other links say nothing of these."""
         return False
+
+    @property
+    def steps_as(self) -> Mapping[str, Any]:
+        """Other values of parameters: those of a state that would make the present step just so. Empty but where the
+        method chooses; before ``bind``, of the choice that its byte formula is of."""
+        return {}
 
     @property
     def saving_bound(self) -> SavingBound | None:

@@ -43,7 +43,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -163,6 +163,7 @@ class State(LaneState):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.tracker = MaskTracker(self.stable_after)
+        self.chooser: Chooser | None = None
         self.residual = BucketMemory()
 
     @property
@@ -188,6 +189,14 @@ class State(LaneState):
     @property
     def learns_by_the_links(self) -> bool:
         return self.adaptive
+
+    @property
+    def steps_as(self) -> Mapping[str, Any]:
+        """Where buckets of a step travel in several ways, that of the dearest codec. Whole ones have none."""
+        if not self.adaptive:
+            return {}
+        ternary = self.chooser is None or Mode.TERNARY in self.chooser.way
+        return {"adaptive": False, "values": "ternary" if ternary else "fp32"}
 
     @property
     def saving_bound(self) -> SavingBound | None:
@@ -236,7 +245,8 @@ class State(LaneState):
     def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
         super().bind(ddp, optimizer)
         self.dice = Dice(self.device, self.seed + self.own_rank)
-        self.chooser = Chooser(self) if self.adaptive and self.world_size > 1 else None  # alone, nothing travels
+        if self.adaptive and self.world_size > 1:  # alone, nothing travels
+            self.chooser = Chooser(self)
         if not self.was_loaded:
             self._prune_if_due()
 

@@ -11,19 +11,25 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Annotated, Any, ClassVar, TypeVar, cast
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated_dataclass
 from typing_extensions import dataclass_transform
 
-from harness.errors import MeasurementError
+from harness.errors import MOST_SHOWN, MeasurementError
 
 GLOO = "gloo"
 
 BACKEND_VARIABLE = "PACBENCH_BACKEND"
 """The environment variable that says which collectives training uses. Whoever gives out GPUs sets it: NCCL needs one
 GPU for each worker."""
+
+MOST_LINE_BYTES = 1 << 28
+"""More than any message has: a whole training's events, of a million steps, are sent in parts."""
+
+STRICT = ConfigDict(extra="forbid", str_min_length=0)
+"""With any rule for text, pydantic looks whether it is text at all: halves of surrogate pairs cannot be stored."""
 
 T = TypeVar("T")
 
@@ -35,9 +41,12 @@ class ProtocolError(MeasurementError):
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def message_kind(cls: type[T]) -> type[T]:
     """Make a class's annotated fields those of a kind of message. The class is derived from ``Message``."""
-    checked: Any = validated_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))(cls)
+    checked: Any = validated_dataclass(frozen=True, kw_only=True, config=STRICT)(cls)
     return cast(type[T], checked)
 
+
+Step = Annotated[int, Field(ge=-(2**31), lt=2**31)]
+"""A step of a training, as it is stored."""
 
 KINDS: dict[str, type[Message]] = {}
 """All kinds of message by name. A subclass of ``Message`` enters itself."""
@@ -185,7 +194,7 @@ class Failed(Message):
 class Events(Message):
     """Numbers that a worker recorded: step, time on the training clock in seconds, kind, value."""
 
-    rows: list[tuple[int, float, str, float]]
+    rows: list[tuple[Step, float, str, float]]
 
 
 @validated_dataclass(frozen=True)
@@ -208,10 +217,10 @@ class QueuesSeen(Message):
 class Trained(Message):
     """What a rank measured of a whole training. Times are undilated."""
 
-    steps: int
+    steps: Step
     """Steps completed."""
-    steady_from_step: int
-    first_non_finite: tuple[int, str] | None = None
+    steady_from_step: Step
+    first_non_finite: tuple[Step, str] | None = None
     """Step and parameter of this rank's first gradient that was not finite."""
     diverged: bool
     payload_bytes: int
@@ -325,6 +334,36 @@ class Traffic(Message):
     """Segments, of all connections of the node (RFC 1213, tcpRetransSegs)."""
 
 
+class Lines:
+    """Cuts what is read from a pipe into lines, without their ends. What is not yet a whole line is kept."""
+
+    def __init__(self) -> None:
+        self._begun: list[bytes] = []
+        self._begun_bytes = 0
+
+    def cut(self, chunk: bytes) -> list[bytes]:
+        """The lines that a chunk completes.
+
+        Raises:
+            ProtocolError: a line has become longer than any message.
+        """
+        first, *others = chunk.split(b"\n")
+        self._begun.append(first)
+        self._begun_bytes += len(first)
+        if self._begun_bytes > MOST_LINE_BYTES:
+            raise ProtocolError(f"a line of more than {MOST_LINE_BYTES} bytes is no message")
+        if not others:
+            return []
+        lines = [b"".join(self._begun), *others]
+        self._begun, self._begun_bytes = [lines.pop()], len(others[-1])
+        return lines
+
+    @property
+    def rest(self) -> bytes:
+        """What has been read of a line that is not yet whole."""
+        return b"".join(self._begun)
+
+
 def encode(said: Message, node: str = "") -> bytes:
     """A message as a line.
 
@@ -336,6 +375,12 @@ def encode(said: Message, node: str = "") -> bytes:
     return json.dumps({"kind": said.kind, **content}, default=asdict).encode() + b"\n"
 
 
+def _whole_number(digits: str) -> int:
+    if -(2**63) <= (number := int(digits)) < 2**63:
+        return number
+    raise ValueError("a whole number has 64 bits")
+
+
 def decode(line: bytes | str) -> Message:
     """The message that a line holds.
 
@@ -343,8 +388,8 @@ def decode(line: bytes | str) -> Message:
         ProtocolError: it holds none of this version's.
     """
     try:
-        content = json.loads(line)
+        content = json.loads(line, parse_int=_whole_number)
         return KINDS[content.pop("kind")](**content)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise ProtocolError(f"not a message of this version: {line[:200]!r} ({reason})") from None
+        raise ProtocolError(f"not a message of this version: {line[:MOST_SHOWN]!r} ({reason[:MOST_SHOWN]})") from None

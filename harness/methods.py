@@ -68,6 +68,17 @@ def method_named(name: str) -> Method:
     return baselines.get(name) if name in names() else _of_plugin(plugins.load(KIND, name))
 
 
+def declared(name: str) -> Method | None:
+    """What a method says of itself, for whoever reads a stored run, which may be a stranger's.
+
+    None of a plug-in in a file, unless this process has run its code already because a user named it: a name that a
+    run has stored makes no code run. None of what nobody knows any more, too.
+    """
+    if plugins.file_of(name):
+        return method_named(name) if plugins.has_run(name) else None
+    return _installed(name)
+
+
 def digest(name: str) -> str | None:
     """Hash of a plug-in's code; None of what is pacbench's own.
 
@@ -75,6 +86,11 @@ def digest(name: str) -> str | None:
         UsageError: there is no such plug-in, or its code cannot be imported.
     """
     return None if name in names() else plugins.load(KIND, name).digest
+
+
+@cache
+def _installed(name: str) -> Method | None:
+    return method_named(name) if is_known(name) else None
 
 
 def _of_plugin(plugin: Plugin) -> Method:

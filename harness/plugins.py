@@ -36,6 +36,9 @@ IN_A_FILE = re.compile(r"(?P<file>.+\.py):(?P<attribute>[^\W\d]\w*)")
 FORM = "FILE.py:NAME"
 """How a plug-in in a file is named, in words."""
 
+PACKAGE = "pacbench_plugins"
+"""What Python calls the package of all plug-ins in files."""
+
 
 @dataclass(frozen=True)
 class Plugin:
@@ -187,9 +190,16 @@ def file_of(name: str) -> Path | None:
     return Path(found["file"]) if found else None
 
 
+def has_run(name: str) -> bool:
+    """Whether this process has run the code of a plug-in that is named by its file."""
+    file = file_of(name)
+    modules = [module for key, module in sys.modules.items() if key.startswith(f"{PACKAGE}.")]
+    return file is not None and os.path.abspath(file) in {module.__file__ for module in modules}
+
+
 def is_plugin(kind: str, name: object) -> bool:
     """Whether a name, which is none of pacbench's own, can be that of a plug-in; a file may yet turn out missing."""
-    return _in_a_file(name) is not None or name in installed(kind)
+    return isinstance(name, str) and (_in_a_file(name) is not None or name in installed(kind))
 
 
 @cache
@@ -240,7 +250,7 @@ def _module_in(file: Path) -> tuple[ModuleType, str]:
     except OSError as error:
         raise UsageError(f"{file}: no plug-in: {error.strerror}") from None
     digest = _hash(source)
-    module = ModuleType(f"pacbench_plugins.{file.stem}_{digest}")
+    module = ModuleType(f"{PACKAGE}.{file.stem}_{digest}")
     module.__file__ = str(file)
     sys.modules[module.__name__] = module  # where dataclasses look for the names in annotations
     try:

@@ -74,9 +74,8 @@ def label_to_beat(cases: Sequence[CaseResult], scenario: Scenario) -> str:
 def per_case(cases: Sequence[CaseResult], frame_of: Callable[[CaseResult], pd.DataFrame]) -> pd.DataFrame:
     """The frames of all cases as one, each row naming its case in the columns of ``CASE_COLUMNS``."""
     frames = [(case, frame_of(case)) for case in cases]
-    return pd.concat(
-        [frame.assign(**case.key)[[*CASE_COLUMNS, *frame.columns]] for case, frame in frames], ignore_index=True
-    )
+    named = [pd.concat([pd.DataFrame(case.key, frame.index), frame], axis="columns") for case, frame in frames]
+    return pd.concat(named, ignore_index=True)
 
 
 def _key(frame: pd.DataFrame) -> dict[str, Any]:
@@ -114,7 +113,7 @@ def _case_result(
     frame: pd.DataFrame, more_seeds: pd.DataFrame, shared_settings: set[str], scenario: Scenario
 ) -> CaseResult:
     key = _key(frame)
-    alike = more_seeds[[workload_of(row) == workload_of(key) for _, row in more_seeds.iterrows()]]
+    alike = pd.concat([frame, more_seeds[[workload_of(row) == workload_of(key) for _, row in more_seeds.iterrows()]]])
     parts = _describe(key) + [part for part in _describe_extras(key) if part not in shared_settings]
     repeated = frame[frame.duplicated(["label", "round"])]
     if not repeated.empty:

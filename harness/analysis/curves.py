@@ -47,7 +47,7 @@ def times_to_targets(cases: Sequence[CaseResult], events: pd.DataFrame) -> pd.Da
 def _times_to_targets_of(case: CaseResult, events: pd.DataFrame) -> pd.DataFrame:
     metric: Metric = case.target.metric if case.target else "accuracy"
     evaluations = events[events["kind"] == EVENT_KINDS[metric]]
-    trained = case.trials[case.trials["status"].isin([DONE, *MISSES])]
+    trained = case.trials[["trial_id", "label", "status"]][case.trials["status"].isin([DONE, *MISSES])]
     curves = {
         str(trial.trial_id): [
             Evaluation(*each)

@@ -90,21 +90,19 @@ class MethodResult:
         return 8 * self.mean("header_bytes_per_step") / self.mean("rate_bps")
 
 
-def method_result(
-    frame: pd.DataFrame, more_seeds: pd.DataFrame, method: MethodSpec, scenario: Scenario
-) -> MethodResult:
+def method_result(frame: pd.DataFrame, alike: pd.DataFrame, method: MethodSpec, scenario: Scenario) -> MethodResult:
     """The result of one method.
 
     Args:
         frame: the trials of one case, of all methods.
-        more_seeds: further trials of the same workload, which were run for accuracy alone.
+        alike: the same, and further trials of the same workload, which were run for accuracy alone.
     """
     label, baseline = method.label, scenario.baseline
     own = frame[frame["label"] == label]
-    done, learnt = own[own["status"] == DONE], own[own["status"].isin(LEARNT)]
-    base = frame[(frame["label"] == baseline) & (frame["status"] == DONE)]
+    done, learnt = own[own["status"] == DONE], own["status"].isin(LEARNT)
     known = done["samples_per_s"].dropna()
-    saving = base["wire_bytes_per_step"].mean() / done["wire_bytes_per_step"].mean()
+    of_baseline = (frame["label"] == baseline) & (frame["status"] == DONE)
+    saving = frame["wire_bytes_per_step"][of_baseline].mean() / done["wire_bytes_per_step"].mean()
     target = target_of(frame.iloc[0])
     metric: Metric = target.metric if target else "accuracy"
     return MethodResult(
@@ -117,9 +115,9 @@ def method_result(
         samples_per_s=geometric_mean(known.to_numpy()) if len(known) else None,
         over={each: gain(frame, label, each) for each in scenario.baselines},
         speedup=paired_speedup(frame, label, baseline),
-        final=spread(learnt[FINAL_COLUMNS[metric]]),
-        final_accuracy=spread(learnt["final_accuracy"]),
-        quality=quality(pd.concat([frame, more_seeds]), label, baseline, metric, scenario.tolerance),
+        final=spread(own[FINAL_COLUMNS[metric]][learnt]),
+        final_accuracy=spread(own["final_accuracy"][learnt]),
+        quality=quality(alike, label, baseline, metric, scenario.tolerance),
         time_to_target=time_to_target(trained_trials(frame, label)),
         saving=float(saving) if np.isfinite(saving) else None,
     )

@@ -10,9 +10,11 @@ from harness.plan.status import DONE
 
 def paired_ratios(trials: pd.DataFrame, label: str, baseline: str, column: str = "samples_per_s") -> pd.Series[float]:
     """The method's figure over the baseline's, by round: of rounds in which both finished, in order."""
-    done = trials[trials["status"] == DONE]
-    own, base = (done[done["label"] == each].set_index("round")[column] for each in (label, baseline))
-    return (own / base).dropna().sort_index()
+    done, labels = (trials["status"] == DONE).to_numpy(), trials["label"].to_numpy()
+    figures = pd.Series(trials[column].to_numpy(dtype=float), trials["round"])
+    own, base = (figures[done & (labels == each)] for each in (label, baseline))
+    ratios: pd.Series[float] = (own / base).dropna().sort_index()
+    return ratios
 
 
 def paired_speedup(trials: pd.DataFrame, label: str, baseline: str) -> Estimate | None:

@@ -32,10 +32,9 @@ def quality(trials: pd.DataFrame, label: str, baseline: str, metric: Metric, tol
     Args:
         trials: of one workload, further seeds included.
     """
-    own, base = (
-        trials[(trials["label"] == each) & (trials["status"].isin(LEARNT))].set_index("round")[FINAL_COLUMNS[metric]]
-        for each in (label, baseline)
-    )
+    column = FINAL_COLUMNS[metric]
+    learnt = trials[["label", "round", column]][trials["status"].isin(LEARNT)]
+    own, base = (learnt[learnt["label"] == each].set_index("round")[column] for each in (label, baseline))
     pairs = pd.DataFrame({"own": own, "base": base}, dtype=float).dropna()
     differences = pairs["own"] - pairs["base"]
     found = mean((differences if metric == "accuracy" else differences / pairs["base"]).to_numpy())

@@ -21,7 +21,7 @@ from harness.analysis.noise import Noise, noise_of_cases
 from harness.analysis.trials import CASE_COLUMNS
 from harness.errors import MeasurementError, UsageError, short_repr
 from harness.files import make_folder, write_whole
-from harness.methods import method_named
+from harness.methods import declared
 from harness.plugins import short
 from harness.provenance import ROOT
 from harness.record.row import TRIAL_SCHEMA, check_value
@@ -164,7 +164,8 @@ def _differences_of_methods(old: MethodSpec, new: MethodSpec) -> list[str]:
     """A parameter that only one side knows came or went with a version: it is taken to have its default there."""
     if short(old.name) != short(new.name):
         return [f"{new.label} is {short(new.name)} and was {short(old.name)}"]
-    defaults = method_named(new.name).State().parameters
+    found = declared(new.name)
+    defaults = found.State().parameters if found else {}
     return [
         f"{new.label}'s {parameter} is {now!r} and was {then!r}"
         for parameter in dict.fromkeys([*old.params, *new.params])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 import baselines
-from harness.methods import method_named
+from harness.methods import declared
 from harness.scenario.schema import MethodSpec
 
 
@@ -15,10 +15,12 @@ def saving_bound(method: MethodSpec) -> baselines.SavingBound | None:
     A run may have been written by another version: parameters that are unknown now are passed over, and None is
     returned where a value is no longer allowed.
     """
-    declared = method_named(method.name).State
-    known = declared().parameters
+    found = declared(method.name)
+    if found is None:
+        return None
+    known = found.State().parameters
     try:
-        state = declared(**{name: value for name, value in method.params.items() if name in known})
+        state = found.State(**{name: value for name, value in method.params.items() if name in known})
     except ValidationError:
         return None
     return state.saving_bound

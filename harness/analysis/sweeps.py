@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from harness.analysis.cases import CaseResult
 from harness.analysis.methods import MethodResult
-from harness.methods import method_named
+from harness.methods import declared
 
 LEAST_SWEEP = 3
 """Points below which a line would show nothing."""
@@ -41,7 +41,8 @@ def sweeps(case: CaseResult, baseline: str, tolerance: float) -> list[Sweep]:
 
 
 def _swept(result: MethodResult) -> tuple[str, ...]:
-    return method_named(result.method).State.swept
+    found = declared(result.method)
+    return found.State.swept if found else ()
 
 
 def _families(case: CaseResult, parameter: str) -> list[list[MethodResult]]:

@@ -33,6 +33,6 @@ def time_to_target(trained: pd.DataFrame) -> TimeToTarget:
 
 
 def trained_trials(trials: pd.DataFrame, label: str) -> pd.DataFrame:
-    """Those of a method that tell whether it reaches the target: trained to their cap, or one of ``MISSES``."""
-    own = trials[trials["label"] == label]
-    return own[own["target"].notna() & own["status"].isin([DONE, *MISSES])]
+    """Status and times of a method's trials that tell whether it reaches the target: done, or one of ``MISSES``."""
+    telling = (trials["label"] == label) & trials["target"].notna() & trials["status"].isin([DONE, *MISSES])
+    return trials[["status", "time_to_target_s"]][telling]

@@ -104,5 +104,5 @@ def _findings(path: Path) -> list[Finding]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # each ends with a line end, or is not whole
         return [FINDING.validate_python(json.loads(line)) for line in lines]
-    except (ValueError, ValidationError) as error:
+    except (ValueError, ValidationError, RecursionError) as error:
         raise MeasurementError(f"{path}: not findings of this version ({' '.join(str(error).split())})") from None

@@ -19,12 +19,15 @@ from harness.plain import visible
 OBJECTS_BETWEEN_COLLECTIONS = 100_000
 """Importing torch makes many objects, all of which stay. Searching them for garbage takes a fifth of that time."""
 
+MOST_TOLD = 4000
+"""Signs of an error that are told. Much longer are only those that repeat a name or an argument without end."""
+
 
 def main() -> None:
     """Run the verb that the command line names."""
     accept_any_text()
     gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what has finished is kept
+    _end_in_good_order()
     try:
         code = make_app()(args=sys.argv[1:] or ["--help"], standalone_mode=False)
         sys.stdout.flush()
@@ -47,11 +50,22 @@ def main() -> None:
         _leave(f"{error.filename or 'what is printed'}: cannot be written: {error.strerror}", NoRoomError.exit_code)
 
 
+def _end_in_good_order() -> None:
+    """Whoever is asked to end, or whose terminal goes away, ends as by Ctrl-C: what has finished is kept."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # there is no SIGHUP on Windows
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, signal.default_int_handler)
+
+
 def _close(stream: TextIO) -> None:
     """Have nothing more written there, also not what is still buffered when Python ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _leave(message: str, code: int) -> None:
-    print(f"pacbench: {visible(message)}", file=sys.stderr)
+    told = visible(message)
+    if len(told) > MOST_TOLD:
+        told = f"{told[: MOST_TOLD // 2]} ... {told[-MOST_TOLD // 2 :]}"
+    print(f"pacbench: {told}", file=sys.stderr)
     sys.exit(code)

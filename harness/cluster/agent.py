@@ -15,6 +15,7 @@ import selectors
 import signal
 import sys
 import traceback
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,9 +26,11 @@ from harness.messages import (
     Done,
     Exit,
     Failed,
+    Lines,
     Log,
     Message,
     Preload,
+    ProtocolError,
     Quit,
     Refused,
     Signal,
@@ -61,7 +64,7 @@ class Child:
     node: str
     pid: int
     open_pipes: int = 2
-    partial: dict[int, bytes] = field(default_factory=dict)
+    begun: dict[int, Lines] = field(default_factory=lambda: defaultdict(Lines))
 
 
 class Agent:
@@ -90,7 +93,7 @@ class Agent:
     def serve(self) -> None:
         """Answer requests and pass on what workers say, until stdin ends."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the harness, which then closes stdin
-        stdin, unfinished = sys.stdin.fileno(), b""
+        stdin, begun = sys.stdin.fileno(), Lines()
         self._selector.register(stdin, selectors.EVENT_READ)
         while True:
             for key, _ in self._selector.select():
@@ -101,9 +104,13 @@ class Agent:
                 if not chunk:
                     self._stop(Stop())
                     return
-                *lines, unfinished = (unfinished + chunk).split(b"\n")
-                for line in lines:
-                    self._handle(decode(line))
+                try:
+                    requests = [decode(line) for line in begun.cut(chunk)]
+                except ProtocolError as error:
+                    self._stop(Stop())
+                    sys.exit(str(error))
+                for request in requests:
+                    self._handle(request)
 
     def _handle(self, request: Message) -> None:
         op = request.kind
@@ -138,13 +145,17 @@ class Agent:
         child = Child(node, pid)
         self._children[pid] = child
         for descriptor, is_log in ((messages, False), (logs, True)):
-            child.partial[descriptor] = b""
             self._selector.register(descriptor, selectors.EVENT_READ, (child, is_log))
 
     def _forward(self, descriptor: int, child: Child, is_log: bool) -> None:
         chunk = os.read(descriptor, READ_BYTES)
-        *lines, child.partial[descriptor] = (child.partial[descriptor] + chunk).split(b"\n")
-        if not chunk and (rest := child.partial[descriptor]) and is_log:
+        try:
+            lines = child.begun[descriptor].cut(chunk)
+        except ProtocolError as error:
+            self._say(Failed(node=child.node, reason=str(error)))
+            os.kill(child.pid, signal.SIGKILL)
+            lines, child.begun[descriptor] = [], Lines()
+        if not chunk and (rest := child.begun[descriptor].rest) and is_log:
             lines = [rest]
         for line in lines:
             if is_log:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import selectors
 import subprocess
 import tempfile
@@ -16,11 +17,31 @@ from harness import programs
 from harness.cluster.protocol import ClusterBrokenError, SideTask, TaskTimeoutError
 from harness.errors import MeasurementError, UsageError
 from harness.files import temporary
-from harness.messages import Done, Exit, Message, Quit, Refused, Signal, Start, Stop, Tick, decode, encode
+from harness.messages import (
+    Done,
+    Exit,
+    Lines,
+    Message,
+    ProtocolError,
+    Quit,
+    Refused,
+    Signal,
+    Start,
+    Stop,
+    Tick,
+    decode,
+    encode,
+)
 
 READ_BYTES = 1 << 20
 
-STOP_GRACE_S = 10.0
+STOP_GRACE_S = SEND_GRACE_S = 10.0
+
+START_GRACE_S = 60.0
+"""How long an agent may take to fork its workers, on a machine that is busy."""
+
+MOST_LAST_WORDS = 500
+"""Signs of an agent's last line that are told."""
 
 TICK_S = 1.0
 
@@ -48,8 +69,11 @@ class AgentConnection:
         self._requests, self._replies = self._process.stdin.fileno(), self._process.stdout.fileno()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._replies, selectors.EVENT_READ)
+        os.set_blocking(self._requests, False)
+        self._room = select.poll()
+        self._room.register(self._requests, select.POLLOUT)
         self._writing = threading.Lock()
-        self._partial = b""
+        self._lines = Lines()
         self._waiting: list[Message] = []
 
     def request(self, message: Message, timeout_s: float) -> None:
@@ -65,7 +89,10 @@ class AgentConnection:
         """Wait until an operation that was begun is done; see ``request``."""
         deadline = time.monotonic() + timeout_s
         while True:
-            reply = self._next(deadline)
+            try:
+                reply = self._next(deadline)
+            except TaskTimeoutError:
+                raise self._broken(f"the cluster's agent did not answer {op!r} within {timeout_s:g} s") from None
             match reply:  # whatever else is read is left of a task that was ended early
                 case Done(op=done) if done == op:
                     return
@@ -89,13 +116,21 @@ class AgentConnection:
         While nothing is said, a ``Tick`` comes every second, so that whoever listens can give up.
         """
         running, deadline = set(nodes), time.monotonic() + timeout_s
+        speakers = {*nodes, *(side.node for side in beside)}
         for side in beside:
-            self.request(Start(task=side.task, nodes=[side.node], spec=side.spec), STOP_GRACE_S)
+            self.request(Start(task=side.task, nodes=[side.node], spec=side.spec), START_GRACE_S)
             running.add(side.node)
-        self.request(Start(task=task, nodes=nodes, spec=dict(spec)), STOP_GRACE_S)
+        self.request(Start(task=task, nodes=nodes, spec=dict(spec)), START_GRACE_S)
         try:
             while running & set(nodes):
-                message = self._next_or_tick(deadline)
+                try:
+                    message = self._next_or_tick(deadline)
+                except TaskTimeoutError:
+                    raise TaskTimeoutError(f"{task!r} took longer than {timeout_s:g} s") from None
+                if isinstance(message, (Done, Refused)):  # of what another thread has asked for
+                    continue
+                if message.node not in speakers and not isinstance(message, Tick):
+                    raise self._broken(f"the cluster's agent speaks for {message.node!r}, which was asked for nothing")
                 if isinstance(message, Exit):
                     running.discard(message.node)
                 yield message
@@ -135,24 +170,34 @@ class AgentConnection:
         self.stop()
         deadline = time.monotonic() + STOP_GRACE_S
         while running:
-            message = self._next(deadline)
+            try:
+                message = self._next(deadline)
+            except TaskTimeoutError:
+                raise self._broken(f"the cluster's agent did not end its tasks within {STOP_GRACE_S:g} s") from None
             if isinstance(message, Exit):
                 running.discard(message.node)
 
     def _send(self, message: Message) -> None:
         data = memoryview(encode(message))
-        try:
-            with self._writing:
-                while data:
+        deadline = time.monotonic() + SEND_GRACE_S
+        with self._writing:
+            while data:
+                if not self._room.poll(max(0.0, 1e3 * (deadline - time.monotonic()))):
+                    raise self._broken(f"the cluster's agent did not read a request within {SEND_GRACE_S:g} s")
+                try:
                     data = data[os.write(self._requests, data) :]
-        except BrokenPipeError:
-            raise ClusterBrokenError(self._epitaph()) from None
+                except BlockingIOError:  # there is room, but for less
+                    continue
+                except BrokenPipeError:
+                    raise self._broken(self._epitaph()) from None
 
     def _next_or_tick(self, deadline: float) -> Message:
         soon = time.monotonic() + TICK_S
         try:
             return self._next(min(deadline, soon))
         except TaskTimeoutError:
+            if not self.alive:  # and something that it has started holds its end of the pipe
+                raise self._broken(self._epitaph()) from None
             if deadline <= soon:
                 raise
             return Tick()
@@ -163,13 +208,25 @@ class AgentConnection:
                 raise TaskTimeoutError
             chunk = os.read(self._replies, READ_BYTES)
             if not chunk:
-                raise ClusterBrokenError(self._epitaph())
-            *lines, self._partial = (self._partial + chunk).split(b"\n")
-            self._waiting = [decode(line) for line in lines if line.startswith(b"{")]  # a kernel may speak first
+                raise self._broken(self._epitaph())
+            try:  # a kernel may speak first
+                self._waiting = [decode(line) for line in self._lines.cut(chunk) if line.startswith(b"{")]
+            except ProtocolError as error:
+                raise self._broken(f"the cluster's agent: {error}") from None
         return self._waiting.pop(0)
 
+    def _broken(self, reason: str) -> ClusterBrokenError:
+        """The error after which nothing more is said or heard: what comes late must answer no other question."""
+        self._process.kill()
+        self._process.wait()
+        return ClusterBrokenError(reason)
+
     def _epitaph(self) -> str:
-        self._process.wait(STOP_GRACE_S)
+        try:
+            self._process.wait(STOP_GRACE_S)
+        except subprocess.TimeoutExpired:
+            return "the cluster's agent closed its end of the conversation"
         self._stderr.seek(0)
-        last_words = self._stderr.read().decode(errors="replace").strip().splitlines()[-1:]
-        return f"the cluster's agent ended with {self._process.returncode}: {' '.join(last_words) or 'it said nothing'}"
+        lines = self._stderr.read().decode(errors="replace").strip().splitlines()
+        last_words = lines[-1][:MOST_LAST_WORDS] if lines else "it said nothing"
+        return f"the cluster's agent ended with {self._process.returncode}: {last_words}"

@@ -20,7 +20,7 @@ EXECUTE = "execute"
 """The task that runs a user's command; its spec is ``harness.worker.command.Order``."""
 
 
-class TaskTimeoutError(Exception):
+class TaskTimeoutError(MeasurementError):
     """A task took longer than it was given; it has been ended."""
 
 

@@ -177,8 +177,13 @@ class Topology(Section):
 
     def hosts(self) -> str:
         """The text of /etc/hosts that names every node: reverse look-ups must never leave the universe."""
-        lines = ["127.0.0.1 localhost", *(f"{address(w)} {worker_name(w)}" for w in range(self.workers))]
-        return "\n".join(lines) + "\n"
+        named = {"localhost": "127.0.0.1", **self.worker_addresses}
+        return "".join(f"{found} {name}\n" for name, found in named.items())
+
+    @property
+    def worker_addresses(self) -> dict[str, str]:
+        """The address of each worker's node, by its name."""
+        return {worker_name(worker): address(worker) for worker in range(self.workers)}
 
     def address_of(self, node: str) -> str:
         """Where the last of the switches, a neighbour of every other one, finds a node."""

@@ -96,7 +96,7 @@ class Network:
         mss_bytes = topology.link.mtu_bytes - TCP_IP_HEADER_BYTES
         self._acks = FRAME_HEADER_BYTES / (max(2, topology.segments or OFFLOADED_SEGMENTS) * mss_bytes)
         self._trunks: dict[tuple[str, str], list[Queue]] = {}
-        self._known: dict[tuple[Call, float], Timing] = {}
+        self._known: dict[tuple[type, Call, float], Timing] = {}
         self._slowed = slowed
 
     def _lane(self, pipe: Pipe) -> Lane:
@@ -113,10 +113,19 @@ class Network:
         Args:
             idle_s: for how long the links have been silent before.
         """
-        key = call, idle_s
+        idle_s = self._least_alike_s(idle_s)
+        key = type(call), call, idle_s  # tuples of two types may be equal
         if key not in self._known:
             self._known[key] = self._timings[type(call)](call, idle_s)
         return self._known[key]
+
+    def _least_alike_s(self, idle_s: float) -> float:
+        """The least silence that changes nothing else: every bucket is full, and no window has been halved."""
+        return min(idle_s, self._longest_saved_s) if idle_s < self._shortest_rto_s else idle_s
+
+    @cached_property
+    def _longest_saved_s(self) -> float:
+        return max(self._lane(pipe).saved_s for pipe in self.topology.pipes)
 
     @cached_property
     def _timings(self) -> dict[type, Callable[..., Timing]]:

@@ -11,11 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-
 from baselines import MethodState
 from baselines._calls import Call
-from harness.network.flows import fair
 from harness.plan.collectives import Network
 from harness.scenario.schema import MethodSpec
 from harness.workload.profile import Codec, Profile
@@ -54,13 +51,48 @@ class Job(NamedTuple):
     calls: Sequence[Call]
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """A step in the steady state, before anything is known of the links: what they will carry, and from when on."""
+
+    jobs: list[list[Job]]
+    """What each bucket sends."""
+    decode_s: list[float]
+    """Decoding of each bucket."""
+    computed_s: float
+    """When the backward pass has ended, with all that is encoded in it."""
+    optimizer_s: float
+    silent_s: float
+    """For how long the links have been silent when the first bucket comes."""
+    at_once: int
+    """Jobs that may be under way together."""
+    every: int = 1
+    """Steps from one synchronisation to the next, where only one in several has any."""
+
+    def step_s(self, network: Network) -> float:
+        """Seconds of a step; the mean, where only one in several synchronises."""
+        ended_s = iter(
+            on_the_network_s(network, [job for own in self.jobs for job in own], self.at_once, self.silent_s)
+        )
+        now_s = self.computed_s
+        for own, decode_s in zip(self.jobs, self.decode_s, strict=True):
+            arrived_s = max(next(ended_s) for _ in own)
+            now_s = max(now_s, arrived_s) + decode_s
+        return self.computed_s + (now_s - self.computed_s) / self.every + self.optimizer_s
+
+
 def step_s(profile: Profile, method: MethodSpec, state: MethodState, network: Network, bucket_bytes: int) -> float:
     """Seconds of a step in the steady state. A codec that the profile does not know is taken to cost nothing."""
-    codec = profile.codec(method, network.workers) or _free(method, network.workers, profile)
+    return schedule(profile, method, state, network.workers, bucket_bytes).step_s(network)
+
+
+def schedule(profile: Profile, method: MethodSpec, state: MethodState, workers: int, bucket_bytes: int) -> Schedule:
+    """All of a step that no link changes. A codec that the profile does not know is taken to cost nothing."""
+    codec = profile.codec(method, workers) or _free(method, workers, profile)
     encode_s = (codec.encode_s + codec.beside_s) / state.agrees_every
     decode_s = codec.decode_s / state.agrees_every
     if state.syncs_in_end_step:
-        return _synchronised_at_its_end_s(profile, state, network, encode_s + decode_s + codec.optimizer_s)
+        return _synchronised_at_its_end(profile, state, workers, encode_s + decode_s, codec.optimizer_s)
     now_s = profile.forward_s
     passed_s = 0.0
     ready: list[tuple[float, Bucket]] = []
@@ -68,14 +100,14 @@ def step_s(profile: Profile, method: MethodSpec, state: MethodState, network: Ne
         now_s += bucket.ready_s - passed_s + encode_s * bucket.share
         passed_s = bucket.ready_s
         ready.append((now_s, bucket))
-    now_s += profile.backward_s - passed_s
-    jobs = [_jobs(state, bucket, ready_s, network.workers) for ready_s, bucket in ready]
-    silent_s = codec.optimizer_s + ready[0][0] + decode_s * ready[-1][1].share
-    ended_s = iter(on_the_network_s(network, [job for own in jobs for job in own], state.at_once, silent_s))
-    for own, (_, bucket) in zip(jobs, ready, strict=True):
-        arrived_s = max(next(ended_s) for _ in own)
-        now_s = max(now_s, arrived_s) + decode_s * bucket.share
-    return now_s + codec.optimizer_s
+    return Schedule(
+        jobs=[_jobs(state, bucket, ready_s, workers) for ready_s, bucket in ready],
+        decode_s=[decode_s * bucket.share for _, bucket in ready],
+        computed_s=now_s + profile.backward_s - passed_s,
+        optimizer_s=codec.optimizer_s,
+        silent_s=codec.optimizer_s + ready[0][0] + decode_s * ready[-1][1].share,
+        at_once=state.at_once,
+    )
 
 
 def on_the_network_s(network: Network, jobs: Sequence[Job], at_once: int, silent_s: float) -> list[float]:
@@ -97,12 +129,12 @@ def on_the_network_s(network: Network, jobs: Sequence[Job], at_once: int, silent
         while waiting and len(active) < at_once and waiting[0][1].ready_s <= now_s:
             number, job = waiting.pop(0)
             active.append(_Active(number, list(job.calls), network, now_s - last_s if not active else 0.0))
-        speeds = _speeds(active)
-        until_s = min(each.left_s / speed for each, speed in zip(active, speeds, strict=True))
+        speed_of = speeds([each.busy_share for each in active])
+        until_s = min(each.left_s / speed for each, speed in zip(active, speed_of, strict=True))
         if waiting and len(active) < at_once:
             until_s = min(until_s, waiting[0][1].ready_s - now_s)
         now_s += until_s
-        for each, speed in zip(list(active), speeds, strict=True):
+        for each, speed in zip(list(active), speed_of, strict=True):
             if each.has_ended(until_s * speed):
                 active.remove(each)
                 ended_s[each.number], last_s = now_s, now_s - each.rested_s
@@ -133,11 +165,22 @@ class _Active:
         return False
 
 
-def _speeds(active: Sequence[_Active]) -> list[float]:
-    """How fast each job goes on, of how fast it would alone."""
-    shares = np.array([each.busy_share for each in active])
-    given = fair(np.ones((1, len(active))), np.ones(1), shares)
-    return [float(own / share) if share > 0 else 1.0 for own, share in zip(given, shares, strict=True)]
+def speeds(busy_shares: Sequence[float]) -> list[float]:
+    """How fast jobs go on that share the busiest queue fairly, of how fast each would alone.
+
+    Who needs least of it gets that first; the others share what is left (max-min fairness, as in ``network/flows.py``).
+
+    Args:
+        busy_shares: the share of its time in which each would keep that queue busy alone.
+    """
+    found, left = [1.0] * len(busy_shares), 1.0
+    hungriest_last = sorted((share, number) for number, share in enumerate(busy_shares))
+    for place, (share, number) in enumerate(hungriest_last):
+        given = min(share, left / (len(busy_shares) - place))
+        left -= given
+        if share > 0:
+            found[number] = given / share
+    return found
 
 
 def _jobs(state: MethodState, bucket: Bucket, ready_s: float, workers: int) -> list[Job]:
@@ -146,12 +189,20 @@ def _jobs(state: MethodState, bucket: Bucket, ready_s: float, workers: int) -> l
     return [Job(ready_s, calls)] if state.at_once == 1 else [Job(ready_s, [call]) for call in calls]
 
 
-def _synchronised_at_its_end_s(profile: Profile, state: MethodState, network: Network, beside_s: float) -> float:
-    """The mean of steps of which one in several ends with a synchronisation."""
-    alone_s = profile.forward_s + profile.backward_s + beside_s
-    calls = state.calls(profile.shapes, network.workers)
-    (exchanged_s,) = on_the_network_s(network, [Job(0.0, calls)], 1, silent_s=alone_s * state.agrees_every)
-    return alone_s + exchanged_s / state.agrees_every
+def _synchronised_at_its_end(
+    profile: Profile, state: MethodState, workers: int, codec_s: float, optimizer_s: float
+) -> Schedule:
+    """Steps of which one in several ends with a synchronisation."""
+    computed_s = profile.forward_s + profile.backward_s + codec_s
+    return Schedule(
+        jobs=[[Job(computed_s, state.calls(profile.shapes, workers))]],
+        decode_s=[0.0],
+        computed_s=computed_s,
+        optimizer_s=optimizer_s,
+        silent_s=(computed_s + optimizer_s) * state.agrees_every,
+        at_once=1,
+        every=state.agrees_every,
+    )
 
 
 def _free(method: MethodSpec, workers: int, profile: Profile) -> Codec:

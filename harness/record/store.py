@@ -237,19 +237,21 @@ class Store:
 
     def attempts_of(self, trial_id: str) -> int:
         """How many attempts of a trial there were: those that were moved away since, but for the last ones, count."""
-        names = [path.stem for path in self._trials.glob(f"{escape(trial_id)}-*.parquet")]
-        numbers = [int(number) for name in names if (number := name.removeprefix(f"{trial_id}-")).isdecimal()]
+        numbers = [int(path.stem.removeprefix(f"{trial_id}-")) for path in _rows(self._trials, trial_id)]
         return max(numbers, default=-1) + 1
 
-    def attempts(self) -> pd.DataFrame:
+    def attempts(self, trial_id: str | None = None) -> pd.DataFrame:
         """Every attempt of every trial, in order of trial and attempt, in the columns of both schemas.
+
+        Args:
+            trial_id: the one trial whose attempts are wanted; no file of another one is read.
 
         Raises:
             UsageError: a file is damaged; it is named, and nothing is lost.
         """
-        verified = _read_rows(self._verified, VerificationRow, VERIFICATION_SCHEMA)
+        verified = _read_rows(_rows(self._verified, trial_id), VerificationRow, VERIFICATION_SCHEMA)
         all_columns = pa.unify_schemas([TRIAL_SCHEMA, OLDER_COLUMNS])
-        own = with_targets(_read_rows(self._trials, TrialRow, all_columns, OLDER_COLUMNS.names))
+        own = with_targets(_read_rows(_rows(self._trials, trial_id), TrialRow, all_columns, OLDER_COLUMNS.names))
         frame = own.merge(verified, how="left", on=["trial_id", "attempt"])
         frame["network"] = frame["network"].fillna("")  # of runs from before there was more than a plain star
         return frame.sort_values(["round", "trial_id", "attempt"], ignore_index=True)
@@ -272,7 +274,7 @@ class Store:
             UsageError: a file is damaged.
         """
         trials = self.trials() if trials is None else trials
-        names = [f"{row.trial_id}-{row.attempt}.parquet" for row in trials.itertuples()]
+        names = [f"{row.trial_id}-{row.attempt}.parquet" for row in trials[["trial_id", "attempt"]].itertuples()]
         tables = [EVENT_SCHEMA.empty_table()]
         for name in names:
             try:
@@ -360,16 +362,24 @@ def require_done(trials: pd.DataFrame, where: Path) -> pd.DataFrame:
     return done
 
 
+def _rows(folder: Path, trial_id: str | None = None) -> list[Path]:
+    """The files of all rows in a folder, or of one trial's."""
+    if trial_id is None:
+        return sorted(folder.glob("[!.]*.parquet"))
+    found = sorted(folder.glob(f"{escape(trial_id)}-*.parquet"))
+    return [file for file in found if file.stem.removeprefix(f"{trial_id}-").isdecimal()]
+
+
 def _read_rows(
-    folder: Path, kind: type[TrialRow] | type[VerificationRow], schema: pa.Schema, older: Sequence[str] = ()
+    files: Iterable[Path], kind: type[TrialRow] | type[VerificationRow], schema: pa.Schema, older: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """The rows of a folder.
+    """The rows of some files.
 
     Raises:
         UsageError: some are damaged; the first is named, and how many there are.
     """
     tables, damaged = [schema.empty_table()], []
-    for file in sorted(folder.glob("[!.]*.parquet")):
+    for file in files:
         try:
             tables.append(read_row(file, kind, schema, older))
         except DamagedError as error:

@@ -38,8 +38,10 @@ def json_digest(content: object) -> str:
 
 def events_file(trial_id: str, events: Iterable[Event]) -> bytes:
     """The file of a trial's events."""
-    rows = [{"trial_id": trial_id, **event._asdict()} for event in events]
-    return _as_parquet(pa.Table.from_pylist(rows, schema=EVENT_SCHEMA))
+    rows = [(trial_id, *event) for event in events]
+    columns = zip(*rows, strict=True) if rows else [()] * len(EVENT_SCHEMA)
+    arrays = [pa.array(values, field.type) for values, field in zip(columns, EVENT_SCHEMA, strict=True)]
+    return _as_parquet(pa.Table.from_arrays(arrays, schema=EVENT_SCHEMA), compression="zstd")
 
 
 def row_file(row: TrialRow | VerificationRow, schema: pa.Schema, events: bytes | None = None) -> bytes:
@@ -52,7 +54,10 @@ def row_file(row: TrialRow | VerificationRow, schema: pa.Schema, events: bytes |
     metadata = {ROW_DIGEST: _row_digest(table)}
     if events is not None:
         metadata[EVENTS_DIGEST] = digest(events)
-    return _as_parquet(table.replace_schema_metadata(metadata))
+    # Of a column with one value, dictionary, statistics and compression take more room and time than they save.
+    return _as_parquet(
+        table.replace_schema_metadata(metadata), compression="none", use_dictionary=False, write_statistics=False
+    )
 
 
 def read_row(
@@ -122,8 +127,10 @@ def _check_row(kind: type[TrialRow] | type[VerificationRow], values: Mapping[str
 
 
 def _in_columns_of(schema: pa.Schema, table: pa.Table) -> pa.Table:
+    known = set(table.column_names)
+
     def column(field: pa.Field) -> pa.ChunkedArray:
-        if field.name not in table.column_names:
+        if field.name not in known:
             return pa.nulls(table.num_rows, field.type)
         return _guarded(lambda: table.column(field.name).cast(field.type))
 
@@ -145,7 +152,8 @@ def _bytes_of(file: Path) -> bytes:
 
 
 def _parsed(content: bytes) -> pa.Table:
-    return _guarded(lambda: pq.ParquetFile(pa.BufferReader(content)).read())
+    # In this thread: most files are read sooner than others wake up.
+    return _guarded(lambda: pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False))
 
 
 def _guarded(read: Callable[[], Any]) -> Any:
@@ -157,8 +165,8 @@ def _guarded(read: Callable[[], Any]) -> Any:
         raise DamagedError(reason) from None
 
 
-def _as_parquet(table: pa.Table) -> bytes:
+def _as_parquet(table: pa.Table, **how: Any) -> bytes:
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, **how)
     content: bytes = sink.getvalue().to_pybytes()
     return content

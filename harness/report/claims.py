@@ -1,86 +1,15 @@
-"""What became of claims, in words: a page for readers, a file for programs, rows for a terminal."""
+"""What became of one claim, in words: what was claimed, what was found, why it has its verdict."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-from harness.analysis.claims.judgements import VERDICTS, Judgement, Part, families, named
-from harness.analysis.claims.schema import Claim
-from harness.files import make_folder, write_whole
-from harness.plain import markdown
+from harness.analysis.claims.judgements import VERDICTS, Judgement, named
+from harness.analysis.claims.schema import Claim, Quantity
 from harness.report import text
 from harness.units import format_rate
-
-
-def write(judgements: Sequence[Judgement], folder: Path, provenance: Mapping[str, Any]) -> Path:
-    """Write ``claims.md`` and ``claims.json``; returns the former.
-
-    Args:
-        provenance: what judged, where, at which commit.
-    """
-    make_folder(folder)
-    content = json.dumps(as_json(judgements, provenance), indent=1, ensure_ascii=False)
-    write_whole(folder / "claims.json", content + "\n")
-    page = folder / "claims.md"
-    write_whole(page, as_markdown(judgements, provenance))
-    return page
-
-
-def as_json(judgements: Sequence[Judgement], provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """All of it, for programs."""
-    return {
-        "provenance": dict(provenance),
-        "claims": [
-            {
-                **judgement.claim.model_dump(mode="json", by_alias=True),
-                "verdict": judgement.verdict,
-                "found": judgement.found and judgement.found._asdict(),
-                "by_device": [_part_as_json(part) for part in judgement.parts],
-                "reason": judgement.reason,
-                "decides": judgement.decides,
-                "explanation": judgement.explanation,
-                "origins": list(judgement.origins),
-            }
-            for judgement in judgements
-        ],
-    }
-
-
-def _part_as_json(part: Part) -> dict[str, Any]:
-    """What became of a claim with one share of the device."""
-    told = {"device": part.device, "verdict": part.verdict, "found": part.found and part.found._asdict()}
-    return {**told, "reason": part.reason, "decides": part.decides}
-
-
-def as_markdown(judgements: Sequence[Judgement], provenance: Mapping[str, Any]) -> str:
-    """A page: what became of each family in one line, then family by family its source, table and explanations."""
-    by_family = families(judgements)
-    head = f"Judged at commit {provenance.get('commit', 'unknown')}, {provenance.get('started', 'when is unknown')}."
-    lines = ["# Claims, judged", "", markdown(head), ""]
-    lines += [f"* **{markdown(family)}**: {sentence(own)}" for family, own in by_family.items()]
-    for family, own in by_family.items():
-        lines += ["", f"## {markdown(family)}", *_section(own)]
-    return "\n".join(lines) + "\n"
-
-
-def _section(own: Sequence[Judgement]) -> list[str]:
-    """One family: what its source says, its table, where the figures come from."""
-    claim, columns = own[0].claim, [*cells(own[0]), "why"]
-    rows = [[*cells(each).values(), why(each)] for each in own]
-    origins = dict.fromkeys(origin for each in own for origin in each.origins)
-    return [
-        *("", f"> {markdown(claim.wording)}", "", markdown(f"{claim.source}, {claim.place}. {claim.note}"), ""),
-        f"| {' | '.join(columns)} |",
-        f"|{'---|' * len(columns)}",
-        *(f"| {' | '.join(map(markdown, row))} |" for row in rows),
-        "",
-        *(f"* {markdown(origin)}" for origin in origins),
-    ]
 
 
 def sentence(own: Sequence[Judgement]) -> str:
@@ -90,9 +19,38 @@ def sentence(own: Sequence[Judgement]) -> str:
 
 
 def why(judgement: Judgement) -> str:
-    """The reason, what would decide it, and what the bytes alone allow."""
+    """What was found, in plain words; what follows from it; what would decide it; and what the bytes alone allow."""
+    reason = judgement.reason[:1].upper() + judgement.reason[1:]
+    return f"{_told(judgement)}{reason}. {more(judgement)}".strip()
+
+
+def more(judgement: Judgement) -> str:
+    """What would decide it, and what the bytes alone allow."""
     decides = f"What would decide it: {judgement.decides}. " if judgement.decides else ""
-    return f"{judgement.reason}. {decides}{judgement.explanation}".strip()
+    return f"{decides}{judgement.explanation}".strip()
+
+
+TOLD: dict[Quantity, str] = {
+    "throughput": "{method} was {found} times as fast as {baseline}",
+    "time to accuracy": "{method} was {found} times as soon at the target as {baseline}",
+    "bytes": "{method} sent {found} times fewer bytes than {baseline}",
+    "communication time": "{method} waited {found} times less for its links than {baseline}",
+    "accuracy": "{method} lost {found} points to {baseline}",
+    "share": "A share of {found} of the cases was surely faster than {baseline}",
+    "trend": "The weakest step along the axis changed the gain over {baseline} by a factor of {found}",
+    "ablation": "A share of {found} of the gain over {baseline} goes with that part",
+}
+
+
+def _told(judgement: Judgement) -> str:
+    """What was found, in words."""
+    if not judgement.estimates:
+        return ""
+    claim, parts = judgement.claim, judgement.parts
+    of_devices = [f"{text.times_better(part.found)} ({named(part.device)})" for part in parts if part.found]
+    figures = ", ".join(of_devices) if len(parts) > 1 else text.times_better(judgement.found)
+    told = TOLD[claim.quantity].format(method=", ".join(claim.method), found=figures, baseline=claim.baseline)
+    return f"{told}. "
 
 
 def cells(judgement: Judgement) -> dict[str, str]:
@@ -138,6 +96,6 @@ def claimed(claim: Claim) -> str:
 
 def found(judgement: Judgement) -> str:
     """The figure with its interval, for each share of the device where there are several."""
-    if len(judgement.parts) < 2:
+    if len(judgement.parts) < 2 or not judgement.estimates:
         return text.times_better(judgement.found)
     return "; ".join(f"{named(part.device)}: {text.times_better(part.found)}" for part in judgement.parts)

@@ -27,9 +27,8 @@ def notes_on_disturbances(
 
 def _notes_on_case(case: CaseResult, attempts: pd.DataFrame) -> Iterator[str]:
     disturbed = attempts[attempts["disturbed_share"] > MOST_DISTURBED]
-    for trial in case.trials.itertuples():
-        if (own := disturbed[disturbed["trial_id"] == trial.trial_id]).empty:
-            continue
+    for trial in case.trials[case.trials["trial_id"].isin(disturbed["trial_id"])].itertuples():
+        own = disturbed[disturbed["trial_id"] == trial.trial_id]
         what = "; ".join(_told(attempt) for attempt in own.to_dict("records"))
         yield f"Disturbed: {trial.label}, round {trial.round} ({case.title}): {what}. {_fate(trial)}"
 

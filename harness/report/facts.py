@@ -370,6 +370,6 @@ def _attempts(cases: Sequence[CaseResult], attempts: pd.DataFrame, events: pd.Da
 def _spark(step_s: np.ndarray[Any, Any]) -> str:
     """Steps from left to right, longer ones higher: the points of an SVG polyline."""
     slowest = [group.max() for group in np.array_split(step_s, min(len(step_s), SPARK_WIDTH))]
-    heights = SPARK_HEIGHT - 1 - (SPARK_HEIGHT - 2) * np.array(slowest) / max(slowest)
+    heights = SPARK_HEIGHT - 1 - (SPARK_HEIGHT - 2) * (np.array(slowest) / max(slowest))
     across = np.linspace(1, SPARK_WIDTH - 1, len(slowest))
     return " ".join(f"{x:.0f},{y:.0f}" for x, y in zip(across, heights, strict=True))

@@ -83,7 +83,7 @@ def write(store: Store, figures: Sequence[Draws] | None = None) -> Path:
     for name, changes in COLUMNS.items():
         small = dict.fromkeys(SMALLER, changes["font.size"]) if "font.size" in changes else {}
         style = {**changes, **small}
-        render.write_all(folder / name, results, chosen, style)
+        render.write_all(folder / name, results, chosen, style, for_page=False)
     write_whole(folder / "results.tex", results_table(cases, scenario), sync=False)
     write_whole(folder / "trials.csv", trials[list(TRIAL_COLUMNS)].to_csv(index=False), sync=False)
     return folder

@@ -12,7 +12,9 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from harness.plan.dilation import MOST_ADDED, Dilation
+from harness.plan.dilation import FEWEST, MOST_ADDED
+from harness.plan.expected import state_of
+from harness.plan.trial import Trial
 from harness.run.outcome import Outcome
 
 TOLERATED = 0.01
@@ -78,15 +80,30 @@ def added(near_s: Sequence[float], dilation: float, far_s: Sequence[float], grea
     return Added(statistics.fmean(near_s) - added_s / dilation, added_s, error_s * per_difference)
 
 
-def added_within(outcome: Outcome, slowing: Dilation) -> Added | None:
+def added_within(outcome: Outcome, trial: Trial) -> Added | None:
     """What the slower steps within a trial say; None where there were none, or the trial has not come so far."""
-    look = slowing.look
+    look = trial.slowing.look
     if look is None or outcome.steps_seen < look.end:
         return None
-    step_s = outcome.step_s
-    far, beside = slice(look.from_step, look.from_step + look.steps), look.beside
-    near_s = step_s[far.start - beside : far.start] + step_s[far.stop : far.stop + beside]
-    return added(near_s, slowing.steady, step_s[far], look.dilation)
+    far = range(look.from_step, look.from_step + look.steps)
+    near = [*range(far.start - look.beside, far.start), *range(far.stop, far.stop + look.beside)]
+    near_s, far_s = ([outcome.step_s[step] for step in steps] for steps in _of_one_kind(outcome, trial, near, far))
+    return added(near_s, trial.dilation, far_s, look.dilation)
+
+
+def _of_one_kind(
+    outcome: Outcome, trial: Trial, near: Sequence[int], far: Sequence[int]
+) -> tuple[Sequence[int], Sequence[int]]:
+    """Those steps that send what most of the far ones do: a method that chooses may try something else now and then.
+
+    All steps of a method that sends once in a period, since whole periods are put beside one another.
+    """
+    if state_of(trial.method).agrees_every > 1:
+        return near, far
+    kinds = outcome.kinds_of_steps(trial)
+    kind = statistics.mode(kinds[step] for step in far)
+    alike = [[step for step in steps if kinds[step] == kind] for steps in (near, far)]
+    return (alike[0], alike[1]) if FEWEST <= len(alike[1]) <= len(alike[0]) else (near, far)
 
 
 def _difference(near_s: Sequence[float], far_s: Sequence[float]) -> tuple[float, float]:

@@ -32,7 +32,7 @@ def attempt(trial: Trial, cluster: Cluster, port: int, outcome: Outcome, watch: 
     try:
         for message in _until_failure(cluster.run("train", spec, timeout_s), outcome):
             outcome.take(message, trial, watch)
-            if may_end_early and outcome.status == DONE and (within := added_within(outcome, trial.slowing)):
+            if may_end_early and outcome.status == DONE and (within := added_within(outcome, trial)):
                 may_end_early = False  # it is known now whether it goes on
                 if why := within.why_too_much(trial.dilation):
                     outcome.fail(DISTURBED, why)

@@ -98,7 +98,7 @@ class Dilations:
         """
         if trial.found is None:
             return None
-        if within := added_within(outcome, trial.found):
+        if within := added_within(outcome, trial):
             within = self._surer(trial, within)
             outcome.take_off(within.added_s, trial.found)
             return self._learn(trial, within)

@@ -257,8 +257,7 @@ class _Runner:
 
     def _repeats_of(self, trial: Trial) -> int:
         """How often it has been disturbed."""
-        attempts = self._store.attempts()
-        return int(((attempts["trial_id"] == trial.id) & (attempts["status"] == DISTURBED)).sum())
+        return int((self._store.attempts(trial.id)["status"] == DISTURBED).sum())
 
 
 def _why_disturbed(row: TrialRow) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ from harness.messages import Events, Exit, Failed, LinksChanged, Log, Message, Q
 from harness.network.addresses import worker_number
 from harness.network.readings import Readings
 from harness.plan.dilation import Dilation
+from harness.plan.expected import wire_bytes
 from harness.plan.status import DONE, Status
 from harness.plan.trial import Trial
 from harness.record.row import Event
@@ -98,6 +100,20 @@ class Outcome:
     def step_s(self) -> list[float]:
         """Rank 0's time of each step so far."""
         return [event.value for event in self.events if event.kind == "step_s" and event.rank == 0]
+
+    def kinds_of_steps(self, trial: Trial) -> list[float]:
+        """What each of rank 0's steps sends, so that steps of a kind can be compared: bytes by the method's formula.
+
+        Where these depend on the gradients' values, or on what was chosen, steps within a power of two are of a kind.
+        """
+        noted: dict[int, float] = {}
+        for event in self.events:
+            if event.kind == "formula_bytes" and event.rank == 0:
+                noted[event.step] = noted.get(event.step, 0.0) + event.value
+        return [
+            float(math.frexp(noted[step])[1]) if step in noted else wire_bytes(trial.case, trial.method, step)
+            for step in range(len(self.step_s))
+        ]
 
     def take_off(self, added_s: float, slowing: Dilation) -> None:
         """Take real seconds that this machine added to each step off all times: of steps, and of training clocks.

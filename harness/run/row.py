@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.plan.code import PluginCode
-from harness.plan.expected import state_of, wire_bytes
+from harness.plan.expected import state_of
 from harness.plan.status import ACCURACY
 from harness.plan.trial import Trial
 from harness.plugins import short
@@ -130,7 +130,7 @@ def _measured(trial: Trial, outcome: Outcome) -> dict[str, Any]:
     """
     results = list(outcome.results.values())
     first = outcome.results[0]
-    all_step_s = [event.value for event in outcome.events if event.kind == "step_s" and event.rank == 0]
+    all_step_s = outcome.step_s
     settling = settling_steps(all_step_s[first.steady_from_step :], state_of(trial.method).agrees_every)
     timed_from_step = first.steady_from_step + settling
     steady = [event for event in outcome.events if event.step >= timed_from_step]
@@ -159,7 +159,7 @@ def _measured(trial: Trial, outcome: Outcome) -> dict[str, Any]:
         "comm_s_per_step": mean_of("comm_s"),
         "overrun_s_per_step": mean_of("overrun_s") if trial.expected.profile else None,
         "processor_s_per_step": mean_of(*_phases_of_the_processor(trial)),
-        **_disturbance(trial, all_step_s, timed_from_step),
+        **_disturbance(trial, outcome, timed_from_step),
         "yardstick_s": statistics.mean(result.yardstick_s for result in results),
         "wire_bytes_per_step": outcome.payload_per_step,
         "header_bytes_per_step": outcome.headers_per_step,
@@ -181,12 +181,12 @@ def _measured(trial: Trial, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _disturbance(trial: Trial, step_s: list[float], steady_from: int) -> dict[str, Any]:
+def _disturbance(trial: Trial, outcome: Outcome, steady_from: int) -> dict[str, Any]:
     """The steps that are far out, where links do not make single steps long by themselves."""
     if trial.expected.topology.is_uneven:
         return {}
-    bytes_of_steps = [wire_bytes(trial.case, trial.method, step) for step in range(len(step_s))]
-    found = far_out(step_s, bytes_of_steps, steady_from)
+    step_s = outcome.step_s
+    found = far_out(step_s, outcome.kinds_of_steps(trial), steady_from)
     return {"far_out_steps": found.steps, "disturbed_share": found.extra_s / sum(step_s) if found.steps else 0.0}
 
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 from typing_extensions import Self
 
 from harness.files import NAMES, NAMES_IN_WORDS
-from harness.methods import is_known, method_named
+from harness.methods import declared
 from harness.scenario import limits
 from harness.scenario.links import Fabric, Link
 from harness.scenario.optimisation import (
@@ -263,10 +262,10 @@ class MethodSpec(Section):
         return hash(self.model_dump_json())
 
 
-@cache
 def _is_sixteen_bit(name: str) -> bool:
     """Whether a method declares itself a plain all-reduce in 16 bits; one that is no longer there does not."""
-    return is_known(name) and method_named(name).State.is_sixteen_bit
+    found = declared(name)
+    return found is not None and found.State.is_sixteen_bit
 
 
 class Case(Section):

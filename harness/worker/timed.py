@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch.distributed as dist
@@ -23,11 +23,24 @@ from harness.workload.replay import Replayed
 class Timed(Training):
     """One trial on one rank whose times are those of a profile, and of an undilated world."""
 
+    stopwatch: PacedStopwatch
+
     def _prepare(self, trial: Trial) -> None:
         self.profile = profiles.read(str(self.settings.profile))
         self.codec = self.profile.codec(trial.method, self.world_size)
         self.optimizer_s = self.codec.optimizer_s if self.codec else self.profile.optimizer_s
         self.pace = Pace(self.slowing.at(0))
+        self._method_spec = trial.method
+        self._codecs: dict[str, profiles.Codec | None] = {}
+
+    def _codec_of(self, chosen: Mapping[str, Any]) -> profiles.Codec | None:
+        """The cost of the codec that the method has chosen."""
+        key = repr(chosen)
+        if key not in self._codecs:
+            params = {**self._method_spec.params, **chosen}
+            method = self._method_spec.model_copy(update={"params": params})
+            self._codecs[key] = self.profile.codec(method, self.world_size)
+        return self._codecs[key]
 
     def _begin_step(self) -> Any:
         """The device goes on where the step before ended, however late this process has woken up since."""
@@ -46,6 +59,8 @@ class Timed(Training):
 
     def _step(self, step: int) -> None:
         self._enter_phase(step)
+        if chosen := self.method.steps_as:
+            self.stopwatch.charge_as(self._codec_of(chosen))
         super()._step(step)
         self.recorder.note(step, "overrun_s", self.pace.take_overrun_s())
 
@@ -65,7 +80,7 @@ class Replay(Timed):
         self.optimizer = optimizers.waiting(
             settings.optimizer, model.parameters(), self.pace, self.optimizer_s, self._optimizer_settings
         )
-        self.method.stopwatch = PacedStopwatch(self.pace, self.codec, self.profile.numel)
+        self.method.stopwatch = self.stopwatch = PacedStopwatch(self.pace, self.codec, self.profile.numel)
         self.batches = itertools.repeat([])
         self._draw()
         baselines.register(self.ddp, self.method, optimizer=self.optimizer)
@@ -80,7 +95,8 @@ class Paced(Timed):
 
     def _prepare(self, trial: Trial) -> None:
         super()._prepare(trial)
-        self.method.stopwatch = self.backward = BackwardStopwatch(self.pace, self.codec, self.profile)
+        self.stopwatch = self.backward = BackwardStopwatch(self.pace, self.codec, self.profile)
+        self.method.stopwatch = self.stopwatch
         Training._prepare(self, trial)
         self.backward.ready_s = _ready_s(self.ddp.module, self.profile)
         self.optimizer.register_step_pre_hook(lambda *_: self.pace.waited())

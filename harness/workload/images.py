@@ -68,16 +68,51 @@ def fashion_mnist_rgb(folder: Path | None) -> Data:
     return Data(train, whole.train_targets[:train_size], test, whole.test_targets[:test_size])
 
 
-class _OnlyArrays(pickle.Unpickler):
-    """Reads arrays and plain containers: a pickle may else run whatever it names."""
+class _ByteType:
+    """What a pickled array names as the type of its entries; files of images have bytes."""
+
+    def __init__(self, name: str, *_: object) -> None:
+        if name != "u1":
+            raise pickle.UnpicklingError(f"it holds entries of type {name}")
+
+    def __setstate__(self, state: object) -> None: ...
+
+
+class _Pixels:
+    """An array of bytes. numpy's own would take a file's word for what lies where in memory."""
+
+    array: np.ndarray
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, _, by_column, content = state
+        raw = content.encode("latin1") if isinstance(content, str) else content  # Python 2 wrote text
+        self.array = np.frombuffer(raw, np.uint8).reshape(shape, order="F" if by_column else "C")
+
+
+def _as_bytes(text: str, _encoding: str) -> bytes:
+    return text.encode("latin1")
+
+
+STAND_INS = {
+    ("numpy", "ndarray"): _Pixels,
+    ("numpy", "dtype"): _ByteType,
+    ("numpy.core.multiarray", "_reconstruct"): _Pixels,
+    ("numpy._core.multiarray", "_reconstruct"): _Pixels,
+    ("_codecs", "encode"): _as_bytes,
+}
+"""What the pickle of an array names, of numpy 1 and 2, and what it gets."""
+
+
+class _OnlyPixels(pickle.Unpickler):
+    """Reads plain containers and arrays of bytes: a pickle may else run whatever it names. Nothing is imported."""
 
     def find_class(self, module: str, name: str) -> Any:
         """See ``pickle.Unpickler.find_class``."""
-        if (module.split(".")[0], name) in {("numpy", "ndarray"), ("numpy", "dtype"), ("numpy", "_reconstruct")}:
-            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-        if (module, name) == ("_codecs", "encode"):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it names {module}.{name}")
+        if (module, name) not in STAND_INS:
+            raise pickle.UnpicklingError(f"it names {module}.{name}")
+        return STAND_INS[module, name]
 
 
 CIFAR_10 = ("cifar-10-batches-py", [f"data_batch_{number}" for number in range(1, 6)], ["test_batch"], "labels")
@@ -113,19 +148,21 @@ def _read_cifar(path: Path, labels: str) -> tuple[np.ndarray, np.ndarray]:
     """The images (N, 3072) uint8 and classes (N,) int64 of one file."""
     try:
         with path.open("rb") as file:
-            content = _OnlyArrays(file, encoding="latin1").load()
-        pixels, classes = np.asarray(content["data"], np.uint8), np.asarray(content[labels], np.int64)
-        return pixels.reshape(len(classes), 3072), classes
-    except (OSError, EOFError, pickle.UnpicklingError, KeyError, TypeError, ValueError, AttributeError) as error:
+            content = _OnlyPixels(file, encoding="latin1").load()
+        classes = np.asarray(content[labels], np.int64)
+        return content["data"].array.reshape(len(classes), 3072), classes
+    except Exception as error:  # reading what is no such file may raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(f"{path}: not a readable CIFAR file: {reason}") from None
 
 
 def _download_cifar(kind: str) -> Path:
     import torchvision
+    from torchvision.datasets.utils import download_and_extract_archive
 
+    published = getattr(torchvision.datasets, kind)  # which would unpickle whatever has the digest of the archive
     with _downloading(kind, "set train.data_dir to a folder that holds torchvision's"):
-        getattr(torchvision.datasets, kind)(cache(), download=True)
+        download_and_extract_archive(published.url, cache(), filename=published.filename, md5=published.tgz_md5)
     return cache()
 
 
@@ -250,7 +287,7 @@ def _read_idx(path: Path) -> np.ndarray:
         dimensions = content[3]
         shape = np.frombuffer(content, ">i4", count=dimensions, offset=4)
         return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
-    except (OSError, EOFError, IndexError, ValueError) as error:
+    except Exception as error:  # reading what is no such file may raise anything
         raise UsageError(f"{path}: not a readable IDX file: {error}") from None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import textwrap
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -53,7 +54,9 @@ class Model:
         """
         model = self.build()
         try:
-            weights = torch.load(checkpoint, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # they would stand beside the one line
+                weights = torch.load(checkpoint, map_location="cpu", weights_only=True)
             model.load_state_dict(weights)
         except Exception as error:  # reading what is no such file may raise anything
             reason = textwrap.shorten(str(error) or type(error).__name__, 160)

@@ -137,16 +137,25 @@ class PacedStopwatch(Stopwatch):
         super().__init__()
         self.clock = SlowClock(pace)
         self._pace = pace
-        self._costs: dict[Kind, _Cost] = {}
-        if codec:
-            seconds: dict[Kind, float] = {
-                "encode": codec.encode_s,
-                "beside": codec.beside_s,
-                "decode": codec.decode_s,
-            }
-            self._costs = {kind: _Cost(each / numel) for kind, each in seconds.items()}
-        self._backward_thread = get_ident()
+        self._numel = numel
+        self._known_costs: dict[tuple[float, ...], dict[Kind, _Cost]] = {}
         self._lock = Lock()
+        self.charge_as(codec)
+        self._backward_thread = get_ident()
+
+    def charge_as(self, codec: Codec | None) -> None:
+        """Charge the steps from now on for this codec: of a method that chooses, for what it has chosen."""
+        seconds: dict[Kind, float] = {}
+        if codec:
+            seconds = {"encode": codec.encode_s, "beside": codec.beside_s, "decode": codec.decode_s}
+        with self._lock:
+            self._costs = self._known_costs.setdefault(
+                tuple(seconds.values()), {kind: _Cost(each / self._numel) for kind, each in seconds.items()}
+            )
+
+    def host_s(self) -> float:
+        """See ``Stopwatch.host_s``: a method that goes by its times must not see time run slower from some step on."""
+        return super().host_s() / self._pace.dilation
 
     def bucket_ready(self, entries: int, members: Sequence[Tensor] = ()) -> None:
         """See ``Stopwatch.bucket_ready``."""

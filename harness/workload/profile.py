@@ -139,9 +139,11 @@ class Profile(Section):
     def codec(self, method: MethodSpec, workers: int) -> Codec | None:
         """The costs of a method in the steady state, of the number of workers that comes closest.
 
-        Its parameters must be just these, but for those of the warm-up.
+        Its parameters must be just these, but for those of the warm-up. A method that chooses costs what the choice
+        does that its byte formula is of.
         """
-        wanted = _steady_params(method.name, method.params)
+        chosen = method_named(method.name).State(**method.params).steps_as
+        wanted = _steady_params(method.name, {**method.params, **chosen})
         siblings = [each for each in self.codecs if each.method == short(method.name)]
         known = [each for each in siblings if _steady_params(method.name, each.params) == wanted]
         return min(known, key=lambda each: abs(math.log(each.workers / workers)), default=None)

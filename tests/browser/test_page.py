@@ -1,32 +1,29 @@
-"""The report in a real browser, headless Chromium: nothing fetched, nothing wrong, tables that sort, at two widths."""
+"""Pages in a real browser, headless Chromium: nothing fetched, nothing wrong, tables that sort, at two widths."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
 from synthetic import make_store
 
+from harness.analysis.claims import schema
+from harness.analysis.claims.figures import Run
+from harness.analysis.claims.judgements import judge
+from harness.analysis.claims.plans import plans
+from harness.plan import plan
 from harness.record.store import Store
+from harness.report import claims_page
 from harness.report import page as report
+from harness.report.figures.claims import write_claims
 
 EVIL = "w1: <script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\"> \"&'"
 
 WIDTHS = {"laptop": 1280, "phone": 390}
-
-QUIET = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync", "--window-size=1280,900"),
-)
 
 
 @pytest.fixture(scope="module")
@@ -42,18 +39,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Store:
     )
     report.write(store)
     return store
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = "/usr/bin/chromium"
-    for argument in (*QUIET, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver"))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture
@@ -171,3 +156,32 @@ def test_the_page_never_scrolls_sideways(page: webdriver.Chrome, width: int) -> 
         assert page.execute_script("return Math.max(...[...document.images].map((image) => image.width))") <= width
     finally:
         page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.fixture(scope="module")
+def verdicts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of some claims of which nothing was run, and of some of which nothing can be."""
+    chosen = schema.select(schema.load(), ["pactrain-throughput/vgg19", "byteps-100mbit", "thc-in-network"])
+    planned = plans(chosen, lambda scenario: plan.make(scenario, "netns"))
+    judged = [judge(each, {name: Run(own) for name, own in planned.items()}) for each in chosen]
+    folder = tmp_path_factory.mktemp("verdicts")
+    return claims_page.write(judged, folder, {"command": ["pacbench", EVIL]}, write_claims(judged, folder))
+
+
+@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
+def test_the_page_of_verdicts_fetches_nothing_and_never_scrolls_sideways(
+    browser: webdriver.Chrome, verdicts: Path, width: int
+) -> None:
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    try:
+        browser.get(verdicts.as_uri())
+        assert browser.title == "Claims, judged · pacbench"
+        assert browser.get_log("browser") == []
+        fetched = browser.execute_script("return performance.getEntriesByType('resource').map((entry) => entry.name)")
+        assert [name for name in fetched if not name.startswith("data:")] == []
+        assert all(browser.execute_script("return [...document.images].map((image) => image.naturalWidth)"))
+        browser.execute_script("document.querySelectorAll('details').forEach((each) => each.open = true)")
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -118,9 +119,12 @@ def test_the_file_by_hand_is_the_cluster_that_pacbench_makes() -> None:
     assert set(by_hand["services"]) == set(made["services"])
     for node, service in by_hand["services"].items():
         ours = made["services"][node]
-        for field in ("image", "hostname", "init", "cap_add", "cap_drop", "security_opt"):
+        for field in ("image", "hostname", "init", "cap_add", "cap_drop", "security_opt", "read_only", "tmpfs"):
             assert service[field] == ours[field], (node, field)
-        assert service["environment"]["PYTHONPATH"] == ours["environment"]["PYTHONPATH"] == ""
+        assert ours["environment"].items() <= service["environment"].items()
+        assert [re.split("[:=]", entry) for entry in service["extra_hosts"]] == [
+            entry.split(":") for entry in ours["extra_hosts"]
+        ]
         assert set(service.get("sysctls", {})) == set(ours.get("sysctls", {}))
         assert addresses(service) == addresses(ours)
     assert json.loads(by_hand["services"]["switch"]["command"][-1]) == deployment.interfaces_of("switch")

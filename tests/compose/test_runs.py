@@ -6,10 +6,8 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +16,7 @@ import pytest
 import torch
 from conftest import ROOT, labelled, wait_until
 from docker.client import DockerClient
+from passage import Passage
 
 from harness.cluster.docker import engine
 from harness.record.store import Store
@@ -162,53 +161,6 @@ def test_an_engine_that_goes_away_ends_the_run_which_can_be_resumed(
     again = pacbench(*run)
     assert again.returncode == 0, again.stdout + again.stderr
     assert (trials(tmp_path / "run")["status"] == "done").all()
-
-
-class Passage:
-    """A socket that leads to the engine until it is closed, together with all that went through it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._open: list[socket.socket] = []
-        self._server = socket.socket(socket.AF_UNIX)
-        self._server.bind(str(path))
-        self._server.listen(64)
-
-    def __enter__(self) -> Passage:
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self.path.unlink(missing_ok=True)
-        for end in (self._server, *self._open):
-            try:
-                end.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                continue  # closed already
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                caller, _ = self._server.accept()
-            except OSError:
-                return
-            engine_end = socket.socket(socket.AF_UNIX)
-            engine_end.connect("/var/run/docker.sock")
-            self._open += [caller, engine_end]
-            for source, target in ((caller, engine_end), (engine_end, caller)):
-                threading.Thread(target=self._pass_on, args=(source, target), daemon=True).start()
-
-    @staticmethod
-    def _pass_on(source: socket.socket, target: socket.socket) -> None:
-        try:
-            while chunk := source.recv(1 << 16):
-                target.sendall(chunk)
-            target.shutdown(socket.SHUT_WR)
-        except OSError:
-            return
 
 
 def test_what_runs_is_the_code_that_lies_here_and_not_what_the_image_was_built_with(tmp_path: Path) -> None:

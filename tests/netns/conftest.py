@@ -22,7 +22,7 @@ from harness.run.session import Watcher
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _host_is_left_as_it_was() -> Iterator[None]:
+def _host_is_left_as_it_was(processes_are_known: None) -> Iterator[None]:
     """Around every file of tests: no process stays, and the host's network is not touched."""
     before = host_network()
     yield

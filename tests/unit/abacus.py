@@ -40,8 +40,8 @@ def profile(**changes: Any) -> Profile:
     return Profile.model_validate({**content, **changes})
 
 
-def codec(method: str, **seconds: float) -> dict[str, Any]:
-    params = baselines.get(method).State().parameters
+def codec(method: str, given: dict[str, Any] | None = None, **seconds: float) -> dict[str, Any]:
+    params = baselines.get(method).State(**(given or {})).parameters
     none = {"encode_s": 0.0, "beside_s": 0.0, "decode_s": 0.0, "optimizer_s": 0.0}
     return {"method": method, "params": params, "workers": 4, **none, **seconds}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,9 +11,16 @@ import pytest
 from gate_runs import make_run  # noqa: F401 - a fixture
 from ranks import Ranks
 from report_runs import one_case, three_rates, with_failures  # noqa: F401 - likewise
+from tries import SHORT
 
-hypothesis.settings.register_profile("timing is for benchmarks", deadline=None)
-hypothesis.settings.load_profile("timing is for benchmarks")
+hypothesis.settings.load_profile(SHORT)  # which --hypothesis-profile=long replaces
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _yields_to_whoever_measures() -> None:
+    """Beside tiers that measure networks, take what they leave of the processors. Once nice, a process stays so."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.nice(19)
 
 
 @pytest.fixture(scope="module")

@@ -50,8 +50,12 @@ class Kind(NamedTuple):
     count: int
 
 
-KINDS = [Kind(length, blanks, 2) for length in (46, 70, 200) for blanks in (True, False)]
-KINDS += [Kind(1, False, 2), Kind(1, False, 24), Kind(70, True, 24), Kind(200, False, 24)]
+KINDS_AND_WIDTHS = [
+    *((Kind(length, blanks, 2), width) for length in (46, 200) for blanks in (True, False) for width in WIDTHS_IN),
+    *((Kind(1, False, 2), 3.5), (Kind(70, True, 2), 5.2), (Kind(70, False, 2), 7.2)),
+    *((Kind(1, False, 24), 3.5), (Kind(70, True, 24), 5.2), (Kind(200, False, 24), 7.2), (Kind(200, False, 24), 3.5)),
+]
+"""Every width with labels short and long, with and without blanks, few and many; and the most text in least room."""
 
 
 class Measured(NamedTuple):
@@ -171,8 +175,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Text]:
     return found
 
 
-@pytest.mark.parametrize("width_in", WIDTHS_IN)
-@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize(("kind", "width_in"), KINDS_AND_WIDTHS, ids=str)
 def test_no_text_leaves_its_figure_or_covers_another(
     measured: Measured, drawn: list[Text], kind: Kind, width_in: float
 ) -> None:

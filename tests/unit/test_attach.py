@@ -60,7 +60,12 @@ def assert_same_bits(found: dict[str, torch.Tensor], expected: dict[str, torch.T
 
 @pytest.mark.parametrize(
     ("script", "method", "how"),
-    [(CNN, "dgc", run_forked), (CNN, "pactrain", run_forked), (LANGUAGE_MODEL, "pactrain", run), (CNN, SIGN, run)],
+    [
+        (CNN, "dgc", run_forked),
+        (CNN, "pactrain", run_forked),
+        (LANGUAGE_MODEL, "pactrain", run_forked),
+        (CNN, SIGN, run),
+    ],
     ids=["dgc", "pactrain", "pactrain in a language model", "a plug-in"],
 )
 def test_a_method_does_what_it_does_when_it_is_written_in(

@@ -27,7 +27,7 @@ from harness.analysis.shifts import paired_shift
 from harness.errors import UsageError
 from harness.plan import plan
 from harness.plan.plan import Plan
-from harness.report import claims as report
+from harness.report import claims_page
 from harness.report.figures.claims import write_claims
 from harness.scenario.load import load
 from harness.scenario.schema import Scenario
@@ -404,8 +404,8 @@ def test_verdicts_are_written_for_readers_and_programs(run: Run, tmp_path: Path)
         judged(run, id="more/topk", quantity="bytes", range=(2000, 3000)),
         judged(run, rate="100mbit"),
     ]
-    page = report.write(found, tmp_path / "out", {"commit": "abc", "started": "today"})
-    text = page.read_text()
+    claims_page.write(found, tmp_path / "out", {"commit": "abc", "started": "today"})
+    text = (tmp_path / "out" / "claims.md").read_text()
     for expected in (
         "commit abc",
         "topk**: of 2, 2 reproduced",
@@ -420,8 +420,9 @@ def test_verdicts_are_written_for_readers_and_programs(run: Run, tmp_path: Path)
     assert all(each["by_device"][0]["found"] == each["found"] for each in content["claims"])
 
     write_claims(found, tmp_path / "out")
-    drawn = pd.read_csv(tmp_path / "out" / "claims.csv")
-    assert list(drawn["verdict"]) == [each.verdict for each in found]
+    for name, own in {"claims": [found[0], found[3]], "claims-bytes": found[1:3]}.items():
+        drawn = pd.read_csv(tmp_path / "out" / f"{name}.csv")
+        assert list(drawn["verdict"]) == [each.verdict for each in own]
     assert (tmp_path / "out" / "claims.png").stat().st_size > 0
 
 

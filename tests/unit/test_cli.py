@@ -17,6 +17,8 @@ from synthetic import make_store
 from harness.cli import app, verbs
 from harness.record.store import Store
 from harness.report import page
+from harness.report.figures import registry
+from harness.report.figures.throughput import throughput
 
 Pacbench = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -103,8 +105,9 @@ def test_plan_starts_nothing_and_adds_up(pacbench: Pacbench, tmp_path: Path) -> 
 
 
 def test_a_run_goes_from_scenario_to_report_and_resumes(
-    whole_pacbench: Pacbench, pacbench: Pacbench, tmp_path: Path
+    whole_pacbench: Pacbench, pacbench: Pacbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(registry, "figures", lambda for_paper=False: [throughput])  # one stands for all
     done = whole_pacbench("run", *FAST, "--rounds", "2")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""

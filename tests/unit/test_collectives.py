@@ -166,3 +166,20 @@ def test_ten_thousand_workers_are_as_few_numbers_as_four() -> None:
     assert many.timing(AllToAll(1e9), 0.0).took_s > 8 * 1e9 * 0.9 * 4 / 1e8
     assert many.timing(AllReduce(1e9), 0.0).took_s > 8 * 2e9 / 1e8 * 0.99
     assert len(many._hop_counts) == 2, "within a rack, and from one to the next"
+
+
+@ANY_CALL
+@given(idle_s=st.one_of(st.floats(0, 0.01), st.floats(0, 5), st.just(math.inf)))
+@settings(max_examples=30)
+def test_silences_that_are_taken_for_alike_are(call: Call, idle_s: float) -> None:
+    for link in ({}, {"delay": "5ms"}, {"rate": "10gbit"}):
+        network = Network(topology(**link))
+        expected = network._timings[type(call)](call, idle_s)
+        assert network.timing(call, idle_s) == pytest.approx(expected, nan_ok=True)
+
+
+def test_a_network_that_has_seen_other_calls_of_that_size_says_the_same() -> None:
+    network = Network(topology())
+    for call in EVERY_CALL:
+        same_size = type(call)(4e6, *call[1:])
+        assert network.timing(same_size, 1e-3) == Network(topology()).timing(same_size, 1e-3)

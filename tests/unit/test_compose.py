@@ -53,10 +53,23 @@ def test_containers_get_one_capability_and_only_the_switch_forwards() -> None:
     assert set(services) == {"w0", "w1", "switch"}
     for service in services.values():
         assert (service["cap_drop"], service["cap_add"]) == (["ALL"], ["NET_ADMIN"])
-        assert not {"privileged", "network_mode", "ports"} & set(service)
+        assert not {"privileged", "network_mode", "ports", "devices", "pid", "ipc", "userns_mode"} & set(service)
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert service["read_only"]
         assert all(volume["read_only"] for volume in service["volumes"])
         assert service["labels"] == {"pacbench.run": "test"}
     assert [name for name, service in services.items() if "sysctls" in service] == ["switch"]
+
+
+def test_names_resolve_in_a_container_that_can_write_none_of_its_own_files() -> None:
+    """A cluster of eight also serves smaller ones, whose workers have the same addresses."""
+    for service in file(star(8))["services"].values():
+        given = dict(entry.split(":") for entry in service["extra_hosts"])
+        assert given == star(8).worker_addresses
+        assert star(4).worker_addresses.items() <= given.items()
+        (nsswitch,) = (each["source"] for each in service["volumes"] if each["target"] == "/etc/nsswitch.conf")
+        assert Path(nsswitch).read_text() == "hosts: files\n"
+        assert {each.split(":")[0] for each in service["tmpfs"]} == {"/tmp", "/var/tmp", "/run", "/cache"}
 
 
 def test_limits_hold_for_workers_in_turn() -> None:

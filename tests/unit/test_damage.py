@@ -10,18 +10,17 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from in_process import call_pacbench
 from synthetic import a_row, make_store
+from tries import tries
 
 from harness.errors import UsageError
 from harness.provenance import ROOT
 from harness.record.row import Event, VerificationRow
 from harness.record.store import Store
 from harness.report.figures import registry
-
-FEW = settings(max_examples=40, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +153,7 @@ WAYS: list[Callable[[Path, float, int], None]] = [
 ]
 
 
-@FEW
+@tries(40)
 @given(
     part=st.sampled_from(["", "trials.parquet", "events.parquet", "verified.parquet"]),
     which=st.floats(0, 1),
@@ -185,7 +184,7 @@ def test_any_damage_is_told_or_changes_nothing(
         assert found == as_it_was[command], (file, way.__name__)
 
 
-@settings(FEW, max_examples=12)
+@tries(12)
 @given(which=st.floats(0, 1), command=st.sampled_from(COMMANDS))
 def test_any_file_may_be_missing(whole: Path, tmp_path: Path, which: float, command: tuple[str, ...]) -> None:
     run = damaged(whole, tmp_path / "case")
@@ -288,7 +287,7 @@ def beside_a_reference(whole: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return folder
 
 
-@settings(FEW, max_examples=25)
+@tries(25)
 @given(way=st.sampled_from([flip, truncate, overwrite]), where=st.floats(0, 1), how=st.integers(0, 99))
 def test_a_damaged_reference_is_told_or_changes_nothing(
     beside_a_reference: Path, way: Callable[[Path, float, int], None], where: float, how: int

@@ -35,8 +35,10 @@ TRUE_S = 0.2
 class Machine:
     """Runs a trial: its steps take ``TRUE_S``, what the machine adds, and noise, both in real seconds."""
 
-    def __init__(self, added_s: float, noise_s: float = 0.0) -> None:
+    def __init__(self, added_s: float, noise_s: float = 0.0, rounds_of: int = 0) -> None:
         self.added_s, self.noise_s = added_s, noise_s
+        self.rounds_of = rounds_of
+        """Of a method that chooses: once in so many steps it tries what sends four times the bytes."""
         self.ran: list[Trial] = []
         self._dice = random.Random(0)
 
@@ -47,8 +49,10 @@ class Machine:
         clock_s, steps = 0.0, trial.case.train.steps
         for step in range(steps):
             late_s = (self.added_s + self._dice.gauss(0.0, self.noise_s)) / trial.slowing.at(step)
-            clock_s += TRUE_S + late_s
-            for kind, value in (("step_s", TRUE_S + late_s), ("overrun_s", self.added_s / 10 / trial.slowing.at(step))):
+            tries = 4 if self.rounds_of and step % self.rounds_of == 0 else 1
+            told = {"step_s": tries * TRUE_S + late_s, "overrun_s": self.added_s / 10 / trial.slowing.at(step)}
+            clock_s += told["step_s"]
+            for kind, value in (told | ({"formula_bytes": tries * 1e6} if self.rounds_of else {})).items():
                 outcome.events.append(Event(0, step, clock_s, kind, value))
         outcome.events.append(Event(0, steps, clock_s, "accuracy", 0.9))
         outcome.steps_seen = steps
@@ -95,6 +99,17 @@ def test_what_is_left_of_what_a_machine_adds_is_small(
     assert added_s / trial.dilation / TRUE_S <= MOST_ADDED + 3 * TOLERATED
     assert abs(statistics.fmean(outcome.step_s) - TRUE_S) <= 4 * TOLERATED * TRUE_S, "four standard errors"
     assert trial.dilation in LADDER
+
+
+@pytest.mark.parametrize("rounds_of", [7, 9, 16])
+def test_a_step_in_which_a_method_tries_something_else_is_nothing_that_the_machine_adds(
+    tmp_path: Path, rounds_of: int
+) -> None:
+    machine = Machine(0.004, 0.0001, rounds_of)
+    found, trial = dilations(tmp_path, machine), a_trial(tmp_path, "train.steps=60")
+    _, outcome = run_until_it_counts(found, trial, machine)
+    assert outcome.added_s == pytest.approx(0.004, abs=0.001)
+    assert len(machine.ran) <= 2
 
 
 def test_what_is_taken_off_leaves_the_training_clock_as_it_would_be(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 import time
@@ -11,37 +10,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import behaving
 import pytest
+from behaving import Result
 
-from harness.cluster.agent import TASKS, Agent
 from harness.cluster.connection import AgentConnection
 from harness.cluster.docker.fleet import Fleet
 from harness.cluster.protocol import ClusterBrokenError, SideTask, TaskTimeoutError
 from harness.errors import MeasurementError
-from harness.messages import Failed, Log, Message, Reset, Send, Start, Stop, Tick, message_kind
+from harness.messages import Failed, Log, Message, Reset, Start, Stop, Tick
 
 NODES = ["w0", "w1", "switch"]
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 120.0
 """More than a busy machine takes."""
-
-
-@message_kind
-class Result(Message):
-    """What the task of these tests reports."""
-
-    value: str
-
-
-def behave(spec: Mapping[str, Any], node: str, send: Send) -> None:
-    """The task of these tests: what a node does is in the spec."""
-    match spec.get(node, "report"):
-        case "report":
-            send(Result(value=node.upper()))
-        case "hang":
-            time.sleep(60)
-        case "lose the agent":
-            os.kill(os.getppid(), signal.SIGKILL)
 
 
 @pytest.fixture
@@ -56,7 +38,7 @@ def fleet() -> Iterator[Fleet]:
 def agent() -> AgentConnection:
     """What a container runs, but for the container."""
     path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
-    return AgentConnection([sys.executable, __file__], {"PYTHONPATH": path})
+    return AgentConnection([sys.executable, behaving.__file__], {"PYTHONPATH": path})
 
 
 def said(fleet: Fleet, spec: Mapping[str, Any], timeout_s: float = PATIENCE_S) -> list[tuple[str, str]]:
@@ -140,8 +122,3 @@ def test_a_node_that_had_not_begun_when_a_task_was_cut_short_does_not_begin(
     assert [thread.name for thread in threading.enumerate() if "_listen" in thread.name] == []
     fleet.add("w1", agent())
     assert said(fleet, {}) == [("w0", "exit"), ("w0", "result"), ("w1", "exit"), ("w1", "result")]
-
-
-if __name__ == "__main__":
-    TASKS["behave"] = "test_fleet:behave"
-    Agent(lambda _: None, {}).serve()

@@ -99,8 +99,6 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "disk").mkdir()
     script = TINY_DISK.format(size="600k", python=sys.executable)
     command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script]
-    if shutil.which("unshare") is None or subprocess.run([*command[:-3], "true"], capture_output=True).returncode:
-        pytest.skip("no private mounts here")
     subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=120)
     return folder
 

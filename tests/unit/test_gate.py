@@ -350,6 +350,7 @@ def test_pytest_benchmark_reads_the_export_as_its_own(
     run = make_run([*rates, None])
     path = tmp_path / "benchmarks.json"
     path.write_text(json.dumps(export.benchmark_json(run), allow_nan=False))
+    monkeypatch.setattr(sys, "path", sys.path.copy())  # to which it adds the folders of other tiers
     monkeypatch.setattr(sys, "argv", ["pytest-benchmark", "compare", str(path), "--csv", str(tmp_path / "table.csv")])
     cli.main()
     table = pd.read_csv(tmp_path / "table.csv").set_index("name")

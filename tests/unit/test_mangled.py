@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
+import pickle
 import re
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+import torch
+from hypothesis import example, given
 from hypothesis import strategies as st
 from in_process import call_pacbench
+from tries import tries
 
 from harness.analysis.claims import schema
-from harness.errors import UsageError
+from harness.attach import findings, reading
+from harness.errors import MeasurementError, UsageError
 from harness.scenario.load import load
 from harness.workload import profile
+from harness.workload.data import DATASETS
+from harness.workload.models import MODELS
 
 SCENARIO = """description = "all that can be mangled"
 rounds = 2
@@ -89,8 +98,6 @@ TOKENS = st.sampled_from(
     ]
 )
 
-FEW = {"derandomize": True, "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
-
 
 @st.composite
 def mangled(draw: st.DrawFn, text: str) -> bytes:
@@ -128,8 +135,13 @@ def ends_well(folder: Path, *command: str) -> None:
         assert done.stderr == ""
 
 
-@settings(max_examples=60, **FEW)
+@tries(60)
 @given(mangled(SCENARIO))
+@example(b"9" * 5000 + b" = 1\n")
+@example(SCENARIO.replace('name = "topk"', "name = []").encode())
+@example(SCENARIO.replace('name = "topk"', 'name = "topk"\nlabel = []').encode())
+@example(SCENARIO.replace('name = "sgd"', "name = []").encode())
+@example(SCENARIO.replace('"accuracy 90%"', "[[]]").encode())
 def test_any_scenario(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.toml").write_bytes(content)
     ends_well(tmp_path, "plan", "x.toml", "--on", "fake")
@@ -138,14 +150,14 @@ def test_any_scenario(tmp_path: Path, content: bytes) -> None:
 KEYS = st.sampled_from([*re.findall(r"^(\w+) =", SCENARIO, re.MULTILINE), "", "up.rate", "a.b.c", "trace", "replay"])
 
 
-@settings(max_examples=60, **FEW)
+@tries(60)
 @given(st.sampled_from(["link.", "train.", "cluster.", "fabric.", "link.workers.w1.", ""]), KEYS, TOKENS | st.text())
 def test_any_override(tmp_path: Path, section: str, key: str, value: str) -> None:
     (tmp_path / "x.toml").write_text(SCENARIO)
     ends_well(tmp_path, "plan", "x.toml", "--on", "fake", "--set", f"{section}{key}={value}")
 
 
-@settings(max_examples=40, **FEW)
+@tries(40)
 @given(st.sampled_from([CSV, MAHIMAHI]).flatmap(mangled))
 def test_any_trace(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.toml").write_text('rounds = 1\n[train]\nsteps = 20\n[[methods]]\nname = "dense"\n')
@@ -161,7 +173,7 @@ def a_profile(tmp_path_factory: pytest.TempPathFactory) -> str:
     return (folder / "x.json").read_text()
 
 
-@settings(max_examples=40, **FEW)
+@tries(40)
 @given(st.data(), st.sampled_from(["replay", "pace"]))
 def test_any_profile(tmp_path: Path, a_profile: str, data: st.DataObject, field: str) -> None:
     (tmp_path / "x.toml").write_text('rounds = 1\n[train]\nsteps = 20\n[[methods]]\nname = "dense"\n')
@@ -170,7 +182,7 @@ def test_any_profile(tmp_path: Path, a_profile: str, data: st.DataObject, field:
     ends_well(tmp_path, "plan", "x.toml", "--on", "fake", "--set", f"train.{field}=x.json")
 
 
-@settings(max_examples=60, **FEW)
+@tries(60)
 @given(st.data())
 def test_any_claims(tmp_path: Path, data: st.DataObject) -> None:
     """There is no option for their file: they come with pacbench."""
@@ -182,7 +194,7 @@ def test_any_claims(tmp_path: Path, data: st.DataObject) -> None:
 FIRST_CLAIM = "[[claims]]" + schema.FILE.read_text().split("[[claims]]")[1]
 
 
-@settings(max_examples=30, **FEW)
+@tries(30)
 @given(st.sampled_from(["probe", "exec"]), st.sampled_from(["--rate", "--workers", "--set"]), TOKENS | st.text())
 def test_any_links_of_probe_and_exec(tmp_path: Path, verb: str, option: str, value: str) -> None:
     """Together with something that is wrong in any case, so that nothing is started."""
@@ -192,6 +204,115 @@ def test_any_links_of_probe_and_exec(tmp_path: Path, verb: str, option: str, val
     )
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
+
+
+OPTIONS = [
+    *(("run", "x.toml", "--on", "fake", option) for option in ("--until", "--seeds", "--rounds", "--method", "--out")),
+    ("gate", "x.json", "--against", "x.json", "--max-slowdown"),
+    *(("tune", "x.toml", "--on", "fake", "-o", "y.toml", option) for option in ("--rates", "--seeds", "--steps")),
+    *(("profile", "no such model", "-o", "y.json", option) for option in ("--derive-for", "--steps", "--optimizer")),
+    *(("exec", option, "{}", "--set", "link.odd=1", "--") for option in ("--timeout", "--param", "--method", "--on")),
+    *((verb, "{}") for verb in ("plan", "run", "report", "compare", "gate", "reference", "doctor", "tune")),
+]
+
+
+@tries(60)
+@given(st.sampled_from(OPTIONS), TOKENS | st.text())
+@example(("doctor", "{}"), "9" * 5000)
+def test_any_option(tmp_path: Path, command: tuple[str, ...], value: str) -> None:
+    """Of a scenario that nothing accepts, so that nothing is started whatever the option says."""
+    (tmp_path / "x.toml").write_text(SCENARIO + "odd = 1\n")
+    (tmp_path / "x.json").write_text("{}")
+    given_value = value.encode(errors="replace").decode().replace("\0", "")  # what an argument can hold
+    full = [given_value if part == "{}" else part for part in command]
+    done = call_pacbench(tuple(full if "{}" in command else [*full, given_value]), tmp_path)
+    assert done.returncode in (0, 2), done
+    assert done.stderr.count("\n") == (done.returncode == 2), done
+    assert len(done.stderr) < 5000
+
+
+@st.composite
+def changed_bytes(draw: st.DrawFn, content: bytes) -> bytes:
+    """The content with bits flipped, cut off, cut out or put in."""
+    for _ in range(draw(st.integers(1, 3))):
+        place, size = draw(st.integers(0, len(content))), draw(st.integers(0, 16))
+        match draw(st.integers(0, 3)):
+            case 0 if place < len(content):
+                content = content[:place] + bytes([content[place] ^ 1 << size % 8]) + content[place + 1 :]
+            case 1:
+                content = content[:place]
+            case 2:
+                content = content[:place] + content[place + size :]
+            case _:
+                content = content[:place] + draw(st.binary(max_size=8)) + content[place:]
+    return content
+
+
+def weights(legacy: bool) -> bytes:
+    content = io.BytesIO()
+    torch.save(MODELS["digits-cnn"].build().state_dict(), content, _use_new_zipfile_serialization=not legacy)
+    return content.getvalue()
+
+
+@tries(60)
+@given(st.sampled_from([weights(legacy) for legacy in (False, True)]).flatmap(changed_bytes))
+def test_any_checkpoint(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "weights.pt").write_bytes(content)
+    with suppress(UsageError):
+        MODELS["digits-cnn"].build_from(tmp_path / "weights.pt")
+
+
+IMAGES = np.arange(4 * 28 * 28, dtype=np.int64).astype(np.uint8)
+IDX = b"\0\0\x08\x03" + np.array([4, 28, 28], ">i4").tobytes() + IMAGES.tobytes()
+LABELS = b"\0\0\x08\x01" + np.array([4], ">i4").tobytes() + bytes(range(4))
+CIFAR = [
+    pickle.dumps({"data": np.zeros((4, 3072), np.uint8), "labels": [0, 1, 2, 3]}, protocol=protocol)
+    for protocol in (2, 4)
+]
+
+
+@tries(80)
+@given(st.one_of([changed_bytes(each) for each in CIFAR]))
+def test_any_pickled_data(tmp_path: Path, content: bytes) -> None:
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir(exist_ok=True)
+    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
+        (folder / name).write_bytes(content)
+    with suppress(UsageError):
+        DATASETS["cifar-10"].load(tmp_path)
+
+
+@tries(60)
+@given(st.data(), st.sampled_from(["train", "t10k"]), st.sampled_from(["images-idx3", "labels-idx1"]), st.booleans())
+def test_any_images(tmp_path: Path, data: st.DataObject, part: str, kind: str, zipped: bool) -> None:
+    for each in ("train", "t10k"):
+        for name, content in (("images-idx3", IDX), ("labels-idx1", LABELS)):
+            (tmp_path / f"{each}-{name}-ubyte.gz").write_bytes(gzip.compress(content))
+    content = IDX if kind == "images-idx3" else LABELS
+    changed = (
+        gzip.compress(data.draw(changed_bytes(content))) if zipped else data.draw(changed_bytes(gzip.compress(content)))
+    )
+    (tmp_path / f"{part}-{kind}-ubyte.gz").write_bytes(changed)
+    with suppress(UsageError):
+        DATASETS["fashion-mnist"].load(tmp_path)
+
+
+FINDINGS = [
+    findings.Model(world_size=2, device="cpu", optimizer="SGD", parameters=[("a", [2, 3])]),
+    findings.Buckets(sizes_bytes=[24], parameters=[["a"]]),
+    findings.Metric(steps=1, at_s=1.0, name="loss", value=0.5),
+    findings.Ended(steps=1),
+    findings.Refused(reason="why"),
+]
+
+
+@tries(60)
+@given(mangled("".join(json.dumps(vars(each)) + "\n" for each in FINDINGS)))
+@example(b'{"world_size": ' + b"[" * 3000 + b"\n")
+def test_any_findings_of_a_script(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "rank-0.jsonl").write_bytes(content)
+    with suppress(MeasurementError):
+        reading.shortfall(tmp_path, 2)
 
 
 def test_what_is_nested_deeply_is_one_line(tmp_path: Path) -> None:

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-import os
 import re
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
@@ -21,6 +17,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
+from attached import run_forked
 from ranks import SHAPES, Training, flat, gradients
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
@@ -101,10 +98,13 @@ def train_branches(name: str, parameters: dict[str, Any], ddp_options: dict[str,
     return history
 
 
-@EVERY_P
+RANKS_AND_OPTIONS = [(2, False, False), (2, True, True), (3, False, True), (3, True, False), (4, False, False)]
+RANKS_AND_OPTIONS += [(4, True, True)]
+"""Every two of their values meet: a number of ranks, and whether DDP has each option."""
+
+
+@pytest.mark.parametrize(("p", "view", "unused"), RANKS_AND_OPTIONS)
 @EVERY_VARIANT
-@pytest.mark.parametrize("unused", [False, True], ids=["", "unused"])
-@pytest.mark.parametrize("view", [False, True], ids=["", "view"])
 def test_every_rank_holds_the_same_parameters(on_ranks, name, parameters, p, view, unused):
     options = {"gradient_as_bucket_view": view, "find_unused_parameters": unused}
     first, *others = on_ranks(p, train_branches, name, parameters, options)
@@ -330,26 +330,8 @@ def test_a_whole_number_will_do_for_a_share():
 
 
 def test_the_example_trains(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo"}
-    ranks = [
-        subprocess.Popen(  # what torchrun does, less its own start
-            [sys.executable, REPOSITORY / "examples" / "plain_ddp.py"],
-            cwd=tmp_path,
-            env={**os.environ, **place, "RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        (said, _), (nothing, _) = outputs = [rank.communicate(timeout=100) for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [0, 0], outputs
+    ran = run_forked(tmp_path, REPOSITORY / "examples" / "plain_ddp.py")
+    said, nothing = ran.stdout
+    assert ran.codes == [0, 0], ran.stderr
     assert float(said.removeprefix("accuracy ").removesuffix(" %\n")) > 90
     assert nothing == ""

@@ -282,6 +282,24 @@ def bytes_of_a_window() -> list[float]:
         return choose_on_ranks(WINDOW_STEPS)[2][-WINDOW_STEPS:]
 
 
+def values_of_steps() -> list[str]:
+    """The values of a state that would make each step of an exploration just so, and of a window after it."""
+    state = State(adaptive=True, warmup_steps=2, density=0.3)
+    training, values = Training(state), []
+    with steady():
+        for step in range(2 + len(exploration(2)) + WINDOW_STEPS):
+            values.append(state.steps_as["values"])
+            training.step(gradients(step, dist.get_rank()))
+    return values[2:]
+
+
+def test_it_is_known_which_fixed_choice_a_step_is_like(on_ranks):
+    ternary = [Mode.TERNARY in way for way in exploration(2)] + [False] * WINDOW_STEPS
+    assert on_ranks(2, values_of_steps) == [["ternary" if each else "fp32" for each in ternary]] * 2
+    assert State().steps_as == {}, "nothing is chosen"
+    assert State(adaptive=True).steps_as["values"] == "ternary", "as the byte formula"
+
+
 @EVERY_P
 def test_the_times_that_ranks_tell_each_other_are_counted(on_ranks, p):
     seconds_of_sync_and_codec = 2 * 4

@@ -20,7 +20,7 @@ from harness.run import execute
 from harness.scenario.load import load
 from harness.worker.profile_request import ProfileRequest, ThreadClock
 from harness.worker.timed import BackwardStopwatch
-from harness.workload.pace import Pace
+from harness.workload.pace import Pace, PacedStopwatch
 
 
 def paced(path: Path, *overrides: str) -> Plan:
@@ -108,6 +108,14 @@ def test_a_bucket_is_handed_over_when_the_last_of_its_gradients_is_ready() -> No
         stopwatch.bucket_ready(1, [weights[1]])  # before DDP has regrouped its buckets they are in another order
         stopwatch.bucket_ready(1, weights[5:])
     assert device.done == [0.001, 0.01, 0.0, 0.004] * 2
+
+
+def test_a_method_that_goes_by_its_times_sees_them_undilated() -> None:
+    for dilation in (0.25, 4.0):
+        stopwatch = PacedStopwatch(Pace(dilation), None, 1)
+        before = time.perf_counter()
+        told = dilation * stopwatch.host_s()
+        assert before <= told <= time.perf_counter()
 
 
 def test_the_processors_time_of_a_thread_does_not_pass_while_it_waits() -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from abacus import SHAPES, codec, profile
+from hypothesis import given
+from hypothesis import strategies as st
 
 import baselines
+from harness.network.flows import fair
 from harness.network.topology import Topology
 from harness.plan import predict
 from harness.plan.collectives import Network
@@ -53,3 +57,11 @@ def test_a_codec_that_is_used_once_in_several_steps_holds_up_as_many_times_less(
 
 def test_a_profiles_shapes_are_the_models() -> None:
     assert sorted(SHAPES) == sorted(MODELS["digits-cnn"].shapes())
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=4))
+def test_jobs_under_way_share_the_busiest_queue_as_flows_do(busy_shares: list[float]) -> None:
+    count, wanted = len(busy_shares), np.array(busy_shares)
+    given_each = fair(np.ones((1, count)), np.ones(1), wanted)
+    expected = np.divide(given_each, wanted, out=np.ones(count), where=wanted > 0)
+    assert predict.speeds(busy_shares) == pytest.approx(expected.tolist())

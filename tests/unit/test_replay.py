@@ -16,12 +16,14 @@ from in_process import call_pacbench
 from torch.nn.parallel import DistributedDataParallel
 
 import baselines
+from baselines import pactrain
 from harness.cluster.fake import FakeCluster
 from harness.errors import UsageError
 from harness.plan.plan import make
 from harness.record.store import Store
 from harness.run import execute
 from harness.scenario.load import load
+from harness.scenario.schema import MethodSpec
 from harness.workload.optimizers import WaitingSgd
 from harness.workload.pace import Pace, PacedStopwatch
 from harness.workload.profile import read
@@ -215,6 +217,9 @@ def test_a_pace_forgets_what_it_was_late_by_when_the_device_waits(clock: MadeUpT
     assert clock.now_s == pytest.approx(0.07)
 
 
+COSTS = {"fp32": 0.01, "ternary": 0.03}
+
+
 @pytest.mark.parametrize("dilation", [1.0, 4.0])
 def test_a_codec_is_charged_by_the_profile_and_told_in_undilated_time(dilation: float, clock: MadeUpTime) -> None:
     known = profile(codecs=[codec("topk", encode_s=0.02, decode_s=0.01)])
@@ -257,6 +262,24 @@ def test_a_step_without_codec_work_leaves_nothing_to_pay(clock: MadeUpTime) -> N
                 clock.sleep(0.001)
         stopwatch.lap()
         assert clock.now_s - began_s == pytest.approx(0.02 if sends else 0.0)
+
+
+def test_a_method_that_chooses_is_charged_for_what_it_has_chosen(clock: MadeUpTime) -> None:
+    known = profile(codecs=[codec("pactrain", {"values": values}, encode_s=each) for values, each in COSTS.items()])
+    ways = dict(zip(COSTS, known.codecs, strict=True))
+    adaptive = MethodSpec(name="pactrain", label="adaptive", params=pactrain.State(adaptive=True).parameters)
+    assert known.codec(adaptive, 4) == ways["ternary"], "as its byte formula: the least that it may choose to send"
+
+    stopwatch = PacedStopwatch(Pace(1.0), None, known.numel)
+    for values in ("fp32", "ternary", "ternary", "fp32"):
+        stopwatch.charge_as(ways[values])
+        stopwatch._pace.begin()
+        stopwatch.bucket_ready(known.numel)
+        began_s = clock.now_s
+        with stopwatch("encode"):
+            clock.sleep(0.001)
+        stopwatch.lap()
+        assert clock.now_s - began_s == pytest.approx(COSTS[values])
 
 
 def test_a_codec_that_the_profile_does_not_know_is_charged_the_processors_time(clock: MadeUpTime) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from report_runs import CRASHED, EVIL, FIGURES, Run, draw_all
+from report_runs import CRASHED, EVIL, FIGURES, Run, drawn
 from synthetic import make_store, row_again
 
 from harness.analysis.byte_model import StepModel, mean_model, payoff, step_models
@@ -79,7 +79,7 @@ def test_a_label_may_hold_any_sign(tmp_path: Path) -> None:
         f"label = {json.dumps(label)}\n"
     )
     store = make_store(tmp_path / "run", scenario=str(scenario))
-    assert draw_all(store) >= FIGURES
+    assert drawn(store).keys() >= FIGURES
     run = Run(store, figures=[throughput])
     assert label in run.page.text
     assert "b" not in {tag for tag, _ in run.page.elements}
@@ -209,7 +209,7 @@ def test_a_case_in_which_nothing_finished_is_shown_empty(tmp_path: Path) -> None
     for _, row in trials.iterrows():
         lost = {"status": "crashed", "reason": "boom", "links": None, "measured_rtt_s": None}
         store.append(row_again(row, **({} if pd.isna(row["rate_bps"]) else lost)), [])
-    assert draw_all(store) >= {"throughput", "when-it-pays", "bandwidth"}
+    assert drawn(store).keys() >= {"throughput", "when-it-pays", "bandwidth"}
     run = Run(store, figures=[throughput])
     assert [row["samples/s"] for row in run.summary.rows if row["case"].startswith("10 Mbit/s")] == ["–", "–"]
     assert run.summary.sentences[0].startswith("No method stands beside bf16 and dense at 10 Mbit/s")
@@ -221,7 +221,7 @@ def test_a_run_whose_baseline_never_finished_has_a_report_and_figures(tmp_path: 
     overrides = ['link.rate=["10mbit", "1gbit"]', "rounds=1"]
     ends = {("dense", 0): CRASHED}
     store = make_store(tmp_path / "run", overrides, methods=["pactrain"], ends=ends)
-    assert draw_all(store) >= {"throughput", "when-it-pays", "bandwidth"}
+    assert drawn(store).keys() >= {"throughput", "when-it-pays", "bandwidth"}
     run = Run(store, figures=[when_it_pays])
     assert "dense finished in no round, so that nothing tells whether accuracy is kept" in run.page.words
     assert (run.store.folder / "plots" / "when-it-pays.png").exists()

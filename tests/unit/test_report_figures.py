@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from matplotlib.text import Text
 from PIL import Image
-from report_runs import FIGURES, Run, draw_all
+from report_runs import FIGURES, Run, drawn
 from synthetic import make_store
 
 import baselines
@@ -21,7 +21,7 @@ from harness.analysis.cases import case_results
 from harness.analysis.estimates import geometric_mean
 from harness.report.figures.look import looks
 from harness.report.figures.registry import Results
-from harness.report.figures.step import bytes_per_step, step_time
+from harness.report.figures.step import step_time
 from harness.report.figures.sweep import sweep
 from harness.report.figures.throughput import throughput
 from harness.scenario.load import load
@@ -65,7 +65,7 @@ from harness.report.figures.registry import Drawing
 import pandas as pd
 signal.signal(signal.SIGTERM, lambda *_: None)
 drawing = Drawing("figure", "Title", "Caption", Figure(), pd.DataFrame())
-print([svg[:5] for svg in render.render_all([drawing] * 3, Path({str(tmp_path)!r}))])
+print([svg[:5] for svg in render.render_all([drawing] * 3, Path({str(tmp_path)!r}), for_page=True)])
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == str(["<?xml"] * 3), done.stderr
@@ -75,7 +75,7 @@ def test_a_method_without_a_finished_trial_keeps_its_place_in_figures(with_failu
     scenario = with_failures.store.scenario()
     cases = case_results(with_failures.store.trials(), scenario)
     results = replace(Results.of(cases, with_failures.store.events(), scenario), reference="dense")
-    assert draw_all(with_failures.store) == {*FIGURES, "speedup"}
+    assert drawn(with_failures.store).keys() == {*FIGURES, "speedup"}
     for drawing in (*throughput(results), *step_time(results)):
         nothing = [text for text in drawing.figure.findobj(Text) if text.get_text() == "no trial finished"]
         assert len(nothing) == 1
@@ -134,9 +134,9 @@ def test_the_bandwidth_figure_holds_ratios_paired_within_rounds(three_rates: Run
 
 def test_every_method_can_be_drawn(tmp_path: Path) -> None:
     store = make_store(tmp_path / "run", ["rounds=1"], scenario="convergence")
-    assert draw_all(store) >= FIGURES
-    every = Run(store, figures=[bytes_per_step])
-    assert set(every.csv("bytes-per-step")["label"]) == {method.label for method in every.store.scenario().methods}
+    numbers = drawn(store)
+    assert numbers.keys() >= FIGURES
+    assert set(numbers["bytes-per-step"]["label"]) == {method.label for method in store.scenario().methods}
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_the_sweep_figure_marks_where_accuracy_stops_to_hold(
         for number, offset in enumerate((-0.01, 0.0, 0.01))
     }
     store = make_store(tmp_path / "run", scenario="pruning_sweep", ends=ends)
-    swept = Run(store, figures=[sweep]).csv("sweep")
+    swept = drawn(store, [sweep])["sweep"]
     assert set(swept["sweep"]) == {"pactrain"}
     assert swept["share"].tolist() == densities
     assert swept["final_accuracy"].tolist() == pytest.approx(accuracies)

@@ -83,6 +83,11 @@ class Judgement:
     """One for each share of the device."""
 
     @property
+    def estimates(self) -> tuple[Estimate, ...]:
+        """What was found, with each share of the device of which anything was."""
+        return tuple(part.found for part in self.parts if part.found) or ((self.found,) if self.found else ())
+
+    @property
     def open_parts(self) -> tuple[Part, ...]:
         """Those that more rounds may decide."""
         return tuple(part for part in self.parts if part.open_cells)
@@ -230,13 +235,15 @@ def _together(parts: Sequence[Part]) -> tuple[Verdict, str, str]:
         return parts[0].verdict, parts[0].reason, parts[0].decides
     each = "; ".join(f"{named(part.device)}: {part.verdict}, {part.reason}" for part in parts)
     if len(verdicts) == 1:
+        if len({part.reason for part in parts}) == 1:
+            each = parts[0].reason
         decides = "; ".join(dict.fromkeys(part.decides for part in parts if part.decides))
-        return parts[0].verdict, f"it holds over the range of devices ({each})", decides
+        return parts[0].verdict, f"with every share of the device: {each}", decides
     if verdicts <= HOLDING:
-        return "reproduced", f"how far it is exceeded depends on the device ({each})", ""
+        return "reproduced", f"how far it is exceeded depends on the share of the device ({each})", ""
     left = [f"{named(part.device)}: {part.decides}" for part in parts if part.decides]
     decides = "; ".join([*left, "a profile of the device that the source had"])
-    return "inconclusive", f"it depends on the device ({each})", decides
+    return "inconclusive", f"it depends on the share of the device ({each})", decides
 
 
 def named(device: float) -> str:
@@ -271,7 +278,7 @@ def _origin(figure: str, run: Run, trials: pd.DataFrame) -> str:
     done = trials[trials["status"] == DONE]
     if run.store is None or done.empty:
         return ""
-    what = " and ".join(dict.fromkeys(f"{row.model}, {row.dataset}" for row in done.itertuples()))
+    what = " and ".join(dict.fromkeys(f"{row.model}, {row.dataset}" for row in done[["model", "dataset"]].itertuples()))
     clusters = set(done["cluster"])
     where = "a fake cluster, SCRIPTED, not measured" if FAKE in clusters else ", ".join(sorted(clusters))
     return f"{figure}: {what}, {len(done)} trials on {where}, {run.store.folder.name}"

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from harness.analysis.claims.judgements import Judgement
     from harness.analysis.claims.schema import Claim
     from harness.plan.plan import Plan
+    from harness.report.figures.registry import Drawing
 
 ALL_ROUNDS = range(1000)
 
@@ -40,7 +41,7 @@ def verb(
     from harness.analysis.claims import judgements, plans, schema
     from harness.analysis.claims.figures import Run
     from harness.cluster import registry
-    from harness.report import claims as report
+    from harness.report import claims_page
     from harness.run.planning import plan_on
     from harness.run.reproducing import reproduce
     from harness.run.session import latest_run
@@ -55,8 +56,7 @@ def verb(
     runs, failed = reproduce(chosen, runs, lambda name, run, part: _carry_out(run, part, kind, why), cpu_count())
     judged = [judgements.judge(each, runs) for each in chosen]
     _report_runs(runs)
-    page = report.write(judged, out, provenance.collect(command()))
-    _draw(judged, planned, out)
+    page = claims_page.write(judged, out, provenance.collect(command()), _draw(judged, planned, out))
     _print(judged)
     say(f"verdicts, reasons, origins: {page}")
     if failed:
@@ -123,24 +123,30 @@ def _report_runs(runs: Mapping[str, Run]) -> None:
             write_report(run.store)
 
 
-def _draw(judged: Sequence[Judgement], plans: Mapping[str, Plan], out: Path) -> None:
+def _draw(judged: Sequence[Judgement], plans: Mapping[str, Plan], out: Path) -> list[Drawing]:
     import pandas as pd
 
     from harness.analysis import crossover
     from harness.report.figures.claims import write_claims
     from harness.report.figures.crossover import write_crossover
 
-    write_claims(judged, out)
+    drawings = write_claims(judged, out)
     if len(predicted := pd.concat([crossover.speedups(each) for each in plans.values()])):
         methods = {method.label: method for each in plans.values() for method in each.scenario.methods}
-        write_crossover(predicted, list(methods.values()), out)
+        drawings.append(write_crossover(predicted, list(methods.values()), out))
+    return drawings
 
 
 def _print(judged: Sequence[Judgement]) -> None:
     from harness.analysis.claims.judgements import families
+    from harness.analysis.claims.summary import papers
+    from harness.report import citing
     from harness.report import claims as report
 
     rows = [report.cells(each) for each in judged]
     print_table("claims", list(rows[0]), [list(row.values()) for row in rows], ["method", "over", "of", "verdict"])
     for family, own in families(judged).items():
         say(f"{family}: {report.sentence(own)}")
+    for own in papers(judged).values():
+        for sentence in citing.citable(own):
+            say(sentence)

@@ -42,6 +42,8 @@ LIST_LIBRARIES = (
     "import importlib.metadata as m, json; print(json.dumps({d.name: d.version for d in m.distributions()}))",
 )
 
+CONFINED = ("--network=none", "--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges:true")
+
 INHERITED = ["HOME", "HOSTNAME"]
 """Variables that the engine gives to a container, beside those of its image."""
 
@@ -111,7 +113,7 @@ class ComposeCluster(EmulatedCluster):
         """See ``Cluster.provenance``: engine, image, and the versions inside it."""
         client = engine.connect()
         marks = [f"--label={name}={value}" for name, value in engine.labels(self._run).items()]
-        shown = engine.command(["run", "--rm", "--network=none", *marks, self._image, *LIST_LIBRARIES])
+        shown = engine.command(["run", "--rm", *CONFINED, *marks, self._image, *LIST_LIBRARIES])
         return {
             "engine": client.version()["Version"],
             "compose": engine.compose_version(),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 from harness.cluster.agent import Agent
 from harness.errors import MeasurementError
@@ -33,8 +32,6 @@ class Node:
     def __init__(self, name: str, interfaces: Mapping[str, str]) -> None:
         self.name = name
         _name_interfaces(interfaces)
-        # Names must resolve without asking anybody: a resolver that cannot answer costs seconds, now and then.
-        Path("/etc/nsswitch.conf").write_text("hosts: files\n")
 
     def build(self, request: Build) -> None:
         """Take the node's part in the topology that is asked for, and read back every queue."""
@@ -43,7 +40,6 @@ class Node:
         for entry in json.loads(run(["ip", "-j", "link", "show"])):
             if entry["ifname"] != "lo":
                 run_lines("ip", None, [f"addr flush dev {entry['ifname']}"])  # routes go with the addresses
-        Path("/etc/hosts").write_text(topology.hosts())
         self._apply(topology.build())
         self._apply(topology.shape())
         shown = json.loads(run(["tc", "-j", "qdisc", "show"]))

@@ -23,6 +23,12 @@ WORKDIR, CACHE = "/pacbench", "/cache"
 ENVIRONMENT = {"XDG_CACHE_HOME": CACHE, "PYTHONPATH": ""}
 """The image's own PYTHONPATH would put what lies beside the code before Python's library; ``start.py`` needs none."""
 
+WRITABLE = ("/tmp", "/var/tmp", "/run", CACHE)
+"""In memory, and gone with the container; all else of its files nothing in it can write."""
+
+NSSWITCH = Path(__file__).with_name("nsswitch.conf")
+"""Names resolve without asking anybody: a resolver that cannot answer costs seconds, now and then."""
+
 ONLY_BY_THE_LINK = {
     "NCCL_SOCKET_IFNAME": WORKER_INTERFACE,
     "NCCL_IB_DISABLE": "1",
@@ -159,7 +165,8 @@ def project(name: str, deployment: Deployment, *, image: str, labels: Mapping[st
 
 def _common(deployment: Deployment, image: str, labels: Mapping[str, str]) -> dict[str, Any]:
     """What all containers have."""
-    code = [(ROOT / package, f"{WORKDIR}/{package}") for package in CODE]
+    given = [(ROOT / package, f"{WORKDIR}/{package}") for package in CODE]
+    given += [(NSSWITCH, "/etc/nsswitch.conf"), *deployment.mounts.items()]
     return {
         "image": image,
         "pull_policy": "never",
@@ -167,12 +174,14 @@ def _common(deployment: Deployment, image: str, labels: Mapping[str, str]) -> di
         "command": ["sleep", "infinity"],
         "cap_drop": ["ALL"],
         "cap_add": ["NET_ADMIN"],
+        "read_only": True,
+        "tmpfs": [f"{folder}:exec,mode=1777" for folder in WRITABLE],
+        "extra_hosts": [f"{name}:{found}" for name, found in deployment.topology.worker_addresses.items()],
         "security_opt": ["no-new-privileges:true"],
         "labels": dict(labels),
         "stop_grace_period": "0s",
         "volumes": [
-            {"type": "bind", "source": str(source), "target": target, "read_only": True}
-            for source, target in [*code, *deployment.mounts.items()]
+            {"type": "bind", "source": str(source), "target": target, "read_only": True} for source, target in given
         ]
         + [{"type": "bind", "source": str(own), "target": str(own)} for own in deployment.folders],
         "environment": ENVIRONMENT,

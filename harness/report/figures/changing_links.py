@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from harness.analysis.cases import CaseResult, per_case
 from harness.analysis.methods import MethodResult
 from harness.analysis.trials import CASE_COLUMNS
-from harness.methods import method_named
+from harness.methods import declared
 from harness.report.figures import layout
 from harness.report.figures.axes import engineering_log_ticks
 from harness.report.figures.layout import AXIS_IN, Grid
@@ -90,8 +90,9 @@ def _steps_of(result: MethodResult, events: pd.DataFrame) -> pd.DataFrame | None
     if first.empty:
         return None
     names = {"step_s": "step_s", "link_rate_bps": "link_rate_bps"}
-    if note := method_named(result.method).State.goodput_note:
-        names[note] = "adaptive_goodput_bps"
+    method = declared(result.method)
+    if method and method.State.goodput_note:
+        names[method.State.goodput_note] = "adaptive_goodput_bps"
     own = events[(events["trial_id"] == first["trial_id"].iloc[0]) & events["kind"].isin(names)]
     table: pd.DataFrame = own.pivot_table(index="step", columns="kind", values="value", aggfunc="last").sort_index()
     if "link_rate_bps" not in table:

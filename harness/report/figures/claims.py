@@ -1,10 +1,12 @@
-"""What papers claim, and what was found."""
+"""What papers claim, and what was found: by paper and claim a row a case, a column a kind of baseline."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -15,15 +17,16 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from harness.analysis.claims.judgements import Judgement
-from harness.report.claims import links
+from harness import plain
+from harness.analysis.claims.judgements import Judgement, families
+from harness.analysis.claims.schema import Quantity
+from harness.analysis.claims.summary import is_sixteen_bit, papers
+from harness.report.claims import claimed, links, quantity
 from harness.report.figures import layout, render
-from harness.report.figures.axes import whiskers
-from harness.report.figures.bars import BAR_SHARE, row_in
 from harness.report.figures.cases import bounds
-from harness.report.figures.layout import WIDTH_IN, Grid, Key
+from harness.report.figures.layout import EDGE_IN, WIDTH_IN, Grid, Key
 from harness.report.figures.look import INK
 from harness.report.figures.registry import Drawing
 
@@ -35,104 +38,289 @@ VERDICT_LOOKS = {
 }
 """The colour and the marker of each verdict that comes from a measurement."""
 
-RATIOS = ("throughput", "bytes", "communication time", "time to accuracy", "trend")
-"""Quantities that are told as times better, and so share an axis."""
+CLAIMED_COLOR = "#d9d9d9"
+QUIET = "#6a6a6a"
+ROW_PT, SMALL_PT, HEADING_PT, PAPER_PT = 6.5, 5.5, 6.5, 8.0
+ROW_IN, GROUP_IN, HEADING_IN, PAPER_IN = 0.115, 0.06, 0.2, 0.3
+"""Heights of a case, of what parts two groups of them, of a claim's heading, and of a paper's."""
 
-CLAIMED_COLOR = "#d4d4d4"
-CLAIM_IN, CLAIM_PT, CLAIM_SHARE, CLAIM_LINES = 0.2, 7.0, 0.6, 3
-"""A claim's row: its height in one line, the size of its text, and what that may take."""
+LABEL_SHARE, LABEL_LINES = 0.3, 2
+MARK_PT = 4.6
 
-LEAST_RATIO = 0.1
-"""Where the axis begins, if nothing lies below."""
+LOW_RATIO, HIGH_RATIO = 0.3, 20.0
+"""The ends of the axis, if nothing lies beyond."""
 
-BEYOND = 1.5
-"""How far beyond all that is drawn a range without an upper end reaches."""
+FEW_DECADES = 300
+"""The greatest over the least value, up to which there are two ticks a decade."""
 
-BESIDE = 0.22
-"""How far the points of two shares of a device lie apart, in rows."""
+BEYOND = 1.3
+"""How much further than all that is drawn an axis of ratios reaches."""
+
+
+class Picture(NamedTuple):
+    """Claims that share an axis."""
+
+    name: str
+    title: str
+    quantities: tuple[Quantity, ...]
+    x_label: str
+    is_log: bool
+    unit: str
+
+
+PICTURES = (
+    Picture(
+        "claims", "Claimed and found", ("throughput", "communication time", "time to accuracy", "trend"),
+        "times better", True, "×",
+    ),
+    Picture("claims-bytes", "Bytes, claimed and found", ("bytes",), "times fewer bytes", True, "×"),
+    Picture("claims-accuracy", "Accuracy that is lost", ("accuracy",), "points lost", False, ""),
+    Picture("claims-shares", "Shares", ("share", "ablation"), "share", False, ""),
+)  # fmt: skip
+
+
+@dataclass
+class Line:
+    """A line of a picture: a heading, or a case with its claims by column."""
+
+    height_in: float
+    paper: str = ""
+    heading: str = ""
+    label: str = ""
+    """Model and method, beside the first case of a group."""
+    link: str = ""
+    nothing: str = ""
+    """Why there is no point in it."""
+    claims: dict[int, Judgement] = field(default_factory=dict)
 
 
 def write_claims(judgements: Sequence[Judgement], folder: Path) -> list[Drawing]:
-    """Draw ``claims`` into ``folder``, as pdf, png and csv; nothing where no claim is a ratio."""
-    drawn = [each for each in judgements if each.claim.quantity in RATIOS]
-    if not drawn:
-        return []
+    """Draw the pictures that the claims give rise to into ``folder``, as pdf, png and csv."""
     with style():
-        return render.write([claims(drawn)], folder)
+        return render.write(draw_all(judgements), folder)
 
 
-def claims(judgements: Sequence[Judgement]) -> Drawing:
-    """A row a claim, with its range, the found ratio and its interval."""
-    labels = [_label(each) for each in judgements]
-    key, most_in = Key(labels), CLAIM_SHARE * min(WIDTH_IN, layout.style_width_in())
-    names = [key.short(label, most_in, CLAIM_LINES, CLAIM_PT) for label in labels]
+def draw_all(judgements: Sequence[Judgement]) -> Iterator[Drawing]:
+    """A drawing for each axis that some claim needs."""
+    for picture in PICTURES:
+        if drawn := [each for each in judgements if each.claim.quantity in picture.quantities]:
+            yield claims(drawn, picture)
+
+
+def claims(judgements: Sequence[Judgement], picture: Picture = PICTURES[0]) -> Drawing:
+    """Each claim's range in grey, and on it the interval that was found, marked by its verdict."""
+    kinds = sorted(set(map(_column, judgements)))
+    lines = list(_lines(judgements))
+    key = Key([line.label for line in lines])
+    width_in = min(WIDTH_IN, layout.style_width_in())
+    most_in = LABEL_SHARE * width_in
+    names = [key.short(line.label, most_in, LABEL_LINES, ROW_PT) if line.label else "" for line in lines]
+    for line, name in zip(lines, names, strict=True):
+        line.height_in = max(line.height_in, layout.lines_in(name, ROW_PT))
+    links_in = layout.text_in([line.link for line in lines], SMALL_PT)
     grid = Grid(
         rows=1,
-        columns=1,
-        panel_in=row_in(names, CLAIM_IN, CLAIM_PT) * len(judgements),
+        columns=len(kinds),
+        panel_in=sum(line.height_in for line in lines),
         legend=_legend(),
-        left_in=layout.text_in(names, CLAIM_PT) + 0.2,
-        right_in=0.2,
-        x_labels=["how many times better"],
+        left_in=layout.text_in(names, ROW_PT) + links_in + 0.3,
+        right_in=0.15,
+        between_in=0.1,
+        titles=[_title(kind, judgements, key) for kind in kinds],
+        x_labels=[picture.x_label] * len(kinds),
+        share_y=True,
         key=key,
     )
-    drawn, ((axes,),) = layout.panels(grid)
-    _claims_axes(axes, names)
-    most = BEYOND * max(_greatest(each) for each in judgements)
-    for y, judgement in enumerate(judgements):
-        _draw_claim(axes, y, judgement, most)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    drawn, (panels,) = layout.panels(grid)
+    span, nothing_at = _span(judgements, picture), 1.0 if picture.is_log else 0.0
+    for axes in panels:
+        _style_axes(axes, picture, span, grid.panel_in)
+    _draw_lines(panels, lines, kinds, nothing_at)
+    _name_lines(panels, lines, names, links_in)
     caption = (
-        "Grey: the claimed range. Points: what was found here, with the interval that its verdict was read from; "
-        "circle: reproduced, triangle: exceeded, cross: not reproduced, square: inconclusive. Points in one row: "
-        "ever smaller shares of the device. A claim without a point has not been run."
+        "Grey: the claimed range. Line: from the lowest to the highest end of all intervals found, one for each share "
+        "of the device. Mark: the verdict. Circle: reproduced; triangle: exceeded; cross: not reproduced; square: "
+        "inconclusive."
     )
-    return Drawing("claims", "Claims", caption, drawn, pd.DataFrame([_row(each) for each in judgements]))
+    return Drawing(picture.name, picture.title, caption, drawn, pd.DataFrame([_row(each) for each in judgements]))
 
 
-def _label(judgement: Judgement) -> str:
-    claim = judgement.claim
-    return f"{claim.family}: {', '.join(claim.model)}, {links(claim)}, {', '.join(claim.method)} over {claim.baseline}"
+def _column(judgement: Judgement) -> int:
+    """The 16-bit all-reduce stands first, then dense, then all else."""
+    baseline = judgement.claim.baseline
+    return 0 if is_sixteen_bit(baseline) else 1 if baseline == "dense" else 2
+
+
+def _title(kind: int, judgements: Sequence[Judgement], key: Key) -> str:
+    labels = list(dict.fromkeys(each.claim.baseline for each in judgements if _column(each) == kind))
+    if kind == 0:
+        return "over the 16-bit all-reduce"
+    return "over another method" if len(labels) > 1 else f"over {key.inline(labels[0], 1.2, 'axes.titlesize')}"
+
+
+def _lines(judgements: Sequence[Judgement]) -> Iterator[Line]:
+    """Paper by paper, claim by claim, case by case; a model of which nothing was run takes one line."""
+    for source, own in papers(judgements).items():
+        yield Line(PAPER_IN, paper=source)
+        for family, of_family in families(own).items():
+            claim = of_family[0].claim
+            over = ", ".join(dict.fromkeys(each.claim.baseline for each in of_family))
+            said = quantity(claim) if claim.quantity == "trend" else f"{quantity(claim)}, {claimed(claim)} claimed"
+            yield Line(HEADING_IN, heading=f"{family}: {said}, over {over}")
+            yield from _of_family(of_family)
+
+
+def _of_family(own: Sequence[Judgement]) -> Iterator[Line]:
+    if nothing := _nothing(own):
+        yield Line(ROW_IN + GROUP_IN, nothing=nothing)
+        return
+    groups: dict[str, list[Judgement]] = {}
+    for judgement in own:
+        groups.setdefault(", ".join(judgement.claim.model), []).append(judgement)
+    for model, of_model in groups.items():
+        if nothing := _nothing(of_model):
+            yield Line(ROW_IN + GROUP_IN, label=model, nothing=nothing)
+        else:
+            yield from _of_model(model, of_model)
+
+
+def _of_model(model: str, own: Sequence[Judgement]) -> Iterator[Line]:
+    rows: dict[str, dict[str, dict[int, Judgement]]] = {}
+    for judgement in own:
+        counted = " of a gradient" if judgement.claim.counted == "gradient" else ""
+        label = f"{model}, {', '.join(judgement.claim.method)}{counted}"
+        rows.setdefault(label, {}).setdefault(_link(judgement), {})[_column(judgement)] = judgement
+    for label, of_links in rows.items():
+        for number, (link, found) in enumerate(of_links.items()):
+            single = GROUP_IN if len(of_links) == 1 else 0.0
+            yield Line(ROW_IN + single, label=label if number == 0 else "", link=link, claims=found)
+        yield Line(GROUP_IN)
+
+
+def _link(judgement: Judgement) -> str:
+    rates = links(judgement.claim).split(", ")
+    return rates[0] if len(rates) == 1 else f"{rates[0]} … {rates[-1]}"
+
+
+def _nothing(own: Sequence[Judgement]) -> str:
+    """Why none of these has a point, if none has."""
+    if any(each.estimates or each.verdict == "not reproduced" for each in own):
+        return ""
+    return ", ".join(dict.fromkeys(each.parts[0].reason if each.parts else each.verdict for each in own))
+
+
+def _ends(judgement: Judgement) -> tuple[float, float] | None:
+    """All that it may be, by the intervals of all shares of the device."""
+    ends = [end for each in judgement.estimates for end in (each.low, each.high, each.value) if end is not None]
+    return (min(ends), max(ends)) if ends else None
+
+
+def _span(judgements: Sequence[Judgement], picture: Picture) -> tuple[float, float]:
+    """The ends of the axis: all that was found lies within them, and every end that is claimed."""
+    values = [end for each in judgements for end in each.claim.claimed if math.isfinite(end)]
+    values += [end for each in judgements for end in _ends(each) or ()]
+    if picture.is_log:
+        positive = [value for value in values if value > 0]
+        return min([LOW_RATIO, *(value / BEYOND for value in positive)]), max(
+            [HIGH_RATIO, *(value * BEYOND for value in positive)]
+        )
+    room = 0.08 * max(max(values) - min(values), 0.1)
+    return min(0.0, *values) - room, max(values) + room
+
+
+def _style_axes(axes: Axes, picture: Picture, span: tuple[float, float], height_in: float) -> None:
+    if picture.is_log:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if span[1] / span[0] < FEW_DECADES else (1,)))
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(3))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}{picture.unit}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlim(*span)
+    axes.set_ylim(height_in, 0)
+    axes.set_yticks([])
+    axes.tick_params(axis="x", labelsize=ROW_PT)
+    axes.spines["left"].set_visible(False)
+    axes.patch.set_visible(False)  # headings run across all panels
+    axes.grid(False)
+
+
+def _draw_lines(panels: Sequence[Axes], lines: Sequence[Line], kinds: Sequence[int], nothing_at: float) -> None:
+    """The claims of each line, from above, and where there is neither gain nor loss."""
+    top_in = 0.0
+    for line in lines:
+        for axes, kind in zip(panels, kinds, strict=True):
+            if kind in line.claims:
+                _draw_claim(axes, top_in + line.height_in / 2, line.height_in, line.claims[kind])
+                axes.plot([nothing_at] * 2, [top_in, top_in + line.height_in], color=INK, lw=0.8, zorder=2)
+        top_in += line.height_in
+
+
+def _name_lines(panels: Sequence[Axes], lines: Sequence[Line], names: Sequence[str], links_in: float) -> None:
+    """Headings across the figure; beside each case its model, method and link."""
+    first, top_in = panels[0], 0.0
+    width_in = float(first.get_figure(root=True).get_figwidth())  # type: ignore[union-attr]
+    left_in = float(first.get_position().x0) * width_in
+    for line, name in zip(lines, names, strict=True):
+        middle_in, bottom_in = top_in + line.height_in / 2, top_in + line.height_in - 0.03
+        for text, size, color, x_in in (
+            (line.paper, PAPER_PT, INK, EDGE_IN),
+            (line.heading, HEADING_PT, QUIET, EDGE_IN + 0.08),
+        ):
+            shown = _in_one_line(text, size, width_in - x_in - EDGE_IN)
+            _say(first, x_in - left_in, bottom_in, shown, size=size, color=color, va="bottom")
+        _say(first, -links_in - 0.16, middle_in, name, size=ROW_PT, color=INK, ha="right")
+        _say(first, -0.06, middle_in, line.link, size=SMALL_PT, color=QUIET, ha="right")
+        nothing = _in_one_line(line.nothing, SMALL_PT, width_in - left_in - EDGE_IN)
+        _say(first, 0.06, middle_in, nothing, size=SMALL_PT, color=QUIET)
+        top_in += line.height_in
+
+
+def _in_one_line(text: str, size: float, width_in: float) -> str:
+    """As much of it as has room."""
+    (line,) = plain.shortened(layout.shown(text), 1, lambda part: layout.text_in([part], size) <= width_in)
+    return line
+
+
+def _say(axes: Axes, x_in: float, y_in: float, text: str, *, size: float, color: str, **aligned: str) -> None:
+    """Text so many inches to the right of a panel's left edge; centred on its line, unless it is aligned otherwise."""
+    if text:
+        place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+        look: dict[str, Any] = {"fontsize": size, "color": color, "va": "center", **aligned}
+        axes.annotate(text, (0, y_in), (72 * x_in, 0), **place, **look, annotation_clip=False, zorder=5)
+
+
+def _draw_claim(axes: Axes, y_in: float, height_in: float, judgement: Judgement) -> None:
+    least, most = axes.get_xlim()
+    low, high = judgement.claim.claimed
+    start, end = max(low, least), min(high, most)
+    axes.barh(y_in, end - start, height_in, start, color=CLAIMED_COLOR, zorder=1)
+    ends, found = _ends(judgement), next(iter(judgement.estimates), None)
+    color, marker = VERDICT_LOOKS.get(judgement.verdict, (QUIET, ""))
+    if ends is None or found is None:
+        if judgement.verdict == "not reproduced":  # it missed the target for good: no number is bad enough
+            axes.plot(least, y_in, marker, color=color, ms=MARK_PT, mew=0, zorder=4, clip_on=False)
+        else:
+            _say(axes, 0.02, y_in, "no figure", size=SMALL_PT, color=QUIET)
+        return
+    axes.plot(ends, [y_in, y_in], color=color, lw=1.1, zorder=3, solid_capstyle="butt")
+    axes.plot(found.value, y_in, marker, color=color, ms=MARK_PT, mew=0, zorder=4)
 
 
 def _legend() -> list[Artist]:
     verdicts = [
-        Line2D([], [], color=color, marker=marker, ls="", label=verdict)
+        Line2D([], [], color=color, marker=marker, lw=1.1, ms=MARK_PT, mew=0, label=verdict)
         for verdict, (color, marker) in VERDICT_LOOKS.items()
     ]
     return [Patch(color=CLAIMED_COLOR, label="claimed"), *verdicts]
-
-
-def _claims_axes(axes: Axes, names: Sequence[str]) -> None:
-    axes.set_yticks(range(len(names)), names, fontsize=CLAIM_PT)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_xscale("log")
-    axes.axvline(1, color=INK, lw=0.9)
-
-
-def _greatest(judgement: Judgement) -> float:
-    """The greatest ratio of a row, ranges without an end apart."""
-    found = [part.found.high or part.found.value for part in judgement.parts if part.found]
-    return max([1.0, *filter(math.isfinite, judgement.claim.claimed), *filter(math.isfinite, found)])
-
-
-def _draw_claim(axes: Axes, y: int, judgement: Judgement, most: float) -> None:
-    low, high = judgement.claim.claimed
-    start, end = max(low, LEAST_RATIO), min(high, most)
-    axes.barh(y, end - start, BAR_SHARE, start, color=CLAIMED_COLOR)
-    middle = (len(judgement.parts) - 1) / 2
-    for number, part in enumerate(judgement.parts):
-        if part.found:
-            height, (color, marker) = y + BESIDE * (number - middle), VERDICT_LOOKS[part.verdict]
-            whiskers(axes, [height], [part.found])
-            axes.plot(part.found.value, height, marker, color=color, ms=5, mew=0, zorder=4)
 
 
 def _row(judgement: Judgement) -> dict[str, str | float | None]:
     return {
         "id": judgement.claim.id,
         "quantity": judgement.claim.quantity,
+        "baseline": judgement.claim.baseline,
         "claimed_low": judgement.claim.claimed[0],
         "claimed_high": judgement.claim.claimed[1],
         "verdict": judgement.verdict,

@@ -17,7 +17,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from harness.methods import method_named
+from harness.methods import declared
 from harness.scenario.schema import MethodSpec
 
 INK = "#222222"
@@ -30,6 +30,9 @@ PHASES = {"compute": "#332288", "codec": "#AA4499", "comm": "#DDCC77"}
 LINE_STYLES = ("-", "--", ":", "-.")
 TINTS = (0.0, -0.45, 0.5, -0.7)
 """The tints of a method's variants, in order: towards white where positive, towards black where negative."""
+
+UNKNOWN = ("#777777", "o")
+"""Colour and marker of a method of which nothing is known: a plug-in whose code nobody asked to be run."""
 
 
 class Look(NamedTuple):
@@ -63,8 +66,9 @@ def looks(methods: Sequence[MethodSpec]) -> dict[str, Look]:
     for method in methods:
         variant = siblings[method.name] % len(TINTS)
         siblings[method.name] += 1
-        declared = method_named(method.name)
-        found[method.label] = Look(tinted(declared.color, TINTS[variant]), LINE_STYLES[variant], declared.marker)
+        known = declared(method.name)
+        color, marker = (known.color, known.marker) if known else UNKNOWN
+        found[method.label] = Look(tinted(color, TINTS[variant]), LINE_STYLES[variant], marker)
     return found
 
 

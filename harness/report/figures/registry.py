@@ -67,7 +67,7 @@ class Drawing:
     data: pd.DataFrame
     """The numbers in it, as a table for programs."""
     svg: str = ""
-    """The figure as it stands in pages. ``render.write`` adds it."""
+    """The figure as it stands in pages. ``render.write`` adds it for them."""
 
 
 Draws = Callable[[Results], Iterator[Drawing]]

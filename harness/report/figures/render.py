@@ -27,58 +27,71 @@ MOST_PIXELS = 60_000
 
 
 def write_all(
-    folder: Path, results: Results, figures: Iterable[Draws], changes: Mapping[Any, Any] = {}
+    folder: Path,
+    results: Results,
+    figures: Iterable[Draws],
+    changes: Mapping[Any, Any] = {},
+    for_page: bool = True,
 ) -> list[Drawing]:
     """Draw the figures that the results give rise to, each into ``folder`` as ``<name>.pdf``, ``.png`` and ``.csv``.
 
     Args:
         figures: those to draw, in order; ``registry.figures`` knows all.
         changes: settings that differ from the style file, such as ``figure.figsize``, whose width no figure exceeds.
+        for_page: whether those that are returned have their SVG.
     """
     with style(changes):
-        return write((drawing for draws in figures for drawing in draws(results)), folder)
+        return write((drawing for draws in figures for drawing in draws(results)), folder, for_page)
 
 
-def write(drawings: Iterable[Drawing], folder: Path) -> list[Drawing]:
-    """Write each figure, in the style that is in force; returns them with their SVG."""
+def write(drawings: Iterable[Drawing], folder: Path, for_page: bool = True) -> list[Drawing]:
+    """Write each figure, in the style that is in force; returns them, for a page with their SVG."""
     drawings = list(drawings)
     make_folder(folder)
     for drawing in drawings:
         write_whole(folder / f"{drawing.name}.csv", drawing.data.to_csv(index=False), sync=False)
-    return [replace(drawing, svg=svg) for drawing, svg in zip(drawings, render_all(drawings, folder), strict=True)]
+    svgs = render_all(drawings, folder, for_page)
+    return [replace(drawing, svg=svg) for drawing, svg in zip(drawings, svgs, strict=True)]
 
 
-def render_all(drawings: Sequence[Drawing], folder: Path) -> list[str]:
-    """Write each figure as pdf and png; returns all as SVG. On all CPUs at once, where processes can be forked."""
+def render_all(drawings: Sequence[Drawing], folder: Path, for_page: bool) -> list[str]:
+    """Write each figure as pdf and png, on all CPUs at once where processes can be forked.
+
+    Returns:
+        Each as SVG, which takes a third of the time; where that is not for a page, nothing.
+    """
     processes = min(len(drawings), os.cpu_count() or 1)
     if processes < 2 or sys.platform != "linux" or threading.active_count() > 1:
-        return [_render(drawing, folder) for drawing in drawings]
+        return [_render(drawing, folder, for_page) for drawing in drawings]
     # multiprocessing's own pool ends its processes by SIGTERM, which here is Python's to handle, and may be lost.
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("fork"), _inherit, (drawings, folder)) as pool:
+    shared = drawings, folder, for_page
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("fork"), _inherit, shared) as pool:
         return list(pool.map(_render_inherited, range(len(drawings))))
 
 
-_inherited: tuple[Sequence[Drawing], Path]
+_inherited: tuple[Sequence[Drawing], Path, bool]
 """What a forked process has of its parent: figures take longer to pickle than to draw."""
 
 
-def _inherit(drawings: Sequence[Drawing], folder: Path) -> None:
+def _inherit(drawings: Sequence[Drawing], folder: Path, for_page: bool) -> None:
     global _inherited
-    _inherited = drawings, folder
+    _inherited = drawings, folder, for_page
 
 
 def _render_inherited(number: int) -> str:
-    drawings, folder = _inherited
-    return _render(drawings[number], folder)
+    drawings, folder, for_page = _inherited
+    return _render(drawings[number], folder, for_page)
 
 
-def _render(drawing: Drawing, folder: Path) -> str:
+def _render(drawing: Drawing, folder: Path, for_page: bool) -> str:
     stem = folder / drawing.name
     pdf, png = io.BytesIO(), io.BytesIO()
     drawing.figure.savefig(pdf, format="pdf", metadata={"CreationDate": None, "Title": drawing.title})
     drawing.figure.savefig(png, format="png", dpi=_dpi(drawing.figure))
     for ending, content in ((".pdf", pdf), (".png", png)):
         write_whole(stem.with_suffix(ending), content.getvalue(), sync=False)
+    if not for_page:
+        return ""
     svg = io.StringIO()
     drawing.figure.savefig(svg, format="svg", metadata={"Date": None})
     return _rounded(svg.getvalue())

@@ -72,7 +72,7 @@ def _rounds(baseline: str, case: CaseResult) -> pd.DataFrame:
             "speedup_over_baseline": getattr(result.over[baseline].throughput, "value", None),
         }
         for result in case.methods
-        for trial in result.done.sort_values("round").itertuples()
+        for trial in result.done[["round", "samples_per_s"]].sort_values("round").itertuples()
     ]
     return pd.DataFrame(rows)
 

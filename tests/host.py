@@ -17,6 +17,10 @@ from harness import programs
 PACBENCH = [sys.executable, "-m", "harness"]
 TIMEOUT_S = 240
 
+MARK = "XDG_PACBENCH_TESTS"
+"""A variable that is let through to all that is started, since it begins with XDG: by it a process of tests knows what
+is its own."""
+
 
 def run_pacbench(
     folder: Path, *arguments: str, prefix: tuple[str, ...] = (), **env: str
@@ -33,20 +37,25 @@ def run_pacbench(
 
 
 def universes() -> list[int]:
-    """Processes of any universe on this machine, inside and out."""
+    """Processes of universes that this process's tests have started, inside and out, whoever is their parent now."""
     found = []
-    for process in psutil.process_iter(["pid", "cmdline"]):
-        if "harness.cluster.universe" in (process.info["cmdline"] or []):
+    for process in psutil.process_iter(["pid", "cmdline", "environ"]):
+        is_ours = (process.info["environ"] or {}).get(MARK) == os.environ[MARK]
+        if is_ours and {"harness.cluster.universe", "linux.uml"} & {*(process.info["cmdline"] or [])}:
             found.append(process.info["pid"])
     return found
 
 
 def host_network() -> str:
-    """Everything about the host's own network that pacbench must not touch."""
-    commands = ["ip -o link", "ip -o addr", "ip route", "ip netns list", "tc qdisc show"]
+    """Everything about the host's own network that pacbench must not touch, with a firewall's rules if it has one."""
+    commands = ["ip -o link", "ip -o addr", "ip route", "ip rule", "ip netns list", "tc qdisc show"]
+    commands += [rules for rules in ("nft list ruleset", "iptables-save") if programs.find(rules.split()[0])]
     shown = [programs.run(command.split(), capture_output=True, text=True).stdout for command in commands]
-    settings = [Path(f"/proc/sys/net/ipv4/{name}").read_text() for name in ("ip_forward", "tcp_congestion_control")]
-    return "\n".join(shown + settings)
+    settings = sorted(Path("/proc/sys/net/ipv4").glob("[it][pc][_p]*"))  # ip_ and tcp_
+    for setting in settings:
+        with contextlib.suppress(OSError):
+            shown.append(f"{setting.name}: {setting.read_text()}")
+    return "\n".join(shown)
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:

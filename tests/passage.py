@@ -1,0 +1,54 @@
+"""A way to the container engine that can be cut, while the engine itself goes on serving others."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from pathlib import Path
+
+
+class Passage:
+    """A socket that leads to the engine until it is closed, together with all that went through it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._open: list[socket.socket] = []
+        self._server = socket.socket(socket.AF_UNIX)
+        self._server.bind(str(path))
+        self._server.listen(64)
+
+    def __enter__(self) -> Passage:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.path.unlink(missing_ok=True)
+        for end in (self._server, *self._open):
+            try:
+                end.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                continue  # closed already
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                caller, _ = self._server.accept()
+            except OSError:
+                return
+            engine_end = socket.socket(socket.AF_UNIX)
+            engine_end.connect("/var/run/docker.sock")
+            self._open += [caller, engine_end]
+            for source, target in ((caller, engine_end), (engine_end, caller)):
+                threading.Thread(target=self._pass_on, args=(source, target), daemon=True).start()
+
+    @staticmethod
+    def _pass_on(source: socket.socket, target: socket.socket) -> None:
+        try:
+            while chunk := source.recv(1 << 16):
+                target.sendall(chunk)
+            target.shutdown(socket.SHUT_WR)
+        except OSError:
+            return

@@ -1,0 +1,230 @@
+"""A run that something happens to: it is started, struck and looked at, and the same command is given again."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+from host import PACBENCH, wait_until
+from typing_extensions import Self
+
+from harness.record.store import Store
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SMALL = (
+    *("quickstart", "--method", "topk", "--rounds", "2", "--set", "cluster.workers=2", "--set", "link.rate=100mbit"),
+    *("--set", "train.pace=none", "--set", "train.steps=20", "--set", "train.eval_every=20"),
+    *("--set", "baseline_16bit=dense"),
+)
+"""Four trials of two seconds each."""
+
+TRIALS = 4
+
+STRUCK_WITHIN_S = 2.0
+"""How long after the chosen trial has ended something happens: the next trial takes about so long."""
+
+END_TIMEOUT_S = 240
+
+
+@dataclass
+class Ordeal:
+    """A run under way, in a folder of its own."""
+
+    folder: Path
+    chance: random.Random
+    cluster: str = "netns"
+    settings: tuple[str, ...] = ()
+    prefix: tuple[str, ...] = ()
+    """What goes before the first command line: a program that changes its surroundings."""
+    environment: dict[str, str] = field(default_factory=dict)
+    out: Path = Path("run")
+    process: subprocess.Popen[str] | None = None
+    output: str = ""
+
+    @property
+    def store(self) -> Path:
+        """The folder of the run."""
+        return self.folder / self.out
+
+    def command(self) -> list[str]:
+        """The run's."""
+        return [*PACBENCH, "run", *SMALL, *self.settings, "--on", self.cluster, "--out", str(self.out)]
+
+    def start(self) -> Self:
+        """Begin the run."""
+        self.process = self.popen(*self.prefix, *self.command())
+        return self
+
+    def popen(self, *command: str) -> subprocess.Popen[str]:
+        """Start any command in the folder, in a session of its own; both of its outputs together."""
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **self.environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+        )
+
+    @property
+    def pid(self) -> int:
+        """The harness's."""
+        assert self.process
+        return self.process.pid
+
+    def wait_for_a_moment(self) -> None:
+        """Until a trial was chosen and has ended, and for some time after that."""
+        ended = self.chance.randrange(TRIALS - 1)
+        wait_until(lambda: self.has_ended() or len(self.done()) >= ended, 120)
+        time.sleep(self.chance.uniform(0.0, STRUCK_WITHIN_S))
+
+    def has_ended(self) -> bool:
+        """Whether the run has, by itself."""
+        assert self.process
+        return self.process.poll() is not None
+
+    def is_over(self) -> bool:
+        """Whether nothing is left to run of it."""
+        return self.has_ended() or len(self.done()) >= TRIALS
+
+    def done(self) -> list[str]:
+        """The files of the trials that are stored."""
+        return sorted(path.name for path in (self.store / "trials.parquet").glob("[!.]*.parquet"))
+
+    def outer(self) -> psutil.Process:
+        """The process that holds the universe: started by the harness, and the parent of the agent."""
+        return next(process for process in self._below() if process.name() == "unshare")
+
+    def agent(self) -> psutil.Process:
+        """The process that forks workers.
+
+        Raises:
+            StopIteration: the run has ended, or has no need of it any more.
+        """
+        return next(iter(self._agents()))
+
+    def _agents(self) -> list[psutil.Process]:
+        return [
+            each for each in self._below() if each.name() != "unshare" and "harness.cluster.universe" in each.cmdline()
+        ]
+
+    def _below(self) -> list[psutil.Process]:
+        return psutil.Process(self.pid).children(recursive=True)
+
+    def forked(self) -> list[psutil.Process]:
+        """All that the agent has forked: those who measure, train, look on, or change the links."""
+        with suppress(psutil.NoSuchProcess):
+            return [child for agent in self._agents() for child in agent.children()]
+        return []
+
+    def busy(self) -> list[psutil.Process]:
+        """Those who have computed for half a second."""
+        found = []
+        for each in self.forked():
+            with suppress(psutil.NoSuchProcess):
+                found += [each] if each.cpu_times().user > 0.5 else []
+        return found
+
+    def inside(self, *command: str) -> None:
+        """Run a program in the universe, as an administrator would who means well."""
+        entering = (
+            "nsenter",
+            "--target",
+            str(self.agent().pid),
+            "--user",
+            "--preserve-credentials",
+            "--mount",
+            "--net",
+        )
+        done = subprocess.run([*entering, *command], capture_output=True, text=True, timeout=30)
+        assert done.returncode == 0 or self.has_ended(), done.stderr
+
+    def end(self) -> int:
+        """Wait for the run's end; its exit code. No traceback was printed."""
+        assert self.process
+        self.output, _ = self.process.communicate(timeout=END_TIMEOUT_S)
+        assert "Traceback" not in self.output, self.output
+        return self.process.returncode
+
+    def again(self) -> subprocess.CompletedProcess[str]:
+        """The same command, in its usual surroundings."""
+        return self._call(self.command())
+
+    def run(self, *arguments: str) -> None:
+        """Another verb of pacbench, which succeeds."""
+        done = self._call([*PACBENCH, *arguments])
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def _call(self, command: list[str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command,
+            cwd=self.folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=END_TIMEOUT_S,
+        )
+
+
+class Undisturbed:
+    """What the run gives where nothing happens to it, by kind of cluster: each is made once."""
+
+    def __init__(self, folders: pytest.TempPathFactory) -> None:
+        self._folders = folders
+        self._hashes: dict[tuple[str, ...], dict[str, str]] = {}
+
+    def hashes(self, cluster: str, settings: Sequence[str]) -> dict[str, str]:
+        """The parameters that every trial ends with, by trial."""
+        key = (cluster, *settings)
+        if key not in self._hashes:
+            calm = Ordeal(self._folders.mktemp("calm"), random.Random(0), cluster, tuple(settings))
+            done = calm.again()
+            assert done.returncode == 0, done.stdout + done.stderr
+            self._hashes[key] = hashes_of(calm.store)
+        return self._hashes[key]
+
+
+def hashes_of(folder: Path) -> dict[str, str]:
+    """The parameters of all trials that are done."""
+    trials = done_trials(folder)
+    return dict(zip(trials["trial_id"], trials["parameter_hash"], strict=True))
+
+
+def done_trials(folder: Path) -> pd.DataFrame:
+    """The rows of trials that are done."""
+    trials = Store.open(folder).trials()
+    return trials[trials["status"] == "done"]
+
+
+def check_what_was_kept(ordeal: Ordeal, before: set[str], calm: dict[str, str]) -> None:
+    """Nothing that had finished is lost or wrong, and the same command completes the rest.
+
+    Args:
+        before: trials that were done when the run was struck.
+        calm: see ``Undisturbed.hashes``.
+    """
+    kept = hashes_of(ordeal.store) if Store.is_run(ordeal.store) else {}
+    assert before <= kept.keys(), "what had finished is kept"
+    assert kept.items() <= calm.items(), "what counts is right"
+    again = ordeal.again()
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert hashes_of(ordeal.store) == calm
+    trials = done_trials(ordeal.store)
+    assert (trials["wire_bytes_per_step"] / trials["formula_bytes_per_step"]).between(0.95, 1.05).all()
+    assert trials["drift"].isna().all()
+    attempts = Store.open(ordeal.store).attempts()
+    times = attempts[attempts["status"] == "done"].groupby("trial_id").size()
+    assert (times.loc[list(before)] == 1).all(), "what had finished is not run again"

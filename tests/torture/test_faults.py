@@ -1,0 +1,314 @@
+"""Whatever happens to a run: one line, nothing of ours left, nothing finished lost, and all that comes later right."""
+
+from __future__ import annotations
+
+import random
+import resource
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+from host import wait_until
+from ordeal import Ordeal, Undisturbed, check_what_was_kept, done_trials
+
+from harness.record.store import Store
+
+pytestmark = [pytest.mark.torture, pytest.mark.timeout(900)]
+
+Strike = Callable[[Ordeal], object]
+
+ENDED_WELL, FAILED, INTERRUPTED = 0, 5, 130
+STOPPED_S = 5.0
+
+
+def verified(ordeal: Ordeal) -> set[str]:
+    """Trials that are done, on links that were seen to be what they were afterwards."""
+    if not Store.is_run(ordeal.store):
+        return set()
+    trials = done_trials(ordeal.store)
+    return set(trials.loc[trials["verified_after"].notna() & trials["drift"].isna(), "trial_id"])
+
+
+def survive(ordeal: Ordeal, undisturbed: Undisturbed, strike: Strike, codes: set[int]) -> None:
+    """Start a run, strike it, and look at what is left and what comes after."""
+    calm = undisturbed.hashes(ordeal.cluster, ordeal.settings)
+    ordeal.start()
+    ordeal.wait_for_a_moment()
+    before = verified(ordeal)
+    with suppress(psutil.NoSuchProcess, ProcessLookupError, StopIteration):  # whoever was meant has ended by itself
+        strike(ordeal)
+    assert ordeal.end() in codes | {ENDED_WELL}, ordeal.output
+    check_what_was_kept(ordeal, before, calm)
+
+
+@pytest.fixture
+def ordeal(tmp_path: Path, chance: random.Random) -> Ordeal:
+    return Ordeal(tmp_path, chance)
+
+
+# Signals
+
+
+def send(*numbers: signal.Signals, to: Callable[[Ordeal], psutil.Process]) -> Strike:
+    def strike(ordeal: Ordeal) -> None:
+        victim = to(ordeal)
+        for number in numbers:
+            victim.send_signal(number)
+            time.sleep(ordeal.chance.uniform(0.0, 0.3))
+
+    return strike
+
+
+def stop(to: Callable[[Ordeal], psutil.Process]) -> Strike:
+    def strike(ordeal: Ordeal) -> None:
+        victim = to(ordeal)
+        victim.suspend()
+        time.sleep(STOPPED_S)
+        victim.resume()
+
+    return strike
+
+
+def harness(ordeal: Ordeal) -> psutil.Process:
+    return psutil.Process(ordeal.pid)
+
+
+def any_forked(ordeal: Ordeal) -> psutil.Process:
+    """Whoever measures, trains, looks on or plays at the moment."""
+    return one_of(ordeal, ordeal.forked)
+
+
+def worker(ordeal: Ordeal) -> psutil.Process:
+    """Whoever has computed for some time."""
+    return one_of(ordeal, ordeal.busy)
+
+
+def one_of(ordeal: Ordeal, some: Callable[[], list[psutil.Process]]) -> psutil.Process:
+    """One of them, once there are some."""
+    found: list[psutil.Process] = []
+    wait_until(lambda: found.extend(some()) or found or ordeal.is_over())
+    if not found:
+        raise StopIteration
+    return ordeal.chance.choice(found)
+
+
+SIGNALS = {
+    "the harness is killed": (send(signal.SIGKILL, to=harness), {-signal.SIGKILL}),
+    "Ctrl-C": (send(signal.SIGINT, to=harness), {INTERRUPTED}),
+    "Ctrl-C twice": (send(signal.SIGINT, signal.SIGINT, to=harness), {INTERRUPTED}),
+    "Ctrl-C five times": (send(*[signal.SIGINT] * 5, to=harness), {INTERRUPTED}),
+    "the harness is asked to end": (send(signal.SIGTERM, to=harness), {INTERRUPTED}),
+    "the terminal goes away": (send(signal.SIGHUP, to=harness), {INTERRUPTED}),
+    "the harness stands still": (stop(to=harness), {ENDED_WELL}),
+    "the universe's outer process is killed": (send(signal.SIGKILL, to=Ordeal.outer), {FAILED}),
+    "the universe's outer process is asked to end": (send(signal.SIGTERM, to=Ordeal.outer), {FAILED}),
+    "the agent is killed": (send(signal.SIGKILL, to=Ordeal.agent), {FAILED}),
+    "the agent is asked to end": (send(signal.SIGTERM, to=Ordeal.agent), {FAILED}),
+    "the agent loses its terminal": (send(signal.SIGHUP, to=Ordeal.agent), {FAILED}),
+    "the agent stands still": (stop(to=Ordeal.agent), {FAILED}),
+    "whoever works is killed": (send(signal.SIGKILL, to=any_forked), {FAILED}),
+    "whoever works is asked to end": (send(signal.SIGTERM, to=any_forked), {FAILED}),
+    "whoever works stands still": (stop(to=any_forked), {FAILED}),
+    "a worker is killed": (send(signal.SIGKILL, to=worker), {FAILED}),
+    "a worker is interrupted": (send(signal.SIGINT, to=worker), {FAILED}),
+    "a worker loses its terminal": (send(signal.SIGHUP, to=worker), {FAILED}),
+    "a worker stands still": (stop(to=worker), {FAILED}),
+}
+
+
+@pytest.mark.parametrize("fault", SIGNALS)
+def test_signals(ordeal: Ordeal, undisturbed: Undisturbed, fault: str) -> None:
+    survive(ordeal, undisturbed, *SIGNALS[fault])
+
+
+# A trace's player is forked beside the workers. What it changes is no drift.
+
+TRACED = ("--set", f"link.trace={Path(__file__).with_name('dip.csv')}")
+
+
+@pytest.mark.parametrize(
+    "strike", [send(signal.SIGKILL, to=any_forked), stop(to=any_forked)], ids=["killed", "stopped"]
+)
+def test_one_of_those_at_work_on_links_that_change(ordeal: Ordeal, undisturbed: Undisturbed, strike: Strike) -> None:
+    ordeal.settings = TRACED
+    survive(ordeal, undisturbed, strike, {FAILED})
+
+
+# Links
+
+
+def links(*command: str) -> Strike:
+    return lambda ordeal: ordeal.inside("ip", "netns", "exec", "w1", *command)
+
+
+LINKS = {
+    "a link goes down": links("ip", "link", "set", "eth0", "down"),
+    "a link is deleted": links("ip", "link", "delete", "eth0"),
+    "a link loses its address": links("ip", "addr", "flush", "dev", "eth0"),
+    "a queue is taken away": links("tc", "qdisc", "delete", "dev", "eth0", "root"),
+    "a queue is made slower": links(
+        *("tc", "qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", "20mbit", "burst", "32kb", "latency", "100ms")
+    ),
+    "a foreign route": links("ip", "route", "add", "blackhole", "default"),
+    "packets become smaller": links("ip", "link", "set", "eth0", "mtu", "600"),
+}
+
+
+@pytest.mark.parametrize("fault", LINKS)
+def test_links(ordeal: Ordeal, undisturbed: Undisturbed, fault: str) -> None:
+    survive(ordeal, undisturbed, LINKS[fault], {FAILED})
+
+
+# Limits
+
+
+def limit(kind: int, of: Callable[[Ordeal], psutil.Process], amount: Callable[[psutil.Process], int]) -> Strike:
+    def strike(ordeal: Ordeal) -> None:
+        victim = of(ordeal)
+        most = amount(victim)
+        resource.prlimit(victim.pid, kind, (most, most))
+
+    return strike
+
+
+def open_files(process: psutil.Process) -> int:
+    return process.num_fds()
+
+
+def memory(process: psutil.Process) -> int:
+    return process.memory_info().vms + (1 << 20)
+
+
+LIMITS = {
+    "the harness has no more files": limit(resource.RLIMIT_NOFILE, harness, open_files),
+    "the agent has no more files": limit(resource.RLIMIT_NOFILE, Ordeal.agent, open_files),
+    "the harness has no more memory": limit(resource.RLIMIT_AS, harness, memory),
+    "the agent has no more memory": limit(resource.RLIMIT_AS, Ordeal.agent, memory),
+    "a worker has no more memory": limit(resource.RLIMIT_AS, worker, memory),
+    "files may not grow": limit(resource.RLIMIT_FSIZE, harness, lambda process: 2_000),
+}
+
+
+@pytest.mark.parametrize("fault", LIMITS)
+def test_limits(ordeal: Ordeal, undisturbed: Undisturbed, fault: str) -> None:
+    survive(ordeal, undisturbed, LIMITS[fault], {FAILED})
+
+
+# Disks. They are the run's own: mounted where nobody but the run and its children sees them.
+
+
+def mounted(command: str) -> tuple[str, ...]:
+    """What goes before a command that is to find something mounted."""
+    return ("unshare", "--mount", "sh", "-c", f'{command} && exec "$@"', "sh")
+
+
+SMALL_DISK = "mkdir -p disk && mount -t tmpfs -o size=20M tmpfs disk"
+
+
+def on_disk(ordeal: Ordeal, command: str) -> None:
+    """Run a shell's line where the run's disk is seen, and keep what is on it before and after."""
+    entering = ("nsenter", "--target", str(ordeal.pid), "--mount", f"--wd={ordeal.folder}", "sh", "-c")
+    subprocess.run([*entering, command], check=True, capture_output=True, timeout=30)
+
+
+DISKS = {
+    "a disk is full": "dd if=/dev/zero of=disk/filler bs=4k || true",
+    "a disk becomes read-only": "mount -o remount,ro disk",
+    "a disk vanishes": "umount --lazy disk",
+    "a run's folder is deleted": "rm -r disk/run",
+    "a run's rows are deleted": "rm -r disk/run/trials.parquet",
+}
+
+
+@pytest.mark.parametrize("fault", DISKS)
+def test_disks(ordeal: Ordeal, undisturbed: Undisturbed, fault: str) -> None:
+    calm = undisturbed.hashes(ordeal.cluster, ordeal.settings)
+    ordeal.prefix, ordeal.out = mounted(SMALL_DISK), Path("disk/run")
+    ordeal.start()
+    ordeal.wait_for_a_moment()
+    on_disk(ordeal, f"cp -r disk/run kept; {DISKS[fault]}")
+    assert ordeal.end() in {ENDED_WELL, FAILED, 2}, ordeal.output
+    assert ordeal.output.count("pacbench: ") <= 1, ordeal.output
+    # What was on the disk is there again, when it is put right.
+    ordeal.out = Path("kept")
+    check_what_was_kept(ordeal, verified(ordeal), calm)
+
+
+# Surroundings that are odd from the start
+
+
+CLOCKS = ("unshare", "--time", "--fork", "--monotonic", "86400", "--boottime", "864000")
+
+SURROUNDINGS: dict[str, tuple[tuple[str, ...], dict[str, str], set[int]]] = {
+    "a small /dev/shm": (mounted("mount -t tmpfs -o size=64k tmpfs /dev/shm"), {}, {ENDED_WELL}),
+    "no /dev/shm": (mounted("mount -t tmpfs -o ro tmpfs /dev/shm"), {}, {ENDED_WELL}),
+    "/proc/sys is read-only": (
+        mounted("mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys"),
+        {},
+        {ENDED_WELL, FAILED},
+    ),
+    "clocks that were set": (CLOCKS, {}, {ENDED_WELL}),
+    "no temporary folder": ((), {"TMPDIR": "/nowhere"}, {ENDED_WELL}),
+    "no home": ((), {"HOME": "/nowhere"}, {ENDED_WELL}),
+}
+
+
+@pytest.mark.parametrize("name", SURROUNDINGS)
+def test_surroundings(ordeal: Ordeal, undisturbed: Undisturbed, name: str) -> None:
+    calm = undisturbed.hashes(ordeal.cluster, ordeal.settings)
+    ordeal.prefix, ordeal.environment, codes = SURROUNDINGS[name]
+    assert ordeal.start().end() in codes, ordeal.output
+    check_what_was_kept(ordeal, verified(ordeal), calm)
+
+
+# Two at once
+
+
+def test_two_harnesses_on_one_folder(ordeal: Ordeal, undisturbed: Undisturbed) -> None:
+    calm = undisturbed.hashes(ordeal.cluster, ordeal.settings)
+    ordeal.start()
+    ordeal.wait_for_a_moment()
+    other = ordeal.again()
+    if not ordeal.has_ended():
+        assert other.returncode == 2, other.stdout + other.stderr
+        assert other.stderr.count("\n") == 1
+    assert ordeal.end() == ENDED_WELL, ordeal.output
+    check_what_was_kept(ordeal, set(calm), calm)
+
+
+def test_two_harnesses_on_one_machine(ordeal: Ordeal, undisturbed: Undisturbed, tmp_path: Path) -> None:
+    calm = undisturbed.hashes(ordeal.cluster, ordeal.settings)
+    other = Ordeal(tmp_path / "other", ordeal.chance)
+    other.folder.mkdir()
+    for each in (ordeal, other):
+        each.start()
+    for each in (ordeal, other):
+        assert each.end() in {ENDED_WELL, FAILED}, each.output
+    for each in (ordeal, other):
+        check_what_was_kept(each, verified(each), calm)
+
+
+# User-mode-linux
+
+KERNELS = {
+    "the kernel is killed": (send(signal.SIGKILL, to=lambda ordeal: kernel(ordeal)), {FAILED}),
+    "the kernel stands still": (stop(to=lambda ordeal: kernel(ordeal)), {FAILED}),
+    "the harness is killed": (send(signal.SIGKILL, to=harness), {-signal.SIGKILL}),
+    "Ctrl-C": (send(signal.SIGINT, to=harness), {INTERRUPTED}),
+}
+
+
+def kernel(ordeal: Ordeal) -> psutil.Process:
+    wait_until(lambda: any(each.name() == "linux.uml" for each in harness(ordeal).children(recursive=True)))
+    return next(each for each in harness(ordeal).children(recursive=True) if each.name() == "linux.uml")
+
+
+@pytest.mark.parametrize("fault", KERNELS)
+def test_user_mode_linux(ordeal: Ordeal, undisturbed: Undisturbed, fault: str) -> None:
+    ordeal.cluster = "uml"
+    survive(ordeal, undisturbed, *KERNELS[fault])
