@@ -133,5 +133,5 @@ def examine() -> Iterator[Check]:
     needed = [*PROGRAMS, COMPILER] if _has_amx() else PROGRAMS
     missing = [program for program in needed if programs.find(program) is None]
     found = f"{', '.join(missing)} missing" if missing else "--on uml runs a kernel with netem, on one CPU"
-    install = f"{INSTALL} gcc libc6-dev" if COMPILER in missing else INSTALL
+    install = f"{INSTALL} {programs.package(COMPILER)}" if COMPILER in missing else INSTALL
     yield Check("user-mode-linux", not missing, found, f"for netem on any kernel: {install}" if missing else "")

@@ -87,7 +87,8 @@ def added_within(outcome: Outcome, trial: Trial) -> Added | None:
         return None
     far = range(look.from_step, look.from_step + look.steps)
     near = [*range(far.start - look.beside, far.start), *range(far.stop, far.stop + look.beside)]
-    near_s, far_s = ([outcome.step_s[step] for step in steps] for steps in _of_one_kind(outcome, trial, near, far))
+    step_s = outcome.step_s
+    near_s, far_s = ([step_s[step] for step in steps] for steps in _of_one_kind(outcome, trial, near, far))
     return added(near_s, trial.dilation, far_s, look.dilation)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from containers import labelled
 from docker.client import DockerClient
 
 from harness.cluster.docker import engine
@@ -29,13 +30,6 @@ def wait_until(condition: Callable[[], object], timeout_s: float = 120.0) -> Non
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.05)
-
-
-def labelled(client: DockerClient) -> list[str]:
-    """The names of all objects that carry pacbench's label."""
-    filters = {"label": engine.RUN_LABEL}
-    containers = client.containers.list(all=True, filters=filters, ignore_removed=True)
-    return [thing.name for thing in (*containers, *client.networks.list(filters=filters))]
 
 
 @pytest.fixture(scope="session")

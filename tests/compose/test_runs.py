@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ROOT, labelled, wait_until
+from containers import Passage
 from docker.client import DockerClient
-from passage import Passage
 
 from harness.cluster.docker import engine
 from harness.record.store import Store

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from containers import Passage, labelled
 from docker.client import DockerClient
 from docker.models.containers import Container
 from host import wait_until
 from ordeal import Ordeal, Undisturbed
-from passage import Passage
 from test_faults import ENDED_WELL, FAILED, INTERRUPTED, STOPPED_S, harness, send, survive
 
 from harness.cluster.docker import engine
@@ -38,13 +38,6 @@ def _nothing_is_left_in_the_engine(client: DockerClient) -> Iterator[None]:
 @pytest.fixture
 def ordeal(tmp_path: Path, chance: random.Random) -> Ordeal:
     return Ordeal(tmp_path, chance, cluster="docker")
-
-
-def labelled(client: DockerClient) -> list[str]:
-    """The names of all objects that carry pacbench's label."""
-    filters = {"label": engine.RUN_LABEL}
-    containers = client.containers.list(all=True, filters=filters, ignore_removed=True)
-    return [thing.name for thing in (*containers, *client.networks.list(filters=filters))]
 
 
 def container(node: str) -> Container:

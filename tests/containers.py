@@ -1,10 +1,21 @@
-"""A way to the container engine that can be cut, while the engine itself goes on serving others."""
+"""What tests of containers share: what there is of ours in the engine, and a way to it that can be cut."""
 
 from __future__ import annotations
 
 import socket
 import threading
 from pathlib import Path
+
+from docker.client import DockerClient
+
+from harness.cluster.docker import engine
+
+
+def labelled(client: DockerClient) -> list[str]:
+    """The names of all objects that carry pacbench's label."""
+    filters = {"label": engine.RUN_LABEL}
+    containers = client.containers.list(all=True, filters=filters, ignore_removed=True)
+    return [thing.name for thing in (*containers, *client.networks.list(filters=filters))]
 
 
 class Passage:
