@@ -68,15 +68,27 @@ def refuse_sharded(state: MethodState, optimizer: torch.optim.Optimizer) -> None
         )
 
 
+Mean = Callable[[MethodState, dist.ProcessGroup, torch.Tensor], torch.Tensor]
+"""What replaces a tensor (n,) by its mean over all ranks of a group, in place, and times itself."""
+
+
+def all_reduce_mean(state: MethodState, group: dist.ProcessGroup, values: torch.Tensor) -> torch.Tensor:
+    """The plain one: divided first, lest a sum overflow."""
+    with state.stopwatch("encode"):
+        values.div_(state.world_size)
+    dist.all_reduce(values, group=group)
+    return values
+
+
 @torch.no_grad()
-def average_in_place(state: MethodState, tensors: list[torch.Tensor]) -> None:
-    """Replace each tensor by its mean over all ranks, taken in at least fp32; one collective for each such dtype."""
+def average_in_place(state: MethodState, tensors: list[torch.Tensor], mean: Mean = all_reduce_mean) -> None:
+    """Replace each tensor by its mean over all ranks, taken in at least fp32; one exchange for each such dtype."""
     wide = [torch.promote_types(tensor.dtype, torch.float32) for tensor in tensors]
     for dtype in dict.fromkeys(wide):
         alike = [tensor for tensor, its in zip(tensors, wide, strict=True) if its == dtype]
         with state.stopwatch("encode"):
-            together = torch.cat([tensor.reshape(-1).to(dtype) for tensor in alike]).div_(state.world_size)
-        dist.all_reduce(together, group=state.process_group)
+            together = torch.cat([tensor.reshape(-1).to(dtype) for tensor in alike])
+        mean(state, state.process_group, together)
         with state.stopwatch("decode"):
-            for tensor, mean in zip(alike, together.split([tensor.numel() for tensor in alike]), strict=True):
-                tensor.copy_(mean.view(tensor.shape))
+            for tensor, part in zip(alike, together.split([tensor.numel() for tensor in alike]), strict=True):
+                tensor.copy_(part.view(tensor.shape))

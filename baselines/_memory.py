@@ -88,10 +88,14 @@ class BucketMemory:
         """What is remembered, a flat tensor for each bucket."""
         return [flat.now for flat in self._flats.values()]
 
+    def of_weights(self) -> dict[torch.Tensor, torch.Tensor]:
+        """Views of what is remembered of each parameter, in its shape; to be changed at the end of a step alone."""
+        parts = [*self._loose.items(), *(pair for flat in self._flats.values() for pair in flat.parts())]
+        return {weight: shaped(part, weight) for weight, part in parts}
+
     def state_dict(self, names: Mapping[torch.Tensor, str]) -> dict[str, torch.Tensor]:
         """What is remembered of each parameter, by its name and in its shape; what was not used yet is left out."""
-        parts = [*self._loose.items(), *(pair for flat in self._flats.values() for pair in flat.parts())]
-        return {names[weight]: shaped(part, weight).clone() for weight, part in parts}
+        return {names[weight]: part.clone() for weight, part in self.of_weights().items()}
 
     def load_state_dict(self, saved: Mapping[str, torch.Tensor], names: Mapping[torch.Tensor, str]) -> None:
         """Remember what ``state_dict`` gave, in whatever buckets the parameters come."""
@@ -115,6 +119,33 @@ class BucketMemory:
             if (remembered := self._loose.pop(member, None)) is not None:
                 part.copy_(remembered)
         return flat
+
+
+class WeightMemory:
+    """A tensor of each weight's shape, in at least fp32, that is changed in place; zeros at first.
+
+    For what happens at the end of a step that was made, where nothing has to be taken back.
+    """
+
+    def __init__(self) -> None:
+        self._past: dict[torch.Tensor, torch.Tensor] = {}
+
+    def of(self, weight: torch.Tensor) -> torch.Tensor:
+        """A weight's."""
+        if weight not in self._past:
+            self._past[weight] = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+        return self._past[weight]
+
+    def state_dict(self, names: Mapping[torch.Tensor, str]) -> dict[str, torch.Tensor]:
+        """By name, where there is any."""
+        return {names[weight]: past.clone() for weight, past in self._past.items()}
+
+    def load_state_dict(self, saved: Mapping[str, torch.Tensor], names: Mapping[torch.Tensor, str]) -> None:
+        """Go on from what ``state_dict`` gave."""
+        self._past.clear()
+        for weight, name in names.items():
+            if name in saved:
+                self.of(weight).copy_(saved[name])
 
 
 class Drafts(Generic[V]):

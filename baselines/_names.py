@@ -18,3 +18,17 @@ def sparse_embeddings(model: nn.Module) -> dict[torch.Tensor, str]:
         for name, module in model.named_modules()
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse
     }
+
+
+def refuse_sparse_embeddings(model: nn.Module, complaint: str) -> None:
+    """Refuse a model that has some.
+
+    Args:
+        complaint: what the method cannot do, up to ``a sparse embedding``.
+
+    Raises:
+        ValueError: it has.
+    """
+    if sparse := sparse_embeddings(model):
+        name = plain_name(next(iter(sparse.values())))
+        raise ValueError(f"{complaint} a sparse embedding ({name}): make it with sparse=False")

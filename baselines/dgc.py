@@ -24,7 +24,7 @@ Where the paper leaves room, or a DDP bucket differs from its layers:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from itertools import accumulate
 from typing import Annotated, Any
 
@@ -35,10 +35,11 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from baselines._calls import AllGather, AllReduce, Call
-from baselines._memory import BucketMemory
-from baselines._names import plain_name, sparse_embeddings
+from baselines._memory import BucketMemory, WeightMemory
+from baselines._momentum import MomentumState
+from baselines._names import refuse_sparse_embeddings
 from baselines._sparse import all_gather_mean, padded, sampled_top, share, sparse_bytes
-from baselines._state import MethodState, Shapes, numel, parameters, ring_all_reduce_bytes
+from baselines._state import Shapes, numel, parameters, ring_all_reduce_bytes
 
 LABEL = "DGC"
 COLOR = "#D55E00"
@@ -53,7 +54,7 @@ WARM_UP = (0.25, 0.0625, 0.015625, 0.004, 0.001)
 
 
 @parameters
-class State(MethodState):
+class State(MomentumState):
     """What DGC keeps on one rank.
 
     Args:
@@ -72,6 +73,7 @@ class State(MethodState):
     swept = ("ratio",)
     warmup_parameters = ("warmup_steps",)
     adjustable = ("ratio", "clip_norm")
+    does_to_momentum = "corrects"
     remembers = ("u", "v", "m", "decay")
     takes_sparse_embeddings = False
 
@@ -111,9 +113,6 @@ class State(MethodState):
         whole, sparse_each = 4 * numel(dense), self.wire_bytes(shapes, world_size) / (world_size - 1)
         return [AllGather(sparse_each - 2 / world_size * whole), AllReduce(whole)]
 
-    def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        common_momentum(optimizer)
-
     def check(
         self,
         ddp: DistributedDataParallel,
@@ -121,23 +120,13 @@ class State(MethodState):
         loss: Callable[[], torch.Tensor] | None,
     ) -> None:
         super().check(ddp, optimizer, loss)
-        if sparse := sparse_embeddings(ddp.module):
-            raise ValueError(
-                f"dgc cannot correct the momentum of a sparse embedding ({plain_name(next(iter(sparse.values())))}): "
-                "make it with sparse=False"
-            )
+        refuse_sparse_embeddings(ddp.module, "dgc cannot correct the momentum of")
 
     def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
         super().bind(ddp, optimizer)
-        self.taken = take_momentum(optimizer)
         self.m = self.taken if self.momentum is None else self.momentum
-        self.decay = Decay()
-        self._decaying = optimizer.register_step_pre_hook(lambda *_: self._carry_decay())
-
-    def leave(self) -> None:
-        self._decaying.remove()
-        give_momentum(self.optimizer, self.taken)
-        super().leave()
+        self.decay = WeightMemory()
+        """The momentum of earlier weight decay, of each weight."""
 
     def vectors(self, bucket: dist.GradBucket) -> torch.Tensor:
         """Places (int64) of the bucket's entries that travel dense."""
@@ -158,43 +147,15 @@ class State(MethodState):
         return torch.cat([torch.arange(0, device=device), *parts])
 
     @torch.no_grad()
-    def _carry_decay(self) -> None:
+    def before_step(self) -> None:
         """Add to each gradient the momentum of earlier weight decay; the optimizer adds this step's decay itself."""
+        super().before_step()
         for group in self.optimizer.param_groups:
-            if group["momentum"] != 0:
-                raise RuntimeError(
-                    "dgc applies the momentum itself, but the optimizer's was set again since "
-                    "(by a scheduler that cycles it, or a loaded checkpoint); keep it at 0"
-                )
             for weight in group["params"] if group["weight_decay"] else ():
                 if weight.grad is not None:
                     past = self.decay.of(weight).mul_(self.m)
                     weight.grad.add_(past)
                     past.add_(weight, alpha=group["weight_decay"])
-
-
-class Decay:
-    """The momentum of earlier weight decay, of each weight."""
-
-    def __init__(self) -> None:
-        self._past: dict[torch.Tensor, torch.Tensor] = {}
-
-    def of(self, weight: torch.Tensor) -> torch.Tensor:
-        """A weight's, shaped like it; zeros at first."""
-        if weight not in self._past:
-            self._past[weight] = torch.zeros_like(weight)
-        return self._past[weight]
-
-    def state_dict(self, names: Mapping[torch.Tensor, str]) -> dict[str, torch.Tensor]:
-        """By name, where there is any."""
-        return {names[weight]: past.clone() for weight, past in self._past.items()}
-
-    def load_state_dict(self, saved: Mapping[str, torch.Tensor], names: Mapping[torch.Tensor, str]) -> None:
-        """Go on from what ``state_dict`` gave."""
-        self._past.clear()
-        for weight, name in names.items():
-            if name in saved:
-                self.of(weight).copy_(saved[name])
 
 
 def dgc_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
@@ -237,43 +198,3 @@ def dgc_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
 def clip(gradient: torch.Tensor, norm: float) -> None:
     """Scale a gradient down, in place, to an L2 norm of at most ``norm``."""
     gradient.mul_((norm / (gradient.norm() + 1e-6)).clamp_(max=1))
-
-
-TAKEN = "dgc_momentum"
-"""Where the optimizer's groups keep, also in its checkpoints, the momentum that was taken from them."""
-
-
-def common_momentum(optimizer: torch.optim.Optimizer) -> float:
-    """The momentum of all groups, also if it was taken already.
-
-    Raises:
-        ValueError: it is not plain SGD with one heavy-ball momentum.
-    """
-    if not isinstance(optimizer, torch.optim.SGD):
-        raise ValueError(
-            f"dgc corrects the momentum of torch.optim.SGD; it cannot do so for {type(optimizer).__name__}"
-        )
-    groups = optimizer.param_groups
-    if any(group.get("fused") for group in groups):
-        raise ValueError("dgc changes gradients that a fused step may still have to unscale; use fused=False")
-    for setting in ("nesterov", "dampening", "maximize"):
-        if any(group[setting] for group in groups):
-            raise ValueError(f"dgc corrects heavy-ball momentum only; switch the optimizer's {setting} off")
-    momenta = {group["momentum"] or group.get(TAKEN, 0.0) for group in groups}
-    if len(momenta) > 1:
-        raise ValueError(f"dgc needs one momentum for all parameters, not {sorted(momenta)}")
-    return float(momenta.pop())
-
-
-def take_momentum(optimizer: torch.optim.Optimizer) -> float:
-    """The optimizer's momentum, which is 0 from now on."""
-    momentum = common_momentum(optimizer)
-    for group in optimizer.param_groups:
-        group["momentum"], group[TAKEN] = 0.0, momentum
-    return momentum
-
-
-def give_momentum(optimizer: torch.optim.Optimizer, momentum: float) -> None:
-    """Give the optimizer back what was taken; it gathers its momentum anew."""
-    for group in optimizer.param_groups:
-        group["momentum"] = group.pop(TAKEN, momentum)

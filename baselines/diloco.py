@@ -5,13 +5,14 @@ is averaged; an outer SGD with Nesterov momentum applies the mean as if it were 
 Not an all-reduce of gradients: the bytes of dense training are divided by ``period``.
 
 The paper's inner optimizer is AdamW and its period 500; here the inner optimizer is the training's own, whose memory
-stays each worker's. Without outer momentum and with an outer rate of 1 it is local SGD.
+stays each worker's. Without outer momentum and with an outer rate of 1 it is local SGD. With ``values = "int8"`` the
+changes are averaged as INTELLECT-1 does it (Jaghouar et al., 2024, arXiv 2412.01152): see ``int8``. A weight that no
+worker changed may then move a little, because its code also stands for small changes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.distributed as dist
@@ -19,9 +20,12 @@ from pydantic import Field
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
+from baselines._calls import AllReduce, Call
 from baselines._lane import settled
-from baselines._local import LocalState, average_in_place
-from baselines._state import Shapes, numel, parameters, ring_all_reduce_bytes
+from baselines._local import LocalState, all_reduce_mean, average_in_place
+from baselines._outer import Outer
+from baselines._ring import int8_ring_calls, int8_ring_mean
+from baselines._state import Shapes, numel, parameters
 
 LABEL = "DiLoCo"
 COLOR = "#997700"
@@ -40,6 +44,7 @@ class State(LocalState):
         period: steps from one synchronisation to the next.
         outer_lr: the outer optimizer's rate.
         outer_momentum: its Nesterov momentum.
+        values: how changes travel: as they are, or as codes of one byte in a quantised ring.
     """
 
     most_copies = 6.0
@@ -51,13 +56,17 @@ class State(LocalState):
     period: Annotated[int, Field(ge=1)] = 20
     outer_lr: Annotated[float, Field(gt=0)] = 0.7
     outer_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    values: Literal["fp32", "int8"] = "fp32"
 
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
         """A change of all parameters in every ``period``-th step; with a loss scaler also a flag in each step."""
-        exchange = ring_all_reduce_bytes(4 * numel(shapes), world_size)
+        exchange = sum(call.sent_bytes(world_size) for call in self.calls(shapes, world_size))
         if step is None:
             return exchange / self.period + self.flag_bytes(world_size)
         return self.flag_bytes(world_size) + (exchange if (step + 1) % self.period == 0 else 0.0)
+
+    def calls(self, shapes: Shapes, world_size: int) -> list[Call]:
+        return int8_ring_calls(numel(shapes), world_size) if self.values == "int8" else [AllReduce(4 * numel(shapes))]
 
     def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
         super().bind(ddp, optimizer)
@@ -68,58 +77,10 @@ class State(LocalState):
     def flush(self) -> None:
         with self.stopwatch("encode"):
             changes = self.outer.changes()
-        average_in_place(self, changes)
+        mean = int8_ring_mean if self.values == "int8" else all_reduce_mean
+        average_in_place(self, list(changes.values()), mean)
         with self.stopwatch("decode"):
             self.outer.step()
-
-
-class Outer:
-    """The common parameters, in at least fp32, and the optimizer that moves them. A frozen weight stays where it is."""
-
-    def __init__(self, weights: list[torch.Tensor], lr: float, momentum: float) -> None:
-        self._common = {
-            weight: weight.detach().to(torch.promote_types(weight.dtype, torch.float32), copy=True)
-            for weight in weights
-        }
-        self._sgd = torch.optim.SGD(self._common.values(), lr=lr, momentum=momentum, nesterov=momentum > 0)
-
-    def changes(self) -> list[torch.Tensor]:
-        """By how much this rank's weights have fallen, as the gradients of the common ones."""
-        moving = {weight: common for weight, common in self._common.items() if weight.requires_grad}
-        for weight, common in moving.items():
-            common.grad = common.to(weight.dtype).to(common.dtype) - weight
-        return [common.grad for common in moving.values() if common.grad is not None]
-
-    def step(self) -> None:
-        """Move the common parameters by their gradients, and this rank's weights to them."""
-        self._sgd.step()
-        for weight, common in self._common.items():
-            if common.grad is not None:
-                weight.copy_(common)
-                common.grad = None
-
-    def state_dict(self, names: Mapping[torch.Tensor, str]) -> dict[str, dict[str, torch.Tensor]]:
-        """Common parameters, and their momenta where there are any, by name."""
-        momenta = {weight: self._momentum(common) for weight, common in self._common.items()}
-        return {
-            "common": {names[weight]: common.clone() for weight, common in self._common.items()},
-            "momentum": {names[weight]: each.clone() for weight, each in momenta.items() if each is not None},
-        }
-
-    def load_state_dict(
-        self, saved: Mapping[str, Mapping[str, torch.Tensor]], names: Mapping[torch.Tensor, str]
-    ) -> None:
-        """Go on from what ``state_dict`` gave."""
-        for weight, common in self._common.items():
-            common.copy_(saved["common"][names[weight]])
-            momentum = saved["momentum"].get(names[weight])
-            self._sgd.state[common] = (
-                {} if momentum is None else {"momentum_buffer": momentum.to(common.device).clone()}
-            )
-
-    def _momentum(self, common: torch.Tensor) -> torch.Tensor | None:
-        momentum: torch.Tensor | None = self._sgd.state.get(common, {}).get("momentum_buffer")
-        return momentum
 
 
 def diloco_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:

@@ -34,6 +34,7 @@ from torch.futures import Future
 from baselines._calls import AllGather, Call, Shift
 from baselines._lane import LaneState, settled
 from baselines._memory import BucketMemory
+from baselines._ring import exchange
 from baselines._sparse import pack, padded, sampled_top, share, sparse_bytes, unpack
 from baselines._state import Shapes, parameters
 
@@ -161,24 +162,10 @@ def reduce_scatter(state: State, blocks: torch.Tensor, k: int) -> None:
     for distance, count in rounds(p):
         with state.stopwatch("encode"):
             parcel = pack(*take_top(state, blocks, [(rank + distance + i) % p for i in range(count)], k))
-        arrived = exchange(state, parcel, to=(rank + distance) % p, source=(rank - distance) % p)
+        arrived = exchange(
+            state, state.lane.process_group, parcel, to=(rank + distance) % p, source=(rank - distance) % p
+        )
         with state.stopwatch("decode"):
             values, indices = unpack(arrived, blocks.dtype)
             for i, (v, places) in enumerate(zip(values.split(k), indices.split(k), strict=True)):
                 blocks[(rank + i) % p].index_add_(0, places, v)
-
-
-def exchange(state: State, parcel: torch.Tensor, *, to: int, source: int) -> torch.Tensor:
-    """Send a parcel to one rank and receive one of the same size from another."""
-    group = state.lane.process_group
-    arrived = torch.empty_like(parcel)
-    if parcel.is_cuda:  # Gloo sends none of a GPU's memory by itself, and of NCCL's ranks each might wait for the other
-        going, coming = ([len(parcel) * (rank == peer) for rank in range(state.world_size)] for peer in (to, source))
-        dist.all_to_all_single(arrived, parcel, coming, going, group=group)
-        return arrived
-    sending = dist.isend(parcel, dist.get_global_rank(group, to), group=group)
-    receiving = dist.irecv(arrived, dist.get_global_rank(group, source), group=group)
-    for work in (sending, receiving):
-        if work is not None:  # a rank outside the group, as torch has it
-            work.wait()
-    return arrived

@@ -183,9 +183,10 @@ def unlike(methods: Iterable[MethodSpec]) -> tuple[MethodSpec, ...]:
 
 
 def _steady_params(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters that shape the steady state of a method."""
-    warmup = method_named(name).State.warmup_parameters
-    return {key: value for key, value in params.items() if key not in warmup}
+    """The parameters that shape the steady state of a method; one that came after a profile has its default there."""
+    state = method_named(name).State
+    every = {**state().parameters, **params}
+    return {key: value for key, value in every.items() if key not in state.warmup_parameters}
 
 
 def available() -> dict[str, Path]:

@@ -28,6 +28,7 @@ PARAMETERS: dict[tuple[str, str], dict[str, Any]] = {
     ("topk", "sampled"): {"ratio": 0.01},
     ("topk", "exact"): {"ratio": 0.01, "selection": "exact"},
     ("dgc", ""): {"ratio": 0.01, "warmup_steps": 0},
+    ("sparseloco", ""): {"period": 1},
 }
 OTHERS = [(name, "") for name in baselines.names() if name not in {"dense", *(name for name, _ in PARAMETERS)}]
 

@@ -42,7 +42,8 @@ def clipped(make: Method) -> Facts:
     for step in range(5):
         given = gradients(step, dist.get_rank())
         result = backward(one, given)
-        facts["what is synchronised"] &= torch.equal(result, backward(by_hand, given))
+        # 0/1 Adam learns of what was moved, and so of how clipping rounds.
+        facts["what is synchronised"] &= torch.allclose(result, backward(by_hand, given), atol=1e-5)
         nn.utils.clip_grad_norm_(one.weights, max_norm=0.5)
         for weight in by_hand.weights:
             weight.grad *= min(1.0, 0.5 / float(result.norm()))
@@ -55,23 +56,27 @@ def clipped(make: Method) -> Facts:
 
 
 def clipped_under_a_scaler(make: Method) -> Facts:
-    """The scale is a power of two, so that nothing is rounded otherwise than without one."""
-    one, by_hand = (Training(make(), settings=SETTINGS) for _ in range(2))
+    """The scale is a power of two, so that nothing is rounded otherwise than without one.
+
+    Training by hand comes first: a scaler tells its scale to all trainings of a process.
+    """
+    by_hand, one = (Training(make(), settings=SETTINGS) for _ in range(2))
+    steps = [[gradients(2 * step + each, dist.get_rank()) for each in range(2)] for step in range(5)]
+    for batches in steps:
+        backward(by_hand, *batches)
+        nn.utils.clip_grad_norm_(by_hand.weights, max_norm=0.5)
+        by_hand.optimizer.step()
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    for step in range(5):
-        batches = [gradients(2 * step + each, dist.get_rank()) for each in range(2)]
+    for first, last in steps:
         one.layouts.append([])
         one.optimizer.zero_grad()
         with one.ddp.no_sync():
-            scaler.scale(one.ddp(batches[0])).backward()
-        scaler.scale(one.ddp(batches[1])).backward()
-        backward(by_hand, *batches)
+            scaler.scale(one.ddp(first)).backward()
+        scaler.scale(one.ddp(last)).backward()
         scaler.unscale_(one.optimizer)
-        for each in (one, by_hand):
-            nn.utils.clip_grad_norm_(each.weights, max_norm=0.5)
+        nn.utils.clip_grad_norm_(one.weights, max_norm=0.5)
         scaler.step(one.optimizer)
         scaler.update()
-        by_hand.optimizer.step()
     return {"weights": torch.equal(flat(one.weights), flat(by_hand.weights))}
 
 
@@ -124,9 +129,11 @@ def in_groups(make: Method) -> Facts:
             each.step(gradients(step, dist.get_rank()))
     half.handle.flush()
     after = flat(half.weights[:2])
+    # A code of INT8 may stand for no change and a small one together.
+    off = 0.01 if half.handle.state.parameters.get("values") == "int8" else 0.0
     return {
         "alike": torch.equal(flat(one.weights), flat(of_groups.weights)),
-        "a rate of 0": torch.equal(after[after != 0], before[after != 0]),  # pruning sets to 0
+        "a rate of 0": torch.allclose(after[after != 0], before[after != 0], rtol=0, atol=off),  # pruning sets to 0
         "ranks": agree(flat(half.weights)),
     }
 

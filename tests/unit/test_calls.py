@@ -30,6 +30,7 @@ THRESHOLDS_FIT_LATER = ("oktopk",)
 
 VARIANTS = [*((name, {}) for name in baselines.names()), ("pactrain", {"values": "ternary"})]
 VARIANTS += [("zen", {"ratio": 0.01}), ("omnireduce", {"ratio": 0.05}), ("parameter_server", {"servers": 2})]
+VARIANTS += [("diloco", {"values": "int8"}), ("sparseloco", {"bits": 32, "ratio": 0.1}), ("demo", {"topk": 5})]
 EVERY_VARIANT = pytest.mark.parametrize(("name", "parameters"), VARIANTS, ids=lambda value: str(value).strip("{}"))
 
 

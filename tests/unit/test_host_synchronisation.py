@@ -38,6 +38,11 @@ TRIED: list[tuple[str, dict[str, Any]]] = [
     ("pactrain", {"warmup_steps": 0, "values": "ternary"}),
     ("pactrain", {"warmup_steps": 0, "variant": "best"}),
     ("pactrain", {"warmup_steps": 0, "values": "ternary", "compact": False}),
+    ("onebit_adam", {"warmup_steps": 1}),
+    ("zeroone_adam", {"warmup_steps": 9, "gap_doubles_after": 1}),
+    ("zeroone_adam", {"warmup_steps": 1, "period": 1}),
+    ("sparseloco", {"period": 1}),
+    ("diloco", {"period": 1, "values": "int8"}),
 ]
 
 SELECTING_BY_SAMPLE = [("spardl", {"ratio": 0.2}), ("zen", {"ratio": 0.05})]

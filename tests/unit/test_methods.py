@@ -40,6 +40,10 @@ VARIANTS = [
     ("pactrain", {"adaptive": True}),
     ("dgc", {"dense_vectors": False}),
     ("topk", {"error_feedback": False, "ratio": 0.1, "selection": "exact"}),
+    ("diloco", {"values": "int8"}),
+    ("sparseloco", {"bits": 32, "ratio": 0.1}),
+    ("demo", {"sign": False, "topk": 5}),
+    ("zeroone_adam", {"warmup_steps": 3, "gap_doubles_after": 1}),
 ]
 EVERY_VARIANT = pytest.mark.parametrize(("name", "parameters"), VARIANTS, ids=lambda value: str(value).strip("{}"))
 

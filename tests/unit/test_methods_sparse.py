@@ -16,7 +16,7 @@ from ranks import SHAPES, Training, assert_regrouped, flat, gradients
 import baselines
 from baselines._sparse import pack, sampled_top, sampling_stride, share, unpack
 from baselines._state import BucketMemory
-from baselines.dgc import State, take_momentum
+from baselines.dgc import State
 
 EVERY_P = pytest.mark.parametrize("p", [2, 3, 4])
 DOUBLE = {"dtype": torch.float64}
@@ -371,7 +371,7 @@ def sgd(**settings: Any) -> torch.optim.SGD:
 
 def test_dgc_takes_the_momentum_over():
     optimizer = sgd(momentum=0.9)
-    assert take_momentum(optimizer) == 0.9
+    assert State().take_momentum(optimizer) == 0.9
     assert optimizer.param_groups[0]["momentum"] == 0
 
 
@@ -393,7 +393,7 @@ def two_momenta() -> torch.optim.SGD:
 )
 def test_dgc_refuses_what_it_cannot_correct(optimizer, complaint):
     with pytest.raises(ValueError, match=complaint):
-        take_momentum(optimizer)
+        State().take_momentum(optimizer)
 
 
 def give_momentum_back() -> str:

@@ -24,6 +24,8 @@ Method = Callable[[], baselines.MethodState]
 
 METHODS = baselines.names()
 VARIANTS = [*((name, {}) for name in METHODS), ("pactrain", {"variant": "best"}), ("dgc", {"ratio": 0.1})]
+VARIANTS += [("diloco", {"values": "int8"}), ("sparseloco", {"bits": 32}), ("demo", {"sign": False})]
+VARIANTS += [("zeroone_adam", {"warmup_steps": 3, "gap_doubles_after": 1})]
 EVERY_VARIANT = pytest.mark.parametrize(("name", "parameters"), VARIANTS, ids=lambda value: str(value).strip("{}"))
 KINDS = [*VARIANTS, ("pactrain", {"adaptive": True})]
 EVERY_KIND = pytest.mark.parametrize(("name", "parameters"), KINDS, ids=lambda value: str(value).strip("{}"))

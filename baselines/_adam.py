@@ -1,0 +1,120 @@
+"""What 1-bit Adam and 0/1 Adam share: a dense step of Adam, and means that travel as signs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch.nn.functional import pad
+
+from baselines._calls import AllGather, AllToAll, Call
+from baselines._lane import LaneState
+from baselines._memory import BucketMemory, Draft, Drafts
+from baselines._momentum import MomentumState
+from baselines._quantise import not_negative, packed_bits, unpacked_bits
+from baselines._state import Shapes
+
+
+class AdamState(MomentumState, LaneState):
+    """Base of a ``State`` that is Adam in place of plain SGD, by whose rate its updates are applied."""
+
+    beta1: float
+    beta2: float
+    eps: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.m, self.v, self.error = BucketMemory(), BucketMemory(), BucketMemory()
+        self.owner_error: Drafts[torch.Tensor] = Drafts()
+        """What the signs of a parameter's shard missed of the mean, at its owner, by the parameter's name."""
+
+    def update(self, m: torch.Tensor, v: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """Adam's, without corrections for the start, of a momentum and a variance of any shape."""
+        return torch.div(m, v.sqrt().add_(self.eps), out=out)
+
+
+def dense_step(state: AdamState, gradient: torch.Tensor, m: Draft, v: Draft) -> torch.Tensor:
+    """The update by the mean of ``gradient`` (n,), in place. Runs in the lane."""
+    with state.stopwatch("encode"):
+        gradient.div_(state.world_size)
+    dist.all_reduce(gradient, group=state.lane.process_group)
+    with state.stopwatch("decode"):
+        torch.lerp(gradient, m.before, state.beta1, out=m.after)
+        torch.mul(v.before, state.beta2, out=v.after).addcmul_(gradient, gradient, value=1 - state.beta2)
+        return state.update(m.after, v.after, out=gradient)
+
+
+def signs_mean(
+    state: AdamState, group: dist.ProcessGroup, names: Sequence[str], parts: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """The mean over all ranks of each parameter's part (n,), compressed twice. Waits for what it sends.
+
+    Each worker sends a shard of every part to the shard's owner, as signs and one scale, and the owner sends back the
+    mean in the same way. What signs missed is left in ``parts`` at the worker, and drafted as ``owner_error`` at the
+    owner, which adds to the mean what it had missed before.
+    """
+    p, counts = state.world_size, [part.numel() for part in parts]
+    sizes = [shard_size(count, p) for count in counts]
+    with state.stopwatch("encode"):
+        dtype = parts[0].dtype
+        message = signs_of(parts, sizes, p)
+        arrived = torch.empty_like(message)
+    dist.all_to_all_single(arrived, message, group=group)
+    with state.stopwatch("encode"):
+        means = [each.sum(0).div_(p) for each in values_of(arrived, sizes, dtype)]
+        shards = [
+            mean[: held(count, size, state.own_rank)] for mean, count, size in zip(means, counts, sizes, strict=True)
+        ]
+        for name, shard in zip(names, shards, strict=True):
+            if (past := state.owner_error.get(name)) is not None:
+                shard.add_(past)
+        own = signs_of(shards, sizes, 1).view(-1)
+        for name, shard in zip(names, shards, strict=True):  # what is left is the error
+            state.owner_error.draft(name, shard)
+        answers = [torch.empty_like(own) for _ in range(p)]
+    dist.all_gather(answers, own, group=group)
+    with state.stopwatch("decode"):
+        read = values_of(torch.stack(answers), sizes, dtype)
+        return [mean.view(-1)[:count] for mean, count in zip(read, counts, strict=True)]
+
+
+def signs_calls(shapes: Shapes, world_size: int) -> list[Call]:
+    """The collectives of ``signs_mean`` of parameters of these shapes (fp32)."""
+    message_bytes = sum(shard_size(math.prod(shape), world_size) / 8 + 4 for shape in shapes)
+    return [AllToAll(world_size * message_bytes), AllGather(message_bytes)]
+
+
+def shard_size(count: int, owners: int) -> int:
+    """Entries of one owner's shard of a parameter, whole bytes of signs; the last shards may be less full."""
+    return -(-count // (8 * owners)) * 8
+
+
+def held(count: int, size: int, owner: int) -> int:
+    """How many entries of a parameter are in an owner's shard."""
+    return min(max(count - owner * size, 0), size)
+
+
+def signs_of(parts: Sequence[torch.Tensor], sizes: list[int], rows: int) -> torch.Tensor:
+    """Messages (rows, bytes), uint8, of the signs of all parts (n,), cut into shards, and one scale for each part.
+
+    Each part becomes what its signs and its scale missed.
+    """
+    signs, scales = [], []
+    for part, size in zip(parts, sizes, strict=True):
+        scale = torch.linalg.vector_norm(part) / math.sqrt(max(part.numel(), 1))
+        flags = not_negative(part)
+        part.sub_(torch.where(flags, scale, -scale))
+        signs.append(packed_bits(pad(flags, (0, rows * size - len(flags)))).view(rows, -1))
+        scales.append(scale)
+    every_scale = torch.stack(scales).view(torch.uint8)
+    return torch.cat((*signs, every_scale.expand(rows, -1)), dim=1)
+
+
+def values_of(messages: torch.Tensor, sizes: list[int], dtype: torch.dtype) -> list[torch.Tensor]:
+    """Of each part, what messages (rows, bytes) say: its scale by its signs (rows, size)."""
+    *signs, every_scale = messages.split([*(size // 8 for size in sizes), dtype.itemsize * len(sizes)], dim=1)
+    scales = every_scale.clone(memory_format=torch.contiguous_format).view(dtype).split(1, dim=1)
+    flags = (unpacked_bits(some.reshape(-1)).view(len(messages), -1) for some in signs)
+    return [torch.where(flag, scale, -scale) for flag, scale in zip(flags, scales, strict=True)]

@@ -1,0 +1,57 @@
+"""The outer optimizer of methods whose ranks train alone and meet once in a while."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+
+class Outer:
+    """The common parameters, in at least fp32, and the optimizer that moves them. A frozen weight stays where it is."""
+
+    def __init__(self, weights: list[torch.Tensor], lr: float, momentum: float) -> None:
+        self._common = {
+            weight: weight.detach().to(torch.promote_types(weight.dtype, torch.float32), copy=True)
+            for weight in weights
+        }
+        self._sgd = torch.optim.SGD(self._common.values(), lr=lr, momentum=momentum, nesterov=momentum > 0)
+
+    def changes(self) -> dict[torch.Tensor, torch.Tensor]:
+        """By how much each of this rank's weights has fallen: the gradient of the common one, to be made common too."""
+        moving = {weight: common for weight, common in self._common.items() if weight.requires_grad}
+        fallen = {weight: common.to(weight.dtype).to(common.dtype) - weight for weight, common in moving.items()}
+        for weight, common in moving.items():
+            common.grad = fallen[weight]
+        return fallen
+
+    def step(self) -> None:
+        """Move the common parameters by their gradients, and this rank's weights to them."""
+        self._sgd.step()
+        for weight, common in self._common.items():
+            if common.grad is not None:
+                weight.copy_(common)
+                common.grad = None
+
+    def state_dict(self, names: Mapping[torch.Tensor, str]) -> dict[str, dict[str, torch.Tensor]]:
+        """Common parameters, and their momenta where there are any, by name."""
+        momenta = {weight: self._momentum(common) for weight, common in self._common.items()}
+        return {
+            "common": {names[weight]: common.clone() for weight, common in self._common.items()},
+            "momentum": {names[weight]: each.clone() for weight, each in momenta.items() if each is not None},
+        }
+
+    def load_state_dict(
+        self, saved: Mapping[str, Mapping[str, torch.Tensor]], names: Mapping[torch.Tensor, str]
+    ) -> None:
+        """Go on from what ``state_dict`` gave."""
+        for weight, common in self._common.items():
+            common.copy_(saved["common"][names[weight]])
+            momentum = saved["momentum"].get(names[weight])
+            self._sgd.state[common] = (
+                {} if momentum is None else {"momentum_buffer": momentum.to(common.device).clone()}
+            )
+
+    def _momentum(self, common: torch.Tensor) -> torch.Tensor | None:
+        momentum: torch.Tensor | None = self._sgd.state.get(common, {}).get("momentum_buffer")
+        return momentum

@@ -1,0 +1,105 @@
+"""1-bit Adam: Adam with dense gradients at first, then with a frozen variance and signs of the momentum.
+
+Tang et al., ICML 2021 (arXiv 2102.02888), algorithm 1, as DeepSpeed does it. For ``warmup_steps`` all workers make Adam
+of their mean gradient g::
+
+    m = beta1 m + (1 - beta1) g         v = beta2 v + (1 - beta2) g^2         gradient <- m / (sqrt(v) + eps)
+
+From then on v stays as it is, and what travels is the momentum, which each worker updates by its own gradient. It is
+compressed twice, with error feedback both times: each worker sends a shard of every parameter to the shard's owner, as
+signs and one scale, and the owner sends back the mean in the same way. A scale is the root of the mean square of what
+it is of: a parameter at the worker, a parameter's shard at the owner.
+
+The method is an optimizer, so the training's is to be plain SGD, whose rate is Adam's rate and whose weight decay is
+added to the update as DeepSpeed adds it. SGD's momentum is taken over and set to 0. As in DeepSpeed, m and v are not
+corrected for their start at zero, so in a short warm-up the first updates are too large for a rate tuned for Adam.
+
+What is not there: DeepSpeed's mask for entries of a momentum that are always zero. Signs have no zero, so where v is
+almost zero (inputs that are always dark, few warm-up steps) an update is a whole scale over eps: there eps must be of
+the size of gradients, or the training diverges. The paper freezes v when it changes little; here, as in DeepSpeed, a
+number of steps is given. The first step is always dense, because v must be something.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+import torch.distributed as dist
+from pydantic import Field
+from torch.futures import Future
+
+from baselines._adam import AdamState, dense_step, signs_calls, signs_mean
+from baselines._calls import Call
+from baselines._lane import settled
+from baselines._memory import Draft
+from baselines._state import Shapes, numel, parameters, ring_all_reduce_bytes
+
+LABEL = "1-bit Adam"
+COLOR = "#DDCC77"
+MARKER = "x"
+SENDS = "the sign of every entry of the momentum to its owner, and the sign of the mean back, with scales"
+ALL_REDUCE = False
+SOURCE = "Tang et al., ICML 2021 (arXiv 2102.02888)"
+
+
+@parameters
+class State(AdamState):
+    """What 1-bit Adam keeps on one rank.
+
+    Args:
+        warmup_steps: dense steps, after which the variance is frozen; at least one is made.
+        beta1: what is left of the momentum from step to step.
+        beta2: what is left of the variance.
+        eps: added to the root of the variance.
+    """
+
+    most_copies = 10.0
+    warmup_parameters = ("warmup_steps",)
+    remembers = ("m", "v", "error", "owner_error")
+
+    warmup_steps: Annotated[int, Field(ge=0)] = 20
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+
+    @property
+    def steady_from_step(self) -> int:
+        return max(self.warmup_steps, 1)
+
+    def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
+        if step is not None and step < self.steady_from_step:
+            return ring_all_reduce_bytes(4 * numel(shapes), world_size)
+        return sum(call.sent_bytes(world_size) for call in self.calls(shapes, world_size))
+
+    def calls(self, shapes: Shapes, world_size: int) -> list[Call]:
+        return signs_calls(shapes, world_size)
+
+
+def onebit_adam_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
+    """Replace the bucket by Adam's update."""
+    gradient = bucket.buffer()
+    names = [state.names[weight] for weight in bucket.parameters()]
+    counts = [weight.numel() for weight in bucket.parameters()]
+    m = state.m.draft(bucket)
+    if state.step < state.steady_from_step:
+        v = state.v.draft(bucket)
+        return state.lane.submit(lambda: settled(dense_step(state, gradient, m, v)))
+    frozen, error = state.v.like(bucket), state.error.draft(bucket)
+    return state.lane.submit(lambda: settled(signs_step(state, gradient, names, counts, m, frozen, error)))
+
+
+def signs_step(
+    state: State, gradient: torch.Tensor, names: list[str], counts: list[int], m: Draft, v: torch.Tensor, error: Draft
+) -> torch.Tensor:
+    """The update by the frozen variance ``v`` (n,) and the mean of all ranks' momenta, in place. Runs in the lane.
+
+    Args:
+        names: of the bucket's parameters.
+        counts: their entries.
+    """
+    with state.stopwatch("encode"):
+        own = torch.lerp(gradient, m.before, state.beta1, out=error.after).add_(error.before)
+    means = signs_mean(state, state.lane.process_group, names, own.split(counts))
+    with state.stopwatch("decode"):
+        return state.update(torch.cat(means, out=m.after), v, out=gradient)
