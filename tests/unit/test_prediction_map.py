@@ -97,7 +97,7 @@ def test_more_bandwidth_never_makes_a_gain_greater_without_round_trips(workers: 
 @pytest.mark.parametrize("rtt_s", [1e-4, 0.02])
 def test_the_map_says_what_plans_predict(rtt_s: float) -> None:
     scenario = load("convergence")
-    (subject,), _ = prediction_map.subjects(scenario, ["fashion-cnn-epyc"])
+    (subject,), _ = prediction_map.subjects(scenario, ["fashion-cnn-xeon"])
     bucket_bytes = scenario.cases[0].train.bucket_bytes
     found = prediction_map.gains([subject], bucket_bytes, Grid((10**8, 10**9), (rtt_s,), (2, 8), (50,)))
     profile = subject.profile.at(50)
@@ -166,7 +166,7 @@ def test_the_error_table_has_what_was_compared(tmp_path: Path) -> None:
 
 
 def test_the_page_has_picture_tables_and_what_it_leaves_out(tmp_path: Path) -> None:
-    ended = call_pacbench(("map", "ablation", "--profile", "fashion-cnn-epyc", "--out", "here"), tmp_path)
+    ended = call_pacbench(("map", "ablation", "--profile", "fashion-cnn-xeon", "--out", "here"), tmp_path)
     assert ended.returncode == 0, ended.stderr
     page = (tmp_path / "here" / "map.md").read_text()
     assert "nothing was measured" in page
