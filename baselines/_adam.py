@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 
 import torch
 import torch.distributed as dist
@@ -13,7 +14,7 @@ from baselines._calls import AllGather, AllToAll, Call
 from baselines._lane import LaneState
 from baselines._memory import BucketMemory, Draft, Drafts
 from baselines._momentum import MomentumState
-from baselines._quantise import not_negative, packed_bits, unpacked_bits
+from baselines._quantise import divided, norms, not_negative, numbers, packed_bits, spread, unpacked_bits
 from baselines._state import Shapes
 
 
@@ -63,7 +64,7 @@ def signs_mean(
         arrived = torch.empty_like(message)
     dist.all_to_all_single(arrived, message, group=group)
     with state.stopwatch("encode"):
-        means = [each.sum(0).div_(p) for each in values_of(arrived, sizes, dtype)]
+        means = values_of(arrived, sizes, dtype).sum(0).div_(p).split(sizes)
         shards = [
             mean[: held(count, size, state.own_rank)] for mean, count, size in zip(means, counts, sizes, strict=True)
         ]
@@ -76,8 +77,8 @@ def signs_mean(
         answers = [torch.empty_like(own) for _ in range(p)]
     dist.all_gather(answers, own, group=group)
     with state.stopwatch("decode"):
-        read = values_of(torch.stack(answers), sizes, dtype)
-        return [mean.view(-1)[:count] for mean, count in zip(read, counts, strict=True)]
+        read = values_of(torch.stack(answers), sizes, dtype).split(sizes, dim=1)
+        return [mean.reshape(-1)[:count] for mean, count in zip(read, counts, strict=True)]
 
 
 def signs_calls(shapes: Shapes, world_size: int) -> list[Call]:
@@ -101,20 +102,43 @@ def signs_of(parts: Sequence[torch.Tensor], sizes: list[int], rows: int) -> torc
 
     Each part becomes what its signs and its scale missed.
     """
-    signs, scales = [], []
-    for part, size in zip(parts, sizes, strict=True):
-        scale = torch.linalg.vector_norm(part) / math.sqrt(max(part.numel(), 1))
-        flags = not_negative(part)
-        part.sub_(torch.where(flags, scale, -scale))
-        signs.append(packed_bits(pad(flags, (0, rows * size - len(flags)))).view(rows, -1))
-        scales.append(scale)
-    every_scale = torch.stack(scales).view(torch.uint8)
-    return torch.cat((*signs, every_scale.expand(rows, -1)), dim=1)
+    counts = [part.numel() for part in parts]
+    roots = [math.sqrt(max(count, 1)) for count in counts]
+    if parts[0].is_cuda:
+        values = torch.cat(list(parts))
+        scales = divided(norms(values, counts, 2), roots)
+        flags, each_scale = not_negative(values), spread(scales, counts)
+        values.sub_(torch.where(flags, each_scale, -each_scale))
+        torch._foreach_copy_(list(parts), list(values.split(counts)))
+        padded = flags.new_zeros(rows * sum(sizes)).index_copy_(0, places_of_bits(counts, sizes, flags.device), flags)
+        signs = packed_bits(padded).view(rows, -1)
+    else:
+        of_parts = []
+        scales = divided(torch.stack([torch.linalg.vector_norm(part) for part in parts]), roots)
+        for part, size, scale in zip(parts, sizes, scales, strict=True):
+            flags = not_negative(part)
+            part.sub_(torch.where(flags, scale, -scale))
+            of_parts.append(packed_bits(pad(flags, (0, rows * size - len(flags)))).view(rows, -1))
+        signs = torch.cat(of_parts, dim=1)
+    return torch.cat((signs, scales.view(torch.uint8).expand(rows, -1)), dim=1)
 
 
-def values_of(messages: torch.Tensor, sizes: list[int], dtype: torch.dtype) -> list[torch.Tensor]:
-    """Of each part, what messages (rows, bytes) say: its scale by its signs (rows, size)."""
-    *signs, every_scale = messages.split([*(size // 8 for size in sizes), dtype.itemsize * len(sizes)], dim=1)
-    scales = every_scale.clone(memory_format=torch.contiguous_format).view(dtype).split(1, dim=1)
-    flags = (unpacked_bits(some.reshape(-1)).view(len(messages), -1) for some in signs)
-    return [torch.where(flag, scale, -scale) for flag, scale in zip(flags, scales, strict=True)]
+def places_of_bits(counts: list[int], sizes: list[int], device: torch.device) -> torch.Tensor:
+    """Where the sign (n,) of each part's entries is among all bits of the messages: a shard of each part a message."""
+
+    def of_entries(numbers_of_parts: Iterable[int]) -> torch.Tensor:
+        return spread(numbers(tuple(numbers_of_parts), device, torch.int64), counts)
+
+    place = torch.arange(sum(counts), device=device).sub_(of_entries(accumulate(counts[:-1], initial=0)))
+    size = of_entries(sizes)
+    message = torch.div(place, size, rounding_mode="floor")
+    return place.add_(of_entries(accumulate(sizes[:-1], initial=0))).add_(message.mul_(sum(sizes) - size))
+
+
+def values_of(messages: torch.Tensor, sizes: list[int], dtype: torch.dtype) -> torch.Tensor:
+    """What messages (rows, bytes) say of all parts' shards, one after the other: scales by signs (rows, entries)."""
+    signs, every_scale = messages.split([sum(sizes) // 8, dtype.itemsize * len(sizes)], dim=1)
+    flags = unpacked_bits(signs.reshape(-1)).view(len(messages), -1)
+    scales = every_scale.clone(memory_format=torch.contiguous_format).view(dtype)
+    each_scale = spread(scales, sizes)
+    return torch.where(flags, each_scale, -each_scale)

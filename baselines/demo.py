@@ -107,21 +107,27 @@ class Tiles:
         """How many there are."""
         return (self.rows // self.tall) * (self.columns // self.wide)
 
-    def transformed(self, values: torch.Tensor) -> torch.Tensor:
-        """The cosine coefficients (count, tall * wide) of each tile of ``values`` (rows * columns,)."""
-        in_tiles = values.view(self.rows // self.tall, self.tall, self.columns // self.wide, self.wide)
-        return torch.einsum("yhxw,ah,bw->yxab", in_tiles, *self._bases(values)).reshape(
-            self.count, self.tall * self.wide
-        )
+    def cut(self, values: torch.Tensor) -> torch.Tensor:
+        """The tiles (count, tall, wide) of ``values`` (rows * columns,)."""
+        in_rows = values.view(self.rows // self.tall, self.tall, self.columns // self.wide, self.wide)
+        return in_rows.transpose(1, 2).reshape(self.count, self.tall, self.wide)
 
-    def restored(self, coefficients: torch.Tensor) -> torch.Tensor:
-        """The inverse of ``transformed``: (rows * columns,)."""
-        shape = self.rows // self.tall, self.columns // self.wide, self.tall, self.wide
-        in_tiles = torch.einsum("yxab,ah,bw->yhxw", coefficients.view(shape), *self._bases(coefficients))
-        return in_tiles.reshape(-1)
+    def joined(self, tiles: torch.Tensor) -> torch.Tensor:
+        """The inverse of ``cut``."""
+        in_rows = tiles.view(self.rows // self.tall, self.columns // self.wide, self.tall, self.wide)
+        return in_rows.transpose(1, 2).reshape(-1)
 
-    def _bases(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return cosines(self.tall, like.dtype, like.device), cosines(self.wide, like.dtype, like.device)
+
+def transformed(tiles: torch.Tensor) -> torch.Tensor:
+    """The cosine coefficients (count, tall * wide) of tiles (count, tall, wide)."""
+    down, across = (cosines(side, tiles.dtype, tiles.device) for side in tiles.shape[1:])
+    return torch.einsum("nhw,ah,bw->nab", tiles, down, across).flatten(1)
+
+
+def restored(coefficients: torch.Tensor, tall: int, wide: int) -> torch.Tensor:
+    """The inverse of ``transformed``."""
+    down, across = (cosines(side, coefficients.dtype, coefficients.device) for side in (tall, wide))
+    return torch.einsum("nab,ah,bw->nhw", coefficients.view(-1, tall, wide), down, across)
 
 
 @cache
@@ -167,12 +173,17 @@ def demo_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
 def take_strongest(momentum: torch.Tensor, tilings: list[Tiles], sent: list[int]) -> torch.Tensor:
     """Subtract from ``momentum`` (n,) its tiles' largest coefficients; these and their places in a tile (uint8)."""
     values, places = [momentum[:0]], [torch.arange(0, device=momentum.device)]
-    for part, tiles, k in zip(parts_of(momentum, tilings), tilings, sent, strict=True):
-        coefficients = tiles.transformed(part)
+    parts = parts_of(momentum, tilings)
+    for members in alike(tilings):
+        tiles, k = tilings[members[0]], sent[members[0]]
+        coefficients = transformed(torch.cat([tilings[each].cut(parts[each]) for each in members]))
         strongest = coefficients.abs().topk(k, dim=1, sorted=False).indices
         values.append(coefficients.gather(1, strongest).view(-1))
         places.append(strongest.view(-1))
-        part.sub_(tiles.restored(torch.zeros_like(coefficients).scatter_(1, strongest, values[-1].view(-1, k))))
+        alone = torch.zeros_like(coefficients).scatter_(1, strongest, values[-1].view(-1, k))
+        taken = restored(alone, tiles.tall, tiles.wide).split([tilings[each].count for each in members])
+        for each, of_part in zip(members, taken, strict=True):
+            parts[each].sub_(tilings[each].joined(of_part))
     return torch.cat((torch.cat(values).view(torch.uint8), torch.cat(places).to(PLACE).view(torch.uint8)))
 
 
@@ -185,9 +196,14 @@ def put_means(blocks: list[torch.Tensor], tilings: list[Tiles], sent: list[int],
         at = places.clone().view(PLACE) + starts
         sums.index_add_(0, at, values.view(out.dtype))
         counts.index_add_(0, at, ones)
-    means = sums.div_(counts.clamp_(min=1))
-    for part, mean, tiles in zip(parts_of(out, tilings), parts_of(means, tilings), tilings, strict=True):
-        part.copy_(tiles.restored(mean))
+    means, parts, before = sums.div_(counts.clamp_(min=1)), parts_of(out, tilings), 0
+    for members in alike(tilings):
+        tiles, of_each = tilings[members[0]], [tilings[each].count for each in members]
+        entries = sum(of_each) * tiles.tall * tiles.wide
+        found = restored(means[before : before + entries], tiles.tall, tiles.wide).split(of_each)
+        for each, of_part in zip(members, found, strict=True):
+            parts[each].copy_(tilings[each].joined(of_part))
+        before += entries
 
 
 def parts_of(values: torch.Tensor, tilings: list[Tiles]) -> tuple[torch.Tensor, ...]:
@@ -195,12 +211,24 @@ def parts_of(values: torch.Tensor, tilings: list[Tiles]) -> tuple[torch.Tensor, 
     return tuple(values.split([tiles.rows * tiles.columns for tiles in tilings]))
 
 
+def alike(tilings: list[Tiles]) -> list[list[int]]:
+    """The numbers of the parameters whose tiles have the same size, for each size: they are transformed together."""
+    of_size: dict[tuple[int, int], list[int]] = {}
+    for number, tiles in enumerate(tilings):
+        of_size.setdefault((tiles.tall, tiles.wide), []).append(number)
+    return list(of_size.values())
+
+
 def tile_starts(tilings: list[Tiles], sent: list[int], device: torch.device) -> torch.Tensor:
-    """Where the tile begins (k,), int64, that each sent coefficient is of, among the coefficients of a bucket."""
+    """Where the tile begins (k,), int64, that each sent coefficient is of, among the coefficients of a bucket.
+
+    Tiles of one size lie together.
+    """
     starts, before = [torch.arange(0, device=device)], 0
-    for tiles, k in zip(tilings, sent, strict=True):
+    for members in alike(tilings):
+        tiles, count = tilings[members[0]], sum(tilings[each].count for each in members)
         size = tiles.tall * tiles.wide
-        of_tiles = torch.arange(tiles.count, device=device).mul_(size).add_(before)
-        starts.append(of_tiles.unsqueeze(1).expand(tiles.count, k).reshape(-1))
-        before += tiles.count * size
+        of_tiles = torch.arange(count, device=device).mul_(size).add_(before)
+        starts.append(of_tiles.unsqueeze(1).expand(count, sent[members[0]]).reshape(-1))
+        before += count * size
     return torch.cat(starts)

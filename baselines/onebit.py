@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import accumulate
 
 import torch
 import torch.distributed as dist
@@ -24,7 +25,7 @@ from torch.nn.functional import pad
 from baselines._calls import AllGather, Call
 from baselines._memory import BucketMemory
 from baselines._pieces import ENTRIES, pieces, scratch
-from baselines._quantise import by_byte, not_negative, packed_bits
+from baselines._quantise import by_byte, divided, norms, not_negative, numbers, packed_bits, spread, unpacked_bits
 from baselines._state import MethodState, Shapes, all_gather_bytes, parameters
 from baselines._streams import used_here
 
@@ -90,21 +91,29 @@ def add_and_measure(
 ) -> torch.Tensor:
     """Fill ``out`` with residual and gradient; the mean magnitude of each part of it, which has ``counts`` entries.
 
-    Both in one pass, and as the sum of magnitudes: the norm that is the same takes twice as long.
+    On a CPU both in one pass, and as the sum of magnitudes: the norm that is the same takes twice as long.
     """
+    sizes: list[float] = [max(count, 1) for count in counts]
+    if residual.is_cuda:
+        return divided(norms(torch.add(residual, gradient, out=out), counts, 1), sizes)
     magnitudes = scratch(residual)
-    means = []
+    totals = []
     for part, *addends in zip(*(tensor.split(counts) for tensor in (out, residual, gradient)), strict=True):
         both = pieces(part, *addends)
         sums = [
             torch.abs(torch.add(one, other, out=some), out=magnitudes[: len(some)]).sum() for some, one, other in both
         ]
-        means.append(torch.stack(sums).sum() / max(part.numel(), 1))
-    return torch.stack(means)
+        totals.append(torch.stack(sums).sum())
+    return divided(torch.stack(totals), sizes)
 
 
 def take_signs(values: torch.Tensor, counts: list[int], scales: torch.Tensor) -> torch.Tensor:
     """The signs of ``values``, packed part by part (uint8); each sign times its scale is subtracted from them."""
+    if values.is_cuda:
+        flags, each_scale = not_negative(values), spread(scales, counts)
+        values.sub_(torch.where(flags, each_scale, -each_scale))
+        padded = flags.new_zeros(8 * sum(map(packed_size, counts)))
+        return packed_bits(padded.index_copy_(0, places_of_bits(counts, values.device), flags))
     packed = []
     for part, scale in zip(values.split(counts), scales, strict=True):
         rows = by_byte(torch.stack((-scale, scale)), bits=1)
@@ -123,9 +132,18 @@ def put_signs(
     scales: torch.Tensor,
 ) -> None:
     """Add to ``values``, or copy there, the signs, packed part by part, each times the scale of its part."""
+    if values.is_cuda:
+        flags, each_scale = unpacked_bits(packed)[places_of_bits(counts, values.device)], spread(scales, counts)
+        put(values, torch.where(flags, each_scale, -each_scale))
+        return
     packed_parts = packed.split([packed_size(count) for count in counts])
     for part, packed_part, scale in zip(values.split(counts), packed_parts, scales, strict=True):
         rows = by_byte(torch.stack((-scale, scale)), bits=1)
-        size = max(part.numel(), 1) if part.is_cuda else ENTRIES
-        for some, some_packed in zip(part.split(size), packed_part.split(packed_size(size)), strict=True):
+        for some, some_packed in zip(part.split(ENTRIES), packed_part.split(packed_size(ENTRIES)), strict=True):
             put(some, rows.index_select(0, some_packed.int()).view(-1)[: some.numel()])
+
+
+def places_of_bits(counts: list[int], device: torch.device) -> torch.Tensor:
+    """Where the sign (n,) of each entry is among all bits: those of a part fill whole bytes."""
+    unused = tuple(accumulate((-count % 8 for count in counts[:-1]), initial=0))
+    return torch.arange(sum(counts), device=device).add_(spread(numbers(unused, device, torch.int64), counts))

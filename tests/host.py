@@ -36,6 +36,11 @@ def run_pacbench(
     )
 
 
+def complaints(stderr: str) -> list[str]:
+    """What was said on stderr, but for trials that run again because something else held up this machine."""
+    return [line for line in stderr.splitlines() if ": disturbed: " not in line]
+
+
 def universes() -> list[int]:
     """Processes of universes that this process's tests have started, inside and out, whoever is their parent now."""
     found = []
@@ -58,7 +63,7 @@ def host_network() -> str:
     return "\n".join(shown)
 
 
-def wait_until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
+def wait_until(condition: Callable[[], object], timeout_s: float = 120.0) -> None:
     """Wait for a condition, and fail when it does not come."""
     deadline = time.monotonic() + timeout_s
     while not condition():

@@ -8,28 +8,18 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from containers import labelled
 from docker.client import DockerClient
+from host import PACBENCH
 
 from harness.cluster.docker import engine
 
-PACBENCH = [sys.executable, "-m", "harness"]
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 180
-
-
-def wait_until(condition: Callable[[], object], timeout_s: float = 120.0) -> None:
-    """Wait for a condition, and fail when it does not come."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="session")

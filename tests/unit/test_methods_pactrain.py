@@ -6,6 +6,7 @@ import math
 import random
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 from unittest import mock
 
@@ -14,6 +15,7 @@ import torch
 import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
+from posing import posing_as_a_gpu
 from ranks import SHAPES, Training, assert_regrouped, flat, gradients
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -225,10 +227,14 @@ def test_masks_follow_the_order_of_memory_and_may_prune_a_layer_whole(on_ranks, 
 # Ternary quantisation
 
 
-def test_a_scale_is_the_largest_entry_but_at_most_two_and_a_half_sigma():
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_a_scale_is_the_largest_entry_but_at_most_two_and_a_half_sigma(dtype):
     flat_part, spiked, single = torch.tensor([3.0, -3.0, 3.0]), torch.tensor([0.0] * 99 + [-100.0]), torch.tensor([7.0])
-    scales = own_scales(torch.cat([flat_part, spiked, single]), [3, 100, 1])
-    torch.testing.assert_close(scales, torch.tensor([3.0, 2.5 * 10.0, 7.0]))
+    many = torch.full((70_000,), 0.25)  # more than fp16 can count
+    values = torch.cat([flat_part, spiked, single, many]).to(dtype)
+    scales = own_scales(values, [3, 100, 0, 1, 70_000])
+    tiny = torch.finfo(dtype).tiny
+    torch.testing.assert_close(scales, torch.tensor([3.0, 2.5 * 10.0, tiny, 7.0, 0.25], dtype=dtype))
 
 
 @given(seed=st.integers(0, 10**6))
@@ -251,12 +257,16 @@ def test_a_code_is_never_two_even_if_the_sum_of_ratio_and_dice_is_rounded_up():
     assert ternarise(torch.ones(1), [1], torch.ones(1), dice) == 1
 
 
-def test_codes_are_right_on_average():
+@pytest.mark.parametrize("way", [nullcontext, posing_as_a_gpu], ids=["cpu", "gpu"])
+def test_codes_are_right_on_average(way):
     """Power: a bias of 1 % of the scale, away from or towards zero, would be 10 standard errors; 5 are allowed."""
     draws = 4000
     x = torch.linspace(-1, 1, 101, dtype=torch.float64)
+    counts, scales = [40, 61], torch.tensor([1.0, 8.0])
+    values = torch.cat([part * scale for part, scale in zip(x.split(counts), scales, strict=True)])
     dice = Dice(torch.device("cpu"), 0)
-    codes = torch.stack([ternarise(x, [101], torch.ones(1), dice) for _ in range(draws)])
+    with way():
+        codes = torch.stack([ternarise(values, counts, scales, dice) for _ in range(draws)])
     error = codes.double().mean(0) - x
     variance = x.abs() * (1 - x.abs()) / draws
     assert 0.01 * x.abs().gt(0).sum() / variance.sum().sqrt() > 10

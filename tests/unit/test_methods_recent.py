@@ -18,6 +18,7 @@ from ranks import Training, assert_regrouped, flat, gradients
 import baselines
 from baselines._bins import add_binned, binned
 from baselines.demo import State as DemoState
+from baselines.demo import restored, transformed
 from baselines.sparseloco import CHUNK, packed_twelves, sent_of, unpacked_twelves
 
 SOME_P = pytest.mark.parametrize("p", [1, 2, 5])
@@ -298,11 +299,11 @@ def test_demo_that_leaves_no_coefficient_out_is_dense(on_ranks, p):
 def test_tiles_are_whole_and_transformed_back(shape):
     tiles = DemoState().tiles_of(shape)
     values = torch.randn(math.prod(shape), generator=torch.Generator().manual_seed(0), **DOUBLE)
-    coefficients = tiles.transformed(values)
+    coefficients = transformed(tiles.cut(values))
     assert coefficients.shape == (tiles.count, tiles.tall * tiles.wide)
     assert coefficients.numel() == values.numel()
     torch.testing.assert_close(coefficients.norm(), values.norm())
-    torch.testing.assert_close(tiles.restored(coefficients), values)
+    torch.testing.assert_close(tiles.joined(restored(coefficients, tiles.tall, tiles.wide)), values)
 
 
 # 1-bit Adam
