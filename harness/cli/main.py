@@ -12,7 +12,7 @@ import typer
 
 from harness.cli.app import make_app
 from harness.cli.console import accept_any_text
-from harness.errors import EXIT_INTERRUPTED, PacbenchError, UsageError
+from harness.errors import EXIT_INTERRUPTED, MeasurementError, PacbenchError, UsageError
 from harness.files import NO_ROOM, NoRoomError
 from harness.plain import visible
 
@@ -21,6 +21,9 @@ OBJECTS_BETWEEN_COLLECTIONS = 100_000
 
 MOST_TOLD = 4000
 """Signs of an error that are told. Much longer are only those that repeat a name or an argument without end."""
+
+NO_MEMORY = ("failed to map segment", "cannot allocate memory", "can't allocate memory", "can't start new thread")
+"""What errors say that are no ``MemoryError``: of the loader of libraries, the kernel, torch and threads."""
 
 
 def main() -> None:
@@ -35,19 +38,38 @@ def main() -> None:
             raise KeyboardInterrupt  # typer made an exit code of it
         if code:
             sys.exit(code)  # a verdict
-    except PacbenchError as error:
-        _leave(str(error), error.exit_code)
-    except typer.TyperException as error:
-        _leave(f"command line: {error.format_message()}", UsageError.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         _leave("interrupted; what had finished is kept", EXIT_INTERRUPTED)
     except BrokenPipeError:
         _close(sys.stdout)  # the reader has gone: nothing to tell it
-    except OSError as error:
-        if error.errno not in NO_ROOM:
+    except Exception as error:
+        told = _told(error)
+        if told is None:
             raise
+        _leave(*told)
+
+
+def _told(error: Exception) -> tuple[str, int] | None:
+    """What a user is told of an error, and the exit code; None of one that is a fault of ours."""
+    if isinstance(error, PacbenchError):
+        return str(error), error.exit_code
+    if isinstance(error, typer.TyperException):
+        return f"command line: {error.format_message()}", UsageError.exit_code
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
         _close(sys.stdout)
-        _leave(f"{error.filename or 'what is printed'}: cannot be written: {error.strerror}", NoRoomError.exit_code)
+        return f"{error.filename or 'what is printed'}: cannot be written: {error.strerror}", NoRoomError.exit_code
+    if _lacks_memory(error):
+        return "there is no memory left for it; what had finished is kept", MeasurementError.exit_code
+    return None
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    """Whether it, or what led to it, is that memory could not be had: Python's, a library's, or that of a thread."""
+    return (
+        isinstance(error, MemoryError)
+        or any(sign in str(error).lower() for sign in NO_MEMORY)
+        or any(_lacks_memory(earlier) for earlier in (error.__cause__, error.__context__) if earlier is not None)
+    )
 
 
 def _end_in_good_order() -> None:

@@ -94,13 +94,16 @@ def write(path: Path, content: str) -> None:
     Raises:
         NoRoomError, UsageError: it cannot be written.
     """
-    from harness.files import NoRoomError, keep_elsewhere, write_whole
+    from harness.files import NoRoomError, UnwritableError, keep_elsewhere, write_whole
 
     try:
         write_whole(path, content)
-    except NoRoomError as error:
+    except (NoRoomError, UnwritableError) as error:
         kept = keep_elsewhere("pacbench-", {path.name: content})
-        raise NoRoomError(f"{error}; {f'it is kept in {kept}' if kept else 'it is lost'}") from None
+        what = f"it is kept in {kept}" if kept else "it is lost"
+        if isinstance(error, UnwritableError):
+            raise UnwritableError(path, f"{error.reason}; {what}") from None
+        raise NoRoomError(f"{error}; {what}") from None
 
 
 def command() -> list[str]:

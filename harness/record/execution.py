@@ -139,13 +139,13 @@ class Execution(Section):
         """Write it; returns the file.
 
         Raises:
-            NoRoomError: the disk is full. Where another one has room the record lies there; the message says so.
+            NoRoomError: the disk is full, or gone. Where another one has room the record lies there, and this is said.
         """
         path = folder / FILE
         content = self.model_dump_json(by_alias=True, indent=1)
         try:
             write_whole(path, content)
-        except NoRoomError as error:
+        except (NoRoomError, UnwritableError) as error:
             kept = keep_elsewhere("pacbench-exec-", {FILE: content})
             raise NoRoomError(f"{error}; {f'the record is kept in {kept}' if kept else 'it is lost'}") from None
         return path

@@ -212,7 +212,7 @@ class Store:
 
         Raises:
             MeasurementError: this attempt is there already.
-            NoRoomError: the disk is full. Where another one has room the trial lies there; the message says so.
+            NoRoomError: the disk is full, or gone. Where another one has room the trial lies there, and this is said.
         """
         name = f"{row.trial_id}-{row.attempt}.parquet"
         if (self._trials / name).exists():
@@ -222,7 +222,7 @@ class Store:
         try:
             for part, content in files.items():
                 write_whole(self.folder / part / name, content)
-        except NoRoomError as error:
+        except (NoRoomError, UnwritableError) as error:
             kept = keep_elsewhere("pacbench-trial-", {f"{part}/{name}": content for part, content in files.items()})
             what = f"this trial is kept: cp -r {kept}/. {self.folder} adds it to the run" if kept else LOST
             raise NoRoomError(f"{error}; {what}") from None

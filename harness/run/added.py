@@ -43,12 +43,17 @@ class Added(NamedTuple):
 
     def why_too_much(self, dilation: float) -> str | None:
         """Why a trial whose steps show this is to be run again at a greater dilation; None where it is not."""
-        if (share := self.share(dilation)) > MOST_ADDED:
-            return f"at a dilation of {dilation:g} this machine added {100 * share:.1f} % to a step"
+        if self.is_too_much(dilation):
+            return f"at a dilation of {dilation:g} this machine added {100 * self.share(dilation):.1f} % to a step"
         if not self.is_known(dilation):
             error = f"{100 * self.error_s / dilation / self.step_s:.1f} % of a step"
             return f"at a dilation of {dilation:g} what this machine added was known to {error} only"
         return None
+
+    def is_too_much(self, dilation: float) -> bool:
+        """Whether it may not be taken off steps at a dilation, since it is surely a large part of them."""
+        unsure_s = 0.0 if self.is_known(dilation) else SURELY * self.error_s
+        return self.share(dilation) - unsure_s / dilation / self.step_s > MOST_ADDED
 
     def is_known(self, dilation: float) -> bool:
         """Whether it may be taken off steps at a dilation."""

@@ -107,21 +107,27 @@ class Dilations:
         return self._why_probes_were_wrong(trial, outcome, found)
 
     def _surer(self, trial: Trial, within: Added) -> Added:
-        """Where a trial's own steps do not tell it well enough, what earlier ones of its kind told counts as well."""
-        found = self._found.get(_key(trial))
-        if found is None or within.is_known(trial.dilation):
+        """Where a trial's own steps do not tell it well enough, what earlier ones of its kind told counts as well.
+
+        Before them it is what machines usually add, give or take as much. Steps that differ from one to the next,
+        because what they send does, say little at any dilation; but at a great one little is added in any case.
+        """
+        if within.is_known(trial.dilation):
             return within
-        return within.beside(found.added_s, found.error_s, trial.dilation)
+        if found := self._found.get(_key(trial)):
+            return within.beside(found.added_s, found.error_s, trial.dilation)
+        usual_s = estimate.usually_added_s(trial, CPUS)
+        return within.beside(usual_s, usual_s, trial.dilation)
 
     def _learn(self, trial: Trial, within: Added) -> str | None:
         """Choose for the next trial of this kind; why this one is to be run again, if it is."""
         now, why = trial.dilation, within.why_too_much(trial.dilation)
         # What one moment showed must not decide over all that follows: one trial to the next changes by 2 at most.
-        if within.share(now) > MOST_ADDED:
+        if within.is_too_much(now):
             self._too_low[_key(trial)] = now
             chosen = min(_needed(within, AIM), 2 * now)
         elif why:
-            chosen = _next(now)
+            chosen = min(_next(now), LADDER[-1])
         else:
             # A trial that shows nearly too much is a good one, but the next of its kind may show too much.
             most = 2 * now if within.share(now) > AIM else now

@@ -142,6 +142,8 @@ class PacedStopwatch(Stopwatch):
         self._lock = Lock()
         self.charge_as(codec)
         self._backward_thread = get_ident()
+        self._in_end_step = self._met_others = False
+        """Whether a step is ending; and whether it has had codec work since, as it has where ranks meet there."""
 
     def charge_as(self, codec: Codec | None) -> None:
         """Charge the steps from now on for this codec: of a method that chooses, for what it has chosen."""
@@ -170,9 +172,12 @@ class PacedStopwatch(Stopwatch):
         """See ``Stopwatch``: a block of codec work, which ends when the device would have ended it."""
         with super().__call__(phase):
             if phase == "end_step":
-                yield
+                yield from self._end_step()
                 return
+            if self._met_others:
+                self._pace.waited()
             start, cpu_start = time.perf_counter(), time.thread_time()
+            self._met_others = self._in_end_step
             yield
             on_backward = get_ident() == self._backward_thread
             charge_s = self._charge_s(phase, on_backward, time.thread_time() - cpu_start)
@@ -180,6 +185,16 @@ class PacedStopwatch(Stopwatch):
                 self._pace.work(charge_s)
             else:
                 self._pace.work_beside(charge_s, start)
+
+    def _end_step(self) -> Iterator[None]:
+        """The end of a step: where ranks meet there, no work of the device is under way while they wait."""
+        self._in_end_step = True
+        try:
+            yield
+            if self._met_others:
+                self._pace.waited()
+        finally:
+            self._in_end_step = self._met_others = False
 
     def lap(self) -> Any:
         """See ``Stopwatch.lap``."""

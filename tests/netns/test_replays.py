@@ -97,6 +97,42 @@ def test_a_paced_training_takes_its_profiles_time_and_learns_bit_for_bit_what_an
     assert (trials["wire_bytes_per_step"] / trials["formula_bytes_per_step"]).between(0.95, 1.05).all()
 
 
+LOCAL = """
+[train]
+model = "digits-cnn"
+batch_size = 16
+steps = 12
+eval_every = 12
+
+[link]
+rate = "50mbit"
+
+[[methods]]
+name = "dense"
+
+[[methods]]
+name = "local_sgd"
+period = 2
+"""
+
+
+@pytest.mark.parametrize("kind", ["pace", "replay"])
+def test_a_device_computes_all_of_a_step_also_after_ranks_have_met(
+    run_scenario: RunScenario, tmp_path: Path, kind: str
+) -> None:
+    (tmp_path / "local.toml").write_text(LOCAL)
+    profile = read("digits-cnn-epyc")
+    device = [f"train.{kind}=digits-cnn-epyc", "train.dilation=2.0"]
+    store = run_scenario("local.toml", device, ["local_sgd"])
+    trials = store.trials()
+    local = trials.loc[trials["label"] == "local_sgd", "trial_id"].item()
+    events = store.events(trials)
+    step_s = events[(events["trial_id"] == local) & (events["kind"] == "step_s")].groupby("step")["value"].max()
+    meeting_s, alone_s = step_s.iloc[1::2], step_s.iloc[0::2]
+    assert (alone_s > 0.9 * (profile.forward_s + profile.gradients[-1].ready_s + profile.optimizer_s)).all()
+    assert meeting_s.median() > alone_s.median() + 0.9 * trials["lower_bound_s_per_step"].max()
+
+
 def test_a_run_finds_dilations_and_a_warm_up_on_links_that_change_learns_the_same(
     run_scenario: RunScenario, tmp_path: Path
 ) -> None:

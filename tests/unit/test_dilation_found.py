@@ -33,10 +33,13 @@ TRUE_S = 0.2
 
 
 class Machine:
-    """Runs a trial: its steps take ``TRUE_S``, what the machine adds, and noise, both in real seconds."""
+    """Runs a trial: its steps take ``TRUE_S``, what the machine adds, and noise, both in real seconds.
 
-    def __init__(self, added_s: float, noise_s: float = 0.0, rounds_of: int = 0) -> None:
-        self.added_s, self.noise_s = added_s, noise_s
+    By ``spread_s`` steps differ among themselves, as by what they send, at every dilation alike.
+    """
+
+    def __init__(self, added_s: float, noise_s: float = 0.0, rounds_of: int = 0, spread_s: float = 0.0) -> None:
+        self.added_s, self.noise_s, self.spread_s = added_s, noise_s, spread_s
         self.rounds_of = rounds_of
         """Of a method that chooses: once in so many steps it tries what sends four times the bytes."""
         self.ran: list[Trial] = []
@@ -50,7 +53,8 @@ class Machine:
         for step in range(steps):
             late_s = (self.added_s + self._dice.gauss(0.0, self.noise_s)) / trial.slowing.at(step)
             tries = 4 if self.rounds_of and step % self.rounds_of == 0 else 1
-            told = {"step_s": tries * TRUE_S + late_s, "overrun_s": self.added_s / 10 / trial.slowing.at(step)}
+            true_s = tries * TRUE_S + self._dice.gauss(0.0, self.spread_s)
+            told = {"step_s": true_s + late_s, "overrun_s": self.added_s / 10 / trial.slowing.at(step)}
             clock_s += told["step_s"]
             for kind, value in (told | ({"formula_bytes": tries * 1e6} if self.rounds_of else {})).items():
                 outcome.events.append(Event(0, step, clock_s, kind, value))
@@ -171,6 +175,25 @@ def test_a_trial_that_shows_too_little_for_sure_does_not_slow_all_that_follow(tm
     assert second.dilation == LADDER[LADDER.index(first.dilation) + 1]
     assert found.take_off(second, Machine(added_s=1e-3)(second)) is None
     assert found.settle(first).dilation <= first.dilation
+
+
+def test_steps_that_differ_among_themselves_are_soon_slow_enough(tmp_path: Path) -> None:
+    machine = Machine(added_s=0.02, spread_s=0.06 * TRUE_S)
+    found, trial = dilations(tmp_path, machine), a_trial(tmp_path)
+    for _ in range(4):
+        trial, outcome = run_until_it_counts(found, trial, machine)
+        assert outcome.added_s is not None
+        assert outcome.added_s / trial.dilation <= 0.03 * TRUE_S
+    assert len(machine.ran) <= 8
+
+
+def test_what_is_known_too_little_at_the_greatest_dilation_is_tried_there_again(tmp_path: Path) -> None:
+    restless = Machine(added_s=1e-3, noise_s=10.0)
+    found = dilations(tmp_path, restless)
+    for _ in range(2 * len(LADDER)):
+        trial = found.settle(a_trial(tmp_path))
+        found.take_off(trial, restless(trial))
+    assert trial.dilation in LADDER
 
 
 def test_what_earlier_trials_of_its_kind_showed_counts_where_one_shows_too_little_for_sure(tmp_path: Path) -> None:

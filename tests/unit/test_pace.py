@@ -21,6 +21,7 @@ from harness.scenario.load import load
 from harness.worker.profile_request import ProfileRequest, ThreadClock
 from harness.worker.timed import BackwardStopwatch
 from harness.workload.pace import Pace, PacedStopwatch
+from harness.workload.profile import Codec
 
 
 def paced(path: Path, *overrides: str) -> Plan:
@@ -86,6 +87,9 @@ def test_rows_of_a_paced_training_say_so_and_have_an_accuracy(tmp_path: Path) ->
     assert "time dilated by 4" in case.title
 
 
+COSTS_S = {"encode_s": 0.001, "beside_s": 0.0, "decode_s": 0.002, "optimizer_s": 0.001}
+
+
 class Device(Pace):
     """A pace that only writes down what the device is to do."""
 
@@ -108,6 +112,24 @@ def test_a_bucket_is_handed_over_when_the_last_of_its_gradients_is_ready() -> No
         stopwatch.bucket_ready(1, [weights[1]])  # before DDP has regrouped its buckets they are in another order
         stopwatch.bucket_ready(1, weights[5:])
     assert device.done == [0.001, 0.01, 0.0, 0.004] * 2
+
+
+def test_a_device_has_not_worked_ahead_while_ranks_met_at_the_end_of_a_step() -> None:
+    pace = Pace(1.0)
+    stopwatch = PacedStopwatch(pace, Codec(method="m", params={}, workers=2, **COSTS_S), 1)
+    stopwatch.bucket_ready(1)
+    with stopwatch("end_step"):
+        with stopwatch("encode"):
+            pass
+        time.sleep(0.05)  # a collective
+        met = time.perf_counter()
+        with stopwatch("decode"):
+            pass
+        assert time.perf_counter() - met >= COSTS_S["decode_s"]
+        time.sleep(0.05)  # another one
+    ended = time.perf_counter()
+    pace.work(0.01)
+    assert time.perf_counter() - ended >= 0.01
 
 
 def test_a_method_that_goes_by_its_times_sees_them_undilated() -> None:
