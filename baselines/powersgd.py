@@ -15,17 +15,17 @@ steps.
 
 from __future__ import annotations
 
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import torch
 import torch.distributed as dist
 from pydantic import Field
 from torch.futures import Future
 
-from baselines._calls import AllReduce, Call
-from baselines._lane import LaneState, settled
-from baselines._memory import BucketMemory, Draft, Drafts
-from baselines._state import Shapes, numel, parameters, ring_all_reduce_bytes
+from baselines._lane import settled
+from baselines._low_rank import LowRankState, Shape, columns, split
+from baselines._memory import BucketMemory, Draft
+from baselines._state import numel, parameters
 
 LABEL = "PowerSGD"
 COLOR = "#332288"
@@ -37,7 +37,7 @@ MOST_LOSS = 0.01
 
 
 @parameters
-class State(LaneState):
+class State(LowRankState):
     """What PowerSGD keeps on one rank.
 
     Args:
@@ -58,48 +58,12 @@ class State(LaneState):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.residual = BucketMemory()
-        self.q: Drafts[torch.Tensor] = Drafts()
 
-    def rank_of(self, shape: torch.Size | tuple[int, ...]) -> int:
-        """The rank of the approximation of a parameter of that shape; 0 if it travels dense."""
+    def rank_of(self, shape: Shape) -> int:
         if len(shape) < 2 or not numel([shape]):
             return 0
-        rows, columns = shape[0], numel([shape[1:]])
-        r = min(self.rank, rows, columns)
-        return r if (rows + columns) * r * self.min_compression_rate < rows * columns else 0
-
-    def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
-        def sent(shape: tuple[int, ...]) -> int:
-            r = self.rank_of(shape)
-            return r * (shape[0] + numel([shape[1:]])) if r else numel([shape])
-
-        return ring_all_reduce_bytes(4 * sum(sent(tuple(shape)) for shape in shapes), world_size)
-
-    def calls(self, shapes: Shapes, world_size: int) -> list[Call]:
-        ranks = [(shape, self.rank_of(tuple(shape))) for shape in shapes]
-        p_bytes = 4 * sum(r * shape[0] if r else numel([shape]) for shape, r in ranks)
-        q_bytes = 4 * sum(r * numel([shape[1:]]) for shape, r in ranks if r)
-        return [AllReduce(p_bytes), AllReduce(q_bytes)]
-
-    def q_of(self, weight: torch.Tensor) -> torch.Tensor:
-        """Q (b, r) of a parameter's gradient, from the step before."""
-        key = self.names[weight]
-        if (warm := self.q.get(key)) is not None:
-            return warm
-        place = list(self.names.values()).index(key)
-        dice = torch.Generator(weight.device).manual_seed(self.seed + place)
-        size = numel([weight.shape[1:]]), self.rank_of(weight.shape)
-        dtype = torch.promote_types(weight.dtype, torch.float32)
-        start: torch.Tensor = torch.linalg.qr(torch.randn(*size, generator=dice, dtype=dtype, device=weight.device)).Q
-        return start
-
-
-class Low(NamedTuple):
-    """A matrix of a bucket that is approximated."""
-
-    weight: torch.Tensor
-    matrix: torch.Tensor
-    """(a, b): a view of the bucket's memory."""
+        r = min(self.rank, shape[0], columns(shape))
+        return r if (shape[0] + columns(shape)) * r * self.min_compression_rate < numel([shape]) else 0
 
 
 def powersgd_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
@@ -144,14 +108,3 @@ def low_rank_all_reduce(
             for part in travelled_whole:
                 part.zero_()
         return settled(gradient)
-
-
-def split(state: State, flat: torch.Tensor, weights: list[torch.Tensor]) -> tuple[list[Low], list[torch.Tensor]]:
-    """A bucket's matrices that are approximated, and the flat parts that travel whole; views of ``flat`` (n,)."""
-    matrices, dense = [], []
-    for weight, part in zip(weights, flat.split([weight.numel() for weight in weights]), strict=True):
-        if state.rank_of(weight.shape):
-            matrices.append(Low(weight, part.view(weight.shape[0], -1)))
-        else:
-            dense.append(part)
-    return matrices, dense

@@ -295,6 +295,59 @@ def test_demo_that_leaves_no_coefficient_out_is_dense(on_ranks, p):
         torch.testing.assert_close(mine, its)
 
 
+# Dion
+
+
+def dion(
+    start: Vectors, p: int, steps: int, mu: float, rank_fraction: float, q: Vectors
+) -> Iterator[tuple[int, Vectors]]:
+    """Algorithm 1 of arXiv 2504.05295, of one worker that sees all gradients' mean; Lion for what is no matrix."""
+    weights, momenta, qs = list(start), zeros(), [each.copy() for each in q]
+    for step in range(steps):
+        for place, shape in enumerate(SHAPES):
+            mean = sum(given_to(rank, step)[place] for rank in range(p)) / p
+            if len(shape) < 2:
+                update = np.sign(0.9 * momenta[place] + 0.1 * mean)
+                momenta[place] = 0.95 * momenta[place] + 0.05 * mean
+            else:
+                matrix = (momenta[place] + mean).reshape(shape[0], -1)
+                left, _ = np.linalg.qr(matrix @ qs[place])
+                right = matrix.T @ left
+                momenta[place] = (matrix - (1 - mu) * left @ right.T).ravel()
+                qs[place] = right / (np.linalg.norm(right, axis=0) + 1e-8)
+                update = math.sqrt(len(matrix) / matrix.shape[1]) * (left @ qs[place].T).ravel()
+            weights[place] = weights[place] - LR * update
+        yield step, list(weights)
+
+
+def first_qs(told: dict[str, Any]) -> list[torch.Tensor]:
+    state = baselines.get("dion").State(**told)
+    weights = Training(state, shapes=SHAPES, dtype=torch.float64).weights
+    return [state.q_of(weight) if weight.ndim > 1 else torch.zeros(0) for weight in weights]
+
+
+@SOME_P
+@pytest.mark.parametrize("rank_fraction", [0.1, 1.0])
+def test_dion_is_what_its_paper_makes_of_the_mean_of_all_gradients(on_ranks, start, p, rank_fraction):
+    told = {"mu": 0.8, "rank_fraction": rank_fraction}
+    histories = on_ranks(p, trained, "dion", told, 4, 1e-4)
+    (qs,) = on_ranks(1, first_qs, told)
+    assert_all_are(histories, list(dion(start, p, 4, **told, q=[q.numpy() for q in qs])))
+
+
+def updates_of_dion() -> list[torch.Tensor]:
+    training = Training(baselines.get("dion").State(rank_fraction=1.0), shapes=((40, 30),), dtype=torch.float64)
+    return [training.step(gradients(step, dist.get_rank(), ((40, 30),), **DOUBLE)) for step in range(3)]
+
+
+def test_dion_of_full_rank_makes_updates_whose_columns_have_one_length(on_ranks):
+    """Power: the gradients' own columns differ in length by tens of percent."""
+    for update in on_ranks(1, updates_of_dion)[0]:
+        singular = torch.linalg.svdvals(update.view(40, 30) / math.sqrt(40 / 30))
+        assert singular.max() < 2
+        assert singular.square().sum() == pytest.approx(30, rel=1e-6)
+
+
 @pytest.mark.parametrize("shape", [(1,), (13,), (64, 128), (67, 3), (130, 2, 5), (0,), (4, 0), ()])
 def test_tiles_are_whole_and_transformed_back(shape):
     tiles = DemoState().tiles_of(shape)
@@ -463,7 +516,7 @@ def test_zeroone_adam_sends_the_signs_of_a_period_at_once():
     assert state.wire_bytes(SHAPES, 4) == signs / 4
 
 
-@pytest.mark.parametrize("name", ["demo", "onebit_adam", "zeroone_adam"])
+@pytest.mark.parametrize("name", ["demo", "dion", "onebit_adam", "zeroone_adam"])
 @pytest.mark.parametrize("make", [torch.optim.AdamW, lambda weights: torch.optim.SGD(weights, 0.1, 0.9, nesterov=True)])
 def test_a_momentum_that_cannot_be_replaced_is_refused(name: str, make: Callable[..., torch.optim.Optimizer]):
     with pytest.raises(ValueError, match=f"{name} replaces"):

@@ -21,13 +21,16 @@ def convergence() -> pd.DataFrame:
     return Store.open(REFERENCE / "convergence").trials()
 
 
-def test_every_method_was_trained_with_every_seed(convergence: pd.DataFrame) -> None:
-    assert set(convergence["method"]) == set(baselines.names())
+MEASURED = [name for name in baselines.names() if baselines.get(name).most_loss is not None]
+
+
+def test_every_method_that_says_what_it_loses_was_trained_with_every_seed(convergence: pd.DataFrame) -> None:
+    assert set(convergence["method"]) == set(MEASURED), "others say in METHODS.md that it was not measured"
     assert (convergence["status"] == "done").all()
     assert (convergence.groupby("label")["seed"].nunique() == SEEDS).all()
 
 
-@pytest.mark.parametrize("name", baselines.names())
+@pytest.mark.parametrize("name", MEASURED)
 def test_no_method_loses_more_accuracy_than_its_file_says(convergence: pd.DataFrame, name: str) -> None:
     accuracy = convergence.groupby(["method", "label"])["final_accuracy"].mean()
     loss = accuracy["dense"]["dense"] - accuracy[name]

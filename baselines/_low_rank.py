@@ -1,0 +1,80 @@
+"""What PowerSGD and Dion share: matrices that travel as two thin ones, by one power iteration a step."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import NamedTuple
+
+import torch
+
+from baselines._calls import AllReduce, Call
+from baselines._lane import LaneState
+from baselines._memory import Drafts
+from baselines._state import Shapes, numel
+
+Shape = torch.Size | tuple[int, ...]
+
+
+class LowRankState(LaneState):
+    """Base of a ``State`` that sends matrices of shape (a, b) as P (a, r) and Q (b, r), and all else dense.
+
+    Weights of more than two dimensions are matrices with their first one as rows.
+    """
+
+    seed: int
+    """Of the first Q, the same on every rank."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.q: Drafts[torch.Tensor] = Drafts()
+        """Of each matrix by its name, from the step before."""
+
+    @abstractmethod
+    def rank_of(self, shape: Shape) -> int:
+        """The rank r of a parameter of that shape; 0 if it travels dense."""
+
+    def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
+        return sum(call.sent_bytes(world_size) for call in self.calls(shapes, world_size))
+
+    def calls(self, shapes: Shapes, world_size: int) -> list[Call]:
+        ranks = [(shape, self.rank_of(tuple(shape))) for shape in shapes]
+        p_bytes = 4 * sum(r * shape[0] if r else numel([shape]) for shape, r in ranks)
+        q_bytes = 4 * sum(r * columns(shape) for shape, r in ranks if r)
+        return [AllReduce(p_bytes), AllReduce(q_bytes)]
+
+    def q_of(self, weight: torch.Tensor) -> torch.Tensor:
+        """Q (b, r) of a parameter's matrix, from the step before; at first random and orthonormal."""
+        key = self.names[weight]
+        if (warm := self.q.get(key)) is not None:
+            return warm
+        trained = [each for each in self.names if each.requires_grad]
+        place = next(number for number, each in enumerate(trained) if each is weight)
+        dice = torch.Generator(weight.device).manual_seed(self.seed + place)
+        size = columns(weight.shape), self.rank_of(weight.shape)
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        start: torch.Tensor = torch.linalg.qr(torch.randn(*size, generator=dice, dtype=dtype, device=weight.device)).Q
+        return start
+
+
+class Low(NamedTuple):
+    """A matrix of a bucket that is approximated."""
+
+    weight: torch.Tensor
+    matrix: torch.Tensor
+    """(a, b): a view of the bucket's memory."""
+
+
+def split(state: LowRankState, flat: torch.Tensor, weights: list[torch.Tensor]) -> tuple[list[Low], list[torch.Tensor]]:
+    """A bucket's matrices that are approximated, and the flat parts that travel whole; views of ``flat`` (n,)."""
+    matrices, dense = [], []
+    for weight, part in zip(weights, flat.split([weight.numel() for weight in weights]), strict=True):
+        if state.rank_of(weight.shape):
+            matrices.append(Low(weight, part.view(weight.shape[0], -1)))
+        else:
+            dense.append(part)
+    return matrices, dense
+
+
+def columns(shape: Shape) -> int:
+    """Of a parameter as a matrix."""
+    return numel([shape[1:]])

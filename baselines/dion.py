@@ -1,0 +1,133 @@
+"""Dion: momentum that each worker keeps to itself, but for an orthonormal matrix of low rank, which travels.
+
+Ahn, Xu, Abreu and Langford, 2025 (arXiv 2504.05295), in its form for data-parallel workers, whose momenta are
+decoupled. For a matrix of shape (m, n), with Q (n, r) from the step before (random at first, the same on all ranks)::
+
+    B = M + G                                   M: this worker's momentum, G: its own gradient
+    P = B Q       all-reduce P, orthonormalise it
+    R = B' P      all-reduce R
+    M = B - (1 - mu) P R'                       what was not sent stays in the momentum
+    Q = R with columns of length 1
+    gradient <- sqrt(m / n) P Q'
+
+Both collectives are ordinary all-reduces of short dense tensors. The mean of all workers' momenta is what one worker
+would have that sees all gradients, so the result does not depend on how samples are spread over workers.
+
+Weights of more than two dimensions are matrices with their first one as rows, as the authors do it for Muon. All other
+parameters travel dense and get Lion's update (Chen et al., 2023, arXiv 2302.06675), as the authors advise. Both updates
+have the size of the learning rate alone: a rate for Muon suits, not one for SGD. The optimizer's momentum is taken over
+and set to 0 there; its weight decay shrinks weights by the rate times it, as the authors' does.
+
+Where it differs: the authors advise Lion's update for embeddings and for the last layer as well, with a rate of its own
+for the latter. Nothing here tells them from other matrices. P is orthonormalised by a plain QR.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import torch
+import torch.distributed as dist
+from pydantic import Field
+from torch.futures import Future
+
+from baselines._lane import settled
+from baselines._low_rank import LowRankState, Shape, columns, split
+from baselines._memory import BucketMemory, Draft
+from baselines._momentum import MomentumState
+from baselines._state import numel, parameters
+
+LABEL = "Dion"
+COLOR = "#AA3377"
+MARKER = "$D$"
+SENDS = "two thin matrices for the momentum of each weight"
+ALL_REDUCE = True
+SOURCE = "Ahn et al., 2025 (arXiv 2504.05295)"
+
+TINY = 1e-8
+"""Added to a column's length, as in the authors' code."""
+
+LION_BETAS = 0.9, 0.95
+"""As in the authors' code."""
+
+
+@parameters
+class State(MomentumState, LowRankState):
+    """What Dion keeps on one rank.
+
+    Args:
+        rank_fraction: the rank of P and Q, as a share of a matrix' lesser side, rounded up.
+        mu: what is left of the momentum, where it was sent, from step to step.
+        seed: of the first Q, the same on every rank.
+    """
+
+    swept = ("rank_fraction",)
+    most_copies = 6.0
+    adjustable = ("mu",)
+    remembers = ("momentum", "q")
+
+    rank_fraction: Annotated[float, Field(gt=0, le=1)] = 0.25
+    mu: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.momentum = BucketMemory()
+
+    def rank_of(self, shape: Shape) -> int:
+        if len(shape) < 2 or not numel([shape]):
+            return 0
+        return math.ceil(self.rank_fraction * min(shape[0], columns(shape)))
+
+
+def dion_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
+    """Replace the bucket by the update that all ranks make."""
+    gradient, weights = bucket.buffer(), bucket.parameters()
+    momentum = state.momentum.draft(bucket)
+    return state.lane.submit(lambda: settled(update_by_all(state, gradient, weights, momentum)))
+
+
+def update_by_all(state: State, gradient: torch.Tensor, weights: list[torch.Tensor], momentum: Draft) -> torch.Tensor:
+    """The update by all ranks' ``gradient`` (n,) and momenta (n,), in place. Runs in the lane."""
+    group = state.lane.process_group
+    updates, dense = split(state, gradient, weights)
+    with state.stopwatch("encode"):
+        momentum.plus(gradient)
+        momenta, kept = split(state, momentum.after, weights)
+        qs = [state.q_of(low.weight) for low in momenta]
+        together = torch.cat([*((low.matrix @ q).view(-1) for low, q in zip(momenta, qs, strict=True)), *dense])
+    dist.all_reduce(together, group=group)
+    with state.stopwatch("encode"):
+        *summed, means = together.split(
+            [*(len(low.matrix) * q.shape[1] for low, q in zip(momenta, qs, strict=True)), sum(map(len, dense))]
+        )
+        ps = [torch.linalg.qr(p.view(-1, q.shape[1])).Q for p, q in zip(summed, qs, strict=True)]
+        flat_r = gradient.new_empty(sum(q.numel() for q in qs))
+        rs = [part.view(q.shape) for part, q in zip(flat_r.split([q.numel() for q in qs]), qs, strict=True)]
+        for low, p, r in zip(momenta, ps, rs, strict=True):
+            torch.matmul(low.matrix.t(), p, out=r)
+    dist.all_reduce(flat_r, group=group)
+    with state.stopwatch("decode"):
+        flat_r.div_(state.world_size)
+        for low, update, p, r in zip(momenta, updates, ps, rs, strict=True):
+            low.matrix.addmm_(p, r.t(), alpha=state.mu - 1)
+            q = r / (torch.linalg.vector_norm(r, dim=0) + TINY)
+            rows, wide = low.matrix.shape
+            torch.matmul(p, q.t(), out=update.matrix).mul_(math.sqrt(rows / wide))
+            state.q.draft(state.names[low.weight], q)
+        _, before = split(state, momentum.before, weights)
+        means = means.div_(state.world_size)
+        for part, mean, past, now in zip(dense, means.split([len(part) for part in dense]), before, kept, strict=True):
+            lion(mean, past, update=part, momentum=now)
+        return gradient
+
+
+def lion(mean: torch.Tensor, past: torch.Tensor, update: torch.Tensor, momentum: torch.Tensor) -> None:
+    """Fill ``update`` and ``momentum`` by a mean gradient and the momentum that is past, all (n,)."""
+    beta1, beta2 = LION_BETAS
+    mixed = torch.lerp(mean, past, beta1)
+    update.copy_(
+        mixed.sign().where(mixed.isfinite(), torch.nan)
+    )  # the sign of a NaN is 0 in torch, and must not hide it
+    torch.lerp(mean, past, beta2, out=momentum)
