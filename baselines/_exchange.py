@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 
@@ -58,6 +60,26 @@ def all_gather(state: LaneState, records: torch.Tensor, sources: list[int]) -> t
     """Send all records (n, width), uint8, to all ranks; otherwise as ``all_to_all``."""
     p = state.world_size
     return all_to_all(state, records.repeat(p, 1), [len(records)] * p, sources)
+
+
+def reduced_by_owners(
+    state: LaneState, records: torch.Tensor, counts: list[int], answer: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """A reduce-scatter of codes and an all-gather: each rank's records go to their owners, which answer all ranks.
+
+    Sums of codes are no codes, so what arrives is added up by the owner, and what it answers may be codes again. Runs
+    in the lane.
+
+    Args:
+        counts: how many of the records (n, width), uint8, belong to each rank, in order.
+        answer: what an owner makes of all ranks' records (p, own count, width): as many rows (own count, any width).
+
+    Returns:
+        All owners' answers, in order (n, any width).
+    """
+    own, p = counts[state.own_rank], state.world_size
+    arrived = all_to_all(state, records, counts, [own] * p)
+    return all_gather(state, answer(arrived.view(p, own, records.shape[1])), counts)
 
 
 def all_to_all_bytes(state: LaneState, counts: list[int], width: int) -> int:

@@ -16,6 +16,9 @@ class MomentumState(MethodState):
     does_to_momentum: ClassVar[str] = "replaces"
     """The verb of a refusal."""
 
+    takes_nesterov: ClassVar[bool] = False
+    """Whether Nesterov's momentum may be taken over as well."""
+
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         self.common_momentum(optimizer)
 
@@ -46,7 +49,7 @@ class MomentumState(MethodState):
         """The momentum of all groups, also if it was taken already.
 
         Raises:
-            ValueError: it is not plain SGD with one heavy-ball momentum.
+            ValueError: it is not plain SGD with one momentum.
         """
         name, verb = self.name, self.does_to_momentum
         if not isinstance(optimizer, torch.optim.SGD):
@@ -56,8 +59,12 @@ class MomentumState(MethodState):
         if any(group.get("fused") for group in groups):
             raise ValueError(f"{name} changes gradients that a fused step may still have to unscale; use fused=False")
         for setting in ("nesterov", "dampening", "maximize"):
-            if any(group[setting] for group in groups):
+            if any(group[setting] for group in groups) and not (setting == "nesterov" and self.takes_nesterov):
                 raise ValueError(f"{name} {verb} heavy-ball momentum only; switch the optimizer's {setting} off")
+        if len({bool(group["nesterov"]) for group in groups}) > 1:
+            raise ValueError(
+                f"{name} needs one kind of momentum for all parameters: nesterov in all groups, or in none"
+            )
         momenta = {group["momentum"] or group.get(self._key, 0.0) for group in groups}
         if len(momenta) > 1:
             raise ValueError(f"{name} needs one momentum for all parameters, not {sorted(momenta)}")

@@ -18,7 +18,7 @@ Where the paper leaves room, or a DDP bucket differs from its layers:
 * Clipping is per parameter, as in the authors' code: the whole gradient's norm is not known when a bucket is ready.
 * The optimizer's momentum is taken over and set to 0 there. It still adds weight decay, and that keeps its own
   momentum, which is dense but the same on every rank and therefore never sent (as in the authors' DGCSGD).
-* Momentum is the heavy ball's; Nesterov's and dampening are refused.
+* Momentum is of the optimizer's kind. With Nesterov's (the authors', for ResNet-50): u = m (u + g), v = v + u + g.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from baselines._calls import AllGather, AllReduce, Call
-from baselines._memory import BucketMemory, WeightMemory
+from baselines._memory import BucketMemory, Draft, WeightMemory
 from baselines._momentum import MomentumState
 from baselines._names import refuse_sparse_embeddings
 from baselines._sparse import all_gather_mean, padded, sampled_top, share, sparse_bytes
@@ -74,6 +74,7 @@ class State(MomentumState):
     warmup_parameters = ("warmup_steps",)
     adjustable = ("ratio", "clip_norm")
     does_to_momentum = "corrects"
+    takes_nesterov = True
     remembers = ("u", "v", "m", "decay")
     takes_sparse_embeddings = False
 
@@ -125,6 +126,7 @@ class State(MomentumState):
     def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
         super().bind(ddp, optimizer)
         self.m = self.taken if self.momentum is None else self.momentum
+        self.is_nesterov = bool(optimizer.param_groups[0]["nesterov"])
         self.decay = WeightMemory()
         """The momentum of earlier weight decay, of each weight."""
 
@@ -153,9 +155,10 @@ class State(MomentumState):
         for group in self.optimizer.param_groups:
             for weight in group["params"] if group["weight_decay"] else ():
                 if weight.grad is not None:
-                    past = self.decay.of(weight).mul_(self.m)
-                    weight.grad.add_(past)
-                    past.add_(weight, alpha=group["weight_decay"])
+                    past = self.decay.of(weight)
+                    now = torch.add(weight * group["weight_decay"], past, alpha=self.m)
+                    weight.grad.add_(now if self.is_nesterov else past, alpha=self.m)
+                    past.copy_(now)
 
 
 def dgc_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
@@ -166,10 +169,10 @@ def dgc_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
             for part in gradient.split([weight.numel() for weight in bucket.parameters()]):
                 clip(part, state.clip_norm / math.sqrt(state.world_size))
         momentum, velocity = state.u.draft(bucket), state.v.draft(bucket)
-        u = torch.mul(momentum.before, state.m, out=momentum.after).add_(gradient)
+        u, update = corrected(state, momentum, gradient)
         vectors = state.vectors(bucket)
-        own = u.index_select(0, vectors)
-        v = velocity.plus(u).index_fill_(0, vectors, 0)
+        own, own_u = update.index_select(0, vectors), u.index_select(0, vectors)
+        v = velocity.plus(update).index_fill_(0, vectors, 0)
         places = v.numel() - vectors.numel()
         k = share(state.ratio_at(state.step), places)
         if k == places:
@@ -180,7 +183,7 @@ def dgc_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
         v.index_fill_(0, indices, 0)
         if state.momentum_masking:
             # Where nothing was to be sent, the top may reach into vectors: their momentum is not forgotten.
-            u.index_fill_(0, indices, 0).index_copy_(0, vectors, own)
+            u.index_fill_(0, indices, 0).index_copy_(0, vectors, own_u)
     sparse = all_gather_mean(state, *padded(values, indices, k), out=gradient)
     if not vectors.numel():
         return sparse
@@ -193,6 +196,15 @@ def dgc_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
             return mean.index_copy_(0, vectors, vector_mean)  # type: ignore[no-any-return]
 
     return torch.futures.collect_all([sparse, dense]).then(join)
+
+
+def corrected(state: State, momentum: Draft, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The momentum u (n,) after this step, and what it adds to v (n,): itself, unless it is Nesterov's."""
+    if not state.is_nesterov:
+        u = torch.mul(momentum.before, state.m, out=momentum.after).add_(gradient)
+        return u, u
+    u = momentum.plus(gradient).mul_(state.m)
+    return u, u + gradient
 
 
 def clip(gradient: torch.Tensor, norm: float) -> None:

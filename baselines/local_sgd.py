@@ -3,7 +3,7 @@
 Not an all-reduce of gradients. Stich, ICLR 2019 (arXiv 1805.09767); Lin et al., ICLR 2020 (arXiv 1808.07217). With
 ``period`` steps between averages, the bytes of dense training are divided by it. Workers drift apart meanwhile: with
 unlike data or a long period it converges worse per step. What the optimizer remembers (momentum) stays each worker's
-own.
+own. Lin et al.'s post-local SGD averages gradients, as dense training does, in its first steps: ``warmup_steps``.
 
 Between two averages the ranks hold different parameters, so accuracies are measured right after one.
 """
@@ -19,7 +19,8 @@ from torch.futures import Future
 
 from baselines._lane import settled
 from baselines._local import LocalState, average_in_place
-from baselines._state import Shapes, numel, parameters, ring_all_reduce_bytes
+from baselines._state import MethodState, Shapes, numel, parameters, ring_all_reduce_bytes
+from baselines.dense import dense_hook
 
 LABEL = "Local SGD"
 COLOR = "#004488"
@@ -36,24 +37,38 @@ class State(LocalState):
 
     Args:
         period: steps from one average to the next.
+        warmup_steps: dense steps at first.
     """
 
     syncs_in_end_step = True
+    warmup_parameters = ("warmup_steps",)
     adjustable = ("period",)
 
     period: Annotated[int, Field(ge=1)] = 8
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def steady_from_step(self) -> int:
+        return self.warmup_steps
 
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
         """An average of all parameters in every ``period``-th step; with a loss scaler also a flag in each step."""
         average = ring_all_reduce_bytes(4 * numel(shapes), world_size)
         if step is None:
             return average / self.period + self.flag_bytes(world_size)
-        return self.flag_bytes(world_size) + (average if (step + 1) % self.period == 0 else 0.0)
+        travels = step < self.warmup_steps or (step + 1) % self.period == 0
+        return self.flag_bytes(world_size) + (average if travels else 0.0)
+
+    def end_step(self) -> None:
+        if self.step < self.warmup_steps:
+            MethodState.end_step(self)  # all ranks hold the same parameters
+        else:
+            super().end_step()
 
     def flush(self) -> None:
         average_in_place(self, [weight for weight in self.model.parameters() if weight.requires_grad])
 
 
 def local_sgd_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
-    """Leave the bucket as it is: this rank's own gradient."""
-    return settled(bucket.buffer())
+    """Leave the bucket as it is, this rank's own gradient; in the warm-up, replace it by the mean."""
+    return dense_hook(state, bucket) if state.step < state.warmup_steps else settled(bucket.buffer())

@@ -9,8 +9,8 @@ start; random at first, the same on all ranks)::
 
 Both collectives are ordinary all-reduces of short dense tensors. Parameters of fewer than two dimensions, and matrices
 that would not shrink by ``min_compression_rate``, travel dense together with P. Weights of more dimensions are matrices
-with their first one as rows. Apart from the random start, it is torch's ``powerSGD_hook`` without its dense first
-steps.
+with their first one as rows. Apart from the random start, it is torch's ``powerSGD_hook``, whose first steps are dense
+(``start_powerSGD_iter``): here there are ``warmup_steps`` of them, none unless asked for, as in the paper.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from torch.futures import Future
 from baselines._lane import settled
 from baselines._low_rank import LowRankState, Shape, columns, split
 from baselines._memory import BucketMemory, Draft
-from baselines._state import numel, parameters
+from baselines._state import Shapes, numel, parameters, ring_all_reduce_bytes
+from baselines.dense import dense_hook
 
 LABEL = "PowerSGD"
 COLOR = "#332288"
@@ -44,20 +45,32 @@ class State(LowRankState):
         rank: of the approximation; at most the lesser side of a matrix is used.
         min_compression_rate: matrices that would shrink by less travel dense.
         error_feedback: whether what the approximation missed is added to the next gradient.
+        warmup_steps: dense steps at first.
         seed: of the first Q, the same on every rank.
     """
 
     most_copies = 5.0
+    warmup_parameters = ("warmup_steps",)
     remembers = ("residual", "q")
 
     rank: Annotated[int, Field(ge=1)] = 4
     min_compression_rate: Annotated[float, Field(gt=0)] = 2
     error_feedback: bool = True
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
     seed: Annotated[int, Field(ge=0)] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.residual = BucketMemory()
+
+    @property
+    def steady_from_step(self) -> int:
+        return self.warmup_steps
+
+    def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
+        if step is not None and step < self.warmup_steps:
+            return ring_all_reduce_bytes(4 * numel(shapes), world_size)
+        return super().wire_bytes(shapes, world_size, step)
 
     def rank_of(self, shape: Shape) -> int:
         if len(shape) < 2 or not numel([shape]):
@@ -68,6 +81,8 @@ class State(LowRankState):
 
 def powersgd_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
     """Replace the bucket by the mean of all ranks' gradients, its matrices approximated."""
+    if state.step < state.warmup_steps:
+        return dense_hook(state, bucket)
     gradient, weights = bucket.buffer(), bucket.parameters()
     residual = state.residual.draft(bucket) if state.error_feedback else None
     return state.lane.submit(lambda: low_rank_all_reduce(state, gradient, weights, residual))

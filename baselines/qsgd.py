@@ -2,10 +2,12 @@
 
 Alistarh et al., NeurIPS 2017 (arXiv 1610.02132). Stretches of 128 entries are divided by their L2 norm, and each entry
 is rounded at random to one of the s = 2^(bits - 1) - 1 levels beneath or above it, so that it is right on average.
-Codes and norms are all-gathered, because sums of codes with different norms would mean nothing.
+Sums of codes with different norms would mean nothing. So codes and norms go to the owner of a shard, which adds them
+up; the mean travels back as codes again, rounded once more at random: a quantised reduce-scatter and all-gather.
 
-The paper codes levels with Elias' code, whose length depends on them; here they have a fixed number of bits, as in
-practice. Stretches run through a DDP bucket, across parameters.
+The paper's workers send their codes to all others, which is more than dense from 8 workers on with 8 bits. It codes
+levels with Elias' code, whose length depends on them; here they have a fixed number of bits, as in practice. Stretches
+run through a DDP bucket, across parameters.
 """
 
 from __future__ import annotations
@@ -19,16 +21,17 @@ from torch.futures import Future
 from torch.nn.functional import pad
 from torch.nn.parallel import DistributedDataParallel
 
-from baselines._calls import AllGather, Call
+from baselines._calls import AllToAll, Call
+from baselines._exchange import from_records, reduced_by_owners, shard_sizes, to_records
+from baselines._lane import LaneState, settled
 from baselines._pieces import ENTRIES, pieces
 from baselines._quantise import Dice, packed_fields, unpacked_fields
-from baselines._state import MethodState, Shapes, all_gather_bytes, numel, parameters
-from baselines._streams import used_here
+from baselines._state import Shapes, numel, parameters
 
 LABEL = "QSGD"
 COLOR = "#CC79A7"
 MARKER = "h"
-SENDS = "a code of a few bits for every entry, and one norm for 128 entries"
+SENDS = "a code of a few bits for every entry to its owner, and one for the mean back, with a norm for 128 entries"
 ALL_REDUCE = False
 SOURCE = "Alistarh et al., NeurIPS 2017 (arXiv 1610.02132)"
 MOST_LOSS = 0.01
@@ -37,7 +40,7 @@ STRETCH = 128
 
 
 @parameters
-class State(MethodState):
+class State(LaneState):
     """What QSGD keeps on one rank.
 
     Args:
@@ -45,6 +48,7 @@ class State(MethodState):
         seed: of the random rounding; each rank adds its own number to it.
     """
 
+    most_copies = 5.0
     remembers = ("dice",)
 
     bits: Literal[2, 4, 8] = 8
@@ -56,10 +60,11 @@ class State(MethodState):
         return int(2 ** (self.bits - 1)) - 1
 
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
-        return all_gather_bytes(numel(shapes) * (self.bits / 8 + 4 / STRETCH), world_size)
+        return sum(call.sent_bytes(world_size) for call in self.calls(shapes, world_size))
 
     def calls(self, shapes: Shapes, world_size: int) -> list[Call]:
-        return [AllGather(self.wire_bytes(shapes, world_size) / (world_size - 1))]
+        codes = AllToAll(numel(shapes) * (self.bits / 8 + 4 / STRETCH))
+        return [codes, codes]
 
     def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
         super().bind(ddp, optimizer)
@@ -67,27 +72,42 @@ class State(MethodState):
 
 
 def qsgd_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
-    """Replace the bucket by the mean of all ranks' rounded gradients."""
+    """Replace the bucket by the mean of all ranks' rounded gradients, rounded."""
     gradient: torch.Tensor = bucket.buffer()
+    return state.lane.submit(lambda: rounded_mean(state, gradient))
+
+
+def rounded_mean(state: State, gradient: torch.Tensor) -> Future[torch.Tensor]:
+    """The mean of ``gradient`` (n,), in place, right on average. Runs in the lane."""
     with state.stopwatch("encode"):
-        codes, norms = quantise(gradient, state.levels, state.dice)
-        packed = packed_fields(codes.add_(state.levels).view(torch.uint8), state.bits)
-        block = torch.cat((packed, norms.view(torch.uint8)))
-        blocks = [torch.empty_like(block) for _ in range(state.world_size)]
-    work = dist.all_gather(blocks, block, group=state.process_group, async_op=True)
+        records = to_stretches(state, gradient)
+    counts = shard_sizes(len(records), state.world_size)
 
-    def decode(done: Future[object]) -> torch.Tensor:
-        done.value()  # raises what the collective raised
-        used_here(*blocks)
-        with state.stopwatch("decode"):
-            gradient.zero_()
-            for block in blocks:
-                packed, norm_bytes = block.split((codes.numel() * state.bits // 8, norms.nbytes))
-                steps = norm_bytes.clone().view(norms.dtype) / (state.levels * state.world_size)
-                add_levels(gradient, unpacked_fields(packed, state.bits), steps, state.levels)
-        return gradient
+    def mean(arrived: torch.Tensor) -> torch.Tensor:
+        with state.stopwatch("encode"):
+            total = gradient.new_zeros(arrived.shape[1] * STRETCH)
+            for of_rank in arrived:
+                add_stretches(state, total, of_rank, 1 / state.world_size)
+            return to_stretches(state, total)
 
-    return work.get_future().then(decode)
+    answers = reduced_by_owners(state, records, counts, mean)
+    with state.stopwatch("decode"):
+        add_stretches(state, gradient.zero_(), answers, 1.0)
+        return settled(gradient)
+
+
+def to_stretches(state: State, values: torch.Tensor) -> torch.Tensor:
+    """Records (stretches, bytes) of ``values`` (n,): a stretch's codes and its norm."""
+    codes, norms = quantise(values, state.levels, state.dice)
+    packed = packed_fields(codes.add_(state.levels).view(torch.uint8), state.bits)
+    return to_records(packed.view(len(norms), STRETCH * state.bits // 8), norms)
+
+
+def add_stretches(state: State, values: torch.Tensor, records: torch.Tensor, factor: float) -> None:
+    """Add to ``values`` (n,) what records (stretches, bytes) say, times a factor."""
+    columns = (torch.uint8, STRETCH * state.bits // 8), (values.dtype, 1)
+    packed, norms = (column.view(-1) for column in from_records(records, *columns))
+    add_levels(values, unpacked_fields(packed, state.bits), norms * (factor / state.levels), state.levels)
 
 
 def quantise(values: torch.Tensor, levels: int, dice: Dice) -> tuple[torch.Tensor, torch.Tensor]:

@@ -145,6 +145,16 @@ def test_local_sgd_ends_a_period_where_plain_sgd_is(on_ranks, p):
 
 
 @EVERY_P
+def test_local_sgd_is_dense_in_its_warm_up(on_ranks, p):
+    local = on_ranks(p, train_with, "local_sgd", {"period": 3, "warmup_steps": 4}, 6)
+    dense = on_ranks(p, train_with, "dense", {}, 6)
+    for mine, theirs in zip(local, dense, strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(mine[:4], theirs[:4], strict=True))
+        assert not torch.allclose(mine[4], theirs[4])
+        torch.testing.assert_close(mine[5], theirs[5])
+
+
+@EVERY_P
 def test_diloco_without_outer_momentum_is_local_sgd(on_ranks, p):
     plain = {"period": 3, "outer_lr": 1.0, "outer_momentum": 0.0}
     for ours, theirs in zip(

@@ -348,6 +348,66 @@ def test_dion_of_full_rank_makes_updates_whose_columns_have_one_length(on_ranks)
         assert singular.square().sum() == pytest.approx(30, rel=1e-6)
 
 
+# LoCo
+
+
+MATRIX = ((70, 90),)
+"""Its last stretch of 128 is a short one."""
+
+
+def of_matrix(rank: int, step: int) -> np.ndarray:
+    return gradients(step, rank, MATRIX, **DOUBLE)[0].flatten().numpy()
+
+
+def updates_of_loco(told: dict[str, Any]) -> list[torch.Tensor]:
+    training = Training(baselines.get("loco").State(**told), shapes=MATRIX, dtype=torch.float64)
+    return [training.step(gradients(step, dist.get_rank(), MATRIX, **DOUBLE)) for step in range(6)]
+
+
+def loco(p: int, steps: int, bits: int, beta: float, reset_every: int) -> Iterator[np.ndarray]:
+    """Algorithm 1 of arXiv 2407.04480, with a scale for each stretch; the mean rounded to bf16 by torch."""
+    levels = 2 ** (bits - 1) - 1
+    errors = [np.zeros(70 * 90) for _ in range(p)]
+    for step in range(steps):
+        mean = np.zeros(70 * 90)
+        for rank, error in enumerate(errors):
+            h = of_matrix(rank, step) + error
+            d = np.empty_like(h)
+            for begin in range(0, len(h), 128):
+                stretch = h[begin : begin + 128]
+                scale = np.abs(stretch).max() / levels
+                d[begin : begin + 128] = scale * np.rint(stretch / scale)
+            error *= 1 - beta
+            error += beta * (h - d)
+            if (step + 1) % reset_every == 0:
+                error[:] = 0
+            mean += d / p
+        yield torch.from_numpy(mean).bfloat16().double().numpy()
+
+
+@SOME_P
+@pytest.mark.parametrize("bits", [4, 8])
+def test_loco_is_its_paper_s(on_ranks, p, bits):
+    told = {"bits": bits, "beta": 0.3, "reset_every": 4}
+    expected = list(loco(p, 6, **told))
+    for updates in on_ranks(p, updates_of_loco, told):
+        for mine, its in zip(updates, expected, strict=True):
+            torch.testing.assert_close(mine, torch.from_numpy(its), rtol=2**-7, atol=1e-6)  # a tie may round either way
+
+
+def mean_update_of_loco(beta: float) -> torch.Tensor:
+    """Of many steps in which gradients stay the same."""
+    training = Training(baselines.get("loco").State(beta=beta), shapes=MATRIX, dtype=torch.float64)
+    given = gradients(0, dist.get_rank(), MATRIX, **DOUBLE)
+    return torch.stack([training.step([each.clone() for each in given]) for _ in range(40)]).mean(0)
+
+
+def test_what_loco_adds_beforehand_makes_up_for_what_codes_miss(on_ranks):
+    mean = torch.from_numpy(sum(of_matrix(rank, 0) for rank in range(2)) / 2)
+    off = [(on_ranks(2, mean_update_of_loco, beta)[0] - mean).abs().mean() for beta in (1e-9, 0.05, 1.0)]
+    assert off[2] < off[1] < 0.8 * off[0]
+
+
 @pytest.mark.parametrize("shape", [(1,), (13,), (64, 128), (67, 3), (130, 2, 5), (0,), (4, 0), ()])
 def test_tiles_are_whole_and_transformed_back(shape):
     tiles = DemoState().tiles_of(shape)

@@ -117,7 +117,7 @@ def slow_sampled_top(v: list[float], k: int, stride: int, start: int) -> list[in
     return passed[:k]
 
 
-def slow_dgc(p: int, ratio: float, momentum: float, momentum_masking: bool) -> list[torch.Tensor]:
+def slow_dgc(p: int, ratio: float, momentum: float, momentum_masking: bool, nesterov: bool) -> list[torch.Tensor]:
     u, v = ([[0.0] * N for _ in range(p)] for _ in range(2))
     k = round(ratio * N)
     results = []
@@ -125,8 +125,12 @@ def slow_dgc(p: int, ratio: float, momentum: float, momentum_masking: bool) -> l
         sent = []
         for rank in range(p):
             for i, g in enumerate(flat(gradients_of_one_bucket(step, rank)).tolist()):
-                u[rank][i] = momentum * u[rank][i] + g
-                v[rank][i] += u[rank][i]
+                if nesterov:
+                    u[rank][i] = momentum * (u[rank][i] + g)
+                    v[rank][i] += u[rank][i] + g
+                else:
+                    u[rank][i] = momentum * u[rank][i] + g
+                    v[rank][i] += u[rank][i]
             sent.append(slow_sampled_top(v[rank], k, sampling_stride(N, k, 0.01), step))
         results.append(mean_of_what_is_sent(v, sent))
         for rank, places in enumerate(sent):
@@ -139,10 +143,11 @@ def slow_dgc(p: int, ratio: float, momentum: float, momentum_masking: bool) -> l
 
 @EVERY_P
 @pytest.mark.parametrize("momentum_masking", [True, False])
-def test_dgc_sends_what_a_slow_reference_sends(on_ranks, momentum_masking, p):
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_dgc_sends_what_a_slow_reference_sends(on_ranks, momentum_masking, nesterov, p):
     parameters = {"ratio": 0.03, "momentum_masking": momentum_masking}
-    expected = slow_dgc(p, momentum=0.9, **parameters)
-    settings = {"lr": 0.1, "momentum": 0.9}
+    expected = slow_dgc(p, momentum=0.9, nesterov=nesterov, **parameters)
+    settings = {"lr": 0.1, "momentum": 0.9, "nesterov": nesterov}
     for results in on_ranks(
         p, synchronise_one_bucket, "dgc", {"warmup_steps": 0, "dense_vectors": False, **parameters}, settings
     ):
@@ -299,8 +304,9 @@ def test_topk_of_everything_is_dense(on_ranks, error_feedback, p):
 
 
 @EVERY_P
-def test_dgc_of_everything_without_masking_is_momentum_sgd(on_ranks, p):
-    settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_dgc_of_everything_without_masking_is_momentum_sgd(on_ranks, nesterov, p):
+    settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1, "nesterov": nesterov}
     parameters = {"ratio": 1.0, "momentum_masking": False}
     for dgc, momentum_sgd in on_ranks(p, train_twice, "dgc", parameters, settings, settings):
         torch.testing.assert_close(dgc, momentum_sgd, rtol=1e-12, atol=1e-14)
@@ -315,8 +321,9 @@ def test_dgc_of_everything_with_masking_is_plain_sgd(on_ranks, p):
 
 
 @EVERY_P
-def test_dgc_sends_vectors_dense_with_their_momentum(on_ranks, p):
-    settings, vectors = {"lr": 0.1, "momentum": 0.9}, places_of_vectors()
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_dgc_sends_vectors_dense_with_their_momentum(on_ranks, nesterov, p):
+    settings, vectors = {"lr": 0.1, "momentum": 0.9, "nesterov": nesterov}, places_of_vectors()
     for dgc, momentum_sgd in on_ranks(p, train_twice, "dgc", {"ratio": 0.05}, settings, settings):
         torch.testing.assert_close(dgc[vectors], momentum_sgd[vectors], rtol=1e-12, atol=1e-14)
         assert not torch.isclose(dgc[~vectors], momentum_sgd[~vectors]).all()
@@ -381,10 +388,16 @@ def two_momenta() -> torch.optim.SGD:
     return optimizer
 
 
+def nesterov_for_some() -> torch.optim.SGD:
+    optimizer = sgd(momentum=0.9)
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))], "nesterov": True})
+    return optimizer
+
+
 @pytest.mark.parametrize(
     ("optimizer", "complaint"),
     [
-        (sgd(momentum=0.9, nesterov=True), "nesterov off"),
+        (nesterov_for_some(), "one kind of momentum"),
         (sgd(momentum=0.9, dampening=0.5), "dampening off"),
         (sgd(momentum=0.9, maximize=True), "maximize off"),
         (torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))]), "SGD.*Adam"),

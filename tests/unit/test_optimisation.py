@@ -93,11 +93,18 @@ def test_what_cannot_be_is_refused_in_one_line(settings: list[str], said: str) -
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "nesterov"])
-def test_dgc_refuses_an_optimizer_whose_momentum_it_cannot_correct(tmp_path: Path, optimizer: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "optimizer", "said"),
+    [("dgc", "adamw", "dgc corrects"), ("demo", "adamw", "demo replaces"), ("demo", "nesterov", "demo replaces")],
+)
+def test_a_method_refuses_an_optimizer_whose_momentum_it_cannot_have(
+    tmp_path: Path, method: str, optimizer: str, said: str
+) -> None:
     file = tmp_path / "s.toml"
-    file.write_text(f'[train]\noptimizer = "{optimizer}"\n[[methods]]\nname = "dense"\n[[methods]]\nname = "dgc"\n')
-    with pytest.raises(UsageError, match=rf"train\.optimizer: found '{optimizer} with dgc'; allowed: .*dgc corrects"):
+    file.write_text(
+        f'[train]\noptimizer = "{optimizer}"\n[[methods]]\nname = "dense"\n[[methods]]\nname = "{method}"\n'
+    )
+    with pytest.raises(UsageError, match=rf"train\.optimizer: found '{optimizer} with {method}'; allowed: .*{said}"):
         plan.make(load(str(file)), "fake")
 
 
