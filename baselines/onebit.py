@@ -1,21 +1,16 @@
-"""1-bit: each worker sends the signs of its gradient and remembers what they missed (error feedback).
+"""1-bit SGD: the sign of every entry, two scales for each column of a matrix, and what these missed is remembered.
 
-After 1-bit SGD (Seide et al., Interspeech 2014) and EF-signSGD (Karimireddy et al., ICML 2019, arXiv 1901.09847): with
-a = g + e, each parameter's part of a is sent as its signs, one bit each, and one scale, mean(abs(a)); e = a - scale *
-sign. The mean over all workers is applied.
+Seide et al., Interspeech 2014. With a = g + e, and each parameter as a matrix with its first dimension as rows: of each
+column a bit says which entries are at least zero; these become their mean, all others become theirs; e = a - what was
+sent. The mean over all workers is applied. A parameter of one dimension is one column.
 
-With a whole parameter's entries sent as one magnitude, it learns more slowly per step than any other method here that
-converges, at the learning rate that suits dense training (``scenarios/convergence.toml``).
-
-1-bit SGD has two scales, of the positive and the negative entries, for each column of a matrix; this has the one of
-EF-signSGD for each parameter, as most later systems do.
+Where it differs: the paper's workers own shards, add up what they receive there, and send the sum on as bits once more.
+Here all bits go to all workers. EF-signSGD, with one scale for each parameter, is ``efsignsgd``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from itertools import accumulate
 
 import torch
 import torch.distributed as dist
@@ -24,25 +19,25 @@ from torch.nn.functional import pad
 
 from baselines._calls import AllGather, Call
 from baselines._memory import BucketMemory
-from baselines._pieces import ENTRIES, pieces, scratch
-from baselines._quantise import by_byte, divided, norms, not_negative, numbers, packed_bits, spread, unpacked_bits
-from baselines._state import MethodState, Shapes, all_gather_bytes, parameters
+from baselines._quantise import not_negative, packed_bits, unpacked_bits
+from baselines._state import MethodState, Shapes, all_gather_bytes, numel, parameters
 from baselines._streams import used_here
 
-LABEL = "1-bit"
-COLOR = "#999933"
-MARKER = "d"
-SENDS = "the sign of every entry, and one scale for each parameter"
+LABEL = "1-bit SGD"
+COLOR = "#EE8866"
+MARKER = "$1$"
+SENDS = "the sign of every entry, and two scales for each column"
 ALL_REDUCE = False
-SOURCE = "Karimireddy et al., ICML 2019 (arXiv 1901.09847)"
-MOST_LOSS = 0.2
+SOURCE = "Seide et al., Interspeech 2014"
+
+Shape = torch.Size | tuple[int, ...]
 
 
 @parameters
 class State(MethodState):
     """No parameters."""
 
-    most_copies = 5.0
+    most_copies = 6.0
     remembers = ("residual",)
 
     def __post_init__(self) -> None:
@@ -50,21 +45,19 @@ class State(MethodState):
         self.residual = BucketMemory()
 
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
-        return all_gather_bytes(sum(packed_size(math.prod(shape)) + 4 for shape in shapes), world_size)
+        return all_gather_bytes(sum(packed_size(shape) + 4 * 2 * columns(shape) for shape in shapes), world_size)
 
     def calls(self, shapes: Shapes, world_size: int) -> list[Call]:
         return [AllGather(self.wire_bytes(shapes, world_size) / (world_size - 1))]
 
 
 def onebit_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
-    """Replace the bucket by the mean of all ranks' signs times scales."""
+    """Replace the bucket by the mean of what all ranks' bits and scales say."""
     gradient: torch.Tensor = bucket.buffer()
-    counts = [weight.numel() for weight in bucket.parameters()]
+    shapes = [weight.shape for weight in bucket.parameters()]
     with state.stopwatch("encode"):
-        residual = state.residual.draft(bucket)
-        a = residual.after
-        scales = add_and_measure(residual.before, gradient, counts, out=a)
-        block = torch.cat((take_signs(a, counts, scales), scales.view(torch.uint8)))
+        a = state.residual.draft(bucket).plus(gradient)
+        block = take_bits(a, shapes)
         blocks = [torch.empty_like(block) for _ in range(state.world_size)]
     work = dist.all_gather(blocks, block, group=state.process_group, async_op=True)
 
@@ -72,78 +65,51 @@ def onebit_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
         done.value()  # raises what the collective raised
         used_here(*blocks)
         with state.stopwatch("decode"):
-            for rank, block in enumerate(blocks):
-                signs, scales = block.split((sum(map(packed_size, counts)), len(counts) * gradient.itemsize))
-                put = torch.Tensor.add_ if rank else torch.Tensor.copy_  # copying spares a pass that clears
-                put_signs(put, gradient, counts, signs, scales.clone().view(gradient.dtype) / state.world_size)
+            gradient.zero_()
+            for block in blocks:
+                add_bits(gradient, shapes, block, 1 / state.world_size)
         return gradient
 
     return work.get_future().then(decode)
 
 
-def packed_size(count: int) -> int:
-    """Bytes that so many signs take."""
-    return -(-count // 8)
+def columns(shape: Shape) -> int:
+    """Of a parameter as a matrix; a parameter of at most one dimension is one column."""
+    return numel([shape[1:]]) if len(shape) > 1 else 1
 
 
-def add_and_measure(
-    residual: torch.Tensor, gradient: torch.Tensor, counts: list[int], out: torch.Tensor
-) -> torch.Tensor:
-    """Fill ``out`` with residual and gradient; the mean magnitude of each part of it, which has ``counts`` entries.
-
-    On a CPU both in one pass, and as the sum of magnitudes: the norm that is the same takes twice as long.
-    """
-    sizes: list[float] = [max(count, 1) for count in counts]
-    if residual.is_cuda:
-        return divided(norms(torch.add(residual, gradient, out=out), counts, 1), sizes)
-    magnitudes = scratch(residual)
-    totals = []
-    for part, *addends in zip(*(tensor.split(counts) for tensor in (out, residual, gradient)), strict=True):
-        both = pieces(part, *addends)
-        sums = [
-            torch.abs(torch.add(one, other, out=some), out=magnitudes[: len(some)]).sum() for some, one, other in both
-        ]
-        totals.append(torch.stack(sums).sum())
-    return divided(torch.stack(totals), sizes)
+def packed_size(shape: Shape) -> int:
+    """Bytes that a parameter's bits take."""
+    return -(-math.prod(shape) // 8)
 
 
-def take_signs(values: torch.Tensor, counts: list[int], scales: torch.Tensor) -> torch.Tensor:
-    """The signs of ``values``, packed part by part (uint8); each sign times its scale is subtracted from them."""
-    if values.is_cuda:
-        flags, each_scale = not_negative(values), spread(scales, counts)
-        values.sub_(torch.where(flags, each_scale, -each_scale))
-        padded = flags.new_zeros(8 * sum(map(packed_size, counts)))
-        return packed_bits(padded.index_copy_(0, places_of_bits(counts, values.device), flags))
-    packed = []
-    for part, scale in zip(values.split(counts), scales, strict=True):
-        rows = by_byte(torch.stack((-scale, scale)), bits=1)
-        for (some,) in pieces(part):
-            bits = packed_bits(pad(not_negative(some), (0, -some.numel() % 8)))
-            some.sub_(rows.index_select(0, bits.int()).view(-1)[: some.numel()])
-            packed.append(bits)
-    return torch.cat(packed)
+def matrices(values: torch.Tensor, shapes: list[torch.Size]) -> list[torch.Tensor]:
+    """Views (rows, columns) of (n,), one for each parameter."""
+    rows = [shape[0] if len(shape) > 1 else math.prod(shape) for shape in shapes]
+    parts = values.split([math.prod(shape) for shape in shapes])
+    return [part.view(n, columns(shape)) for part, n, shape in zip(parts, rows, shapes, strict=True)]
 
 
-def put_signs(
-    put: Callable[[torch.Tensor, torch.Tensor], object],
-    values: torch.Tensor,
-    counts: list[int],
-    packed: torch.Tensor,
-    scales: torch.Tensor,
-) -> None:
-    """Add to ``values``, or copy there, the signs, packed part by part, each times the scale of its part."""
-    if values.is_cuda:
-        flags, each_scale = unpacked_bits(packed)[places_of_bits(counts, values.device)], spread(scales, counts)
-        put(values, torch.where(flags, each_scale, -each_scale))
-        return
-    packed_parts = packed.split([packed_size(count) for count in counts])
-    for part, packed_part, scale in zip(values.split(counts), packed_parts, scales, strict=True):
-        rows = by_byte(torch.stack((-scale, scale)), bits=1)
-        for some, some_packed in zip(part.split(ENTRIES), packed_part.split(packed_size(ENTRIES)), strict=True):
-            put(some, rows.index_select(0, some_packed.int()).view(-1)[: some.numel()])
+def take_bits(values: torch.Tensor, shapes: list[torch.Size]) -> torch.Tensor:
+    """The bits of ``values`` (n,), part by part, and all columns' scales (uint8); what they say is subtracted."""
+    bits, scales = [], []
+    for matrix in matrices(values, shapes):
+        flags = not_negative(matrix)
+        number = flags.sum(0)
+        high = matrix.clamp(min=0).sum(0) / number.clamp(min=1)
+        low = matrix.clamp(max=0).sum(0) / (len(matrix) - number).clamp(min=1)
+        matrix.sub_(torch.where(flags, high, low))
+        bits.append(packed_bits(pad(flags.view(-1), (0, -flags.numel() % 8))))
+        scales += [high, low]
+    return torch.cat((*bits, torch.cat(scales).view(torch.uint8)))
 
 
-def places_of_bits(counts: list[int], device: torch.device) -> torch.Tensor:
-    """Where the sign (n,) of each entry is among all bits: those of a part fill whole bytes."""
-    unused = tuple(accumulate((-count % 8 for count in counts[:-1]), initial=0))
-    return torch.arange(sum(counts), device=device).add_(spread(numbers(unused, device, torch.int64), counts))
+def add_bits(values: torch.Tensor, shapes: list[torch.Size], block: torch.Tensor, factor: float) -> None:
+    """Add to ``values`` (n,) what ``take_bits`` gave, times a factor."""
+    sizes = [packed_size(shape) for shape in shapes]
+    *bits, scale_bytes = block.split([*sizes, len(block) - sum(sizes)])
+    every_scale = scale_bytes.clone().view(values.dtype).mul_(factor)
+    scales = every_scale.split([columns(shape) for shape in shapes for _ in range(2)])
+    for matrix, packed, high, low in zip(matrices(values, shapes), bits, scales[::2], scales[1::2], strict=True):
+        flags = unpacked_bits(packed)[: matrix.numel()].view(matrix.shape)
+        matrix.add_(torch.where(flags, high, low))

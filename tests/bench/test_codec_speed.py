@@ -37,7 +37,7 @@ MOST_COPIES = {
     ("pactrain", "ternary"): 7.0,
     ("topk", "sampled"): 12.0,
     ("qsgd", ""): 40.0,
-    ("onebit", ""): 6.0,
+    ("efsignsgd", ""): 6.0,
 }
 TOPK_OVER_SAMPLED = 6.0
 """How many times as long torch.topk of the magnitudes must take as the sampled selection."""

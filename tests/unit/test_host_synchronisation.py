@@ -53,7 +53,7 @@ ROLLING_AT_ONCE = [
 """On a GPU they roll the dice for all parameters in one call, so that entries meet other numbers."""
 
 ADDING_IN_ANOTHER_ORDER = [
-    *((name, {}) for name in ("onebit", "int8")),
+    *((name, {}) for name in ("efsignsgd", "int8")),
     ("sparseloco", {"period": 1}),
     ("diloco", {"period": 1, "values": "int8"}),
 ]

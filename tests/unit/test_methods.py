@@ -250,7 +250,15 @@ def test_codec_work_is_timed(on_ranks, name, parameters):
 
 
 RESIDUAL_BYTES = 2 * 4 * sum(math.prod(shape) for shape in SHAPES)  # what is remembered, and the draft of what will be
-HELD_BYTES = {"dense": 0, "fp16": 0, "bf16": 0, "local_sgd": 0, "topk": RESIDUAL_BYTES, "onebit": RESIDUAL_BYTES}
+HELD_BYTES = {
+    "dense": 0,
+    "fp16": 0,
+    "bf16": 0,
+    "local_sgd": 0,
+    "topk": RESIDUAL_BYTES,
+    "efsignsgd": RESIDUAL_BYTES,
+    "onebit": RESIDUAL_BYTES,
+}
 
 
 def held_after_training(name: str, parameters: dict[str, Any]) -> int:

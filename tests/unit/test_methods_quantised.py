@@ -15,7 +15,8 @@ from ranks import Training, flat, gradients
 
 import baselines
 from baselines._quantise import Dice, packed_bits, packed_fields, unpacked_bits, unpacked_fields
-from baselines.onebit import add_and_measure, put_signs, take_signs
+from baselines.efsignsgd import add_and_measure, put_signs, take_signs
+from baselines.onebit import add_bits, take_bits
 from baselines.qsgd import add_levels, quantise
 
 EVERY_P = pytest.mark.parametrize("p", [2, 3, 4])
@@ -85,6 +86,16 @@ def test_signs_and_what_they_missed_are_the_whole(counts, seed):
     assert torch.equal(sent > 0, a >= 0)
 
 
+def test_one_bit_has_the_mean_of_each_side_of_zero_in_each_column():
+    shapes = [torch.Size((3, 2)), torch.Size((4,)), torch.Size(()), torch.Size((4, 0)), torch.Size((0, 3))]
+    a = torch.tensor([1.0, -2.0, 3.0, -4.0, -5.0, 6.0, 1.0, 2.0, 3.0, -1.0, 7.0])
+    rest, sent = a.clone(), torch.zeros_like(a)
+    add_bits(sent, shapes, take_bits(rest, shapes), 1.0)
+    expected = torch.tensor([2.0, -3.0, 2.0, -3.0, -5.0, 6.0, 2.0, 2.0, 2.0, -1.0, 7.0])
+    assert torch.equal(sent, expected)
+    assert torch.equal(rest, a - expected)
+
+
 def sum_of_what_was_sent_and_is_held(name: str, parameters: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """The sum over steps of the means that came out, and of this rank's gradients less what it still holds."""
     state = baselines.get(name).State(**parameters)
@@ -99,7 +110,7 @@ def sum_of_what_was_sent_and_is_held(name: str, parameters: dict[str, Any]) -> t
 
 
 @EVERY_P
-@pytest.mark.parametrize(("name", "parameters"), [("onebit", {}), ("randomk", {"ratio": 0.1})])
+@pytest.mark.parametrize(("name", "parameters"), [("efsignsgd", {}), ("onebit", {}), ("randomk", {"ratio": 0.1})])
 def test_nothing_is_lost_but_what_the_residual_holds(on_ranks, name, parameters, p):
     results = on_ranks(p, sum_of_what_was_sent_and_is_held, name, parameters)
     mean = sum(gone_in for _, gone_in in results) / p

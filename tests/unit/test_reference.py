@@ -25,7 +25,7 @@ MEASURED = [name for name in baselines.names() if baselines.get(name).most_loss 
 
 
 def test_every_method_that_says_what_it_loses_was_trained_with_every_seed(convergence: pd.DataFrame) -> None:
-    assert set(convergence["method"]) == set(MEASURED), "others say in METHODS.md that it was not measured"
+    assert set(convergence["method"]) >= set(MEASURED), "others say in METHODS.md that it was not measured"
     assert (convergence["status"] == "done").all()
     assert (convergence.groupby("label")["seed"].nunique() == SEEDS).all()
 
