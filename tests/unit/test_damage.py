@@ -245,7 +245,7 @@ def test_a_method_that_was_renamed_since_is_one_line_with_the_file(whole: Path, 
     (run / "store.json").write_text('{"schema": 2}')  # as older runs have it, which know no digest
     for command in COMMANDS:
         line, _ = said(tmp_path, command)
-        assert "run/scenario.json: methods (topk).name: found 'topq'; allowed: bf16, dense" in line
+        assert "run/scenario.json: methods (topk).name: found 'topq'; allowed: bf16, demo, dense" in line
 
 
 def test_a_scenario_whose_file_was_edited_is_told(whole: Path, tmp_path: Path) -> None:
