@@ -37,9 +37,9 @@ class LowRankState(LaneState):
         return sum(call.sent_bytes(world_size) for call in self.calls(shapes, world_size))
 
     def calls(self, shapes: Shapes, world_size: int) -> list[Call]:
-        ranks = [(shape, self.rank_of(tuple(shape))) for shape in shapes]
+        ranks = [(tuple(shape), self.rank_of(tuple(shape))) for shape in shapes]
         p_bytes = 4 * sum(r * shape[0] if r else numel([shape]) for shape, r in ranks)
-        q_bytes = 4 * sum(r * columns(shape) for shape, r in ranks if r)
+        q_bytes = 4 * sum(r * columns(shape) for shape, r in ranks if r > 0)
         return [AllReduce(p_bytes), AllReduce(q_bytes)]
 
     def q_of(self, weight: torch.Tensor) -> torch.Tensor:

@@ -45,7 +45,8 @@ class State(MethodState):
         self.residual = BucketMemory()
 
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
-        return all_gather_bytes(sum(packed_size(shape) + 4 * 2 * columns(shape) for shape in shapes), world_size)
+        sizes = (packed_size(tuple(shape)) + 4 * 2 * columns(tuple(shape)) for shape in shapes)
+        return all_gather_bytes(sum(sizes), world_size)
 
     def calls(self, shapes: Shapes, world_size: int) -> list[Call]:
         return [AllGather(self.wire_bytes(shapes, world_size) / (world_size - 1))]

@@ -11,11 +11,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+from uuid import uuid4
 
 from harness.errors import MeasurementError, UsageError
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 """Of a disk that is full or broken, or a quota or limit that is reached: the same command may work later."""
+
+NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+"""Of a disk that knows no hard links. Nothing can be shared on it, so that looking first will do."""
 
 NAMES = r"^(?!\.)[^/\x00-\x1f\x7f]{1,100}$"
 """Names that folders are made of. One that begins with a dot would be hidden, or lead out of its folder."""
@@ -79,6 +83,52 @@ def write_whole(path: Path, content: bytes | str, sync: bool = True) -> None:
             with suppress(OSError):
                 temporary.unlink()
             raise
+
+
+def write_new(path: Path, content: bytes) -> bool:
+    """The same of a name that must be new, also where another machine chooses it at the same time.
+
+    Returns:
+        Whether it was written; there is such a file already if not, and it stays.
+
+    Raises:
+        NoRoomError, UnwritableError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+    with writing(path):
+        try:
+            _write(temporary, content, sync=True)
+            try:
+                return link(temporary, path)
+            except OSError as error:
+                if error.errno not in NO_LINKS:
+                    raise
+                if path.exists():
+                    return False
+                temporary.rename(path)
+                return True
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
+
+
+def link(existing: Path, name: Path) -> bool:
+    """Give a file another name: atomic, also on NFS (open(2), at O_EXCL).
+
+    Returns:
+        Whether it has it; there is such a name already if not.
+
+    Raises:
+        OSError: the file system knows no hard links, say.
+    """
+    try:
+        os.link(existing, name)
+    except FileExistsError:
+        return False
+    except OSError:
+        if existing.stat().st_nlink < 2:  # else NFS has made it, and has lost the answer
+            raise
+    return True
 
 
 def _write(path: Path, data: bytes, sync: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import socket
 import subprocess
 import sys
 import time
@@ -45,6 +46,11 @@ def code_digest() -> str:
 def commit() -> str:
     """The commit that is checked out, with ``-dirty`` for changes of tracked files; the version without a checkout."""
     return described(ROOT).text
+
+
+def machine() -> str:
+    """The name by which this machine goes."""
+    return socket.gethostname()
 
 
 class Described(NamedTuple):

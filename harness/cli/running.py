@@ -13,15 +13,18 @@ from harness.run import session
 from harness.run.session import Ending, Result
 
 
-def run_and_report(plan: Plan, store: Store, cluster: Cluster, why: str, until: float | None = None) -> Result:
+def run_and_report(
+    plan: Plan, store: Store, cluster: Cluster, why: str, until: float | None = None, join: bool = False
+) -> Result:
     """Run what is pending, show how it goes, and write the report.
 
     Args:
         why: why it is this kind of cluster, in words.
         until: see ``session.run``.
+        join: likewise.
     """
     bar = ProgressBar(f"on {cluster.name} ({why})")
-    result = session.run(plan, store, cluster, command(), bar, until)
+    result = session.run(plan, store, cluster, command(), bar, until, join)
     write_report(store)
     if until is not None and result.ending is Ending.OUT_OF_ROUNDS:
         say(f"after {plan.scenario.rounds} rounds an interval still reaches further than {100 * until:g} %")

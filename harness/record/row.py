@@ -197,6 +197,10 @@ class TrialRow:
     """Link and direction of that queue."""
     parameter_hash: str | None = None
     """Hash of the trained parameters, the same on all ranks."""
+    machine: str | None = None
+    """Name of the machine that ran it."""
+    claim: Int32 | None = None
+    """Of a run that several processes share: number of the claim to its round of a case. The last one counts."""
     commit: str | None = None
     """Commit of the code, with -dirty where files had changed."""
     code_digest: str | None = None

@@ -36,10 +36,12 @@ from harness.files import (
     is_file,
     keep_elsewhere,
     make_folder,
+    write_new,
     write_whole,
     writing,
 )
 from harness.plan.status import DONE
+from harness.record.claims import FOLDER as CLAIMS
 from harness.record.row import EVENT_SCHEMA, SCHEMA, TRIAL_SCHEMA, VERIFICATION_SCHEMA, Event, TrialRow, VerificationRow
 from harness.record.tables import (
     DamagedError,
@@ -172,18 +174,28 @@ class Store:
             raise UsageError(f"{self._version}: damaged: it does not say schema and scenario")
         return found
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether processes have shared this run."""
+        return (self.folder / CLAIMS).is_dir()
+
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, shared: bool = False) -> Iterator[None]:
         """Keep other runs out of the folder; the lock ends with the process that holds it.
 
+        Args:
+            shared: whether others that share the run may be in it as well. Of other machines nobody may know.
+
         Raises:
-            UsageError: another run is using it.
+            UsageError: another run is using it, or it is shared and this one is not to.
         """
+        if self.is_shared and not shared:
+            raise UsageError(f"{self.folder}: this run is shared between processes: give --join to go on with it")
         with ExitStack() as stack:
             with writing(self.folder):
                 handle = stack.enter_context((self.folder / ".lock").open("w"))
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UsageError(f"{self.folder}: another pacbench run is using this folder") from None
             yield
@@ -211,17 +223,16 @@ class Store:
         """Add a trial: its events first, then its row, each by one rename.
 
         Raises:
-            MeasurementError: this attempt is there already.
+            MeasurementError: this attempt is there already, perhaps since another process that shares the run made it.
             NoRoomError: the disk is full, or gone. Where another one has room the trial lies there, and this is said.
         """
         name = f"{row.trial_id}-{row.attempt}.parquet"
-        if (self._trials / name).exists():
-            raise MeasurementError(f"{self._trials / name}: exists already; a trial is written once")
         of_events = events_file(row.trial_id, events)
         files = {EVENTS: of_events, TRIALS: row_file(row, TRIAL_SCHEMA, of_events)}
         try:
             for part, content in files.items():
-                write_whole(self.folder / part / name, content)
+                if not write_new(self.folder / part / name, content):
+                    raise MeasurementError(f"{self.folder / part / name}: exists already; a trial is written once")
         except (NoRoomError, UnwritableError) as error:
             kept = keep_elsewhere("pacbench-trial-", {f"{part}/{name}": content for part, content in files.items()})
             what = f"this trial is kept: cp -r {kept}/. {self.folder} adds it to the run" if kept else LOST
@@ -236,12 +247,16 @@ class Store:
         write_whole(self._verified / f"{row.trial_id}-{row.attempt}.parquet", row_file(row, VERIFICATION_SCHEMA))
 
     def attempts_of(self, trial_id: str) -> int:
-        """How many attempts of a trial there were: those that were moved away since, but for the last ones, count."""
-        numbers = [int(path.stem.removeprefix(f"{trial_id}-")) for path in _rows(self._trials, trial_id)]
+        """How many attempts of a trial there were: those that were moved away since, but for the last ones, count.
+
+        So does one of which there are events alone: its process ended before it wrote the row.
+        """
+        parts = (self._trials, self._events)
+        numbers = [int(path.stem.removeprefix(f"{trial_id}-")) for part in parts for path in _rows(part, trial_id)]
         return max(numbers, default=-1) + 1
 
     def attempts(self, trial_id: str | None = None) -> pd.DataFrame:
-        """Every attempt of every trial, in order of trial and attempt, in the columns of both schemas.
+        """Every attempt of every trial, in order of trial, claim and attempt, in the columns of both schemas.
 
         Args:
             trial_id: the one trial whose attempts are wanted; no file of another one is read.
@@ -254,7 +269,8 @@ class Store:
         own = with_targets(_read_rows(_rows(self._trials, trial_id), TrialRow, all_columns, OLDER_COLUMNS.names))
         frame = own.merge(verified, how="left", on=["trial_id", "attempt"])
         frame["network"] = frame["network"].fillna("")  # of runs from before there was more than a plain star
-        return frame.sort_values(["round", "trial_id", "attempt"], ignore_index=True)
+        order = ["round", "trial_id", "claim", "attempt"]
+        return frame.sort_values(order, key=lambda column: column.fillna(0), ignore_index=True)
 
     def trials(self) -> pd.DataFrame:
         """The last attempt of every trial, in the columns of ``TRIAL_SCHEMA``.
@@ -291,8 +307,19 @@ class Store:
         Raises:
             NoRoomError: the disk is full.
         """
-        entries = [*self.provenance(), json.loads(json.dumps(dict(entry)))]
-        write_whole(self._provenance, json.dumps([{**each, DIGEST: json_digest(each)} for each in entries], indent=1))
+        self._write_provenance(self._provenance, [*_provenance_of(self._provenance), dict(entry)])
+
+    def add_own_provenance(self, entry: Mapping[str, Any], name: str) -> None:
+        """The same in a file of its own, for a process of that name that shares the run.
+
+        Raises:
+            NoRoomError: the disk is full.
+        """
+        self._write_provenance(self.folder / f"provenance-{name}.json", [dict(entry)])
+
+    def _write_provenance(self, path: Path, entries: Iterable[dict[str, Any]]) -> None:
+        plain = json.loads(json.dumps(list(entries)))
+        write_whole(path, json.dumps([{**each, DIGEST: json_digest(each)} for each in plain], indent=1))
 
     def own_profile(self, workload: str, make: Callable[[], str]) -> Path:
         """The file of a profile of this machine, for one workload; what ``make`` gives is kept where there is none."""
@@ -309,19 +336,25 @@ class Store:
 
     def provenance(self) -> list[dict[str, Any]]:
         """What started and resumed this run, oldest first."""
-        try:
-            entries = json.loads(self._provenance.read_bytes())
-            if not isinstance(entries, list) or not all(isinstance(each, dict) for each in entries):
-                raise ValueError("it is no list of tables")
-            for each in entries:
-                expected = each.pop(DIGEST, None)
-                if expected not in (None, json_digest(each)):
-                    raise ValueError("an entry is not what was written")
-        except FileNotFoundError:
-            return []
-        except (OSError, ValueError, RecursionError) as error:
-            raise UsageError(f"{self._provenance}: damaged: {error}; move it away to go on") from None
-        return entries
+        files = [self._provenance, *sorted(self.folder.glob("provenance-*.json"))]
+        entries = [entry for file in files for entry in _provenance_of(file)]
+        return sorted(entries, key=lambda entry: str(entry.get("started", "")))
+
+
+def _provenance_of(path: Path) -> list[dict[str, Any]]:
+    try:
+        entries = json.loads(path.read_bytes())
+        if not isinstance(entries, list) or not all(isinstance(each, dict) for each in entries):
+            raise ValueError("it is no list of tables")
+        for each in entries:
+            expected = each.pop(DIGEST, None)
+            if expected not in (None, json_digest(each)):
+                raise ValueError("an entry is not what was written")
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: damaged: {error}; move it away to go on") from None
+    return entries
 
 
 def with_targets(trials: pd.DataFrame) -> pd.DataFrame:

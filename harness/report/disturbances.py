@@ -1,4 +1,4 @@
-"""What this machine did to trials: which of them were disturbed and what became of them, stolen time, few CPUs."""
+"""What machines did to trials: which were disturbed and what became of them, stolen time, few or unlike processors."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from harness.plan.status import DISTURBED, LEARNT
 from harness.record.far_out import MOST_DISTURBED
 from harness.units import format_time
 
+ALIKE = 1.1
+"""Up to this ratio of what a fixed piece of work takes, machines count as alike."""
+
 
 def notes_on_disturbances(
     cases: Sequence[CaseResult], attempts: pd.DataFrame, provenance: Sequence[Mapping[str, Any]]
@@ -22,6 +25,7 @@ def notes_on_disturbances(
         *(note for case in cases for note in _notes_on_case(case, attempts)),
         *_notes_on_time_lost(attempts),
         *_notes_on_cpus(attempts, provenance),
+        *_notes_on_machines(attempts),
     ]
 
 
@@ -78,3 +82,19 @@ def _notes_on_cpus(attempts: pd.DataFrame, provenance: Sequence[Mapping[str, Any
     usable = attempts["usable_cpus"].min()
     if usable < machine:
         yield f"Only {usable:g} of this machine's {machine} CPUs could be used, by affinity or by a cgroup's quota."
+
+
+def _notes_on_machines(attempts: pd.DataFrame) -> Iterator[str]:
+    """Of a run that several machines share: who they are, and whether they are alike."""
+    by_machine = attempts.dropna(subset=["machine"]).groupby("machine")
+    if by_machine.ngroups < 2:
+        return
+    shares = ", ".join(f"{machine} ({count} attempts)" for machine, count in by_machine.size().items())
+    yield f"{by_machine.ngroups} machines ran this: {shares}. Ratios are paired within one of them."
+    yardstick_s = by_machine["yardstick_s"].median().dropna().sort_values()
+    if len(yardstick_s) > 1 and (ratio := yardstick_s.iloc[-1] / yardstick_s.iloc[0]) > ALIKE:
+        slow, fast = yardstick_s.index[-1], yardstick_s.index[0]
+        yield (
+            f"They are not alike: for a fixed piece of work {slow} takes {ratio:.2f} times as long as {fast}. "
+            "Times that are a processor's own, and not a profile's, differ by it."
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import psutil
 from harness.analysis.stopping import undecided_accuracies
 from harness.cluster.protocol import Cluster, ClusterBrokenError
 from harness.errors import MeasurementError, PacbenchError, UsageError
+from harness.files import as_name
 from harness.network.topology import Topology
 from harness.plan.code import files_of
 from harness.plan.dilation import LADDER
@@ -21,8 +23,9 @@ from harness.plan.plan import Plan
 from harness.plan.status import DISTURBED, DONE
 from harness.plan.trial import Trial
 from harness.plugins import short
+from harness.record.claims import Claim, ClaimLostError, Claims
 from harness.record.far_out import MOST_DISTURBED
-from harness.record.row import TrialRow, VerificationRow
+from harness.record.row import Event, TrialRow, VerificationRow
 from harness.record.store import Store
 from harness.run.attempt import attempt
 from harness.run.dilation import Dilations
@@ -31,6 +34,7 @@ from harness.run.outcome import Ended, Outcome, Watch
 from harness.run.own_profile import with_profile_files
 from harness.run.pretrained import with_pretrained_weights
 from harness.run.row import row_of, workload_of
+from harness.run.sharing import Parts, Taken, next_part, parts_of
 from harness.scenario.schema import Resources, Train
 from harness.units import format_size
 
@@ -68,6 +72,43 @@ def run(
         if number > first_round and enough():
             return
         runner.run(trials)
+
+
+def run_shared(
+    plan: Plan,
+    store: Store,
+    cluster: Cluster,
+    watch: Watch,
+    ended: Ended,
+    claims: Claims,
+    enough: Callable[[], bool] = lambda: False,
+) -> None:
+    """The same of a run that other processes share, and after the rounds the seeds that ``run_more_seeds`` trains.
+
+    Raises:
+        UsageError: as ``run`` does; or another process has other code.
+        ClusterBrokenError, KeyboardInterrupt: as ``run`` does; what this process held falls to others.
+    """
+    check_same_code(plan, store, store.attempts())
+    trials = with_pretrained_weights(with_profile_files(plan.trials, store))
+    _prepare(plan, trials, cluster)
+    runner = _Runner(plan, store, cluster, watch, ended, claims)
+    parts = parts_of(trials)
+    first_round = min((trial.round for trial in plan.pending(store.attempts())), default=0)
+
+    def is_wanted(part: Sequence[Trial]) -> bool:
+        return part[0].round <= first_round or not enough()
+
+    while taken := next_part(lambda: parts, store, claims, is_wanted):
+        runner.run_taken(taken)
+
+    def seeds() -> Parts:
+        return parts_of(pending_seeds(plan, store))
+
+    while taken := next_part(seeds, store, claims):
+        seed = with_pretrained_weights(taken.trials)
+        _prepare(plan, seed, cluster)
+        runner.run_taken(Taken(taken.claim, tuple(seed)))
 
 
 def check_same_code(plan: Plan, store: Store, attempts: pd.DataFrame) -> None:
@@ -166,11 +207,31 @@ def _network_and_round(trial: Trial) -> tuple[Topology, Resources, int]:
 class _Runner:
     """Runs trials one after another, and stores what becomes of each."""
 
-    def __init__(self, plan: Plan, store: Store, cluster: Cluster, watch: Watch, ended: Ended) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        cluster: Cluster,
+        watch: Watch,
+        ended: Ended,
+        claims: Claims | None = None,
+    ) -> None:
         self._store, self._cluster, self._watch, self._ended = store, cluster, watch, ended
+        self._claims = claims
+        self._claim: Claim | None = None
         self._ports = itertools.cycle(range(FIRST_PORT, FIRST_PORT + PORTS))
         self._baseline = next(method for method in plan.scenario.methods if method.label == plan.scenario.baseline)
-        self._dilations = Dilations(store.folder / "dilations.json", cluster, self._baseline, self._attempt)
+        own = f"dilations-{as_name(claims.holder.machine)}.json" if claims else "dilations.json"
+        self._dilations = Dilations(store.folder / own, cluster, self._baseline, self._attempt)
+
+    def run_taken(self, taken: Taken) -> None:
+        """Run what was taken of a shared run; stop where another process turns out to have taken it over."""
+        if self._claims is None:
+            raise AssertionError("only of a shared run anything is taken")
+        self._claim = taken.claim
+        with suppress(ClaimLostError), self._claims.held(taken.claim):
+            for _, trials in itertools.groupby(taken.trials, key=_network_and_round):
+                self.run(trials)
 
     def run(self, alike: Iterable[Trial]) -> None:
         """Run trials of one round and one network, those of one dilation together, until none is to be run again."""
@@ -203,7 +264,7 @@ class _Runner:
             except MeasurementError as error:
                 outcome = Outcome("failed", str(error))
                 attempts, wall_time_s = self._store.attempts_of(trial.id), time.monotonic() - started
-                self._store.append(row_of(trial, attempts, outcome, wall_time_s), [])
+                self._keep(row_of(trial, attempts, outcome, wall_time_s), [])
                 self._ended(trial, outcome.status, outcome.reason)
 
     def _run_between_verifications(self, trials: Iterable[Trial]) -> list[Trial]:
@@ -241,9 +302,21 @@ class _Runner:
         finally:
             outcome.interference = before.until_now()
             row = self._row_of(trial, outcome, time.monotonic() - started, may_repeat)
-            self._store.append(row, outcome.events)
+            self._keep(row, outcome.events)
         self._ended(trial, outcome.status, outcome.reason)
         return outcome
+
+    def _keep(self, row: TrialRow, events: Iterable[Event]) -> None:
+        """Store a trial.
+
+        Raises:
+            ClaimLostError: another process has taken over the part of the run that it belongs to.
+        """
+        if self._claims and self._claim:
+            if not self._claims.is_mine(self._claim):
+                raise ClaimLostError(f"{self._claim.path}: another process has taken this over; it is run there")
+            row = replace(row, claim=self._claim.number)
+        self._store.append(row, events)
 
     def _row_of(self, trial: Trial, outcome: Outcome, wall_time_s: float, may_repeat: bool) -> TrialRow:
         """The row of a trial that ended: what its machine added is taken off, and it may have to be run again."""

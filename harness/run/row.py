@@ -13,7 +13,7 @@ from harness.plan.expected import state_of
 from harness.plan.status import ACCURACY
 from harness.plan.trial import Trial
 from harness.plugins import short
-from harness.provenance import code_digest, commit
+from harness.provenance import code_digest, commit, machine
 from harness.record.far_out import far_out
 from harness.record.row import TrialRow
 from harness.record.steady import is_long_enough, settling_steps
@@ -90,6 +90,7 @@ def _asked(trial: Trial) -> dict[str, Any]:
         "round": trial.round,
         "purpose": ACCURACY if trial.for_accuracy else None,
         "target": train.target and str(train.target),
+        "machine": machine(),
         "commit": commit(),
         "code_digest": code_digest(),
         "plugin_code": trial.plugins.model_dump_json(exclude_none=True) if trial.plugins != PluginCode() else None,

@@ -22,6 +22,7 @@ from harness.errors import UsageError
 from harness.plan.check import check_size
 from harness.plan.plan import Plan
 from harness.plan.trial import Trial
+from harness.record.claims import Claims
 from harness.record.store import Store, new_folder, runs
 from harness.run import RESULTS, execute
 from harness.run.outcome import Progress
@@ -117,6 +118,7 @@ def run_scenario(
     rounds: int | None = None,
     until: float | None = None,
     seeds: int | None = None,
+    join: bool = False,
 ) -> Result:
     """Run a scenario as ``pacbench run`` does, or go on where an earlier run of it stopped. Prints nothing.
 
@@ -137,6 +139,7 @@ def run_scenario(
         until: end with the round after which every speedup's interval reaches no further than this share of it:
             0.02 is 2 %. There are 30 rounds at most, or ``rounds``.
         seeds: train up to so many seeds, on unshaped links, of methods whose accuracy the rounds leave open.
+        join: share the run with all other processes that join it in the same folder, on any machine.
 
     Returns:
         The run. ``trials`` has a row for each trial, ``failed`` counts those that did not finish, ``ending`` says why
@@ -150,11 +153,22 @@ def run_scenario(
     if until is not None and until <= 0:
         raise UsageError.at("run_scenario", "until", until, "a share above zero, such as 0.02")
     given: dict[str, object] = {"on": on, "out": out and str(out), "overrides": [*overrides], "methods": [*methods]}
-    given |= {"rounds": rounds, "until": until, "seeds": seeds}
+    given |= {"rounds": rounds, "until": until, "seeds": seeds, "join": join or None}
+    check_join(join, Path(out) if out else None)
     cluster = registry.make(registry.choose(on)[0])
     plan = plan_run(str(scenario), cluster, overrides, methods, rounds, until, seeds)
     store = open_store(plan, Path(out) if out else None)
-    return run(plan, store, cluster, _python_command(str(scenario), given), until=until)
+    return run(plan, store, cluster, _python_command(str(scenario), given), until=until, join=join)
+
+
+def check_join(join: bool, folder: Path | None) -> None:
+    """Refuse to share a run of which nobody else knows where it lies.
+
+    Raises:
+        UsageError: there is no folder.
+    """
+    if join and folder is None:
+        raise UsageError.at("command line", "--join", "no --out", "with --out, the folder that all share")
 
 
 def check_start(plan: Plan, folder: Path | None = None, results: Path = RESULTS) -> None:
@@ -215,6 +229,7 @@ def run(
     command: Sequence[str],
     watcher: Watcher | None = None,
     until: float | None = None,
+    join: bool = False,
 ) -> Result:
     """Run what a store does not hold as done: the trials, and then more seeds where accuracy is open.
 
@@ -223,6 +238,7 @@ def run(
     Args:
         command: what started this, for the record.
         until: see ``run_scenario``.
+        join: likewise.
 
     Raises:
         UsageError: another run is using the folder, it holds trials of other code, or a case cannot be carried here.
@@ -235,14 +251,22 @@ def run(
     def enough() -> bool:
         return until is not None and narrow_enough(store.trials(), plan.scenario, until)
 
-    with store.locked():
+    with store.locked(shared=join):
         outlook = _outlook(plan, store, enough)
         watcher.about_to_run(outlook)
         if outlook.runs_something:
-            store.add_provenance({**provenance.collect(list(command)), **cluster.provenance()})
+            claims = Claims(store.folder) if join else None
+            of_this = {**provenance.collect(list(command)), **cluster.provenance()}
+            if claims:
+                store.add_own_provenance(of_this, claims.holder.name)
+            else:
+                store.add_provenance(of_this)
             with watcher.running(outlook), cluster:
-                execute.run(plan, store, cluster, watcher.progress, watcher.ended, enough)
-                execute.run_more_seeds(plan, store, cluster, watcher.progress, watcher.ended)
+                if claims:
+                    execute.run_shared(plan, store, cluster, watcher.progress, watcher.ended, claims, enough)
+                else:
+                    execute.run(plan, store, cluster, watcher.progress, watcher.ended, enough)
+                    execute.run_more_seeds(plan, store, cluster, watcher.progress, watcher.ended)
     failed = _failed(plan, store, needs_all=until is None)
     if until is None:
         return Result(plan, store, failed, Ending.UNFINISHED if failed else Ending.DONE)

@@ -22,6 +22,9 @@ def verb(
     rounds: Rounds = None,
     seeds: Seeds = None,
     until: Until = None,
+    join: Annotated[
+        bool, typer.Option("--join", help="Share the run with all that join it in the same --out, on any machine.")
+    ] = False,
     keep: Keep = False,
     gpu: Gpu = False,
 ) -> None:
@@ -29,8 +32,9 @@ def verb(
     from harness.cli.running import run_and_report
     from harness.cluster import registry
     from harness.run.planning import plan_run
-    from harness.run.session import check_start, open_store
+    from harness.run.session import check_join, check_start, open_store
 
+    check_join(join, out)
     until_share = share("--until", until) if until else None
     overrides = [*(set_ or []), *(["cluster.device=cuda", "train.pace=none"] if gpu else [])]
     kind, why = registry.choose(on)
@@ -44,7 +48,7 @@ def verb(
         check_start(plan, folder)
     failed = 0
     for plan, folder, cluster in zip(plans, folders, clusters, strict=True):
-        failed += run_and_report(plan, open_store(plan, folder), cluster, why, until_share).failed
+        failed += run_and_report(plan, open_store(plan, folder), cluster, why, until_share, join).failed
     if failed:
         raise MeasurementError(f"{failed} of the trials did not finish; the report lists each with its reason")
 
