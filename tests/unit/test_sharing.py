@@ -42,16 +42,16 @@ main()
 """
 
 
-def start(folder: Path, machine: str) -> subprocess.Popen[str]:
-    """A process that joins the run, on a machine of that name."""
-    return subprocess.Popen(
-        [sys.executable, "-c", AS_MACHINE, machine, *SHARED],
-        cwd=folder,
-        env=os.environ,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start(folder: Path, machine: str) -> subprocess.Popen[bytes]:
+    """A process that joins the run, on a machine of that name; ``machine.log`` tells what it says."""
+    with (folder / f"{machine}.log").open("a") as log:
+        return subprocess.Popen(
+            [sys.executable, "-c", AS_MACHINE, machine, *SHARED],
+            cwd=folder,
+            env=os.environ,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
 
 
 def counted(folder: Path) -> pd.DataFrame:
@@ -69,9 +69,8 @@ def check(folder: Path) -> None:
 
 def test_processes_share_the_rounds_and_each_trial_is_run_once(tmp_path: Path) -> None:
     started = [start(tmp_path, f"m{number}") for number in range(3)]
-    for process in started:
-        _, said = process.communicate(timeout=200)
-        assert process.returncode == 0, said
+    for number, process in enumerate(started):
+        assert process.wait(200) == 0, (tmp_path / f"m{number}.log").read_text()
     check(tmp_path)
     attempts = Store.open(tmp_path / "run").attempts()
     assert len(attempts) == TRIALS
@@ -97,7 +96,7 @@ def test_whoever_is_killed_loses_nothing_but_what_ran(tmp_path: Path) -> None:
             continue
         break
     for process in running.values():
-        process.communicate(timeout=200)
+        process.wait(200)
     assert call_pacbench(SHARED, tmp_path).returncode == 0
     assert kills
     check(tmp_path)

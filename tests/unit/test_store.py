@@ -63,7 +63,8 @@ def test_a_trial_is_written_once(store: Store) -> None:
 def test_a_run_that_died_between_a_trials_events_and_its_row_can_write_it_again(store: Store) -> None:
     store.append(row("a", samples_per_s=1.0), [Event(0, 0, 0.0, "loss", 1.0)])
     (store.folder / "trials.parquet" / "a-0.parquet").unlink()
-    store.append(row("a", samples_per_s=2.0), [Event(0, 0, 0.0, "loss", 2.0)])
+    assert store.attempts_of("a") == 1
+    store.append(row("a", samples_per_s=2.0, attempt=1), [Event(0, 0, 0.0, "loss", 2.0)])
     assert store.trials()["samples_per_s"].tolist() == [2.0]
     assert store.events()["value"].tolist() == [2.0]
 
