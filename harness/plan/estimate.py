@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 
 from baselines._state import numel
@@ -50,9 +49,8 @@ def time_s(trial: Trial, cpu_count: int) -> float:
     """Estimated wall time of a trial, from the method's byte formula and the model's operation count."""
     train = trial.case.train
     compute_s, evaluation_s = (0.0, 0.0) if train.replay else _training_s(trial, cpu_count)
-    slowing, ramp_s = _usual_slowing(trial, cpu_count), _ramp_s(trial)
-    step_s = [*ramp_s, *itertools.repeat(steady_s(trial), train.steps - len(ramp_s))]
-    dilated_s = sum(slowing.at(step) * seconds for step, seconds in enumerate(step_s))
+    slowing = _usual_slowing(trial, cpu_count)
+    dilated_s = sum(slowing.at(step) * seconds for step, seconds in enumerate(_all_steps_s(trial)))
     if train.profile:
         return TRIAL_OVERHEAD_S + max(dilated_s, compute_s) + evaluation_s
     return TRIAL_OVERHEAD_S + dilated_s + compute_s + evaluation_s
@@ -116,10 +114,26 @@ def _usual_slowing(trial: Trial, cpu_count: int) -> Dilation:
     return Dilation(steady=steady, phases=phases_of_warmup(ramp_s, steady, real_s), look=looked)
 
 
+def _all_steps_s(trial: Trial) -> Iterator[float]:
+    """Seconds of each step, one after the other, on links that may change meanwhile."""
+    trace, clock_s, ramp_s = trial.case.link.trace, 0.0, _ramp_on_the_links_s(trial)
+    for step in range(trial.case.train.steps):
+        on_the_links_s = ramp_s[step] if step < len(ramp_s) else trial.expected.lower_bound_s_per_step
+        slower = trace.rows[0].rate_bps / trace.at(clock_s).rate_bps if trace else 1.0
+        step_s = _step_s(trial, slower * on_the_links_s)
+        clock_s += step_s
+        yield step_s
+
+
 def _ramp_s(trial: Trial) -> list[float]:
     """Seconds of each step before the steady state."""
+    return [_step_s(trial, on_the_links_s) for on_the_links_s in _ramp_on_the_links_s(trial)]
+
+
+def _ramp_on_the_links_s(trial: Trial) -> list[float]:
+    """The same, of the links alone."""
     ramp = min(state_of(trial.method).steady_from_step, trial.case.train.steps)
-    return [_step_s(trial, lower_bound_s(trial.case, trial.method, step)) for step in range(ramp)]
+    return [lower_bound_s(trial.case, trial.method, step) for step in range(ramp)]
 
 
 def _step_s(trial: Trial, on_the_links_s: float) -> float:

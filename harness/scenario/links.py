@@ -134,6 +134,11 @@ class Trace(Section):
                 raise ValueError(f"{name}: found rows with and without; allowed: above 0 in all rows, or in none")
         return self
 
+    def at(self, seconds: float) -> TraceRow:
+        """What links are so long after training began."""
+        within_s = seconds % self.period_s if self.period_s else seconds
+        return next(row for row in reversed(self.rows) if row.t_s <= within_s)
+
     def slowed(self, dilation: float) -> Trace:
         """See ``Pipe.slowed``."""
         rows = tuple(row.slowed(dilation) for row in self.rows)

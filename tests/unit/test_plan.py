@@ -89,6 +89,22 @@ def test_a_slower_link_costs_time_but_no_bytes() -> None:
     assert time_s(trials[0], 2) > time_s(trials[1], 2)
 
 
+def test_time_on_links_that_change_is_that_of_each_moment_s_rate(tmp_path: Path) -> None:
+    def estimated_s(*overrides: str) -> float:
+        return time_s(quickstart("train.dilation=2.0", *overrides).trials[0], 2)
+
+    def traced_s(*rows: str) -> float:
+        (tmp_path / "trace.csv").write_text("\n".join(("t_s,rate_bps", *rows)) + "\n")
+        return estimated_s(f"link.trace='{tmp_path}/trace.csv'", "link.rate=unshaped")
+
+    fast_s, slow_s = estimated_s("link.rate=100mbit"), estimated_s("link.rate=10mbit")
+    a_slow_step_s = slow_s / 60
+    assert traced_s("0,100000000") == pytest.approx(fast_s)
+    assert traced_s("0,100000000", "0.000001,10000000") == pytest.approx(slow_s, abs=a_slow_step_s)
+    back_and_forth_s = traced_s("0,100000000", "0.3,10000000", "0.6,100000000")
+    assert fast_s + 0.3 < back_and_forth_s < slow_s
+
+
 @pytest.mark.parametrize(
     ("override", "says"),
     [

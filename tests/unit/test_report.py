@@ -204,8 +204,9 @@ def test_a_case_in_which_nothing_finished_is_shown_empty(tmp_path: Path) -> None
         tmp_path / "run", ['link.rate=["unshaped", "10mbit"]', "rounds=1", "train.steps=8"], methods=["bf16"]
     )
     trials = store.trials()
-    for path in (store.folder / "trials.parquet").iterdir():
-        path.unlink()
+    for part in ("trials", "events"):
+        for path in (store.folder / f"{part}.parquet").iterdir():
+            path.unlink()
     for _, row in trials.iterrows():
         lost = {"status": "crashed", "reason": "boom", "links": None, "measured_rtt_s": None}
         store.append(row_again(row, **({} if pd.isna(row["rate_bps"]) else lost)), [])
