@@ -200,7 +200,7 @@ class TrialRow:
     machine: str | None = None
     """Name of the machine that ran it."""
     claim: Int32 | None = None
-    """Number of the claim by which a process took this round of a case; the last counts. Null: the run is not shared."""
+    """Number of the claim by which a process took this round of its case; the last counts. Null: it was not shared."""
     commit: str | None = None
     """Commit of the code, with -dirty where files had changed."""
     code_digest: str | None = None
