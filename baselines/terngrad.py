@@ -113,4 +113,4 @@ def ternary_all_reduce(state: State, gradient: torch.Tensor, counts: list[int]) 
 
 def sum_bits(world_size: int) -> int:
     """Of a sum of codes, each from 0 to 2."""
-    return next(bits for bits in (2, 4, 8) if 2 * world_size < 2**bits)
+    return next(bits for bits in (2, 4, 8, 16) if 2 * world_size < 2**bits)

@@ -101,8 +101,10 @@ class Ordeal:
         return self.has_ended() or len(self.done()) >= TRIALS
 
     def done(self) -> list[str]:
-        """The files of the trials that are stored."""
-        return sorted(path.name for path in (self.store / "trials.parquet").glob("[!.]*.parquet"))
+        """The files of the trials that are stored; of a run under way as it sees them, on a disk of its own perhaps."""
+        root = f"/proc/{self.pid}/root" if self.process and not self.has_ended() else "/"
+        rows = Path(f"{root}{self.folder}") / self.out / "trials.parquet"
+        return sorted(path.name for path in rows.glob("[!.]*.parquet"))
 
     def outer(self) -> psutil.Process:
         """The process that holds the universe: started by the harness, and the parent of the agent."""

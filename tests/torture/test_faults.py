@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import resource
+import shlex
 import signal
 import subprocess
 import time
@@ -212,13 +213,16 @@ SMALL_DISK = "mkdir -p disk && mount -t tmpfs -o size=20M tmpfs disk"
 
 def on_disk(ordeal: Ordeal, command: str) -> None:
     """Run a shell's line where the run's disk is seen, and keep what is on it before and after."""
-    entering = ("nsenter", "--target", str(ordeal.pid), "--mount", f"--wd={ordeal.folder}", "sh", "-c")
-    subprocess.run([*entering, command], check=True, capture_output=True, timeout=30)
+    entering = ("nsenter", "--target", str(ordeal.pid), "--mount", "sh", "-c")
+    there = f"cd {shlex.quote(str(ordeal.folder))} && {{ {command}; }}"
+    done = subprocess.run([*entering, there], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
 
 
 DISKS = {
     "a disk is full": "dd if=/dev/zero of=disk/filler bs=4k || true",
-    "a disk becomes read-only": "mount -o remount,ro disk",
+    # Files that are open for writing keep a mount from it. A copy over it will do: files are opened anew.
+    "a disk becomes read-only": "cp -a disk frozen; mount --bind frozen disk && mount -o remount,bind,ro disk",
     "a disk vanishes": "umount --lazy disk",
     "a run's folder is deleted": "rm -r disk/run",
     "a run's rows are deleted": "rm -r disk/run/trials.parquet",
