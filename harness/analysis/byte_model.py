@@ -47,9 +47,10 @@ def payoff(method: StepModel, baseline: StepModel) -> Payoff:
     return Payoff("at every rate" if saved_bytes > 0 or extra_s < 0 else "at no rate", None)
 
 
-def step_models(done: pd.DataFrame) -> list[StepModel]:
-    """The model of each finished trial: its mean step without the time that its bytes need at the rate it ran at.
+def step_models(done: pd.DataFrame) -> dict[int, StepModel]:
+    """The model of each finished trial, by round: its mean step without the time of its bytes at the rate it ran at.
 
+    A trial that was too short to be timed has none.
     On unshaped links that time is taken to be none, and the bytes to be the mean of what the workers sent.
     """
     rate_bps, payload = done["rate_bps"], done["wire_bytes_per_step"]
@@ -57,7 +58,8 @@ def step_models(done: pd.DataFrame) -> list[StepModel]:
     link_bytes = (done["lower_bound_s_per_step"] * rate_bps / 8).fillna(payload) * (1 + headers)
     step_s = done["workers"] * done["batch_size"] / done["samples_per_s"]
     fixed_s = step_s - (8 * link_bytes / rate_bps).fillna(0.0)
-    return [StepModel(*each) for each in zip(fixed_s, link_bytes, strict=True) if all(map(math.isfinite, each))]
+    models = zip(done["round"], fixed_s, link_bytes, strict=True)
+    return {number: StepModel(*each) for number, *each in models if all(map(math.isfinite, each))}
 
 
 def mean_model(models: Sequence[StepModel]) -> StepModel | None:

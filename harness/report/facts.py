@@ -312,22 +312,20 @@ def _titles(cases: Sequence[CaseResult], trials: pd.DataFrame) -> dict[str, str]
 
 
 def _paybacks(case: CaseResult, baseline: str) -> list[Payback]:
-    """For each method that finished in a round in which the baseline did too."""
-    base = case.method(baseline).done.sort_values("round")
+    """For each method that was timed in a round in which the baseline was too."""
+    base = step_models(case.method(baseline).done)
     found = []
     for result in case.methods:
-        rounds = set(result.done["round"]) & set(base["round"])
-        own, other = (
-            step_models(done[done["round"].isin(rounds)].sort_values("round")) for done in (result.done, base)
-        )
-        method, dense = mean_model(own), mean_model(other)
+        own = step_models(result.done)
+        rounds = sorted(own.keys() & base.keys())
+        method, dense = (mean_model([models[number] for number in rounds]) for models in (own, base))
         if result.label == baseline or method is None or dense is None:
             continue
         found.append(
             Payback(
                 result.label,
                 payoff(method, dense),
-                _range_of([payoff(*pair) for pair in zip(own, other, strict=True)]),
+                _range_of([payoff(own[number], base[number]) for number in rounds]),
                 method.fixed_s - dense.fixed_s,
                 dense.link_bytes - method.link_bytes,
             )

@@ -104,7 +104,7 @@ def test_the_picture_of_steps_shows_the_slowest_of_each_group() -> None:
 
 def test_when_it_pays_follows_from_bytes_and_times(one_case: Run) -> None:
     (case,) = case_results(one_case.store.trials(), one_case.store.scenario())
-    models = {result.label: mean_model(step_models(result.done)) for result in case.methods}
+    models = {result.label: mean_model(list(step_models(result.done).values())) for result in case.methods}
     dense, topk = models["dense"], models["topk"]
     assert dense is not None
     assert topk is not None
@@ -215,6 +215,19 @@ def test_a_case_in_which_nothing_finished_is_shown_empty(tmp_path: Path) -> None
     assert [row["samples/s"] for row in run.summary.rows if row["case"].startswith("10 Mbit/s")] == ["–", "–"]
     assert run.summary.sentences[0].startswith("No method stands beside bf16 and dense at 10 Mbit/s")
     assert set(run.csv("throughput")["rate_bps"].isna()) == {True}
+
+
+def test_where_a_trial_was_too_short_to_be_timed_the_others_of_its_method_are_put_beside_their_round_s(
+    tmp_path: Path,
+) -> None:
+    store = make_store(tmp_path / "run", ["rounds=3"], methods=["bf16", "topk"])
+    trials = store.trials()
+    short = trials[(trials["label"] == "topk") & (trials["round"] == 1)].iloc[0]
+    for part in ("trials", "events"):
+        (store.folder / f"{part}.parquet" / f"{short['trial_id']}-0.parquet").unlink()
+    store.append(row_again(short, samples_per_s=None), [])
+    (paybacks,) = facts.collect(store).paybacks.values()
+    assert [each.label for each in paybacks] == ["bf16", "topk"]
 
 
 def test_a_run_whose_baseline_never_finished_has_a_report_and_figures(tmp_path: Path) -> None:

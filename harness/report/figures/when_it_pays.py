@@ -85,7 +85,7 @@ def _draw_group(axes: Axes, group: Sequence[CaseResult], results: Results) -> No
 def _modelled(group: Sequence[CaseResult], label: str, baseline: str) -> pd.DataFrame:
     """Speedups of the byte model over ``MODEL_RATES_BPS``, from the trials of all cases of the group; none unknown."""
     method, base = (
-        mean_model([model for case in group for model in step_models(case.method(each).done)])
+        mean_model([model for case in group for model in step_models(case.method(each).done).values()])
         for each in (label, baseline)
     )
     if method is None or base is None:
