@@ -227,7 +227,7 @@ def test_where_a_trial_was_too_short_to_be_timed_the_others_of_its_method_are_pu
         (store.folder / f"{part}.parquet" / f"{short['trial_id']}-0.parquet").unlink()
     store.append(row_again(short, samples_per_s=None), [])
     (paybacks,) = facts.collect(store).paybacks.values()
-    assert {each.label for each in paybacks} == {"bf16", "topk"}
+    assert {each.label for each in paybacks} == {"dense", "topk"}
 
 
 def test_a_run_whose_baseline_never_finished_has_a_report_and_figures(tmp_path: Path) -> None:
