@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from itertools import accumulate
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -14,7 +13,7 @@ from baselines._calls import AllGather, AllToAll, Call
 from baselines._lane import LaneState
 from baselines._memory import BucketMemory, Draft, Drafts
 from baselines._momentum import MomentumState
-from baselines._quantise import divided, norms, not_negative, numbers, packed_bits, spread, unpacked_bits
+from baselines._quantise import divided, norms, not_negative, packed_bits, packed_in_shards, spread, unpacked_bits
 from baselines._state import Shapes
 
 
@@ -110,8 +109,7 @@ def signs_of(parts: Sequence[torch.Tensor], sizes: list[int], rows: int) -> torc
         flags, each_scale = not_negative(values), spread(scales, counts)
         values.sub_(torch.where(flags, each_scale, -each_scale))
         torch._foreach_copy_(list(parts), list(values.split(counts)))
-        padded = flags.new_zeros(rows * sum(sizes)).index_copy_(0, places_of_bits(counts, sizes, flags.device), flags)
-        signs = packed_bits(padded).view(rows, -1)
+        signs = packed_in_shards(flags, counts, sizes, rows)
     else:
         of_parts = []
         scales = divided(torch.stack([torch.linalg.vector_norm(part) for part in parts]), roots)
@@ -121,18 +119,6 @@ def signs_of(parts: Sequence[torch.Tensor], sizes: list[int], rows: int) -> torc
             of_parts.append(packed_bits(pad(flags, (0, rows * size - len(flags)))).view(rows, -1))
         signs = torch.cat(of_parts, dim=1)
     return torch.cat((signs, scales.view(torch.uint8).expand(rows, -1)), dim=1)
-
-
-def places_of_bits(counts: list[int], sizes: list[int], device: torch.device) -> torch.Tensor:
-    """Where the sign (n,) of each part's entries is among all bits of the messages: a shard of each part a message."""
-
-    def of_entries(numbers_of_parts: Iterable[int]) -> torch.Tensor:
-        return spread(numbers(tuple(numbers_of_parts), device, torch.int64), counts)
-
-    place = torch.arange(sum(counts), device=device).sub_(of_entries(accumulate(counts[:-1], initial=0)))
-    size = of_entries(sizes)
-    message = torch.div(place, size, rounding_mode="floor")
-    return place.add_(of_entries(accumulate(sizes[:-1], initial=0))).add_(message.mul_(sum(sizes) - size))
 
 
 def values_of(messages: torch.Tensor, sizes: list[int], dtype: torch.dtype) -> torch.Tensor:

@@ -5,6 +5,7 @@ Sizes are bytes of payload, of the mean worker in the steady state. ``harness`` 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 
@@ -92,3 +93,8 @@ class Shift(NamedTuple):
 
 
 Call = AllReduce | AllGather | ReduceScatter | Broadcast | AllToAll | Push | Pull | Shift
+
+
+def sent_bytes(calls: Iterable[Call], world_size: int) -> float:
+    """Payload that each worker sends in all of them."""
+    return sum(call.sent_bytes(world_size) for call in calls)

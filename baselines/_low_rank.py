@@ -6,8 +6,9 @@ from abc import abstractmethod
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 
-from baselines._calls import AllReduce, Call
+from baselines._calls import AllReduce, Call, sent_bytes
 from baselines._lane import LaneState
 from baselines._memory import Drafts
 from baselines._state import Shapes, numel
@@ -34,7 +35,7 @@ class LowRankState(LaneState):
         """The rank r of a parameter of that shape; 0 if it travels dense."""
 
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
-        return sum(call.sent_bytes(world_size) for call in self.calls(shapes, world_size))
+        return sent_bytes(self.calls(shapes, world_size), world_size)
 
     def calls(self, shapes: Shapes, world_size: int) -> list[Call]:
         ranks = [(tuple(shape), self.rank_of(tuple(shape))) for shape in shapes]
@@ -73,6 +74,39 @@ def split(state: LowRankState, flat: torch.Tensor, weights: list[torch.Tensor]) 
         else:
             dense.append(part)
     return matrices, dense
+
+
+class Factors(NamedTuple):
+    """What one power iteration gives on all ranks, in the order of what went in."""
+
+    ps: list[torch.Tensor]
+    """(a, r), orthonormal."""
+    qs: list[torch.Tensor]
+    """(b, r): the mean of all ranks' matrix' P."""
+    means: tuple[torch.Tensor, ...]
+    """Of the dense parts."""
+
+
+def power_iteration(state: LowRankState, matrices: list[Low], dense: list[torch.Tensor]) -> Factors:
+    """Of all ranks' matrices, with the dense parts beside them in the first of two all-reduces. Runs in the lane."""
+    group = state.lane.process_group
+    with state.stopwatch("encode"):
+        before = [state.q_of(low.weight) for low in matrices]
+        together = torch.cat([*((low.matrix @ q).view(-1) for low, q in zip(matrices, before, strict=True)), *dense])
+    dist.all_reduce(together, group=group)
+    with state.stopwatch("encode"):
+        *summed, sums = together.split(
+            [*(len(low.matrix) * q.shape[1] for low, q in zip(matrices, before, strict=True)), sum(map(len, dense))]
+        )
+        ps = [torch.linalg.qr(p.view(-1, q.shape[1])).Q for p, q in zip(summed, before, strict=True)]
+        flat = together.new_empty(sum(q.numel() for q in before))
+        qs = [part.view(q.shape) for part, q in zip(flat.split([q.numel() for q in before]), before, strict=True)]
+        for low, p, q in zip(matrices, ps, qs, strict=True):
+            torch.matmul(low.matrix.t(), p, out=q)
+    dist.all_reduce(flat, group=group)
+    with state.stopwatch("decode"):
+        flat.div_(state.world_size)
+        return Factors(ps, qs, sums.div_(state.world_size).split([len(part) for part in dense]))
 
 
 def columns(shape: Shape) -> int:

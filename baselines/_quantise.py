@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache, lru_cache
 from itertools import accumulate
 
@@ -144,6 +144,34 @@ def packed_bits(flags: torch.Tensor) -> torch.Tensor:
     """
     words = flags.view(torch.int64)
     return words.mul(0x0102040810204080).bitwise_right_shift_(56).to(torch.uint8)
+
+
+def packed_size(count: int) -> int:
+    """Bytes that so many bits take."""
+    return -(-count // 8)
+
+
+def packed_in_shards(flags: torch.Tensor, counts: list[int], sizes: list[int], messages: int) -> torch.Tensor:
+    """Messages (messages, bytes) of the flags (n,), each with a shard of every part: at once, for a GPU."""
+    padded = flags.new_zeros(messages * sum(sizes))
+    padded.index_copy_(0, places_of_bits(counts, sizes, flags.device), flags)
+    return packed_bits(padded).view(messages, -1)
+
+
+def places_of_bits(counts: list[int], sizes: list[int], device: torch.device) -> torch.Tensor:
+    """Where the sign (n,) of each part's entries is among all bits of the messages: a shard of each part a message.
+
+    Args:
+        sizes: of the shards, in bits.
+    """
+
+    def of_entries(numbers_of_parts: Iterable[int]) -> torch.Tensor:
+        return spread(numbers(tuple(numbers_of_parts), device, torch.int64), counts)
+
+    place = torch.arange(sum(counts), device=device).sub_(of_entries(accumulate(counts[:-1], initial=0)))
+    size = of_entries(sizes)
+    message = torch.div(place, size, rounding_mode="floor")
+    return place.add_(of_entries(accumulate(sizes[:-1], initial=0))).add_(message.mul_(sum(sizes) - size))
 
 
 def unpacked_bits(packed: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch.nn.functional import pad
 
 from baselines._bins import add_binned, binned
-from baselines._calls import AllGather, Call, Shift
+from baselines._calls import AllGather, Call, Shift, sent_bytes
 from baselines._exchange import shard_sizes
 from baselines._state import MethodState
 
@@ -50,7 +50,7 @@ def int8_ring_calls(entries: int, world_size: int) -> list[Call]:
 
 def int8_ring_bytes(entries: int, world_size: int) -> float:
     """Bytes each rank sends in them."""
-    return sum(call.sent_bytes(world_size) for call in int8_ring_calls(entries, world_size))
+    return sent_bytes(int8_ring_calls(entries, world_size), world_size)
 
 
 def _packed(values: torch.Tensor, length: int) -> torch.Tensor:

@@ -20,7 +20,7 @@ from pydantic import Field
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from baselines._calls import AllReduce, Call
+from baselines._calls import AllReduce, Call, sent_bytes
 from baselines._lane import settled
 from baselines._local import LocalState, all_reduce_mean, average_in_place
 from baselines._outer import Outer
@@ -60,7 +60,7 @@ class State(LocalState):
 
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
         """A change of all parameters in every ``period``-th step; with a loss scaler also a flag in each step."""
-        exchange = sum(call.sent_bytes(world_size) for call in self.calls(shapes, world_size))
+        exchange = sent_bytes(self.calls(shapes, world_size), world_size)
         if step is None:
             return exchange / self.period + self.flag_bytes(world_size)
         return self.flag_bytes(world_size) + (exchange if (step + 1) % self.period == 0 else 0.0)

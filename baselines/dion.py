@@ -33,7 +33,7 @@ from pydantic import Field
 from torch.futures import Future
 
 from baselines._lane import settled
-from baselines._low_rank import LowRankState, Shape, columns, split
+from baselines._low_rank import LowRankState, Shape, columns, power_iteration, split
 from baselines._memory import BucketMemory, Draft
 from baselines._momentum import MomentumState
 from baselines._state import numel, parameters
@@ -90,26 +90,12 @@ def dion_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
 
 def update_by_all(state: State, gradient: torch.Tensor, weights: list[torch.Tensor], momentum: Draft) -> torch.Tensor:
     """The update by all ranks' ``gradient`` (n,) and momenta (n,), in place. Runs in the lane."""
-    group = state.lane.process_group
     updates, dense = split(state, gradient, weights)
     with state.stopwatch("encode"):
         momentum.plus(gradient)
         momenta, kept = split(state, momentum.after, weights)
-        qs = [state.q_of(low.weight) for low in momenta]
-        together = torch.cat([*((low.matrix @ q).view(-1) for low, q in zip(momenta, qs, strict=True)), *dense])
-    dist.all_reduce(together, group=group)
-    with state.stopwatch("encode"):
-        *summed, means = together.split(
-            [*(len(low.matrix) * q.shape[1] for low, q in zip(momenta, qs, strict=True)), sum(map(len, dense))]
-        )
-        ps = [torch.linalg.qr(p.view(-1, q.shape[1])).Q for p, q in zip(summed, qs, strict=True)]
-        flat_r = gradient.new_empty(sum(q.numel() for q in qs))
-        rs = [part.view(q.shape) for part, q in zip(flat_r.split([q.numel() for q in qs]), qs, strict=True)]
-        for low, p, r in zip(momenta, ps, rs, strict=True):
-            torch.matmul(low.matrix.t(), p, out=r)
-    dist.all_reduce(flat_r, group=group)
+    ps, rs, means = power_iteration(state, momenta, dense)
     with state.stopwatch("decode"):
-        flat_r.div_(state.world_size)
         for low, update, p, r in zip(momenta, updates, ps, rs, strict=True):
             low.matrix.addmm_(p, r.t(), alpha=state.mu - 1)
             q = r / (torch.linalg.vector_norm(r, dim=0) + TINY)
@@ -117,8 +103,7 @@ def update_by_all(state: State, gradient: torch.Tensor, weights: list[torch.Tens
             torch.matmul(p, q.t(), out=update.matrix).mul_(math.sqrt(rows / wide))
             state.q.draft(state.names[low.weight], q)
         _, before = split(state, momentum.before, weights)
-        means = means.div_(state.world_size)
-        for part, mean, past, now in zip(dense, means.split([len(part) for part in dense]), before, kept, strict=True):
+        for part, mean, past, now in zip(dense, means, before, kept, strict=True):
             lion(mean, past, update=part, momentum=now)
         return gradient
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from itertools import accumulate
 
 import torch
 import torch.distributed as dist
@@ -22,7 +21,18 @@ from torch.nn.functional import pad
 from baselines._calls import AllGather, Call
 from baselines._memory import BucketMemory
 from baselines._pieces import ENTRIES, pieces, scratch
-from baselines._quantise import by_byte, divided, norms, not_negative, numbers, packed_bits, spread, unpacked_bits
+from baselines._quantise import (
+    by_byte,
+    divided,
+    norms,
+    not_negative,
+    packed_bits,
+    packed_in_shards,
+    packed_size,
+    places_of_bits,
+    spread,
+    unpacked_bits,
+)
 from baselines._state import MethodState, Shapes, all_gather_bytes, parameters
 from baselines._streams import used_here
 
@@ -77,11 +87,6 @@ def efsignsgd_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor
     return work.get_future().then(decode)
 
 
-def packed_size(count: int) -> int:
-    """Bytes that so many signs take."""
-    return -(-count // 8)
-
-
 def add_and_measure(
     residual: torch.Tensor, gradient: torch.Tensor, counts: list[int], out: torch.Tensor
 ) -> torch.Tensor:
@@ -108,8 +113,7 @@ def take_signs(values: torch.Tensor, counts: list[int], scales: torch.Tensor) ->
     if values.is_cuda:
         flags, each_scale = not_negative(values), spread(scales, counts)
         values.sub_(torch.where(flags, each_scale, -each_scale))
-        padded = flags.new_zeros(8 * sum(map(packed_size, counts)))
-        return packed_bits(padded.index_copy_(0, places_of_bits(counts, values.device), flags))
+        return packed_in_shards(flags, counts, whole_bytes(counts), messages=1).view(-1)
     packed = []
     for part, scale in zip(values.split(counts), scales, strict=True):
         rows = by_byte(torch.stack((-scale, scale)), bits=1)
@@ -129,7 +133,8 @@ def put_signs(
 ) -> None:
     """Add to ``values``, or copy there, the signs, packed part by part, each times the scale of its part."""
     if values.is_cuda:
-        flags, each_scale = unpacked_bits(packed)[places_of_bits(counts, values.device)], spread(scales, counts)
+        places = places_of_bits(counts, whole_bytes(counts), values.device)
+        flags, each_scale = unpacked_bits(packed)[places], spread(scales, counts)
         put(values, torch.where(flags, each_scale, -each_scale))
         return
     packed_parts = packed.split([packed_size(count) for count in counts])
@@ -139,7 +144,6 @@ def put_signs(
             put(some, rows.index_select(0, some_packed.int()).view(-1)[: some.numel()])
 
 
-def places_of_bits(counts: list[int], device: torch.device) -> torch.Tensor:
-    """Where the sign (n,) of each entry is among all bits: those of a part fill whole bytes."""
-    unused = tuple(accumulate((-count % 8 for count in counts[:-1]), initial=0))
-    return torch.arange(sum(counts), device=device).add_(spread(numbers(unused, device, torch.int64), counts))
+def whole_bytes(counts: list[int]) -> list[int]:
+    """The bits of parts of so many entries, each of which fills its last byte."""
+    return [8 * packed_size(count) for count in counts]

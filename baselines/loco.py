@@ -25,7 +25,7 @@ from pydantic import Field
 from torch.futures import Future
 from torch.nn.functional import pad
 
-from baselines._calls import AllToAll, Call
+from baselines._calls import AllToAll, Call, sent_bytes
 from baselines._exchange import from_records, reduced_by_owners, shard_sizes, to_records
 from baselines._lane import LaneState, settled
 from baselines._memory import BucketMemory, Draft
@@ -74,7 +74,7 @@ class State(LaneState):
         return True
 
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
-        return sum(call.sent_bytes(world_size) for call in self.calls(shapes, world_size))
+        return sent_bytes(self.calls(shapes, world_size), world_size)
 
     def calls(self, shapes: Shapes, world_size: int) -> list[Call]:
         n = numel(shapes)

@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 
 from baselines._calls import AllGather, Call
 from baselines._memory import BucketMemory
-from baselines._quantise import not_negative, packed_bits, unpacked_bits
+from baselines._quantise import not_negative, packed_bits, packed_size, unpacked_bits
 from baselines._state import MethodState, Shapes, all_gather_bytes, numel, parameters
 from baselines._streams import used_here
 
@@ -45,7 +45,7 @@ class State(MethodState):
         self.residual = BucketMemory()
 
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
-        sizes = (packed_size(tuple(shape)) + 4 * 2 * columns(tuple(shape)) for shape in shapes)
+        sizes = (packed_size(math.prod(shape)) + 4 * 2 * columns(tuple(shape)) for shape in shapes)
         return all_gather_bytes(sum(sizes), world_size)
 
     def calls(self, shapes: Shapes, world_size: int) -> list[Call]:
@@ -79,11 +79,6 @@ def columns(shape: Shape) -> int:
     return numel([shape[1:]]) if len(shape) > 1 else 1
 
 
-def packed_size(shape: Shape) -> int:
-    """Bytes that a parameter's bits take."""
-    return -(-math.prod(shape) // 8)
-
-
 def matrices(values: torch.Tensor, shapes: list[torch.Size]) -> list[torch.Tensor]:
     """Views (rows, columns) of (n,), one for each parameter."""
     rows = [shape[0] if len(shape) > 1 else math.prod(shape) for shape in shapes]
@@ -107,7 +102,7 @@ def take_bits(values: torch.Tensor, shapes: list[torch.Size]) -> torch.Tensor:
 
 def add_bits(values: torch.Tensor, shapes: list[torch.Size], block: torch.Tensor, factor: float) -> None:
     """Add to ``values`` (n,) what ``take_bits`` gave, times a factor."""
-    sizes = [packed_size(shape) for shape in shapes]
+    sizes = [packed_size(math.prod(shape)) for shape in shapes]
     *bits, scale_bytes = block.split([*sizes, len(block) - sum(sizes)])
     every_scale = scale_bytes.clone().view(values.dtype).mul_(factor)
     scales = every_scale.split([columns(shape) for shape in shapes for _ in range(2)])

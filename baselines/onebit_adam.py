@@ -30,7 +30,7 @@ from pydantic import Field
 from torch.futures import Future
 
 from baselines._adam import AdamState, dense_step, signs_calls, signs_mean
-from baselines._calls import Call
+from baselines._calls import Call, sent_bytes
 from baselines._lane import settled
 from baselines._memory import Draft
 from baselines._state import Shapes, numel, parameters, ring_all_reduce_bytes
@@ -70,7 +70,7 @@ class State(AdamState):
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
         if step is not None and step < self.steady_from_step:
             return ring_all_reduce_bytes(4 * numel(shapes), world_size)
-        return sum(call.sent_bytes(world_size) for call in self.calls(shapes, world_size))
+        return sent_bytes(self.calls(shapes, world_size), world_size)
 
     def calls(self, shapes: Shapes, world_size: int) -> list[Call]:
         return signs_calls(shapes, world_size)

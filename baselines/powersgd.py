@@ -23,7 +23,7 @@ from pydantic import Field
 from torch.futures import Future
 
 from baselines._lane import settled
-from baselines._low_rank import LowRankState, Shape, columns, split
+from baselines._low_rank import LowRankState, Shape, columns, power_iteration, split
 from baselines._memory import BucketMemory, Draft
 from baselines._state import Shapes, numel, parameters, ring_all_reduce_bytes
 from baselines.dense import dense_hook
@@ -92,30 +92,16 @@ def low_rank_all_reduce(
     state: State, gradient: torch.Tensor, weights: list[torch.Tensor], residual: Draft | None
 ) -> Future[torch.Tensor]:
     """The mean of ``gradient`` (n,), in place, but for the ``residual`` (n,), if there is one. Runs in the lane."""
-    group = state.lane.process_group
     with state.stopwatch("encode"):
         if residual is not None:
             gradient.copy_(residual.plus(gradient))
         matrices, dense = split(state, gradient, weights)
-        qs = [state.q_of(low.weight) for low in matrices]
-        together = torch.cat([*((low.matrix @ q).view(-1) for low, q in zip(matrices, qs, strict=True)), *dense])
-    dist.all_reduce(together, group=group)
-    with state.stopwatch("encode"):
-        *summed, means = together.split(
-            [*(len(low.matrix) * q.shape[1] for low, q in zip(matrices, qs, strict=True)), sum(map(len, dense))]
-        )
-        ps = [torch.linalg.qr(p.view(-1, q.shape[1])).Q for p, q in zip(summed, qs, strict=True)]
-        flat_q = gradient.new_empty(sum(q.numel() for q in qs))
-        views = [part.view(q.shape) for part, q in zip(flat_q.split([q.numel() for q in qs]), qs, strict=True)]
-        for low, p, q in zip(matrices, ps, views, strict=True):
-            torch.matmul(low.matrix.t(), p, out=q)
-    dist.all_reduce(flat_q, group=group)
+    ps, qs, means = power_iteration(state, matrices, dense)
     with state.stopwatch("decode"):
-        flat_q.div_(state.world_size)
-        for low, p, q in zip(matrices, ps, views, strict=True):
+        for low, p, q in zip(matrices, ps, qs, strict=True):
             torch.matmul(p, q.t(), out=low.matrix)
             state.q.draft(state.names[low.weight], q)
-        for part, mean in zip(dense, means.div_(state.world_size).split([len(part) for part in dense]), strict=True):
+        for part, mean in zip(dense, means, strict=True):
             part.copy_(mean)
         if residual is not None:
             missed = residual.after.sub_(gradient)

@@ -21,7 +21,7 @@ from torch.futures import Future
 from torch.nn.functional import pad
 from torch.nn.parallel import DistributedDataParallel
 
-from baselines._calls import AllToAll, Call
+from baselines._calls import AllToAll, Call, sent_bytes
 from baselines._exchange import from_records, reduced_by_owners, shard_sizes, to_records
 from baselines._lane import LaneState, settled
 from baselines._pieces import ENTRIES, pieces
@@ -60,7 +60,7 @@ class State(LaneState):
         return int(2 ** (self.bits - 1)) - 1
 
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
-        return sum(call.sent_bytes(world_size) for call in self.calls(shapes, world_size))
+        return sent_bytes(self.calls(shapes, world_size), world_size)
 
     def calls(self, shapes: Shapes, world_size: int) -> list[Call]:
         codes = AllToAll(numel(shapes) * (self.bits / 8 + 4 / STRETCH))

@@ -21,7 +21,7 @@ from torch.futures import Future
 from torch.nn.functional import pad
 from torch.nn.parallel import DistributedDataParallel
 
-from baselines._calls import AllReduce, AllToAll, Call
+from baselines._calls import AllReduce, AllToAll, Call, sent_bytes
 from baselines._exchange import reduced_by_owners, shard_sizes
 from baselines._lane import LaneState, settled
 from baselines._quantise import (
@@ -61,7 +61,7 @@ class State(LaneState):
     seed: Annotated[int, Field(ge=0)] = 0
 
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
-        return sum(call.sent_bytes(world_size) for call in self.calls(shapes, world_size))
+        return sent_bytes(self.calls(shapes, world_size), world_size)
 
     def calls(self, shapes: Shapes, world_size: int) -> list[Call]:
         n = numel(shapes)

@@ -35,7 +35,7 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from baselines._adam import AdamState, dense_step, signs_calls, signs_mean
-from baselines._calls import Call
+from baselines._calls import Call, sent_bytes
 from baselines._lane import settled
 from baselines._local import LocalState
 from baselines._memory import BucketMemory, Draft, Drafts, WeightMemory
@@ -96,7 +96,7 @@ class State(LocalState, AdamState):
 
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
         """Signs in every ``period``-th step, or dense or signs in the warm-up; with a loss scaler also a flag."""
-        signs = sum(call.sent_bytes(world_size) for call in self.calls(shapes, world_size))
+        signs = sent_bytes(self.calls(shapes, world_size), world_size)
         flag = self.flag_bytes(world_size)
         if step is None:
             return flag + signs / self.period

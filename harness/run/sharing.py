@@ -5,8 +5,6 @@ So ratios stay paired on one machine. Who runs what is said by claims in the run
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from harness.plan.status import DONE
 from harness.plan.trial import Trial
 from harness.record.claims import Claim, Claims
 from harness.record.store import Store
+from harness.record.tables import json_digest
 
 POLLED_AFTER_S = 2.0
 """Where nothing is left but what others hold, one looks again after so long."""
@@ -36,9 +35,8 @@ def parts_of(trials: Iterable[Trial]) -> Parts:
     """The parts that are handed out, by name, in order: the trials of a round of a case."""
     parts: dict[str, list[Trial]] = {}
     for trial in trials:
-        case = json.dumps(trial.case.model_dump(mode="json"), sort_keys=True)
         kind = "seed" if trial.for_accuracy else "round"
-        part = f"{kind}-{trial.round}-{hashlib.sha256(case.encode()).hexdigest()[:8]}"
+        part = f"{kind}-{trial.round}-{json_digest(trial.case.model_dump(mode='json'))[:8]}"
         parts.setdefault(part, []).append(trial)
     return parts
 
