@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -83,6 +84,10 @@ class Handle:
     def flush(self) -> None:
         """Bring all ranks to the same parameters now; collective. Only local methods let them drift apart."""
         self.state.flush()
+
+    def common(self) -> AbstractContextManager[None]:
+        """For an evaluation: within it the model is what all ranks hold in common. Call it on every rank."""
+        return self.state.common()
 
     def __enter__(self) -> Handle:
         return self

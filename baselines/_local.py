@@ -53,6 +53,10 @@ class LocalState(MethodState):
 
     def end_step(self) -> None:
         super().end_step()
+        self.meet()
+
+    def meet(self) -> None:
+        """Meet the other ranks if it is time; after each step."""
         if self.step % self.period == 0:
             self.flush()
 

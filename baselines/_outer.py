@@ -15,6 +15,8 @@ class Outer:
             weight: weight.detach().to(torch.promote_types(weight.dtype, torch.float32), copy=True)
             for weight in weights
         }
+        self._own: dict[torch.Tensor, torch.Tensor] = {}
+        """This rank's weights, while the common ones are in their place."""
         self._sgd = torch.optim.SGD(self._common.values(), lr=lr, momentum=momentum, nesterov=momentum > 0)
 
     def changes(self) -> dict[torch.Tensor, torch.Tensor]:
@@ -25,13 +27,34 @@ class Outer:
             common.grad = fallen[weight]
         return fallen
 
-    def step(self) -> None:
-        """Move the common parameters by their gradients, and this rank's weights to them."""
+    def take(self, changes: Mapping[torch.Tensor, torch.Tensor]) -> None:
+        """Let these changes of weights, which all ranks have, be the gradients of the next step."""
+        for weight, change in changes.items():
+            self._common[weight].grad = change.to(self._common[weight].dtype)
+
+    def step(self, mix: float = 0.0) -> None:
+        """Move the common parameters by their gradients, and this rank's weights to them.
+
+        Args:
+            mix: the share of its own that a weight keeps.
+        """
         self._sgd.step()
         for weight, common in self._common.items():
             if common.grad is not None:
-                weight.copy_(common)
+                weight.copy_(common if not mix else common.lerp(weight.to(common.dtype), mix))
                 common.grad = None
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Put the common parameters, as the weights' dtype has them, in this rank's weights' place, or back."""
+        if self._own:
+            for weight, own in self._own.items():
+                weight.copy_(own)
+            self._own = {}
+        else:
+            self._own = {weight: weight.detach().clone() for weight in self._common}
+            for weight, common in self._common.items():
+                weight.copy_(common)
 
     def state_dict(self, names: Mapping[torch.Tensor, str]) -> dict[str, dict[str, torch.Tensor]]:
         """Common parameters, and their momenta where there are any, by name."""

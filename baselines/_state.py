@@ -97,6 +97,9 @@ class Stopwatch:
         """The host's clock, in the seconds that the training tells: of use to who compares two moments of a step."""
         return perf_counter()
 
+    def waited(self) -> None:
+        """This thread has waited for what came over the network, outside of a hook."""
+
     def bucket_ready(self, entries: int, members: Sequence[torch.Tensor] = ()) -> None:
         """DDP hands over a bucket of so many entries, on the thread that runs the backward pass.
 
@@ -163,6 +166,10 @@ class MethodState(Checkpointed):
 
     syncs_in_end_step: ClassVar[bool] = False
     """Whether its collectives are those of ``end_step``, of the whole model, and not of buckets."""
+
+    is_streaming: ClassVar[bool] = False
+    """Whether its collectives are called one by one, at moments that lie evenly apart in ``agrees_every`` steps, and
+    waited for ``hidden_steps`` later."""
 
     is_sixteen_bit: ClassVar[bool] = False
     """Whether it is a plain all-reduce in 16 bits: what anyone has for one line of code, and so what others must
@@ -232,6 +239,11 @@ class MethodState(Checkpointed):
     def agrees_every(self) -> int:
         """Steps from one point where all ranks hold the same parameters to the next; 1 for all that send gradients."""
         return 1
+
+    @property
+    def hidden_steps(self) -> int:
+        """Steps that are made while one of its exchanges is under way, before any rank waits for it."""
+        return 0
 
     @property
     def learns_by_the_links(self) -> bool:
@@ -319,6 +331,11 @@ class MethodState(Checkpointed):
 
     def flush(self) -> None:
         """Bring all ranks to the same parameters; collective. See ``agrees_every``."""
+
+    @contextmanager
+    def common(self) -> Iterator[None]:
+        """Put what all ranks hold in common in the model's place, for an evaluation: what it is there for anyway."""
+        yield
 
     def commit(self) -> None:
         """The optimizer makes its step: what hooks wrote of it is remembered."""

@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 
 from baselines._calls import AllGather, Call
 from baselines._memory import BucketMemory
-from baselines._quantise import not_negative, packed_bits, packed_size, unpacked_bits
+from baselines._quantise import by_byte, not_negative, numbers, packed_bits, packed_size
 from baselines._state import MethodState, Shapes, all_gather_bytes, numel, parameters
 from baselines._streams import used_here
 
@@ -91,9 +91,9 @@ def take_bits(values: torch.Tensor, shapes: list[torch.Size]) -> torch.Tensor:
     bits, scales = [], []
     for matrix in matrices(values, shapes):
         flags = not_negative(matrix)
-        number = flags.sum(0)
-        high = matrix.clamp(min=0).sum(0) / number.clamp(min=1)
-        low = matrix.clamp(max=0).sum(0) / (len(matrix) - number).clamp(min=1)
+        number, total, magnitude = flags.to(matrix.dtype).sum(0), matrix.sum(0), matrix.abs().sum(0)
+        high = magnitude.add(total).div_(2).div_(number.clamp(min=1))
+        low = total.sub_(magnitude).div_(2).div_((len(matrix) - number).clamp_(min=1))
         matrix.sub_(torch.where(flags, high, low))
         bits.append(packed_bits(pad(flags.view(-1), (0, -flags.numel() % 8))))
         scales += [high, low]
@@ -106,6 +106,7 @@ def add_bits(values: torch.Tensor, shapes: list[torch.Size], block: torch.Tensor
     *bits, scale_bytes = block.split([*sizes, len(block) - sum(sizes)])
     every_scale = scale_bytes.clone().view(values.dtype).mul_(factor)
     scales = every_scale.split([columns(shape) for shape in shapes for _ in range(2)])
+    flags_of = by_byte(numbers((0, 1), values.device, torch.bool), bits=1)
     for matrix, packed, high, low in zip(matrices(values, shapes), bits, scales[::2], scales[1::2], strict=True):
-        flags = unpacked_bits(packed)[: matrix.numel()].view(matrix.shape)
+        flags = flags_of.index_select(0, packed.int()).view(-1)[: matrix.numel()].view(matrix.shape)
         matrix.add_(torch.where(flags, high, low))

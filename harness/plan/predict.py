@@ -68,12 +68,19 @@ class Schedule:
     """Jobs that may be under way together."""
     every: int = 1
     """Steps from one synchronisation to the next, where only one in several has any."""
+    hidden_s: float | None = None
+    """For how long each job is under way before anybody waits for it, where others are to come; None: there are none,
+    and the step waits for all."""
 
     def step_s(self, network: Network) -> float:
         """Seconds of a step; the mean, where only one in several synchronises."""
         ended_s = iter(
             on_the_network_s(network, [job for own in self.jobs for job in own], self.at_once, self.silent_s)
         )
+        if self.hidden_s is not None:
+            lasted_s = [next(ended_s) - job.ready_s for own in self.jobs for job in own]
+            waited_s = sum(max(0.0, each_s - self.hidden_s) for each_s in lasted_s)
+            return self.computed_s + waited_s / self.every + self.optimizer_s
         now_s = self.computed_s
         for own, decode_s in zip(self.jobs, self.decode_s, strict=True):
             arrived_s = max(next(ended_s) for _ in own)
@@ -89,8 +96,11 @@ def step_s(profile: Profile, method: MethodSpec, state: MethodState, network: Ne
 def schedule(profile: Profile, method: MethodSpec, state: MethodState, workers: int, bucket_bytes: int) -> Schedule:
     """All of a step that no link changes. A codec that the profile does not know is taken to cost nothing."""
     codec = profile.codec(method, workers) or _free(method, workers, profile)
-    encode_s = (codec.encode_s + codec.beside_s) / state.agrees_every
-    decode_s = codec.decode_s / state.agrees_every
+    meetings = len(state.calls(profile.shapes, workers)) if state.is_streaming else 1
+    encode_s = (codec.encode_s + codec.beside_s) * meetings / state.agrees_every
+    decode_s = codec.decode_s * meetings / state.agrees_every
+    if state.is_streaming:
+        return _streaming(profile, state, workers, encode_s + decode_s, codec.optimizer_s)
     if state.syncs_in_end_step:
         return _synchronised_at_its_end(profile, state, workers, encode_s + decode_s, codec.optimizer_s)
     now_s = profile.forward_s
@@ -202,6 +212,23 @@ def _synchronised_at_its_end(
         silent_s=(computed_s + optimizer_s) * state.agrees_every,
         at_once=1,
         every=state.agrees_every,
+    )
+
+
+def _streaming(profile: Profile, state: MethodState, workers: int, codec_s: float, optimizer_s: float) -> Schedule:
+    """Steps that go on while now and then something is under way."""
+    computed_s = profile.forward_s + profile.backward_s + codec_s
+    calls = state.calls(profile.shapes, workers)
+    apart_s = (computed_s + optimizer_s) * state.agrees_every / len(calls)
+    return Schedule(
+        jobs=[[Job(computed_s + number * apart_s, [call])] for number, call in enumerate(calls)],
+        decode_s=[0.0] * len(calls),
+        computed_s=computed_s,
+        optimizer_s=optimizer_s,
+        silent_s=apart_s,
+        at_once=state.at_once,
+        every=state.agrees_every,
+        hidden_s=(computed_s + optimizer_s) * state.hidden_steps,
     )
 
 

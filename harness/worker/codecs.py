@@ -86,7 +86,9 @@ def _time_codec(profile: Profile, made: Materials, method: MethodSpec, request: 
         end = stopwatch.clock.mark()
         row = {"optimizer_s": stopwatch.clock.seconds(end) - stopwatch.clock.seconds(synchronised)}
         codec = stopwatch.by_thread()
-        if state.step % state.agrees_every == 0:
+        if state.is_streaming:  # it encodes in some steps, and decodes in others
+            row |= {name: seconds for name, seconds in codec.items() if seconds}
+        elif state.step % state.agrees_every == 0:
             row |= codec
         if step >= steady_from_step:
             rows.append(row)
@@ -113,4 +115,5 @@ def _codec_together(of_ranks: Sequence[list[Timed]], request: ProfileRequest) ->
     """What is typical of all steps of all processes; of encoding and decoding, of all steps that synchronise."""
     rows = [row for rank in of_ranks for row in rank]
     names = dict.fromkeys(name for row in rows for name in row)
-    return {name: request.typical(row[name] for row in rows if name in row) for name in names}
+    found = {name: request.typical(row[name] for row in rows if name in row) for name in names}
+    return {"encode_s": 0.0, "beside_s": 0.0, "decode_s": 0.0} | found

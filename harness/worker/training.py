@@ -135,7 +135,8 @@ class Training:
             steps, test_loss = self._train()
             sent, transport = meter.wire_bytes(self.interface) - self.at_steady, meter.transport()
         yardsticks_s.append(meter.yardstick_s())
-        smallest, largest = hash_range(self.ddp.module, self.device)
+        with self.method.common():
+            smallest, largest = hash_range(self.ddp.module, self.device)
         self.recorder.flush()
         self.send(
             Trained(
@@ -185,7 +186,7 @@ class Training:
 
     def _note_evaluation(self, steps: int) -> float:
         """Look at the test set after so many steps, off the training clock; its loss."""
-        with self._paused():
+        with self._paused(), self.method.common():
             found = self._evaluate()
         if self.rank == 0:
             self.recorder.note(steps, "accuracy", found.accuracy)

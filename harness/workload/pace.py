@@ -167,6 +167,10 @@ class PacedStopwatch(Stopwatch):
             for cost in self._costs.values():
                 cost.hand_over(entries)
 
+    def waited(self) -> None:
+        """See ``Stopwatch.waited``."""
+        self._pace.waited()
+
     @contextmanager
     def __call__(self, phase: Literal["encode", "decode", "end_step"]) -> Iterator[None]:
         """See ``Stopwatch``: a block of codec work, which ends when the device would have ended it."""

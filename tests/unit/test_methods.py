@@ -95,7 +95,8 @@ def train_branches(name: str, parameters: dict[str, Any], ddp_options: dict[str,
         nn.functional.cross_entropy(outputs, torch.randint(4, (8,))).backward()
         optimizer.step()
         if (step + 1) % state.agrees_every == 0:
-            history.append(flat(list(ddp.parameters())))
+            with state.common():
+                history.append(flat(list(ddp.parameters())))
     if unused:
         assert model.never.weight.grad is None
     return history

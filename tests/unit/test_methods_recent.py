@@ -126,6 +126,95 @@ def test_sparseloco_that_leaves_nothing_out_is_diloco_without_momentum(on_ranks,
         torch.testing.assert_close(mine, its)
 
 
+# Streaming DiLoCo
+
+
+def e3m0(values: np.ndarray) -> np.ndarray:
+    """Each value as the nearest of those that a sign and three bits of exponent can say, beside the greatest."""
+    levels = np.array([0.0, *(2.0**exponent for exponent in range(-6, 1))]) * np.abs(values).max()
+    nearest = np.abs(np.abs(values)[:, None] - levels).argmin(1)
+    return np.sign(values) * levels[nearest]
+
+
+FRAGMENT_OF = (0, 1, 1, 1)
+"""The largest parameter is alone in one; the others are smaller together."""
+
+
+def streaming(start: Vectors, p: int, steps: int, told: dict[str, Any]) -> Iterator[tuple[list[Vectors], Vectors]]:
+    """Algorithm 2 of arXiv 2501.18512, with SGD as the inner optimizer: all ranks' parameters, and the common ones."""
+    period, delay, mix = told["period"], told["delay"], told["mix"]
+    coded = e3m0 if told["values"] == "e3m0" else np.copy
+    own, common, momenta = [[np.copy(w) for w in start] for _ in range(p)], [np.copy(w) for w in start], zeros()
+    arriving: dict[int, tuple[int, Vectors]] = {}
+    for step in range(1, steps + 1):
+        for rank in range(p):
+            for weight, gradient in zip(own[rank], given_to(rank, step - 1), strict=True):
+                weight -= LR * gradient
+        for fragment in (0, 1):
+            places = [place for place, its in enumerate(FRAGMENT_OF) if its == fragment]
+            if step % period == (fragment + 1) * period // 2 % period:
+                changes = [[coded(common[place] - own[rank][place]) for place in places] for rank in range(p)]
+                sent = [sum(of_ranks) / p for of_ranks in zip(*changes, strict=True)]
+            else:
+                sent = None
+            if sent is not None and not delay:
+                arriving[fragment] = (step, sent)
+            if fragment in arriving and arriving[fragment][0] == step:
+                for place, change in zip(places, arriving.pop(fragment)[1], strict=True):
+                    momenta[place] = told["outer_momentum"] * momenta[place] + change
+                    common[place] = common[place] - told["outer_lr"] * (
+                        change + told["outer_momentum"] * momenta[place]
+                    )
+                    for rank in range(p):
+                        own[rank][place] = mix * own[rank][place] + (1 - mix) * common[place]
+            if sent is not None and delay:
+                arriving[fragment] = (step + delay, sent)
+        yield [[np.copy(w) for w in each] for each in own], [np.copy(w) for w in common]
+
+
+def streamed(parameters: dict[str, Any], steps: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """On a rank: its own weights and the common ones, after each step."""
+    training = Training(
+        baselines.get("streaming_diloco").State(**parameters), shapes=SHAPES, settings={"lr": LR}, **DOUBLE
+    )
+    history = []
+    for step in range(steps):
+        training.step(gradients(step, dist.get_rank(), SHAPES, **DOUBLE))
+        own = flat(training.weights).clone()
+        with training.handle.common():
+            common = flat(training.weights).clone()
+        assert torch.equal(own, flat(training.weights))
+        history.append((own, common))
+    return history
+
+
+@SOME_P
+@pytest.mark.parametrize("values", ["fp32", "e3m0"])
+@pytest.mark.parametrize(("delay", "mix"), [(0, 0.5), (1, 0.5), (3, 0.25), (2, 0.0)])
+def test_streaming_diloco_is_its_paper_s(on_ranks, start, p, values, delay, mix):
+    told = {"period": 4, "fragments": 2, "delay": delay, "mix": mix, "outer_lr": 0.4, "outer_momentum": 0.9}
+    told["values"] = values
+    expected = list(streaming(start, p, 13, told))
+    for rank, history in enumerate(on_ranks(p, streamed, told, 13)):
+        for (own, common), (of_ranks, expected_common) in zip(history, expected, strict=True):
+            torch.testing.assert_close(own, torch.from_numpy(np.concatenate(of_ranks[rank])))
+            torch.testing.assert_close(common, torch.from_numpy(np.concatenate(expected_common)))
+
+
+@SOME_P
+def test_streaming_diloco_of_one_fragment_that_is_waited_for_is_diloco(on_ranks, p):
+    outer = {"period": 2, "outer_lr": 0.7, "outer_momentum": 0.9}
+    whole = {"fragments": 1, "delay": 0, "mix": 0.0, "values": "fp32"}
+    ours = on_ranks(p, trained, "streaming_diloco", outer | whole, 4)
+    for mine, its in zip(ours, on_ranks(p, trained, "diloco", outer, 4), strict=True):
+        torch.testing.assert_close(mine, its)
+
+
+def test_a_fragment_travels_no_longer_than_until_its_next_moment():
+    with pytest.raises(ValueError, match="delay: 4 steps"):
+        baselines.get("streaming_diloco").State(period=4, delay=4)
+
+
 def applied_and_held(period: int, syncs: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """What SparseLoCo without fading applied, what this rank's changes were in all, and what it still holds."""
     state = baselines.get("sparseloco").State(period=period, decay=1.0)

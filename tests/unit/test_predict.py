@@ -55,6 +55,22 @@ def test_a_codec_that_is_used_once_in_several_steps_holds_up_as_many_times_less(
     assert held_up_s == pytest.approx(0.16 / baselines.get("local_sgd").State().agrees_every)
 
 
+def streaming(rate: str, **parameters: Any) -> float:
+    state = baselines.get("streaming_diloco").State(**parameters)
+    spec = MethodSpec(name="streaming_diloco", label="streaming_diloco", params=state.parameters)
+    network = Network(Topology.model_validate({"workers": 4, "link": {"rate": rate}}))
+    return predict.step_s(profile(), spec, state, network, 25_000_000)
+
+
+def test_what_streams_is_waited_for_beyond_the_steps_that_hide_it() -> None:
+    computed_s = streaming("400gbit", delay=1)
+    waiting, hiding, hiding_more = (streaming("1mbit", delay=delay) for delay in (0, 1, 2))
+    fragments_a_step = 4 / 100
+    assert waiting - hiding == pytest.approx(fragments_a_step * computed_s)
+    assert hiding - hiding_more == pytest.approx(fragments_a_step * computed_s)
+    assert streaming("10mbit", delay=99) == pytest.approx(computed_s)
+
+
 def test_a_profiles_shapes_are_the_models() -> None:
     assert sorted(SHAPES) == sorted(MODELS["digits-cnn"].shapes())
 

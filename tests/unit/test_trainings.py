@@ -79,7 +79,8 @@ def train_in(name: str, dtype: torch.dtype) -> Facts:
     training = Training(brisk(name), dtype=dtype, settings={"lr": 0.01})
     for step in range(4):
         training.step(gradients(step, dist.get_rank(), dtype=dtype))
-    return {f"{dtype}: ranks agree": agree(flat(training.weights).float())}
+    with training.handle.common():
+        return {f"{dtype}: ranks agree": agree(flat(training.weights).float())}
 
 
 def as_if_wide(name: str, dtype: torch.dtype) -> Facts:
@@ -292,7 +293,8 @@ def train_odd_models(name: str, parameters: dict[str, Any]) -> Facts:
         for step in range(4):
             training.step(gradients(step, dist.get_rank(), shapes))
             if (step + 1) % state.agrees_every == 0:
-                facts[f"{shapes}: {step}"] = agree(flat(training.weights))
+                with state.common():
+                    facts[f"{shapes}: {step}"] = agree(flat(training.weights))
         facts[f"{shapes}: buckets"] = [len(layout) for layout in training.layouts] == [1, *[len(shapes)] * 3]
     return facts
 

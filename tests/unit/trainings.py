@@ -25,6 +25,7 @@ Method = Callable[[], baselines.MethodState]
 METHODS = baselines.names()
 VARIANTS = [*((name, {}) for name in METHODS), ("pactrain", {"variant": "best"}), ("dgc", {"ratio": 0.1})]
 VARIANTS += [("diloco", {"values": "int8"}), ("sparseloco", {"bits": 32}), ("demo", {"sign": False})]
+VARIANTS += [("streaming_diloco", {"delay": 1}), ("streaming_diloco", {"delay": 1, "values": "fp32"})]
 VARIANTS += [("zeroone_adam", {"warmup_steps": 3, "gap_doubles_after": 1})]
 EVERY_VARIANT = pytest.mark.parametrize(("name", "parameters"), VARIANTS, ids=lambda value: str(value).strip("{}"))
 KINDS = [*VARIANTS, ("pactrain", {"adaptive": True})]
@@ -40,7 +41,7 @@ def not_so(of_ranks: list[Facts]) -> list[tuple[int, str]]:
 def brisk(name: str, **parameters: Any) -> baselines.MethodState:
     """A state whose warm-up and period end within a test, and that selects more than one entry in a hundred."""
     state_type = baselines.get(name).State
-    short = {"warmup_steps": 2, "period": 2, "ratio": 0.2}
+    short = {"warmup_steps": 2, "period": 2, "delay": 0, "ratio": 0.2}
     known = {field.name for field in fields(state_type)}
     return state_type(**{key: value for key, value in short.items() if key in known} | parameters)
 
