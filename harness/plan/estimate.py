@@ -11,6 +11,7 @@ from harness.plan.dilation import CALM, LADDER, MOST_ADDED, Dilation, Phase, loo
 from harness.plan.expected import lower_bound_s, shapes_of, state_of
 from harness.plan.status import UNSETTLED_STEPS
 from harness.plan.trial import Trial
+from harness.scenario.schema import MethodSpec
 from harness.workload.data import DATASETS
 from harness.workload.models import MODELS
 
@@ -108,10 +109,16 @@ def _usual_slowing(trial: Trial, cpu_count: int) -> Dilation:
     if trial.found or not trial.case.chooses_dilation:
         return trial.slowing
     steady, ramp_s = rung(usual_dilation(trial, cpu_count)), _ramp_s(trial)
-    real_s = max([steady * steady_s(trial), *(least_dilation(trial, cpu_count) * step_s for step_s in ramp_s)])
+    real_s = max(steady * steady_s(trial), _baseline_s(trial, cpu_count))
     first = max(len(ramp_s), UNSETTLED_STEPS)
     looked = look(first, trial.case.train.steps, steady, steady_s(trial), state_of(trial.method).agrees_every)
     return Dilation(steady=steady, phases=phases_of_warmup(ramp_s, steady, real_s), look=looked)
+
+
+def _baseline_s(trial: Trial, cpu_count: int) -> float:
+    """Real seconds of a dense step on the same links, slowed as usual: what a warm-up's steps are slowed to."""
+    dense = trial.model_copy(update={"method": MethodSpec(name="dense", label="dense")})
+    return rung(usual_dilation(dense, cpu_count)) * steady_s(dense)
 
 
 def _all_steps_s(trial: Trial) -> Iterator[float]:
