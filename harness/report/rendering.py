@@ -27,17 +27,22 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 def render_html(page: Path, content: Mapping[str, Any]) -> Path:
     """Write a page by the template of its name. Returns the page."""
-    return _render(page, content, finalize=_escaped_by(plain.visible), autoescape=True)
+    return render_named(page.name, page, content)
+
+
+def render_named(template: str, page: Path, content: Mapping[str, Any]) -> Path:
+    """Write a page, whatever its name, by a template. Returns the page."""
+    return _render(template, page, content, finalize=_escaped_by(plain.visible), autoescape=True)
 
 
 def render_markdown(page: Path, content: Mapping[str, Any]) -> Path:
     """Likewise."""
-    return _render(page, content, finalize=_escaped_by(plain.markdown))
+    return _render(page.name, page, content, finalize=_escaped_by(plain.markdown))
 
 
-def _render(page: Path, content: Mapping[str, Any], **how_to_escape: Any) -> Path:
-    template = _environment(**how_to_escape).get_template(f"{page.name}.j2")
-    write_whole(page, template.render(content), sync=False)
+def _render(template: str, page: Path, content: Mapping[str, Any], **how_to_escape: Any) -> Path:
+    found = _environment(**how_to_escape).get_template(f"{template}.j2")
+    write_whole(page, found.render(content), sync=False)
     return page
 
 
