@@ -108,7 +108,7 @@ def subjects(scenario: Scenario, names: Sequence[str] = ()) -> tuple[list[Subjec
         elif names:
             known = ", ".join(dict.fromkeys(each.method for each in profile.codecs)) or "none"
             allowed = f"a profile with codecs of some of {', '.join(method.label for method in compared)}"
-            raise UsageError.at("command line", "--profile", f"{name}, with codecs of {known}", allowed)
+            raise UsageError.at("command line", "profile", f"{name}, with codecs of {known}", allowed)
         else:
             left_out.append(name)
     return made, left_out
@@ -119,7 +119,7 @@ def _read(name: str) -> Profile:
         profiles.find(name)
     except UsageError:
         allowed = f"a profile's .json file, or a name ({', '.join(profiles.available())})"
-        raise UsageError.at("command line", "--profile", name, allowed) from None
+        raise UsageError.at("command line", "profile", name, allowed) from None
     return profiles.read(name)
 
 
