@@ -130,12 +130,12 @@ def test_a_profile_is_asked_about_what_it_knows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--profile", "resnet50-h1000"), r"command line: --profile: found 'resnet50-h1000'; allowed: .*resnet50-h100"),
+        (("--profile", "resnet50-h1000"), r"command line: profile: found 'resnet50-h1000'; allowed: .*resnet50-h100"),
         (
             ("--profile", "nowhere.json"),
-            r"command line: --profile: found 'nowhere.json'; allowed: a profile's .json file",
+            r"command line: profile: found 'nowhere.json'; allowed: a profile's .json file",
         ),
-        (("--profile", "resnet18-a40"), r"--profile: found 'resnet18-a40, with codecs of none'; allowed: a profile"),
+        (("--profile", "resnet18-a40"), r"profile: found 'resnet18-a40, with codecs of none'; allowed: a profile"),
         (("replay", "--method", "bf16"), r"scenario: methods: found '.*'; allowed: a 16-bit all-reduce"),
         (("no-such-scenario",), r"no-such-scenario"),
         (("--method", "topkk"), r"topkk"),
