@@ -7,6 +7,10 @@ function stepS(schedule, network, slower) {
   const jobs = schedule.jobs.flat().map(([readyS, calls]) => ({ readyS: slower * readyS, calls: calls.flatMap(oneByOne) }));
   const endedS = onTheNetworkS(network, jobs, schedule.at_once, slower * schedule.silent_s);
   const computedS = slower * schedule.computed_s;
+  if (schedule.hidden_s !== null) {
+    const waitedS = jobs.map((job, place) => Math.max(0, endedS[place] - job.readyS - slower * schedule.hidden_s));
+    return computedS + waitedS.reduce((sum, each) => sum + each, 0) / schedule.every + slower * schedule.optimizer_s;
+  }
   let nowS = computedS, next = 0;
   schedule.jobs.forEach((own, bucket) => {
     const arrivedS = Math.max(...endedS.slice(next, next + own.length));
