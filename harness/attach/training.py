@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import functools
 import gc
+import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -158,8 +159,11 @@ class Training:
             self._watch.close()
         if self._findings.steps:
             self._findings.write(Ended(self._findings.steps))
-        if self._is_over and dist.is_initialized():
-            dist.destroy_process_group()
+        if self._is_over:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+            if not hasattr(sys, "last_value"):  # which an exception leaves that nobody caught
+                _end_now()
 
     def _adopt(self, ddp: DistributedDataParallel) -> None:
         self._ddp = ddp
@@ -241,6 +245,18 @@ class Training:
         self._findings.write(Refused(line))
         print(f"pacbench: {line}", file=sys.stderr, flush=True)
         raise SystemExit(MeasurementError.exit_code)
+
+
+def _end_now() -> NoReturn:
+    """End this process, whose clean-up has run, without taking the interpreter apart.
+
+    A thread of Gloo may still be letting go of the last step's Python objects. While the interpreter ends it cannot,
+    and the process would be aborted: "terminate called without an active exception" (pytorch/pytorch, issue 190489).
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):  # the script may have closed it, or nobody reads it
+            stream.flush()
+    os._exit(0)
 
 
 def _registered(ddp: DistributedDataParallel, optimizer: Optimizer, orders: Orders) -> MethodState:

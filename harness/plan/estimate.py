@@ -117,7 +117,7 @@ def _usual_slowing(trial: Trial, cpu_count: int) -> Dilation:
 
 def _baseline_s(trial: Trial, cpu_count: int) -> float:
     """Real seconds of a dense step on the same links, slowed as usual: what a warm-up's steps are slowed to."""
-    dense = trial.model_copy(update={"method": MethodSpec(name="dense", label="dense")})
+    dense = trial.model_copy(update={"method": MethodSpec(name="dense", label="dense", lr=None)})
     return rung(usual_dilation(dense, cpu_count)) * steady_s(dense)
 
 
