@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 
@@ -15,8 +16,6 @@ class Outer:
             weight: weight.detach().to(torch.promote_types(weight.dtype, torch.float32), copy=True)
             for weight in weights
         }
-        self._own: dict[torch.Tensor, torch.Tensor] = {}
-        """This rank's weights, while the common ones are in their place."""
         self._sgd = torch.optim.SGD(self._common.values(), lr=lr, momentum=momentum, nesterov=momentum > 0)
 
     def changes(self) -> dict[torch.Tensor, torch.Tensor]:
@@ -44,17 +43,15 @@ class Outer:
                 weight.copy_(common if not mix else common.lerp(weight.to(common.dtype), mix))
                 common.grad = None
 
-    @torch.no_grad()
-    def swap(self) -> None:
-        """Put the common parameters, as the weights' dtype has them, in this rank's weights' place, or back."""
-        if self._own:
-            for weight, own in self._own.items():
-                weight.copy_(own)
-            self._own = {}
-        else:
-            self._own = {weight: weight.detach().clone() for weight in self._common}
-            for weight, common in self._common.items():
-                weight.copy_(common)
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Put the common parameters, as the weights' dtype has them, in this rank's weights' place, and then back."""
+        own = {weight: weight.detach().clone() for weight in self._common}
+        copy_into(self._common)
+        try:
+            yield
+        finally:
+            copy_into(own)
 
     def state_dict(self, names: Mapping[torch.Tensor, str]) -> dict[str, dict[str, torch.Tensor]]:
         """Common parameters, and their momenta where there are any, by name."""
@@ -78,3 +75,10 @@ class Outer:
     def _momentum(self, common: torch.Tensor) -> torch.Tensor | None:
         momentum: torch.Tensor | None = self._sgd.state.get(common, {}).get("momentum_buffer")
         return momentum
+
+
+@torch.no_grad()
+def copy_into(values: Mapping[torch.Tensor, torch.Tensor]) -> None:
+    """Give each weight its value."""
+    for weight, value in values.items():
+        weight.copy_(value)

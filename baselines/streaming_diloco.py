@@ -23,8 +23,8 @@ each parameter's greatest change. The paper's inner optimizer is AdamW; here it 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from functools import reduce
+from contextlib import ExitStack, contextmanager
+from functools import partial, reduce
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
@@ -144,13 +144,10 @@ class State(LocalState):
 
     @contextmanager
     def common(self) -> Iterator[None]:
-        for part in self.parts:
-            part.outer.swap()
-        try:
-            yield
-        finally:
+        with ExitStack() as shown:
             for part in self.parts:
-                part.outer.swap()
+                shown.enter_context(part.outer.shown())
+            yield
 
 
 class Part:
@@ -182,14 +179,12 @@ class Part:
             own = torch.cat([change.reshape(-1) for change in changes.values()])
             if state.values == "fp32":
                 self._arriving = [own.div_(state.world_size)]
+                begin = partial(dist.all_reduce, own)
             else:
                 message = encoded(own, self._counts)
                 self._arriving = [torch.empty_like(message) for _ in range(state.world_size)]
-        group = state.process_group
-        if state.values == "fp32":
-            self._work = dist.all_reduce(self._arriving[0], group=group, async_op=True)
-        else:
-            self._work = dist.all_gather(self._arriving, message, group=group, async_op=True)
+                begin = partial(dist.all_gather, self._arriving, message)
+        self._work = begin(group=state.process_group, async_op=True)
 
     def wait(self) -> None:
         """Until what is under way is here."""

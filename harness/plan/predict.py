@@ -67,10 +67,10 @@ class Schedule:
     at_once: int
     """Jobs that may be under way together."""
     every: int = 1
-    """Steps from one synchronisation to the next, where only one in several has any."""
+    """Steps in which all jobs are begun, each in one of them."""
     hidden_s: float | None = None
-    """For how long each job is under way before anybody waits for it, where others are to come; None: there are none,
-    and the step waits for all."""
+    """For how long a job is under way before anybody waits for it, where jobs begin as steps end; None: all begin in
+    the backward pass."""
 
     def step_s(self, network: Network) -> float:
         """Seconds of a step; the mean, where only one in several synchronises."""
@@ -85,7 +85,7 @@ class Schedule:
         for own, decode_s in zip(self.jobs, self.decode_s, strict=True):
             arrived_s = max(next(ended_s) for _ in own)
             now_s = max(now_s, arrived_s) + decode_s
-        return self.computed_s + (now_s - self.computed_s) / self.every + self.optimizer_s
+        return now_s + self.optimizer_s
 
 
 def step_s(profile: Profile, method: MethodSpec, state: MethodState, network: Network, bucket_bytes: int) -> float:
@@ -99,8 +99,6 @@ def schedule(profile: Profile, method: MethodSpec, state: MethodState, workers: 
     meetings = len(state.calls(profile.shapes, workers)) if state.is_streaming else 1
     encode_s = (codec.encode_s + codec.beside_s) * meetings / state.agrees_every
     decode_s = codec.decode_s * meetings / state.agrees_every
-    if state.is_streaming:
-        return _streaming(profile, state, workers, encode_s + decode_s, codec.optimizer_s)
     if state.syncs_in_end_step:
         return _synchronised_at_its_end(profile, state, workers, encode_s + decode_s, codec.optimizer_s)
     now_s = profile.forward_s
@@ -202,27 +200,14 @@ def _jobs(state: MethodState, bucket: Bucket, ready_s: float, workers: int) -> l
 def _synchronised_at_its_end(
     profile: Profile, state: MethodState, workers: int, codec_s: float, optimizer_s: float
 ) -> Schedule:
-    """Steps of which one in several ends with a synchronisation."""
-    computed_s = profile.forward_s + profile.backward_s + codec_s
-    return Schedule(
-        jobs=[[Job(computed_s, state.calls(profile.shapes, workers))]],
-        decode_s=[0.0],
-        computed_s=computed_s,
-        optimizer_s=optimizer_s,
-        silent_s=(computed_s + optimizer_s) * state.agrees_every,
-        at_once=1,
-        every=state.agrees_every,
-    )
-
-
-def _streaming(profile: Profile, state: MethodState, workers: int, codec_s: float, optimizer_s: float) -> Schedule:
-    """Steps that go on while now and then something is under way."""
+    """Steps that end with a synchronisation now and then: one in several does, or some, in which a part is sent."""
     computed_s = profile.forward_s + profile.backward_s + codec_s
     calls = state.calls(profile.shapes, workers)
-    apart_s = (computed_s + optimizer_s) * state.agrees_every / len(calls)
+    meetings = [[call] for call in calls] if state.is_streaming else [calls]
+    apart_s = (computed_s + optimizer_s) * state.agrees_every / len(meetings)
     return Schedule(
-        jobs=[[Job(computed_s + number * apart_s, [call])] for number, call in enumerate(calls)],
-        decode_s=[0.0] * len(calls),
+        jobs=[[Job(computed_s + number * apart_s, each)] for number, each in enumerate(meetings)],
+        decode_s=[0.0] * len(meetings),
         computed_s=computed_s,
         optimizer_s=optimizer_s,
         silent_s=apart_s,

@@ -17,7 +17,7 @@ function stepS(schedule, network, slower) {
     next += own.length;
     nowS = Math.max(nowS, arrivedS) + slower * schedule.decode_s[bucket];
   });
-  return computedS + (nowS - computedS) / schedule.every + slower * schedule.optimizer_s;
+  return nowS + slower * schedule.optimizer_s;
 }
 
 // So many collectives that are alike, one by one.
