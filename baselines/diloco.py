@@ -4,10 +4,10 @@ Douillard et al., 2023 (arXiv 2311.08105). Every ``period`` steps each worker's 
 is averaged; an outer SGD with Nesterov momentum applies the mean as if it were a gradient, and all go on from there.
 Not an all-reduce of gradients: the bytes of dense training are divided by ``period``.
 
-The paper's inner optimizer is AdamW and its period 500; here the inner optimizer is the training's own, whose memory
-stays each worker's. Without outer momentum and with an outer rate of 1 it is local SGD. With ``values = "int8"`` the
-changes are averaged as INTELLECT-1 does it (Jaghouar et al., 2024, arXiv 2412.01152): see ``int8``. A weight that no
-worker changed may then move a little, because its code also stands for small changes.
+The paper's inner optimizer is AdamW; here it is the training's own, whose memory stays each worker's. Without outer
+momentum and with an outer rate of 1 it is local SGD. With ``values = "int8"`` the changes are averaged as INTELLECT-1
+does it (Jaghouar et al., 2024, arXiv 2412.01152): see ``int8``. A weight that no worker changed may then move a
+little, because its code also stands for small changes.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class State(LocalState):
 
     syncs_in_end_step = True
 
-    period: Annotated[int, Field(ge=1)] = 20
+    period: Annotated[int, Field(ge=1)] = 500
     outer_lr: Annotated[float, Field(gt=0)] = 0.7
     outer_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     values: Literal["fp32", "int8"] = "fp32"
