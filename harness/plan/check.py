@@ -110,11 +110,12 @@ def _check_training(scenario: Scenario, case: Case) -> None:
 def check_methods(scenario: Scenario, case: Case) -> None:
     """A method may need something of the optimizer that only some have."""
     for method in scenario.methods:
+        train = method.settings(case.train)
         try:
-            state_of(method).check_optimizer(optimizer_like(case.train))
+            state_of(method).check_optimizer(optimizer_like(train))
         except ValueError as error:
-            found = f"{case.train.optimizer.name} with {method.label}"
-            allowed = f"what the method can work with: {error}"
+            found = f"{train.optimizer.name} with {method.label}"
+            allowed = f"what the method can work with: {error}. A method may have an optimizer of its own"
             raise UsageError.at(scenario.name, "train.optimizer", found, allowed) from None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from harness.plan.code import PluginCode
 from harness.plan.dilation import Dilation
 from harness.plan.expected import Expected, expect
-from harness.scenario.schema import Case, MethodSpec
+from harness.scenario.schema import Case, MethodSpec, Train
 from harness.scenario.section import Section
 
 
@@ -32,9 +32,9 @@ class Trial(Section):
     """Whether it runs for the time of its steps alone, to find a dilation by: nothing is evaluated."""
 
     @property
-    def lr(self) -> float:
-        """Its learning rate: the method's own, or that of all."""
-        return self.method.lr or self.case.train.lr
+    def train(self) -> Train:
+        """What it trains with, the method's own learning rate and optimizer among it."""
+        return self.method.settings(self.case.train)
 
     @property
     def slowing(self) -> Dilation:

@@ -81,7 +81,7 @@ def _asked(trial: Trial) -> dict[str, Any]:
         "workers": case.cluster.workers,
         "batch_size": train.samples_per_step,
         "training": _training_extras(train),
-        "lr": trial.lr,
+        "lr": trial.train.lr,
         "rate_bps": case.link.trace.rows[0].rate_bps if case.link.trace else case.link.rate_bps,
         "delay_s": case.link.delay_s,
         "loss": case.link.mean_loss,

@@ -158,6 +158,8 @@ def as_toml(raw: Mapping[str, Any], methods: Sequence[MethodSpec], rates: Mappin
     for method in methods:
         defaults = method_named(method.name).State().parameters
         params = {key: value for key, value in method.params.items() if value != defaults[key] and value is not None}
+        if method.optimizer:
+            params["optimizer"] = method.optimizer.model_dump(exclude_defaults=True) or method.optimizer.name
         own = {"name": method.name, "label": method.label, **params, "lr": rates[method.label]}
         lines += ["", "[[methods]]", *_entries(own)]
     return "\n".join(lines) + "\n"

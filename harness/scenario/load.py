@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from harness import methods, plugins
 from harness.errors import UsageError
 from harness.files import is_file
-from harness.scenario.schema import SLOWED_TO, Case, MethodSpec, Scenario
+from harness.scenario.schema import OWN_SETTINGS, SLOWED_TO, Case, MethodSpec, Scenario
 from harness.scenario.section import checked_section, explain
 
 if sys.version_info >= (3, 11):
@@ -228,8 +228,8 @@ def _methods(entries: object, source: str) -> tuple[MethodSpec, ...]:
             raise UsageError.at(source, f"{shown}.{SLOWED_TO}", entry[SLOWED_TO], allowed)
         given = {key: value for key, value in entry.items() if key not in ("name", "label")}
         for combination in _combinations({"params": given}, source):
-            lr = combination["params"].pop("lr", None)
-            specs.append((entry, {**_checked_parameters(name, combination["params"], source, shown), "lr": lr}))
+            own = {key: combination["params"].pop(key, None) for key in OWN_SETTINGS}
+            specs.append((entry, {**_checked_parameters(name, combination["params"], source, shown), **own}))
     return _labelled(specs, source)
 
 
@@ -248,7 +248,7 @@ def _labelled(specs: Sequence[tuple[Mapping[str, Any], dict[str, Any]]], source:
     """Give each method the label it was given, or its name and what tells it from others of that name.
 
     Args:
-        specs: of each method its table, and its parameters with ``lr``, its own learning rate or None.
+        specs: of each method its table, and its parameters with its own settings of training, which may be None.
     """
     found = []
     for entry, params in specs:
@@ -256,8 +256,9 @@ def _labelled(specs: Sequence[tuple[Mapping[str, Any], dict[str, Any]]], source:
         differing = [key for key in params if any(other[key] != params[key] for other in siblings)]
         parts = [str(params[key]) if isinstance(params[key], str) else f"{key}={params[key]}" for key in differing]
         label = entry.get("label") or "-".join([plugins.plain(entry["name"]), *parts])
-        own = {key: value for key, value in params.items() if key != "lr"}
-        fields = {"name": entry["name"], "label": label, "params": own, "lr": params["lr"]}
+        own = {key: params[key] for key in OWN_SETTINGS}
+        others = {key: value for key, value in params.items() if key not in own}
+        fields = {"name": entry["name"], "label": label, "params": others, **own}
         found.append(checked_section(MethodSpec, fields, f"{source}: methods ({label})"))
     repeated = [label for label, count in Counter(method.label for method in found).items() if count > 1]
     if repeated:

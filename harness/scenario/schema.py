@@ -241,6 +241,10 @@ class Train(Section):
         return self
 
 
+OWN_SETTINGS = ("lr", "optimizer")
+"""What a method may have of its own, of the settings in ``[train]``."""
+
+
 class MethodSpec(Section):
     """A method with its parameters, and the label that tells it from its siblings."""
 
@@ -251,6 +255,9 @@ class MethodSpec(Section):
     params: dict[str, Any] = Field(default_factory=dict)
     lr: float | None = Field(None, gt=0, le=MOST_LR)
     """Learning rate of this method; None takes ``train.lr``."""
+    optimizer: OptimizerField | None = None
+    """Optimizer of this method, for one that brings Adam's or Muon's arithmetic with it and needs plain SGD under it;
+    None takes ``train.optimizer``."""
 
     @model_validator(mode="before")
     @classmethod
@@ -260,6 +267,11 @@ class MethodSpec(Section):
 
     def __hash__(self) -> int:
         return hash(self.model_dump_json())
+
+    def settings(self, train: Train) -> Train:
+        """What it trains with: the settings of all, but for its own."""
+        own = {key: getattr(self, key) for key in OWN_SETTINGS}
+        return train.model_copy(update={key: value for key, value in own.items() if value is not None})
 
 
 def _is_sixteen_bit(name: str) -> bool:

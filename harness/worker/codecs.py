@@ -69,7 +69,7 @@ def _time_codec(profile: Profile, made: Materials, method: MethodSpec, request: 
     ddp = DistributedDataParallel(
         model, bucket_cap_mb=BUCKET_BYTES / 2**20, gradient_as_bucket_view=True, init_sync=False
     )
-    optimizer = request.build_optimizer(model.parameters())
+    optimizer = request.build_optimizer(model.parameters(), method.optimizer)
     state, stopwatch = without_warm_up(method), _ThreadStopwatch()
     stopwatch.clock = request.clock
     state.stopwatch = stopwatch

@@ -49,9 +49,9 @@ class ProfileRequest:
     optimizer: Literal["sgd", "nesterov", "adamw"] = field(default="sgd", kw_only=True)
     autocast: Literal["bf16"] | None = field(default=None, kw_only=True)
 
-    def build_optimizer(self, weights: Iterable[Tensor]) -> torch.optim.Optimizer:
-        """The optimizer that is timed."""
-        asked = Optimizer.model_validate({"name": self.optimizer})
+    def build_optimizer(self, weights: Iterable[Tensor], own: Optimizer | None = None) -> torch.optim.Optimizer:
+        """The optimizer that is timed, or a method's own."""
+        asked = own or Optimizer.model_validate({"name": self.optimizer})
         return optimizers.build(asked, weights, optimizers.settings_of(asked, LR, MOMENTUM, WEIGHT_DECAY))
 
     @property

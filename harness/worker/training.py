@@ -71,8 +71,8 @@ class Training:
     """Whether there is a loss, and an accuracy."""
 
     def __init__(self, trial: Trial, rank: int, world_size: int, recorder: Recorder, send: Send) -> None:
-        self.settings = trial.case.train
-        self.seed, self.lr = trial.seed, trial.lr
+        self.settings = trial.train
+        self.seed = trial.seed
         self.evaluates = self.learns and not trial.is_probe
         self.slowing = trial.slowing
         self.rank, self.world_size = rank, world_size
@@ -122,7 +122,7 @@ class Training:
     @property
     def _optimizer_settings(self) -> dict[str, Any]:
         train = self.settings
-        return optimizers.settings_of(train.optimizer, self.lr, train.momentum, train.weight_decay)
+        return optimizers.settings_of(train.optimizer, train.lr, train.momentum, train.weight_decay)
 
     def _draw(self) -> None:
         """The batches of the next step, of which the first is the one of the moment."""

@@ -171,4 +171,19 @@ def test_a_method_may_have_a_learning_rate_of_its_own(tmp_path: Path) -> None:
         ("topk-lr=0.1", 0.1),
         ("topk-lr=0.2", 0.2),
     ]
-    assert [trial.lr for trial in plan.make(scenario, "fake").trials[:3]] == [0.05, 0.1, 0.2]
+    assert [trial.train.lr for trial in plan.make(scenario, "fake").trials[:3]] == [0.05, 0.1, 0.2]
+
+
+def test_a_method_that_is_an_optimizer_needs_plain_sgd_below_it_whatever_the_others_have(tmp_path: Path) -> None:
+    file = tmp_path / "s.toml"
+    adam = '[train]\noptimizer = "adamw"\n[[methods]]\nname = "dense"\n[[methods]]\nname = "onebit_adam"\n'
+    file.write_text(adam)
+    with pytest.raises(UsageError, match="'adamw with onebit_adam'"):
+        plan.make(load(str(file)), "fake")
+    file.write_text(adam + 'optimizer = "sgd"\n')
+    dense, onebit = plan.make(load(str(file)), "fake").trials[:2]
+    assert (dense.train.optimizer.name, onebit.train.optimizer.name) == ("adamw", "sgd")
+    assert onebit.train.momentum == dense.train.momentum == 0
+    file.write_text(adam + 'optimizer = "adagrad"\n')
+    with pytest.raises(UsageError, match=r"methods \(onebit_adam\): optimizer.*found 'adagrad'; allowed: .*adamw"):
+        load(str(file))
