@@ -1,4 +1,4 @@
-"""``nox -s tests``; and quickstart, compose, torture, browser, lint, audit, bench, gates, replays, flow_model.
+"""``nox -s tests``; and quickstart, compose, torture, browser, lint, audit, bench, and studies of hours.
 
 All share one environment, at which ``audit`` looks from its own.
 """
@@ -105,6 +105,12 @@ def replays(session: nox.Session) -> None:
 def flow_model(session: nox.Session) -> None:
     """Compare predicted collectives with emulation, or with SimGrid's fluid model."""
     run(session, "python", "tests/bench/flow_model.py", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def pruning_scores(session: nox.Session) -> None:
+    """Prune trainings by magnitude and by GraSP's scores, at three moments, and compare what they learn."""
+    run(session, "python", "tests/bench/pruning_scores.py", *session.posargs, env=ONE_THREAD)
 
 
 def run(session: nox.Session, program: str, *arguments: str, env: dict[str, str] | None = None) -> None:

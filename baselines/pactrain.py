@@ -6,7 +6,9 @@ Arxiv 2505.18563 (DAC 2025). Its parts, by the paper's names, each with the para
   ``prune_steps`` events on a cubic schedule (Zhu and Gupta, arXiv 1710.01878), so that the density follows the stage of
   training. Weights of two or more dimensions are pruned; biases and norms stay. Kept are the largest weights, or by
   GraSP (Wang et al., ICLR 2020, arXiv 2002.07376) those with the greatest theta * H g, whose removal would hurt the
-  gradient's flow most.
+  gradient's flow most. That is meant for weights at their start: those that have trained it prunes until nothing is
+  left of what they learnt (results/README.md). By the size of the same score, ``grasp-magnitude`` (Frankle et al., ICLR
+  2021, arXiv 2009.08576), it does not.
 * **GSE**, gradient sparsity enforcement (``gse = false``): a gradient is zero wherever its weight is pruned. The
   optimizer's memory is cleared there too, so that neither momentum nor weight decay brings a weight back. Without it,
   pruned weights come back, their gradients are not zero, and nothing can be left out of what travels.
@@ -123,7 +125,7 @@ class State(LaneState):
     density: Annotated[float, Field(gt=0, le=1)] = 0.2
     values: Literal["fp32", "ternary"] = "fp32"
     warmup_steps: Annotated[int, Field(ge=0)] = 20
-    prune: Literal["magnitude", "grasp"] = "magnitude"
+    prune: Literal["magnitude", "grasp", "grasp-magnitude"] = "magnitude"
     scope: Literal["global", "layer"] = "global"
     prune_steps: Annotated[int, Field(ge=1)] = 1
     prune_every: Annotated[int, Field(ge=1)] = 10
@@ -237,8 +239,9 @@ class State(LaneState):
     ) -> None:
         super().check(ddp, optimizer, loss)
         refuse_sharded(self, optimizer)
-        if self.prune == "grasp" and loss is None:
-            raise ValueError("prune='grasp' needs the Hessian: register the state with loss=..., or prune by magnitude")
+        if self.prune != "magnitude" and loss is None:
+            needed = "needs the Hessian: register the state with loss=..., or prune by magnitude"
+            raise ValueError(f"prune={self.prune!r} {needed}")
         if self.adaptive or self.values == "ternary":
             refuse_overflow(dist.get_world_size(ddp.process_group))
 
@@ -305,7 +308,9 @@ class State(LaneState):
             return [weight.abs() for weight in weights]
         with torch.enable_grad():
             own = hessian_gradient(self.loss(), weights, self.process_group)
-        return [weight * mean for weight, mean in zip(weights, mean_over_ranks(own, self.process_group), strict=True)]
+        means = mean_over_ranks(own, self.process_group)
+        scores = [weight * mean for weight, mean in zip(weights, means, strict=True)]
+        return scores if self.prune == "grasp" else [score.abs() for score in scores]
 
 
 def pactrain_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:

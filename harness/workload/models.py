@@ -204,6 +204,53 @@ def fashion_cnn() -> nn.Module:
     return SmallCnn(side=28, channels=(32, 64), hidden=128, classes=10)
 
 
+class ResidualBlock(nn.Module):
+    """Two convolutions with batch norm beside a path that changes nothing but size (He et al., 2016)."""
+
+    def __init__(self, channels: int, wanted: int, stride: int) -> None:
+        super().__init__()
+        self.changes = nn.Sequential(
+            nn.Conv2d(channels, wanted, 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(wanted),
+            nn.ReLU(),
+            nn.Conv2d(wanted, wanted, 3, padding=1, bias=False),
+            nn.BatchNorm2d(wanted),
+        )
+        same = channels == wanted and stride == 1
+        self.shortcut = nn.Identity() if same else nn.Conv2d(channels, wanted, 1, stride, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, wanted, H / stride, W / stride) of (N, channels, H, W)."""
+        return functional.relu(self.changes(images) + self.shortcut(images))
+
+
+class SmallResidualNet(nn.Module):
+    """Three residual blocks behind a convolution, in which the channels double twice; with batch norm."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(1, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(), nn.MaxPool2d(2)
+        )
+        self.blocks = nn.Sequential(
+            ResidualBlock(channels, channels, 1),
+            ResidualBlock(channels, 2 * channels, 2),
+            ResidualBlock(2 * channels, 4 * channels, 2),
+        )
+        self.classifier = nn.Linear(4 * channels, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Class scores (N, classes) of images (N, 1, H, W)."""
+        scores: Tensor = self.classifier(self.blocks(self.stem(images)).mean((2, 3)))
+        return scores
+
+
+@model("fashion-resnet", input_shape=(1, 28, 28), classes=10)
+def fashion_resnet() -> nn.Module:
+    """Residual net with batch norm for 28x28 clothes or digits, 0.08 M parameters."""
+    return SmallResidualNet(channels=16, classes=10)
+
+
 class CausalBlock(nn.Module):
     """Attention to what came before, then an MLP, each behind a norm and beside a path that changes nothing (GPT-2).
 

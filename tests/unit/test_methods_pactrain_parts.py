@@ -68,24 +68,25 @@ def test_the_hessian_s_product_is_the_whole_hessian_s(on_ranks, p):
     torch.testing.assert_close(sum(on_ranks(p, own_hessian_gradient, 1)) / p, hessian @ gradient)
 
 
-def prune_by_grasp() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def prune_by_grasp(score: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     model = small_network()
     before = [weight.detach().clone() for weight in model.parameters()]
     ddp = DistributedDataParallel(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    state = State(prune="grasp", density=0.5, warmup_steps=0)
+    state = State(prune=score, density=0.5, warmup_steps=0)
     baselines.register(ddp, state, optimizer=optimizer, loss=lambda: loss_on(model, dist.get_rank()))
     return before, [weight.detach() for weight in model.parameters()]
 
 
-def test_grasp_keeps_the_greatest_scores_of_all_ranks(on_ranks):
+@pytest.mark.parametrize(("score", "of"), [("grasp", torch.Tensor.clone), ("grasp-magnitude", torch.Tensor.abs)])
+def test_grasp_keeps_the_greatest_scores_of_all_ranks(on_ranks, score, of):
     products = sum(on_ranks(2, own_hessian_gradient, 2)) / 2
-    (before, after), other = on_ranks(2, prune_by_grasp)
+    (before, after), other = on_ranks(2, prune_by_grasp, score)
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(after, other[1], strict=True))
     matrices_before, matrices_after = (
         flat([each for each in weights if each.ndim == 2]) for weights in (before, after)
     )
-    scores = matrices_before * products
+    scores = of(matrices_before * products)
     assert torch.equal(matrices_after == 0, scores < scores.topk(10).values.min())
 
 
