@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import sys
 import venv
 from pathlib import Path
@@ -105,6 +106,63 @@ def replays(session: nox.Session) -> None:
 def flow_model(session: nox.Session) -> None:
     """Compare predicted collectives with emulation, or with SimGrid's fluid model."""
     run(session, "python", "tests/bench/flow_model.py", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session(venv_backend="venv")
+def release(session: nox.Session) -> None:
+    """Build sdist and wheel into dist/, and run what is installed from them, with the oldest torch and with the newest.
+
+    Further arguments are versions of torch instead of these: ``nox -s release -- 2.13.0``. Each environment is several
+    gigabytes, one after the other.
+    """
+    version = release_version(session)
+    session.install("-q", "build", "twine", "cffconvert")
+    session.run("cffconvert", "--validate", "-i", str(ROOT / "CITATION.cff"))
+    shutil.rmtree(ROOT / "dist", ignore_errors=True)
+    session.run("python", "-m", "build", "-q", str(ROOT))
+    wheel, sdist = (ROOT / "dist" / f"pacbench-{version}{end}" for end in ("-py3-none-any.whl", ".tar.gz"))
+    session.run("twine", "check", "--strict", str(wheel), str(sdist))
+    tried = session.posargs or [OLDEST_TORCH, NEWEST_TORCH]
+    for torch, package in zip(tried, [wheel, sdist], strict=False):
+        try_installed(session, package, torch)
+
+
+OLDEST_TORCH, NEWEST_TORCH = "2.6.0", "2.14.1"
+
+
+def release_version(session: nox.Session) -> str:
+    """The version of pyproject.toml, of which CITATION.cff and CHANGELOG.md must speak, too."""
+    found = {
+        "pyproject.toml": r'^version = "(.+)"$',
+        "CITATION.cff": r"^version: (.+)$",
+        "CHANGELOG.md": r"^## (\S+) \(\d{4}-\d\d-\d\d\)$",
+    }
+    versions = {name: re.search(wanted, (ROOT / name).read_text(), re.M) for name, wanted in found.items()}
+    for name, match in versions.items():
+        if match is None:
+            session.error(f"{name} has no version that is released")
+    told = {name: match.group(1) for name, match in versions.items() if match}
+    if len(set(told.values())) > 1:
+        session.error(f"versions differ: {told}")
+    return told["pyproject.toml"]
+
+
+def try_installed(session: nox.Session, package: Path, torch: str) -> None:
+    """Install a package into an environment of its own, and use it away from the checkout."""
+    place = Path(session.create_tmp()) / f"torch-{torch}"
+    venv.create(place, with_pip=True, clear=True)
+    programs, empty = place / "bin", place / "elsewhere"
+    empty.mkdir()
+    session.run(str(programs / "pip"), "install", "-q", str(package), f"torch=={torch}", external=True)
+    with session.chdir(empty):
+        for arguments in (
+            ["list"],
+            ["plan", "quickstart", "--on", "fake"],
+            ["run", "quickstart", "--on", "fake", "--out", "run"],
+            ["report", "run", "--paper"],
+        ):
+            session.run(str(programs / "pacbench"), *arguments, silent=True, external=True)
+    shutil.rmtree(place)
 
 
 @nox.session

@@ -94,6 +94,7 @@ def collect(command: list[str]) -> dict[str, Any]:
     return {
         "command": command,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "version": _version("pacbench"),
         "commit": commit(),
         "commit_problem": described(ROOT).problem,
         "code_digest": code_digest(),

@@ -15,8 +15,8 @@ import typer
 from harness.cli import verbs
 
 ORDER = (
-    *("list", "plan", "run", "status", "tune", "report", "compare", "gate", "reference", "reproduce", "map", "explore"),
-    *("probe", "exec", "calibrate", "profile", "image", "doctor", "clean"),
+    *("list", "plan", "run", "status", "tune", "report", "open", "compare", "gate", "reference", "reproduce", "map"),
+    *("explore", "probe", "exec", "calibrate", "profile", "image", "doctor", "clean"),
 )
 """Verbs as help lists them: in the order in which one needs them. Others follow."""
 
@@ -26,7 +26,6 @@ def make_app() -> typer.Typer:
     app = typer.Typer(
         name="pacbench",
         help="Would gradient compression make my training faster on my network, and does it keep the accuracy?",
-        add_completion=False,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import sys
 from collections.abc import Sequence
@@ -16,15 +17,47 @@ from harness.errors import UsageError
 if TYPE_CHECKING:
     from harness.network.topology import Topology
 
-ScenarioName = Annotated[str, typer.Argument(metavar="SCENARIO", help="A name from `pacbench list`, or a .toml file.")]
-ScenarioNames = Annotated[list[str], typer.Argument(metavar="SCENARIO...", help="Names or .toml files.")]
+
+def complete_scenario(begun: str) -> list[str]:
+    """Scenarios that a word may become when a shell completes it: names, and files."""
+    from harness.scenario.load import available
+
+    files = [str(each) for each in Path().glob(f"{glob.escape(begun)}*") if each.is_dir() or each.suffix == ".toml"]
+    return [name for name in available() if name.startswith(begun)] + sorted(files)
+
+
+def complete_method(begun: str) -> list[str]:
+    """Likewise methods."""
+    from harness.methods import names
+
+    return [name for name in names() if name.startswith(begun)]
+
+
+def complete_on(begun: str) -> list[str]:
+    """Likewise kinds of clusters."""
+    return [name for name in (registry.AUTO, *registry.KINDS) if name.startswith(begun)]
+
+
+ScenarioName = Annotated[
+    str,
+    typer.Argument(
+        metavar="SCENARIO", help="A name from `pacbench list`, or a .toml file.", autocompletion=complete_scenario
+    ),
+]
+ScenarioNames = Annotated[
+    list[str],
+    typer.Argument(metavar="SCENARIO...", help="Names or .toml files.", autocompletion=complete_scenario),
+]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a run.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a field: train.steps=50.")]
-Method = Annotated[list[str] | None, typer.Option("--method", help="Only these methods, and the baseline.")]
+Method = Annotated[
+    list[str] | None,
+    typer.Option("--method", help="Only these methods, and the baseline.", autocompletion=complete_method),
+]
 Rounds = Annotated[int | None, typer.Option("--rounds", help="Override the scenario's rounds.")]
 On = Annotated[
     str,
-    typer.Option("--on", help=registry.help_text()),
+    typer.Option("--on", help=registry.help_text(), autocompletion=complete_on),
 ]
 Gpu = Annotated[bool, typer.Option("--gpu", help="On docker: compute on GPUs, at their own pace.")]
 Keep = Annotated[bool, typer.Option("--keep", help="On docker: leave the containers up, and say how to enter them.")]

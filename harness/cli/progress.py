@@ -13,11 +13,12 @@ from harness import provenance
 from harness.cli.console import say
 from harness.cli.options import cpu_count
 from harness.plain import visible
-from harness.plan.estimate import total_s
+from harness.plan.estimate import time_s, total_s
 from harness.plan.status import DISTURBED
 from harness.plan.trial import Trial
 from harness.run.outcome import Progress
 from harness.run.session import Outlook, Watcher
+from harness.scenario.schema import Case
 from harness.units import format_time
 
 
@@ -31,6 +32,11 @@ class ProgressBar(Watcher):
     def __init__(self, where: str) -> None:
         self._where = where
         self._bar: Any = None
+        self._left: dict[str, float] = {}
+        """What each trial that is to run may take, in seconds, by id."""
+        self._pace: dict[tuple[Case, str], float] = {}
+        """Samples per second of the last trial, or of the one that runs, by case and label."""
+        self._rounds, self._baseline = 0, ""
 
     def about_to_run(self, outlook: Outlook) -> None:
         """One line or two: what is done already, and how long the rest takes."""
@@ -56,15 +62,21 @@ class ProgressBar(Watcher):
     def running(self, outlook: Outlook) -> Iterator[None]:
         """Show the bar."""
         silent = not sys.stderr.isatty()
+        self._left = {trial.id: time_s(trial, cpu_count()) for trial in outlook.pending}
+        self._rounds, self._baseline = outlook.plan.scenario.rounds, outlook.plan.scenario.baseline
         with tqdm(total=len(outlook.plan.trials), initial=outlook.done, unit="trial", disable=silent) as self._bar:
             yield
 
     def progress(self, progress: Progress) -> None:
-        """Show step and pace beside the bar."""
-        trial = progress.trial
+        """Show the round, how long the rest may take, and how the trial does, also against the baseline."""
+        trial, label = progress.trial, progress.trial.method.label
+        self._pace[trial.case, label] = progress.samples_per_s
+        baseline = self._pace.get((trial.case, self._baseline))
+        over = f", {progress.samples_per_s / baseline:.2f}x {self._baseline}" if baseline else ""
+        left = format_time(sum(self._left.values()))
         self._bar.set_postfix_str(
-            f"round {trial.round} {visible(trial.method.label)} step {progress.step}/{trial.case.train.steps} "
-            f"{progress.samples_per_s:.0f} samples/s"
+            f"round {trial.round + 1} of {self._rounds}, {left} left, {visible(label)}: "
+            f"step {progress.step} of {trial.case.train.steps}, {progress.samples_per_s:.0f} samples/s{visible(over)}"
         )
 
     def ended(self, trial: Trial, status: str, reason: str | None) -> None:
@@ -73,6 +85,7 @@ class ProgressBar(Watcher):
             lost = f"{trial.method.label}, round {trial.round}: {status}: {reason}"
             self._bar.write(visible(lost), file=sys.stderr)
         if status != DISTURBED:  # it is run again at once
+            self._left.pop(trial.id, None)
             self._bar.update()
 
 

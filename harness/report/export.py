@@ -1,6 +1,6 @@
-"""A run in the shape of pytest-benchmark's JSON, so that dashboards which read that file can follow it.
+"""A run for programs: its figures as JSON, and in the shape of pytest-benchmark's, which dashboards can follow.
 
-Each method of a case is a benchmark, each finished round one of its values: the mean seconds of a steady step.
+There, each method of a case is a benchmark, each finished round one of its values: the mean seconds of a steady step.
 """
 
 from __future__ import annotations
@@ -12,14 +12,57 @@ from typing import Any
 
 import numpy as np
 
-from harness.analysis.cases import CaseResult
+from harness.analysis.cases import CaseResult, case_results
 from harness.analysis.compare import unfinished
+from harness.analysis.estimates import Estimate
 from harness.analysis.methods import MethodResult
 from harness.analysis.reference import Measured
 from harness.plugins import short
+from harness.record.store import Store
+from harness.report.facts import summary
 
 VERSION = "5.1.0"
 """The version of pytest-benchmark whose fields these are."""
+
+
+def figures_json(store: Store) -> dict[str, Any]:
+    """What a run says of each method in each case, with the sentences that its report begins with.
+
+    Raises:
+        MeasurementError: no trial finished.
+        UsageError: a file of the run is damaged.
+    """
+    scenario = store.scenario()
+    sentences = summary(store).sentences
+    cases = case_results(store.trials(), scenario)
+    return {
+        "scenario": scenario.name,
+        "folder": str(store.folder),
+        "report": str(store.folder / "report.html"),
+        "methods": [_figures(case, result) for case in cases for result in case.methods],
+        "sentences": sentences,
+    }
+
+
+def _figures(case: CaseResult, result: MethodResult) -> dict[str, Any]:
+    others = {label: gain for label, gain in result.over.items() if label != result.label}
+    return {
+        "case": case.title,
+        "label": result.label,
+        "trials": result.trials,
+        "done": len(result.done),
+        "samples_per_s": _interval(result.samples_per_s),
+        "over": {label: _interval(gain.throughput) for label, gain in others.items()},
+        "sooner": {label: _interval(gain.time_to_target) for label, gain in others.items()},
+        "final": result.final.mean if result.final else None,
+        "metric": result.quality.metric,
+        "difference": _interval(result.quality.difference),
+        "keeps": result.quality.keeps,
+    }
+
+
+def _interval(estimate: Estimate | None) -> dict[str, Any] | None:
+    return estimate._asdict() if estimate else None
 
 
 def benchmark_json(run: Measured) -> dict[str, Any]:

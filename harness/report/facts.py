@@ -89,10 +89,10 @@ class Facts:
     """The label of the method that others must beat."""
     fewest: str
     """The steady state that a throughput needs at least, in words."""
-    sooner: list[str]
-    """The headings of the speedups in time to the target."""
-    faster: list[str]
-    """The headings of the speedups in throughput."""
+    sooner: list[tuple[str, str]]
+    """The headings of the speedups in time to the target, each with the key of its meaning."""
+    faster: list[tuple[str, str]]
+    """Likewise in throughput."""
     scripted: str
     """A warning, if a fake cluster recited the numbers."""
     paybacks: dict[str, list[Payback]]
@@ -130,8 +130,8 @@ def collect(store: Store) -> Facts:
         notes=[*_notes(cases, scenario), *notes_on_disturbances(cases, attempts, store.provenance())],
         reference=reference,
         fewest=f"{FEWEST_STEPS} steps and {FEWEST_S:g} s, or {FEWEST_REPLAYED} steps of a replay",
-        sooner=[f"sooner than {each}" for each in scenario.baselines],
-        faster=[f"faster than {each}" for each in scenario.baselines],
+        sooner=[(f"sooner than {each}", "sooner") for each in scenario.baselines],
+        faster=[(f"faster than {each}", "faster") for each in scenario.baselines],
         scripted=SCRIPTED if (trials["cluster"] == FAKE).any() else "",
         paybacks={case.title: _paybacks(case, reference) for case in cases},
         attempts=_attempts(cases, attempts, events),

@@ -22,6 +22,35 @@ from harness.report.figures import registry, render
 from harness.report.figures.registry import Draws, Results
 from harness.report.rendering import TEMPLATES, render_html, render_markdown
 
+DERIVED = {
+    "case": "Links, workers and workload",
+    "finished": "Trials that finished, of those that were run",
+    "reached": "Median training time to the target over the rounds; one that missed it counts as slowest",
+    "sooner": "Geometric mean of this baseline's time to the target over the method's, paired by round, with its 95 % "
+    "interval",
+    "faster": "Geometric mean of the method's samples/s over this baseline's, paired by round, with its 95 % interval",
+    "final": "The metric after the last step: mean over the rounds, and the extremes",
+    "difference": "The final metric less the baseline's, mean over pairs of one seed, with its 95 % interval",
+    "seeds": "Seeds that both trained",
+    "keeps": "Whether the whole interval of the difference is within the tolerance",
+    "pays": "The rates of the links at which its step is shorter, by the byte model",
+    "pays_in_rounds": "The least and the greatest of these limits by single rounds",
+    "extra": "What a step takes longer than the baseline's beside its bytes",
+    "saved": "What a step sends less than the baseline's on the busiest link, headers included",
+    "headers": "What packet headers of a step take on the link",
+    "over_bound": "The step over the longer of its computation and its payload on the link: 1 is the best there can be",
+    "over_serial": "The step over its parts one after another: below 1, some of them overlap",
+    "over_predicted": "The measured step over the predicted one",
+    "over_formula": "Payload that the kernel counted, over what the method's formula says",
+    "saving": "The baseline's payload over the method's",
+    "codec_share": "What the codec takes, as a share of the step",
+    "over_asked": "The least and the greatest rate that was measured, over what was asked",
+    "verifications": "How often the links were measured",
+    "trials_on_links": "Trials that ran on these links",
+    "measured_after": "Of them, those after which the links were measured again",
+}
+"""What columns mean that no column of trials has by itself."""
+
 
 def write(store: Store, figures: Sequence[Draws] | None = None) -> Path:
     """Write ``report.html``, ``report.md`` and ``plots/`` into the run's folder; returns the page.
@@ -46,7 +75,7 @@ def _parts_of_every_report() -> dict[str, Any]:
     """What its templates use beside facts and figures."""
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     return {
-        "meanings": meanings(TrialRow),
+        "meanings": {**meanings(TrialRow), **DERIVED},
         "script": Markup(script),
         "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "spark_width": SPARK_WIDTH,

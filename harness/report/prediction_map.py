@@ -28,11 +28,15 @@ def write(
         made_by: the command, for the record.
     """
     make_folder(folder)
-    of_profiles = shares(found, ["profile", "model", "base", "label"]).round(4).reset_index()
-    write_whole(folder / "shares.csv", of_profiles.to_csv(index=False))
+    write_whole(folder / "shares.csv", of_profiles(found).to_csv(index=False))
     page = folder / "map.md"
     write_whole(page, as_markdown(found, compared, chosen, grid, made_by))
     return page
+
+
+def of_profiles(found: pd.DataFrame) -> pd.DataFrame:
+    """The share of the grid in which a method is faster, of each profile."""
+    return shares(found, ["profile", "model", "base", "label"]).round(4).reset_index()
 
 
 def by_cell(found: pd.DataFrame) -> pd.DataFrame:

@@ -185,3 +185,51 @@ def test_the_page_of_verdicts_fetches_nothing_and_never_scrolls_sideways(
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_every_number_says_what_it_is(page: webdriver.Chrome) -> None:
+    silent = page.execute_script(
+        """
+        const numbers = [...document.querySelectorAll(".case td, #trials td, #links table.sortable td")];
+        return [numbers.length, numbers.filter((each) => !each.title).map((each) => each.outerHTML)];
+        """
+    )
+    assert silent[0] > 100
+    assert silent[1] == []
+
+
+@pytest.mark.parametrize(("width", "columns"), [(1280, 1), (2560, 2)])
+def test_a_wide_screen_shows_figures_side_by_side(page: webdriver.Chrome, width: int, columns: int) -> None:
+    metrics = {"width": width, "height": 1400, "deviceScaleFactor": 1, "mobile": False}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    try:
+        lefts = page.execute_script(
+            "return [...document.querySelectorAll('#figures figure')].map((each) => each.getBoundingClientRect().left)"
+        )
+        assert len(set(lefts)) >= columns
+        assert (len(set(lefts)) > 1) == (columns > 1)
+        assert page.execute_script("return document.documentElement.scrollWidth") <= width
+        used = page.execute_script("return document.body.getBoundingClientRect().width")
+        assert used > 0.9 * width
+    finally:
+        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_in_the_dark_and_on_paper_text_stands_out(page: webdriver.Chrome) -> None:
+    for media, scheme, darker in (("screen", "dark", "paper"), ("screen", "light", "ink"), ("print", "dark", "ink")):
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": features})
+        try:
+            ink, paper = page.execute_script(
+                """
+                const style = getComputedStyle(document.body);
+                const light = (color) => color.match(/\\d+/g).slice(0, 3).reduce((sum, part) => sum + Number(part), 0);
+                return [light(style.color), light(style.backgroundColor)];
+                """
+            )
+            assert abs(ink - paper) > 500
+            assert (paper < ink) == (darker == "paper")
+            shown = page.execute_script("return getComputedStyle(document.querySelector('nav')).display")
+            assert (shown == "none") == (media == "print")
+        finally:
+            page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})

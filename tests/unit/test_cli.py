@@ -371,3 +371,40 @@ def test_clean_deletes_only_what_dead_processes_left_half_written(pacbench: Pacb
     assert ".half-0.parquet.4194304" in pacbench("clean").stdout
     assert {path.name for path in folder.iterdir()} == {"whole-0.parquet", f".mine-0.parquet.{os.getpid()}"}
     assert pacbench("clean").stdout == "nothing was left\n"
+
+
+def completed(words: str, folder: Path) -> list[str]:
+    """What a shell offers for the last of these words."""
+    environment = {
+        **os.environ,
+        "_PACBENCH_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split(" ")) - 1),
+    }
+    command = [str(Path(sys.executable).with_name("pacbench"))]
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=True, timeout=60)
+    return done.stdout.split()
+
+
+def test_a_shell_completes_verbs_scenarios_files_and_methods(tmp_path: Path) -> None:
+    (tmp_path / "quick.toml").touch()
+    assert completed("pacbench rep", tmp_path) == ["report", "reproduce"]
+    assert completed("pacbench run quick", tmp_path) == ["quickstart", "quick.toml"]
+    assert completed("pacbench plan quickstart --method pact", tmp_path) == ["pactrain"]
+    assert completed("pacbench run quickstart --on net", tmp_path) == ["netns"]
+
+
+def test_open_shows_the_newest_page(whole_pacbench: Pacbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, browser = tmp_path / "shown", tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {shown}\n')
+    browser.chmod(0o755)
+    monkeypatch.setenv("BROWSER", str(browser))
+    done = whole_pacbench("open")
+    assert (done.returncode, "allowed: a folder in or below which there is a page" in done.stderr) == (2, True)
+    for age, name in enumerate(["old", "new"]):
+        page_file = tmp_path / "results" / name / "report.html"
+        page_file.parent.mkdir(parents=True)
+        page_file.touch()
+        os.utime(page_file, (age, age))
+    assert whole_pacbench("open").stdout == "results/new/report.html\n"
+    assert shown.read_text().strip() == page_file.as_uri()

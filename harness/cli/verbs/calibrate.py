@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness.cli.console import print_table, say
+from harness.cli.json_output import print_json
 from harness.cli.options import AsJson
 from harness.errors import MeasurementError, UsageError
 
@@ -26,7 +26,7 @@ def verb(
         raise UsageError.at("command line", "--on", on, ", ".join(calibration.names()))
     found = list(calibration.calibrate(on))
     if as_json:
-        print(json.dumps([{**vars(each), "ok": each.ok} for each in found], indent=1))
+        print_json([{**vars(each), "ok": each.ok} for each in found])
     else:
         print_table(
             f"{len(found)} links, the worst reading of each",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from harness.cli.console import print_table, say
+from harness.cli.json_output import print_json
 from harness.cli.options import AsJson
 
 
@@ -35,7 +35,7 @@ def verb(
         return
     changes = comparison.changes(old, new)
     if as_json:
-        print(json.dumps(report.as_json(old, new, changes), indent=1))
+        print_json(report.as_json(old, new, changes))
     else:
         for case in dict.fromkeys(change.case for change in changes):
             own = [report.cells(change) for change in changes if change.case == case]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 from harness.cli.console import say
+from harness.cli.json_output import print_json
 from harness.cli.options import AsJson
 from harness.errors import MeasurementError
 
@@ -15,7 +14,7 @@ def verb(as_json: AsJson = False) -> None:
 
     checks = examine()
     if as_json:
-        print(json.dumps({"able": able(checks), "checks": [vars(check) for check in checks]}, indent=1))
+        print_json({"able": able(checks), "checks": [vars(check) for check in checks]})
     else:
         for check in checks:
             mark = "ok" if check.ok else "NO" if check.needed else "no"

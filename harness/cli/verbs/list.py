@@ -8,26 +8,43 @@ from typing import Annotated, Protocol
 import typer
 
 from harness.cli.console import say
+from harness.cli.json_output import print_json
+from harness.cli.options import AsJson
 from harness.errors import UsageError
 from harness.plain import prose
 
 
 def verb(
-    kind: Annotated[str | None, typer.Argument(metavar="[scenarios|methods|models|datasets]")] = None,
+    kind: Annotated[str | None, typer.Argument(metavar="[scenarios|methods|models|datasets|json]")] = None,
     verbose: Annotated[
-        bool, typer.Option("-v", "--verbose", help="Methods, scenarios: all facts, as Markdown.")
+        bool, typer.Option("-v", "--verbose", help="Methods, scenarios, json: all facts, as Markdown.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Show what can be named: scenarios, methods, models, data sets; also those of packages that are installed."""
-    catalogues = {"scenarios": _scenarios, "methods": _methods, "models": _models, "datasets": _datasets}
+    """Show what can be named, also what installed packages bring; and, as json, which verbs print JSON."""
+    catalogues = {
+        "scenarios": _scenarios,
+        "methods": _methods,
+        "models": _models,
+        "datasets": _datasets,
+        "json": _verbs_with_json,
+    }
     if kind is not None and kind not in catalogues:
         raise UsageError.at("command line", "list", kind, ", ".join(catalogues))
     if verbose:
         print(_page(kind), end="")
         return
-    for name in [kind] if kind else catalogues:
+    found = {name: catalogues[name]() for name in ([kind] if kind else catalogues)}
+    if as_json:
+        print_json(
+            {
+                name: [{"name": entry, "summary": prose(summary)} for entry, summary in entries.items()]
+                for name, entries in found.items()
+            }
+        )
+        return
+    for name, entries in found.items():
         print(f"{name}:")
-        entries = catalogues[name]()
         width = max(map(len, entries), default=0)
         for entry, summary in entries.items():
             say(f"  {entry:{width}}  {prose(summary)}")
@@ -44,8 +61,12 @@ def _page(kind: str | None) -> str:
             from harness.report import fields
 
             return fields.page()
+        case "json":
+            from harness.cli import json_reference
+
+            return json_reference.page()
     found = f"list {kind or ''}".strip()
-    raise UsageError.at("command line", "-v", found, "list methods -v, list scenarios -v")
+    raise UsageError.at("command line", "-v", found, "list methods -v, list scenarios -v, list json -v")
 
 
 def _scenarios() -> dict[str, str]:
@@ -70,6 +91,12 @@ def _datasets() -> dict[str, str]:
     from harness.workload.data import DATASETS
 
     return _with_plugins("dataset", {name: data.summary for name, data in DATASETS.items()}, DATASETS.__getitem__)
+
+
+def _verbs_with_json() -> dict[str, str]:
+    from harness.cli.json_reference import summaries
+
+    return summaries()
 
 
 class _Described(Protocol):

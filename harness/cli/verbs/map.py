@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from harness.cli.console import print_table, say
-from harness.cli.options import Method, command
+from harness.cli.json_output import print_json
+from harness.cli.options import AsJson, Method, command
 from harness.run import RESULTS
 
 
@@ -22,6 +23,7 @@ def verb(
     ] = None,
     method: Method = None,
     out: Annotated[Path, typer.Option(help="Where the map goes.")] = RESULTS / "map",
+    as_json: AsJson = False,
 ) -> None:
     """Predict on which networks each method's step is shorter than that of the 16-bit all-reduce. Runs nothing."""
     from harness.analysis import prediction_map
@@ -38,6 +40,10 @@ def verb(
     with style():
         write([draw(report.by_cell(found))], out)
     page = report.write(found, compared, chosen, grid, out, " ".join(command()))
+    if as_json:
+        shares = report.of_profiles(found).to_dict("records")
+        print_json({"cells": grid.cells, "shares": shares, "page": str(page)})
+        return
     of_methods = report.rows(found, compared)
     title = f"a step is predicted to be shorter than with the 16-bit all-reduce in so many of {grid.cells:,} cells"
     print_table(title, list(of_methods[0]), [list(row.values()) for row in of_methods])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from harness.cli.console import print_table
+from harness.cli.json_output import print_json
 from harness.cli.options import AsJson, Method, On, Rounds, ScenarioName, Set, cpu_count
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def verb(
         for topology in dict.fromkeys(trial.expected.built_topology for trial in plan.trials):
             print(topology.script())
     elif as_json:
-        print(json.dumps(_as_json(plan), indent=1))
+        print_json(_as_json(plan))
     else:
         _print(plan)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 from harness.cli.console import print_table
+from harness.cli.json_output import print_json
 from harness.cli.options import AsJson, Keep, On, Rate, SetLinks, Workers, topology
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def verb(
     cluster = registry.make(registry.choose(on)[0], keep)
     found = probe(cluster, asked)
     if as_json:
-        print(json.dumps(found.as_json(), indent=1))
+        print_json(found.as_json())
     else:
         _print(found, workers)
 

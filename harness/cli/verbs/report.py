@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from harness.cli.console import say
-from harness.cli.options import RunDir
+from harness.cli.json_output import print_json, words_aside
+from harness.cli.options import AsJson, RunDir
 from harness.cli.reporting import write_report
 
 
@@ -21,6 +22,7 @@ def verb(
         list[str] | None,
         typer.Option("--plugin", metavar="FILE.py:NAME", help="Ask this plug-in for its colour, bounds and sweeps."),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write report.html, report.md and plots/ into a run's folder. No code that only the run names is run."""
     from harness import methods
@@ -30,8 +32,13 @@ def verb(
     for name in trusted or []:
         methods.method_named(anchored(name, Path()))
     store = Store.open(run_dir)
-    write_report(store)
-    if for_paper:
-        from harness.report import paper
+    with words_aside(as_json):
+        write_report(store)
+        if for_paper:
+            from harness.report import paper
 
-        say(f"paper: {paper.write(store)}")
+            say(f"paper: {paper.write(store)}")
+    if as_json:
+        from harness.report.export import figures_json
+
+        print_json(figures_json(store))

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.cli.console import print_table, say
-from harness.cli.options import On, command, cpu_count
+from harness.cli.json_output import print_json, words_aside
+from harness.cli.options import AsJson, On, command, cpu_count
 from harness.errors import MeasurementError, UsageError
 from harness.files import NoRoomError
 from harness.run import RESULTS
@@ -35,6 +36,7 @@ def verb(
     plan: Annotated[bool, typer.Option("--plan", help="Say what would run, and for how long. Starts nothing.")] = False,
     on: On = "auto",
     out: Annotated[Path, typer.Option(help="Where the verdicts go.")] = RESULTS / "claims",
+    as_json: AsJson = False,
 ) -> None:
     """Judge claims of papers: run what they need, resume, and give each its verdict with interval and explanation."""
     from harness import provenance
@@ -46,19 +48,25 @@ def verb(
     from harness.run.reproducing import reproduce
     from harness.run.session import latest_run
 
+    if plan and as_json:
+        raise UsageError.at("command line", "--json", "with --plan", "verdicts as JSON, which a plan has none of")
     chosen = schema.select(schema.load(), claim or [], quick)
     kind, why = registry.choose(on)
     planned = plans.plans(chosen, lambda scenario: plan_on(scenario, registry.make(kind)), quick)
     runs = {name: Run(each, latest_run(each), too_large=_too_large(each)) for name, each in planned.items()}
-    _announce(chosen, runs)
-    if plan:
-        return
-    runs, failed = reproduce(chosen, runs, lambda name, run, part: _carry_out(run, part, kind, why), cpu_count())
-    judged = [judgements.judge(each, runs) for each in chosen]
-    _report_runs(runs)
-    page = claims_page.write(judged, out, provenance.collect(command()), _draw(judged, planned, out))
-    _print(judged)
-    say(f"verdicts, reasons, origins: {page}")
+    with words_aside(as_json):
+        _announce(chosen, runs)
+        if plan:
+            return
+        runs, failed = reproduce(chosen, runs, lambda name, run, part: _carry_out(run, part, kind, why), cpu_count())
+        judged = [judgements.judge(each, runs) for each in chosen]
+        _report_runs(runs)
+        collected = provenance.collect(command())
+        page = claims_page.write(judged, out, collected, _draw(judged, planned, out))
+        _print(judged)
+        say(f"verdicts, reasons, origins: {page}")
+    if as_json:
+        print_json(claims_page.as_json(judged, collected))
     if failed:
         raise MeasurementError(f"{failed} of the trials did not finish; each run's report lists them with their reason")
 

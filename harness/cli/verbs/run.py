@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from harness.cli.options import Gpu, Keep, Method, On, Rounds, ScenarioNames, Seeds, Set, Until, share
+from harness.cli.json_output import print_json, words_aside
+from harness.cli.options import AsJson, Gpu, Keep, Method, On, Rounds, ScenarioNames, Seeds, Set, Until, share
 from harness.errors import MeasurementError, UsageError
 
 
@@ -27,6 +28,7 @@ def verb(
     ] = False,
     keep: Keep = False,
     gpu: Gpu = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run scenarios, store every trial as it ends, and write the report. Goes on where an earlier run stopped."""
     from harness.cli.running import run_and_report
@@ -46,9 +48,15 @@ def verb(
     folders = _folders([plan.scenario.name for plan in plans], out)
     for plan, folder in zip(plans, folders, strict=True):
         check_start(plan, folder)
-    failed = 0
-    for plan, folder, cluster in zip(plans, folders, clusters, strict=True):
-        failed += run_and_report(plan, open_store(plan, folder), cluster, why, until_share, join).failed
+    stores, failed = [], 0
+    with words_aside(as_json):
+        for plan, folder, cluster in zip(plans, folders, clusters, strict=True):
+            stores.append(open_store(plan, folder))
+            failed += run_and_report(plan, stores[-1], cluster, why, until_share, join).failed
+    if as_json:
+        from harness.report.export import figures_json
+
+        print_json([figures_json(store) for store in stores])
     if failed:
         raise MeasurementError(f"{failed} of the trials did not finish; the report lists each with its reason")
 

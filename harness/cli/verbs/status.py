@@ -2,17 +2,44 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from harness.cli.console import print_table, say
-from harness.cli.options import RunDir
+from harness.cli.json_output import StatusJson, print_json
+from harness.cli.options import AsJson, RunDir
+
+if TYPE_CHECKING:
+    from harness.run.sharing import Standing
 
 
-def verb(run_dir: RunDir) -> None:
+def verb(run_dir: RunDir, as_json: AsJson = False) -> None:
     """Say how far a run is, who is at work on it, and how long the rest may take."""
     from harness.record.store import Store
     from harness.run.sharing import standing_of
-    from harness.units import format_time
 
     standing = standing_of(Store.open(run_dir))
+    if as_json:
+        print_json(_as_json(standing))
+    else:
+        _tell(standing)
+
+
+def _as_json(standing: Standing) -> StatusJson:
+    return {
+        "trials": standing.trials,
+        "done": standing.done,
+        "failed": standing.failed,
+        "at_work": [
+            {"machine": claim.holder.machine, "pid": claim.holder.pid, "part": claim.part, "age_s": claim.age_s}
+            for claim in standing.at_work
+        ],
+        "left_s": standing.left_s,
+    }
+
+
+def _tell(standing: Standing) -> None:
+    from harness.units import format_time
+
     failed = f", {standing.failed} did not finish" if standing.failed else ""
     say(f"{standing.done} of {standing.trials} trials are done{failed}")
     if standing.at_work:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.cli.console import print_table, say
-from harness.cli.options import Method, On, ScenarioName, Set, command, write
+from harness.cli.json_output import TunedMethod, print_json, words_aside
+from harness.cli.options import AsJson, Method, On, ScenarioName, Set, command, write
 from harness.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def verb(
     folder: Annotated[
         Path | None, typer.Option(help="Where trials are stored; default: results/SCENARIO-tune. Goes on there.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Find each method's learning rate, all at the same cost, and write a scenario file that has them."""
     from harness.files import check_writable
@@ -44,11 +46,16 @@ def verb(
     train = asked.cases[0].train
     first = _rates(grid) if grid else tuple(factor * train.lr for factor in tuning.GRID)
     tuning.check(asked, first)
-    tried, stages = _tried(asked, on, first, seeds, steps or train.steps, folder or RESULTS / f"{asked.name}-tune")
+    with words_aside(as_json):
+        tried, stages = _tried(asked, on, first, seeds, steps or train.steps, folder or RESULTS / f"{asked.name}-tune")
     rates = tuning.best_rates(tried)
     budget = f"{len(first) + stages - 1} rates x {seeds} seeds x {steps or train.steps} steps for each method"
     tuned = f"{shlex.join(command())}; {budget}"
     write(out, tuning.as_toml(tables(scenario, set_ or ()), asked.methods, rates, tuned))
+    if as_json:
+        methods = [_as_json(each) for each in tried]
+        print_json({"scenario": asked.name, "tuned": tuned, "methods": methods, "written": str(out)})
+        return
     print_table(f"{asked.name}: {budget}", ["method", "best lr", "tried"], [_cells(each) for each in tried])
     for each in tried:
         if each.is_at_edge:
@@ -95,6 +102,16 @@ def _rates(text: str) -> tuple[float, ...]:
     if not rates or not all(0 < rate <= MOST_LR for rate in rates):
         raise UsageError.at("command line", "--grid", text, f"rates such as 0.01,0.02,0.04, up to {MOST_LR:g}")
     return rates
+
+
+def _as_json(tried: Tried) -> TunedMethod:
+    scores = sorted(tried.scores.items())
+    return {
+        "label": tried.label,
+        "best_lr": tried.best,
+        "at_edge": tried.is_at_edge,
+        "tried": [{"lr": rate, "score": abs(score)} for rate, score in scores],
+    }
 
 
 def _cells(tried: Tried) -> list[str]:

@@ -18,6 +18,14 @@ for (const table of document.querySelectorAll("table.sortable")) {
   });
 }
 
+// What a column means is told at each of its numbers.
+for (const table of document.querySelectorAll("table")) {
+  const meanings = [...(table.tHead?.rows[0].cells ?? [])].map((heading) => heading.title);
+  for (const row of table.tBodies[0].rows) {
+    meanings.forEach((meaning, column) => { if (meaning && row.cells[column]) row.cells[column].title = meaning; });
+  }
+}
+
 function key(cell) {
   const text = "key" in cell.dataset ? cell.dataset.key : cell.textContent.trim();
   return text === "" || text === "–" ? null : isNaN(text) ? text : Number(text);
