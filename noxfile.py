@@ -53,6 +53,18 @@ def compose(session: nox.Session) -> None:
 
 
 @nox.session
+def engines(session: nox.Session) -> None:
+    """Pass the tests of real schedulers: Slurm (Debian: slurm-wlm, munge) and Ray, which is installed beside."""
+    beside = ROOT / ".nox" / "engines"
+    if not (beside / "ray").exists():
+        run(session, "pip", "install", "-q", "--target", str(beside), *SCHEDULERS)
+    run(session, "pytest", "tests/engines", *session.posargs, env={**ONE_THREAD, "PYTHONPATH": str(beside)})
+
+
+SCHEDULERS = ("ray==2.60.0", "kubernetes-validate==1.37.0", "check-jsonschema")
+
+
+@nox.session
 def torture(session: nox.Session) -> None:
     """Do harm to real runs, and see what is left: half an hour. ``-- --few 8 --seed 1`` tries some of the faults."""
     run(session, "pytest", "tests/torture", *session.posargs, env=ONE_THREAD)

@@ -147,6 +147,17 @@ def python(module: str, *arguments: str) -> list[str]:
     return [sys.executable, str(START), module, *arguments]
 
 
+def python_script(script: Path) -> list[str]:
+    """The command that runs a user's script by the Python that runs pacbench."""
+    return [sys.executable, str(script)]
+
+
+def pacbench() -> list[str]:
+    """The command that is pacbench, wherever it is started: the console script, if it is installed beside Python."""
+    script = Path(sys.executable).with_name("pacbench")
+    return [str(script)] if script.exists() else python("harness.cli.main")
+
+
 def _search_path() -> str:
     """PATH, which may be empty or not set at all, and behind it those of the system's folders that it lacks."""
     folders = _named(os.environ.get("PATH", "")) or _named(os.defpath)

@@ -114,6 +114,16 @@ def help_text() -> str:
     return f"Where: {', '.join(named)}, {AUTO} ({auto}), or {last.name} ({last.summary})."
 
 
+def check_name(asked: str) -> None:
+    """Refuse what is no kind of cluster.
+
+    Raises:
+        UsageError: it names those that there are.
+    """
+    if asked not in names():
+        raise UsageError.at("command line", "--on", asked, ", ".join(names()))
+
+
 def choose(asked: str) -> tuple[str, str]:
     """The kind of cluster to use, and why.
 
@@ -121,8 +131,7 @@ def choose(asked: str) -> tuple[str, str]:
         UsageError: there is no such kind.
         MeasurementError: this machine can have none.
     """
-    if asked not in names():
-        raise UsageError.at("command line", "--on", asked, ", ".join(names()))
+    check_name(asked)
     if asked != AUTO:
         return asked, "as asked"
     refusals: list[str] = []

@@ -31,14 +31,29 @@ def plan_run(
     """
     if until is not None:
         rounds = rounds or MOST_ROUNDS
-    settings = list(overrides)
-    settings += [f"accuracy_seeds={seeds}"] if seeds is not None else []
-    settings += [f"rounds={rounds}"] if rounds is not None else []
-    plan = plan_on(load(scenario, settings, methods), cluster)
+    plan = plan_on(asked(scenario, overrides, methods, rounds, seeds), cluster)
     if seeds and (until is not None or not plan.more_seeds):
         allowed = f"more than the rounds, of which there are {FEWEST_SEEDS} or more; not with --until, nor for replays"
         raise UsageError.at("command line", "--seeds", seeds, allowed)
     return plan
+
+
+def asked(
+    scenario: str,
+    overrides: Sequence[str] = (),
+    methods: Sequence[str] = (),
+    rounds: int | None = None,
+    seeds: int | None = None,
+) -> Scenario:
+    """The scenario as it is asked for, wherever it is to run. The arguments are those of ``run_scenario``.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    settings = list(overrides)
+    settings += [f"accuracy_seeds={seeds}"] if seeds is not None else []
+    settings += [f"rounds={rounds}"] if rounds is not None else []
+    return load(scenario, settings, methods)
 
 
 def plan_on(scenario: Scenario, cluster: Cluster) -> Plan:

@@ -26,6 +26,10 @@ def verb(
     join: Annotated[
         bool, typer.Option("--join", help="Share the run with all that join it in the same --out, on any machine.")
     ] = False,
+    mark: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="With --join: a file that is in --out already; pacbench submit leaves one."),
+    ] = None,
     keep: Keep = False,
     gpu: Gpu = False,
     as_json: AsJson = False,
@@ -35,8 +39,11 @@ def verb(
     from harness.cluster import registry
     from harness.run.planning import plan_run
     from harness.run.session import check_join, check_start, open_store
+    from harness.run.submit import check_mark
 
     check_join(join, out)
+    if mark is not None:
+        check_mark(join, out, mark)
     until_share = share("--until", until) if until else None
     overrides = [*(set_ or []), *(["cluster.device=cuda", "train.pace=none"] if gpu else [])]
     kind, why = registry.choose(on)

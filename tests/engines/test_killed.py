@@ -1,0 +1,16 @@
+"""Processes that share a run and are killed at random moments lose nothing, and count nothing twice."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from killed import kill_and_complete
+
+
+@pytest.mark.parametrize(("on", "kills", "rounds"), [("fake", 8, 12), ("netns", 3, 3)])
+def test_whoever_is_killed_and_whenever(tmp_path: Path, on: str, kills: int, rounds: int) -> None:
+    seed = random.SystemRandom().randrange(10_000)
+    print(f"seed {seed}")
+    kill_and_complete(tmp_path, on, kills, rounds, seed)
