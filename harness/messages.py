@@ -137,6 +137,50 @@ class CheckCode(Message):
     digest: str
 
 
+@message_kind
+class CheckFile(Message):
+    """Refuse to go on where a file is not the one that the harness has under the same name."""
+
+    path: str
+    digest: str
+
+
+# What hosts say to each other before one becomes the other's agent.
+
+
+@message_kind
+class Challenge(Message):
+    """Rank 0 asks who comes to show that it knows the job's token."""
+
+    nonce: str
+
+
+@message_kind
+class Hello(Message):
+    """A rank says who it is, and asks the same."""
+
+    rank: int
+    world_size: int
+    host: str
+    address: str
+    interface: str
+    code: str
+    torch: str
+    clock_s: float
+    """By ``time.time()``."""
+    problem: str | None
+    """Why it cannot take part."""
+    nonce: str
+    proof: str
+
+
+@message_kind
+class Welcome(Message):
+    """Rank 0 shows that it knows the token, too."""
+
+    proof: str
+
+
 # Answers of an agent.
 
 

@@ -15,8 +15,8 @@ import typer
 from harness.cli import verbs
 
 ORDER = (
-    *("list", "plan", "run", "submit", "status", "tune", "report", "open", "compare", "gate", "reference", "reproduce"),
-    *("map", "explore", "probe", "exec", "calibrate", "profile", "image", "doctor", "clean"),
+    *("list", "plan", "run", "worker", "submit", "status", "tune", "report", "open", "compare", "gate", "reference"),
+    *("reproduce", "map", "explore", "probe", "exec", "calibrate", "profile", "image", "doctor", "clean"),
 )
 """Verbs as help lists them: in the order in which one needs them. Others follow."""
 

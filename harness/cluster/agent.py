@@ -42,6 +42,7 @@ from harness.messages import (
 )
 
 TASKS = {
+    "probe_hosts": "harness.network.tasks:probe_hosts",
     "probe_links": "harness.network.tasks:probe_links",
     "probe_ceiling": "harness.network.tasks:probe_ceiling",
     "all_reduce": "harness.worker.train:time_all_reduce",
@@ -73,10 +74,16 @@ class Agent:
     Args:
         enter: takes the calling process to a node (into its namespace); called in each forked worker.
         operations: further requests that this kind of cluster knows, by their kind.
+        own: what this agent alone knows, and adds to every task's spec.
     """
 
-    def __init__(self, enter: Callable[[str], None], operations: Mapping[type[Message], Callable[[Any], None]]) -> None:
-        self._enter = enter
+    def __init__(
+        self,
+        enter: Callable[[str], None],
+        operations: Mapping[type[Message], Callable[[Any], None]],
+        own: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._enter, self._own = enter, own or {}
         self._operations: dict[type[Message], Callable[[Any], None]] = {
             Preload: _preload,
             Start: self._start,
@@ -131,7 +138,7 @@ class Agent:
         gc.collect()
         gc.freeze()  # what exists now stays shared between the workers
         for node in request.nodes:
-            self._fork(node, task, request.spec)
+            self._fork(node, task, {**request.spec, **self._own})
 
     def _fork(self, node: str, task: Task, spec: Mapping[str, Any]) -> None:
         messages, messages_end = os.pipe()

@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -46,27 +47,15 @@ MOST_LAST_WORDS = 500
 TICK_S = 1.0
 
 
-class AgentConnection:
-    """A conversation with one agent process over its stdin and stdout. ``close`` ends the agent and all it started.
+class Conversation(ABC):
+    """A conversation with one agent. ``close`` ends the agent and all it started.
 
     Args:
-        more: environment variables, beside those that every program gets.
+        requests, replies: file descriptors to write to and to read from; they may be the same.
     """
 
-    def __init__(self, command: list[str], more: Mapping[str, str] | None = None) -> None:
-        with temporary():
-            self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the agent
-        self._process = programs.start(
-            command,
-            more,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            start_new_session=True,  # Ctrl-C reaches the harness alone, which then ends the agent in good order
-        )
-        assert self._process.stdin
-        assert self._process.stdout
-        self._requests, self._replies = self._process.stdin.fileno(), self._process.stdout.fileno()
+    def __init__(self, requests: int, replies: int) -> None:
+        self._requests, self._replies = requests, replies
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._replies, selectors.EVENT_READ)
         os.set_blocking(self._requests, False)
@@ -75,6 +64,23 @@ class AgentConnection:
         self._writing = threading.Lock()
         self._lines = Lines()
         self._waiting: list[Message] = []
+
+    @property
+    @abstractmethod
+    def alive(self) -> bool:
+        """Whether the agent still runs."""
+
+    @abstractmethod
+    def _cut_off(self) -> None:
+        """End the agent at once."""
+
+    @abstractmethod
+    def _epitaph(self) -> str:
+        """How it ended, in words."""
+
+    @abstractmethod
+    def _hang_up(self) -> None:
+        """Close what it was spoken to through, and wait for its end."""
 
     def request(self, message: Message, timeout_s: float) -> None:
         """Ask for an operation and wait until it is done.
@@ -138,11 +144,6 @@ class AgentConnection:
             if running and self.alive:
                 self._end_tasks(running)
 
-    @property
-    def alive(self) -> bool:
-        """Whether the agent still runs."""
-        return self._process.poll() is None
-
     def stop(self) -> None:
         """End the task that runs; its workers' exits are heard by whoever listens to ``task``. For another thread."""
         self._send(Stop())
@@ -156,15 +157,7 @@ class AgentConnection:
         with suppress(ClusterBrokenError):
             self._send(Quit())
         self._selector.close()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream:
-                stream.close()
-        try:
-            self._process.wait(STOP_GRACE_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._stderr.close()
+        self._hang_up()
 
     def _end_tasks(self, running: set[str]) -> None:
         self.stop()
@@ -188,7 +181,7 @@ class AgentConnection:
                     data = data[os.write(self._requests, data) :]
                 except BlockingIOError:  # there is room, but for less
                     continue
-                except BrokenPipeError:
+                except OSError:  # a broken pipe; or what becomes of a connection
                     raise self._broken(self._epitaph()) from None
 
     def _next_or_tick(self, deadline: float) -> Message:
@@ -206,7 +199,10 @@ class AgentConnection:
         while not self._waiting:
             if not self._selector.select(max(0.0, deadline - time.monotonic())):
                 raise TaskTimeoutError
-            chunk = os.read(self._replies, READ_BYTES)
+            try:
+                chunk = os.read(self._replies, READ_BYTES)
+            except OSError:  # a connection was reset, or its other end does not answer any more
+                chunk = b""
             if not chunk:
                 raise self._broken(self._epitaph())
             try:  # a kernel may speak first
@@ -217,9 +213,50 @@ class AgentConnection:
 
     def _broken(self, reason: str) -> ClusterBrokenError:
         """The error after which nothing more is said or heard: what comes late must answer no other question."""
+        self._cut_off()
+        return ClusterBrokenError(reason)
+
+
+class AgentConnection(Conversation):
+    """A conversation with an agent that is a process of this one's, over its stdin and stdout.
+
+    Args:
+        more: environment variables, beside those that every program gets.
+    """
+
+    def __init__(self, command: list[str], more: Mapping[str, str] | None = None) -> None:
+        with temporary():
+            self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the agent
+        self._process = programs.start(
+            command,
+            more,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            start_new_session=True,  # Ctrl-C reaches the harness alone, which then ends the agent in good order
+        )
+        assert self._process.stdin
+        assert self._process.stdout
+        super().__init__(self._process.stdin.fileno(), self._process.stdout.fileno())
+
+    @property
+    def alive(self) -> bool:
+        """See ``Conversation.alive``."""
+        return self._process.poll() is None
+
+    def _cut_off(self) -> None:
         self._process.kill()
         self._process.wait()
-        return ClusterBrokenError(reason)
+
+    def _hang_up(self) -> None:
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream:
+                stream.close()
+        try:
+            self._process.wait(STOP_GRACE_S)
+        except subprocess.TimeoutExpired:
+            self._cut_off()
+        self._stderr.close()
 
     def _epitaph(self) -> str:
         try:

@@ -45,11 +45,11 @@ PACE_S = 2e-3
 """How often datagrams leave that are counted, a few at a time."""
 
 
-def answer() -> None:
-    """Serve whoever asks until told to quit. Runs on every node."""
-    with socket.create_server(("", PORT), backlog=256) as flows, socket.socket(type=socket.SOCK_DGRAM) as control:
+def answer(address: str = "") -> None:
+    """Serve whoever asks at an address, or at all, until told to quit. Runs on every node."""
+    with socket.create_server((address, PORT), backlog=256) as flows, socket.socket(type=socket.SOCK_DGRAM) as control:
         control.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
-        control.bind(("", PORT))
+        control.bind((address, PORT))
         threading.Thread(target=_accept_flows, args=(flows,), daemon=True).start()
         _Answering(control).serve()
 

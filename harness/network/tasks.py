@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from harness.messages import CeilingMeasured, LinksMeasured, Send
-from harness.network import measure, responder
+from harness.network import measure, neighbours, responder
+from harness.network.addresses import worker_number
 from harness.network.topology import Topology
 
 
@@ -30,3 +31,17 @@ def probe_ceiling(spec: Mapping[str, Any], node: str, send: Send) -> None:
         send(CeilingMeasured(ceiling_bps=measure.measure_ceiling(topology)))
     else:
         responder.answer()
+
+
+def probe_hosts(spec: Mapping[str, Any], node: str, send: Send) -> None:
+    """Measure the links between hosts, as they are: each answers at its own ``address``, and the first one asks.
+
+    Args:
+        spec: ``addresses`` of all, in order; ``mtu_bytes`` of their links.
+    """
+    if worker_number(node) == 0:
+        threading.Thread(target=responder.answer, args=(spec["address"],), daemon=True).start()
+        readings = neighbours.measure(spec["addresses"], spec["mtu_bytes"])
+        send(LinksMeasured(readings=readings.model_dump_json()))
+    else:
+        responder.answer(spec["address"])

@@ -39,12 +39,16 @@ def wire_bytes(interface: str) -> WireBytes:
     """Read the kernel's counters of the interface's queue.
 
     The queue counts every segment with its own headers, also those that offloads sent down as one; so payload and
-    headers can be told apart exactly, up to TCP options beyond the timestamp.
+    headers can be told apart exactly, up to TCP options beyond the timestamp. Where an interface has no queue, as a
+    host's may have none, its own counters are read: they may count such segments as one.
     """
     shown = programs.run(
         ["tc", "-s", "-j", "qdisc", "show", "dev", interface, "root"], capture_output=True, check=True, timeout=30
     )
     (queue,) = json.loads(shown.stdout)
+    if queue["kind"] == "noqueue":
+        counters = Path("/sys/class/net") / interface / "statistics"
+        queue = {name: int((counters / f"tx_{name}").read_text()) for name in ("bytes", "packets")}
     headers = FRAME_HEADER_BYTES * queue["packets"]
     return WireBytes(payload=queue["bytes"] - headers, headers=headers)
 

@@ -51,14 +51,14 @@ def train(spec: Mapping[str, Any], node: str, send: Send) -> None:
     Args:
         spec: ``trial``, the Trial as JSON; ``interface``, the shaped one; ``meeting_address`` and ``port``, where the
             ranks meet; maybe ``start_file``, to be made when training begins; maybe ``link_requests``, where to ask for
-            slower links.
+            slower links; maybe ``backend``, where no variable says it.
     """
     trial = Trial.model_validate(spec["trial"])
     check_code(trial.plugins, trial.case, trial.method)
     rank, world_size = worker_number(node), trial.case.cluster.workers
     settings = trial.case.train
     kind = Replay if settings.replay else Paced if settings.pace else Training
-    backend = os.environ.get(BACKEND_VARIABLE, GLOO)
+    backend = os.environ.get(BACKEND_VARIABLE) or spec.get("backend", GLOO)
     with process_group(rank, world_size, spec, backend, sleeps=settings.profile is not None):
         training = kind(trial, rank, world_size, Recorder(send), send)
         training.interface = spec["interface"]
@@ -100,7 +100,8 @@ def process_group(
     """
     prepare_process(sleeps)
     torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = place["interface"]
+    os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = place["interface"]
+    os.environ["NCCL_IB_DISABLE"] = "1"  # what goes over Infiniband passes the interface by whose bytes are counted
     meeting = f"tcp://{place['meeting_address']}:{place['port']}"
     dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=world_size, timeout=PEER_TIMEOUT)
     try:

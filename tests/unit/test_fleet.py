@@ -15,7 +15,7 @@ import pytest
 from behaving import Result
 
 from harness.cluster.connection import AgentConnection
-from harness.cluster.docker.fleet import Fleet
+from harness.cluster.fleet import Fleet
 from harness.cluster.protocol import ClusterBrokenError, SideTask, TaskTimeoutError
 from harness.errors import MeasurementError
 from harness.messages import Failed, Log, Message, Reset, Start, Stop, Tick

@@ -23,9 +23,9 @@ from typing_extensions import Self
 
 from harness.cluster.connection import AgentConnection
 from harness.cluster.docker import engine
-from harness.cluster.docker.fleet import Fleet
 from harness.cluster.docker.project import CACHE, WORKDIR, Deployment, free_subnets, networks, project
 from harness.cluster.emulated import MEETING_PLACE, EmulatedCluster, as_json, preload_request, watchers
+from harness.cluster.fleet import Fleet
 from harness.cluster.protocol import EXECUTE
 from harness.errors import UsageError
 from harness.messages import Build, CheckCode, Message, Preload

@@ -1,4 +1,4 @@
-"""Several agents, one a node, spoken to as one: for clusters whose nodes share no process, such as containers."""
+"""Several agents, one a node, spoken to as one: for clusters whose nodes share no process: containers, hosts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from harness.cluster.connection import STOP_GRACE_S, TICK_S, AgentConnection
+from harness.cluster.connection import STOP_GRACE_S, TICK_S, Conversation
 from harness.cluster.protocol import ClusterBrokenError, SideTask
 from harness.errors import MeasurementError
 from harness.messages import Failed, Message, Tick
@@ -25,12 +25,17 @@ class Ending:
 
 
 class Fleet:
-    """The agents by their nodes' names. They come and go: a container that was killed takes its agent with it."""
+    """The agents by their nodes' names. They come and go: a container that was killed takes its agent with it.
 
-    def __init__(self) -> None:
-        self._agents: dict[str, AgentConnection] = {}
+    Args:
+        gone: what has become of a node whose agent is lost, in words.
+    """
 
-    def add(self, node: str, agent: AgentConnection) -> None:
+    def __init__(self, gone: str = "its container has ended") -> None:
+        self._gone = gone
+        self._agents: dict[str, Conversation] = {}
+
+    def add(self, node: str, agent: Conversation) -> None:
         """Let an agent serve a node, in place of one that is lost."""
         if lost := self._agents.pop(node, None):
             lost.close()
@@ -57,7 +62,7 @@ class Fleet:
         timeout_s: float,
         beside: Sequence[SideTask] = (),
     ) -> Iterator[Message]:
-        """As ``AgentConnection.task``, on the agents of all these nodes; those beside have other nodes.
+        """As ``Conversation.task``, on the agents of all these nodes; those beside have other nodes.
 
         A node whose agent is lost says so as an ``error`` that is marked ``lost``; the others go on.
 
@@ -88,7 +93,7 @@ class Fleet:
                 lost.add(heard.node)
                 if lost.issuperset(nodes):
                     raise heard.error
-                yield _lost(heard.node, _ended(heard.error))
+                yield _lost(heard.node, self._ended(heard.error))
         finally:
             over.set()
             for node in [*running, *(side.node for side in beside)]:
@@ -98,7 +103,7 @@ class Fleet:
                 listener.join(STOP_GRACE_S)
 
     def signal(self, nodes: list[str], number: int) -> None:
-        """As ``AgentConnection.signal``; nodes whose agent is lost have no task that could hear it."""
+        """As ``Conversation.signal``; nodes whose agent is lost have no task that could hear it."""
         for node in nodes:
             with contextlib.suppress(ClusterBrokenError, KeyError):
                 self._agents[node].signal([node], number)
@@ -106,14 +111,14 @@ class Fleet:
     def close(self) -> None:
         """End all agents."""
         with ThreadPoolExecutor(max(len(self._agents), 1)) as pool:
-            list(pool.map(AgentConnection.close, self._agents.values()))
+            list(pool.map(Conversation.close, self._agents.values()))
         self._agents.clear()
 
     def _ask(self, node: str, message: Message, timeout_s: float) -> None:
         try:
             self._agents[node].request(message, timeout_s)
         except ClusterBrokenError as error:  # of this node's own agent alone; it can be replaced
-            raise MeasurementError(f"{node}: {_ended(error)}") from None
+            raise MeasurementError(f"{node}: {self._ended(error)}") from None
 
     def _listen(
         self, said: SimpleQueue[Message | Ending], over: threading.Event, asked: SideTask, timeout_s: float
@@ -136,12 +141,11 @@ class Fleet:
         except Empty:
             for node, agent in self._agents.items():
                 if node not in running and not agent.alive:
-                    return _lost(node, "its container has ended")
+                    return _lost(node, self._gone)
             return Tick()
 
-
-def _ended(error: ClusterBrokenError) -> str:
-    return f"its container has ended ({error})"
+    def _ended(self, error: ClusterBrokenError) -> str:
+        return f"{self._gone} ({error})"
 
 
 def _lost(node: str, reason: str) -> Failed:

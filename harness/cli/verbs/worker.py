@@ -1,0 +1,56 @@
+"""Be a rank of a run on real hosts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.cli.options import Method, Rounds, ScenarioName, Seeds, Set, Until, share
+from harness.errors import MeasurementError, UsageError
+
+
+def verb(
+    scenario: ScenarioName,
+    out: Annotated[Path | None, typer.Option(help="The run's folder, on rank 0.")] = None,
+    set_: Set = None,
+    method: Method = None,
+    rounds: Rounds = None,
+    seeds: Seeds = None,
+    until: Until = None,
+    interface: Annotated[str | None, typer.Option(help="By which ranks talk; default: the way to rank 0.")] = None,
+    address: Annotated[str | None, typer.Option(help="Of this host, where its interface has several.")] = None,
+    backend: Annotated[str | None, typer.Option(help="gloo or nccl; default: nccl on GPUs.")] = None,
+    wait: Annotated[int, typer.Option(min=1, help="Seconds that ranks may take to come.")] = 300,
+) -> None:
+    """Run a scenario on the hosts of a cluster: a scheduler starts this once for each rank, on links as they are.
+
+    srun pacbench worker quickstart --set link.rate=unshaped, or torchrun --no-python pacbench worker ...
+    """
+    from harness.cluster.hosts.follower import follow
+    from harness.cluster.hosts.launch import Launch
+
+    if backend not in (None, "gloo", "nccl"):
+        raise UsageError.at("command line", "--backend", backend, "gloo, nccl")
+    launch = Launch.read(os.environ)
+    if launch.rank:
+        follow(launch, interface, address, float(wait))
+        return
+
+    from harness.cli.running import run_and_report
+    from harness.cluster.hosts.cluster import HostsCluster
+    from harness.plan.expected import topology_of
+    from harness.run.planning import plan_run
+    from harness.run.session import check_start, open_store
+
+    until_share = share("--until", until) if until else None
+    with HostsCluster(launch, interface, address, backend, float(wait)) as cluster:
+        plan = plan_run(scenario, cluster, set_ or (), method or (), rounds, until_share, seeds)
+        for case in plan.scenario.cases:
+            cluster.check(topology_of(case), case.cluster.resources)
+        check_start(plan, out)
+        failed = run_and_report(plan, open_store(plan, out), cluster, "as started", until_share).failed
+    if failed:
+        raise MeasurementError(f"{failed} of the trials did not finish; the report lists each with its reason")

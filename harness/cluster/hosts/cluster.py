@@ -1,0 +1,391 @@
+"""A real cluster: each worker is a rank that a scheduler has started on a host of its own, on links as they are."""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from typing_extensions import Self
+
+from harness import programs
+from harness.cluster.connection import STOP_GRACE_S, AgentConnection, Conversation
+from harness.cluster.emulated import preload_request
+from harness.cluster.fleet import Fleet
+from harness.cluster.hosts import agent, interface
+from harness.cluster.hosts.follower import NEEDED, RETURN_S
+from harness.cluster.hosts.greeting import receive, turn_away, welcome
+from harness.cluster.hosts.launch import Launch
+from harness.cluster.netns import ONE_THREAD
+from harness.cluster.protocol import ClusterBrokenError
+from harness.errors import MeasurementError, UsageError
+from harness.messages import (
+    GLOO,
+    CheckFile,
+    Failed,
+    Hello,
+    LinksMeasured,
+    Message,
+    Preload,
+    ProtocolError,
+    Trained,
+)
+from harness.network.addresses import WORKER_INTERFACE, worker_name
+from harness.network.readings import Readings
+from harness.network.topology import Topology
+from harness.plain import visible
+from harness.provenance import code_digest, machine
+from harness.scenario.links import Link
+from harness.scenario.properties import UNSHAPED
+from harness.scenario.schema import NO_LIMITS, Resources, Train
+
+NCCL = "nccl"
+
+AS_THEY_ARE = Link.model_validate({"rate": UNSHAPED})
+
+MOST_CLOCK_S = 1.0
+"""By how much clocks of hosts may differ before it is told. No figure depends on them."""
+
+HELLO_TIMEOUT_S, PRELOAD_TIMEOUT_S, PROBE_TIMEOUT_S = 60.0, 300.0, 180.0
+
+LARGEST_MTU_BYTES = 9000
+
+
+class HostConnection(Conversation):
+    """A conversation with the agent of another host, over TCP."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._is_cut_off = False
+        super().__init__(connection.fileno(), connection.fileno())
+
+    @property
+    def alive(self) -> bool:
+        """See ``Conversation.alive``: whether the connection stands, as far as the kernel knows."""
+        if self._is_cut_off:
+            return False
+        look = select.poll()
+        look.register(self._connection, select.POLLRDHUP)
+        return not look.poll(0)
+
+    def _cut_off(self) -> None:
+        self._is_cut_off = True
+        with suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+
+    def _hang_up(self) -> None:
+        deadline = time.monotonic() + STOP_GRACE_S
+        while self.alive and time.monotonic() < deadline:  # what was said last must arrive: it may end
+            time.sleep(0.01)
+        self._connection.close()
+
+    def _epitaph(self) -> str:
+        return "its agent hung up, or its host does not answer any more"
+
+
+@dataclass(frozen=True)
+class Host:
+    """A rank that is there."""
+
+    hello: Hello
+    conversation: Conversation
+
+
+class HostsCluster:
+    """See the module. It is rank 0's: the others run ``follower.follow``.
+
+    Args:
+        asked_interface, asked_address: of rank 0; by default those by which the others reach it.
+        backend: of the collectives; default: NCCL on GPUs, else Gloo.
+        patience_s: how long ranks may take to come.
+    """
+
+    name = "hosts"
+    changes_links = False
+
+    def __init__(
+        self,
+        launch: Launch,
+        asked_interface: str | None = None,
+        asked_address: str | None = None,
+        backend: str | None = None,
+        patience_s: float = 300.0,
+    ) -> None:
+        self._launch, self._asked, self._backend = launch, (asked_interface, asked_address), backend
+        self._patience_s = patience_s
+        self._hosts: dict[int, Host] = {}
+        self._listener: socket.socket | None = None
+        self._is_over = False
+        self._current: tuple[Topology, Resources, Readings] | None = None
+        self._used: list[Host] = []
+        self._fleet = Fleet("its host is gone")
+        self._preloads: list[Preload] = []
+
+    def gather(self) -> None:
+        """Wait for all ranks, once.
+
+        Raises:
+            UsageError: they are not alike, or one cannot take part.
+            ClusterBrokenError: one does not come.
+        """
+        if self._listener is None and not self._is_over:
+            interface.check(*self._asked)
+            programs.require(*NEEDED)
+            try:
+                self._listener = socket.create_server(("", self._launch.port), backlog=self._launch.world_size)
+            except OSError as error:
+                allowed = f"a port whose next one is free on {machine()} ({error.strerror})"
+                raise UsageError.at("environment", "MASTER_PORT", self._launch.port - 1, allowed) from None
+            self._await(self._launch.world_size, self._patience_s)
+
+    def close(self) -> None:
+        """Let all ranks end."""
+        for host in self._hosts.values():
+            host.conversation.close()
+        self._hosts = {}
+        if self._listener:
+            self._dismiss_who_waits(self._listener)
+            self._listener.close()
+            self._listener = None
+            self._is_over = True
+
+    def _dismiss_who_waits(self, listener: socket.socket) -> None:
+        """Ranks that came back, and were not needed any more, may end too."""
+        listener.setblocking(False)
+        with suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                connection.settimeout(None)
+                with suppress(OSError, ProtocolError):
+                    welcome(connection, self._launch.token, receive(connection, self._launch.token))
+                    HostConnection(connection).close()
+
+    def __enter__(self) -> Self:
+        self.gather()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def check(self, topology: Topology, resources: Resources = NO_LIMITS) -> None:
+        """See ``Cluster.check``: links are as they are, so nothing may be asked of them."""
+        if topology.workers > self._launch.world_size:
+            allowed = f"up to {self._launch.world_size}, the ranks that were started"
+            raise UsageError.at("scenario", "cluster.workers", topology.workers, allowed)
+        if topology.fabric.groups:
+            raise UsageError.at("scenario", "fabric.groups", topology.fabric.groups, "none: hosts are joined already")
+        if topology.link != AS_THEY_ARE:
+            found = topology.link.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+            allowed = "unshaped and nothing else, since links of hosts stay as they are: --set link.rate=unshaped"
+            raise UsageError.at("scenario", "link", found, allowed)
+        limits = resources.model_dump(by_alias=True, exclude_defaults=True, exclude={"device"})
+        for field, value in limits.items():
+            raise UsageError.at("scenario", f"cluster.{field}", value, "nothing on hosts: the scheduler sets limits")
+
+    def use(self, topology: Topology, resources: Resources = NO_LIMITS) -> Readings:
+        """See ``Cluster.use``; where ranks were lost others take their places, and links are measured anew.
+
+        Raises:
+            ClusterBrokenError: fewer ranks are left than are needed, and none comes back.
+        """
+        if self._current and self._current[:2] == (topology, resources) and all(map(_is_there, self._used)):
+            return self._current[2]
+        self._current = None
+        self.check(topology, resources)
+        self._await(topology.workers, RETURN_S)
+        self._used = [self._hosts[rank] for rank in sorted(self._hosts)][: topology.workers]
+        self._fleet = Fleet("its host is gone")
+        for worker, host in enumerate(self._used):
+            self._fleet.add(worker_name(worker), host.conversation)
+        readings = self._measured(topology)
+        self._current = (topology, resources, readings)
+        return readings
+
+    def verify(self) -> Readings:
+        """See ``Cluster.verify``."""
+        if self._current is None:
+            raise MeasurementError("the links cannot be measured again: a host is gone")
+        topology, resources, _ = self._current
+        return self._measured(topology) if all(map(_is_there, self._used)) else self.use(topology, resources)
+
+    def share_file(self, file: Path) -> None:
+        """See ``Cluster.share_file``: every host must have it already.
+
+        Raises:
+            UsageError: one has not.
+        """
+        request = CheckFile(path=str(file), digest=agent.digest(file))
+        for host in self._hosts.values():
+            _ask(host, request, HELLO_TIMEOUT_S)
+
+    def preload(self, train: Train | None = None) -> None:
+        """See ``Cluster.preload``."""
+        request = preload_request(train)
+        self._preloads.append(request)
+        self._everywhere(request)
+
+    def run(self, task: str, spec: Mapping[str, Any], timeout_s: float) -> Iterator[Message]:
+        """See ``Cluster.run``. Ranks meet on rank 0's host, at a port that is free there."""
+        assert self._current, "a topology must be in use"
+        topology, resources, _ = self._current
+        backend = self._backend or (NCCL if resources.device == "cuda" else GLOO)
+        address = self._used[0].hello.address
+        own = {**spec, "meeting_address": address, "port": _free_port(address), "backend": backend}
+        for message in self._fleet.task(task, topology.worker_nodes, own, timeout_s):
+            yield self._as_named(message) if isinstance(message, Trained) else message
+
+    def image_digest(self) -> str:
+        """No image: what runs is what lies on the hosts, and it is the same on all."""
+        return ""
+
+    def provenance(self) -> dict[str, Any]:
+        """See ``Cluster.provenance``: who is where."""
+        self.gather()
+        told = ("rank", "host", "address", "interface", "torch")
+        return {"hosts": [{name: getattr(host.hello, name) for name in told} for host in self._hosts.values()]}
+
+    def _as_named(self, message: Trained) -> Trained:
+        """What a host calls its interface, all others call the worker's."""
+        own = self._used[int(message.node.removeprefix("w"))].hello.interface
+        queues = {WORKER_INTERFACE: message.queues[own]} if own in message.queues else {}
+        return replace(message, queues=queues)
+
+    def _measured(self, topology: Topology) -> Readings:
+        mtu = Path("/sys/class/net") / self._used[0].hello.interface / "mtu"
+        spec = {
+            "addresses": [host.hello.address for host in self._used],
+            "mtu_bytes": min(int(mtu.read_text()), LARGEST_MTU_BYTES),
+        }
+        found = None
+        for message in self._fleet.task("probe_hosts", topology.worker_nodes, spec, PROBE_TIMEOUT_S):
+            match message:
+                case Failed():
+                    raise MeasurementError(f"the links cannot be measured: {message.node}: {message.reason}")
+                case LinksMeasured():
+                    found = Readings.model_validate_json(message.readings)
+        if found is None:
+            raise MeasurementError("the links cannot be measured: w0 ended without a word")
+        return found
+
+    def _everywhere(self, request: Message) -> None:
+        everyone = Fleet("its host is gone")
+        for host in self._hosts.values():
+            everyone.add(worker_name(host.hello.rank), host.conversation)
+        everyone.request(dict.fromkeys(map(worker_name, self._hosts), request), PRELOAD_TIMEOUT_S)
+
+    def _await(self, needed: int, patience_s: float) -> None:
+        """Have so many ranks there, rank 0 among them.
+
+        Raises:
+            ClusterBrokenError: they do not come.
+        """
+        lost = [rank for rank, host in self._hosts.items() if not _is_there(host)]
+        for rank in lost:
+            self._hosts.pop(rank).conversation.close()
+        deadline = time.monotonic() + patience_s
+        while len(self._hosts) + (0 not in self._hosts) < needed:
+            self._accept(deadline, needed)
+        if 0 not in self._hosts:
+            self._begin_here()
+
+    def _accept(self, deadline: float, needed: int) -> None:
+        assert self._listener
+        self._listener.settimeout(max(0.01, deadline - time.monotonic()))
+        try:
+            connection, _ = self._listener.accept()
+        except TimeoutError:
+            absent = [rank for rank in range(1, self._launch.world_size) if rank not in self._hosts]
+            named = ", ".join(map(str, absent))
+            raise ClusterBrokenError(
+                f"rank {named} of {self._launch.world_size} is not there, and {needed} are needed"
+            ) from None
+        try:
+            hello = receive(connection, self._launch.token)
+            own = connection.getsockname()[0]
+            if complaint := self._complaint(hello):
+                turn_away(connection, complaint)
+                raise complaint
+            welcome(connection, self._launch.token, hello)
+        except (OSError, ProtocolError):  # whoever it was, it is none of us, or has gone again
+            connection.close()
+            return
+        if self._asked == (None, None):
+            self._asked = (None, own)
+        self._tell_of_clock(hello)
+        self._add(Host(hello, HostConnection(connection)))
+
+    def _begin_here(self) -> None:
+        """Start rank 0's own agent."""
+        name, address = interface.chosen(*self._asked, "")
+        hello = Hello(
+            rank=0,
+            world_size=self._launch.world_size,
+            host=machine(),
+            address=address,
+            interface=name,
+            code=code_digest(),
+            torch=version("torch"),
+            clock_s=time.time(),
+            problem=None,
+            nonce="",
+            proof="",
+        )
+        own = {"interface": name, "address": address}
+        self._add(Host(hello, AgentConnection(programs.python(agent.MODULE, json.dumps(own)), ONE_THREAD)))
+
+    def _add(self, host: Host) -> None:
+        if before := self._hosts.pop(host.hello.rank, None):
+            before.conversation.close()
+        self._hosts[host.hello.rank] = host
+        for request in self._preloads:
+            _ask(host, request, PRELOAD_TIMEOUT_S)
+
+    def _complaint(self, hello: Hello) -> UsageError | None:
+        """Why a rank cannot take part."""
+        who, here = f"rank {hello.rank} on {hello.host}", f"rank 0 on {machine()}"
+        if hello.problem:
+            return UsageError(f"{who}: {hello.problem}")
+        if not 0 < hello.rank < self._launch.world_size or hello.world_size != self._launch.world_size:
+            return UsageError(f"{who} is one of {hello.world_size}, and {here} one of {self._launch.world_size}")
+        for what, theirs, ours in (("torch", hello.torch, version("torch")), ("code", hello.code, code_digest())):
+            if theirs != ours:
+                return UsageError(f"{who} has {what} {theirs}, and {here} has {ours}; all must have the same")
+        return None
+
+    def _tell_of_clock(self, hello: Hello) -> None:
+        off_s = hello.clock_s - time.time()
+        if abs(off_s) > MOST_CLOCK_S:
+            ahead = "ahead of" if off_s > 0 else "behind"
+            line = f"rank {hello.rank} on {hello.host}: its clock is {abs(off_s):.0f} s {ahead} rank 0's; "
+            print(f"pacbench: {visible(line)}no figure depends on it", file=sys.stderr, flush=True)
+
+
+def _is_there(host: Host) -> bool:
+    return host.conversation.alive
+
+
+def _ask(host: Host, request: Message, timeout_s: float) -> None:
+    """Raises:
+    UsageError, MeasurementError: it was refused, or the host is gone.
+    """
+    try:
+        host.conversation.request(request, timeout_s)
+    except ClusterBrokenError as error:
+        raise MeasurementError(f"rank {host.hello.rank} on {host.hello.host}: {error}") from None
+
+
+def _free_port(address: str) -> int:
+    with socket.socket() as tried:
+        tried.bind((address, 0))
+        return int(tried.getsockname()[1])

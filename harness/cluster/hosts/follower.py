@@ -1,0 +1,101 @@
+"""A rank that follows: it comes to rank 0, and is its agent until rank 0 has no more to say."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from importlib.metadata import version
+
+from harness import programs
+from harness.cluster.hosts import agent, interface
+from harness.cluster.hosts.greeting import AGAIN_S, come, nonce
+from harness.cluster.hosts.launch import Launch
+from harness.cluster.netns import ONE_THREAD, PROGRAMS
+from harness.errors import MeasurementError, UsageError
+from harness.messages import Hello, ProtocolError
+from harness.provenance import code_digest, machine
+from harness.worker.processes import end_with_parent
+
+RETURN_S = 20.0
+"""How long rank 0 is looked for once it was there."""
+
+NEEDED = tuple(program for program in PROGRAMS if program not in ("unshare", "mount"))
+"""Programs that workers look at the network with."""
+
+
+def follow(launch: Launch, asked_interface: str | None, asked_address: str | None, patience_s: float) -> None:
+    """Be rank 0's agent. One that is lost, but for its host, is replaced.
+
+    Raises:
+        UsageError, MeasurementError: rank 0 says why this rank cannot take part, or is not there.
+    """
+    while True:
+        with _connected(launch, asked_address, patience_s) as connection:
+            try:
+                name, own = interface.chosen(asked_interface, asked_address, connection.getsockname()[0])
+                programs.require(*NEEDED)
+                problem: UsageError | MeasurementError | None = None
+            except (UsageError, MeasurementError) as error:
+                name, own, problem = "", "", error
+            try:
+                come(connection, launch.token, _hello(launch, name, own, problem))
+            except ProtocolError:
+                raise
+            except OSError:  # rank 0 has ended, or has not waited: it is looked for again
+                time.sleep(AGAIN_S)
+                patience_s = RETURN_S
+                continue
+            if problem:
+                raise problem
+            if _serve(connection, name, own) == 0:
+                return
+            patience_s = RETURN_S
+
+
+def _connected(launch: Launch, address: str | None, patience_s: float) -> socket.socket:
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            source = (address, 0) if address and interface.interface_of(address) else None
+            connection = socket.create_connection((launch.leader, launch.port), 10.0, source)
+        except OSError as error:
+            if time.monotonic() > deadline:
+                where = f"{launch.leader}, port {launch.port}"
+                raise MeasurementError(f"rank 0 is not to be found at {where}: {error}") from None
+            time.sleep(AGAIN_S)
+        else:
+            connection.settimeout(None)
+            return connection
+
+
+def _hello(launch: Launch, name: str, own: str, problem: Exception | None) -> Hello:
+    return Hello(
+        rank=launch.rank,
+        world_size=launch.world_size,
+        host=machine(),
+        address=own,
+        interface=name,
+        code=code_digest(),
+        torch=version("torch"),
+        clock_s=0.0,
+        problem=str(problem) if problem else None,
+        nonce=nonce(),
+        proof="",
+    )
+
+
+def _serve(connection: socket.socket, name: str, own: str) -> int:
+    """Let an agent speak on the connection; its exit code."""
+    process = programs.start(
+        programs.python(agent.MODULE, json.dumps({"interface": name, "address": own})),
+        ONE_THREAD,
+        stdin=connection,
+        stdout=connection,
+        preexec_fn=end_with_parent,  # safe: this process has one thread
+    )
+    try:
+        return int(process.wait())
+    finally:
+        process.kill()
+        process.wait()

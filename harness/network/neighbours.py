@@ -1,0 +1,88 @@
+"""Measure the links between hosts, which are as they are: what each sends to its neighbours in a ring, and round trips.
+
+The same flows and datagrams as in ``measure.py``, answered by ``responder.py``. There is no switch of ours, so a
+flow goes from host to host: ``up`` is what a host sends to the next one while all do so, ``down`` what it gets from the
+next one while all do. Nothing was asked, so nothing is out of tolerance: what is found is told.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+from harness.network.addresses import worker_name
+from harness.network.bounds import wire_share
+from harness.network.measure import FLOW_S, PING_GAP_S, SETTLE_ROUND_TRIPS, SETTLE_S
+from harness.network.probe_protocol import call
+from harness.network.readings import LinkReading, Readings
+from harness.network.tolerances import PINGS
+from harness.network.wires import Direction
+from harness.scenario.links import Link
+
+FIRST_BYTES = 1 << 18
+"""Of the first flow, which says how long the next one must be."""
+
+STEADY = 1.5
+"""A flow that is faster by more than this than the one before was too short to tell."""
+
+MOST_FLOWS = 8
+
+
+def measure(addresses: Sequence[str], mtu_bytes: int) -> Readings:
+    """Measure what hosts at these addresses, all of which answer, send to and get from the next one.
+
+    Args:
+        addresses: IPv4, in the order of ranks.
+        mtu_bytes: of their interfaces, by which payload becomes bytes on the wire.
+
+    Raises:
+        OSError: a host cannot be reached, or stalls.
+    """
+    started = time.monotonic()
+    share = wire_share(Link.model_validate({"mtu": mtu_bytes}))
+    pairs = [(host, (host + 1) % len(addresses)) for host in range(len(addresses))]
+    try:
+        with ThreadPoolExecutor(len(pairs)) as pool:
+            rtt_s = list(pool.map(lambda pair: _rtt_s(addresses[pair[0]], addresses[pair[1]]), pairs))
+
+            def flows(direction: Direction) -> list[LinkReading]:
+                ways = [pair if direction == "up" else pair[::-1] for pair in pairs]
+                found = pool.map(lambda way, rtt: _flow_bps(addresses[way[0]], addresses[way[1]], rtt), ways, rtt_s)
+                return [_reading(host, direction, share * bps) for host, bps in enumerate(found)]
+
+            links = (*flows("up"), *flows("down"))
+        return Readings(links=links, rtt_s=tuple(rtt_s), took_s=time.monotonic() - started)
+    finally:
+        for address in addresses:
+            with suppress(OSError):
+                call(address, {"op": "quit"})
+
+
+def _reading(host: int, direction: Direction, rate_bps: float) -> LinkReading:
+    return LinkReading(
+        worker=host, link=worker_name(host), direction=direction, rate_bps_asked=None, rate_bps_measured=rate_bps
+    )
+
+
+def _rtt_s(sender: str, receiver: str) -> float:
+    """The least round trip: what is above it was spent waiting."""
+    request = {"op": "ping", "to": receiver, "pings": PINGS, "gap_s": PING_GAP_S, "wait_s": 2.0}
+    trips: list[float] = call(sender, request)
+    if not trips:
+        raise ConnectionError(f"{sender} does not reach {receiver} with datagrams")
+    return min(trips)
+
+
+def _flow_bps(sender: str, receiver: str, rtt_s: float) -> float:
+    """Payload bits per second of a flow that lasts ``FLOW_S``, by flows that grow until they say the same."""
+    skip, total, last_bps = 0, FIRST_BYTES, 0.0
+    for _ in range(MOST_FLOWS):
+        found_bps = 8 * float(call(sender, {"op": "flow", "to": receiver, "skip": skip, "bytes": total}))
+        if last_bps and found_bps < STEADY * last_bps:
+            return found_bps
+        last_bps = found_bps
+        skip = int(found_bps / 8 * (SETTLE_S + SETTLE_ROUND_TRIPS * rtt_s))
+        total = skip + max(FIRST_BYTES, int(found_bps / 8 * FLOW_S))
+    return found_bps
