@@ -145,6 +145,14 @@ class CheckFile(Message):
     digest: str
 
 
+@message_kind
+class ShapeLink(Message):
+    """Give a host's own interface these rates, in bits per second on the wire; None leaves a direction as it is."""
+
+    up_bps: int | None
+    down_bps: int | None
+
+
 # What hosts say to each other before one becomes the other's agent.
 
 

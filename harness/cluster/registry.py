@@ -100,6 +100,10 @@ register(
 register(Kind(name="fake", place="harness.cluster.fake:FakeCluster", summary="scripted, for tests"))
 
 
+HOSTS = "hosts"
+"""Real ones: a run has their name, and no ``--on`` makes them."""
+
+
 def names() -> list[str]:
     """What ``--on`` may name."""
     return [AUTO, *KINDS]
@@ -120,6 +124,9 @@ def check_name(asked: str) -> None:
     Raises:
         UsageError: it names those that there are.
     """
+    if asked == HOSTS:
+        allowed = "emulated networks here; on real hosts a scheduler starts the ranks: srun pacbench worker SCENARIO"
+        raise UsageError.at("command line", "--on", asked, allowed)
     if asked not in names():
         raise UsageError.at("command line", "--on", asked, ", ".join(names()))
 

@@ -8,21 +8,23 @@ from pathlib import Path
 import psutil
 
 from harness.cluster.docker import engine
+from harness.cluster.hosts import shaper
 from harness.cluster.netns import UNIVERSE_MODULE
+from harness.errors import MeasurementError, UsageError
 
 HALF_WRITTEN = re.compile(r"\.(?P<name>.+\.(?:parquet|json))\.(?P<pid>\d+)")
 
 
 def clean_up(results: Path) -> list[str]:
-    """End universes and remove containers whose harness is gone, and delete files that it left half written.
+    """Remove what is left of a harness that is gone: universes, containers, half-written files, shaped interfaces.
 
-    Only processes of this user, objects of the engine and files under ``results`` that carry pacbench's own marks are
-    touched.
+    Only processes of this user, objects of the engine, queues of interfaces and files under ``results`` that carry
+    pacbench's own marks are touched.
 
     Returns:
         One line for each thing that was removed.
     """
-    return [*_end_orphans(), *_remove_containers(), *_delete_half_written(results)]
+    return [*_end_orphans(), *_remove_containers(), *_put_interfaces_back(), *_delete_half_written(results)]
 
 
 def _end_orphans() -> list[str]:
@@ -41,6 +43,22 @@ def _remove_containers() -> list[str]:
     except engine.EngineError:
         return []  # no engine, no containers
     return engine.remove(client)
+
+
+def _put_interfaces_back() -> list[str]:
+    """What ``pacbench worker --shape`` shaped, where nobody is left to put it back."""
+    guarded = {
+        command[-1]
+        for process in psutil.process_iter(["cmdline"])
+        if shaper.__name__ in (command := process.info["cmdline"] or [])
+    }
+    try:
+        left = [name for name in shaper.shaped() if name not in guarded]
+        for name in left:
+            shaper.put_back(name)
+    except (MeasurementError, UsageError):
+        return []  # without tc nothing was shaped
+    return [f"put interface {name} back" for name in left]
 
 
 def _delete_half_written(results: Path) -> list[str]:

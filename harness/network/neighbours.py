@@ -2,7 +2,7 @@
 
 The same flows and datagrams as in ``measure.py``, answered by ``responder.py``. There is no switch of ours, so a
 flow goes from host to host: ``up`` is what a host sends to the next one while all do so, ``down`` what it gets from the
-next one while all do. Nothing was asked, so nothing is out of tolerance: what is found is told.
+next one while all do. Where interfaces were shaped, the slower end of each way is what was asked of it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from harness.network.bounds import wire_share
 from harness.network.measure import FLOW_S, PING_GAP_S, SETTLE_ROUND_TRIPS, SETTLE_S
 from harness.network.probe_protocol import call
 from harness.network.readings import LinkReading, Readings
-from harness.network.tolerances import PINGS
+from harness.network.tolerances import PINGS, complaints_of_rate
 from harness.network.wires import Direction
 from harness.scenario.links import Link
 
@@ -30,12 +30,16 @@ STEADY = 1.5
 MOST_FLOWS = 8
 
 
-def measure(addresses: Sequence[str], mtu_bytes: int) -> Readings:
+Rates = Sequence[int | None]
+
+
+def measure(addresses: Sequence[str], mtu_bytes: int, up_bps: Rates, down_bps: Rates) -> Readings:
     """Measure what hosts at these addresses, all of which answer, send to and get from the next one.
 
     Args:
         addresses: IPv4, in the order of ranks.
         mtu_bytes: of their interfaces, by which payload becomes bytes on the wire.
+        up_bps, down_bps: what each host's interface was given; None: it is as it was.
 
     Raises:
         OSError: a host cannot be reached, or stalls.
@@ -50,7 +54,11 @@ def measure(addresses: Sequence[str], mtu_bytes: int) -> Readings:
             def flows(direction: Direction) -> list[LinkReading]:
                 ways = [pair if direction == "up" else pair[::-1] for pair in pairs]
                 found = pool.map(lambda way, rtt: _flow_bps(addresses[way[0]], addresses[way[1]], rtt), ways, rtt_s)
-                return [_reading(host, direction, share * bps) for host, bps in enumerate(found)]
+                asked_bps = [_slower(up_bps[sender], down_bps[receiver]) for sender, receiver in ways]
+                return [
+                    _reading(host, direction, share * bps, asked)
+                    for host, (bps, asked) in enumerate(zip(found, asked_bps, strict=True))
+                ]
 
             links = (*flows("up"), *flows("down"))
         return Readings(links=links, rtt_s=tuple(rtt_s), took_s=time.monotonic() - started)
@@ -60,9 +68,19 @@ def measure(addresses: Sequence[str], mtu_bytes: int) -> Readings:
                 call(address, {"op": "quit"})
 
 
-def _reading(host: int, direction: Direction, rate_bps: float) -> LinkReading:
+def _slower(sender_bps: int | None, receiver_bps: int | None) -> int | None:
+    return min((rate for rate in (sender_bps, receiver_bps) if rate), default=None)
+
+
+def _reading(host: int, direction: Direction, rate_bps: float, asked_bps: int | None) -> LinkReading:
+    name = worker_name(host)
     return LinkReading(
-        worker=host, link=worker_name(host), direction=direction, rate_bps_asked=None, rate_bps_measured=rate_bps
+        worker=host,
+        link=name,
+        direction=direction,
+        rate_bps_asked=asked_bps,
+        rate_bps_measured=rate_bps,
+        complaints=tuple(complaints_of_rate(f"link {name} {direction}", asked_bps, rate_bps)),
     )
 
 

@@ -37,11 +37,11 @@ def probe_hosts(spec: Mapping[str, Any], node: str, send: Send) -> None:
     """Measure the links between hosts, as they are: each answers at its own ``address``, and the first one asks.
 
     Args:
-        spec: ``addresses`` of all, in order; ``mtu_bytes`` of their links.
+        spec: ``addresses`` of all, in order; ``mtu_bytes`` of their links; ``up_bps`` and ``down_bps``, if shaped.
     """
     if worker_number(node) == 0:
         threading.Thread(target=responder.answer, args=(spec["address"],), daemon=True).start()
-        readings = neighbours.measure(spec["addresses"], spec["mtu_bytes"])
+        readings = neighbours.measure(spec["addresses"], spec["mtu_bytes"], spec["up_bps"], spec["down_bps"])
         send(LinksMeasured(readings=readings.model_dump_json()))
     else:
         responder.answer(spec["address"])

@@ -89,11 +89,16 @@ def mean_burst(chain: GilbertElliott) -> float:
     return chain.mean_loss / (chain.mean_loss - then_lost)
 
 
+def complaints_of_rate(where: str, asked_bps: int | None, measured_bps: float) -> Iterator[str]:
+    """A line where a direction does not carry what was asked of it, if anything was."""
+    low, high = RATE_TOLERANCE
+    if asked_bps and not low <= measured_bps / asked_bps <= high:
+        yield f"{where}: {off(asked_bps, measured_bps, format_rate, f'{low:.2f} to {high:.2f} of what was asked')}"
+
+
 def complaints_of(queue: Queue, measured_bps: float, counts: Counts | None) -> Iterator[str]:
-    pipe, where, (low, high) = queue.pipe, f"link {queue.link} {queue.direction}", RATE_TOLERANCE
-    if pipe.rate_bps and not low <= measured_bps / pipe.rate_bps <= high:
-        allowed = f"{low:.2f} to {high:.2f} of what was asked"
-        yield f"{where}: {off(pipe.rate_bps, measured_bps, format_rate, allowed)}"
+    pipe, where = queue.pipe, f"link {queue.link} {queue.direction}"
+    yield from complaints_of_rate(where, pipe.rate_bps, measured_bps)
     if counts is None:
         return
     shares = [("lost", pipe.mean_loss, counts.loss, loss_interval(pipe, counts)), *_shares_counted(pipe, counts)]

@@ -110,10 +110,10 @@ class Slurm:
     Args:
         folder: for all that is its own; its path is short, since a socket lies there.
         hosts: how many there are besides the controller, with one CPU each.
-        rate: of each host's link in each direction, as tc writes it.
+        rate: of each host's link in each direction, as tc writes it; None leaves links as the kernel makes them.
     """
 
-    def __init__(self, folder: Path, hosts: int = 4, rate: str = "200mbit") -> None:
+    def __init__(self, folder: Path, hosts: int = 4, rate: str | None = "200mbit") -> None:
         self.folder, self.rate = folder, rate
         self.names = [f"h{number}" for number in range(1, hosts + 1)]
         self.machines: dict[str, Machine] = {}
@@ -148,8 +148,8 @@ class Slurm:
             switch.run("ip", "link", "set", f"to-{name}", "master", "br0", "up")
             machine.run("ip", "addr", "add", f"{address}/24", "dev", "eth0")
             machine.run("ip", "link", "set", "eth0", "up")
-            for end, device in ((switch, f"to-{name}"), (machine, "eth0")):
-                tbf = ["tbf", "rate", self.rate, "burst", "64kb", "latency", "100ms"]
+            for end, device in ((switch, f"to-{name}"), (machine, "eth0")) if self.rate else ():
+                tbf = ["tbf", "rate", str(self.rate), "burst", "64kb", "latency", "300ms"]
                 end.run("tc", "qdisc", "add", "dev", device, "root", *tbf)
 
     def _machine(self, name: str, hosts: Path | None = None) -> Machine:

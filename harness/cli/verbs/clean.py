@@ -14,7 +14,7 @@ from harness.run import RESULTS
 def verb(
     results: Annotated[Path, typer.Option(help="Where runs are kept.")] = RESULTS,
 ) -> None:
-    """Remove what a killed run may have left: universes and containers without a harness, and files half written."""
+    """Remove what a killed run may have left: universes, containers, half-written files, queues of ours."""
     from harness.machine.clean import clean_up
 
     removed = clean_up(results)

@@ -23,6 +23,9 @@ def verb(
     interface: Annotated[str | None, typer.Option(help="By which ranks talk; default: the way to rank 0.")] = None,
     address: Annotated[str | None, typer.Option(help="Of this host, where its interface has several.")] = None,
     backend: Annotated[str | None, typer.Option(help="gloo or nccl; default: nccl on GPUs.")] = None,
+    shape: Annotated[
+        bool, typer.Option("--shape", help="Shape the named --interface as the scenario asks, and put it back.")
+    ] = False,
     wait: Annotated[int, typer.Option(min=1, help="Seconds that ranks may take to come.")] = 300,
 ) -> None:
     """Run a scenario on the hosts of a cluster: a scheduler starts this once for each rank, on links as they are.
@@ -34,9 +37,11 @@ def verb(
 
     if backend not in (None, "gloo", "nccl"):
         raise UsageError.at("command line", "--backend", backend, "gloo, nccl")
+    if shape and interface is None:
+        raise UsageError.at("command line", "--shape", "no --interface", "the name of the interface to shape")
     launch = Launch.read(os.environ)
     if launch.rank:
-        follow(launch, interface, address, float(wait))
+        follow(launch, interface, address, float(wait), shape)
         return
 
     from harness.cli.running import run_and_report
@@ -46,7 +51,7 @@ def verb(
     from harness.run.session import check_start, open_store
 
     until_share = share("--until", until) if until else None
-    with HostsCluster(launch, interface, address, backend, float(wait)) as cluster:
+    with HostsCluster(launch, interface, address, backend, float(wait), shape) as cluster:
         plan = plan_run(scenario, cluster, set_ or (), method or (), rounds, until_share, seeds)
         for case in plan.scenario.cases:
             cluster.check(topology_of(case), case.cluster.resources)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import select
 import socket
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 from typing_extensions import Self
 
 from harness import programs
+from harness.cluster import registry
 from harness.cluster.connection import STOP_GRACE_S, AgentConnection, Conversation
 from harness.cluster.emulated import preload_request
 from harness.cluster.fleet import Fleet
@@ -37,6 +37,7 @@ from harness.messages import (
     Message,
     Preload,
     ProtocolError,
+    ShapeLink,
     Trained,
 )
 from harness.network.addresses import WORKER_INTERFACE, worker_name
@@ -44,7 +45,7 @@ from harness.network.readings import Readings
 from harness.network.topology import Topology
 from harness.plain import visible
 from harness.provenance import code_digest, machine
-from harness.scenario.links import Link
+from harness.scenario.links import Link, Pipe
 from harness.scenario.properties import UNSHAPED
 from harness.scenario.schema import NO_LIMITS, Resources, Train
 
@@ -55,7 +56,7 @@ AS_THEY_ARE = Link.model_validate({"rate": UNSHAPED})
 MOST_CLOCK_S = 1.0
 """By how much clocks of hosts may differ before it is told. No figure depends on them."""
 
-HELLO_TIMEOUT_S, PRELOAD_TIMEOUT_S, PROBE_TIMEOUT_S = 60.0, 300.0, 180.0
+HELLO_TIMEOUT_S, SHAPE_TIMEOUT_S, PRELOAD_TIMEOUT_S, PROBE_TIMEOUT_S = 60.0, 60.0, 300.0, 180.0
 
 LARGEST_MTU_BYTES = 9000
 
@@ -105,11 +106,12 @@ class HostsCluster:
 
     Args:
         asked_interface, asked_address: of rank 0; by default those by which the others reach it.
+        shape: whether links are shaped as the scenario asks, on hosts whose users have said so.
         backend: of the collectives; default: NCCL on GPUs, else Gloo.
         patience_s: how long ranks may take to come.
     """
 
-    name = "hosts"
+    name = registry.HOSTS
     changes_links = False
 
     def __init__(
@@ -119,9 +121,11 @@ class HostsCluster:
         asked_address: str | None = None,
         backend: str | None = None,
         patience_s: float = 300.0,
+        shape: bool = False,
     ) -> None:
+        self._names_interface = asked_interface is not None
         self._launch, self._asked, self._backend = launch, (asked_interface, asked_address), backend
-        self._patience_s = patience_s
+        self._patience_s, self._shape = patience_s, shape
         self._hosts: dict[int, Host] = {}
         self._listener: socket.socket | None = None
         self._is_over = False
@@ -179,19 +183,28 @@ class HostsCluster:
         self.close()
 
     def check(self, topology: Topology, resources: Resources = NO_LIMITS) -> None:
-        """See ``Cluster.check``: links are as they are, so nothing may be asked of them."""
+        """See ``Cluster.check``: links are as they are, so nothing may be asked of them; but rates, of shaped ones."""
         if topology.workers > self._launch.world_size:
             allowed = f"up to {self._launch.world_size}, the ranks that were started"
             raise UsageError.at("scenario", "cluster.workers", topology.workers, allowed)
         if topology.fabric.groups:
             raise UsageError.at("scenario", "fabric.groups", topology.fabric.groups, "none: hosts are joined already")
-        if topology.link != AS_THEY_ARE:
+        if self._shape:
+            self._check_rates(topology)
+        elif topology.link != AS_THEY_ARE:
             found = topology.link.model_dump(mode="json", by_alias=True, exclude_defaults=True)
             allowed = "unshaped and nothing else, since links of hosts stay as they are: --set link.rate=unshaped"
             raise UsageError.at("scenario", "link", found, allowed)
         limits = resources.model_dump(by_alias=True, exclude_defaults=True, exclude={"device"})
         for field, value in limits.items():
             raise UsageError.at("scenario", f"cluster.{field}", value, "nothing on hosts: the scheduler sets limits")
+
+    def _check_rates(self, topology: Topology) -> None:
+        """Hosts' links have delays and losses of their own, beside which none that was asked for would be told."""
+        rates_only = all(each == Pipe.model_construct(rate_bps=each.rate_bps) for each in _pipes(topology))
+        if topology.link.trace or not rates_only:
+            found = topology.link.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+            raise UsageError.at("scenario", "link", found, "rates alone, with --shape: link.rate, link.up, link.down")
 
     def use(self, topology: Topology, resources: Resources = NO_LIMITS) -> Readings:
         """See ``Cluster.use``; where ranks were lost others take their places, and links are measured anew.
@@ -208,7 +221,12 @@ class HostsCluster:
         self._fleet = Fleet("its host is gone")
         for worker, host in enumerate(self._used):
             self._fleet.add(worker_name(worker), host.conversation)
+            if self._shape:
+                up, down = (topology.link.pipe(worker_name(worker), way).rate_bps for way in ("up", "down"))
+                _ask(host, ShapeLink(up_bps=up, down_bps=down), SHAPE_TIMEOUT_S)
         readings = self._measured(topology)
+        if complaints := readings.complaints():
+            raise MeasurementError("the links are not what was asked: " + "; ".join(complaints))
         self._current = (topology, resources, readings)
         return readings
 
@@ -266,6 +284,8 @@ class HostsCluster:
         spec = {
             "addresses": [host.hello.address for host in self._used],
             "mtu_bytes": min(int(mtu.read_text()), LARGEST_MTU_BYTES),
+            "up_bps": [topology.link.pipe(node, "up").rate_bps for node in topology.worker_nodes],
+            "down_bps": [topology.link.pipe(node, "down").rate_bps for node in topology.worker_nodes],
         }
         found = None
         for message in self._fleet.task("probe_hosts", topology.worker_nodes, spec, PROBE_TIMEOUT_S):
@@ -341,8 +361,8 @@ class HostsCluster:
             nonce="",
             proof="",
         )
-        own = {"interface": name, "address": address}
-        self._add(Host(hello, AgentConnection(programs.python(agent.MODULE, json.dumps(own)), ONE_THREAD)))
+        shapes = self._shape and self._names_interface
+        self._add(Host(hello, AgentConnection(agent.command(name, address, shapes), ONE_THREAD)))
 
     def _add(self, host: Host) -> None:
         if before := self._hosts.pop(host.hello.rank, None):
@@ -369,6 +389,11 @@ class HostsCluster:
             ahead = "ahead of" if off_s > 0 else "behind"
             line = f"rank {hello.rank} on {hello.host}: its clock is {abs(off_s):.0f} s {ahead} rank 0's; "
             print(f"pacbench: {visible(line)}no figure depends on it", file=sys.stderr, flush=True)
+
+
+def _pipes(topology: Topology) -> list[Pipe]:
+    """Both directions of every link."""
+    return [topology.link.pipe(node, way) for node in topology.worker_nodes for way in ("up", "down")]
 
 
 def _is_there(host: Host) -> bool:

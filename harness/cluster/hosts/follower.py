@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import time
 from importlib.metadata import version
@@ -24,8 +23,13 @@ NEEDED = tuple(program for program in PROGRAMS if program not in ("unshare", "mo
 """Programs that workers look at the network with."""
 
 
-def follow(launch: Launch, asked_interface: str | None, asked_address: str | None, patience_s: float) -> None:
+def follow(
+    launch: Launch, asked_interface: str | None, asked_address: str | None, patience_s: float, shape: bool = False
+) -> None:
     """Be rank 0's agent. One that is lost, but for its host, is replaced.
+
+    Args:
+        shape: whether this host's interface may be shaped.
 
     Raises:
         UsageError, MeasurementError: rank 0 says why this rank cannot take part, or is not there.
@@ -48,7 +52,7 @@ def follow(launch: Launch, asked_interface: str | None, asked_address: str | Non
                 continue
             if problem:
                 raise problem
-            if _serve(connection, name, own) == 0:
+            if _serve(connection, agent.command(name, own, shape)) == 0:
                 return
             patience_s = RETURN_S
 
@@ -85,10 +89,10 @@ def _hello(launch: Launch, name: str, own: str, problem: Exception | None) -> He
     )
 
 
-def _serve(connection: socket.socket, name: str, own: str) -> int:
+def _serve(connection: socket.socket, command: list[str]) -> int:
     """Let an agent speak on the connection; its exit code."""
     process = programs.start(
-        programs.python(agent.MODULE, json.dumps({"interface": name, "address": own})),
+        command,
         ONE_THREAD,
         stdin=connection,
         stdout=connection,
