@@ -33,16 +33,14 @@ def columns(run: Path, *names: str) -> dict[str, tuple[object, ...]]:
     return {label: tuple(trials.loc[label, name] for name in names) for label in trials.index}
 
 
-def curve(run: Path) -> dict[tuple[object, ...], tuple[object, ...]]:
-    """What each evaluation found, by label and step."""
+def curve(run: Path) -> dict[tuple[object, ...], float]:
+    """What each step lost, and each evaluation found, by label, rank, step and kind."""
     store = Store.open(run)
     labels = store.trials().set_index("trial_id")["label"]
     events = store.events()
-    found = events[events["accuracy"].notna()]
-    return {
-        (labels[trial], step): (accuracy, loss)
-        for trial, step, accuracy, loss in found[["trial_id", "step", "accuracy", "loss"]].itertuples(index=False)
-    }
+    learnt = events[events["kind"].isin(["loss", "accuracy", "test_loss"])]
+    told = learnt[["trial_id", "rank", "step", "kind", "value"]].itertuples(index=False)
+    return {(labels[trial], *where): value for trial, *where, value in told}
 
 
 def test_hosts_learn_what_an_emulated_network_learns_bit_for_bit(slurm: Slurm, tmp_path: Path) -> None:

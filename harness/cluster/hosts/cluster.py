@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import psutil
 from typing_extensions import Self
 
 from harness import programs
@@ -59,6 +60,8 @@ MOST_CLOCK_S = 1.0
 HELLO_TIMEOUT_S, SHAPE_TIMEOUT_S, PRELOAD_TIMEOUT_S, PROBE_TIMEOUT_S = 60.0, 60.0, 300.0, 180.0
 
 LARGEST_MTU_BYTES = 9000
+
+MEASURED_AT_MOST = 3
 
 
 class HostConnection(Conversation):
@@ -226,7 +229,7 @@ class HostsCluster:
                 _ask(host, ShapeLink(up_bps=up, down_bps=down), SHAPE_TIMEOUT_S)
         readings = self._measured(topology)
         if complaints := readings.complaints():
-            raise MeasurementError("the links are not what was asked: " + "; ".join(complaints))
+            raise MeasurementError("; ".join(complaints))
         self._current = (topology, resources, readings)
         return readings
 
@@ -280,10 +283,18 @@ class HostsCluster:
         return replace(message, queues=queues)
 
     def _measured(self, topology: Topology) -> Readings:
-        mtu = Path("/sys/class/net") / self._used[0].hello.interface / "mtu"
+        """The links, measured; again where they are not what was asked, since a busy host only seems to be slow."""
+        for _ in range(MEASURED_AT_MOST):
+            readings = self._measured_once(topology)
+            if not readings.complaints():
+                break
+        return readings
+
+    def _measured_once(self, topology: Topology) -> Readings:
+        mtu_bytes = psutil.net_if_stats()[self._used[0].hello.interface].mtu
         spec = {
             "addresses": [host.hello.address for host in self._used],
-            "mtu_bytes": min(int(mtu.read_text()), LARGEST_MTU_BYTES),
+            "mtu_bytes": min(mtu_bytes, LARGEST_MTU_BYTES),
             "up_bps": [topology.link.pipe(node, "up").rate_bps for node in topology.worker_nodes],
             "down_bps": [topology.link.pipe(node, "down").rate_bps for node in topology.worker_nodes],
         }

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import sys
 from contextlib import suppress
-from pathlib import Path
 from subprocess import PIPE
 from typing import Any
 
@@ -79,7 +79,7 @@ class Shaper:
 
 def ingress_device(interface: str) -> str:
     """Our device through which passes what an interface gets: of its number, since names have at most 15 letters."""
-    return f"{DEVICES}{int((Path('/sys/class/net') / interface / 'ifindex').read_text())}"
+    return f"{DEVICES}{socket.if_nametoindex(interface)}"
 
 
 def shape(interface: str, up_bps: int | None, down_bps: int | None) -> None:
@@ -116,7 +116,7 @@ def put_back(interface: str) -> None:
     kinds = {each["kind"]: each["handle"] for each in _queues(interface)}
     lines = [f"qdisc del dev {interface} root"] if HANDLE in kinds.values() else []
     device = ingress_device(interface)
-    if (Path("/sys/class/net") / device).exists():
+    if device in (name for _, name in socket.if_nameindex()):
         lines += [f"qdisc del dev {interface} {INGRESS}"] if INGRESS in kinds else []
         run_lines("ip", None, [f"link del {device}"])
     if lines:
