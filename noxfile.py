@@ -71,6 +71,12 @@ def torture(session: nox.Session) -> None:
 
 
 @nox.session
+def soak(session: nox.Session) -> None:
+    """Run thousands of short replays on one cluster, and look at memory and descriptors: half an hour."""
+    run(session, "python", "tests/torture/soak.py", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style, stages and types."""
     run(session, "ruff", "check", ".")
