@@ -1,4 +1,4 @@
-"""``nox -s tests``; and quickstart, compose, torture, browser, lint, audit, bench, and studies of hours.
+"""``nox -s tests``; and quickstart, compose, torture, browser, docs, lint, audit, bench, and studies of hours.
 
 All share one environment, at which ``audit`` looks from its own.
 """
@@ -89,6 +89,19 @@ def lint(session: nox.Session) -> None:
 def browser(session: nox.Session) -> None:
     """Look at the report in headless Chromium (Debian: chromium, chromium-driver)."""
     run(session, "pytest", "tests/browser", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session(venv_backend="venv")
+def docs(session: nox.Session) -> None:
+    """Build the site into build/site, look at it in headless Chromium, and follow its tutorials to the letter.
+
+    What is read from the code is made in the environment that has it. MkDocs has one of its own.
+    """
+    run(session, "python", "docs/made.py", "build/docs")
+    wanted = nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"]["docs"]
+    session.install("-q", "-c", "constraints.txt", *wanted)
+    session.run("mkdocs", "build", "--strict", "--clean", "--quiet")
+    run(session, "pytest", "tests/docs", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session(venv_backend="venv")

@@ -1,0 +1,53 @@
+"""The built site in headless Chromium, from files alone: search, the explorer, and what axe says of its pages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from chromium import started
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.wait import WebDriverWait
+
+SITE = Path(__file__).resolve().parents[2] / "build" / "site"
+PAGES = (
+    *("index.html", "index.ja.html", "tutorials/first-run.html", "how/links-and-time.html", "troubleshooting.html"),
+    *("METHODS.html", "scenarios/index.html", "results/index.html", "reference/verbs.html", "reference/json.html"),
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[webdriver.Chrome]:
+    """A browser for all of it."""
+    with started() as driver:
+        yield driver
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_nobody_is_kept_out_of_a_page(browser: webdriver.Chrome, page: str) -> None:
+    browser.get((SITE / page).as_uri())
+    browser.execute_script((files("axe_core_python") / "axe.min.js").read_text(encoding="utf-8"))
+    found = browser.execute_async_script("axe.run(document).then(arguments[0], (error) => arguments[0]({error}))")
+    serious = [each for each in found["violations"] if each["impact"] in ("serious", "critical")]
+    assert [(each["id"], [node["html"] for node in each["nodes"]][:3]) for each in serious] == []
+
+
+def test_search_finds_a_page_without_a_server(browser: webdriver.Chrome) -> None:
+    browser.get((SITE / "index.html").as_uri())
+    browser.execute_script("document.querySelector('[data-md-toggle=search]').click()")
+    (box,) = browser.find_elements(By.CSS_SELECTOR, ".md-search__input")
+    wait = WebDriverWait(browser, 20)
+    wait.until(lambda _: box.is_displayed())
+    box.send_keys("dilation")
+    links = wait.until(lambda _: browser.find_elements(By.CSS_SELECTOR, "a.md-search-result__link"))
+    assert any("how/links-and-time.html" in str(link.get_attribute("href")) for link in links)
+
+
+def test_the_explorer_answers_within_its_page(browser: webdriver.Chrome) -> None:
+    browser.get((SITE / "explorer.html").as_uri())
+    browser.switch_to.frame(browser.find_element(By.TAG_NAME, "iframe"))
+    rows = WebDriverWait(browser, 20).until(lambda _: browser.find_elements(By.CSS_SELECTOR, "tbody tr"))
+    assert len(rows) > 3
