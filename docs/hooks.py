@@ -19,15 +19,17 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parents[1]
 MADE = ROOT / "build" / "docs"
 LIBRARY = "docs/reference/library.md"
+OWN_FILES = ("docs/extra.css", "docs/iframe-worker.js")
+"""What mkdocs.yml adds to each page: these keep their place."""
 LINK = re.compile(
     r'(?P<before>\]\(|<(?:img|iframe)[^>]* src=")(?P<path>[^)#":\s]+)(?P<anchor>#[^)"\s]*)?(?P<after>[)"])'
 )
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """The theme's files, the navigation's pages, and all that these link to."""
+    """The theme's files, our own beside them, the navigation's pages, and all that these link to."""
     found = Files([each for each in files if each.src_dir != config.docs_dir])
-    for uri in _with_what_they_link_to(list(_pages(config.nav))):
+    for uri in _with_what_they_link_to([*OWN_FILES, *_pages(config.nav)]):
         found.append(_file(uri, config))
     return found
 
@@ -45,6 +47,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return f"{link['before']}{posixpath.relpath(page_of_it, here or '.')}{link['anchor'] or ''}{link['after']}"
 
     return LINK.sub(mended, markdown)
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """The theme's search is a dialog without a name, which no screen reader can tell."""
+    return output.replace('role="dialog">', 'role="dialog" aria-label="Search">')
 
 
 def _pages(nav: Any) -> Iterator[str]:
@@ -82,6 +89,6 @@ def _source(uri: str) -> Path:
 
 def _file(uri: str, config: MkDocsConfig) -> File:
     file = File.generated(config, uri, abs_src_path=str(_source(uri)))
-    if uri.startswith("docs/"):
+    if uri.startswith("docs/") and uri not in OWN_FILES:
         file.dest_uri = file.dest_uri.removeprefix("docs/")
     return file
