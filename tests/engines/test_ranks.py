@@ -1,0 +1,131 @@
+"""Ranks as a scheduler starts them, each a process on an address of this machine's loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from host import PACBENCH, wait_until
+
+from harness.cluster.hosts import agent
+from harness.record.store import Store
+
+RANKS = 4
+SETTINGS = "link.rate=unshaped train.pace=none train.schedule=constant baseline_16bit=dense cluster.workers=4"
+
+
+def free_port() -> int:
+    with socket.socket() as tried:
+        tried.bind(("", 0))
+        return int(tried.getsockname()[1])
+
+
+class Ranks:
+    """The command line, once for each rank."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port() - 1
+        self.processes: dict[int, subprocess.Popen[str]] = {}
+
+    def start(self, rank: int, *arguments: str, **env: str) -> subprocess.Popen[str]:
+        """Start one."""
+        place = {"RANK": str(rank), "WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.port)}
+        own = ("--address", f"127.0.0.{rank + 1}", "--out", "run", "--wait", "120", *arguments)
+        settings = [word for setting in SETTINGS.split() for word in ("--set", setting)]
+        self.processes[rank] = subprocess.Popen(
+            [*PACBENCH, "worker", "quickstart", *settings, "--method", "topk", "--rounds", "1", *own],
+            cwd=self.folder,
+            env={**os.environ, **place, **env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        return self.processes[rank]
+
+    def codes(self) -> dict[int, int]:
+        """The exit codes of all, once they have ended."""
+        return {rank: each.wait(240) for rank, each in sorted(self.processes.items())}
+
+    def agent_of(self, rank: int) -> psutil.Process:
+        """The agent of a rank that follows."""
+        (found,) = (
+            each for each in psutil.Process(self.processes[rank].pid).children() if agent.MODULE in each.cmdline()
+        )
+        return found
+
+
+@pytest.fixture
+def ranks(tmp_path: Path) -> Iterator[Ranks]:
+    made = Ranks(tmp_path)
+    yield made
+    for process in made.processes.values():
+        process.kill()
+        process.communicate()
+
+
+def test_four_ranks_train_and_what_is_measured_stands_in_the_rows(ranks: Ranks) -> None:
+    for rank in reversed(range(RANKS)):
+        ranks.start(rank, *("--set", "train.steps=8", "--set", "train.eval_every=8"))
+    assert ranks.codes() == dict.fromkeys(range(RANKS), 0), ranks.processes[0].communicate()
+    store = Store.open(ranks.folder / "run")
+    rows = store.trials()
+    assert (set(rows["label"]), set(rows["status"]), set(rows["cluster"])) == ({"dense", "topk"}, {"done"}, {"hosts"})
+    assert (rows["measured_rate_bps"] > 0).all()
+    assert rows["rate_bps"].isna().all()
+    assert rows["fullest_queue"].str.endswith(" up").all()
+    assert rows["parameter_hash"].nunique() == 2
+
+
+def test_an_agent_that_is_killed_costs_one_trial_and_comes_back(ranks: Ranks) -> None:
+    for rank in range(RANKS):
+        ranks.start(rank, *("--set", "train.steps=600", "--set", "train.eval_every=600"))
+    stored = ranks.folder / "run" / "trials.parquet"
+    wait_until(lambda: list(stored.glob("[!.]*.parquet")))  # before then its agent may be reading data, or measuring
+    wait_until(lambda: _workers(ranks, 2))
+    ranks.agent_of(2).send_signal(signal.SIGKILL)
+    assert ranks.codes() == {0: 5, 1: 0, 2: 0, 3: 0}
+    rows = Store.open(ranks.folder / "run").trials()
+    assert sorted(rows["status"]) == ["crashed", "done"]
+    assert "w2: its host is gone" in rows[rows["status"] == "crashed"]["reason"].iloc[0]
+
+
+def _workers(ranks: Ranks, rank: int) -> list[psutil.Process]:
+    with contextlib.suppress(psutil.NoSuchProcess, ValueError):
+        return ranks.agent_of(rank).children()
+    return []
+
+
+def test_hosts_that_are_not_alike_end_in_one_line_that_names_both(ranks: Ranks, tmp_path: Path) -> None:
+    metadata = tmp_path / "other" / "torch-9.9.9.dist-info" / "METADATA"
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text("Metadata-Version: 2.1\nName: torch\nVersion: 9.9.9\n")
+    path = os.pathsep.join([str(tmp_path / "other"), os.environ.get("PYTHONPATH", "")])
+    ranks.start(0)
+    odd = ranks.start(1, PYTHONPATH=path)
+    assert ranks.codes() == {0: 2, 1: 2}
+    for process in (odd, ranks.processes[0]):
+        (line,) = process.communicate()[1].splitlines()
+        assert "has torch 9.9.9, and rank 0 on" in line
+
+
+def test_an_interface_that_is_not_there_ends_all_in_one_line(ranks: Ranks) -> None:
+    ranks.start(0)
+    odd = ranks.start(3, "--interface", "eth77")
+    assert ranks.codes() == {0: 2, 3: 2}
+    assert "--interface: found 'eth77'" in odd.communicate()[1]
+    assert "rank 3 on" in ranks.processes[0].communicate()[1]
+
+
+def test_links_are_not_shaped(ranks: Ranks) -> None:
+    for rank in range(RANKS):
+        ranks.start(rank, "--set", "link.rate=100mbit")
+    assert ranks.codes()[0] == 2
+    (line,) = ranks.processes[0].communicate()[1].splitlines()
+    assert "allowed: unshaped and nothing else" in line
