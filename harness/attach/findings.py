@@ -103,7 +103,7 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Looked:
-    """What a method makes of the script's gradients. Durations are seconds of a step, medians of all that were tried."""
+    """What a method makes of the script's gradients. Durations are seconds of a step, medians over steps."""
 
     place: int
     """Of the method in the orders."""

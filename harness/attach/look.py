@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import statistics
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import cycle, islice
 from typing import Any
@@ -99,7 +100,10 @@ class Look:
     def copies(self) -> list[list[Tensor]]:
         """The gradients of this rank in the steps that were copied, by step and parameter."""
         return [
-            [torch.zeros_like(weight) if copy is None else copy for weight, copy in zip(self._weights, of_step, strict=True)]
+            [
+                torch.zeros_like(weight) if copy is None else copy
+                for weight, copy in zip(self._weights, of_step, strict=True)
+            ]
             for of_step in self._copies[:COPIED_STEPS]
         ]
 
@@ -109,7 +113,7 @@ class Look:
 
     @property
     def _is_copied(self) -> bool:
-        return SETTLING_STEPS + TIMED_STEPS <= self._step
+        return self._step >= SETTLING_STEPS + TIMED_STEPS
 
     def _on_gradient(self, place: int, gradient: Tensor) -> None:
         if self._is_timed:
@@ -218,7 +222,6 @@ def _looked(
         dist.barrier(shadow.ddp.process_group)
         state.stopwatch.clock.restart()
         shadow.backward(copies[number])
-        synchronised = clock.mark()
         found = [weight.grad.detach().clone() for weight in shadow.weights if weight.grad is not None]
         resumed = clock.mark()
         optimizer.step()
@@ -235,14 +238,14 @@ def _looked(
     means = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
     if state.agrees_every > 1:  # it encodes in some steps only
         means |= {name: sum(row[name] for row in rows) / len(copies) for name in ("encode_s", "beside_s", "decode_s")}
-    return Looked(
+    seen = Looked(
         place=place,
         nmse=statistics.fmean(errors) if errors else None,
         cosine=statistics.fmean(cosines) if cosines else None,
         progress=_progress(applied, exact) if applied else None,
         held_bytes=state.held_bytes(),
-        **means,
     )
+    return replace(seen, **means)  # type: ignore[arg-type]  # all of them are seconds
 
 
 def _registered(

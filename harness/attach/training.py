@@ -125,7 +125,9 @@ class Training:
 
     def begin_backward(self, tensors: Any) -> Callable[[], None] | None:
         """``backward`` is called; what is to be called when it has returned, if anything."""
-        if self._in_backward or self._ddp is None or self._is_looking:  # checkpointed activations go backward within a backward pass
+        if (
+            self._in_backward or self._ddp is None or self._is_looking
+        ):  # checkpointed activations go backward within a backward pass
             return None
         if self._orders.method is not None and self._state is None:
             self._refuse(

@@ -1,4 +1,4 @@
-"""What a look at a script's gradients finds, by identities that hold whatever the script; and that it changes nothing."""
+"""What a look at a script's gradients finds, by identities; and that it changes nothing."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def cnn(tmp_path_factory: pytest.TempPathFactory) -> Ran:
 
 
 def of_methods(ran: Ran) -> list[Looked]:
-    return [found for found in ran.told[0].looked]
+    return ran.told[0].looked
 
 
 def test_what_sends_everything_is_exact_and_what_drops_some_is_as_far_off_as_it_drops(cnn: Ran) -> None:
@@ -47,8 +47,10 @@ def test_what_sends_everything_is_exact_and_what_drops_some_is_as_far_off_as_it_
     for exact in (dense, whole):
         assert exact.nmse == pytest.approx(0, abs=1e-9)
         assert (exact.cosine, exact.progress) == pytest.approx((1, 1), abs=1e-5)
-    assert forgets.nmse and forgets.cosine and 0 < forgets.nmse < 1
-    assert feedback.progress and forgets.progress
+    assert forgets.nmse
+    assert 0 < forgets.nmse < 1
+    assert feedback.progress
+    assert forgets.progress
     assert feedback.progress > forgets.progress, "what was not sent is made good later"
     assert dense.held_bytes == 0
     assert feedback.held_bytes >= 4 * 44_000, "it remembers a number for each entry"
@@ -59,7 +61,9 @@ def test_what_sends_everything_is_exact_and_what_drops_some_is_as_far_off_as_it_
 
 def test_the_model_its_buckets_and_its_samples_are_those_of_the_script(cnn: Ran) -> None:
     for rank in cnn.told:
-        assert rank.model and rank.gradients and rank.distribution
+        assert rank.model
+        assert rank.gradients
+        assert rank.distribution
         assert rank.gradients.batch_size == 32
         assert rank.gradients.bucket_bytes == int(0.1 * 2**20)
         names = {(name, tuple(shape)) for name, shape, _ in rank.gradients.parameters}
@@ -72,7 +76,9 @@ def test_the_model_its_buckets_and_its_samples_are_those_of_the_script(cnn: Ran)
 
 
 def test_the_script_trains_as_if_nobody_looked(cnn: Ran, tmp_path: Path) -> None:
-    plain = run_forked(tmp_path, CNN, "--steps", f"{LOOK_STEPS}", attachment=attach.Attachment(seed=0, steps=LOOK_STEPS))
+    plain = run_forked(
+        tmp_path, CNN, "--steps", f"{LOOK_STEPS}", attachment=attach.Attachment(seed=0, steps=LOOK_STEPS)
+    )
     for rank, alone in zip(cnn.told, plain.told, strict=True):
         assert [step.loss for step in rank.steps] == [step.loss for step in alone.steps]
         assert len(rank.steps) == LOOK_STEPS
