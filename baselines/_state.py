@@ -108,6 +108,19 @@ class Stopwatch:
         """
         self._bucket_ready = (self.clock.mark(), get_ident())
 
+    def by_thread(self) -> dict[str, float]:
+        """A lap that tells apart what holds up the backward pass: seconds as ``encode_s``, ``beside_s`` (encoding on
+        another thread) and ``decode_s``."""
+        seconds = {"encode_s": 0.0, "beside_s": 0.0, "decode_s": 0.0}
+        backward_thread = self._bucket_ready[1] if self._bucket_ready else None
+        for phase, start, end, thread in self._spans:
+            if phase == "encode" and thread != backward_thread:
+                phase = "beside"
+            if phase != "end_step":
+                seconds[f"{phase}_s"] += self.clock.seconds(end) - self.clock.seconds(start)
+        self.lap()
+        return seconds
+
     def lap(self) -> Lap:
         """What happened since the last lap."""
         spans, self._spans = self._spans, deque(maxlen=MOST_KEPT)

@@ -47,6 +47,12 @@ class Attachment(BaseModel):
     """Regular expression that finds a metric in a line of output, see ``metrics_in``."""
     interface: str | None = None
     """Network interface that is a rank's own: what has left it is counted at the end of each step that is observed."""
+    shifts_seeds: bool = False
+    """Whether the seeds that the script itself gives to torch, numpy and random are raised by ``seed``: a script that
+    seeds itself is the same for every ``seed`` otherwise."""
+    look: tuple[tuple[str, dict[str, Any]], ...] | None = None
+    """Methods, with their parameters, that are tried on copies of the script's gradients when ``LOOK_STEPS`` are done
+    (``attach/look.py``); the script ends there. None: no gradient is looked at."""
 
     @property
     def enters_scripts(self) -> bool:
@@ -75,7 +81,11 @@ def environment(attachment: Attachment, folder: Path, users: Mapping[str, str] =
     if attachment.method is not None:
         _check_method(attachment.method, attachment.params)
         code = methods.digest(attachment.method)
-    orders = Orders(folder=str(folder.resolve()), method_code=code, **attachment.model_dump(exclude={"metric"}))
+    viewed = None
+    if attachment.look is not None:
+        viewed = [(name, params, methods.digest(name)) for name, params in attachment.look]
+    plain = attachment.model_dump(exclude={"metric", "look"})
+    orders = Orders(folder=str(folder.resolve()), method_code=code, look=viewed, **plain)
     path = os.pathsep.join([str(SITE_FOLDER), *([given] if (given := users.get("PYTHONPATH")) else [])])
     variables = {"PYTHONPATH": path, VARIABLE: orders.to_json()}
     return variables if attachment.seed is None else {**variables, "PYTHONHASHSEED": str(attachment.seed)}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from types import ModuleType
 
 from harness.attach.imports import after_import
 from harness.attach.orders import Orders, read_orders
 from harness.start import OwnPackages
+
+LARGEST = 2**32
+"""Above what numpy can be seeded with."""
 
 
 def begin() -> None:
@@ -17,19 +21,34 @@ def begin() -> None:
         return
     sys.meta_path.append(OwnPackages)  # the script's own packages come first
     if orders.seed is not None:
-        _seed_when_imported(orders.seed)
+        _seed_when_imported(orders.seed, orders.shifts_seeds)
     after_import("torch", lambda torch: _on_torch(torch, orders))
 
 
-def _seed_when_imported(seed: int) -> None:
-    after_import("random", lambda module: module.seed(seed))
-    after_import("numpy.random", lambda module: module.seed(seed))
+def _seed_when_imported(seed: int, shifts: bool) -> None:
+    for name in ("random", "numpy.random"):
+        after_import(name, lambda module: _seed(module, "seed", seed, shifts))
+
+
+def _seed(module: ModuleType, name: str, seed: int, shifts: bool) -> None:
+    """Begin a module's randomness, by its function of that name."""
+    plain = getattr(module, name)
+    plain(seed)
+    if not shifts:
+        return
+
+    @functools.wraps(plain)
+    def shifted(given: object = None, *more: object, **options: object) -> object:
+        moved = (given + seed) % LARGEST if isinstance(given, int) else given
+        return plain(moved, *more, **options)
+
+    setattr(module, name, shifted)
 
 
 def _on_torch(torch: ModuleType, orders: Orders) -> None:
     """Torch is whole from here on: none of its modules is half imported."""
     if orders.seed is not None:
-        torch.manual_seed(orders.seed)
+        _seed(torch, "manual_seed", orders.seed, orders.shifts_seeds)
     from harness.attach.training import attach
 
     attach(orders)

@@ -77,6 +77,58 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Gradients:
+    """When gradients are ready, as a look has timed them."""
+
+    batch_size: int
+    """Samples of a rank in a step, by the first dimension of the model's first input."""
+    bucket_bytes: int
+    """At which DDP closes a bucket."""
+    parameters: list[tuple[str, list[int], float]]
+    """Name, shape and time of each, in the order of the times: seconds from the start of the last backward pass of a
+    step, the median of all steps that were timed."""
+    kind: Literal["gradients"] = "gradients"
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """How a rank's own gradients are spread over their entries; shares of all entries."""
+
+    non_zero: float
+    holding_90: float
+    """The fewest that hold 90 % of the squared norm."""
+    holding_99: float
+    kind: Literal["distribution"] = "distribution"
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What a method makes of the script's gradients. Durations are seconds of a step, medians over steps."""
+
+    place: int
+    """Of the method in the orders."""
+    refused: str | None = None
+    """Why it cannot synchronise this training; None: it can."""
+    nmse: float | None = None
+    """Squared error of a synchronised gradient over the squared norm of the exact mean: the mean over steps. None of a
+    method that synchronises parameters."""
+    cosine: float | None = None
+    """Between the synchronised gradient and the exact mean; likewise."""
+    progress: float | None = None
+    """How far the sum of all synchronised gradients reaches along that of the exact ones, as a share: an error feedback
+    makes good later what a single step lacks. Likewise."""
+    encode_s: float = 0.0
+    beside_s: float = 0.0
+    """Encoding on another thread than the backward pass."""
+    decode_s: float = 0.0
+    optimizer_s: float = 0.0
+    """The optimizer's step, with what the method does before and after it."""
+    held_bytes: int = 0
+    """Memory that it holds between steps."""
+    kind: Literal["looked"] = "looked"
+
+
+@dataclass(frozen=True)
 class Note:
     """Something that the method told of a step, see ``MethodState.note``."""
 
@@ -116,7 +168,7 @@ class Ended:
     kind: Literal["ended"] = "ended"
 
 
-Finding = Model | Buckets | Step | Note | Metric | Refused | Ended
+Finding = Model | Buckets | Step | Gradients | Distribution | Looked | Note | Metric | Refused | Ended
 
 
 class Findings:

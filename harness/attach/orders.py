@@ -7,6 +7,15 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
+SETTLING_STEPS, TIMED_STEPS, COPIED_STEPS = 4, 12, 6
+"""Steps of a look, one kind after the other: until DDP's buckets are settled, those that are timed, and those whose
+gradients are copied."""
+
+LOOK_STEPS = SETTLING_STEPS + TIMED_STEPS + COPIED_STEPS
+
+Viewed = tuple[str, dict[str, Any], str | None]
+"""A method that a look tries on copied gradients: its name, its parameters, and the hash of a plug-in's code."""
+
 VARIABLE = "PACBENCH_ATTACH"
 """Holds ``Orders`` as JSON. A Python without it is left alone."""
 
@@ -25,6 +34,8 @@ class Orders:
     seed: int | None
     steps: int | None
     interface: str | None = None
+    shifts_seeds: bool = False
+    look: list[Viewed] | None = None
 
     @property
     def needs_model(self) -> bool:

@@ -9,7 +9,19 @@ from typing import Annotated, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from harness.attach.findings import Buckets, Ended, Finding, Metric, Model, Note, Refused, Step
+from harness.attach.findings import (
+    Buckets,
+    Distribution,
+    Ended,
+    Finding,
+    Gradients,
+    Looked,
+    Metric,
+    Model,
+    Note,
+    Refused,
+    Step,
+)
 from harness.errors import MeasurementError
 
 FINDING: TypeAdapter[Finding] = TypeAdapter(Annotated[Finding, Field(discriminator="kind")])
@@ -49,6 +61,21 @@ class RankFindings:
     def buckets(self) -> Buckets | None:
         """DDP's buckets; None where no step was seen."""
         return next(iter(self._all(Buckets)), None)
+
+    @property
+    def gradients(self) -> Gradients | None:
+        """When gradients are ready; None where nobody looked."""
+        return next(iter(self._all(Gradients)), None)
+
+    @property
+    def distribution(self) -> Distribution | None:
+        """How gradients are spread; None where nobody looked."""
+        return next(iter(self._all(Distribution)), None)
+
+    @property
+    def looked(self) -> list[Looked]:
+        """What methods make of the gradients."""
+        return self._all(Looked)
 
     @property
     def refusal(self) -> str | None:

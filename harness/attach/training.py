@@ -7,7 +7,7 @@ import functools
 import gc
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
@@ -32,6 +32,7 @@ from harness.start import OwnPackages
 
 if TYPE_CHECKING:
     from baselines import MethodState
+    from harness.attach.look import Look
 
 REGROUPED_BY_STEP = 4
 """Steps after which DDP has grouped its gradients anew, if it does: it does so once, early, and tells a step later."""
@@ -59,7 +60,7 @@ def _wrap_forward(training: Training) -> None:
     def forward(ddp: DistributedDataParallel, *inputs: Any, **options: Any) -> Any:
         if not torch.is_grad_enabled():  # an evaluation
             return plain_forward(ddp, *inputs, **options)
-        training.begin_forward(ddp)
+        training.begin_forward(ddp, inputs or tuple(options.values()))
         output = plain_forward(ddp, *inputs, **options)
         training.end_forward()
         return output
@@ -93,12 +94,17 @@ class Training:
         self._trains_the_model: WeakKeyDictionary[Optimizer, bool] = WeakKeyDictionary()
         self._state: MethodState | None = None
         self._watch: StepWatch | None = None
+        self._look: Look | None = None
+        self._is_looking = False
+        """Whether what goes forward and backward now is no part of the script."""
         self._in_backward = False
         self._told_buckets = False
         self._is_over = False
 
-    def begin_forward(self, ddp: DistributedDataParallel) -> None:
+    def begin_forward(self, ddp: DistributedDataParallel, inputs: Sequence[Any]) -> None:
         """DDP begins a forward pass that a backward pass may follow."""
+        if self._is_looking:
+            return
         if self._ddp is None:
             self._adopt(ddp)
         elif self._ddp is not ddp:
@@ -107,6 +113,8 @@ class Training:
             )
         if self._orders.method is not None and self._state is None:
             self._register(ddp)
+        if self._look is not None:
+            self._look.begin_forward(inputs)
         if self._watch is not None:
             self._watch.begin_forward()
 
@@ -117,7 +125,9 @@ class Training:
 
     def begin_backward(self, tensors: Any) -> Callable[[], None] | None:
         """``backward`` is called; what is to be called when it has returned, if anything."""
-        if self._in_backward or self._ddp is None:  # checkpointed activations go backward within a backward pass
+        if (
+            self._in_backward or self._ddp is None or self._is_looking
+        ):  # checkpointed activations go backward within a backward pass
             return None
         if self._orders.method is not None and self._state is None:
             self._refuse(
@@ -129,6 +139,8 @@ class Training:
         if root is None or self._watch is None or not self._watch.is_in_step:
             return None
         end_watched = self._watch.begin_backward(root)
+        if self._look is not None:
+            self._look.begin_backward()
         self._in_backward = True
 
         def end() -> None:
@@ -139,6 +151,8 @@ class Training:
 
     def after_step(self, optimizer: Optimizer, *_: Any) -> None:
         """Some optimizer has made a step, and the method, if it was this one's, has ended it."""
+        if self._is_looking:
+            return
         if self._is_over:
             self._leave()
         if not self._counts(optimizer):
@@ -148,8 +162,12 @@ class Training:
             self._watch.end_step(self._codec())
             self._tell_model(optimizer)
             self._tell_notes()
+        if self._look is not None:
+            self._look.end_step()
         if self._findings.steps == self._orders.steps:
             self._is_over = True
+            if self._look is not None:
+                self._look_closer(self._look, optimizer)
             self._leave()
 
     def end(self) -> None:
@@ -170,6 +188,25 @@ class Training:
         if self._orders.observe:
             clock = CudaClock if next(ddp.parameters()).is_cuda else HostClock
             self._watch = StepWatch(clock, self._findings.write, self._orders.interface)
+            if self._orders.look is not None:
+                _own_baselines()
+                from harness.attach.look import Look
+
+                self._look = Look(ddp, clock, _synchronised(ddp))
+
+    def _look_closer(self, look: Look, optimizer: Optimizer) -> None:
+        """Tell what was seen, and what methods make of it."""
+        from harness.attach.look import distribution, look_at_methods
+
+        assert self._ddp is not None
+        self._is_looking = True
+        self._findings.write(look.take())
+        copies = look.copies()
+        self._findings.write(distribution(copies))
+        weights = list(_synchronised(self._ddp).values())
+        for found in look_at_methods(self._ddp, optimizer, look.clock, self._orders, copies, weights):
+            self._findings.write(found)
+        self._is_looking = False
 
     def _register(self, ddp: DistributedDataParallel) -> None:
         """Put the method between model and optimizer, unless the script makes its optimizer later."""

@@ -7,9 +7,8 @@ unshaped and nothing is paced: only what is learnt counts.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from harness.scenario.links import Link
 from harness.scenario.properties import UNSHAPED
 from harness.scenario.schema import Case, MethodSpec, Scenario
 from harness.scenario.target import FINAL_COLUMNS
+from harness.scenario.writing import entries
 
 GRID = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Times the scenario's own rate."""
@@ -151,36 +151,18 @@ def best_rates(tried: Sequence[Tried]) -> dict[str, float]:
 def as_toml(raw: Mapping[str, Any], methods: Sequence[MethodSpec], rates: Mapping[str, float], tuned: str) -> str:
     """A scenario file: ``raw``, the tables of the scenario that was tuned, with these methods and their rates."""
     top = {key: value for key, value in raw.items() if not isinstance(value, dict) and key != "methods"}
-    lines = [*_entries({**top, "tuned": tuned})]
+    lines = [*entries({**top, "tuned": tuned})]
     for name, table in raw.items():
         if isinstance(table, dict):
-            lines += ["", f"[{name}]", *_entries(table)]
+            lines += ["", f"[{name}]", *entries(table)]
     for method in methods:
         defaults = method_named(method.name).State().parameters
         params = {key: value for key, value in method.params.items() if value != defaults[key] and value is not None}
         if method.optimizer:
             params["optimizer"] = method.optimizer.model_dump(exclude_defaults=True) or method.optimizer.name
         own = {"name": method.name, "label": method.label, **params, "lr": rates[method.label]}
-        lines += ["", "[[methods]]", *_entries(own)]
+        lines += ["", "[[methods]]", *entries(own)]
     return "\n".join(lines) + "\n"
-
-
-def _entries(table: Mapping[str, Any]) -> Iterator[str]:
-    for key, value in table.items():
-        yield f"{_key(key)} = {_value(value)}"
-
-
-def _key(key: str) -> str:
-    return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else json.dumps(key)
-
-
-def _value(value: Any) -> str:
-    """A value as TOML, whose basic strings are JSON's."""
-    if isinstance(value, dict):
-        return "{ " + ", ".join(_entries(value)) + " }"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_value, value)) + "]"
-    return json.dumps(value) if isinstance(value, (bool, str)) else repr(value)
 
 
 def stage_folder(folder: Path, number: int) -> Path:

@@ -42,22 +42,6 @@ def measure_codecs(profile: Profile, request: ProfileRequest) -> tuple[Codec, ..
     )
 
 
-class _ThreadStopwatch(Stopwatch):
-    """Tells apart what holds up the backward pass."""
-
-    def by_thread(self) -> dict[str, float]:
-        """Seconds since the last lap."""
-        seconds = {"encode_s": 0.0, "beside_s": 0.0, "decode_s": 0.0}
-        backward_thread = self._bucket_ready[1] if self._bucket_ready else None
-        for phase, start, end, thread in self._spans:
-            if phase == "encode" and thread != backward_thread:
-                phase = "beside"
-            if phase != "end_step":
-                seconds[f"{phase}_s"] += self.clock.seconds(end) - self.clock.seconds(start)
-        self.lap()
-        return seconds
-
-
 def _time_codecs(profile: Profile, request: ProfileRequest, methods: Sequence[MethodSpec]) -> list[list[Timed]]:
     made = make_materials(profile).on(torch.device(request.device))
     return [_time_codec(profile, made.with_own_weights(), method, request) for method in methods]
@@ -70,7 +54,7 @@ def _time_codec(profile: Profile, made: Materials, method: MethodSpec, request: 
         model, bucket_cap_mb=BUCKET_BYTES / 2**20, gradient_as_bucket_view=True, init_sync=False
     )
     optimizer = request.build_optimizer(model.parameters(), method.optimizer)
-    state, stopwatch = without_warm_up(method), _ThreadStopwatch()
+    state, stopwatch = without_warm_up(method), Stopwatch()
     stopwatch.clock = request.clock
     state.stopwatch = stopwatch
     handle = baselines.register(ddp, state, optimizer=optimizer, loss=lambda: _made_up_loss(model))

@@ -1,0 +1,126 @@
+"""Whether a pilot still holds: its job, its network and its verdict, by the same short measurements made again.
+
+Noise makes steps longer, never shorter than they are. So the least of several attempts is compared, with a limit that
+lies between nothing (1) and what must be found (1.3) by their logarithms. A single attempt within it will do to hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+from typing import Literal
+
+from harness.analysis.pilot.learning import end_loss
+from harness.network.topology import Topology
+from harness.record.pilot import Job, Pilot, Training
+
+MOST_SLOWER = 1.14
+"""How many times longer a step may compute: the middle between 1 and 1.3."""
+
+LEAST_FASTER = 1 / 1.3
+
+MOST_RATE_CHANGE = 1.25
+"""How many times faster or slower links may be than the pilot's."""
+
+MOST_BYTES_OFF = 0.05
+"""Share by which a step may send other than in the pilot."""
+
+NOISY = 1.3
+"""How far attempts may be from one another, the longest over the shortest, before nothing can be told of them."""
+
+Answer = Literal["holds", "drifted", "cannot tell"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at again."""
+
+    what: str
+    answer: Answer
+    found: str
+
+
+def of_job(before: Job, attempts: Sequence[Job]) -> list[Check]:
+    """Whether the model is the same, and computes as fast."""
+    last = attempts[-1]
+    shapes = [sorted((each.parameter, each.shape) for each in job.profile.gradients) for job in (before, last)]
+    same = shapes[0] == shapes[1] and before.profile.batch_size == last.profile.batch_size
+    found = "the same" if same else "other parameters, or another batch"
+    return [Check("model and batch", "holds" if same else "drifted", found), _computing(before, attempts)]
+
+
+def _computing(before: Job, attempts: Sequence[Job]) -> Check:
+    own_s = median(before.compute_s)
+    ratios = [median(each.compute_s) / own_s for each in attempts]
+    found = f"{min(ratios):.2f} times the pilot's"
+    if LEAST_FASTER <= min(ratios) <= MOST_SLOWER:
+        return Check("computation of a step", "holds", found)
+    if len(ratios) > 1 and max(ratios) / min(ratios) > NOISY:
+        return Check(
+            "computation of a step", "cannot tell", f"{found} to {max(ratios):.2f} times: this machine is busy"
+        )
+    return Check("computation of a step", "drifted", found)
+
+
+def of_network(before: Topology, now: Topology) -> Check:
+    """Whether links that were measured anew are what the pilot had."""
+    rates = before.slowest_bps, now.slowest_bps
+    if None in rates:
+        same = rates[0] == rates[1]
+        return Check("rate of the links", "holds" if same else "drifted", "unshaped")
+    ratio = float(rates[1] or 1) / float(rates[0] or 1)
+    within = 1 / MOST_RATE_CHANGE <= ratio <= MOST_RATE_CHANGE
+    return Check("rate of the links", "holds" if within else "drifted", f"{ratio:.2f} times the pilot's")
+
+
+def of_verdict(pilot: Pilot, again: Sequence[Training]) -> list[Check]:
+    """Whether the recommended method still does what it did: its bytes, its loss, and sooner than what it replaces.
+
+    Args:
+        again: trainings of it, and of the 16-bit all-reduce, with a seed that the pilot had.
+    """
+    own = [each for each in again if each.label == pilot.verdict.label]
+    before = [each for each in pilot.trainings if each.label == pilot.verdict.label and each.seed == own[0].seed]
+    checks = [_bytes(own[0], before), _loss(pilot, own[0], before)]
+    others = [each for each in again if each.label != pilot.verdict.label]
+    if pilot.verdict.compress and others:
+        checks.append(_advantage(pilot, own, others))
+    return checks
+
+
+def _bytes(own: Training, before: Sequence[Training]) -> Check:
+    sent = own.sent_bytes or own.formula_bytes
+    was = before[0].sent_bytes or before[0].formula_bytes if before else None
+    if not sent or not was:
+        return Check("bytes of a step", "cannot tell", "nobody counted them")
+    ratio = sent / was
+    within = abs(ratio - 1) <= MOST_BYTES_OFF
+    return Check("bytes of a step", "holds" if within else "drifted", f"{ratio:.3f} times the pilot's")
+
+
+def _loss(pilot: Pilot, own: Training, before: Sequence[Training]) -> Check:
+    """With the same seed a method that is not broken learns the same, but for what sums in another order bring."""
+    if not before or not before[0].has_learnt:
+        return Check("loss at the end", "cannot tell", "the pilot has none to compare")
+    was = end_loss(before[0].losses)
+    if not own.has_learnt:
+        return Check("loss at the end", "drifted", "it diverged")
+    worse = (end_loss(own.losses) - was) / abs(was) if was else 0.0
+    return Check("loss at the end", "holds" if worse <= pilot.tolerance else "drifted", f"{100 * worse:+.1f} %")
+
+
+def _advantage(pilot: Pilot, own: Sequence[Training], others: Sequence[Training]) -> Check:
+    """By times from step to step: how many steps it takes is not looked at again."""
+    outcome, base = pilot.outcome(pilot.verdict.label), pilot.outcome(others[0].label)
+    assert outcome
+    factor = (outcome.steps_factor or 1.0) / ((base.steps_factor if base else None) or 1.0)
+    sooner = fmean(each.pace_s for each in others) / fmean(each.pace_s for each in own) / factor
+    found = f"{sooner:.2f} times as soon as {others[0].label}"
+    return Check("advantage", "holds" if sooner > 1 else "drifted", found)
+
+
+def answer(checks: Sequence[Check]) -> Answer:
+    """Of all: drift that is found is drift, whatever else cannot be told."""
+    answers = {check.answer for check in checks}
+    return next((each for each in ("drifted", "cannot tell") if each in answers), "holds")  # type: ignore[return-value]

@@ -1,0 +1,182 @@
+"""What trainings that share their seeds have learnt: at equal steps, at equal time, and how soon."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+import pandas as pd
+
+from harness.analysis.estimates import Estimate, geometric_mean, mean
+from harness.analysis.pilot.forecast import Forecast
+from harness.analysis.quality import Keeps, quality
+from harness.plan.status import DIVERGED, DONE
+from harness.record.pilot import Interval, Outcome, Training
+
+END_SHARE = 0.25
+"""Share of the steps whose mean loss is that of the end: batches differ, and a single loss says little."""
+
+
+def end_loss(losses: Sequence[float | None], steps: int | None = None) -> float:
+    """The mean loss of the last steps.
+
+    Args:
+        steps: at which the end is taken to be; None: all.
+    """
+    count = len(losses) if steps is None else steps
+    window = _window(len(losses))
+    known = [loss for loss in losses[max(0, count - window) : count] if loss is not None]
+    return fmean(known) if known else math.nan
+
+
+def steps_to(losses: Sequence[float | None], target: float) -> int | None:
+    """Steps until the mean loss of the last ones has come down to the target; None: it has not."""
+    window = _window(len(losses))
+    for steps in range(window, len(losses) + 1):
+        if end_loss(losses, steps) <= target:
+            return steps
+    return None
+
+
+def target_of(dense: Training, tolerance: float) -> float:
+    """The loss that counts as dense's."""
+    end = end_loss(dense.losses)
+    return end + tolerance * abs(end)
+
+
+def outcomes(
+    trainings: Sequence[Training], plain: str, sixteen: str, tolerance: float, forecast: Forecast
+) -> list[Outcome]:
+    """What the trainings of each method show, in the order of their labels' first appearance.
+
+    Args:
+        plain: label of the all-reduce in 32 bits, which others are compared with.
+        sixteen: label of the 16-bit one.
+    """
+    by_label: dict[str, dict[int, Training]] = {}
+    for training in trainings:
+        by_label.setdefault(training.label, {})[training.seed] = training
+    dense = by_label[plain]
+    soonest = _soonest_plain(by_label, plain, sixteen, tolerance)
+    quickest_s = min(_pace_s(own) for own in by_label.values())
+    return [
+        _outcome(label, own, by_label, dense, soonest, quickest_s, tolerance, forecast)
+        for label, own in by_label.items()
+    ]
+
+
+def _soonest_plain(
+    by_label: Mapping[str, Mapping[int, Training]], plain: str, sixteen: str, tolerance: float
+) -> dict[int, float]:
+    """By seed, seconds until the sooner of the plain all-reduces has dense's loss."""
+    dense = by_label[plain]
+    times: dict[int, float] = {}
+    for label in (plain, sixteen):
+        for seed, seconds in _times_s(by_label.get(label, {}), dense, tolerance).items():
+            times[seed] = min(seconds, times.get(seed, math.inf))
+    return times
+
+
+def _outcome(
+    label: str,
+    own: Mapping[int, Training],
+    by_label: Mapping[str, Mapping[int, Training]],
+    dense: Mapping[int, Training],
+    soonest: Mapping[int, float],
+    quickest_s: float,
+    tolerance: float,
+    forecast: Forecast,
+) -> Outcome:
+    first = next(iter(own.values()))
+    paired = sorted(own.keys() & dense.keys())
+    keeps, difference = _kept(label, own, dense, tolerance)
+    times = _times_s(own, dense, tolerance)
+    all_came = len(times) == len(paired) > 0
+    factors = [
+        times[seed] / own[seed].pace_s / steps for seed in times if (steps := _own_steps(dense[seed], tolerance))
+    ]
+    ratios = [soonest[seed] / times[seed] for seed in times if seed in soonest]
+    in_time = mean([_timely(own[seed], dense[seed], quickest_s) for seed in paired if own[seed].has_learnt])
+    fit = forecast.job.fit(label) if any(each.method.label == label for each in forecast.job.fits) else None
+    step_s = fmean(each.exposed_s + each.compute_s for each in own.values())
+    return Outcome(
+        label=label,
+        method=first.method,
+        seeds=len(own),
+        pace_s=_pace_s(own),
+        predicted_pace_s=forecast.pace_s(first.method),
+        exposed_share=fmean(each.exposed_s for each in own.values()) / step_s,
+        end_loss=_finite(fmean(end_loss(each.losses) for each in own.values())),
+        loss_difference=_interval(difference),
+        timely_difference=_interval(in_time),
+        keeps=keeps,
+        steps_factor=_finite(geometric_mean(factors).value) if all_came and factors else None,
+        time_to_loss_s=fmean(times.values()) if all_came else None,
+        sooner=_interval(geometric_mean(ratios)) if all_came and ratios else None,
+        codec_s=fmean((each.encode_s or 0.0) + (each.decode_s or 0.0) for each in own.values()),
+        held_bytes=fit.held_bytes if fit else None,
+        peak_memory_bytes=max((each.peak_memory_bytes or 0 for each in own.values()), default=0) or None,
+    )
+
+
+def _kept(
+    label: str, own: Mapping[int, Training], dense: Mapping[int, Training], tolerance: float
+) -> tuple[Keeps, Estimate | None]:
+    """Whether the loss at equal steps is kept, by the same rule as in runs."""
+    rows = [
+        {
+            "label": name,
+            "round": seed,
+            "status": DONE if training.has_learnt else DIVERGED,
+            "final_loss": end_loss(training.losses),
+        }
+        for name, of_method in ((label, own), (BASE, dense))
+        for seed, training in of_method.items()
+    ]
+    found = quality(pd.DataFrame(rows), label, BASE, "loss", tolerance)
+    return found.keeps, found.difference
+
+
+BASE = "\0dense"
+"""A label that no method has: dense may be compared with itself."""
+
+
+def _times_s(own: Mapping[int, Training], dense: Mapping[int, Training], tolerance: float) -> dict[int, float]:
+    """Seconds to dense's loss, by seed; of those seeds that came there."""
+    found = {}
+    for seed in sorted(own.keys() & dense.keys()):
+        if own[seed].has_learnt:
+            steps = steps_to(own[seed].losses, target_of(dense[seed], tolerance))
+            if steps is not None:
+                found[seed] = steps * own[seed].pace_s
+    return found
+
+
+def _own_steps(dense: Training, tolerance: float) -> int | None:
+    return steps_to(dense.losses, target_of(dense, tolerance))
+
+
+def _timely(own: Training, dense: Training, quickest_s: float) -> float:
+    """The loss over dense's, as a share of it, when the quickest of all methods has made its steps."""
+    until_s = quickest_s * len(own.losses)
+    mine, theirs = (
+        end_loss(each.losses, min(len(each.losses), max(1, int(until_s / each.pace_s)))) for each in (own, dense)
+    )
+    return (mine - theirs) / abs(theirs) if theirs else 0.0
+
+
+def _pace_s(own: Mapping[int, Training]) -> float:
+    return fmean(each.pace_s for each in own.values())
+
+
+def _window(steps: int) -> int:
+    return max(1, round(END_SHARE * steps))
+
+
+def _interval(found: Estimate | None) -> Interval | None:
+    return None if found is None else Interval(value=found.value, low=found.low, high=found.high, n=found.n)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

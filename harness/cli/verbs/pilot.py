@@ -1,0 +1,256 @@
+"""Look at a training script, put methods to the test on an emulated network, and say which of them pays."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness.cli.console import print_table, say
+from harness.cli.options import Method, On, Rate, SetLinks, Workers, command, topology
+from harness.errors import EXIT_INCONCLUSIVE, EXIT_REGRESSION, MeasurementError, UsageError
+
+if TYPE_CHECKING:
+    from harness.analysis.pilot.worth import Price
+    from harness.network.topology import Topology
+    from harness.record.pilot import Pilot
+    from harness.run.piloting import Request
+
+SETTINGS = {"allow_interspersed_args": False}
+"""What follows the command is the command's own."""
+
+
+def verb(
+    command_: Annotated[
+        list[str] | None, typer.Argument(metavar="-- COMMAND...", help="As of `pacbench exec`.")
+    ] = None,
+    link: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A .toml file with a [link] table; instead of --rate and --set.")
+    ] = None,
+    workers: Workers = 4,
+    rate: Rate = "100mbit",
+    set_: SetLinks = None,
+    on: On = "auto",
+    tolerance: Annotated[str, typer.Option(help="How much worse than dense's the loss may be.")] = "2%",
+    budget: Annotated[
+        str | None, typer.Option(metavar="TIME", help="How long it may take, such as 20min; what has no room is told.")
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what would be run; starts nothing.")] = False,
+    recheck: Annotated[
+        Path | None, typer.Option(metavar="PILOT.JSON", help="Look whether it holds: exit 0; drifted: 3; unknown: 4.")
+    ] = None,
+    price: Annotated[str | None, typer.Option(metavar="MONEY", help="Of a worker: 2.49/h, in any currency.")] = None,
+    egress: Annotated[str | None, typer.Option(metavar="MONEY", help="Of what a worker sends: 0.09/GB.")] = None,
+    job_steps: Annotated[
+        int, typer.Option("--job-steps", min=1, help="Steps of the whole training, for hours and money.")
+    ] = 100_000,
+    steps: Annotated[int, typer.Option(min=24, max=4000, help="Steps of each training here.")] = 60,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each method.")] = 3,
+    tested: Annotated[int, typer.Option(min=1, help="Methods that are put to the test, beside dense and bf16.")] = 3,
+    scenario: Annotated[str, typer.Option(metavar="SCENARIO", help="Whose methods are looked at.")] = "convergence",
+    method: Method = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Its folder; default: results/pilot-SCRIPT. Goes on there.")
+    ] = None,
+) -> None:
+    """Would compression pay for this script on this network? Look, predict, put to the test, decide.
+
+    The same command goes on where it was ended.
+    """
+    from harness.cli.progress import tell_of_unknown_commit
+    from harness.cluster import registry
+    from harness.run import piloting
+
+    prices = _price("--price", price, "h"), _price("--egress", egress, "GB")
+    if recheck is not None:
+        _recheck(recheck, command_, link)
+        return
+    if not command_:
+        allowed = "what to run, such as: pacbench pilot -- python train.py"
+        raise UsageError.at("command line", "COMMAND", "nothing", allowed)
+    network = _network(link, workers) if link else topology(workers, rate, set_)
+    asked = _request(command_, network, registry.choose(on)[0], scenario, method or ())
+    asked = replace(
+        asked,
+        tolerance=_share(tolerance),
+        steps=steps,
+        seeds=seeds,
+        tested=tested,
+        budget_s=_seconds(budget),
+        out=out or asked.out,
+    )
+    if plan:
+        _show_plan(asked)
+        return
+    tell_of_unknown_commit()
+    found = piloting.pilot(asked, say)
+    _report(found, asked.out, job_steps, prices)
+
+
+def _request(words: Sequence[str], network: Topology, on: str, scenario: str, only: Sequence[str]) -> Request:
+    """What is asked for, with the methods of a scenario; other fields as they are by default.
+
+    Those methods are not in it that have a learning rate or an optimizer of their own there: a script keeps its own.
+    """
+    from harness.methods import method_named
+    from harness.run import RESULTS
+    from harness.run.piloting import Request
+    from harness.scenario.load import load
+
+    loaded = load(scenario, (), only)
+    if loaded.sixteen_bit is None:
+        found = ", ".join(each.label for each in loaded.methods)
+        raise UsageError.at(scenario, "methods", found, "a 16-bit all-reduce among them, such as bf16")
+    plain = (loaded.baseline, loaded.sixteen_bit)
+    suited = [each for each in loaded.methods if each.lr is None and each.optimizer is None]
+    chosen = [each for each in suited if each.label in plain or not method_named(each.name).State.is_sixteen_bit]
+    script = next((Path(word).stem for word in words if word.endswith(".py")), Path(words[0]).stem)
+    return Request(
+        command=tuple(words),
+        folder=Path.cwd(),
+        environment=dict(os.environ),
+        network=network,
+        on=on,
+        methods=tuple(sorted(chosen, key=lambda each: each.label not in plain)),
+        plain=loaded.baseline,
+        sixteen=loaded.sixteen_bit,
+        tolerance=0.02,
+        steps=60,
+        seeds=3,
+        tested=3,
+        budget_s=None,
+        out=RESULTS / f"pilot-{script}",
+        command_line=tuple(command()),
+    )
+
+
+def _network(file: Path, workers: int) -> Topology:
+    """The network of a file's ``[link]`` table, and ``[fabric]``, if it has one."""
+    from harness.network.topology import Topology
+    from harness.scenario import limits
+    from harness.scenario.load import read_toml
+    from harness.scenario.section import checked_section
+
+    tables = read_toml(file)
+    if not isinstance(tables.get("link"), dict):
+        raise UsageError.at(file, "link", tables.get("link"), "a table [link], as in scenarios")
+    values: dict[str, object] = {
+        "workers": workers,
+        **{key: tables[key] for key in ("link", "fabric") if key in tables},
+    }
+    found = checked_section(Topology, values, str(file))
+    if complaint := limits.complaint(found.link, found.fabric):
+        raise UsageError(f"{file}: {complaint}")
+    return found
+
+
+def _show_plan(asked: Request) -> None:
+    from harness.record.pilot import FILE, load
+    from harness.run import piloting
+    from harness.units import format_time
+
+    known = load(asked.out / FILE) if (asked.out / FILE).is_file() else None
+    known = known if known and known.command == asked.command else None
+    rows = [
+        [name, str(count), str(workers), str(steps), _about(known, count, steps)]
+        for name, count, workers, steps in piloting.stages(asked)
+    ]
+    print_table("what a pilot runs, at most", ["stage", "commands", "workers", "steps of each", "about"], rows)
+    labels = ", ".join(each.label for each in asked.methods)
+    say(f"looked at: {labels}; put to the test: {asked.plain}, {asked.sixteen}, and the {asked.tested} most promising")
+    if known is None:
+        say("how long it takes is known once the job has been looked at: a start of the script, and its steps there")
+    if asked.budget_s is not None:
+        say(f"budget: {format_time(asked.budget_s)}; what has no room in it is left out, and told")
+
+
+def _about(known: Pilot | None, count: int, steps: int) -> str:
+    from harness.report.text import NOTHING
+    from harness.units import format_time
+
+    if known is None:
+        return NOTHING
+    pace_s = max(each.pace_s for each in known.outcomes)
+    return format_time(count * (known.job.overhead_s + steps * pace_s))
+
+
+def _recheck(file: Path, words: Sequence[str] | None, link: Path | None) -> None:
+    """Look whether a pilot still holds, and end with what was found."""
+    from harness.analysis.pilot import drift
+    from harness.record.pilot import load
+    from harness.run import piloting
+
+    before = load(file)
+    if words and tuple(words) != before.command:
+        raise UsageError.at("command line", "COMMAND", " ".join(words), f"that of {file}: {' '.join(before.command)}")
+    network = _network(link, before.network.workers) if link else before.network
+    asked = piloting.again(before, network, dict(os.environ), file.parent / f"recheck-{time.strftime('%Y%m%d-%H%M%S')}")
+    try:
+        checks = piloting.recheck(before, replace(asked, command_line=tuple(command())), say)
+    except MeasurementError as error:
+        say(f"it cannot be told whether {file} holds: {error}")
+        raise typer.Exit(EXIT_INCONCLUSIVE) from None
+    print_table(
+        f"{file}: {before.verdict.sentence}",
+        ["what", "answer", "found"],
+        [[check.what, check.answer, check.found] for check in checks],
+        ["answer", "found"],
+    )
+    answer = drift.answer(checks)
+    say({"holds": "it holds", "drifted": "it has drifted", "cannot tell": "it cannot be told whether it holds"}[answer])
+    code = {"holds": 0, "drifted": EXIT_REGRESSION, "cannot tell": EXIT_INCONCLUSIVE}[answer]
+    if code:
+        raise typer.Exit(code)
+
+
+def _report(found: Pilot, folder: Path, job_steps: int, prices: tuple[Price | None, Price | None]) -> None:
+    from harness.analysis.pilot.worth import worth
+    from harness.report import pilot as report
+
+    found.save(folder)
+    page = report.write(found, worth(found, job_steps, *prices), folder)
+    rows = report.outcomes(found)
+    print_table("trainings on the emulated network", list(rows[0]), [list(row.values()) for row in rows], ["loss kept"])
+    for sentence in found.left_out:
+        say(f"left out: {sentence}")
+    say(f"{found.verdict.sentence} How sure: {found.verdict.sureness}.")
+    say(f"for who decides, and who implements: {page}")
+
+
+def _share(text: str) -> float:
+    from harness.units import parse_share
+
+    try:
+        return parse_share(text if text.strip().endswith("%") else float(text))
+    except ValueError:
+        raise UsageError.at("command line", "--tolerance", text, "a share such as 0.02, or '2%'") from None
+
+
+def _seconds(text: str | None) -> float | None:
+    from harness.units import parse_time_s
+
+    if text is None:
+        return None
+    try:
+        found = parse_time_s(text)
+    except ValueError as error:
+        raise UsageError.at("command line", "--budget", text, str(error)) from None
+    if not found:
+        raise UsageError.at("command line", "--budget", text, "a time above zero, such as '20min'")
+    return found
+
+
+def _price(option: str, text: str | None, unit: str) -> Price | None:
+    if text is None:
+        return None
+    from harness.analysis.pilot.worth import parse_price
+
+    try:
+        return parse_price(text, unit)
+    except ValueError as error:
+        raise UsageError.at("command line", option, text, str(error)) from None

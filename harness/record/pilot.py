@@ -1,0 +1,232 @@
+"""What a pilot found, as ``pilot.json`` holds it: the job, its gradients, predictions, trainings, and the verdict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from harness.errors import UsageError
+from harness.files import write_whole
+from harness.network.topology import Topology
+from harness.scenario.schema import MethodSpec
+from harness.scenario.section import Section, in_words
+from harness.workload.profile import Profile
+
+SCHEMA = 1
+"""Version of the file. A field that changes its meaning makes a new one."""
+
+FILE = "pilot.json"
+
+Sureness = Literal["sure", "likely", "unsure"]
+
+
+class Fit(Section):
+    """What a method makes of the job's own gradients; see ``attach.findings.Looked``."""
+
+    method: MethodSpec
+    refused: str | None
+    """Why it cannot synchronise this training; None: it can."""
+    nmse: float | None = None
+    cosine: float | None = None
+    progress: float | None = None
+    codec_s: float | None = None
+    """Seconds of a step for encoding and decoding, and for what it adds to the optimizer's."""
+    held_bytes: int | None = None
+
+
+class Job(Section):
+    """The user's training as two observed workers on unshaped links had it."""
+
+    profile: Profile
+    """A step without a network, and the codec of every method."""
+    between_s: float
+    """From the end of a step to the next one's beginning: reading data, say."""
+    bucket_bytes: int
+    """At which DDP closes a bucket."""
+    compute_s: tuple[float, ...]
+    """What each timed step computed: forward and backward passes and the optimizer."""
+    non_zero: float
+    """Share of a gradient's entries that are not zero."""
+    holding_90: float
+    """The least share of the entries that holds 90 % of the squared norm."""
+    holding_99: float
+    fits: tuple[Fit, ...]
+    overhead_s: float
+    """What a command takes beside its steps: starting Python, and looking."""
+
+    def fit(self, label: str) -> Fit:
+        """That of a method."""
+        return next(fit for fit in self.fits if fit.method.label == label)
+
+
+class Predicted(Section):
+    """A method's step on the pilot's network, by the step model."""
+
+    label: str
+    step_s: float
+    rank_s: float | None
+    """Seconds for as much progress as an exact step makes: by this the methods to be tested are chosen. None: it
+    cannot run in this script."""
+    knows_progress: bool = True
+    """Whether its progress was seen; a method that synchronises parameters is taken to be exact."""
+
+
+class Training(Section):
+    """The script with a method, on the emulated network."""
+
+    label: str
+    method: MethodSpec
+    seed: int
+    steps: int
+    pace_s: float
+    """From the end of a step to the end of the next, the mean of the steady steps."""
+    exposed_s: float
+    """Communication, and decoding, that hid behind nothing, in a step."""
+    compute_s: float
+    """The rest of a step, without what lies between steps."""
+    encode_s: float | None
+    decode_s: float | None
+    sent_bytes: float | None
+    """Payload a step and rank, counted."""
+    formula_bytes: float | None
+    peak_memory_bytes: int | None
+    """Of the worker that took most."""
+    losses: tuple[float | None, ...]
+    """By step, means over ranks."""
+    wall_s: float
+    """What the trial took here."""
+    record: str
+    """Folder of its own record, within the pilot's."""
+
+    @property
+    def has_learnt(self) -> bool:
+        """Whether every loss is known and finite."""
+        return all(loss is not None and abs(loss) < float("inf") for loss in self.losses)
+
+
+class Interval(Section):
+    """A mean over seeds with its interval of 95 %; one seed has none."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+class Outcome(Section):
+    """What all trainings of a method show."""
+
+    label: str
+    method: MethodSpec
+    seeds: int
+    pace_s: float
+    predicted_pace_s: float
+    exposed_share: float
+    """Of a step."""
+    end_loss: float | None
+    """Mean of the last steps, over seeds."""
+    loss_difference: Interval | None
+    """At equal steps, over dense's, as a share of it."""
+    timely_difference: Interval | None
+    """The same at equal time: when the fastest method has made its steps."""
+    keeps: Literal["yes", "no", "unknown"]
+    steps_factor: float | None
+    """Steps to dense's loss, within the tolerance, over those of dense; None where a seed did not come there."""
+    time_to_loss_s: float | None
+    sooner: Interval | None
+    """How many times sooner than the faster of dense and the 16-bit all-reduce."""
+    codec_s: float
+    held_bytes: int | None
+    peak_memory_bytes: int | None
+
+
+class Verdict(Section):
+    """What is recommended."""
+
+    label: str
+    method: MethodSpec
+    compress: bool
+    """Whether that is more than an all-reduce, in 32 or 16 bits."""
+    sentence: str
+    sureness: Sureness
+    reasons: tuple[str, ...]
+    changes: tuple[str, ...]
+    """What would change it."""
+    break_even_bps: float | None
+    """Rate of the links from which on the 16-bit all-reduce is as soon there; None: at no rate that was looked at."""
+
+
+class Probe(Section):
+    """A setting that was tried in search of the smallest that keeps the loss."""
+
+    label: str
+    parameter: str
+    value: float
+    difference: float | None
+    """Of the loss at equal steps, as a share of dense's; None: it diverged."""
+    within: bool
+
+
+class Phase(Section):
+    """A part of the roll-out, what is looked at in it, and the limit of each."""
+
+    name: str
+    what: str
+    limits: tuple[tuple[str, str], ...]
+
+
+class Pilot(Section):
+    """See the module."""
+
+    version: Annotated[int, Field(alias="schema", ge=1, le=SCHEMA)] = SCHEMA
+    command: tuple[str, ...]
+    folder: str
+    """In which it runs."""
+    cluster: str
+    """Kind of cluster that emulates."""
+    network: Topology
+    tolerance: float
+    steps: int
+    """Of each training."""
+    seeds: int
+    plain_label: str
+    """Label of the all-reduce in 32 bits."""
+    sixteen_label: str
+    """Label of the 16-bit one."""
+    job: Job
+    predictions: tuple[Predicted, ...]
+    trainings: tuple[Training, ...]
+    probes: tuple[Probe, ...] = ()
+    outcomes: tuple[Outcome, ...]
+    verdict: Verdict
+    phases: tuple[Phase, ...]
+    left_out: tuple[str, ...]
+    """What had no room in the budget, or failed, a sentence each."""
+    took_s: float
+    provenance: dict[str, Any]
+
+    def outcome(self, label: str) -> Outcome | None:
+        """That of a method; None where it was not trained."""
+        return next((each for each in self.outcomes if each.label == label), None)
+
+    def save(self, folder: Path) -> Path:
+        """Write it; returns the file."""
+        path = folder / FILE
+        write_whole(path, self.model_dump_json(by_alias=True, indent=1))
+        return path
+
+
+def load(path: Path) -> Pilot:
+    """Read a pilot's file.
+
+    Raises:
+        UsageError: there is none, or it is not one of this version's.
+    """
+    try:
+        return Pilot.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        raise UsageError(f"{path}: not a pilot of this version: {in_words(error)}") from None

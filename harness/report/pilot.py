@@ -1,0 +1,271 @@
+"""A pilot for two readers: a page for who decides and who implements, a method to paste, and tables for a scenario."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from harness.analysis.pilot.forecast import UTILISATIONS
+from harness.analysis.pilot.worth import Cost, Worth, money
+from harness.files import write_whole
+from harness.plugins import file_of
+from harness.record.pilot import FILE, Interval, Pilot
+from harness.report import text
+from harness.report.figures import render
+from harness.report.figures.drawing import style
+from harness.report.figures.pilot import pilot as draw
+from harness.report.rendering import render_html
+from harness.report.text import NOTHING
+from harness.scenario.writing import entries
+from harness.units import format_rate
+
+PAGE, TABLES, SNIPPET = "pilot.html", "recommended.toml", "snippet.py"
+
+Rows = list[dict[str, str]]
+
+
+def write(found: Pilot, worth: Worth, folder: Path) -> Path:
+    """Write the page, its figures, the snippet and the tables; returns the page."""
+    write_whole(folder / TABLES, tables(found))
+    write_whole(folder / SNIPPET, snippet(found))
+    with style():
+        drawings = render.write(draw(found), folder / "plots")
+    content: dict[str, object] = {
+        "found": found,
+        "worth": worth,
+        "drawings": drawings,
+        "title": " ".join(found.command)[:80],
+        "network": describe_network(found),
+        "communication": communication(found),
+        "outcomes": outcomes(found),
+        "costs": costs(worth),
+        "faster": faster(worth),
+        "needed": needed(worth),
+        "pay_back": pay_back(worth),
+        "saved": _money(worth.saved, worth),
+        "job": job(found),
+        "gradients": gradients(found),
+        "predictions": predictions(found),
+        "probes": probes(found),
+        "snippet": snippet(found),
+        "tables": tables(found),
+        "reproduce": reproduce(found),
+        "provenance": text.flat(found.provenance),
+    }
+    return render_html(folder / PAGE, content)
+
+
+def describe_network(found: Pilot) -> str:
+    """``4 workers at 100 Mbit/s``."""
+    rate_bps, more = found.network.slowest_bps, found.network.describe_extras()
+    rate = "unshaped" if rate_bps is None else f"at {format_rate(rate_bps)}"
+    return f"{found.network.workers} workers {rate}{f', {more}' if more else ''}"
+
+
+def communication(found: Pilot) -> str:
+    """Communication against computation, with the script as it is."""
+    plain = next(each for each in found.outcomes if each.label == found.plain_label)
+    return f"With {plain.label}, {plain.exposed_share:.0%} of a step is communication that hides behind no computation."
+
+
+def outcomes(found: Pilot) -> Rows:
+    """A row a method that was trained."""
+    return [
+        {
+            "method": each.label,
+            "seeds": str(each.seeds),
+            "step to step": text.time(each.pace_s),
+            "predicted": text.time(each.predicted_pace_s),
+            "measured ÷ predicted": text.fixed(each.pace_s / each.predicted_pace_s, 2),
+            "communication, of a step": text.percent(each.exposed_share),
+            "loss at equal steps": _percent(each.loss_difference),
+            "loss at equal time": _percent(each.timely_difference),
+            "loss kept": each.keeps,
+            "steps to dense's loss": _times(each.steps_factor),
+            "time to dense's loss": text.time(each.time_to_loss_s),
+            "sooner": _interval(each.sooner),
+            "codec": text.time(each.codec_s),
+            "memory it holds": NOTHING if each.held_bytes is None else text.size(each.held_bytes),
+            "peak memory of a worker": NOTHING if each.peak_memory_bytes is None else text.size(each.peak_memory_bytes),
+        }
+        for each in found.outcomes
+    ]
+
+
+def costs(worth: Worth) -> Rows:
+    """Hours and money of a whole training by method."""
+    return [
+        {
+            "method": each.label,
+            "hours": _hours(each.hours),
+            "workers": _money(each.worker_money, worth),
+            "egress": _money(each.egress_money, worth),
+            "together": _money(each.money, worth),
+        }
+        for each in worth.costs
+    ]
+
+
+def faster(worth: Worth) -> Rows:
+    """Hours and money of a whole training on faster links."""
+    return [
+        {"rate of each link": format_rate(step.rate_bps), **{each.label: _cost(each, worth) for each in step.costs}}
+        for step in worth.faster
+    ]
+
+
+def needed(worth: Worth) -> Rows:
+    """Rates at which devices compute for such shares of a step."""
+    shares = [f"{share:.0%}" for share in UTILISATIONS]
+    rates = [[NOTHING if rate is None else format_rate(rate) for rate in each.rates_bps] for each in worth.needed]
+    return [
+        {"method": each.label, **dict(zip(shares, own, strict=True))}
+        for each, own in zip(worth.needed, rates, strict=True)
+    ]
+
+
+def pay_back(worth: Worth) -> Rows:
+    """What an hour of integration may cost, that one whole training pays for it."""
+    return [
+        {"hours of integration": str(each.hours), "an hour may cost": money(each.most_an_hour, worth.currency)}
+        for each in worth.pay_back
+    ]
+
+
+def job(found: Pilot) -> list[tuple[str, str]]:
+    """The profile, a line each."""
+    profile = found.job.profile
+    return [
+        ("device", profile.device),
+        ("parameters", f"{profile.numel:,} in {len(profile.gradients)} tensors"),
+        ("optimizer", profile.optimizer),
+        ("samples of a worker in a step", str(profile.batch_size)),
+        ("forward passes", text.time(profile.forward_s)),
+        ("last backward pass", text.time(profile.backward_s)),
+        ("optimizer's step", text.time(profile.optimizer_s)),
+        ("between steps", text.time(found.job.between_s)),
+        ("DDP closes a bucket at", text.size(found.job.bucket_bytes)),
+        ("entries of a gradient that are not zero", text.percent(found.job.non_zero)),
+        ("entries that hold 90 % of its squared norm", text.percent(found.job.holding_90)),
+        ("entries that hold 99 %", text.percent(found.job.holding_99)),
+    ]
+
+
+def gradients(found: Pilot) -> Rows:
+    """What each method makes of the job's gradients."""
+    return [
+        {
+            "method": each.method.label,
+            "NMSE": _figure(each.nmse),
+            "cosine": _figure(each.cosine),
+            "progress": _figure(each.progress),
+            "codec": text.time(each.codec_s),
+            "memory it holds": NOTHING if each.held_bytes is None else text.size(each.held_bytes),
+            "": each.refused or "",
+        }
+        for each in found.job.fits
+    ]
+
+
+def predictions(found: Pilot) -> Rows:
+    """What the step model says of each method on this network, against what was measured."""
+    measured = {each.label: each.pace_s for each in found.outcomes}
+    return [
+        {
+            "method": each.label,
+            "step, predicted": text.time(each.step_s),
+            "for an exact step's progress": text.time(each.rank_s),
+            "step to step, measured": text.time(measured.get(each.label)),
+        }
+        for each in found.predictions
+    ]
+
+
+def probes(found: Pilot) -> Rows:
+    """What was tried in search of the smallest setting."""
+    return [
+        {
+            "setting": each.label,
+            "loss at equal steps": NOTHING if each.difference is None else f"{100 * each.difference:+.1f} %",
+            "within the tolerance": "yes" if each.within else "no",
+        }
+        for each in found.probes
+    ]
+
+
+def snippet(found: Pilot) -> str:
+    """What to paste where the model is under DistributedDataParallel and has its optimizer."""
+    method = found.verdict.method
+    if found.verdict.label == found.plain_label:
+        return "# Nothing is to be changed: DistributedDataParallel all-reduces in 32 bits by itself.\n"
+    params = ", ".join(f"{name}={value!r}" for name, value in method.params.items())
+    if file_of(method.name):
+        got = f"from harness.methods import method_named\n\nmethod = method_named({method.name!r})\n"
+    else:
+        got = f"method = baselines.get({method.name!r})\n"
+    return (
+        f"import baselines\n\n{got}"
+        f"state = method.State({params})\n"
+        "baselines.register(model, state, optimizer=optimizer)  # model: under DistributedDataParallel\n"
+    )
+
+
+def tables(found: Pilot) -> str:
+    """Tables of a scenario: the method, the workers and the links."""
+    verdict, network = found.verdict, found.network.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    lines = [f"# {verdict.sentence} How sure: {verdict.sureness}. See {FILE}."]
+    lines += ["", "[cluster]", f"workers = {found.network.workers}", "", "[link]", *entries(network["link"])]
+    lines += ["", "[[methods]]", *entries({"name": verdict.method.name, "label": verdict.label})]
+    lines += entries(verdict.method.params)
+    return "\n".join(lines) + "\n"
+
+
+def reproduce(found: Pilot) -> list[str]:
+    """Commands: the pilot's own, the script with what is recommended, and the recheck."""
+    command = shlex.join(found.command)
+    method = found.verdict.method
+    params = " ".join(f"--param {shlex.quote(f'{name}={value}')}" for name, value in method.params.items())
+    rate_bps = found.network.slowest_bps
+    rate = f"{rate_bps}bit" if rate_bps else "unshaped"
+    put_in = (
+        "--observe" if found.verdict.label == found.plain_label else f"--method {shlex.quote(method.name)} {params}"
+    )
+    return [
+        shlex.join(found.provenance["command"]),
+        f"pacbench exec --workers {found.network.workers} --rate {rate} {put_in.strip()} -- {command}",
+        f"pacbench pilot --recheck {FILE}",
+    ]
+
+
+def _percent(found: Interval | None) -> str:
+    if found is None:
+        return NOTHING
+    ends = "" if found.low is None or found.high is None else f" [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+    return f"{100 * found.value:+.1f} %{ends}"
+
+
+def _interval(found: Interval | None) -> str:
+    if found is None:
+        return NOTHING
+    ends = "" if found.low is None or found.high is None else f" [{found.low:.2f}, {found.high:.2f}]"
+    return f"{found.value:.2f}x{ends}"
+
+
+def _times(factor: float | None) -> str:
+    return NOTHING if factor is None else f"{factor:.2f}x"
+
+
+def _hours(hours: float | None) -> str:
+    return NOTHING if hours is None else f"{hours:,.3g} h" if hours < 1000 else f"{hours:,.0f} h"
+
+
+def _money(amount: float | None, worth: Worth) -> str:
+    return NOTHING if amount is None else money(amount, worth.currency)
+
+
+def _cost(cost: Cost, worth: Worth) -> str:
+    return _hours(cost.hours) if cost.money is None else f"{_hours(cost.hours)}, {_money(cost.money, worth)}"
+
+
+def _figure(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.3g}"

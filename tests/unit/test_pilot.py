@@ -1,0 +1,283 @@
+"""What a pilot says of its measurements: predictions, learning, verdict, worth, drift; its files; what it refuses."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from in_process import call_pacbench
+from piloted import BF16, DENSE, TOPK, falling, job, network, pilot, training, trainings
+
+import baselines
+from harness.analysis.pilot import drift, search
+from harness.analysis.pilot.forecast import UTILISATIONS, Forecast, predictions, to_be_tested
+from harness.analysis.pilot.learning import end_loss, steps_to
+from harness.analysis.pilot.worth import Price, cost, money, parse_price, worth
+from harness.errors import UsageError
+from harness.record.pilot import FILE, Pilot, load
+from harness.report import pilot as report
+from harness.scenario.load import read_toml
+
+
+def test_a_break_even_rate_is_where_both_are_as_soon() -> None:
+    forecast = Forecast(job(codec_s=0.02), network())
+    for factor in (1.0, 1.3):
+        rate_bps = forecast.break_even_bps(TOPK, BF16, factor)
+        assert rate_bps
+        assert factor * forecast.pace_s(TOPK, rate_bps) == pytest.approx(forecast.pace_s(BF16, rate_bps), rel=1e-3)
+    assert forecast.break_even_bps(TOPK, BF16, 1e6) is None, "it is nowhere sooner"
+
+
+def test_bandwidth_for_a_utilisation_gives_that_utilisation() -> None:
+    forecast = Forecast(job(), network())
+    rates = [forecast.rate_for(DENSE, share) for share in UTILISATIONS]
+    assert rates == sorted(rates, key=lambda rate: rate or math.inf)
+    for share, rate_bps in zip(UTILISATIONS[:3], rates, strict=False):
+        assert rate_bps
+        assert forecast.compute_s / forecast.step_s(DENSE, rate_bps) == pytest.approx(share, abs=0.01)
+    dear = Forecast(job(codec_s=0.5), network())
+    assert dear.rate_for(TOPK, 0.5) is None, "its codec alone takes longer than all computation"
+
+
+def test_the_most_promising_are_tested_and_what_misses_much_of_a_gradient_is_less_so() -> None:
+    own = job()
+    found = predictions(Forecast(own, network()))
+    assert to_be_tested(found, ("dense", "bf16"), 3) == ["dense", "bf16", TOPK.label]
+    ranks = {each.label: each.rank_s for each in found}
+    *others, topk = own.fits
+    blind = own.model_copy(update={"fits": (*others, topk.model_copy(update={"progress": 0.1}))})
+    less = {each.label: each.rank_s for each in predictions(Forecast(blind, network()))}
+    assert less[TOPK.label] == pytest.approx(10 * (ranks[TOPK.label] or 0))
+    refused = own.model_copy(update={"fits": (*others, topk.model_copy(update={"refused": "it needs SGD"}))})
+    assert to_be_tested(predictions(Forecast(refused, network())), ("dense", "bf16"), 3) == ["dense", "bf16"]
+
+
+def test_a_loss_at_the_end_is_that_of_the_last_quarter() -> None:
+    losses = [8.0] * 30 + [1.0, 2.0] * 5
+    assert end_loss(losses) == 1.5
+    assert steps_to(losses, 1.5) == 40
+    assert steps_to(losses, 1.4) is None
+    assert steps_to(falling(40, 1.0, 20), 1.01) == 28
+
+
+def test_what_learns_alike_in_less_time_is_recommended_and_by_how_much_is_told() -> None:
+    found = pilot()
+    topk = found.outcome(TOPK.label)
+    assert topk
+    assert topk.sooner
+    assert topk.steps_factor == pytest.approx(1)
+    assert topk.sooner.value == pytest.approx(0.27 / 0.05)
+    assert topk.keeps == "yes"
+    assert (found.verdict.label, found.verdict.compress, found.verdict.sureness) == (TOPK.label, True, "sure")
+    assert found.verdict.break_even_bps
+    assert found.verdict.break_even_bps > 100e6
+
+
+def test_at_equal_time_a_slower_method_has_made_fewer_steps() -> None:
+    bf16, topk = pilot().outcome("bf16"), pilot().outcome(TOPK.label)
+    assert bf16
+    assert topk
+    assert bf16.timely_difference
+    assert topk.timely_difference
+    assert bf16.loss_difference
+    assert bf16.loss_difference.value == 0
+    assert topk.timely_difference.value < bf16.timely_difference.value < 0, "dense is the slowest of all"
+
+
+def test_a_method_whose_loss_is_worse_is_not_recommended() -> None:
+    found = pilot(trainings(topk_end=1.3))
+    topk = found.outcome(TOPK.label)
+    assert topk
+    assert (topk.keeps, topk.time_to_loss_s, topk.sooner) == ("no", None, None)
+    assert (found.verdict.label, found.verdict.compress) == ("bf16", False)
+    assert found.verdict.sentence.startswith("Do not compress")
+
+
+def test_what_is_hardly_sooner_is_not_worth_it() -> None:
+    found = pilot(trainings(topk_s=0.265))
+    assert (found.verdict.label, found.verdict.sureness) == ("bf16", "sure")
+
+
+def test_one_seed_makes_nothing_sure() -> None:
+    found = pilot(trainings(seeds=1))
+    assert (found.verdict.label, found.verdict.sureness) == (TOPK.label, "unsure")
+
+
+def test_where_nothing_but_the_plain_ones_was_trained_nothing_is_recommended() -> None:
+    found = pilot([each for each in trainings() if each.label != TOPK.label])
+    assert (found.verdict.label, found.verdict.sureness) == ("bf16", "unsure")
+
+
+def test_a_training_that_diverged_keeps_nothing() -> None:
+    own = [each for each in trainings() if (each.label, each.seed) != (TOPK.label, 1)]
+    found = pilot([*own, training(TOPK, 1, 0.05, [2.0] * 39 + [math.nan])])
+    topk = found.outcome(TOPK.label)
+    assert topk
+    assert topk.keeps == "no"
+    assert found.verdict.label == "bf16"
+
+
+@given(st.floats(1e-4, 1), st.floats(1e-4, 1))
+def test_the_search_ends_near_the_smallest_share_that_keeps_the_loss(first: float, limit: float) -> None:
+    tried = {first: first >= limit}
+    while (value := search.next_value(tried)) is not None:
+        assert value not in tried
+        tried[value] = value >= limit
+        assert len(tried) < 30
+    within = [value for value, kept in tried.items() if kept]
+    assert within
+    smallest = min(within)
+    assert limit <= smallest <= max(search.NEAR * limit, search.STEP * search.LEAST)
+
+
+def test_hours_and_money_are_products() -> None:
+    found = pilot()
+    topk = found.outcome(TOPK.label)
+    assert topk
+    own = cost(topk, found, 100_000, Price(2.49, "$"), Price(0.09, "$"))
+    assert own.hours == pytest.approx(100_000 * 0.05 / 3600)
+    assert own.worker_money == pytest.approx(own.hours * 4 * 2.49)
+    assert own.egress_money == pytest.approx(100_000 * 4 * 1e6 / 1e9 * 0.09)
+    assert cost(topk, found, 100_000, None, None).money is None
+    told = worth(found, 100_000, Price(2.49, "$"), None)
+    base = next(each for each in told.costs if each.label == "bf16")
+    assert told.saved == pytest.approx((base.money or 0) - (own.worker_money or 0))
+    assert [each.hours * each.most_an_hour for each in told.pay_back] == pytest.approx([told.saved] * 3)
+    first = told.faster[0]
+    assert first.rate_bps == 100e6
+    assert {each.label: each.hours for each in first.costs} == pytest.approx(
+        {each.label: each.hours for each in told.costs}
+    ), "at the pilot's own rate a training takes what was measured"
+    assert all(
+        one.costs[0].hours >= other.costs[0].hours for one, other in zip(told.faster, told.faster[1:], strict=False)
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "unit", "expected"),
+    [
+        ("2.49/h", "h", Price(2.49, "")),
+        ("$2.49/h", "h", Price(2.49, "$")),
+        ("2.49 EUR/h", "h", Price(2.49, "EUR")),
+        ("€0.09/GB", "GB", Price(0.09, "€")),
+        ("CHF 3/h", "h", Price(3.0, "CHF")),
+    ],
+)
+def test_prices_are_read_in_any_currency(text: str, unit: str, expected: Price) -> None:
+    assert parse_price(text, unit) == expected
+
+
+@pytest.mark.parametrize("text", ["2.49", "2.49/GB", "-1/h", "$2€/h", "x/h", "$2.49EUR/h"])
+def test_other_texts_are_no_prices(text: str) -> None:
+    with pytest.raises(ValueError, match=r"such as 2\.49/h"):
+        parse_price(text, "h")
+
+
+def test_money_has_its_sign_before_and_its_word_behind() -> None:
+    assert (money(1234.5, "$"), money(1234.5, "EUR"), money(0, "")) == ("$1,234.50", "1,234.50 EUR", "0.00")
+
+
+def test_a_job_that_computes_longer_has_drifted_and_one_quiet_moment_is_enough_to_hold() -> None:
+    before = job()
+
+    def told(*slower: float) -> drift.Answer:
+        return drift.answer(drift.of_job(before, [job(slower=each) for each in slower]))
+
+    assert told(1.0) == told(1.1) == told(1.6, 1.5, 1.02) == "holds"
+    assert told(1.3, 1.31, 1.35) == "drifted"
+    assert told(0.5) == "drifted"
+    assert told(1.3, 2.5, 1.9) == "cannot tell"
+    other = job()
+    gradients = other.profile.gradients[:1]
+    smaller = other.model_copy(update={"profile": other.profile.model_copy(update={"gradients": gradients})})
+    assert drift.answer(drift.of_job(before, [smaller])) == "drifted"
+
+
+def test_links_that_are_half_as_fast_have_drifted() -> None:
+    answers = [drift.of_network(network(), network(rate)).answer for rate in ("100mbit", "90mbit", "50mbit", "200mbit")]
+    assert answers == ["holds", "holds", "drifted", "drifted"]
+
+
+def test_a_method_that_is_broken_has_drifted() -> None:
+    found = pilot()
+    own, plain = (next(each for each in found.trainings if each.label == label) for label in (TOPK.label, "bf16"))
+
+    def told(**changes: object) -> drift.Answer:
+        return drift.answer(drift.of_verdict(found, [own.model_copy(update=changes), plain]))
+
+    assert told() == "holds"
+    assert told(sent_bytes=2e6) == "drifted"
+    assert told(losses=falling(40, 1.5, 30)) == "drifted"
+    assert told(losses=(*falling(39, 1.0, 30), math.nan)) == "drifted"
+    assert told(pace_s=0.3) == "drifted", "it is no sooner than what it replaces"
+    assert told(sent_bytes=None, formula_bytes=None) == "cannot tell"
+
+
+def test_a_pilots_file_is_read_as_it_was_written(tmp_path: Path) -> None:
+    found = pilot()
+    found.save(tmp_path)
+    assert load(tmp_path / FILE) == found
+
+
+@pytest.mark.parametrize("own", [trainings(), trainings(topk_end=1.3)], ids=["compress", "do not"])
+def test_the_snippet_makes_the_method_and_the_tables_are_a_scenarios(own: list[object], tmp_path: Path) -> None:
+    found: Pilot = pilot(own)  # type: ignore[arg-type]
+    page = report.write(found, worth(found, 1000, Price(2.49, "$"), Price(0.09, "$")), tmp_path)
+    assert found.verdict.sentence in page.read_text()
+    lines = (tmp_path / report.SNIPPET).read_text().splitlines()
+    made: dict[str, object] = {}
+    exec("\n".join(line for line in lines if not line.startswith("baselines.register")), made)
+    state = made["state"]
+    assert isinstance(state, baselines.MethodState)
+    wanted = baselines.get(found.verdict.method.name).State(**found.verdict.method.params)
+    assert (type(state), state.parameters) == (type(wanted), wanted.parameters)
+    tables = read_toml(tmp_path / report.TABLES)
+    assert tables["cluster"] == {"workers": 4}
+    assert tables["link"] == {"rate": "100000000bit"}
+    (method,) = tables["methods"]
+    assert method == {"name": found.verdict.method.name, "label": found.verdict.label, **found.verdict.method.params}
+
+
+def test_the_page_tells_what_was_left_out_and_runs_nothing(tmp_path: Path) -> None:
+    found = pilot(left_out=("dgc, seed 2: <b>had</b> no room.",))
+    text = report.write(found, worth(found, 1000, None, None), tmp_path).read_text()
+    assert "&lt;b&gt;had&lt;/b&gt; no room" in text
+    assert "<script" not in text
+    assert "default-src 'none'" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ((), "COMMAND"),
+        (("--price", "2.49", "--", "true"), "--price"),
+        (("--egress", "1/h", "--", "true"), "--egress"),
+        (("--budget", "soon", "--", "true"), "--budget"),
+        (("--budget", "0s", "--", "true"), "--budget"),
+        (("--tolerance", "much", "--", "true"), "--tolerance"),
+        (("--link", "nothing.toml", "--", "true"), "nothing.toml"),
+        (("--link", "other.toml", "--", "true"), "[link]"),
+        (("--recheck", "nothing.json"), "nothing.json"),
+        (("--recheck", "other.json"), "not a pilot"),
+        (("--recheck", "pilot.json", "--", "python", "other.py"), "python train.py"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: tuple[str, ...], told: str, tmp_path: Path) -> None:
+    (tmp_path / "other.toml").write_text("[train]\nsteps = 3\n")
+    (tmp_path / "other.json").write_text("{}")
+    pilot().save(tmp_path)
+    done = call_pacbench(("pilot", *arguments), tmp_path)
+    assert done.returncode == UsageError.exit_code
+    assert told in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_plan_starts_nothing_and_says_what_would_be_run(tmp_path: Path) -> None:
+    arguments = ("pilot", "--plan", "--on", "netns", "--budget", "2min", "--method", "topk", "--", "python", "train.py")
+    done = call_pacbench(arguments, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "put to the test" in done.stdout
+    assert not list(tmp_path.iterdir())
