@@ -140,7 +140,8 @@ def phases(found: Verdict, outcomes: Sequence[Outcome], tolerance: float) -> tup
     own = next(each for each in outcomes if each.label == found.label)
     step = ("time from step to step", f"at most {format_time(SLACK * own.pace_s)}, {SLACK - 1:.0%} above the pilot's")
     recheck = ("pacbench pilot --recheck", "exit code 0")
-    loss = ("loss at equal steps over dense's", f"within {tolerance:.1%}")
+    needed = SLACK * (own.steps_factor or 1.0)
+    loss = (f"steps to dense's loss, within {tolerance:.1%}", f"at most {needed:.2f} times dense's")
     memory = ("memory that the method holds on each worker", f"{format_size(own.held_bytes or 0)}")
     return (
         Phase(name="pilot", what="This page.", limits=(("how sure", found.sureness), loss)),
