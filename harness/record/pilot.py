@@ -128,9 +128,9 @@ class Outcome(Section):
     end_loss: float | None
     """Mean of the last steps, over seeds."""
     loss_difference: Interval | None
-    """At equal steps, over dense's, as a share of it."""
+    """At dense's number of steps, over dense's, as a share of it."""
     timely_difference: Interval | None
-    """The same at equal time: when the fastest method has made its steps."""
+    """The same at equal time: when the first of all trainings is over."""
     keeps: Literal["yes", "no", "unknown"]
     steps_factor: float | None
     """Steps to dense's loss, within the tolerance, over those of dense; None where a seed did not come there."""

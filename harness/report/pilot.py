@@ -187,7 +187,7 @@ def probes(found: Pilot) -> Rows:
         {
             "setting": each.label,
             "loss at equal steps": NOTHING if each.difference is None else f"{100 * each.difference:+.1f} %",
-            "within the tolerance": "yes" if each.within else "no",
+            "came to dense's loss": "yes" if each.within else "no",
         }
         for each in found.probes
     ]

@@ -48,6 +48,9 @@ from harness.workload.profile import Codec, Gradient, Profile
 
 ATTACHED_WORKERS = 2
 
+MOST_LONGER = 5.0
+"""Times the steps of the plain all-reduces that a method with shorter ones makes at most."""
+
 MOST_PROBES = 4
 """Settings that are tried in search of the smallest that keeps the loss."""
 
@@ -168,7 +171,8 @@ def recheck(before: Pilot, request: Request, tell: Tell) -> list[Check]:
     sixteen = next((each.method for each in before.trainings if each.label == before.sixteen_label), None)
     wanted = {each.label: each for each in (before.verdict.method, sixteen) if each is not None}
     seed = min(each.seed for each in before.trainings if each.label == before.verdict.label)
-    again = [bench.train(method, seed, attempts[-1]) for method in wanted.values()]
+    made = {each.label: each.steps for each in before.trainings if each.seed == seed}
+    again = [bench.train(method, seed, attempts[-1], made.get(method.label)) for method in wanted.values()]
     if again[0] is None:
         return [*checks, Check("training", "drifted", " ".join(bench.left_out))]
     return checks + drift.of_verdict(before, [each for each in again if each is not None])
@@ -206,7 +210,6 @@ class _Found:
 
     def __init__(self, request: Request, job: Job) -> None:
         self._request = request
-        self.tolerance = request.tolerance
         self.job = job
         self.trainings: list[Training] = []
 
@@ -292,8 +295,12 @@ class _Bench:
                 if training is not None:
                     found.trainings.append(training)
 
-    def train(self, method: MethodSpec, seed: int, job: Job) -> Training | None:
+    def train(self, method: MethodSpec, seed: int, job: Job, steps: int | None = None) -> Training | None:
         """The script with a method on the emulated network; None where there is no room, or it failed.
+
+        Args:
+            steps: how many; None: as many as the 16-bit all-reduce makes in that time, or what was asked for if that is
+                more.
 
         Raises:
             MeasurementError: it failed as the user has it, without a method.
@@ -305,7 +312,7 @@ class _Bench:
             params={} if is_plain else method.params,
             seed=seed,
             shifts_seeds=True,
-            steps=request.steps,
+            steps=steps or self._steps(method, job),
         )
         what = f"{method.label}, seed {seed}"
         folder = self._folder(method.label, request.network, attachment)
@@ -334,10 +341,16 @@ class _Bench:
         self._overheads_s.append(max(0.0, NETWORK_S + training.wall_s - training.steps * training.pace_s))
         return training
 
+    def _steps(self, method: MethodSpec, job: Job) -> int:
+        known = Forecast(job, self._request.network)
+        shorter = known.pace_s(self._request.method(self._request.sixteen)) / known.pace_s(method)
+        is_plain = method.label in (self._request.plain, self._request.sixteen)
+        return self._request.steps if is_plain else round(self._request.steps * min(MOST_LONGER, max(1.0, shorter)))
+
     def _expected_s(self, method: MethodSpec, job: Job) -> float:
         """What a training will take about: its steps as predicted, and the rest as it was until now."""
         overhead_s = fmean(self._overheads_s) if self._overheads_s else job.overhead_s
-        return overhead_s + self._request.steps * Forecast(job, self._request.network).pace_s(method)
+        return overhead_s + self._steps(method, job) * Forecast(job, self._request.network).pace_s(method)
 
     def _run(self, label: str, network: Topology, attachment: Attachment) -> tuple[Execution, Path]:
         """Run a command, unless it has been; its record and folder."""
@@ -558,10 +571,11 @@ def _search(bench: _Bench, found: _Found) -> list[Probe]:
         method = base.model_copy(
             update={"params": {**base.params, parameter: value}, "label": f"{base.name}, {parameter} {value:.3g}"}
         )
+        known, before = found.job, len(found.trainings)
         found.add_setting(base, method)
-        before = len(found.trainings)
         bench.train_in_turns(found, [method])
         if len(found.trainings) == before:
+            found.job = known
             break
         own = next(each for each in found.outcomes() if each.label == method.label)
         tried[value] = _is_within(found, method.label)
@@ -586,6 +600,5 @@ def _leader(found: _Found) -> tuple[MethodSpec, str, float] | None:
 
 
 def _is_within(found: _Found, label: str) -> bool:
-    """Whether its mean loss at equal steps is within the tolerance; the interval is the verdict's matter."""
-    own = next(each for each in found.outcomes() if each.label == label)
-    return own.keeps != "no" and own.loss_difference is not None and own.loss_difference.value <= found.tolerance
+    """Whether it came to dense's loss, within the tolerance, with every seed."""
+    return next(each for each in found.outcomes() if each.label == label).time_to_loss_s is not None

@@ -28,7 +28,7 @@ def script(tmp_path: Path) -> Path:
 
 
 def test_a_pilot_decides_goes_on_and_finds_what_has_drifted(script: Path, pacbench: Run, tmp_path: Path) -> None:
-    asked = (*OPTIONS, "--price", "2.49/h", "--", sys.executable, str(script))
+    asked = (*OPTIONS, "--price", "2.49/h", "--", sys.executable, str(script), "--steps", "200")
     first = pacbench(*asked)
     assert first.returncode == 0, first.stderr
     found = load(tmp_path / "found" / FILE)

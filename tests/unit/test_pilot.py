@@ -281,3 +281,18 @@ def test_a_plan_starts_nothing_and_says_what_would_be_run(tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     assert "put to the test" in done.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_a_method_that_needs_more_but_shorter_steps_wins_by_time() -> None:
+    own = [each for each in trainings() if each.label != TOPK.label]
+    slower = [training(TOPK, seed, 0.05, falling(160, 1 + 0.01 * seed, 60)) for seed in range(3)]
+    found = pilot([*own, *slower])
+    topk = found.outcome(TOPK.label)
+    assert topk
+    assert topk.steps_factor
+    assert topk.sooner
+    assert topk.loss_difference
+    assert topk.loss_difference.value > 0.1, "after as many steps it is behind"
+    assert 1.5 < topk.steps_factor < 2.5
+    assert topk.sooner.value == pytest.approx(0.27 / 0.05 / topk.steps_factor, rel=0.01)
+    assert found.verdict.label == TOPK.label

@@ -18,23 +18,28 @@ END_SHARE = 0.25
 """Share of the steps whose mean loss is that of the end: batches differ, and a single loss says little."""
 
 
-def end_loss(losses: Sequence[float | None], steps: int | None = None) -> float:
+def end_loss(losses: Sequence[float | None], steps: int | None = None, window: int | None = None) -> float:
     """The mean loss of the last steps.
 
     Args:
         steps: at which the end is taken to be; None: all.
+        window: how many steps the last ones are; None: ``END_SHARE`` of all.
     """
-    count = len(losses) if steps is None else steps
-    window = _window(len(losses))
+    count = len(losses) if steps is None else min(steps, len(losses))
+    window = window or _window(len(losses))
     known = [loss for loss in losses[max(0, count - window) : count] if loss is not None]
     return fmean(known) if known else math.nan
 
 
-def steps_to(losses: Sequence[float | None], target: float) -> int | None:
-    """Steps until the mean loss of the last ones has come down to the target; None: it has not."""
-    window = _window(len(losses))
+def steps_to(losses: Sequence[float | None], target: float, window: int | None = None) -> int | None:
+    """Steps until the mean loss of the last ones has come down to the target; None: it has not.
+
+    Args:
+        window: see ``end_loss``.
+    """
+    window = window or _window(len(losses))
     for steps in range(window, len(losses) + 1):
-        if end_loss(losses, steps) <= target:
+        if end_loss(losses, steps, window) <= target:
             return steps
     return None
 
@@ -59,10 +64,9 @@ def outcomes(
         by_label.setdefault(training.label, {})[training.seed] = training
     dense = by_label[plain]
     soonest = _soonest_plain(by_label, plain, sixteen, tolerance)
-    quickest_s = min(_pace_s(own) for own in by_label.values())
+    until_s = min(each.pace_s * len(each.losses) for each in trainings)
     return [
-        _outcome(label, own, by_label, dense, soonest, quickest_s, tolerance, forecast)
-        for label, own in by_label.items()
+        _outcome(label, own, by_label, dense, soonest, until_s, tolerance, forecast) for label, own in by_label.items()
     ]
 
 
@@ -84,7 +88,7 @@ def _outcome(
     by_label: Mapping[str, Mapping[int, Training]],
     dense: Mapping[int, Training],
     soonest: Mapping[int, float],
-    quickest_s: float,
+    until_s: float,
     tolerance: float,
     forecast: Forecast,
 ) -> Outcome:
@@ -97,7 +101,7 @@ def _outcome(
         times[seed] / own[seed].pace_s / steps for seed in times if (steps := _own_steps(dense[seed], tolerance))
     ]
     ratios = [soonest[seed] / times[seed] for seed in times if seed in soonest]
-    in_time = mean([_timely(own[seed], dense[seed], quickest_s) for seed in paired if own[seed].has_learnt])
+    in_time = mean([_timely(own[seed], dense[seed], until_s) for seed in paired if own[seed].has_learnt])
     fit = forecast.job.fit(label) if any(each.method.label == label for each in forecast.job.fits) else None
     step_s = fmean(each.exposed_s + each.compute_s for each in own.values())
     return Outcome(
@@ -123,13 +127,14 @@ def _outcome(
 def _kept(
     label: str, own: Mapping[int, Training], dense: Mapping[int, Training], tolerance: float
 ) -> tuple[Keeps, Estimate | None]:
-    """Whether the loss at equal steps is kept, by the same rule as in runs."""
+    """Whether the loss at dense's number of steps is kept, by the same rule as in runs."""
+    steps = min(len(each.losses) for each in dense.values())
     rows = [
         {
             "label": name,
             "round": seed,
             "status": DONE if training.has_learnt else DIVERGED,
-            "final_loss": end_loss(training.losses),
+            "final_loss": end_loss(training.losses, steps, _window(steps)),
         }
         for name, of_method in ((label, own), (BASE, dense))
         for seed, training in of_method.items()
@@ -147,7 +152,7 @@ def _times_s(own: Mapping[int, Training], dense: Mapping[int, Training], toleran
     found = {}
     for seed in sorted(own.keys() & dense.keys()):
         if own[seed].has_learnt:
-            steps = steps_to(own[seed].losses, target_of(dense[seed], tolerance))
+            steps = steps_to(own[seed].losses, target_of(dense[seed], tolerance), _window(len(dense[seed].losses)))
             if steps is not None:
                 found[seed] = steps * own[seed].pace_s
     return found
@@ -157,12 +162,10 @@ def _own_steps(dense: Training, tolerance: float) -> int | None:
     return steps_to(dense.losses, target_of(dense, tolerance))
 
 
-def _timely(own: Training, dense: Training, quickest_s: float) -> float:
-    """The loss over dense's, as a share of it, when the quickest of all methods has made its steps."""
-    until_s = quickest_s * len(own.losses)
-    mine, theirs = (
-        end_loss(each.losses, min(len(each.losses), max(1, int(until_s / each.pace_s)))) for each in (own, dense)
-    )
+def _timely(own: Training, dense: Training, until_s: float) -> float:
+    """The loss over dense's, as a share of it, after so many seconds."""
+    window = _window(len(dense.losses))
+    mine, theirs = (end_loss(each.losses, max(1, int(until_s / each.pace_s)), window) for each in (own, dense))
     return (mine - theirs) / abs(theirs) if theirs else 0.0
 
 

@@ -20,20 +20,16 @@ SLACK = 1.1
 
 
 def verdict(outcomes: Sequence[Outcome], plain: str, sixteen: str, tolerance: float, forecast: Forecast) -> Verdict:
-    """The method that is soonest at dense's loss, of those that keep it; the sooner all-reduce where none is worth it.
+    """The method that is soonest at dense's loss; the sooner all-reduce where none is worth it.
 
-    A method of whose loss it is unknown whether it is kept may win, but then nothing is sure.
+    A method may need more steps, which are shorter: what it lacks at equal steps is told, and decides nothing.
     """
     base = _soonest([each for each in outcomes if each.label in (plain, sixteen)])
-    others = [each for each in outcomes if each.label not in (plain, sixteen) and _may_win(each)]
+    others = [each for each in outcomes if each.label not in (plain, sixteen) and each.time_to_loss_s is not None]
     best = _soonest(others) if others else None
     if best is not None and best.sooner is not None and best.sooner.value >= WORTH_IT:
         return _compress(best, base, _sixteen_or(outcomes, sixteen, base), tolerance, forecast)
     return _leave_it(base, best, outcomes, (plain, sixteen), tolerance, forecast)
-
-
-def _may_win(outcome: Outcome) -> bool:
-    return outcome.keeps != "no" and outcome.time_to_loss_s is not None
 
 
 def _soonest(outcomes: Sequence[Outcome]) -> Outcome:
@@ -51,7 +47,7 @@ def _compress(best: Outcome, base: Outcome, sixteen: Outcome, tolerance: float, 
     reasons = [
         f"At dense's loss it was {sooner.value:.2f} times as soon as {base.label}{_ends(sooner.low, sooner.high)}, "
         f"with {_seeds(best.seeds)}.",
-        _about_loss(best, tolerance),
+        f"It needs {best.steps_factor or 1.0:.2f} times dense's steps. {_about_loss(best, tolerance)}",
         f"A step takes {format_time(best.pace_s)}, and {format_time(base.pace_s)} with {base.label}.",
     ]
     changes = []
@@ -117,7 +113,7 @@ def _leave_it(
 
 def _sureness(best: Outcome) -> Sureness:
     assert best.sooner is not None
-    if best.keeps == "unknown" or best.seeds < NO_SEEDS_SURE or best.sooner.low is None:
+    if best.seeds < NO_SEEDS_SURE or best.sooner.low is None:
         return "unsure"
     return "sure" if best.sooner.low > 1 else "likely"
 
@@ -144,7 +140,8 @@ def phases(found: Verdict, outcomes: Sequence[Outcome], tolerance: float) -> tup
     own = next(each for each in outcomes if each.label == found.label)
     step = ("time from step to step", f"at most {format_time(SLACK * own.pace_s)}, {SLACK - 1:.0%} above the pilot's")
     recheck = ("pacbench pilot --recheck", "exit code 0")
-    loss = ("loss at equal steps over dense's", f"within {tolerance:.1%}")
+    needed = SLACK * (own.steps_factor or 1.0)
+    loss = (f"steps to dense's loss, within {tolerance:.1%}", f"at most {needed:.2f} times dense's")
     memory = ("memory that the method holds on each worker", f"{format_size(own.held_bytes or 0)}")
     return (
         Phase(name="pilot", what="This page.", limits=(("how sure", found.sureness), loss)),

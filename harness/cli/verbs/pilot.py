@@ -49,7 +49,9 @@ def verb(
     job_steps: Annotated[
         int, typer.Option("--job-steps", min=1, help="Steps of the whole training, for hours and money.")
     ] = 100_000,
-    steps: Annotated[int, typer.Option(min=24, max=4000, help="Steps of each training here.")] = 60,
+    steps: Annotated[
+        int, typer.Option(min=24, max=4000, help="Steps of dense here; methods whose steps are shorter make more.")
+    ] = 60,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each method.")] = 3,
     tested: Annotated[int, typer.Option(min=1, help="Methods that are put to the test, beside dense and bf16.")] = 3,
     scenario: Annotated[str, typer.Option(metavar="SCENARIO", help="Whose methods are looked at.")] = "convergence",
