@@ -16,7 +16,7 @@ from harness.cli import verbs
 
 ORDER = (
     *("list", "plan", "run", "status", "tune", "report", "compare", "gate", "reference", "reproduce", "map", "explore"),
-    *("probe", "exec", "calibrate", "profile", "image", "doctor", "clean"),
+    *("probe", "link", "exec", "calibrate", "profile", "image", "doctor", "clean"),
 )
 """Verbs as help lists them: in the order in which one needs them. Others follow."""
 
