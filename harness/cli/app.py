@@ -16,7 +16,8 @@ from harness.cli import verbs
 
 ORDER = (
     *("list", "plan", "run", "worker", "submit", "status", "tune", "report", "open", "compare", "gate", "reference"),
-    *("reproduce", "map", "explore", "pilot", "probe", "exec", "calibrate", "profile", "image", "doctor", "clean"),
+    *("reproduce", "map", "explore", "pilot", "link", "probe", "exec", "calibrate", "profile", "image", "doctor"),
+    "clean",
 )
 """Verbs as help lists them: in the order in which one needs them. Others follow."""
 

@@ -245,6 +245,72 @@ class ProbeJson(TypedDict):
     verification_s: float
 
 
+class Percentiles(TypedDict):
+    """How something varies."""
+
+    low: float
+    """The 5th."""
+    median: float
+    high: float
+    """The 95th."""
+
+
+class PathWay(TypedDict):
+    """One direction of a path between two hosts: up to the server, or down from it."""
+
+    rate_bps: Percentiles
+    """On the wire, headers included, once it is steady."""
+    by_datagrams: bool
+    """Whether the rate is that at which datagrams arrive when more are sent."""
+    tcp_bps: float
+    """What one TCP flow gets."""
+    jitter_s: float | None
+    counts: dict[str, Any] | None
+    """What became of datagrams well below the rate."""
+
+
+class PathRound(TypedDict):
+    """One of several equal looks at the path."""
+
+    at_s: float
+    rtt_s: float | None
+    up_bps: float
+    down_bps: float
+    up_lost: float | None
+    """The share of packets that were lost."""
+    down_lost: float | None
+
+
+class PathSample(TypedDict):
+    """The rate of a moment of the trace."""
+
+    t_s: float
+    rate_bps: float
+
+
+class LinkJson(TypedDict):
+    """``pacbench link HOST``."""
+
+    host: str
+    port: int
+    ip_version: int
+    began_at: str
+    """In ISO 8601, UTC."""
+    took_s: float
+    mtu_bytes: int
+    rtt_s: Percentiles | None
+    jitter_s: float | None
+    """The deviation of the round trip over the idle path."""
+    up: PathWay
+    down: PathWay
+    rounds: list[PathRound]
+    traced: Literal["up", "down"] | None
+    """The way whose rate was followed, if one was."""
+    trace: list[PathSample]
+    notes: list[str]
+    """Why something could not be measured."""
+
+
 class CalibratedLink(TypedDict):
     """A link's reading that is farthest from what was asked."""
 
@@ -289,6 +355,7 @@ SHAPES: Mapping[str, Any] = {
     "compare": CompareJson,
     "reproduce": ReproduceJson,
     "map": MapJson,
+    "link": LinkJson,
     "probe": ProbeJson,
     "calibrate": list[CalibratedLink],
     "doctor": DoctorJson,

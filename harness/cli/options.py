@@ -80,6 +80,10 @@ Rate = Annotated[str, typer.Option("--rate", help="Of each link and direction, s
 SetLinks = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="More of the links: link.delay=5ms.")
 ]
+LinkFile = Annotated[
+    Path | None,
+    typer.Option("--link", metavar="FILE", help="Links of a file that `pacbench link` has written, before --set."),
+]
 RunOrReference = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or a reference.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -102,6 +106,17 @@ def topology(workers: int, rate: str, overrides: Sequence[str] | None) -> Topolo
     if complaint := limits.complaint(found.link, found.fabric):
         raise UsageError(f"command line: {complaint}")
     return found
+
+
+def with_link(file: Path | None, overrides: Sequence[str] | None) -> list[str]:
+    """Overrides that put a file's link in the place of what a scenario says, and then do what they did.
+
+    Raises:
+        UsageError: the file holds no link.
+    """
+    from harness.scenario.link_file import as_setting
+
+    return [*([as_setting(file)] if file else []), *(overrides or [])]
 
 
 def share(option: str, text: str) -> float:

@@ -28,8 +28,9 @@ MOST_BYTES = 1 << 16
 PING = b"?"
 """What datagrams begin with that are to be sent back, or counted; requests are JSON."""
 
-PINGED = struct.Struct("!Id")
-"""What follows in one that is to be sent back: its number, and for how long it was held before (0 on its way there)."""
+PINGED = struct.Struct("!Idd")
+"""What follows in one that is to be sent back: its number; and on its way back when it had come (``time.time()`` of who
+sends it back), and for how long it was held; before that 0 and 0."""
 
 
 def call(to: str, request: Mapping[str, Any]) -> Any:
@@ -90,13 +91,24 @@ def say(connection: socket.socket, message: Mapping[str, Any]) -> None:
     connection.sendall(json.dumps(message).encode() + b"\n")
 
 
-def hear(connection: socket.socket) -> dict[str, Any]:
-    """One line, byte by byte: what follows it on the connection is not ours to take."""
-    line = b""
+def hear(connection: socket.socket, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
+    """One line, byte by byte: what follows it on the connection is not ours to take.
+
+    Raises:
+        ConnectionError: the peer hung up, or said something else.
+    """
+    line = bytearray()
     while not line.endswith(b"\n"):
         byte = connection.recv(1)
         if not byte:
             raise ConnectionError("a peer hung up")
         line += byte
-    message: dict[str, Any] = json.loads(line)
+        if len(line) > most_bytes:
+            raise ConnectionError(f"a peer said more than {most_bytes} bytes in one line")
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        message = None
+    if not isinstance(message, dict):
+        raise ConnectionError("a peer said what is no message")
     return message

@@ -2,54 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import socket
-import statistics
-import struct
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from harness.network.probe_protocol import (
-    PING,
-    PINGED,
-    PORT,
-    SO_TIMESTAMPNS,
-    TIMEOUT_S,
-    asking,
-    call,
-    hear,
-    receive,
-    say,
-)
+from harness.network.datagrams import Receiver, reply, round_trips, send_numbered, stamped
+from harness.network.probe_protocol import PING, PORT, TIMEOUT_S, asking, call, hear, receive, say
 
 CHUNK_BYTES = 1 << 18
-
-SO_RCVBUFFORCE = 33
-"""A socket option of <asm-generic/socket.h> that Python does not name."""
-
-ROOM_BYTES = 2048
-"""What a counting receiver's buffer has for each datagram that is to come, which the kernel doubles: more than the 2304
-that one of a whole frame takes there, so that a receiver may fall behind as far as it likes. What it should miss all
-the same is told apart, by the kernel's own count."""
-
-SLICES = 8
-
-RECEIVER_LOOKS_US = 50_000
-"""How long a counting receiver waits for a datagram before it looks whether all have been sent."""
-
-PACE_S = 2e-3
-"""How often datagrams leave that are counted, a few at a time."""
 
 
 def answer(address: str = "") -> None:
     """Serve whoever asks at an address, or at all, until told to quit. Runs on every node."""
     with socket.create_server((address, PORT), backlog=256) as flows, socket.socket(type=socket.SOCK_DGRAM) as control:
-        control.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
-        control.bind((address, PORT))
+        stamped(control).bind((address, PORT))
         threading.Thread(target=_accept_flows, args=(flows,), daemon=True).start()
         _Answering(control).serve()
 
@@ -60,15 +29,14 @@ class _Answering:
     def __init__(self, control: socket.socket) -> None:
         self._control = control
         self._answers: dict[str, bytes | None] = {}
-        self._receivers: dict[int, _Receiver] = {}
+        self._receivers: dict[int, _Counting] = {}
 
     def serve(self) -> None:
         """Answer until told to quit."""
         while True:
             datagram, arrived_s, sender = receive(self._control)
             if datagram.startswith(PING):
-                number, _ = PINGED.unpack_from(datagram, len(PING))
-                self._control.sendto(PING + PINGED.pack(number, time.time() - arrived_s), sender)
+                self._control.sendto(reply(datagram, arrived_s), sender)
                 continue
             try:
                 request = json.loads(datagram)
@@ -102,7 +70,7 @@ class _Answering:
             case "count":
                 return _send_numbered(request)
             case "receive":
-                receiver = _Receiver(request["packets"])
+                receiver = _Counting(request["packets"])
                 self._receivers[receiver.port] = receiver
                 return receiver.port
             case "received":
@@ -135,44 +103,12 @@ def _take_flow(connection: socket.socket) -> None:
 
 
 def _ping(request: Mapping[str, Any]) -> list[float]:
-    """Round trips of datagrams to a peer, in seconds; those that are lost are left out.
-
-    Each is from when it is given to the kernel to when the kernel has the reply, less what the peer held it for. The
-    first one is not told: it warms caches, and until the kernel has begun to stamp, stamps are late.
-    """
+    """Round trips of datagrams to a peer, in seconds; those that are lost are left out."""
     call(request["to"], {"op": "hello"})
-    with socket.socket(type=socket.SOCK_DGRAM) as datagrams:
-        datagrams.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+    with stamped(socket.socket(type=socket.SOCK_DGRAM)) as datagrams:
         datagrams.connect((request["to"], PORT))
-        sent: dict[int, float] = {}
-        trips: dict[int, float] = {}
-        due = time.perf_counter()
-        for number in range(1 + request["pings"]):
-            _collect(datagrams, sent, trips, until=due)
-            sent[number] = time.time()
-            datagrams.send(PING + PINGED.pack(number, 0.0))
-            due = time.perf_counter() + (0.02 if number == 0 else request["gap_s"])
-        _collect(datagrams, sent, trips, until=time.perf_counter() + request["wait_s"], enough=len(sent))
-        return [seconds for number, seconds in trips.items() if number > 0]
-
-
-def _collect(
-    datagrams: socket.socket,
-    sent: Mapping[int, float],
-    trips: dict[int, float],
-    until: float,
-    enough: int | None = None,
-) -> None:
-    """Take replies until it is time to go on, or until there are enough."""
-    while (left_s := until - time.perf_counter()) > 0 and (enough is None or len(trips) < enough):
-        datagrams.settimeout(left_s)
-        try:
-            datagram, arrived_s, _ = receive(datagrams)
-        except TimeoutError:
-            continue
-        number, held_s = PINGED.unpack_from(datagram, len(PING))
-        if number in sent:
-            trips.setdefault(number, arrived_s - sent[number] - held_s)
+        trips = round_trips(datagrams, request["pings"], request["gap_s"], request["wait_s"])
+        return [trip.round_trip_s for trip in trips.values()]
 
 
 def _flow(request: Mapping[str, Any]) -> float:
@@ -213,105 +149,25 @@ def _flood_bps(to: str, seconds: float) -> float:
 
 def _send_numbered(request: Mapping[str, Any]) -> Any:
     """Send numbered datagrams to a peer at a steady pace, or all at once; what it received."""
-    packets, padding = int(request["packets"]), bytes(int(request["bytes"]) - 4 - len(PING))
+    packets = int(request["packets"])
     port = call(request["to"], {"op": "receive", "packets": packets})
     with socket.socket(type=socket.SOCK_DGRAM) as datagrams:
         datagrams.connect((request["to"], port))
-        batch = max(1, int(request["per_s"] * PACE_S)) if request["per_s"] else packets
-        due = time.perf_counter()
-        for first in range(0, packets, batch):
-            time.sleep(max(0.0, due - time.perf_counter()))
-            due += PACE_S
-            for number in range(first, min(first + batch, packets)):
-                datagrams.send(PING + struct.pack("!I", number) + padding)
+        send_numbered(datagrams, packets, int(request["bytes"]), request["per_s"])
         time.sleep(request["wait_s"])
     return call(request["to"], {"op": "received", "port": port})
 
 
-class _Receiver:
-    """Takes numbered datagrams, beside everything else, until it is asked what became of them."""
+class _Counting:
+    """A socket of its own for numbered datagrams that are to come."""
 
     def __init__(self, packets: int) -> None:
-        self._packets = packets
-        self._arrivals: list[tuple[int, float]] = []
-        self._missed_before = _overflows()
-        self._enough = threading.Event()
-        self._datagrams = socket.socket(type=socket.SOCK_DGRAM)
-        _enlarge(self._datagrams, packets * ROOM_BYTES)
-        self._datagrams.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
-        # Python's own timeout would ask the kernel twice for each datagram, and that is what this takes.
-        self._datagrams.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 0, RECEIVER_LOOKS_US))
+        self._datagrams = stamped(socket.socket(type=socket.SOCK_DGRAM))
         self._datagrams.bind(("", 0))
         self.port: int = self._datagrams.getsockname()[1]
-        self._thread = threading.Thread(target=self._take, daemon=True)
-        self._thread.start()
+        self._receiver = Receiver(self._datagrams, packets)
 
     def result(self) -> dict[str, Any]:
-        """How fast they came, and ``counts_of`` them.
-
-        Raises:
-            ConnectionError: the kernel had no more room for some of them, so that nothing can be said.
-        """
-        self._enough.set()
-        self._thread.join()
-        if missed := _overflows() - self._missed_before:
-            raise ConnectionError(f"the receiver was too slow for {missed} datagrams")
-        counts = counts_of([number for number, _ in self._arrivals], self._packets)
-        return {"arrived_per_s": _arrived_per_s(self._arrivals), "counts": counts}
-
-    def _take(self) -> None:
+        """See ``Receiver.result``."""
         with self._datagrams:
-            while True:
-                try:
-                    datagram, arrived_s, _ = receive(self._datagrams)
-                    self._arrivals.append((struct.unpack_from("!I", datagram, len(PING))[0], arrived_s))
-                except BlockingIOError:
-                    if self._enough.is_set():
-                        return
-
-
-def counts_of(numbers: Sequence[int], sent: int) -> dict[str, int]:
-    """What became of datagrams 0 to ``sent`` - 1, from the numbers in the order in which they arrived."""
-    first: dict[int, int] = {}
-    for place, number in enumerate(numbers):
-        first.setdefault(number, place)
-    lost = [number not in first for number in range(sent)]
-    bursts = sum(now and not before for before, now in zip([False, *lost], lost, strict=False))
-    overtook, least_later = 0, sent
-    for number in sorted(first, key=first.__getitem__, reverse=True):
-        overtook += number > least_later
-        least_later = min(least_later, number)
-    return {
-        "sent": sent,
-        "lost": sum(lost),
-        "bursts": bursts,
-        "duplicated": len(numbers) - len(first),
-        "overtook": overtook,
-    }
-
-
-def _arrived_per_s(arrivals: Sequence[tuple[int, float]]) -> float:
-    """Datagrams per second, once the first fifth has filled the queue: the median over slices, since a sender that
-    had to wait for its CPU leaves a gap that is not the link's."""
-    timed = [seconds for _, seconds in arrivals[len(arrivals) // 5 :]]
-    each = len(timed) // SLICES
-    if not each:
-        return 0.0
-    marks = timed[::each][: SLICES + 1]
-    return statistics.median(each / (after - before) for before, after in itertools.pairwise(marks))
-
-
-def _enlarge(datagrams: socket.socket, size_bytes: int) -> None:
-    """Have the kernel hold what arrives while this process waits for its CPU."""
-    try:
-        datagrams.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, size_bytes)
-    except PermissionError:
-        datagrams.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size_bytes)
-
-
-def _overflows() -> int:
-    """Datagrams that came to this node and found a socket's buffer full (RFC 4113's errors, told apart by Linux)."""
-    names, values = (
-        line.split() for line in Path("/proc/net/snmp").read_text().splitlines() if line.startswith("Udp:")
-    )
-    return int(values[names.index("RcvbufErrors")])
+            return self._receiver.result()

@@ -14,13 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from harness.network import responder
+from harness.network import datagrams
 from harness.network.addresses import address, gateway
 from harness.network.bounds import ring_transfer_s, wire_share
+from harness.network.datagrams import Trip, collect, counts_of
 from harness.network.probe_protocol import PING, PINGED, SO_TIMESTAMPNS, receive
 from harness.network.qdisc import burst_bytes, check_read_back, netem_limit, packets_in_a_segment, qdisc
 from harness.network.readings import Counts, Readings
-from harness.network.responder import _Answering, _collect, counts_of
+from harness.network.responder import _Answering
 from harness.network.tolerances import complaints_of, loss_interval, mean_burst, share_interval
 from harness.network.topology import Topology
 from harness.scenario.links import Link, Pipe
@@ -402,28 +403,30 @@ def test_a_round_trip_is_without_the_time_for_which_the_peer_held_it() -> None:
     held_s = 0.2
     near, far = stamped_pair()
     with near, far:
-        sent, trips = {0: time.time()}, dict[int, float]()
-        near.send(PING + PINGED.pack(0, 0.0))
+        sent, trips = {0: time.time()}, dict[int, Trip]()
+        near.send(PING + PINGED.pack(0, 0.0, 0.0))
         time.sleep(held_s)  # it has arrived, and nobody takes it
         answering = threading.Thread(target=_Answering(far).serve)
         answering.start()
-        _collect(near, sent, trips, until=time.perf_counter() + 10, enough=1)
+        collect(near, sent, trips, until=time.perf_counter() + 10, enough=1)
         took_s = time.time() - sent[0]
         near.send(b'{"op": "quit"}')
         answering.join()
-    assert 0 < trips[0] <= took_s - held_s
+    assert 0 < trips[0].round_trip_s <= took_s - held_s
+    assert trips[0].there_s + trips[0].back_s == pytest.approx(trips[0].round_trip_s, abs=1e-5), "one clock here"
 
 
 def test_only_what_is_left_when_the_peers_time_is_taken_off_is_a_round_trip(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same without a clock. A second reply to the same ping is ignored, and so is one to a ping never sent."""
-    replies = iter([(7, 5.0, 15.25), (7, 0.0, 99.0), (9, 0.0, 11.0), (8, 0.0, 20.5)])  # number, held for, back at
+    # number, there at (by a clock that is 100 s ahead), held for, back at
+    replies = iter([(7, 110.125, 5.0, 15.25), (7, 0.0, 0.0, 99.0), (9, 0.0, 0.0, 11.0), (8, 120.25, 0.0, 20.5)])
 
     def receive_next(datagrams: socket.socket) -> tuple[bytes, float, None]:
-        number, held_s, arrived_s = next(replies)
-        return PING + PINGED.pack(number, held_s), arrived_s, None
+        number, there_at_s, held_s, back_at_s = next(replies)
+        return PING + PINGED.pack(number, there_at_s, held_s), back_at_s, None
 
-    monkeypatch.setattr(responder, "receive", receive_next)
-    trips = dict[int, float]()
+    monkeypatch.setattr(datagrams, "receive", receive_next)
+    trips = dict[int, Trip]()
     with socket.socket(type=socket.SOCK_DGRAM) as unused:
-        _collect(unused, {7: 10.0, 8: 20.0}, trips, until=time.perf_counter() + 60, enough=2)
-    assert trips == {7: 0.25, 8: 0.5}
+        collect(unused, {7: 10.0, 8: 20.0}, trips, until=time.perf_counter() + 60, enough=2)
+    assert trips == {7: (0.25, 100.125, -99.875), 8: (0.5, 100.25, -99.75)}

@@ -102,6 +102,8 @@ def test_sockets_are_opened_where_the_page_on_security_says() -> None:
         "harness/network/responder.py",  # on nodes
         "harness/worker/train.py",  # on nodes
         "harness/worker/local_ranks.py",  # on this machine's loopback: the next test
+        "harness/network/path/server.py",  # on a host whose path is measured, for who knows its token: test_link.py
+        "harness/network/path/protocol.py",  # datagrams between the two hosts
     }
     page = (ROOT / "SECURITY.md").read_text()
     assert all(place in page for place in places)

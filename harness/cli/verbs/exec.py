@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.cli.attaching import Method, Metric, Observe, Params, Seed, Steps, attachment
-from harness.cli.options import Keep, On, Rate, SetLinks, Workers, command, topology
+from harness.cli.options import Keep, LinkFile, On, Rate, SetLinks, Workers, command, topology, with_link
 from harness.errors import MeasurementError, UsageError
 from harness.plain import visible
 
@@ -33,6 +33,7 @@ def verb(
     rate: Rate = "100mbit",
     on: On = "auto",
     set_: SetLinks = None,
+    link: LinkFile = None,
     method: Method = None,
     param: Params = None,
     observe: Observe = False,
@@ -67,7 +68,7 @@ def verb(
         raise UsageError.at(
             "command line", "COMMAND", "nothing", "what to run, such as: pacbench exec -- python train.py"
         )
-    asked, here = topology(workers, rate, set_), _current_folder()
+    asked, here = topology(workers, rate, with_link(link, set_)), _current_folder()
     into_scripts = attachment(method, param, observe, seed, steps, metric, here)
     tell_of_unknown_commit()
     job = Job(command_, here, environment, per_node, _seconds("--timeout", timeout))

@@ -8,7 +8,7 @@ import typer
 
 from harness.cli.console import print_table
 from harness.cli.json_output import print_json
-from harness.cli.options import AsJson, Method, On, Rounds, ScenarioName, Set, cpu_count
+from harness.cli.options import AsJson, LinkFile, Method, On, Rounds, ScenarioName, Set, cpu_count, with_link
 
 if TYPE_CHECKING:
     from harness.plan.plan import Plan
@@ -19,6 +19,7 @@ def verb(
     scenario: ScenarioName,
     on: On = "auto",
     set_: Set = None,
+    link: LinkFile = None,
     method: Method = None,
     rounds: Rounds = None,
     show_tc: Annotated[
@@ -32,7 +33,7 @@ def verb(
     from harness.run.planning import plan_run
 
     cluster = registry.make(registry.choose(on)[0])
-    plan = plan_run(scenario, cluster, set_ or (), method or (), rounds)
+    plan = plan_run(scenario, cluster, with_link(link, set_), method or (), rounds)
     if show_tc:
         check_size(plan.scenario)
         for topology in dict.fromkeys(trial.expected.built_topology for trial in plan.trials):

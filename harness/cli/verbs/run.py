@@ -10,7 +10,21 @@ from typing import Annotated
 import typer
 
 from harness.cli.json_output import print_json, words_aside
-from harness.cli.options import AsJson, Gpu, Keep, Method, On, Rounds, ScenarioNames, Seeds, Set, Until, share
+from harness.cli.options import (
+    AsJson,
+    Gpu,
+    Keep,
+    LinkFile,
+    Method,
+    On,
+    Rounds,
+    ScenarioNames,
+    Seeds,
+    Set,
+    Until,
+    share,
+    with_link,
+)
 from harness.errors import MeasurementError, UsageError
 
 
@@ -19,6 +33,7 @@ def verb(
     on: On = "auto",
     out: Annotated[Path | None, typer.Option(help="The run's folder; default: results/SCENARIO-TIME.")] = None,
     set_: Set = None,
+    link: LinkFile = None,
     method: Method = None,
     rounds: Rounds = None,
     seeds: Seeds = None,
@@ -45,7 +60,7 @@ def verb(
     if mark is not None:
         check_mark(join, out, mark)
     until_share = share("--until", until) if until else None
-    overrides = [*(set_ or []), *(["cluster.device=cuda", "train.pace=none"] if gpu else [])]
+    overrides = [*with_link(link, set_), *(["cluster.device=cuda", "train.pace=none"] if gpu else [])]
     kind, why = registry.choose(on)
     clusters = [registry.make(kind, keep) for _ in scenarios]
     plans = [

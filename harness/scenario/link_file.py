@@ -1,0 +1,77 @@
+"""Files that hold a link, as ``pacbench link`` writes them: a ``[link]`` table as in scenarios, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UsageError
+from harness.files import is_file
+from harness.plain import visible
+from harness.scenario import limits
+from harness.scenario.links import Fabric, Link
+from harness.scenario.load import read_toml
+from harness.scenario.section import Section, checked_section
+
+
+class LinkFile(Section):
+    """All that such a file may hold."""
+
+    link: Link
+
+
+def read_link(path: Path) -> Link:
+    """The link of a file. Its trace, if it has one, is looked for in the current folder and in the file's own.
+
+    Raises:
+        UsageError: it is no such file; one line says what is wrong, and where.
+    """
+    link = checked_section(LinkFile, read_toml(path), str(path)).link
+    if complaint := limits.complaint(link, Fabric.model_validate({})):
+        raise UsageError(f"{path}: {complaint}")
+    return link
+
+
+def as_setting(path: Path) -> str:
+    """The same file as an override of a scenario: ``link={...}`` takes the place of its table.
+
+    Raises:
+        UsageError: see ``read_link``.
+    """
+    read_link(path)
+    table = read_toml(path)["link"]
+    beside = path.parent / str(table.get("trace"))
+    if "trace" in table and is_file(beside):
+        table = {**table, "trace": str(beside.absolute())}
+    return f"link={_inline(table)}"
+
+
+def link_text(table: Mapping[str, Any], comments: Iterable[str] = ()) -> str:
+    """A link as a file; comments come first, a line each."""
+    plain = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
+    lines = [f"# {visible(comment)}" for comment in comments]
+    lines += ["[link]", *_fields(plain)]
+    for name, part in table.items():
+        if isinstance(part, Mapping):
+            lines += ["", f"[link.{name}]", *_fields(part)]
+    return "\n".join([*lines, ""])
+
+
+def _fields(table: Mapping[str, Any]) -> list[str]:
+    return [f"{key} = {_inline(value)}" for key, value in table.items()]
+
+
+def _inline(value: Any) -> str:
+    """A value as TOML, in one line."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{_quoted(key)} = {_inline(part)}' for key, part in value.items())}}}"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return repr(value) if isinstance(value, (int, float)) else _quoted(str(value))
+
+
+def _quoted(text: str) -> str:
+    """A string of TOML. JSON's escapes are TOML's, too; TOML wants one more."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
