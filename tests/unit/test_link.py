@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from in_process import call_pacbench
 from scipy.stats import binom
 
+from harness.cli import json_reference
 from harness.errors import MeasurementError, UsageError
 from harness.network.datagrams import counts_of
 from harness.network.path.bulk import END, WINDOW_S, send_flow, take_flow
@@ -511,6 +512,7 @@ def test_the_path_to_this_machine_itself_is_measured_and_told(
     done = pacbench("link", "127.0.0.1", "--port", port, "--for", "6s", "-o", "link.toml", "--json")
     assert done.returncode == 0, done.stderr
     assert server.wait(60) == 0
+    json_reference.adapter("link").validate_json(done.stdout, strict=True)
     found = Findings.model_validate_json(done.stdout)
     assert found.up.rate_bps.low > 0
     assert found.rtt_s

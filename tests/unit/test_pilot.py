@@ -296,3 +296,11 @@ def test_a_method_that_needs_more_but_shorter_steps_wins_by_time() -> None:
     assert 1.5 < topk.steps_factor < 2.5
     assert topk.sooner.value == pytest.approx(0.27 / 0.05 / topk.steps_factor, rel=0.01)
     assert found.verdict.label == TOPK.label
+
+
+def test_a_seed_that_only_one_plain_all_reduce_has_trained_compares_with_nothing() -> None:
+    found = pilot([*trainings(seeds=1), training(DENSE, 1, 0.5, falling(40, 1.01, 30))])
+    dense = found.outcome("dense")
+    assert dense
+    assert dense.sooner
+    assert (dense.sooner.value, dense.sooner.n) == (pytest.approx(0.27 / 0.5), 1)

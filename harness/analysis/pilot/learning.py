@@ -73,12 +73,13 @@ def outcomes(
 def _soonest_plain(
     by_label: Mapping[str, Mapping[int, Training]], plain: str, sixteen: str, tolerance: float
 ) -> dict[int, float]:
-    """By seed, seconds until the sooner of the plain all-reduces has dense's loss."""
-    dense = by_label[plain]
+    """By seed, seconds until the sooner of the plain all-reduces has dense's loss; of seeds that both have trained."""
+    trained = [by_label[label] for label in (plain, sixteen) if label in by_label]
     times: dict[int, float] = {}
-    for label in (plain, sixteen):
-        for seed, seconds in _times_s(by_label.get(label, {}), dense, tolerance).items():
-            times[seed] = min(seconds, times.get(seed, math.inf))
+    for own in trained:
+        for seed, seconds in _times_s(own, by_label[plain], tolerance).items():
+            if all(seed in other for other in trained):
+                times[seed] = min(seconds, times.get(seed, math.inf))
     return times
 
 

@@ -60,13 +60,13 @@ def verb(
 def _serve(port: int, once: bool) -> None:
     from harness.network.path.server import Server
 
-    with Server(port) as server:
-        say(f"serving on port {port}, TCP and UDP, until Ctrl-C; on the other host:")
-        say(f"{TOKEN}={server.token} pacbench link {os.uname().nodename} --port {port} --for 60s -o link.toml")
-        try:
+    try:
+        with Server(port) as server:
+            say(f"serving on port {port}, TCP and UDP, until Ctrl-C; on the other host:")
+            say(f"{TOKEN}={server.token} pacbench link {os.uname().nodename} --port {port} --for 60s -o link.toml")
             server.serve(once, say)
-        except KeyboardInterrupt:
-            say("serves no longer")
+    except KeyboardInterrupt:
+        say("serves no longer")
 
 
 def _measure(
