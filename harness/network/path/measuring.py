@@ -31,7 +31,7 @@ from harness.network.path.findings import (
     summed,
     without_holes,
 )
-from harness.network.path.protocol import MOST_DATAGRAMS, MOST_FLOW_S, MOST_PER_S
+from harness.network.path.protocol import MOST_DATAGRAM_BYTES, MOST_DATAGRAMS, MOST_FLOW_S, MOST_PER_S
 from harness.network.readings import Counts
 from harness.network.tolerances import COUNTED_BYTES
 from harness.network.wires import Direction
@@ -97,9 +97,6 @@ class _Measuring:
         self._looks: list[_Looked] = []
         self._flow_s = FLOW_S
         self._notes: dict[str, None] = {}
-        segment_bytes, packet_bytes = peer.segment_bytes, peer.packet_bytes
-        self._packet_bytes = packet_bytes
-        self._wire_share = (packet_bytes + ETHERNET_HEADER_BYTES) / segment_bytes
 
     def run(self, host: str, port: int, seconds: float, trace: bool) -> Findings:
         began_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -111,7 +108,7 @@ class _Measuring:
             slower: Direction = min(WAYS, key=self._typical_bps)
             traced, samples = slower, self._follow(slower, max(seconds - self._now_s(), self._flow_s))
         else:
-            while self._now_s() + one_more_s <= seconds:
+            while self._now_s() + one_more_s / 2 <= seconds:  # what ends nearest to the time
                 self._look()
         rounds = [look.trips for look in self._looks]
         trips = [trip.round_trip_s for trips in rounds for trip in trips]
@@ -121,7 +118,7 @@ class _Measuring:
             ip_version=self._peer.ip_version,
             began_at=began_at,
             took_s=self._now_s(),
-            mtu_bytes=self._packet_bytes,
+            mtu_bytes=self._peer.packet_bytes,
             rtt_s=Spread.of(trips) if trips else None,
             jitter_s=jitter_of(rounds, "round_trip_s"),
             up=self._way("up", jitter_of(rounds, "there_s"), samples if traced == "up" else []),
@@ -164,8 +161,9 @@ class _Measuring:
         return {way for look in self._looks for way in look.floods_bps}
 
     def _rates_bps(self, arrivals: Sequence[int]) -> list[float]:
-        """Bits per second on the wire, for each window of a flow."""
-        return [8 * payload_bytes * self._wire_share / WINDOW_S for payload_bytes in arrivals]
+        """Bits per second on the wire, for each window of a flow: by then TCP knows how large its segments may be."""
+        wire_share = (self._peer.packet_bytes + ETHERNET_HEADER_BYTES) / self._peer.segment_bytes
+        return [8 * payload_bytes * wire_share / WINDOW_S for payload_bytes in arrivals]
 
     def _count(self, way: Direction, rate_bps: float, wait_s: float) -> Counts | None:
         """Numbered datagrams, well below the rate; None where a host could not take them."""
@@ -179,8 +177,9 @@ class _Measuring:
 
     def _flood_bps(self, way: Direction, least_bps: float, loss: float, wait_s: float) -> float:
         """At what rate datagrams of the largest size arrive, in bits per second on the wire, when more are sent."""
-        size_bytes = self._packet_bytes - UDP_HEADER_BYTES - self._peer.ip_header_bytes
-        frame_bytes = self._packet_bytes + ETHERNET_HEADER_BYTES
+        packet_bytes = min(self._peer.packet_bytes, MOST_DATAGRAM_BYTES)
+        size_bytes = packet_bytes - UDP_HEADER_BYTES - self._peer.ip_header_bytes
+        frame_bytes = packet_bytes + ETHERNET_HEADER_BYTES
         sent_bps, found_bps = MORE * least_bps, least_bps
         while True:
             per_s = min(sent_bps / 8 / frame_bytes, MOST_PER_S)
