@@ -79,7 +79,8 @@ def _agents(harness: int) -> list[psutil.Process]:
     """The process of the cluster from which workers are forked; its own copies come and go, it stays."""
     try:
         below = psutil.Process(harness).children(recursive=True)
-        return [each for each in below if "harness.cluster.universe" in each.cmdline() and each.name() != "unshare"][:1]
+        agents = [each for each in below if each.name() != "unshare" and "harness.cluster.universe" in each.cmdline()]
+        return agents[:1]
     except psutil.Error:
         return []
 
