@@ -7,8 +7,8 @@ Arxiv 2505.18563 (DAC 2025). Its parts, by the paper's names, each with the para
   training. Weights of two or more dimensions are pruned; biases and norms stay. Kept are the largest weights, or by
   GraSP (Wang et al., ICLR 2020, arXiv 2002.07376) those with the greatest theta * H g, whose removal would hurt the
   gradient's flow most. That is meant for weights at their start: those that have trained it prunes until nothing is
-  left of what they learnt (``nox -s pruning_scores``). By the size of the same score, ``grasp-magnitude`` (Frankle et al., ICLR
-  2021, arXiv 2009.08576), it does not.
+  left of what they learnt (``nox -s pruning_scores``). By the size of the same score, ``grasp-magnitude`` (Frankle et
+  al., ICLR 2021, arXiv 2009.08576), it does not.
 * **GSE**, gradient sparsity enforcement (``gse = false``): a gradient is zero wherever its weight is pruned. The
   optimizer's memory is cleared there too, so that neither momentum nor weight decay brings a weight back. Without it,
   pruned weights come back, their gradients are not zero, and nothing can be left out of what travels.
