@@ -91,20 +91,33 @@ def say(connection: socket.socket, message: Mapping[str, Any]) -> None:
     connection.sendall(json.dumps(message).encode() + b"\n")
 
 
-def hear(connection: socket.socket, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
+def read_line(connection: socket.socket, most_bytes: int) -> bytes:
     """One line, byte by byte: what follows it on the connection is not ours to take.
 
+    Returns:
+        The line; of a longer one its beginning, which has more than ``most_bytes``.
+
     Raises:
-        ConnectionError: the peer hung up, or said something else.
+        ConnectionError: the peer hung up.
     """
     line = bytearray()
-    while not line.endswith(b"\n"):
+    while not line.endswith(b"\n") and len(line) <= most_bytes:
         byte = connection.recv(1)
         if not byte:
             raise ConnectionError("a peer hung up")
         line += byte
-        if len(line) > most_bytes:
-            raise ConnectionError(f"a peer said more than {most_bytes} bytes in one line")
+    return bytes(line)
+
+
+def hear(connection: socket.socket, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
+    """One message, a line of JSON.
+
+    Raises:
+        ConnectionError: the peer hung up, or said something else.
+    """
+    line = read_line(connection, most_bytes)
+    if len(line) > most_bytes:
+        raise ConnectionError(f"a peer said more than {most_bytes} bytes in one line")
     try:
         message = json.loads(line)
     except (ValueError, RecursionError):

@@ -12,6 +12,7 @@ import time
 
 from harness.errors import MeasurementError, UsageError
 from harness.messages import Challenge, Hello, Message, ProtocolError, Refused, Welcome, decode, encode
+from harness.network.probe_protocol import read_line
 
 GREETING_S = 20.0
 """How long each side may take over a line of the greeting."""
@@ -45,20 +46,15 @@ def watch_over(connection: socket.socket) -> None:
 
 
 def hear(connection: socket.socket) -> Message:
-    """One message, byte by byte: what follows it is not ours to take.
+    """One message.
 
     Raises:
         OSError: the other side hung up, or says nothing.
         ProtocolError: it is none of this version's.
     """
-    line = b""
-    while not line.endswith(b"\n"):
-        byte = connection.recv(1)
-        if not byte:
-            raise ConnectionError("the other side hung up")
-        line += byte
-        if len(line) > MOST_BYTES:
-            raise ProtocolError(f"a greeting of more than {MOST_BYTES} bytes")
+    line = read_line(connection, MOST_BYTES)
+    if len(line) > MOST_BYTES:
+        raise ProtocolError(f"a greeting of more than {MOST_BYTES} bytes")
     return decode(line)
 
 
