@@ -1,4 +1,4 @@
-"""``nox -s tests``; and quickstart, compose, torture, browser, docs, lint, audit, bench, and studies of hours.
+"""``nox -s tests``; and quickstart, further tiers of tests, docs, lint, audit, bench, and studies of hours.
 
 All share one environment, at which ``audit`` looks from its own.
 """
@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import shutil
+import subprocess
 import sys
 import venv
 from pathlib import Path
@@ -34,16 +35,25 @@ def quickstart(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Pass all tests. Further arguments go to pytest: ``nox -s tests -- tests/unit -k plan``."""
+    """Pass the tests that need nothing but Linux. Arguments go to pytest: ``nox -s tests -- tests/unit -k plan``."""
     if session.posargs:
         run(session, "pytest", *session.posargs, env=ONE_THREAD)
         return
     # Tests that measure networks mostly wait, so there are more processes than processors. Unit tests come last, and
     # take what the others leave.
     processes = 2 + (os.cpu_count() or 1)
-    tiers = ("tests/netem", "tests/netns", "tests/unit")
     beside = ("-n", str(processes), "--dist", "loadscope", "--no-loadscope-reorder")
-    run(session, "pytest", *tiers, *beside, env=ONE_THREAD)
+    run(session, "pytest", "tests/netns", "tests/unit", "-m", "not job", *beside, env=ONE_THREAD)
+
+
+@nox.session
+def slow(session: nox.Session) -> None:
+    """Pass the tests that take long: whole jobs of users, and another kernel, with netem (Debian: user-mode-linux)."""
+    if session.posargs:
+        run(session, "pytest", *session.posargs, env=ONE_THREAD)
+        return
+    beside = ("-n", str(2 + (os.cpu_count() or 1)), "--dist", "loadscope", "--no-loadscope-reorder")
+    run(session, "pytest", "tests/netem", "tests/netns", "-m", "netem or job", *beside, env=ONE_THREAD)
 
 
 @nox.session
@@ -58,7 +68,9 @@ def engines(session: nox.Session) -> None:
     beside = ROOT / ".nox" / "engines"
     if not (beside / "ray").exists():
         run(session, "pip", "install", "-q", "--target", str(beside), *SCHEDULERS)
-    run(session, "pytest", "tests/engines", *session.posargs, env={**ONE_THREAD, "PYTHONPATH": str(beside)})
+    # These tests mostly wait: for leases, for hosts that do not answer. One file, and with it one Slurm, a process.
+    wanted = session.posargs or ["-n", str(1 + (os.cpu_count() or 1)), "--dist", "loadscope"]
+    run(session, "pytest", "tests/engines", *wanted, env={**ONE_THREAD, "PYTHONPATH": str(beside)})
 
 
 SCHEDULERS = ("ray==2.60.0", "kubernetes-validate==1.37.0", "check-jsonschema")
@@ -66,14 +78,20 @@ SCHEDULERS = ("ray==2.60.0", "kubernetes-validate==1.37.0", "check-jsonschema")
 
 @nox.session
 def torture(session: nox.Session) -> None:
-    """Do harm to real runs, and see what is left: half an hour. ``-- --few 8 --seed 1`` tries some of the faults."""
+    """Do harm to real runs, and see what is left: an hour. ``-- --few 8 --seed 1`` tries some, of many kinds."""
     run(session, "pytest", "tests/torture", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """Run thousands of short replays on one cluster, and look at memory and descriptors: half an hour."""
+    """Run ``-- --replays 2000 --out FOLDER`` on one cluster, and look at memory and descriptors: half an hour."""
     run(session, "python", "tests/torture/soak.py", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Try new input on all that is read, as long as it is told: ``-- --for 20min --seed 7``."""
+    run(session, "python", "tests/unit/fuzz.py", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session
@@ -139,12 +157,23 @@ def flow_model(session: nox.Session) -> None:
     run(session, "python", "tests/bench/flow_model.py", *session.posargs, env=ONE_THREAD)
 
 
+@nox.session
+def pilots(session: nox.Session) -> None:
+    """Judge pilots over listed links, count what rechecks find, or ask torch's profiler: `-- links`, for example."""
+    kind, *arguments = session.posargs or ["links"]
+    scripts = {"links": "pilot_links.py", "rechecks": "pilot_rechecks.py", "profiler": "profiled_communication.py"}
+    if kind not in scripts:
+        session.error(f"found {kind!r}; allowed: {', '.join(scripts)}")
+    run(session, "python", f"tests/bench/{scripts[kind]}", *arguments, env=ONE_THREAD)
+
+
 @nox.session(venv_backend="venv")
 def release(session: nox.Session) -> None:
     """Build sdist and wheel into dist/, and run what is installed from them, with the oldest torch and with the newest.
 
-    Further arguments are versions of torch instead of these: ``nox -s release -- 2.13.0``. Each environment is several
-    gigabytes, one after the other.
+    The oldest goes with the oldest Python that is supported and found here, as ``python3.10`` or the like, the newest
+    with the newest. Further arguments are versions of torch instead of these: ``nox -s release -- 2.13.0``. Each
+    environment is several gigabytes, one after the other.
     """
     version = release_version(session)
     session.install("-q", "build", "twine", "cffconvert")
@@ -154,11 +183,13 @@ def release(session: nox.Session) -> None:
     wheel, sdist = (ROOT / "dist" / f"pacbench-{version}{end}" for end in ("-py3-none-any.whl", ".tar.gz"))
     session.run("twine", "check", "--strict", str(wheel), str(sdist))
     tried = session.posargs or [OLDEST_TORCH, NEWEST_TORCH]
-    for torch, package in zip(tried, [wheel, sdist], strict=False):
-        try_installed(session, package, torch)
+    for torch, package, python in zip(tried, [wheel, sdist], oldest_and_newest_python(), strict=False):
+        try_installed(session, package, torch, python)
 
 
 OLDEST_TORCH, NEWEST_TORCH = "2.6.0", "2.14.1"
+AWAY = {"PYTHONPATH": ""}
+"""Nothing of a checkout is found, whatever the user's shell says."""
 
 
 def release_version(session: nox.Session) -> str:
@@ -178,10 +209,21 @@ def release_version(session: nox.Session) -> str:
     return told["pyproject.toml"]
 
 
-def try_installed(session: nox.Session, package: Path, torch: str) -> None:
+def oldest_and_newest_python() -> tuple[str, str]:
+    """Of those that are found here and that pyproject.toml allows; this one, where there is no other."""
+    oldest = re.fullmatch(r">=3\.(\d+)", nox.project.load_toml("pyproject.toml")["project"]["requires-python"])
+    assert oldest
+    named = (shutil.which(f"python3.{minor}") for minor in range(int(oldest[1]), 20))
+    # A shim may stand for a version that is not there.
+    found = [each for each in named if each and not subprocess.run([each, "-c", ""], capture_output=True).returncode]
+    return (found[0], found[-1]) if found else (sys.executable, sys.executable)
+
+
+def try_installed(session: nox.Session, package: Path, torch: str, python: str) -> None:
     """Install a package into an environment of its own, and use it away from the checkout."""
     place = Path(session.create_tmp()) / f"torch-{torch}"
-    venv.create(place, with_pip=True, clear=True)
+    shutil.rmtree(place, ignore_errors=True)
+    session.run(python, "-m", "venv", str(place), external=True)
     programs, empty = place / "bin", place / "elsewhere"
     empty.mkdir()
     session.run(str(programs / "pip"), "install", "-q", str(package), f"torch=={torch}", external=True)
@@ -192,7 +234,8 @@ def try_installed(session: nox.Session, package: Path, torch: str) -> None:
             ["run", "quickstart", "--on", "fake", "--out", "run"],
             ["report", "run", "--paper"],
         ):
-            session.run(str(programs / "pacbench"), *arguments, silent=True, external=True)
+            found = session.run(str(programs / "pacbench"), *arguments, env=AWAY, silent=True, external=True)
+            session.log(str(found).strip().rpartition("\n")[2])
     shutil.rmtree(place)
 
 

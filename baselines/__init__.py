@@ -35,6 +35,7 @@ import pkgutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -88,7 +89,13 @@ _DESCRIBED: dict[type[MethodState], Method] = {}
 
 def names() -> list[str]:
     """The names of all methods, sorted. Imports none of them."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    return [*_names_in(*__path__)]
+
+
+@cache  # a plan asks for them thousands of times
+def _names_in(*folders: str) -> tuple[str, ...]:
+    found = (module.name for module in pkgutil.iter_modules(folders))
+    return tuple(sorted(name for name in found if not name.startswith("_")))
 
 
 def get(name: str) -> Method:

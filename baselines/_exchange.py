@@ -83,8 +83,13 @@ def reduced_by_owners(
 
 
 def all_to_all_bytes(state: LaneState, counts: list[int], width: int) -> int:
-    """What this rank sends to others when it does so."""
-    return width * (sum(counts) - counts[state.own_rank]) + SIZE_BYTES * (state.world_size - 1)
+    """What this rank sends to others when it does so, with the counts that go before."""
+    return records_bytes(state, counts, width) + SIZE_BYTES * (state.world_size - 1)
+
+
+def records_bytes(state: LaneState, counts: list[int], width: int) -> int:
+    """The same where all ranks know the counts."""
+    return width * (sum(counts) - counts[state.own_rank])
 
 
 def all_gather_records_bytes(state: LaneState, count: int, width: int) -> int:

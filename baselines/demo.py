@@ -42,6 +42,7 @@ MARKER = "+"
 SENDS = "the largest cosine coefficients of each tile of the momentum, with their places"
 ALL_REDUCE = False
 SOURCE = "Peng et al., 2024 (arXiv 2411.19870)"
+MOST_LOSS = 0.01
 
 PLACE = torch.int16
 

@@ -47,7 +47,7 @@ MARKER = "v"
 SENDS = "the largest entries of accumulated momentum, with their indices"
 ALL_REDUCE = False
 SOURCE = "Lin et al., ICLR 2018 (arXiv 1712.01887)"
-MOST_LOSS = 0.01
+MOST_LOSS = 0.04
 
 WARM_UP = (0.25, 0.0625, 0.015625, 0.004, 0.001)
 """The paper's ratios while the sparsity is warmed up: 75, 93.75, 98.4375, 99.6 and 99.9 % are held back."""

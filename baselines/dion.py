@@ -44,6 +44,7 @@ MARKER = "$D$"
 SENDS = "two thin matrices for the momentum of each weight"
 ALL_REDUCE = True
 SOURCE = "Ahn et al., 2025 (arXiv 2504.05295)"
+MOST_LOSS = 0.01
 
 TINY = 1e-8
 """Added to a column's length, as in the authors' code."""

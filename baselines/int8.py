@@ -27,6 +27,7 @@ MARKER = "$8$"
 SENDS = "a code of one byte for every entry, hop by hop, and a codebook with each"
 ALL_REDUCE = True
 SOURCE = "Jaghouar et al., 2024 (arXiv 2412.01152)"
+MOST_LOSS = 0.02
 
 
 @parameters

@@ -39,6 +39,7 @@ MARKER = "$L$"
 SENDS = "a code of a few bits for every entry to its owner, with a scale for 128 entries, and the mean back as bf16"
 ALL_REDUCE = False
 SOURCE = "Xie et al., 2024 (arXiv 2407.04480)"
+MOST_LOSS = 0.01
 
 STRETCH = 128
 

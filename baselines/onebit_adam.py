@@ -41,6 +41,7 @@ MARKER = "x"
 SENDS = "the sign of every entry of the momentum to its owner, and the sign of the mean back, with scales"
 ALL_REDUCE = False
 SOURCE = "Tang et al., ICML 2021 (arXiv 2102.02888)"
+MOST_LOSS = 0.01
 
 
 @parameters

@@ -46,6 +46,7 @@ MARKER = "4"
 SENDS = "the largest changes of each chunk, as codes of 2 bits with their places, once in `period` steps"
 ALL_REDUCE = False
 SOURCE = "Sarfi et al., 2025 (arXiv 2508.15706)"
+MOST_LOSS = 0.06
 
 CHUNK = 4096
 """Entries, so that a place in it has 12 bits."""

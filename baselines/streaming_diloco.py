@@ -48,6 +48,7 @@ MARKER = "$S$"
 SENDS = "the change of a part of the parameters as codes of 4 bits, each part once in `period` steps"
 ALL_REDUCE = False
 SOURCE = "Douillard et al., 2025 (arXiv 2501.18512)"
+MOST_LOSS = 0.04
 
 MAGNITUDES = (0.0, *(2.0**exponent for exponent in range(-6, 1)))
 """What the three lower bits of a code mean, in shares of the greatest; the fourth is the sign."""

@@ -49,6 +49,7 @@ MARKER = "$0$"
 SENDS = "the sign of what moved every parameter to its owner, and the sign of the mean back, once in `period` steps"
 ALL_REDUCE = False
 SOURCE = "Lu et al., ICLR 2023 (arXiv 2202.06009)"
+MOST_LOSS = 0.01
 
 
 @parameters

@@ -5,15 +5,20 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import drawings
 
 from harness import errors
 from harness.cli import app, json_reference
+from harness.record.execution import FILE
 from harness.report.columns import columns
 from harness.report.markdown import table
+from harness.run.command import EXIT_BY_SIGNAL, EXIT_TIMED_OUT
 
 EXITS = {
     0: "done; a gate has passed",
@@ -23,6 +28,17 @@ EXITS = {
     errors.MeasurementError.exit_code: "something could not be measured, or cannot be trusted",
     errors.EXIT_INTERRUPTED: "interrupted; what had finished is kept",
 }
+
+OF_A_COMMAND = {
+    0: "the command has finished on every rank",
+    "its own": "the command's own, of the rank that failed first",
+    f"{EXIT_BY_SIGNAL} + n": f"that rank was ended by signal n; {EXIT_BY_SIGNAL + signal.SIGKILL}: by SIGKILL",
+    EXIT_TIMED_OUT: "it took longer than `--timeout`, and was ended",
+    errors.EXIT_INTERRUPTED: "interrupted",
+}
+
+OF_EXEC = f"""`pacbench exec` passes on what became of the command. A 2 or a 5 may be pacbench's, too: wrong input, or
+links or a method inside the script that cannot be trusted. The `exit_code` in `{FILE}` is the command's."""
 
 WIDTH = 100
 """Characters in a line of a verb's help."""
@@ -54,8 +70,13 @@ def _said(*arguments: str) -> str:
 
 def exit_codes() -> str:
     """Every exit code and what it means."""
-    rows = [[str(code), meaning] for code, meaning in EXITS.items()]
-    return "# Exit codes\n\n" + table(["code", "meaning"], rows) + "\n"
+    parts = ["# Exit codes", table(["code", "meaning"], _as_rows(EXITS))]
+    parts += ["## Of exec", OF_EXEC, table(["code", "meaning"], _as_rows(OF_A_COMMAND))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _as_rows(codes: Mapping[Any, str]) -> list[list[str]]:
+    return [[str(code), meaning] for code, meaning in codes.items()]
 
 
 def pages() -> dict[str, str]:

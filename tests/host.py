@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 
 from harness import programs
+from harness.record.store import Store
 
 PACBENCH = [sys.executable, "-m", "harness"]
-TIMEOUT_S = 240
+TIMEOUT_S = 480
 
 MARK = "XDG_PACBENCH_TESTS"
 """A variable that is let through to all that is started, since it begins with XDG: by it a process of tests knows what
@@ -51,24 +54,66 @@ def universes() -> list[int]:
     return found
 
 
+NETWORK = [
+    *("ip -o link", "ip -o addr", "ip rule", "ip -6 rule", "ip netns list", "tc qdisc show", "tc filter show"),
+    *("ip route show table all", "ip -6 route show table all"),
+]
+"""What shows the host's network: its interfaces, addresses, routes of all tables, and queues."""
+
+FIREWALL = ["nft --stateless list ruleset", "iptables-save", "ip6tables-save"]
+"""What shows the host's firewall, if it has one."""
+
+MOVES_BY_ITSELF = re.compile(r"(?<=_lft )\d+sec|(?<=expires )\d+sec|\[\d+:\d+\]|^#.*$", re.MULTILINE)
+"""What changes in that without anyone: what is left of leases, counters of chains, dates."""
+
+COUNTERS = re.compile(
+    r"fs/(aio-nr|dentry-state|file-nr|inode-nr|inode-state|quota/.*)"
+    r"|kernel/(ns_last_pid|perf_event_max_sample_rate|pty/nr|random/(entropy_avail|uuid))"
+    r"|net/netfilter/nf_conntrack_count"
+)
+"""What is no setting in /proc/sys: the kernel counts there, or draws (Documentation/admin-guide/sysctl)."""
+
+
 def host_network() -> str:
-    """Everything about the host's own network that pacbench must not touch, with a firewall's rules if it has one."""
-    commands = ["ip -o link", "ip -o addr", "ip route", "ip rule", "ip netns list", "tc qdisc show"]
-    commands += [rules for rules in ("nft list ruleset", "iptables-save") if programs.find(rules.split()[0])]
+    """Everything about the host that pacbench must not touch: its network, its firewall, and every sysctl."""
+    commands = NETWORK + [rules for rules in FIREWALL if programs.find(rules.split()[0])]
     shown = [programs.run(command.split(), capture_output=True, text=True).stdout for command in commands]
-    settings = sorted(Path("/proc/sys/net/ipv4").glob("[it][pc][_p]*"))  # ip_ and tcp_
-    for setting in settings:
-        with contextlib.suppress(OSError):
-            shown.append(f"{setting.name}: {setting.read_text()}")
-    return "\n".join(shown)
+    return "\n".join([*(MOVES_BY_ITSELF.sub("", each) for each in shown), *_sysctls()])
 
 
-def wait_until(condition: Callable[[], object], timeout_s: float = 120.0) -> None:
-    """Wait for a condition, and fail when it does not come."""
+def _sysctls() -> Iterator[str]:
+    """Each that can be read and is no counter, with its value."""
+    root = Path("/proc/sys")
+    for file in sorted(Path(folder) / name for folder, _, names in os.walk(root) for name in names):
+        name = str(file.relative_to(root))
+        if not COUNTERS.fullmatch(name):
+            with contextlib.suppress(OSError):  # some can only be written
+                yield f"{name}: {file.read_bytes()!r}"
+
+
+T = TypeVar("T")
+
+
+def wait_until(condition: Callable[[], T | None], timeout_s: float = 300.0) -> T:
+    """Wait for a condition, which is what comes back, and fail when it does not come."""
     deadline = time.monotonic() + timeout_s
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.05)
+    return found
+
+
+def some_trial_is_done(run: Path) -> bool:
+    """Whether a trial of a run is, which may not have begun; rows also come from attempts that something disturbed."""
+    has_rows = any((run / "trials.parquet").glob("[!.]*.parquet"))
+    return has_rows and bool((Store.open(run).trials()["status"] == "done").any())
+
+
+def has_trained(worker: psutil.Process) -> bool:
+    """Whether a worker has been at it for some steps: measuring a link takes less of a processor."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(worker.cpu_times().user > 0.5)
+    return False
 
 
 def busy_workers(run: subprocess.Popen[str]) -> list[psutil.Process]:
@@ -80,5 +125,5 @@ def busy_workers(run: subprocess.Popen[str]) -> list[psutil.Process]:
     with contextlib.suppress(psutil.NoSuchProcess):
         for agent in psutil.Process(run.pid).children(recursive=True):
             if agent.pid in universes() and "unshare" not in agent.name():
-                found += [worker for worker in agent.children() if worker.cpu_times().user > 0.5]
+                found += filter(has_trained, agent.children())
     return found

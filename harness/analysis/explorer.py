@@ -50,7 +50,7 @@ def constants() -> dict[str, float]:
         "segment_bytes": collectives.SEGMENT_BYTES,
         "entry_bytes": collectives.ENTRY_BYTES,
         "message_bytes": collectives.MESSAGE_BYTES,
-        "shortest_rto_s": collectives.SHORTEST_RTO_S,
+        "shortest_rto_s": topology.SHORTEST_RTO_S,
         "initial_window_bytes": collectives.INITIAL_WINDOW_BYTES,
         "frame_header_bytes": FRAME_HEADER_BYTES,
         "header": wire_share(link),

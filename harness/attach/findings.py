@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
@@ -191,7 +191,7 @@ class Findings:
         try:
             if self._file is None:
                 self._file = (self._folder / f"rank-{_own_rank()}.jsonl").open("a", encoding="utf-8")
-            self._file.writelines(json.dumps(asdict(finding)) + "\n" for finding in found)
+            self._file.writelines(json.dumps(vars(finding)) + "\n" for finding in found)
             self._file.flush()
         except OSError as error:  # it is no fault of the script, which goes on
             self._is_lost = True

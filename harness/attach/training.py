@@ -242,9 +242,10 @@ class Training:
     def _is_of_the_model(self, optimizer: Optimizer) -> bool:
         if self._ddp is None:
             self._refuse(f"{_how_else_it_trains()}; only a model under DistributedDataParallel can be attached to")
-        if optimizer not in self._trains_the_model:
-            self._trains_the_model[optimizer] = holds_parameters_of(optimizer, self._ddp.module)
-        return self._trains_the_model[optimizer]
+        known = self._trains_the_model.get(optimizer)
+        if known is None:
+            known = self._trains_the_model[optimizer] = holds_parameters_of(optimizer, self._ddp.module)
+        return known
 
     def _codec(self) -> Codec | None:
         """On a GPU the host's clock does not tell what a codec takes."""

@@ -7,6 +7,7 @@ DDP's own, which waits for the collectives (``Engine::queue_callback``: callback
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -26,16 +27,29 @@ FLUSH_S = 1.0
 DEVICES = Path("/proc/net/dev")
 """Counters of the interfaces of the reader's network namespace (proc_pid_net(5))."""
 
+MOST_BYTES = 1 << 20
 
-def sent_by(interface: str) -> tuple[int, int] | None:
-    """Bytes, headers included, and packets that have left an interface; None where there is none of that name.
+
+class Counters:
+    """Counters of the interfaces, read with as little as possible while a script waits, and understood later."""
+
+    def __init__(self) -> None:
+        self._file = os.open(DEVICES, os.O_RDONLY | os.O_CLOEXEC)
+
+    def read(self) -> bytes:
+        """All of them as they are now."""
+        return os.pread(self._file, MOST_BYTES, 0)
+
+
+def sent_by(interface: str, counters: bytes) -> tuple[int, int] | None:
+    """Bytes, headers included, and packets that had left an interface; None where there was none of that name.
 
     What offloads send down as one packet counts as one, with its headers once.
     """
-    for line in DEVICES.read_text().splitlines():
-        name, _, counters = line.partition(":")
+    for line in counters.decode().splitlines():
+        name, _, numbers = line.partition(":")
         if name.strip() == interface:
-            sent_bytes, packets = counters.split()[8:10]
+            sent_bytes, packets = numbers.split()[8:10]
             return int(sent_bytes), int(packets)
     return None
 
@@ -90,11 +104,11 @@ class Marks:
     forwards: list[tuple[Any, Any]] = field(default_factory=list)
     backwards: list[tuple[Any, Any]] = field(default_factory=list)
     """When all gradients were ready, and when ``backward`` returned."""
-    losses: list[Tensor] = field(default_factory=list)
+    losses: list[Tensor | float] = field(default_factory=list)
     end: Any = None
     at_s: float = 0.0
     codec: Codec | None = None
-    sent: tuple[int, int] | None = None
+    counters: bytes = b""
 
 
 class StepWatch:
@@ -110,6 +124,7 @@ class StepWatch:
         self._clock = clock
         self._write = write
         self._interface = interface
+        self._counters = Counters() if interface else None
         self._step: Marks | None = None
         self._forward_begin: Any = None
         self._ready: Any = None
@@ -135,11 +150,12 @@ class StepWatch:
         assert step is not None
         self._ready = None
         if root.numel() == 1:
-            step.losses.append(root.detach().to("cpu", non_blocking=True, copy=True))
-        handle = root.register_hook(self._when_backward_begins)
+            waits = not root.is_cuda  # a device is not waited for
+            step.losses.append(root.item() if waits else root.detach().to("cpu", non_blocking=True, copy=True))
+        # Either goes with the tensor. A node's hook costs less; a leaf has no node.
+        (root.grad_fn.register_prehook if root.grad_fn else root.register_hook)(self._when_backward_begins)
 
         def end() -> None:
-            handle.remove()
             end_mark = self._clock.mark()
             step.backwards.append((self._ready or end_mark, end_mark))
 
@@ -156,7 +172,8 @@ class StepWatch:
             return
         step, self._step = self._step, None
         step.end, step.at_s, step.codec = self._clock.mark(), time.monotonic(), codec
-        step.sent = sent_by(self._interface) if self._interface else None
+        if self._counters:
+            step.counters = self._counters.read()
         self._pending.append(step)
         if perf_counter() - self._read_at > FLUSH_S:
             self._read(len(self._pending) - 1)  # a device has long done all but the last
@@ -165,7 +182,7 @@ class StepWatch:
         """Read all that is left."""
         self._read(len(self._pending))
 
-    def _when_backward_begins(self, gradient: Tensor) -> None:
+    def _when_backward_begins(self, gradient: Any) -> None:
         """Autograd's engine takes callbacks from within a backward pass only."""
         torch.autograd.Variable._execution_engine.queue_callback(self._mark_ready)
 
@@ -193,8 +210,8 @@ class StepWatch:
             ready_s=seconds(marks.begin, ready),
             exposed_s=sum(seconds(*backward) for backward in marks.backwards),
             backwards=len(marks.backwards),
-            loss=statistics.fmean(loss.item() for loss in marks.losses) if marks.losses else None,
+            loss=statistics.fmean(map(float, marks.losses)) if marks.losses else None,
             encode_s=marks.codec.encode_s if marks.codec else None,
             decode_s=marks.codec.decode_s if marks.codec else None,
-            sent=marks.sent,
+            sent=sent_by(self._interface, marks.counters) if self._interface else None,
         )

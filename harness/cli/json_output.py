@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
-from typing import Any, Literal
+from typing import Any, Literal, Union
 
 from typing_extensions import TypedDict
 
@@ -311,6 +311,74 @@ class LinkJson(TypedDict):
     """Why something could not be measured."""
 
 
+class OutcomeJson(TypedDict):
+    """What a pilot's trainings with one method show."""
+
+    label: str
+    seeds: int
+    pace_s: float
+    """From the end of a step to the end of the next."""
+    predicted_pace_s: float
+    exposed_share: float
+    """Share of a step that is communication, and decoding, which hides behind nothing."""
+    end_loss: float | None
+    loss_difference: Interval | None
+    """At dense's number of steps, over dense's, as a share of it. Its rounds are seeds."""
+    timely_difference: Interval | None
+    """The same at equal time."""
+    keeps: Literal["yes", "no", "unknown"]
+    """Whether the loss at equal steps is dense's, within the tolerance."""
+    steps_factor: float | None
+    """Steps to dense's loss over those of dense; None: a seed did not come there."""
+    time_to_loss_s: float | None
+    sooner: Interval | None
+    """How many times sooner it is there than the faster of dense and the 16-bit all-reduce."""
+    codec_s: float
+    held_bytes: int | None
+    """What it holds between steps."""
+    peak_memory_bytes: int | None
+
+
+class PilotJson(TypedDict):
+    """``pacbench pilot``; pilot.json holds all of it."""
+
+    command: list[str]
+    recommended: str
+    """Label of the method."""
+    method: str
+    params: dict[str, Any]
+    compress: bool
+    """Whether that is more than an all-reduce."""
+    sentence: str
+    sureness: Literal["sure", "likely", "unsure"]
+    reasons: list[str]
+    changes: list[str]
+    """What would change it."""
+    break_even_bps: float | None
+    """Rate of the links from which on the 16-bit all-reduce is as soon there."""
+    methods: list[OutcomeJson]
+    left_out: list[str]
+    took_s: float
+    written: str
+    """The folder with pilot.html, pilot.json, recommended.toml and snippet.py."""
+
+
+class CheckJson(TypedDict):
+    """One thing that a recheck looked at again."""
+
+    what: str
+    answer: Literal["holds", "drifted", "cannot tell"]
+    found: str
+
+
+class RecheckJson(TypedDict):
+    """``pacbench pilot --recheck``."""
+
+    answer: Literal["holds", "drifted", "cannot tell"]
+    exit_code: int
+    checks: list[CheckJson]
+
+
 class CalibratedLink(TypedDict):
     """A link's reading that is farthest from what was asked."""
 
@@ -355,6 +423,7 @@ SHAPES: Mapping[str, Any] = {
     "compare": CompareJson,
     "reproduce": ReproduceJson,
     "map": MapJson,
+    "pilot": Union[PilotJson, RecheckJson],  # noqa: UP007  # classes of TypedDict know no bar in Python 3.10
     "link": LinkJson,
     "probe": ProbeJson,
     "calibrate": list[CalibratedLink],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,6 +75,7 @@ Seeds = Annotated[
     ),
 ]
 Workers = Annotated[int, typer.Option("--workers", help="How many.")]
+PerNode = Annotated[int, typer.Option("--per-node", min=1, max=64, help="Ranks behind each link.")]
 Rate = Annotated[str, typer.Option("--rate", help="Of each link and direction, such as 100mbit; or unshaped.")]
 SetLinks = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="More of the links: link.delay=5ms.")
@@ -157,8 +157,3 @@ def write(path: Path, content: str) -> None:
 def command() -> list[str]:
     """The command line that was given, for the record."""
     return ["pacbench", *sys.argv[1:]]
-
-
-def cpu_count() -> int:
-    """How many CPUs this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 from harness import provenance
 from harness.cli.console import say
-from harness.cli.options import cpu_count
+from harness.cluster.protocol import Cluster
 from harness.plain import visible
-from harness.plan.estimate import time_s, total_s
+from harness.plan.estimate import time_s, total_as_text
 from harness.plan.status import DISTURBED
 from harness.plan.trial import Trial
 from harness.run.outcome import Progress
@@ -26,11 +26,11 @@ class ProgressBar(Watcher):
     """Says what is about to run, then shows a bar on a terminal; elsewhere it tells only what went wrong.
 
     Args:
-        where: the cluster, in words.
+        why: why it is this kind of cluster, in words.
     """
 
-    def __init__(self, where: str) -> None:
-        self._where = where
+    def __init__(self, cluster: Cluster, why: str) -> None:
+        self._where, self._machine = f"on {cluster.name} ({why})", cluster.machine
         self._bar: Any = None
         self._left: dict[str, float] = {}
         """What each trial that is to run may take, in seconds, by id."""
@@ -54,15 +54,15 @@ class ProgressBar(Watcher):
             again = f"; {unfinished} that did not finish run again" if unfinished > 0 else ""
             say(f"resuming {outlook.folder}: {outlook.done} of {len(outlook.plan.trials)} trials are done{again}")
         tell_of_unknown_commit()
-        about = format_time(total_s(outlook.pending, cpu_count()))
+        about = total_as_text(outlook.pending, self._machine)
         name, count = outlook.plan.scenario.name, len(outlook.pending)
-        say(f"{name}: {count} trials, about {about}, {self._where}, into {outlook.folder}")
+        say(f"{name}: {count} trials, {about}, {self._where}, into {outlook.folder}")
 
     @contextmanager
     def running(self, outlook: Outlook) -> Iterator[None]:
         """Show the bar."""
         silent = not sys.stderr.isatty()
-        self._left = {trial.id: time_s(trial, cpu_count()) for trial in outlook.pending}
+        self._left = {trial.id: time_s(trial, self._machine) for trial in outlook.pending}
         self._rounds, self._baseline = outlook.plan.scenario.rounds, outlook.plan.scenario.baseline
         with tqdm(total=len(outlook.plan.trials), initial=outlook.done, unit="trial", disable=silent) as self._bar:
             yield

@@ -23,7 +23,7 @@ def run_and_report(
         until: see ``session.run``.
         join: likewise.
     """
-    bar = ProgressBar(f"on {cluster.name} ({why})")
+    bar = ProgressBar(cluster, why)
     result = session.run(plan, store, cluster, command(), bar, until, join)
     write_report(store)
     if until is not None and result.ending is Ending.OUT_OF_ROUNDS:

@@ -107,7 +107,7 @@ class Agent:
                 if key.fd != stdin:
                     self._forward(key.fd, key.data[0], key.data[1])
                     continue
-                chunk = os.read(stdin, READ_BYTES)
+                chunk = _read(stdin)
                 if not chunk:
                     self._stop(Stop())
                     return
@@ -209,8 +209,17 @@ class Agent:
 
     def _write(self, line: bytes) -> None:
         data = memoryview(line)
-        while data:
-            data = data[os.write(self._replies, data) :]
+        with suppress(OSError):  # nobody listens any more, and the end of stdin says the same
+            while data:
+                data = data[os.write(self._replies, data) :]
+
+
+def _read(stdin: int) -> bytes:
+    """What has come. Where stdin is a connection that broke, it has come to its end."""
+    try:
+        return os.read(stdin, READ_BYTES)
+    except OSError:
+        return b""
 
 
 def _resolve(name: str) -> Task:

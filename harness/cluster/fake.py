@@ -21,6 +21,7 @@ from harness.network.bounds import FRAME_HEADER_BYTES
 from harness.network.readings import LinkReading, Readings
 from harness.network.topology import Topology
 from harness.plan.expected import lower_bound_s, state_of
+from harness.plan.machine import this_machine
 from harness.plan.status import UNSETTLED_STEPS
 from harness.plan.trial import Trial
 from harness.scenario.schema import NO_LIMITS, Resources, Train
@@ -109,6 +110,7 @@ class FakeCluster:
     """
 
     name = "fake"
+    machine = this_machine()
     changes_links = True
 
     def __init__(self, script: Script = recite) -> None:

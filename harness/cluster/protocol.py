@@ -14,6 +14,7 @@ from harness.errors import MeasurementError
 from harness.messages import Message, Traffic
 from harness.network.readings import Readings
 from harness.network.topology import Topology
+from harness.plan.machine import Machine
 from harness.scenario.schema import NO_LIMITS, Resources, Train
 
 EXECUTE = "execute"
@@ -52,6 +53,9 @@ class Cluster(Protocol):
     """A set of nodes that can be connected as a topology and made to run tasks. Closing removes all of it."""
 
     name: str
+
+    machine: Machine
+    """What it runs on, for who must know how long trials take."""
 
     changes_links: bool
     """Whether ``run`` lets workers ask for slower links while they train: of a spec that has ``undilated``, the network

@@ -21,6 +21,7 @@ from harness.cluster.connection import AgentConnection
 from harness.cluster.netns import ONE_THREAD, UNIVERSE_MODULE, NetnsCluster, universe_command
 from harness.cluster.protocol import Check
 from harness.errors import MeasurementError
+from harness.plan.machine import Machine
 
 KERNEL = "linux.uml"
 INSTALL = "apt-get install user-mode-linux busybox-static"
@@ -44,6 +45,7 @@ class UmlCluster(NetnsCluster):
     """See the module."""
 
     name = "uml"
+    machine = Machine(cpu_count=1, carried_bps=64e6, bring_up_s=30.0, network_s=20.0, trial_s=27.0, error_s=7e-3)
     surely_carried_bps = 250_000_000
 
     build_timeout_s = 120.0

@@ -67,7 +67,8 @@ class Universe:
         _apply(topology.build())
         self._current = topology
         for node in topology.switches:
-            _allow_forwarding(node)
+            _write_setting(node, "ip_forward", "1")
+        _allow_windows(topology)
         HOSTS.write_text(topology.hosts())
         _apply(topology.shape())
         _check_queues(topology)
@@ -85,24 +86,26 @@ class Universe:
         run_lines("ip", TRIAL, ["link add try0 type veth peer name try1"])
         try:
             for pipe in dict.fromkeys(queue.pipe for queue in topology.queues()):
-                _try_queue(pipe, topology.link.mtu_bytes)
+                _try_queue(pipe, topology)
         finally:
             run_lines("ip", None, [f"netns delete {TRIAL}"])
 
 
-def _try_queue(pipe: Pipe, mtu_bytes: int) -> None:
+def _try_queue(pipe: Pipe, topology: Topology) -> None:
+    asked = pipe.slowed(1 / topology.dilation)  # by the user, who is told of it
     try:
-        run_lines("tc", TRIAL, [f"qdisc replace dev try0 root {qdisc(pipe, mtu_bytes)}"])
+        run_lines("tc", TRIAL, [f"qdisc replace dev try0 root {qdisc(pipe, topology.link.mtu_bytes)}"])
     except MissingProgramError:
         raise  # it is no fault of what was asked
     except MeasurementError as error:
-        field, found = next(_asked_of(pipe))
+        field, found = next(_asked_of(asked))
         fix = "this kernel has no netem (modprobe sch_netem, or use --on uml)" if pipe.needs_netem else str(error)
         raise UsageError.at("scenario", f"link.{field}", found, f"nothing, since {fix}") from None
     finest_s = timer_resolution_s() if pipe.jitter_s else 0.0
     if 0 < pipe.jitter_s < finest_s:
-        allowed = f"0, or at least {format_time(finest_s)}, to which this kernel's timers are true"
-        raise UsageError.at("scenario", "link.jitter", format_time(pipe.jitter_s), allowed)
+        least_s = finest_s / topology.dilation
+        allowed = f"0, or at least {format_time(least_s)}, to which this kernel's timers are true"
+        raise UsageError.at("scenario", "link.jitter", format_time(asked.jitter_s), allowed)
 
 
 def _asked_of(pipe: Pipe) -> Iterator[tuple[str, object]]:
@@ -139,18 +142,36 @@ def _enter_network(namespace: Path) -> None:
     os.close(descriptor)
 
 
-def _allow_forwarding(node: str) -> None:
+def _allow_windows(topology: Topology) -> None:
+    """Let one flow fill the longest way: whoever has links that long has hosts tuned for them (tcp(7), tcp_rmem).
+
+    Of a socket's buffer a half is for the window. What this kernel allows already stays.
+    """
+    needed = WINDOWS * round(topology.most_in_flight_bytes)
+    for name in ("tcp_rmem", "tcp_wmem"):
+        least, usual, most = map(int, (SETTINGS / name).read_text().split())
+        for node in topology.nodes if needed > most else ():
+            _write_setting(node, name, f"{least} {usual} {needed}")
+
+
+WINDOWS = 4
+"""So many windows fit into a socket's buffer: what is on its way, what waits for a lost packet, and their overhead."""
+
+SETTINGS = Path("/proc/sys/net/ipv4")
+
+
+def _write_setting(node: str, name: str, value: str) -> None:
     """Writes to /proc/sys/net reach the namespace of the writer, so it is a child that goes there and writes."""
     pid = os.fork()
     if pid == 0:
         try:
             _enter_network(NAMESPACES / node)
-            Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+            (SETTINGS / name).write_text(value)
             os._exit(0)
         except OSError:
             os._exit(1)
     if os.waitpid(pid, 0)[1]:
-        raise MeasurementError(f"{node} cannot forward: /proc/sys/net/ipv4/ip_forward cannot be written here")
+        raise MeasurementError(f"{node}: {SETTINGS / name} cannot be written here")
 
 
 def _check_queues(topology: Topology) -> None:

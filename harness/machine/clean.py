@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -47,18 +48,13 @@ def _remove_containers() -> list[str]:
 
 def _put_interfaces_back() -> list[str]:
     """What ``pacbench worker --shape`` shaped, where nobody is left to put it back."""
-    guarded = {
-        command[-1]
-        for process in psutil.process_iter(["cmdline"])
-        if shaper.__name__ in (command := process.info["cmdline"] or [])
-    }
-    try:
-        left = [name for name in shaper.shaped() if name not in guarded]
-        for name in left:
-            shaper.put_back(name)
-    except (MeasurementError, UsageError):
-        return []  # without tc nothing was shaped
-    return [f"put interface {name} back" for name in left]
+    removed = []
+    with suppress(MeasurementError, UsageError):  # without tc nothing was shaped
+        for name in shaper.shaped():
+            with suppress(OSError), shaper.hold(name):  # who holds it is still there, and puts it back
+                shaper.put_back(name)
+                removed.append(f"put interface {name} back")
+    return removed
 
 
 def _delete_half_written(results: Path) -> list[str]:

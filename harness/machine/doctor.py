@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from harness.cluster import registry
 from harness.cluster.protocol import Check
 from harness.cluster.universe import timer_resolution_s
+from harness.plan.machine import this_machine
 from harness.units import format_time
 
 COARSE_S = 1e-3
@@ -52,7 +52,7 @@ def _timers() -> Check:
 
 
 def _cpus() -> Check:
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = this_machine().cpu_count
     ok = count >= 2
     fix = "" if ok else "with one CPU the workers' computations delay the network: read step times with care"
     return Check("CPUs", ok, f"{count}; workers beyond that share them, and their computation is metered apart", fix)

@@ -343,7 +343,7 @@ def _grace_s(pipe: Pipe) -> float:
 
 def _ask(topology: Topology, node: str, request: Mapping[str, Any]) -> Any:
     """What a node finds when it is told to measure."""
-    return call(topology.address_of(node), request)
+    return call(topology.address_of(node), request, topology.dilation)
 
 
 def _quit_all(topology: Topology) -> None:

@@ -8,7 +8,8 @@ does so inside a private universe or inside containers, never on the host.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 from pydantic import Field
@@ -25,8 +26,9 @@ from harness.network.addresses import (
 from harness.network.bounds import seconds_on
 from harness.network.qdisc import UNSHAPED_BPS, packets_in_a_segment, qdisc
 from harness.network.wires import Command, Direction, End, Queue, Wire
-from harness.scenario.links import PROPERTIES, Fabric, Link, Pipe, Trace, TraceRow
-from harness.scenario.properties import NO_UNIT
+from harness.scenario.limits import WAYS
+from harness.scenario.links import PROPERTIES, Fabric, Link, Pipe, PipeChange, Trace, TraceRow, TwoWay
+from harness.scenario.properties import NO_UNIT, UNSHAPED
 from harness.scenario.schema import MOST_WORKERS
 from harness.scenario.section import Section
 from harness.units import format_rate
@@ -37,6 +39,10 @@ SEGMENT_S = 0.25e-3
 OFFLOADED_SEGMENTS = 44
 """Packets in the largest segment that offloads build, at an MTU of 1500."""
 
+SHORTEST_RTO_S = 0.2
+"""How long TCP waits at least, beside a round trip, before it sends again what was not acknowledged (tcp(7)). After so
+long without a packet it halves its window, too, and again (RFC 2861)."""
+
 
 class Topology(Section):
     """Workers with a link each, to one switch or to those of the fabric's groups."""
@@ -46,6 +52,8 @@ class Topology(Section):
     fabric: Fabric = Fabric.model_validate({})
     most_segments: int | None = None
     """How many packets a worker may hand to its link as one, whatever its queues need; None: as they need it."""
+    dilation: float = 1.0
+    """How many times slower than it was asked for it is: what TCP waits for at least must be as many times longer."""
 
     def __hash__(self) -> int:
         return hash((self.workers, self.link, self.fabric))
@@ -75,7 +83,47 @@ class Topology(Section):
         if dilation == 1:
             return self
         link, fabric = self.link.slowed(dilation), self.fabric.slowed(dilation)
-        return Topology(workers=self.workers, link=link, fabric=fabric)
+        return Topology(workers=self.workers, link=link, fabric=fabric, dilation=self.dilation * dilation)
+
+    def with_ranks(self, per_node: int) -> Topology:
+        """What several ranks on each worker's node see: a network of ranks, a group a node, whose trunk is its link.
+
+        Ranks are numbered node by node, as torchrun does it. What those of a node tell one another passes no link.
+        Links that change are as good as they ever become.
+
+        Raises:
+            ValueError: the workers are in groups themselves.
+        """
+        if per_node == 1:
+            return self
+        if self.fabric.names:
+            raise ValueError(f"found groups {self.fabric.groups!r}; allowed: a star, where ranks share links")
+        star = self.at_best if self.link.trace else self
+        nodes = {worker: f"node{number}" for number, worker in enumerate(self.worker_nodes)}
+        inside = {"rate": UNSHAPED, "mtu": self.link.mtu_bytes, "congestion_control": self.link.congestion_control}
+        return Topology(
+            workers=per_node * self.workers,
+            link=Link.model_validate(inside),
+            fabric=Fabric.model_validate(
+                {
+                    "groups": " ".join(nodes.values()),
+                    "trunk": star._as_trunk(""),
+                    "trunks": {
+                        nodes[worker]: star._as_trunk(worker) for worker in nodes if worker in self.link.workers
+                    },
+                }
+            ),
+            most_segments=self.segments,
+        )
+
+    def _as_trunk(self, worker: str) -> TwoWay:
+        up, down = (
+            PipeChange.model_construct(
+                **{name: getattr(self.link.pipe(worker, way), name) for name in Pipe.model_fields}
+            )
+            for way in WAYS
+        )
+        return TwoWay(up=up, down=down)
 
     @cached_property
     def wires(self) -> tuple[Wire, ...]:
@@ -96,6 +144,24 @@ class Topology(Section):
     def needs_netem(self) -> bool:
         """Whether any link asks for more than a rate."""
         return any(pipe.needs_netem for pipe in self.pipes)
+
+    @property
+    def most_in_flight_bytes(self) -> float:
+        """What a flow has on its way at most, by rate and round trip: to a neighbour, or over one link."""
+        neighbours = [(worker, (worker + 1) % self.workers) for worker in range(self.workers)]
+        ways = [(self.path(*pair), self.path(*reversed(pair))) for pair in neighbours]
+        ways += [([up], [down]) for up, down in (wire.queues() for wire in self.wires)]
+        return max(
+            _slowest_bps(way) / 8 * sum(queue.pipe.delay_s for queue in (*there, *back))
+            for there, back in ways
+            for way in (there, back)
+        )
+
+    @property
+    def loses_packets(self) -> bool:
+        """Whether any link does, on purpose and now or later."""
+        later = self.link.trace.rows if self.link.trace else ()
+        return any(pipe.mean_loss for pipe in self.pipes) or any(row.loss for row in later)
 
     @property
     def is_uneven(self) -> bool:
@@ -263,6 +329,23 @@ class Topology(Section):
         return ", ".join(_named(name, value) for name, value in {**links, **fabric}.items())
 
     @property
+    def fastest_bps(self) -> int:
+        """The greatest rate of any queue; 0 where none has a rate."""
+        return max((queue.pipe.rate_bps or 0 for queue in self.queues()), default=0)
+
+    @property
+    def at_once_bps(self) -> float:
+        """What each worker sends at most while all do, so that a machine must carry it so many times; 0 without rates.
+
+        In a ring those within a group wait for those between groups. By itself any queue must be carried as well.
+        """
+        rates = [(queue.worker is None, queue.pipe.rate_bps) for queue in self.queues()]
+        links_bps = max((rate for is_trunk, rate in rates if rate and not is_trunk), default=math.inf)
+        trunks_bps = max((rate or math.inf for is_trunk, rate in rates if is_trunk), default=math.inf)
+        at_once_bps = min(links_bps, trunks_bps)
+        return max(0 if at_once_bps == math.inf else at_once_bps, self.fastest_bps / self.workers)
+
+    @property
     def slowest_bps(self) -> int | None:
         """The rate of the slowest direction of any link; None where all are unshaped."""
         return min((pipe.rate_bps for pipe in self.pipes if pipe.rate_bps), default=None)
@@ -323,12 +406,17 @@ class Topology(Section):
         """How a node reaches workers that are not its neighbours."""
         if node in self.worker_nodes:
             gateway_address = gateway(worker_number(node))
-            return [f"route add default via {gateway_address} congctl {self.link.congestion_control}"]
+            patience = f" rto_min {math.ceil(1e3 * SHORTEST_RTO_S * self.dilation)}ms" if self.dilation > 1 else ""
+            return [f"route add default via {gateway_address} congctl {self.link.congestion_control}{patience}"]
         far = {worker: self._between(node, self.switch_of(worker)) for worker in range(self.workers)}
         return [f"route add {address(worker)}/32 via {way[0].to.address}" for worker, way in far.items() if way]
 
 
 UNITS_BY_KEY = {row.key: row.unit for row in PROPERTIES}
+
+
+def _slowest_bps(way: Sequence[Queue]) -> float:
+    return min((queue.pipe.rate_bps for queue in way if queue.pipe.rate_bps), default=0.0)
 
 
 def _named(name: str, value: object) -> str:

@@ -120,9 +120,9 @@ def check_methods(scenario: Scenario, case: Case) -> None:
 
 
 def optimizer_like(train: Train) -> torch.optim.Optimizer:
-    """The training's optimizer, of one number."""
+    """What the training's optimizer is like; it makes no step."""
     settings = optimizers.settings_of(train.optimizer, train.lr, train.momentum, train.weight_decay)
-    return optimizers.build(train.optimizer, [torch.zeros(1, requires_grad=True)], settings)
+    return optimizers.described(train.optimizer, settings)
 
 
 def check_steps(scenario: Scenario, case: Case) -> None:

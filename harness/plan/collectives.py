@@ -27,7 +27,7 @@ from harness.network.bounds import FRAME_HEADER_BYTES, TCP_IP_HEADER_BYTES, wire
 from harness.network.flows import Floats, arrivals_s
 from harness.network.pipeline import Hop, Lane, pipeline
 from harness.network.qdisc import burst_bytes
-from harness.network.topology import OFFLOADED_SEGMENTS, Topology
+from harness.network.topology import OFFLOADED_SEGMENTS, SHORTEST_RTO_S, Topology
 from harness.network.wires import Queue
 from harness.scenario.links import Pipe
 
@@ -48,9 +48,6 @@ and the readiness for the other one (``Pair::sendNotifySendReady``, ``sendNotify
 as a frame, since Gloo sets TCP_NODELAY (``Pair::connectCallback``). On a loopback with an MTU of 1500 two workers'
 all-gathers, all-reduces and all-to-alls were found to add 318 to 372 bytes a message, acknowledgements included.
 """
-
-SHORTEST_RTO_S = 0.2
-"""After so long without a packet, beside a round trip, TCP halves its window, and again (RFC 2861, tcp(7))."""
 
 INITIAL_WINDOW_BYTES = 10 * 1448
 """The least that is left of it (RFC 6928)."""
@@ -84,14 +81,15 @@ class Network:
 
     Args:
         message_s: what waking processes costs a message.
-        slowed: how many times slower than it is told everything runs: TCP's own times know real time alone.
+        slowed: how many times slower than it is told everything runs. TCP is made to wait as many times longer, but
+            never less than it does.
     """
 
     def __init__(self, topology: Topology, message_s: float = MESSAGE_S, slowed: float = 1.0) -> None:
         changes = topology.link.trace is not None and len(topology.link.trace.rows) > 1
         self.topology = topology.at_best if changes else topology
         self.workers = topology.workers
-        self._message_s, self._shortest_rto_s = message_s, SHORTEST_RTO_S / slowed
+        self._message_s, self._shortest_rto_s = message_s, SHORTEST_RTO_S / min(1.0, slowed)
         self._header = wire_share(topology.link)
         mss_bytes = topology.link.mtu_bytes - TCP_IP_HEADER_BYTES
         self._acks = FRAME_HEADER_BYTES / (max(2, topology.segments or OFFLOADED_SEGMENTS) * mss_bytes)

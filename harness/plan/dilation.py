@@ -10,12 +10,15 @@ from pydantic import Field
 
 from harness.scenario.section import Section
 
-LADDER = tuple(factor * 2.0**power for power in range(-4, 7) for factor in (1.0, 1.5) if factor * 2.0**power <= 64)
+LADDER = tuple(factor * 2.0**power for power in range(-4, 9) for factor in (1.0, 1.5) if factor * 2.0**power <= 256)
 """The dilations that a run chooses from: not too many, since each takes a network that is built and measured."""
 
-MOST_ADDED, AIM, CALM = 0.05, 0.04, 0.03
-"""Share of a step that this machine may add to it, since it is taken off; up to which a greater dilation is chosen; and
+AIM, CALM = 0.8, 0.6
+"""Of what this machine may add to a step (``train.most_added``): the part up to which a greater dilation is chosen; and
 up to which a guess, or a smaller one: a trial that is run again costs more than one that is somewhat slower."""
+
+TOLERATED = 0.01
+"""Share of a step by which what is taken off may be wrong, as one standard error."""
 
 FAR, NEAR, LONG_S = 4, 2, 2.0
 """How many times slower the steps are that others are put beside: where they would take so long, only twice."""
@@ -28,6 +31,10 @@ FEWEST = 2
 
 BESIDE = 24
 """How many steps before them, and as many after them, they are put beside at most."""
+
+
+PROBE_S, FEWEST_OF_PROBE, MOST_OF_PROBE = 4.0, 4, 48
+"""The steady steps of a short trial take about so long together, within these numbers."""
 
 
 class Phase(Section):
@@ -65,6 +72,12 @@ class Dilation(Section):
     def changes(self) -> bool:
         """Whether it is not the same in all steps."""
         return bool(self.phases or self.look)
+
+    @property
+    def greatest(self) -> float:
+        """How many times slower its slowest step runs."""
+        looked_at = self.look.dilation if self.look else 0.0
+        return max(self.steady, looked_at, *(phase.dilation for phase in self.phases))
 
     def at(self, step: int) -> float:
         """How many times slower a step runs."""
@@ -119,6 +132,17 @@ def look(first: int, end: int, dilation: float, step_s: float, period: int = 1) 
         return None
     beside = min(beside, whole_periods(BESIDE, period))
     return Look(from_step=first + beside, steps=steps, dilation=farther * dilation, beside=beside)
+
+
+def probe_steps(dilation: float, step_s: float, period: int) -> int:
+    """How many steps of the steady state a short trial makes.
+
+    Args:
+        step_s: seconds of a step, undilated.
+        period: of a method that sends once in so many steps.
+    """
+    wanted = round(PROBE_S / (dilation * step_s))
+    return whole_periods(min(MOST_OF_PROBE, max(FEWEST_OF_PROBE, wanted)), period)
 
 
 def whole_periods(steps: int, period: int) -> int:

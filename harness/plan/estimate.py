@@ -7,20 +7,29 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 
 from baselines._state import numel
-from harness.plan.dilation import CALM, LADDER, MOST_ADDED, Dilation, Phase, look, phases_of_warmup, rung
+from harness.plan.dilation import (
+    CALM,
+    FAR,
+    LADDER,
+    TOLERATED,
+    Dilation,
+    Phase,
+    look,
+    phases_of_warmup,
+    probe_steps,
+    rung,
+)
 from harness.plan.expected import lower_bound_s, shapes_of, state_of
+from harness.plan.machine import Machine
 from harness.plan.status import UNSETTLED_STEPS
 from harness.plan.trial import Trial
 from harness.scenario.schema import MethodSpec
+from harness.units import format_time
 from harness.workload.data import DATASETS
 from harness.workload.models import MODELS
 
 ASSUMED_FLOPS_PER_CORE = 2e10
 """For estimates before anything has run; what a trial computes in is measured, never assumed."""
-
-BRING_UP_S = 6.0
-TRIAL_OVERHEAD_S = 0.6
-
 
 ADDED_S, ADDED_S_PER_BYTE = 2e-3, 1e-10
 """What a machine adds to a step for each worker that shares a core: for each collective, whose threads it wakes, and
@@ -36,28 +45,40 @@ slow links find cold caches, the colder the longer they wait. (Dense at 10 Mbit/
 machine that did nothing else.) What is added then is not the same at two dilations, and cannot be taken off.
 """
 
-NETWORK_S = 5.0
-"""To build a network, and to measure it twice."""
+
+MEASURED_ROUND_TRIPS = 60
+"""For so many round trips of the longest link a network is measured: flows that start up each way, before and after
+(``network/measure.py``), and round trips themselves."""
 
 
-def total_s(trials: Sequence[Trial], cpu_count: int) -> float:
+def total_s(trials: Sequence[Trial], machine: Machine) -> float:
     """Estimated wall time of these trials on a fresh cluster."""
-    networks = {(trial.case, trial.round, _usual_slowing(trial, cpu_count).steady) for trial in trials}
-    return BRING_UP_S + len(networks) * NETWORK_S + sum(time_s(trial, cpu_count) for trial in trials)
+    networks = {(trial.case, trial.round, _usual_slowing(trial, machine).steady): trial for trial in trials}
+    networks_s = sum(_network_s(trial, steady, machine) for (_, _, steady), trial in networks.items())
+    kinds = {(trial.case, trial.method.label): trial for trial in trials}
+    probing_s = sum(_probing_s(trial, machine) for trial in kinds.values())
+    trials_s = sum(time_s(trial, machine) for trial in trials)
+    return machine.bring_up_s + networks_s + probing_s + trials_s
 
 
-def time_s(trial: Trial, cpu_count: int) -> float:
+def total_as_text(trials: Sequence[Trial], machine: Machine) -> str:
+    """The same in words; what waiting for lost packets takes is not known."""
+    at_least = any(trial.expected.topology.loses_packets for trial in trials)
+    return f"{'at least' if at_least else 'about'} {format_time(total_s(trials, machine))}"
+
+
+def time_s(trial: Trial, machine: Machine) -> float:
     """Estimated wall time of a trial, from the method's byte formula and the model's operation count."""
     train = trial.case.train
-    compute_s, evaluation_s = (0.0, 0.0) if train.replay else _training_s(trial, cpu_count)
-    slowing = _usual_slowing(trial, cpu_count)
+    compute_s, evaluation_s = (0.0, 0.0) if train.replay else _training_s(trial, machine)
+    slowing = _usual_slowing(trial, machine)
     dilated_s = sum(slowing.at(step) * seconds for step, seconds in enumerate(_all_steps_s(trial)))
     if train.profile:
-        return TRIAL_OVERHEAD_S + max(dilated_s, compute_s) + evaluation_s
-    return TRIAL_OVERHEAD_S + dilated_s + compute_s + evaluation_s
+        return machine.trial_s + max(dilated_s, compute_s) + evaluation_s
+    return machine.trial_s + dilated_s + compute_s + evaluation_s
 
 
-def least_dilation(trial: Trial, cpu_count: int) -> float:
+def least_dilation(trial: Trial, machine: Machine) -> float:
     """Below which a dilation need not be looked for: netem's timers know real time alone, and what computes needs CPUs.
 
     The latter is taken to be about as fast here as on the profile's device. What does not fit into the device's time
@@ -66,31 +87,33 @@ def least_dilation(trial: Trial, cpu_count: int) -> float:
     least = 1.0 if trial.expected.topology.needs_netem else LADDER[0]
     if trial.case.train.replay:
         return least
-    computing_s = _step_s(trial, 0.0)
-    needs_s = BUSIER * computing_s * trial.case.cluster.workers / cpu_count
-    keeps_up = needs_s / (computing_s + MOST_ADDED * steady_s(trial))
+    computing_s = _undelayed_s(trial, 0.0)
+    needs_s = BUSIER * computing_s * trial.case.cluster.workers / machine.cpu_count
+    keeps_up = needs_s / (computing_s + trial.case.train.most_added * steady_s(trial))
     if keeps_up < 1:
         keeps_up = min(1.0, needs_s / (computing_s + MOST_LATE * steady_s(trial)))
     return max(least, keeps_up)
 
 
-def usual_dilation(trial: Trial, cpu_count: int, slower: float = 1.0) -> float:
+def usual_dilation(trial: Trial, machine: Machine, slower: float = 1.0) -> float:
     """The dilation that a run begins to look at.
 
     Args:
         slower: what this machine adds to a step, over ``usually_added_s``, where that is known of other methods.
     """
-    needed = slower * usually_added_s(trial, cpu_count) / (CALM * steady_s(trial))
-    return min(LADDER[-1], max(needed, least_dilation(trial, cpu_count)))
+    needed = slower * usually_added_s(trial, machine) / (CALM * trial.case.train.most_added * steady_s(trial))
+    known_from = machine.error_s / (TOLERATED * steady_s(trial))
+    carried_from = trial.expected.topology.at_once_bps * trial.case.cluster.workers / machine.carried_bps
+    return min(LADDER[-1], max(needed, known_from, carried_from, least_dilation(trial, machine)))
 
 
-def usually_added_s(trial: Trial, cpu_count: int) -> float:
+def usually_added_s(trial: Trial, machine: Machine) -> float:
     """Real seconds that machines like the one where it was counted add to a step of the steady state."""
     case, state = trial.case, state_of(trial.method)
     buckets = math.ceil(4 * numel(shapes_of(case.train.model)) / case.train.bucket_bytes)
     calls = state.calls(shapes_of(case.train.model), case.cluster.workers)
     collectives = len(calls) * (1 if state.syncs_in_end_step else buckets) / state.agrees_every
-    shared = case.cluster.workers / cpu_count
+    shared = case.cluster.workers / machine.cpu_count
     return shared * (ADDED_S * collectives + ADDED_S_PER_BYTE * trial.expected.wire_bytes_per_step)
 
 
@@ -104,21 +127,41 @@ def steady_s(trial: Trial) -> float:
     return _step_s(trial, trial.expected.lower_bound_s_per_step)
 
 
-def _usual_slowing(trial: Trial, cpu_count: int) -> Dilation:
+def _usual_slowing(trial: Trial, machine: Machine) -> Dilation:
     """How time runs in a trial, as far as that can be said before a run has looked."""
     if trial.found or not trial.case.chooses_dilation:
         return trial.slowing
-    steady, ramp_s = rung(usual_dilation(trial, cpu_count)), _ramp_s(trial)
-    real_s = max(steady * steady_s(trial), _baseline_s(trial, cpu_count))
+    steady, ramp_s = rung(usual_dilation(trial, machine)), _ramp_s(trial)
+    real_s = max(steady * steady_s(trial), _baseline_s(trial, machine))
     first = max(len(ramp_s), UNSETTLED_STEPS)
     looked = look(first, trial.case.train.steps, steady, steady_s(trial), state_of(trial.method).agrees_every)
     return Dilation(steady=steady, phases=phases_of_warmup(ramp_s, steady, real_s), look=looked)
 
 
-def _baseline_s(trial: Trial, cpu_count: int) -> float:
+def _probing_s(trial: Trial, machine: Machine) -> float:
+    """Wall time of the short trials that find a dilation, where a trial has too few steps to show it itself."""
+    slowing = _usual_slowing(trial, machine)
+    if trial.found or not trial.case.chooses_dilation or slowing.look:
+        return 0.0
+    period, step_s = state_of(trial.method).agrees_every, steady_s(trial)
+    return sum(
+        _network_s(trial, each, machine)
+        + machine.trial_s
+        + (UNSETTLED_STEPS + probe_steps(each, step_s, period)) * each * step_s
+        for each in (slowing.steady, FAR * slowing.steady)
+    )
+
+
+def _network_s(trial: Trial, dilation: float, machine: Machine) -> float:
+    """Wall time for which a network is built, and measured before and after."""
+    delay_s = max(pipe.delay_s for pipe in trial.expected.topology.pipes)
+    return machine.network_s + MEASURED_ROUND_TRIPS * dilation * 2 * delay_s
+
+
+def _baseline_s(trial: Trial, machine: Machine) -> float:
     """Real seconds of a dense step on the same links, slowed as usual: what a warm-up's steps are slowed to."""
     dense = trial.model_copy(update={"method": MethodSpec(name="dense", label="dense", lr=None)})
-    return rung(usual_dilation(dense, cpu_count)) * steady_s(dense)
+    return rung(usual_dilation(dense, machine)) * steady_s(dense)
 
 
 def _all_steps_s(trial: Trial) -> Iterator[float]:
@@ -144,7 +187,15 @@ def _ramp_on_the_links_s(trial: Trial) -> list[float]:
 
 
 def _step_s(trial: Trial, on_the_links_s: float) -> float:
-    """Seconds of a step in which the links are busy for so long."""
+    """Seconds of a step in which the links are busy for so long; longer where packets are late on purpose."""
+    undelayed_s = _undelayed_s(trial, on_the_links_s)
+    predicted_s = trial.expected.predicted_step_s
+    if predicted_s is None or not trial.expected.topology.needs_netem:
+        return undelayed_s
+    return undelayed_s + max(0.0, predicted_s - _undelayed_s(trial, trial.expected.lower_bound_s_per_step))
+
+
+def _undelayed_s(trial: Trial, on_the_links_s: float) -> float:
     profile = trial.expected.profile
     if profile is None:
         return on_the_links_s + (_device_s(trial) if trial.case.train.profile else 0.0)
@@ -156,15 +207,15 @@ def _step_s(trial: Trial, on_the_links_s: float) -> float:
 
 def _device_s(trial: Trial) -> float:
     """What a step takes a worker that has a core for itself, of which there is no profile yet."""
-    compute_s, _ = _training_s(trial, cpu_count=trial.case.cluster.workers)
+    compute_s, _ = _training_s(trial, Machine(cpu_count=trial.case.cluster.workers))
     return compute_s / trial.case.train.steps
 
 
-def _training_s(trial: Trial, cpu_count: int) -> tuple[float, float]:
+def _training_s(trial: Trial, machine: Machine) -> tuple[float, float]:
     """Seconds of all steps' computation and of all evaluations, from the model's operation count."""
     train, workers = trial.case.train, trial.case.cluster.workers
     flops = _flops_per_sample(train.model)
-    flops_per_s = ASSUMED_FLOPS_PER_CORE * min(cpu_count, workers)
+    flops_per_s = ASSUMED_FLOPS_PER_CORE * min(machine.cpu_count, workers)
     compute_s = train.steps * flops * train.samples_per_step * workers / flops_per_s
     evaluations = math.ceil(train.steps / train.eval_every)
     forward_share = 1 / 3  # of the operations of a forward and backward pass

@@ -187,6 +187,8 @@ class Pilot(Section):
     cluster: str
     """Kind of cluster that emulates."""
     network: Topology
+    per_node: int = 1
+    """Ranks behind each link."""
     tolerance: float
     steps: int
     """Of each training."""
@@ -198,6 +200,8 @@ class Pilot(Section):
     job: Job
     predictions: tuple[Predicted, ...]
     trainings: tuple[Training, ...]
+    beyond_s: float = 0.0
+    """What a step that synchronises took beyond the step model, by the trainings with the plain all-reduces."""
     probes: tuple[Probe, ...] = ()
     outcomes: tuple[Outcome, ...]
     verdict: Verdict

@@ -56,10 +56,11 @@ def write(found: Pilot, worth: Worth, folder: Path) -> Path:
 
 
 def describe_network(found: Pilot) -> str:
-    """``4 workers at 100 Mbit/s``."""
+    """``4 workers, 2 ranks on each, at 100 Mbit/s``."""
     rate_bps, more = found.network.slowest_bps, found.network.describe_extras()
     rate = "unshaped" if rate_bps is None else f"at {format_rate(rate_bps)}"
-    return f"{found.network.workers} workers {rate}{f', {more}' if more else ''}"
+    ranks = f", {found.per_node} ranks on each," if found.per_node > 1 else ""
+    return f"{found.network.workers} workers{ranks} {rate}{f', {more}' if more else ''}"
 
 
 def communication(found: Pilot) -> str:
@@ -144,6 +145,7 @@ def job(found: Pilot) -> list[tuple[str, str]]:
         ("last backward pass", text.time(profile.backward_s)),
         ("optimizer's step", text.time(profile.optimizer_s)),
         ("between steps", text.time(found.job.between_s)),
+        ("beyond the model, in a step on this network", text.time(found.beyond_s)),
         ("DDP closes a bucket at", text.size(found.job.bucket_bytes)),
         ("entries of a gradient that are not zero", text.percent(found.job.non_zero)),
         ("entries that hold 90 % of its squared norm", text.percent(found.job.holding_90)),
@@ -212,9 +214,12 @@ def snippet(found: Pilot) -> str:
 
 def tables(found: Pilot) -> str:
     """Tables of a scenario: the method, the workers and the links."""
-    verdict, network = found.verdict, found.network.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    verdict, ranks = found.verdict, found.network.with_ranks(found.per_node)
+    network = ranks.model_dump(mode="json", by_alias=True, exclude_unset=True)
     lines = [f"# {verdict.sentence} How sure: {verdict.sureness}. See {FILE}."]
-    lines += ["", "[cluster]", f"workers = {found.network.workers}", "", "[link]", *entries(network["link"])]
+    lines += ["", "[cluster]", f"workers = {ranks.workers}", "", "[link]", *entries(network["link"])]
+    if ranks.fabric.names:
+        lines += ["", "[fabric]", *entries(network["fabric"])]
     lines += ["", "[[methods]]", *entries({"name": verdict.method.name, "label": verdict.label})]
     lines += entries(verdict.method.params)
     return "\n".join(lines) + "\n"
@@ -227,12 +232,13 @@ def reproduce(found: Pilot) -> list[str]:
     params = " ".join(f"--param {shlex.quote(f'{name}={value}')}" for name, value in method.params.items())
     rate_bps = found.network.slowest_bps
     rate = f"{rate_bps}bit" if rate_bps else "unshaped"
+    per_node = f" --per-node {found.per_node}" if found.per_node > 1 else ""
     put_in = (
         "--observe" if found.verdict.label == found.plain_label else f"--method {shlex.quote(method.name)} {params}"
     )
     return [
         shlex.join(found.provenance["command"]),
-        f"pacbench exec --workers {found.network.workers} --rate {rate} {put_in.strip()} -- {command}",
+        f"pacbench exec --workers {found.network.workers}{per_node} --rate {rate} {put_in.strip()} -- {command}",
         f"pacbench pilot --recheck {FILE}",
     ]
 

@@ -9,6 +9,7 @@ import base64
 import math
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,27 +33,29 @@ def render_html(page: Path, content: Mapping[str, Any]) -> Path:
 
 def render_named(template: str, page: Path, content: Mapping[str, Any]) -> Path:
     """Write a page, whatever its name, by a template. Returns the page."""
-    return _render(template, page, content, finalize=_escaped_by(plain.visible), autoescape=True)
+    return _render(_environment(plain.visible, autoescape=True), template, page, content)
 
 
 def render_markdown(page: Path, content: Mapping[str, Any]) -> Path:
     """Likewise."""
-    return _render(page.name, page, content, finalize=_escaped_by(plain.markdown))
+    return _render(_environment(plain.markdown, autoescape=False), page.name, page, content)
 
 
-def _render(template: str, page: Path, content: Mapping[str, Any], **how_to_escape: Any) -> Path:
-    found = _environment(**how_to_escape).get_template(f"{template}.j2")
+def _render(environment: jinja2.Environment, template: str, page: Path, content: Mapping[str, Any]) -> Path:
+    found = environment.get_template(f"{template}.j2")
     write_whole(page, found.render(content), sync=False)
     return page
 
 
-def _environment(**how_to_escape: Any) -> jinja2.Environment:
+@cache  # it keeps templates that it has compiled: that takes as long as a page
+def _environment(as_text: Callable[[str], str], autoescape: bool) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        **how_to_escape,
+        finalize=_escaped_by(as_text),
+        autoescape=autoescape,
     )
     environment.filters |= {
         "base64": lambda text: base64.b64encode(text.encode()).decode(),

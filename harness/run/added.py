@@ -12,13 +12,10 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from harness.plan.dilation import FEWEST, MOST_ADDED
+from harness.plan.dilation import FEWEST, TOLERATED
 from harness.plan.expected import state_of
 from harness.plan.trial import Trial
 from harness.run.outcome import Outcome
-
-TOLERATED = 0.01
-"""Share of a step by which what is taken off may be wrong, as one standard error."""
 
 SURELY = 2.0
 """So many standard errors apart two findings surely differ."""
@@ -31,33 +28,46 @@ class Added(NamedTuple):
     """What was found by steps at two dilations."""
 
     step_s: float
-    """A step in undilated time, without what the machine adds."""
+    """A step in undilated time, without what the machine adds; not above 0 where that cannot be so much."""
     added_s: float
     """What it adds to each, in real seconds."""
     error_s: float
     """How uncertain that is, as one standard error, in real seconds."""
 
     def share(self, dilation: float) -> float:
-        """The part of a step at a dilation that the machine adds."""
-        return self.added_s / dilation / self.step_s
+        """What the machine adds to a step at a dilation, over the rest of it."""
+        return self._share(self.added_s, dilation)
 
-    def why_too_much(self, dilation: float) -> str | None:
+    def _share(self, added_s: float, dilation: float) -> float:
+        rest_s = self._told_s(dilation) - added_s / dilation
+        return added_s / dilation / rest_s if rest_s > 0 else math.inf
+
+    def _told_s(self, dilation: float) -> float:
+        """A step at a dilation with what the machine adds."""
+        return self.step_s + self.added_s / dilation
+
+    def why_too_much(self, dilation: float, most: float) -> str | None:
         """Why a trial whose steps show this is to be run again at a greater dilation; None where it is not."""
-        if self.is_too_much(dilation):
+        if self.is_too_much(dilation, most):
             return f"at a dilation of {dilation:g} this machine added {100 * self.share(dilation):.1f} % to a step"
         if not self.is_known(dilation):
-            error = f"{100 * self.error_s / dilation / self.step_s:.1f} % of a step"
+            error = f"{100 * self.error_s / dilation / self._told_s(dilation):.1f} % of a step"
             return f"at a dilation of {dilation:g} what this machine added was known to {error} only"
         return None
 
-    def is_too_much(self, dilation: float) -> bool:
-        """Whether it may not be taken off steps at a dilation, since it is surely a large part of them."""
+    def is_too_much(self, dilation: float, most: float) -> bool:
+        """Whether it may not be taken off steps at a dilation, since it is surely more than this share of them."""
         unsure_s = 0.0 if self.is_known(dilation) else SURELY * self.error_s
-        return self.share(dilation) - unsure_s / dilation / self.step_s > MOST_ADDED
+        return self._share(max(0.0, self.added_s - unsure_s), dilation) > most
 
     def is_known(self, dilation: float) -> bool:
         """Whether it may be taken off steps at a dilation."""
-        return self.error_s / dilation <= TOLERATED * self.step_s
+        return dilation >= self.known_from
+
+    @property
+    def known_from(self) -> float:
+        """The least dilation at which it is known well enough."""
+        return self.error_s / (TOLERATED * self.step_s) if self.step_s > 0 else math.inf
 
     def beside(self, added_s: float, error_s: float, dilation: float) -> Added:
         """The same with what was told before: the mean of both, each by how certain it is.

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from harness.cluster.emulated import as_json
 from harness.cluster.protocol import Cluster, TaskTimeoutError
 from harness.messages import Message
 from harness.plan.status import DISTURBED, DONE
 from harness.plan.trial import Trial
-from harness.run.added import added_within
+from harness.run.added import Added
 from harness.run.outcome import Outcome, Watch
 
 LAST_WORDS_S = 2.0
 """How long the others may still talk once one worker has failed: their logs help, their waiting for it does not."""
 
 
-def attempt(trial: Trial, cluster: Cluster, port: int, outcome: Outcome, watch: Watch, may_end_early: bool) -> None:
+def attempt(
+    trial: Trial,
+    cluster: Cluster,
+    port: int,
+    outcome: Outcome,
+    watch: Watch,
+    judge: Callable[[Trial, Outcome], Added | None] | None = None,
+) -> None:
     """Run one trial on a verified network and gather what comes of it.
 
     Args:
-        may_end_early: whether it ends as soon as it is known that its dilation is too low.
+        judge: tells what this machine adds to a step, once the trial has come so far. Where it is too much, the trial
+            ends then. Without a judge it never does.
     """
     train = trial.case.train
     outcome.readings = cluster.use(trial.expected.built_topology, trial.case.cluster.resources)
@@ -32,9 +40,9 @@ def attempt(trial: Trial, cluster: Cluster, port: int, outcome: Outcome, watch: 
     try:
         for message in _until_failure(cluster.run("train", spec, timeout_s), outcome):
             outcome.take(message, trial, watch)
-            if may_end_early and outcome.status == DONE and (within := added_within(outcome, trial)):
-                may_end_early = False  # it is known now whether it goes on
-                if why := within.why_too_much(trial.dilation):
+            if judge and outcome.status == DONE and (within := judge(trial, outcome)):
+                judge = None  # it is known now whether it goes on
+                if why := within.why_too_much(trial.dilation, trial.case.train.most_added):
                     outcome.fail(DISTURBED, why)
     except TaskTimeoutError:
         outcome.fail("timeout", f"it took longer than {timeout_s:g} s ({_how_long(trial)})")

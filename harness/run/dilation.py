@@ -1,9 +1,9 @@
 """The least dilation at which this machine adds little to a step: for each method on each case of a run.
 
-What a machine adds (``run/added.py``) may be up to ``MOST_ADDED`` of a step, and is taken off. Where links can change
-while a trial runs, every trial shows it: some of its steps run slower still. A trial that shows too much is run again
-at a greater dilation, and the next trial of its kind runs as slow as the last one says. Elsewhere short trials are run
-before the first one, and what workers meter must not be more later on.
+What a machine adds (``run/added.py``) may be up to ``train.most_added`` of a step, and is taken off. Where links can
+change while a trial runs, every trial shows it: some of its steps run slower still. A trial that shows too much is run
+again at a greater dilation, and the next trial of its kind runs as slow as the last one says. Elsewhere short trials
+are run before the first one, and what workers meter must not be more later on.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,17 +22,15 @@ from harness.cluster.protocol import Cluster
 from harness.errors import MeasurementError, UsageError
 from harness.files import write_whole
 from harness.plan import estimate
-from harness.plan.dilation import AIM, CALM, LADDER, MOST_ADDED, Dilation, look, rung
+from harness.plan.dilation import AIM, CALM, LADDER, TOLERATED, Dilation, look, rung
 from harness.plan.expected import state_of
 from harness.plan.status import UNSETTLED_STEPS
 from harness.plan.trial import Trial
-from harness.run.added import TOLERATED, Added, added_within
+from harness.run.added import Added, added_within
 from harness.run.outcome import Outcome
 from harness.run.probe import Prober, metered_s, without_warmup
 from harness.scenario.schema import Case, MethodSpec
 from harness.scenario.section import in_words
-
-CPUS = os.cpu_count() or 1
 
 OTHERS = 3
 """So many methods must have been found to need more than is usual before all are taken to do so."""
@@ -91,6 +88,21 @@ class Dilations:
             slowing = Dilation(steady=self._probed(trial).dilation)
         return trial.model_copy(update={"found": slowing})
 
+    def added_to(self, trial: Trial, outcome: Outcome) -> Added | None:
+        """What this machine adds to a trial's steps; None where they do not tell it, or not yet.
+
+        Where they do not tell it well enough, what earlier trials of its kind told counts as well. Before them it is
+        what machines usually add, give or take as much. Steps that differ from one to the next, because what they send
+        does, say little at any dilation; but at a great one little is added in any case.
+        """
+        within = added_within(outcome, trial)
+        if within is None or within.is_known(trial.dilation):
+            return within
+        if found := self._found.get(_key(trial)):
+            return within.beside(found.added_s, found.error_s, trial.dilation)
+        usual_s = estimate.usually_added_s(trial, self._cluster.machine)
+        return within.beside(usual_s, usual_s, trial.dilation)
+
     def take_off(self, trial: Trial, outcome: Outcome) -> str | None:
         """Take off what this machine added to the steps of a trial that ended; why it is to be run again, if it is.
 
@@ -98,40 +110,31 @@ class Dilations:
         """
         if trial.found is None:
             return None
-        if within := added_within(outcome, trial):
-            within = self._surer(trial, within)
+        if within := self.added_to(trial, outcome):
             outcome.take_off(within.added_s, trial.found)
             return self._learn(trial, within)
         found = self._found[_key(trial)]
         outcome.take_off(found.added_s, trial.found)
         return self._why_probes_were_wrong(trial, outcome, found)
 
-    def _surer(self, trial: Trial, within: Added) -> Added:
-        """Where a trial's own steps do not tell it well enough, what earlier ones of its kind told counts as well.
-
-        Before them it is what machines usually add, give or take as much. Steps that differ from one to the next,
-        because what they send does, say little at any dilation; but at a great one little is added in any case.
-        """
-        if within.is_known(trial.dilation):
-            return within
-        if found := self._found.get(_key(trial)):
-            return within.beside(found.added_s, found.error_s, trial.dilation)
-        usual_s = estimate.usually_added_s(trial, CPUS)
-        return within.beside(usual_s, usual_s, trial.dilation)
-
     def _learn(self, trial: Trial, within: Added) -> str | None:
         """Choose for the next trial of this kind; why this one is to be run again, if it is."""
-        now, why = trial.dilation, within.why_too_much(trial.dilation)
-        # What one moment showed must not decide over all that follows: one trial to the next changes by 2 at most.
-        if within.is_too_much(now):
+        now, most_added = trial.dilation, trial.case.train.most_added
+        why = within.why_too_much(now, most_added)
+        if within.step_s <= 0:  # nothing can be learnt of steps that differ so much
             self._too_low[_key(trial)] = now
-            chosen = min(_needed(within, AIM), 2 * now)
+            return why
+        # What one moment showed must not decide over all that follows: one trial to the next changes by 2 at most.
+        if within.is_too_much(now, most_added):
+            self._too_low[_key(trial)] = now
+            chosen = min(_needed(within, AIM * most_added), 2 * now)
         elif why:
             chosen = min(_next(now), LADDER[-1])
         else:
-            # A trial that shows nearly too much is a good one, but the next of its kind may show too much.
-            most = 2 * now if within.share(now) > AIM else now
-            chosen = min(most, max(_needed(within, CALM), now / 2))
+            # A trial that shows nearly too much is a good one, but the next of its kind may show too much. Nor may it
+            # be so fast that what is added would be known too little.
+            most = 2 * now if within.share(now) > AIM * most_added else now
+            chosen = min(most, max(_needed(within, CALM * most_added), within.known_from, now / 2))
         self._keep(trial, rung(max(self._lowest(trial), chosen)), within)
         return why
 
@@ -163,11 +166,11 @@ class Dilations:
             return max(found.dilation, self._lowest(trial))
         of_the_case = [each.over_usual for key, each in self._found.items() if key.startswith(_case_key(trial.case))]
         slower = max(1.0, min(of_the_case)) if len(of_the_case) >= OTHERS else 1.0
-        return max(self._lowest(trial), rung(estimate.usual_dilation(trial, CPUS, slower)))
+        return max(self._lowest(trial), rung(estimate.usual_dilation(trial, self._cluster.machine, slower)))
 
     def _lowest(self, trial: Trial) -> float:
         """The least dilation that may do, by what is known so far."""
-        return max(estimate.least_dilation(trial, CPUS), _next(self._too_low.get(_key(trial), 0.0)))
+        return max(estimate.least_dilation(trial, self._cluster.machine), _next(self._too_low.get(_key(trial), 0.0)))
 
     def _probed(self, trial: Trial) -> Found:
         """What short trials find: they are run where it is not known yet."""
@@ -177,7 +180,7 @@ class Dilations:
         dilation = self._carried(trial, self._likely(trial))
         while True:
             within, overrun_s = self._prober.added(trial, dilation)
-            needed = _needed(within, MOST_ADDED)
+            needed = _needed(within, trial.case.train.most_added)
             if needed <= dilation and within.is_known(dilation):
                 self._keep(trial, dilation, within, overrun_s)
                 return self._found[key]
@@ -185,7 +188,7 @@ class Dilations:
             dilation = self._carried(trial, max(_next(dilation), min(needed, 2 * dilation)))
 
     def _keep(self, trial: Trial, dilation: float, within: Added, overrun_s: float | None = None) -> None:
-        key, over_usual = _key(trial), within.added_s / estimate.usually_added_s(trial, CPUS)
+        key, over_usual = _key(trial), within.added_s / estimate.usually_added_s(trial, self._cluster.machine)
         self._found[key] = Found(dilation, within.step_s, within.added_s, within.error_s, overrun_s, over_usual)
         self._labels[key] = trial.method.label
         kept = {key: {"label": self._labels[key], **asdict(each)} for key, each in self._found.items()}
@@ -202,9 +205,10 @@ class Dilations:
                     raise
             else:
                 return each
+        most = f"{100 * trial.case.train.most_added:g} %"
         raise MeasurementError(
-            f"{trial.method.label}: at a dilation of {LADDER[-1]:g} this machine still adds more than "
-            f"{100 * MOST_ADDED:g} % to a step; fewer workers, more CPUs, or less beside them would help"
+            f"{trial.method.label}: at a dilation of {LADDER[-1]:g} this machine still adds more than {most} to a step"
+            "; fewer workers, more CPUs, or less beside them would help"
         )
 
 

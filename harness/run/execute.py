@@ -150,7 +150,7 @@ def _prepare(plan: Plan, pending: Sequence[Trial], cluster: Cluster) -> None:
         cluster.share_file(Path(profile))
     for train in {_materials_of(trial.case.train): trial.case.train for trial in pending}.values():
         cluster.preload(train)
-    for wanted in dict.fromkeys((_easiest_network(trial), trial.case.cluster.resources) for trial in pending):
+    for wanted in {(_easiest_network(trial), trial.case.cluster.resources): None for trial in pending}:
         cluster.check(*wanted)
 
 
@@ -283,7 +283,7 @@ class _Runner:
     def _attempt(self, trial: Trial) -> Outcome:
         """Run a trial and store nothing."""
         outcome = Outcome()
-        attempt(trial, self._cluster, next(self._ports), outcome, self._watch, may_end_early=False)
+        attempt(trial, self._cluster, next(self._ports), outcome, self._watch)
         return outcome
 
     def _run_one(self, trial: Trial) -> Outcome:
@@ -291,7 +291,8 @@ class _Runner:
         started, outcome, before = time.monotonic(), Outcome(), Moment.now()
         may_repeat = not trial.for_accuracy and self._repeats_of(trial) < MOST_REPEATS
         try:
-            attempt(trial, self._cluster, next(self._ports), outcome, self._watch, may_repeat)
+            judge = self._dilations.added_to if may_repeat else None
+            attempt(trial, self._cluster, next(self._ports), outcome, self._watch, judge)
         except KeyboardInterrupt:
             outcome.fail("interrupted", "interrupted by the user")
             raise
@@ -330,6 +331,8 @@ class _Runner:
 
     def _repeats_of(self, trial: Trial) -> int:
         """How often it has been disturbed."""
+        if not self._store.attempts_of(trial.id):
+            return 0  # as of most: nothing is to be read
         return int((self._store.attempts(trial.id)["status"] == DISTURBED).sum())
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from harness.errors import MeasurementError
 from harness.methods import method_named
-from harness.plan.dilation import Dilation, whole_periods
+from harness.plan.dilation import FAR, Dilation, probe_steps, whole_periods
 from harness.plan.expected import state_of
 from harness.plan.status import DONE, UNSETTLED_STEPS
 from harness.plan.trial import Trial
@@ -16,12 +16,6 @@ from harness.record.row import Event
 from harness.run.added import Added, added
 from harness.run.outcome import Outcome
 from harness.scenario.schema import MethodSpec
-
-FAR = 4
-"""How many times slower the second of two short trials is."""
-
-LOOK_S, FEWEST, MOST = 4.0, 4, 48
-"""The steps of a short trial take about so long together, within these numbers."""
 
 
 class Prober:
@@ -45,8 +39,7 @@ class Prober:
         return added(near.step_s, dilation, far.step_s, FAR * dilation), near.overrun_s
 
     def _steps(self, trial: Trial, dilation: float, period: int) -> _Probe:
-        real_s = dilation * (trial.expected.predicted_step_s or 1.0)
-        steps = whole_periods(min(MOST, max(FEWEST, round(LOOK_S / real_s))), period)
+        steps = probe_steps(dilation, trial.expected.predicted_step_s or 1.0, period)
         outcome = self._attempt(_short(trial, steps, Dilation(steady=dilation)))
         if outcome.status != DONE:
             raise MeasurementError(f"{trial.method.label}: no dilation can be found: {outcome.reason}")

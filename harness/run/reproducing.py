@@ -1,6 +1,7 @@
 """What claims need is run in waves: two rounds of all, then one round after the other of what is not decided yet.
 
-A claim that is decided asks for nothing more (``analysis/claims/sequential.py``), nor does a case of it that is. A
+A claim that is decided asks for nothing more (``analysis/claims/sequential.py``), nor does a case of it that is. What
+is opened later, since others have not decided a claim, has its earlier rounds run then. A
 trial that several claims need runs once. Within a wave those scenarios come first that may decide most claims in the
 shortest time.
 """
@@ -16,6 +17,7 @@ from harness.analysis.claims.plans import is_asked_for
 from harness.analysis.claims.schema import Claim
 from harness.analysis.claims.sequential import FIRST_LOOK
 from harness.plan.estimate import total_s
+from harness.plan.machine import Machine
 from harness.plan.plan import Plan
 from harness.plan.trial import Trial
 
@@ -24,7 +26,7 @@ CarryOut = Callable[[str, Run, Plan], tuple[Run, int]]
 
 
 def reproduce(
-    chosen: Iterable[Claim], runs: Mapping[str, Run], carry_out: CarryOut, cpu_count: int
+    chosen: Iterable[Claim], runs: Mapping[str, Run], carry_out: CarryOut, machine: Machine
 ) -> tuple[dict[str, Run], int]:
     """Run what the claims need, until all are decided or all rounds are run.
 
@@ -34,12 +36,13 @@ def reproduce(
     Returns:
         The runs as they are then, and how many trials did not finish.
     """
-    runs, failed = dict(runs), 0
+    runs, failed, tried = dict(runs), 0, set[str]()
     judged = {claim.id: judge(claim, runs) for claim in chosen if claim.needs}
     for rounds in waves(runs):
-        for name in _in_order(judged.values(), runs, rounds, cpu_count):
-            part = needed(name, runs[name], judged.values(), rounds)
-            if pending(runs[name], part):
+        for name in _in_order(judged.values(), runs, rounds, machine):
+            part = needed(name, runs[name], judged.values(), rounds, tried)
+            if left := pending(runs[name], part):
+                tried |= {trial.id for trial in left}
                 runs[name], lost = carry_out(name, runs[name], part)
                 failed += lost
                 asking = [each.claim for each in judged.values() if name in each.claim.needs]
@@ -47,13 +50,13 @@ def reproduce(
     return runs, failed
 
 
-def _in_order(judged: Collection[Judgement], runs: Mapping[str, Run], rounds: range, cpu_count: int) -> list[str]:
+def _in_order(judged: Collection[Judgement], runs: Mapping[str, Run], rounds: range, machine: Machine) -> list[str]:
     """The scenarios that are still needed in these rounds: those first that may decide most claims in a second."""
     claims_per_s = {}
     for name, run in runs.items():
         if left := pending(run, needed(name, run, judged, rounds)):
             deciding = sum(name in each.claim.needs for each in judged if each.open_parts)
-            claims_per_s[name] = deciding / total_s(left, cpu_count)
+            claims_per_s[name] = deciding / total_s(left, machine)
     return sorted(claims_per_s, key=lambda name: claims_per_s[name], reverse=True)
 
 
@@ -64,12 +67,28 @@ def waves(runs: Mapping[str, Run]) -> Iterator[range]:
     yield from (range(number, number + 1) for number in range(FIRST_LOOK, most))
 
 
-def needed(name: str, run: Run, judged: Iterable[Judgement], rounds: range) -> Plan:
-    """The part of a scenario's plan that claims which are open still need in these rounds."""
-    open_parts = [(each.claim, part) for each in judged for part in each.open_parts]
+def needed(
+    name: str,
+    run: Run,
+    judged: Iterable[Judgement],
+    rounds: range,
+    tried: Collection[str] = (),
+    at_most: bool = False,
+) -> Plan:
+    """The part of a scenario's plan that claims which are open still need up to these rounds.
+
+    Args:
+        tried: ids of trials that are not to be run again: of these some may have failed.
+        at_most: also what they need if nothing that is to be run next decides them.
+    """
+    open_parts = [
+        (each.claim, part) for each in judged for part in (each.undecided_parts if at_most else each.open_parts)
+    ]
 
     def is_needed(trial: Trial) -> bool:
-        return trial.round in rounds and any(_asks_for(trial, name, claim, part) for claim, part in open_parts)
+        if trial.round >= rounds.stop or trial.id in tried:
+            return False
+        return any(_asks_for(trial, name, claim, part) for claim, part in open_parts)
 
     return replace(run.plan.only(is_needed), more_seeds=())
 

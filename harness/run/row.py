@@ -176,10 +176,21 @@ def _measured(trial: Trial, outcome: Outcome) -> dict[str, Any]:
         "transport_rtt_s": _median(result.smoothed_rtt_s for result in results),
         "cwnd_packets": _median(result.cwnd_packets for result in results),
         **_queues(trial, outcome),
-        # A method whose bytes depend on the gradients' values notes what its formula gives for those it met.
-        **({"formula_bytes_per_step": noted} if (noted := mean_of("formula_bytes")) else {}),
+        **_noted(outcome, first.steady_from_step),
         "parameter_hash": first.parameter_hash,
     }
+
+
+def _noted(outcome: Outcome, steady_from_step: int) -> dict[str, Any]:
+    """What a method's formula gives for the gradients that it met, where its bytes depend on them.
+
+    Of the same steps as the bytes that were counted.
+    """
+    noted = [
+        event.value for event in outcome.events if event.kind == "formula_bytes" and event.step >= steady_from_step
+    ]
+    steps = len(outcome.step_s) - steady_from_step
+    return {"formula_bytes_per_step": sum(noted) / (steps * len(outcome.results))} if noted else {}
 
 
 def _disturbance(trial: Trial, outcome: Outcome, steady_from: int) -> dict[str, Any]:

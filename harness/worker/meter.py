@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import torch
 
@@ -42,15 +43,17 @@ def wire_bytes(interface: str) -> WireBytes:
     headers can be told apart exactly, up to TCP options beyond the timestamp. Where an interface has no queue, as a
     host's may have none, its own counters are read: they may count such segments as one.
     """
-    shown = programs.run(
-        ["tc", "-s", "-j", "qdisc", "show", "dev", interface, "root"], capture_output=True, check=True, timeout=30
-    )
-    (queue,) = json.loads(shown.stdout)
-    if queue["kind"] == "noqueue":
-        counters = Path("/sys/class/net") / interface / "statistics"
-        queue = {name: int((counters / f"tx_{name}").read_text()) for name in ("bytes", "packets")}
+    queue = _told(["tc", "-s", "-j", "qdisc", "show", "dev", interface, "root"])
+    if queue["kind"] == "noqueue":  # by a socket: /sys may be that of another network namespace
+        queue = _told(["ip", "-s", "-j", "link", "show", "dev", interface])["stats64"]["tx"]
     headers = FRAME_HEADER_BYTES * queue["packets"]
     return WireBytes(payload=queue["bytes"] - headers, headers=headers)
+
+
+def _told(command: list[str]) -> dict[str, Any]:
+    """The one thing that a program of iproute2 tells of."""
+    (told,) = json.loads(programs.run(command, capture_output=True, check=True, timeout=30).stdout)
+    return dict(told)
 
 
 @dataclass(frozen=True)

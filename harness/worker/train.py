@@ -32,7 +32,8 @@ from harness.worker.training import Training, data_of
 from harness.workload import replay
 
 PEER_TIMEOUT = timedelta(seconds=60)
-"""How long a collective waits for a peer. The trial's own limit is kept outside, where a hang cannot reach it."""
+"""How long a collective waits for a peer, and as many times longer as the trial runs slower. The trial's own limit is
+kept outside, where a hang cannot reach it."""
 
 REPETITIONS = 3
 
@@ -59,7 +60,8 @@ def train(spec: Mapping[str, Any], node: str, send: Send) -> None:
     settings = trial.case.train
     kind = Replay if settings.replay else Paced if settings.pace else Training
     backend = os.environ.get(BACKEND_VARIABLE) or spec.get("backend", GLOO)
-    with process_group(rank, world_size, spec, backend, sleeps=settings.profile is not None):
+    patience = max(1.0, trial.slowing.greatest) * PEER_TIMEOUT
+    with process_group(rank, world_size, spec, backend, patience, sleeps=settings.profile is not None):
         training = kind(trial, rank, world_size, Recorder(send), send)
         training.interface = spec["interface"]
         training.start_file = Path(spec["start_file"]) if rank == 0 and "start_file" in spec else None
@@ -90,7 +92,12 @@ def time_all_reduce(spec: Mapping[str, Any], node: str, send: Send) -> None:
 
 @contextmanager
 def process_group(
-    rank: int, world_size: int, place: Mapping[str, Any], backend: str = GLOO, sleeps: bool = False
+    rank: int,
+    world_size: int,
+    place: Mapping[str, Any],
+    backend: str = GLOO,
+    patience: timedelta = PEER_TIMEOUT,
+    sleeps: bool = False,
 ) -> Iterator[None]:
     """The default group of all workers, on the shaped interface and nowhere else.
 
@@ -103,7 +110,7 @@ def process_group(
     os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = place["interface"]
     os.environ["NCCL_IB_DISABLE"] = "1"  # what goes over Infiniband passes the interface by whose bytes are counted
     meeting = f"tcp://{place['meeting_address']}:{place['port']}"
-    dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=world_size, timeout=PEER_TIMEOUT)
+    dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=world_size, timeout=patience)
     try:
         yield
     finally:

@@ -26,6 +26,27 @@ def build(optimizer: Optimizer, parameters: Iterable[Tensor], settings: dict[str
     return kind(parameters, **settings)
 
 
+class _Described(torch.optim.Optimizer):
+    """Makes no step, for whoever asks what it is. Adding parameters as torch does imports its compiler: a second."""
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        self.param_groups.append({**self.defaults, **param_group})
+
+
+class DescribedSgd(_Described, torch.optim.SGD):
+    """What SGD would be."""
+
+
+class DescribedAdamW(_Described, torch.optim.AdamW):
+    """What AdamW would be."""
+
+
+def described(optimizer: Optimizer, settings: dict[str, Any]) -> torch.optim.Optimizer:
+    """What ``build`` would make, of one number, which must not make a step."""
+    kind = DescribedAdamW if optimizer.name == "adamw" else DescribedSgd
+    return kind([torch.zeros(1, requires_grad=True)], **settings)
+
+
 class _Waiting(torch.optim.Optimizer):
     """Changes nothing: its time is waited for. Methods find the class and the settings that they look for."""
 

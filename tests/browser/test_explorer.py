@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium import keeps_out
 from in_process import call_pacbench
 from selenium import webdriver
 from selenium.webdriver.common.by import By
@@ -173,3 +174,8 @@ def test_a_profile_of_ones_own_is_only_text(browser: webdriver.Chrome, tmp_path:
     assert browser.title == "Would it pay? · pacbench"
     assert browser.get_log("browser") == []
     assert len(browser.find_elements(By.TAG_NAME, "img")) == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nobody_is_kept_out_of_the_explorer(page: webdriver.Chrome, scheme: str) -> None:
+    assert keeps_out(page, scheme) == []

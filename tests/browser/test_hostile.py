@@ -6,6 +6,7 @@ import base64
 from pathlib import Path
 
 import pytest
+from chromium import keeps_out
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from synthetic import make_store
@@ -115,3 +116,8 @@ def test_pictures_of_hostile_labels_are_only_pictures(
         assert browser.execute_script(f'return document.querySelectorAll("{ACTIVE}").length') == 0
         assert browser.title != "taken"
         assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nobody_is_kept_out_of_a_record(browser: webdriver.Chrome, record: Path, scheme: str) -> None:
+    assert keeps_out(opened(browser, record), scheme) == []

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium import keeps_out
+from piloted import pilot
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
@@ -15,10 +17,12 @@ from harness.analysis.claims import schema
 from harness.analysis.claims.figures import Run
 from harness.analysis.claims.judgements import judge
 from harness.analysis.claims.plans import plans
+from harness.analysis.pilot.worth import Price, worth
 from harness.plan import plan
 from harness.record.store import Store
 from harness.report import claims_page
 from harness.report import page as report
+from harness.report import pilot as pilot_page
 from harness.report.figures.claims import write_claims
 
 EVIL = "w1: <script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\"> \"&'"
@@ -233,3 +237,22 @@ def test_in_the_dark_and_on_paper_text_stands_out(page: webdriver.Chrome) -> Non
             assert (shown == "none") == (media == "print")
         finally:
             page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
+
+
+@pytest.fixture(scope="module")
+def recommendation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a pilot that recommends a method."""
+    found = pilot()
+    priced = worth(found, 100_000, Price(2.49, "$"), Price(0.09, "$"))
+    return pilot_page.write(found, priced, tmp_path_factory.mktemp("pilot"))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("kind", ["report", "verdicts", "recommendation"])
+def test_nobody_is_kept_out(
+    browser: webdriver.Chrome, request: pytest.FixtureRequest, run: Store, kind: str, scheme: str
+) -> None:
+    page = run.folder / "report.html" if kind == "report" else request.getfixturevalue(kind)
+    browser.get(page.as_uri())
+    browser.execute_script("document.querySelectorAll('details').forEach((each) => each.open = true)")
+    assert keeps_out(browser, scheme) == []

@@ -96,7 +96,7 @@ def test_the_cluster_by_hand_trains_and_prints_a_result(tmp_path: Path) -> None:
     files = ["compose", "-f", str(checkout / "docker" / "compose.yaml"), "-f", str(tmp_path / "tiny.json")]
     try:
         done = subprocess.run(
-            ["docker", *files, "up", "--no-build"], capture_output=True, text=True, timeout=240, cwd=tmp_path
+            ["docker", *files, "up", "--no-build"], capture_output=True, text=True, timeout=480, cwd=tmp_path
         )
     finally:
         engine.command([*files, "down", "-t", "0"])

@@ -101,7 +101,7 @@ def test_a_worker_whose_container_is_killed_costs_one_trial(start: Start, client
     (victim,) = (container for container in client.containers.list() if container.name.endswith("-w2"))
     wait_until(lambda: len(victim.top()["Processes"]) > 3)  # init, sleep, the agent; and a worker
     victim.kill()
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=480)
 
     assert process.returncode == 5
     rows = trials(out)

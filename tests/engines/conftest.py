@@ -1,14 +1,11 @@
-"""What the tier of engines shares: a Slurm, a Ray cluster, and a look at the host."""
+"""What the tier of engines shares: a look at the host."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from host import host_network, universes, wait_until
-from slurm import Slurm
 
 
 @pytest.fixture(autouse=True)
@@ -18,10 +15,3 @@ def _host_is_left_as_it_was(processes_are_known: None) -> Iterator[None]:
     yield
     wait_until(lambda: not universes())
     assert host_network() == before
-
-
-@pytest.fixture
-def slurm(_host_is_left_as_it_was: None) -> Iterator[Slurm]:
-    """Four hosts and their controller."""
-    with tempfile.TemporaryDirectory(prefix="slurm-") as folder, Slurm(Path(folder)) as cluster:
-        yield cluster

@@ -1,30 +1,41 @@
 """A shared run whose processes are killed at random moments, again and again.
 
-    python tests/engines/killed.py --on fake --kills 200      # ten minutes
-    python tests/engines/killed.py --on netns --kills 10      # on real clusters
+    python tests/engines/killed.py --on fake --kills 200 --out results/killed-fake      # about ten minutes
+    python tests/engines/killed.py --on netns --kills 10 --out results/killed-netns     # on real clusters: about three
 
-Afterwards one more process completes it: no trial may be lost, and none may count twice.
+Afterwards one more process completes it. No trial may be lost, and none may count twice: both are counted by what each
+trial is, and not by its id. The same command goes on where it was ended, also with more ``--kills``.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
-import tempfile
 import time
+from collections import Counter
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from harness.record.store import Store
+from harness.units import parse_rate_bps
 
-RATES = ("10mbit", "100mbit")
-METHODS = 3
+RATES = ("50mbit", "100mbit")
+METHODS = ("dense", "bf16", "topk")
 SETTINGS = ("link.rate=[" + ", ".join(f"'{rate}'" for rate in RATES) + "]", "train.steps=24", "train.pace=none")
 MACHINES = 3
 TIMEOUT_S = 600
+
+MOST_BETWEEN_S = {"fake": 4.0, "netns": 12.0}
+"""The longest time between two kills: each process must come to its trials, and be struck in them."""
+
+ROUNDS_A_KILL = {"fake": 2, "netns": 1}
+"""So that there is still work at the last kill."""
 
 AS_MACHINE = """
 import socket, sys
@@ -35,25 +46,61 @@ main()
 """
 
 
-def shared(on: str, rounds: int) -> tuple[str, ...]:
-    """The command line by which a process joins a run of so many rounds, in the current folder's ``run``."""
-    return (
-        *("run", "quickstart", "--on", on, "--method", "topk", "--method", "bf16", "--rounds", str(rounds)),
-        *(word for setting in SETTINGS for word in ("--set", setting)),
-        *("--join", "--out", "run"),
-    )
+@dataclass
+class Study:
+    """What was asked, and how far it is; kept in a file, after each kill."""
+
+    on: str
+    rounds: int
+    seed: int
+    kills: int = 0
+    at_work: int = 0
+    """How many of the killed were at work, and not yet done with everything."""
+    took_s: float = 0.0
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """The command line by which a process joins the run, in the current folder's ``run``."""
+        chosen = (word for name in METHODS[1:] for word in ("--method", name))
+        return (
+            *("run", "quickstart", "--on", self.on, *chosen, "--rounds", str(self.rounds)),
+            *(word for setting in SETTINGS for word in ("--set", setting)),
+            *("--join", "--out", "run"),
+        )
 
 
-def trials_of(rounds: int) -> int:
-    """How many trials that run has."""
-    return rounds * len(RATES) * METHODS
+@dataclass(frozen=True)
+class Counts:
+    """What became of the trials, each of which is a round of a method at a rate."""
+
+    trials: int
+    lost: int
+    """Trials that do not count as done."""
+    counted_twice: int
+    """Rows that count beside another one of the same trial."""
+    torn: int
+    """Rounds of a case that do not count from one machine alone."""
 
 
-def start(folder: Path, machine: str, on: str, rounds: int) -> subprocess.Popen[bytes]:
-    """A process that joins the run, on a machine of that name; ``machine.log`` tells what it says."""
+def count(folder: Path, rounds: int) -> Counts:
+    """Look at what counts."""
+    rows = Store.open(folder / "run").trials()
+    expected = set(itertools.product(range(rounds), (parse_rate_bps(rate) for rate in RATES), METHODS))
+    done = rows[rows["status"] == "done"]
+    found = Counter(zip(done["round"], done["rate_bps"], done["method"], strict=True))
+    machines = done.groupby(["round", "rate_bps"])["machine"].nunique()
+    twice = sum(number - 1 for number in found.values())
+    return Counts(len(expected), len(expected - found.keys()), twice, int((machines > 1).sum()))
+
+
+def start(folder: Path, machine: str, study: Study) -> subprocess.Popen[bytes]:
+    """A process that joins the run, on a machine of that name; ``machine.log`` tells what it says.
+
+    It ends with this one: what a study that is ended leaves undone is left to the next.
+    """
     with (folder / f"{machine}.log").open("a") as log:
         return subprocess.Popen(
-            [sys.executable, "-c", AS_MACHINE, machine, *shared(on, rounds)],
+            ["setpriv", "--pdeathsig", "KILL", sys.executable, "-c", AS_MACHINE, machine, *study.command],
             cwd=folder,
             env=os.environ,
             stdout=log,
@@ -61,53 +108,62 @@ def start(folder: Path, machine: str, on: str, rounds: int) -> subprocess.Popen[
         )
 
 
-def kill_and_complete(folder: Path, on: str, kills: int, rounds: int, seed: int) -> int:
-    """Strike so many times, mostly by SIGKILL and sometimes as Ctrl-C does; then let the rest be run, and check.
-
-    Returns:
-        How many of the struck were at work, and not yet done with everything.
-    """
-    chance, running, at_work = random.Random(seed), dict[int, "subprocess.Popen[bytes]"](), 0
-    for _ in range(kills):
+def kill_and_complete(folder: Path, study: Study, kills: int) -> Counts:
+    """Strike until there were so many kills, mostly by SIGKILL and sometimes as Ctrl-C does; then have the rest run."""
+    running: dict[int, subprocess.Popen[bytes]] = {}
+    while study.kills < kills:
+        began_s, chance = time.monotonic(), random.Random(f"{study.seed} {study.kills}")
         for number in range(MACHINES):
             if number not in running or running[number].poll() is not None:
-                running[number] = start(folder, f"m{number}", on, rounds)
-        time.sleep(chance.uniform(0.0, 4.0))
+                running[number] = start(folder, f"m{number}", study)
+        time.sleep(chance.uniform(0.0, MOST_BETWEEN_S[study.on]))
         victim = running[chance.randrange(MACHINES)]
-        at_work += victim.poll() is None
+        study.at_work += victim.poll() is None
         victim.send_signal(chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGINT]))
         victim.wait(TIMEOUT_S)
+        study.kills += 1
+        keep(folder, study, began_s)
+    began_s = time.monotonic()
     for process in running.values():
         process.wait(TIMEOUT_S)
-    last = start(folder, "m0", on, rounds)
+    last = start(folder, "m0", study)
     assert last.wait(TIMEOUT_S) == 0, (folder / "m0.log").read_text()
-    check(folder, rounds)
-    return at_work
+    keep(folder, study, began_s)
+    return count(folder, study.rounds)
 
 
-def check(folder: Path, rounds: int) -> None:
-    """Every trial counts once, is done, and each round of a case counts from one machine."""
-    trials = Store.open(folder / "run").trials()
-    assert len(trials) == trials_of(rounds)
-    assert trials["trial_id"].is_unique
-    assert (trials["status"] == "done").all()
-    assert (trials.groupby(["round", "rate_bps"])["machine"].nunique() == 1).all()
+def keep(folder: Path, study: Study, began_s: float) -> None:
+    """Add what has passed since, and write down how far it is."""
+    study.took_s += time.monotonic() - began_s
+    written = folder / ".study.json"
+    written.write_text(json.dumps(asdict(study)))
+    written.replace(folder / "study.json")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Kill processes that share a run, and look whether anything is lost.")
+    parser = argparse.ArgumentParser(description="Kill processes that share a run, and count what is lost.")
     parser.add_argument("--on", default="fake", choices=["fake", "netns"])
     parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--rounds", type=int, help="default: two a kill")
+    parser.add_argument("--rounds", type=int, help="default: enough for so many kills")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10_000))
+    parser.add_argument("--out", type=Path, required=True, help="where it is kept, so that it can go on")
     options = parser.parse_args()
-    rounds = options.rounds or 2 * options.kills
-    print(f"--on {options.on} --kills {options.kills} --rounds {rounds} --seed {options.seed}", flush=True)
-    with tempfile.TemporaryDirectory(prefix="killed-") as folder:
-        at_work = kill_and_complete(Path(folder), options.on, options.kills, rounds, options.seed)
-        attempts = Store.open(Path(folder) / "run").attempts()
-    told = f"{trials_of(rounds)} trials, each of which counts once; {len(attempts)} attempts were stored"
-    print(f"{told}; {at_work} of {options.kills} were at work when they were struck")
+    folder = options.out.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    begun = folder / "study.json"
+    study = Study(options.on, options.rounds or ROUNDS_A_KILL[options.on] * options.kills, options.seed)
+    if begun.exists():
+        study = Study(**json.loads(begun.read_text()))
+    elif (folder / "run").exists():
+        sys.exit(f"{folder}: found a run of no study; allowed: a new folder, or one in which a study was begun")
+    keep(folder, study, time.monotonic())
+    print(f"--on {study.on} --rounds {study.rounds} --seed {study.seed}: {study.kills} kills before", flush=True)
+    counts = kill_and_complete(folder, study, options.kills)
+    attempts = len(Store.open(folder / "run").attempts())
+    print(f"{study.kills} kills, {study.at_work} of them of processes at work, {study.took_s:.0f} s")
+    print(f"{counts.trials} trials, {attempts} attempts")
+    print(f"lost: {counts.lost}; counted twice: {counts.counted_twice}; rounds of several machines: {counts.torn}")
+    sys.exit(any([counts.lost, counts.counted_twice, counts.torn]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A small run that tasks of a scheduler share, and what must have become of it."""
+"""A small run that tasks of a scheduler share, what must have become of it, and what rows say."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pandas as pd
 
 from harness.record.store import Store
 
-ROUNDS, METHODS = 8, 2
+ROUNDS, METHODS = 6, 2
 SMALL = (
     *("quickstart", "--on", "netns", "--method", "topk", "--rounds", str(ROUNDS)),
     *("--set", "cluster.workers=2", "--set", "link.rate=100mbit", "--set", "baseline_16bit=dense"),
@@ -25,3 +25,10 @@ def check_all_ran_once(run: Path) -> pd.DataFrame:
     assert (trials["status"] == "done").all(), trials[["status", "reason"]]
     assert (trials.groupby("round")["machine"].nunique() == 1).all()
     return trials
+
+
+def columns(run: Path, *names: str) -> dict[str, tuple[object, ...]]:
+    """What the rows of a run say, by label; each trial is done."""
+    trials = Store.open(run).trials().set_index("label")
+    assert (trials["status"] == "done").all(), trials["reason"].to_dict()
+    return {label: tuple(trials.loc[label, name] for name in names) for label in trials.index}

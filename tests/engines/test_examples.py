@@ -53,5 +53,5 @@ def commands() -> list[list[str]]:
 def test_its_command_runs(command: list[str], tmp_path: Path) -> None:
     arguments = [word.replace("/shared", str(tmp_path)) for word in command[1:]]
     small = ["--on", "fake", "--rounds", "1", "--set", "train.steps=24", "--method", "topk"]
-    done = subprocess.run([*PACBENCH, *arguments, *small], cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    done = subprocess.run([*PACBENCH, *arguments, *small], cwd=tmp_path, capture_output=True, text=True, timeout=480)
     assert done.returncode == 0, done.stderr

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import psutil
 import pytest
-from host import PACBENCH, wait_until
+from host import PACBENCH, has_trained, some_trial_is_done, wait_until
 
-from harness.cluster.hosts import agent
+from harness.cluster.hosts import agent, greeting
+from harness.cluster.hosts.launch import Launch
+from harness.messages import Challenge, Hello, Welcome, encode
+from harness.provenance import code_digest
 from harness.record.store import Store
 
-RANKS = 4
-SETTINGS = "link.rate=unshaped train.pace=none train.schedule=constant baseline_16bit=dense cluster.workers=4"
+RANKS = 3
+SETTINGS = f"link.rate=unshaped train.pace=none train.schedule=constant baseline_16bit=dense cluster.workers={RANKS}"
 
 
 def free_port() -> int:
@@ -70,7 +76,7 @@ def ranks(tmp_path: Path) -> Iterator[Ranks]:
         process.communicate()
 
 
-def test_four_ranks_train_and_what_is_measured_stands_in_the_rows(ranks: Ranks) -> None:
+def test_ranks_train_and_what_is_measured_stands_in_the_rows(ranks: Ranks) -> None:
     for rank in reversed(range(RANKS)):
         ranks.start(rank, *("--set", "train.steps=8", "--set", "train.eval_every=8"))
     assert ranks.codes() == dict.fromkeys(range(RANKS), 0), ranks.processes[0].communicate()
@@ -85,14 +91,12 @@ def test_four_ranks_train_and_what_is_measured_stands_in_the_rows(ranks: Ranks) 
 
 def test_an_agent_that_is_killed_costs_one_trial_and_comes_back(ranks: Ranks) -> None:
     for rank in range(RANKS):
-        ranks.start(rank, *("--set", "train.steps=600", "--set", "train.eval_every=600"))
-    stored = ranks.folder / "run" / "trials.parquet"
-    wait_until(lambda: list(stored.glob("[!.]*.parquet")))  # before then its agent may be reading data, or measuring
-    wait_until(lambda: _workers(ranks, 2))
+        ranks.start(rank, *("--set", "train.steps=200", "--set", "train.eval_every=200"))
+    wait_until(lambda: any(map(has_trained, _workers(ranks, 2))))
     ranks.agent_of(2).send_signal(signal.SIGKILL)
-    assert ranks.codes() == {0: 5, 1: 0, 2: 0, 3: 0}
+    assert ranks.codes() == {0: 5, 1: 0, 2: 0}
     rows = Store.open(ranks.folder / "run").trials()
-    assert sorted(rows["status"]) == ["crashed", "done"]
+    assert sorted(rows["status"]) == ["crashed", "done"], rows["reason"].to_dict()
     assert "w2: its host is gone" in rows[rows["status"] == "crashed"]["reason"].iloc[0]
 
 
@@ -100,6 +104,58 @@ def _workers(ranks: Ranks, rank: int) -> list[psutil.Process]:
     with contextlib.suppress(psutil.NoSuchProcess, ValueError):
         return ranks.agent_of(rank).children()
     return []
+
+
+def test_a_run_whose_rank_0_is_killed_ends_the_others_and_is_resumed(ranks: Ranks) -> None:
+    settings = ("--set", "train.steps=100", "--set", "train.eval_every=100")
+    for rank in range(RANKS):
+        ranks.start(rank, *settings)
+    wait_until(lambda: some_trial_is_done(ranks.folder / "run"))
+    ranks.processes[0].kill()
+    assert ranks.codes() == {0: -signal.SIGKILL, 1: 5, 2: 5}
+    for rank in range(1, RANKS):
+        (line,) = ranks.processes[rank].communicate()[1].splitlines()
+        assert "rank 0 is not to be found at 127.0.0.1" in line
+    ranks.processes[0].communicate()
+    before = Store.open(ranks.folder / "run").trials()["trial_id"]
+    for rank in range(RANKS):
+        ranks.start(rank, *settings)
+    assert ranks.codes() == dict.fromkeys(range(RANKS), 0)
+    rows = Store.open(ranks.folder / "run").trials()
+    assert (set(rows["label"]), set(rows["status"])) == ({"dense", "topk"}, {"done"})
+    assert set(before) <= set(rows["trial_id"])
+    assert len(rows) == 2
+
+
+def test_a_clock_that_is_off_is_told_and_harms_nothing(ranks: Ranks) -> None:
+    ranks.start(0, "--set", "train.steps=8", "--set", "train.eval_every=8")
+    place = {"RANK": "1", "WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ranks.port)}
+    greet(Launch.read(place), clock_s=time.time() - 3600)
+    for rank in range(1, RANKS):
+        ranks.start(rank)
+    codes, (_, said) = ranks.codes(), ranks.processes[0].communicate()
+    assert codes == dict.fromkeys(range(RANKS), 0), said
+    assert re.search("rank 1 on elsewhere: its clock is 3[67][0-9]{2} s behind rank 0", said)
+
+
+def greet(launch: Launch, clock_s: float) -> None:
+    """Come to rank 0 as one whose clock says so, and leave once it is welcome."""
+    connections: list[socket.socket] = []
+
+    def connect() -> bool:
+        with contextlib.suppress(ConnectionRefusedError):
+            connections.append(socket.create_connection((launch.leader, launch.port)))
+        return bool(connections)
+
+    wait_until(connect)
+    with connections[0] as connection:
+        challenge = greeting.hear(connection)
+        assert isinstance(challenge, Challenge)
+        own = {"host": "elsewhere", "address": "127.0.0.2", "interface": "lo", "problem": None, "nonce": "any"}
+        alike = {"rank": launch.rank, "world_size": RANKS, "code": code_digest(), "torch": version("torch")}
+        shown = greeting.proof(launch.token, challenge.nonce, "rank")
+        connection.sendall(encode(Hello(**own, **alike, clock_s=clock_s, proof=shown)))
+        assert isinstance(greeting.hear(connection), Welcome)
 
 
 def test_hosts_that_are_not_alike_end_in_one_line_that_names_both(ranks: Ranks, tmp_path: Path) -> None:
@@ -117,10 +173,10 @@ def test_hosts_that_are_not_alike_end_in_one_line_that_names_both(ranks: Ranks, 
 
 def test_an_interface_that_is_not_there_ends_all_in_one_line(ranks: Ranks) -> None:
     ranks.start(0)
-    odd = ranks.start(3, "--interface", "eth77")
-    assert ranks.codes() == {0: 2, 3: 2}
+    odd = ranks.start(2, "--interface", "eth77")
+    assert ranks.codes() == {0: 2, 2: 2}
     assert "--interface: found 'eth77'" in odd.communicate()[1]
-    assert "rank 3 on" in ranks.processes[0].communicate()[1]
+    assert "rank 2 on" in ranks.processes[0].communicate()[1]
 
 
 def test_links_are_not_shaped(ranks: Ranks) -> None:

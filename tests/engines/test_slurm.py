@@ -1,43 +1,62 @@
-"""A real Slurm: an array whose tasks share a run, and hosts that lose their power."""
+"""A real Slurm of four hosts: ranks that learn what an emulated network does, an array, a host that loses its power."""
 
 from __future__ import annotations
 
+import os
+import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from host import PACBENCH, wait_until
-from shared_run import SMALL, check_all_ran_once
+import pytest
+from host import PACBENCH, run_pacbench, wait_until
+from shared_run import SMALL, check_all_ran_once, columns
 from slurm import Slurm
 
-from harness.record.claims import Claims
+from harness.record.claims import LEASE_S, RENEWED_AFTER_S, Claim, Claims
 from harness.record.store import Store
 
-
-def at_work(run: Path) -> set[str]:
-    """The machines that hold a part that has not ended."""
-    latest = Claims(run).latest().values() if (run / "claims").exists() else ()
-    return {claim.holder.machine for claim in latest if not claim.has_ended}
+HOSTS = 4
 
 
-def test_an_array_shares_a_run_and_a_host_that_dies_loses_nothing(slurm: Slurm, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    done = slurm.call(*PACBENCH, "submit", *SMALL, "--engine", "slurm", "--tasks", "4", "--out", str(run), "--go")
+@pytest.fixture(scope="module")
+def slurm(processes_are_known: None) -> Iterator[Slurm]:
+    """Four hosts and their controller. The last test takes one's power away."""
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder, Slurm(Path(folder), HOSTS) as cluster:
+        yield cluster
+
+
+TRAINING = (
+    *("quickstart", "--method", "topk", "--method", "pactrain-fp32", "--rounds", "1"),
+    *("--set", f"cluster.workers={HOSTS}", "--set", "baseline_16bit=dense", "--set", "train.steps=24"),
+    *("--set", "train.eval_every=8", "--set", "train.dilation=1"),
+)
+
+
+def curve(run: Path) -> dict[tuple[object, ...], float]:
+    """What each step lost, and each evaluation found, by label, rank, step and kind."""
+    store = Store.open(run)
+    labels = store.trials().set_index("trial_id")["label"]
+    events = store.events()
+    learnt = events[events["kind"].isin(["loss", "accuracy", "test_loss"])]
+    told = learnt[["trial_id", "rank", "step", "kind", "value"]].itertuples(index=False)
+    return {(labels[trial], *where): value for trial, *where, value in told}
+
+
+def test_hosts_learn_what_an_emulated_network_learns_bit_for_bit(slurm: Slurm, tmp_path: Path) -> None:
+    on_hosts, emulated = tmp_path / "hosts", tmp_path / "netns"
+    asked = ("worker", *TRAINING, "--set", "link.rate=unshaped", "--out", str(on_hosts))
+    done = slurm.run(HOSTS, *PACBENCH, *asked)
     assert done.returncode == 0, done.stderr
-    assert "Submitted batch job" in done.stdout
-    wait_until(lambda: len(at_work(run)) == 4)
-    wait_until(lambda: len(Store.open(run).trials()) >= 2)
-    victim = min(at_work(run))
-    slurm.kill(victim)
-    finished = Store.open(run).trials()
-    slurm.wait()
-    logs = "\n".join(log.read_text() for log in sorted(run.glob("submit-*.log")))
-    trials = check_all_ran_once(run)
-    assert set(finished["trial_id"]) <= set(trials["trial_id"]), logs
-    assert set(trials["machine"]) <= {*slurm.names}
-    taken_over = [claim for claim in Claims(run).latest().values() if claim.number > 1]
-    assert taken_over, "what the dead host held fell to another one"
-    said = slurm.call(*PACBENCH, "status", str(run)).stdout
-    assert said == f"{len(trials)} of {len(trials)} trials are done\n"
-    assert slurm.call(*PACBENCH, "report", str(run)).returncode == 0
+    done = run_pacbench(tmp_path, "run", *TRAINING, "--on", "netns", "--out", str(emulated))
+    assert done.returncode == 0, done.stderr
+    assert columns(on_hosts, "parameter_hash", "final_accuracy") == columns(
+        emulated, "parameter_hash", "final_accuracy"
+    )
+    assert curve(on_hosts) == curve(emulated)
+    assert columns(on_hosts, "cluster")["dense"] == ("hosts",)
+    (entry,) = Store.open(on_hosts).provenance()
+    assert {host["host"] for host in entry["hosts"]} == {*slurm.names}
 
 
 def test_a_folder_that_each_host_has_for_itself_is_refused(slurm: Slurm, tmp_path: Path) -> None:
@@ -55,3 +74,40 @@ def test_a_folder_that_each_host_has_for_itself_is_refused(slurm: Slurm, tmp_pat
     assert len(said) == 4
     for name in slurm.names:
         assert any(f"{run} on {name} is not the folder that the run was submitted in" in line for line in said)
+
+
+def at_work(run: Path) -> dict[str, Claim]:
+    """The parts that have not ended, by the machine that holds them."""
+    latest = Claims(run).latest().values() if (run / "claims").exists() else ()
+    return {claim.holder.machine: claim for claim in latest if not claim.has_ended}
+
+
+def make_older(claim: Claim) -> None:
+    """Have a claim's last touch lie so long ago that a living holder would keep it by the next one, and a dead one not.
+
+    So what is waited for is the time of two touches, and not the whole of a lease.
+    """
+    touched_s = time.time() - LEASE_S + 2 * RENEWED_AFTER_S
+    os.utime(claim.path, (touched_s, touched_s))
+
+
+def test_an_array_shares_a_run_and_a_host_that_dies_loses_nothing(slurm: Slurm, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = slurm.call(*PACBENCH, "submit", *SMALL, "--engine", "slurm", "--tasks", "4", "--out", str(run), "--go")
+    assert done.returncode == 0, done.stderr
+    assert "Submitted batch job" in done.stdout
+    wait_until(lambda: len(at_work(run)) == 4)
+    wait_until(lambda: len(Store.open(run).trials()) >= 2)
+    youngest = min(at_work(run).values(), key=lambda claim: claim.age_s)
+    slurm.kill(youngest.holder.machine)
+    make_older(youngest)
+    finished = Store.open(run).trials()
+    slurm.wait()
+    logs = "\n".join(log.read_text() for log in sorted(run.glob("submit-*.log")))
+    trials = check_all_ran_once(run)
+    assert set(finished["trial_id"]) <= set(trials["trial_id"]), logs
+    assert set(trials["machine"]) <= {*slurm.names}
+    assert Claims(run).latest()[youngest.part].number > 1, "what the dead host held fell to another one"
+    said = slurm.call(*PACBENCH, "status", str(run)).stdout
+    assert said == f"{len(trials)} of {len(trials)} trials are done\n"
+    assert slurm.call(*PACBENCH, "report", str(run)).returncode == 0

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
 import pandas as pd
-import psutil
 import pytest
 import traps
+from host import MARK, universes
 
 from harness.record.store import Store
 
@@ -24,7 +25,7 @@ RUN = (
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+def rows(tmp_path_factory: pytest.TempPathFactory, processes_are_known: None) -> pd.DataFrame:
     folder = tmp_path_factory.mktemp("netem")
     here, out = traps.lay(folder / "here"), folder / "run"
     done = subprocess.run(
@@ -33,11 +34,11 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
         capture_output=True,
         text=True,
         timeout=560,
-        env={"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "PATH": "/usr/bin:/bin"},
+        env={"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "PATH": "/usr/bin:/bin", MARK: os.environ[MARK]},
     )
     assert traps.sprung(here) == [], "nothing of the current folder is run, in this kernel or that one"
     assert done.returncode == 0, done.stdout + done.stderr
-    assert not [process for process in psutil.process_iter(["name"]) if process.info["name"] == "linux.uml"]
+    assert universes() == []
     return Store.open(out).trials().set_index("label")
 
 

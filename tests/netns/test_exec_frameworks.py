@@ -18,7 +18,7 @@ from harness.run.attached import execute_attached
 from harness.run.command import Job
 from harness.scenario.links import Link
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.job]
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "examples" / "scripts"
 PAIR = Topology(workers=2, link=Link.model_validate({"rate": "200mbit"}))

@@ -102,7 +102,10 @@ LEAVES_A_CHILD = """
 import os, subprocess, sys, time
 child = subprocess.Popen(["sleep", "600"], start_new_session=True)
 print("started", flush=True)
+open("started-" + os.environ["RANK"], "w").close()
 if os.environ["RANK"] == os.environ.get("CRASHES"):
+    while not os.path.exists("started-0"):  # what has not begun cannot be ended
+        time.sleep(0.01)
     sys.exit(7)
 time.sleep(600)
 """
@@ -292,3 +295,12 @@ def test_what_a_rank_leaves_behind_is_ended_after_a_grace(cluster: NetnsCluster,
     numbers = [int(text) for text in printed[0]]
     assert abs(numbers[0] - numbers[1]) < 10, "/proc shows the processes that a command can name"
     assert found.ending == "finished"
+
+
+def test_tcp_waits_as_many_times_longer_as_links_are_slower(cluster: NetnsCluster, tmp_path: Path) -> None:
+    heard: list[Output] = []
+    job = Job(["/bin/sh", "-c", "PATH=$PATH:/usr/sbin:/sbin ip route show default"], tmp_path, os.environ)
+    assert execute(cluster, PAIR.slowed(4.0), job, heard.append, ["pacbench"]).exit_code == 0
+    routes = [line for said in heard for line in said.lines]
+    assert len(routes) == 2
+    assert all(re.search(r"\brto_min (lock )?800ms\b", route) for route in routes), routes

@@ -23,7 +23,7 @@ from harness.run.attached import execute_attached
 from harness.run.command import Job
 from harness.scenario.links import Link
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.job]
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "scripts" / "ddp_cnn.py"
 TWO = ("exec", "--on", "netns", "--workers", "2")

@@ -10,12 +10,15 @@ from subprocess import CompletedProcess
 
 import pytest
 
+from harness.cli import json_reference
 from harness.errors import EXIT_REGRESSION, MeasurementError
 from harness.record.pilot import FILE, load
 
+pytestmark = [pytest.mark.netns, pytest.mark.job]
+
 SCRIPTS = Path(__file__).parents[2] / "examples" / "scripts"
 OPTIONS = (
-    *("pilot", "--on", "netns", "--workers", "2", "--rate", "20mbit", "--method", "topk", "--steps", "24"),
+    *("pilot", "--on", "netns", "--workers", "2", "--rate", "20mbit", "--method", "int8", "--steps", "24"),
     *("--seeds", "1", "--tested", "1", "-o", "found"),
 )
 
@@ -32,9 +35,7 @@ def test_a_pilot_decides_goes_on_and_finds_what_has_drifted(script: Path, pacben
     first = pacbench(*asked)
     assert first.returncode == 0, first.stderr
     found = load(tmp_path / "found" / FILE)
-    labels = {each.label for each in found.trainings}
-    assert {"dense", "bf16"} < labels
-    assert any("topk" in label for label in labels)
+    assert {each.label for each in found.trainings} == {"dense", "bf16", "int8"}
     for each in found.trainings:
         assert each.sent_bytes
         assert each.formula_bytes
@@ -44,14 +45,30 @@ def test_a_pilot_decides_goes_on_and_finds_what_has_drifted(script: Path, pacben
     records = {path: path.stat().st_mtime_ns for path in (tmp_path / "found" / "runs").glob("*/exec.json")}
     assert len(records) == 1 + len(found.trainings)
 
-    assert pacbench(*asked).returncode == 0
+    again = pacbench(*asked[: asked.index("--price")], "--json", *asked[asked.index("--price") :])
+    assert again.returncode == 0, again.stderr
+    told = json_reference.adapter("pilot").validate_json(again.stdout, strict=True)
+    assert told["recommended"] == found.verdict.label
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "found" / "runs").glob("*/exec.json")} == records
     assert load(tmp_path / "found" / FILE).trainings == found.trainings
 
     script.write_text(script.read_text().replace("256", "288"))
-    again = pacbench("pilot", "--recheck", "found/pilot.json")
-    assert again.returncode == EXIT_REGRESSION, again.stderr
-    assert "other parameters" in again.stdout
+    drifted = pacbench("pilot", "--recheck", "found/pilot.json", "--json")
+    assert drifted.returncode == EXIT_REGRESSION, drifted.stderr
+    told = json_reference.adapter("pilot").validate_json(drifted.stdout, strict=True)
+    assert (told["answer"], told["exit_code"]) == ("drifted", EXIT_REGRESSION)
+    assert "other parameters, or another batch" in [check["found"] for check in told["checks"]]
+
+
+def test_a_plug_in_whose_ranks_share_links_is_piloted(pacbench: Run, tmp_path: Path) -> None:
+    plugins = SCRIPTS.parent / "plugins"
+    trained = ("--model", f"{plugins}/tiny_net.py:tiny_net", "--dataset", f"{plugins}/shifted_digits.py:shifted_digits")
+    done = pacbench(*OPTIONS, "--per-node", "2", *trained)
+    assert done.returncode == 0, done.stderr
+    found = load(tmp_path / "found" / FILE)
+    assert found.per_node == 2
+    assert {each.label for each in found.trainings} == {"dense", "bf16", "int8"}
+    assert all(each.formula_bytes and each.sent_bytes is None for each in found.trainings)
 
 
 def test_a_budget_below_one_look_and_a_script_that_ends_too_soon_are_one_line(script: Path, pacbench: Run) -> None:

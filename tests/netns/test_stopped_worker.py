@@ -18,7 +18,7 @@ pytestmark = pytest.mark.netns
 
 LONG_ENOUGH = (
     *("quickstart", "--set", "train.steps=150", "--set", "train.eval_every=150"),
-    *("--set", "train.pace=none", "--set", "link.rate=200mbit"),
+    *("--set", "train.pace=none", "--set", "link.rate=200mbit", "--set", "cluster.workers=2"),
 )
 """Its only evaluations are before the first step and after the last: whoever is busy for long is in a step."""
 

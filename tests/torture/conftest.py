@@ -1,6 +1,7 @@
 """What the torture tier shares: the seed by which faults strike, a run that nothing disturbs, and a run that is struck.
 
-``nox -s torture`` needs an engine and its image, and user-mode-linux. ``--few N`` takes some of the faults by chance.
+``nox -s torture`` needs root, a compiler, an engine that ``.ci/engine`` has started with its image, and
+user-mode-linux. ``--few N`` takes some of the faults by chance, of as many kinds as can be.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import random
 from collections.abc import Iterator
 
 import pytest
+from drawing import drawn
 from host import host_network, universes, wait_until
 from ordeal import Undisturbed
 
@@ -28,10 +30,14 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.option.few is not None and len(items) > config.option.few:
-        chosen = random.Random(config.option.seed).sample(range(len(items)), config.option.few)
-        config.hook.pytest_deselected(items=[item for place, item in enumerate(items) if place not in chosen])
-        items[:] = [items[place] for place in sorted(chosen)]
+    """Leave a few faults. What is no fault is tested in any case."""
+    if config.option.few is None:
+        return
+    faults = {item: mark.args[0] for item in items if (mark := item.get_closest_marker("fault"))}
+    chosen = drawn([*faults.values()], config.option.few, random.Random(config.option.seed))
+    left_out = faults.keys() - {[*faults][place] for place in chosen}
+    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,18 +24,16 @@ from harness.record.store import Store
 ROOT = Path(__file__).resolve().parents[2]
 
 SMALL = (
-    *("quickstart", "--method", "topk", "--rounds", "2", "--set", "cluster.workers=2", "--set", "link.rate=100mbit"),
+    *("quickstart", "--method", "topk", "--set", "cluster.workers=2", "--set", "link.rate=100mbit"),
     *("--set", "train.pace=none", "--set", "train.steps=20", "--set", "train.eval_every=20"),
     *("--set", "baseline_16bit=dense"),
 )
-"""Four trials of two seconds each."""
-
-TRIALS = 4
+"""Two trials a round, of two seconds each."""
 
 STRUCK_WITHIN_S = 2.0
 """How long after the chosen trial has ended something happens: the next trial takes about so long."""
 
-END_TIMEOUT_S = 240
+END_TIMEOUT_S = 480
 
 
 @dataclass
@@ -44,6 +43,7 @@ class Ordeal:
     folder: Path
     chance: random.Random
     cluster: str = "netns"
+    rounds: int = 2
     settings: tuple[str, ...] = ()
     prefix: tuple[str, ...] = ()
     """What goes before the first command line: a program that changes its surroundings."""
@@ -59,7 +59,13 @@ class Ordeal:
 
     def command(self) -> list[str]:
         """The run's."""
-        return [*PACBENCH, "run", *SMALL, *self.settings, "--on", self.cluster, "--out", str(self.out)]
+        place = ("--on", self.cluster, "--rounds", f"{self.rounds}", "--out", str(self.out))
+        return [*PACBENCH, "run", *SMALL, *self.settings, *place]
+
+    @property
+    def trials(self) -> int:
+        """How many the run has."""
+        return 2 * self.rounds
 
     def start(self) -> Self:
         """Begin the run."""
@@ -87,8 +93,8 @@ class Ordeal:
 
     def wait_for_a_moment(self) -> None:
         """Until a trial was chosen and has ended, and for some time after that."""
-        ended = self.chance.randrange(TRIALS - 1)
-        wait_until(lambda: self.has_ended() or len(self.done()) >= ended, 120)
+        ended = self.chance.randrange(self.trials)
+        wait_until(lambda: self.has_ended() or len(self.done()) >= ended)
         time.sleep(self.chance.uniform(0.0, STRUCK_WITHIN_S))
 
     def has_ended(self) -> bool:
@@ -98,7 +104,7 @@ class Ordeal:
 
     def is_over(self) -> bool:
         """Whether nothing is left to run of it."""
-        return self.has_ended() or len(self.done()) >= TRIALS
+        return self.has_ended() or len(self.done()) >= self.trials
 
     def done(self) -> list[str]:
         """The files of the trials that are stored; of a run under way as it sees them, on a disk of its own perhaps."""
@@ -154,12 +160,23 @@ class Ordeal:
         done = subprocess.run([*entering, *command], capture_output=True, text=True, timeout=30)
         assert done.returncode == 0 or self.has_ended(), done.stderr
 
+    def wait(self) -> None:
+        """Until the run has ended."""
+        assert self.process
+        self.process.wait(END_TIMEOUT_S)
+
     def end(self) -> int:
         """Wait for the run's end; its exit code. No traceback was printed."""
         assert self.process
         self.output, _ = self.process.communicate(timeout=END_TIMEOUT_S)
         assert "Traceback" not in self.output, self.output
         return self.process.returncode
+
+    def bring_back(self) -> None:
+        """Add a trial that had no room where it belongs, as the run's last line says."""
+        if kept := re.search(r"this trial is kept: cp -r (.+)/\. ", self.output):
+            shutil.copytree(kept[1], self.store, dirs_exist_ok=True)
+            shutil.rmtree(kept[1])
 
     def again(self) -> subprocess.CompletedProcess[str]:
         """The same command, in its usual surroundings."""
@@ -188,11 +205,13 @@ class Undisturbed:
         self._folders = folders
         self._hashes: dict[tuple[str, ...], dict[str, str]] = {}
 
-    def hashes(self, cluster: str, settings: Sequence[str]) -> dict[str, str]:
-        """The parameters that every trial ends with, by trial."""
-        key = (cluster, *settings)
+    def hashes(self, ordeal: Ordeal) -> dict[str, str]:
+        """The parameters that every trial of such a run ends with, by trial."""
+        key = (ordeal.cluster, f"{ordeal.rounds}", *ordeal.settings)
         if key not in self._hashes:
-            calm = Ordeal(self._folders.mktemp("calm"), random.Random(0), cluster, tuple(settings))
+            calm = Ordeal(
+                *(self._folders.mktemp("calm"), random.Random(0), ordeal.cluster, ordeal.rounds, ordeal.settings)
+            )
             done = calm.again()
             assert done.returncode == 0, done.stdout + done.stderr
             self._hashes[key] = hashes_of(calm.store)
@@ -218,6 +237,7 @@ def check_what_was_kept(ordeal: Ordeal, before: set[str], calm: dict[str, str]) 
         before: trials that were done when the run was struck.
         calm: see ``Undisturbed.hashes``.
     """
+    ordeal.bring_back()
     kept = hashes_of(ordeal.store) if Store.is_run(ordeal.store) else {}
     assert before <= kept.keys(), "what had finished is kept"
     assert kept.items() <= calm.items(), "what counts is right"

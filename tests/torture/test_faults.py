@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 import resource
 import shlex
@@ -14,9 +16,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from drawing import of_kind
 from host import wait_until
+from memory_group import MemoryGroup
 from ordeal import Ordeal, Undisturbed, check_what_was_kept, done_trials
+from preloaded import Orders, Preloaded
 
+from harness.network.addresses import address
 from harness.record.store import Store
 
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(900)]
@@ -35,16 +41,26 @@ def verified(ordeal: Ordeal) -> set[str]:
     return set(trials.loc[trials["verified_after"].notna() & trials["drift"].isna(), "trial_id"])
 
 
-def survive(ordeal: Ordeal, undisturbed: Undisturbed, strike: Strike, codes: set[int]) -> None:
-    """Start a run, strike it, and look at what is left and what comes after."""
-    calm = undisturbed.hashes(ordeal.cluster, ordeal.settings)
+def survive(ordeal: Ordeal, undisturbed: Undisturbed, strike: Strike, codes: set[int]) -> int:
+    """Start a run, strike it, and look at what is left and what comes after.
+
+    Args:
+        codes: exit codes that the run may end with. It may always end well: whoever was meant had perhaps ended before.
+
+    Returns:
+        The exit code.
+    """
+    calm = undisturbed.hashes(ordeal)
     ordeal.start()
     ordeal.wait_for_a_moment()
     before = verified(ordeal)
     with suppress(psutil.NoSuchProcess, ProcessLookupError, StopIteration):  # whoever was meant has ended by itself
         strike(ordeal)
-    assert ordeal.end() in codes | {ENDED_WELL}, ordeal.output
+    code = ordeal.end()
+    assert code in codes | {ENDED_WELL}, ordeal.output
+    assert ordeal.output.count("pacbench: ") <= 1, ordeal.output
     check_what_was_kept(ordeal, before, calm)
+    return code
 
 
 @pytest.fixture
@@ -116,13 +132,14 @@ SIGNALS = {
     "whoever works is asked to end": (send(signal.SIGTERM, to=any_forked), {FAILED}),
     "whoever works stands still": (stop(to=any_forked), {FAILED}),
     "a worker is killed": (send(signal.SIGKILL, to=worker), {FAILED}),
+    "a worker is asked to end": (send(signal.SIGTERM, to=worker), {FAILED}),
     "a worker is interrupted": (send(signal.SIGINT, to=worker), {FAILED}),
     "a worker loses its terminal": (send(signal.SIGHUP, to=worker), {FAILED}),
     "a worker stands still": (stop(to=worker), {FAILED}),
 }
 
 
-@pytest.mark.parametrize("fault", SIGNALS)
+@pytest.mark.parametrize("fault", of_kind("process", SIGNALS))
 def test_signals(ordeal: Ordeal, undisturbed: Undisturbed, fault: str) -> None:
     survive(ordeal, undisturbed, *SIGNALS[fault])
 
@@ -132,12 +149,30 @@ def test_signals(ordeal: Ordeal, undisturbed: Undisturbed, fault: str) -> None:
 TRACED = ("--set", f"link.trace={Path(__file__).with_name('dip.csv')}")
 
 
-@pytest.mark.parametrize(
-    "strike", [send(signal.SIGKILL, to=any_forked), stop(to=any_forked)], ids=["killed", "stopped"]
-)
-def test_one_of_those_at_work_on_links_that_change(ordeal: Ordeal, undisturbed: Undisturbed, strike: Strike) -> None:
+def player(ordeal: Ordeal) -> psutil.Process:
+    """Who changes the links: of those that the agent has forked, the one that stays in the agent's own network."""
+    return one_of(ordeal, lambda: [each for each in ordeal.forked() if network(each) == network(ordeal.agent())])
+
+
+def network(process: psutil.Process) -> str:
+    """The network namespace of a process; none of one that has ended."""
+    with suppress(FileNotFoundError):
+        return os.readlink(f"/proc/{process.pid}/ns/net")
+    return ""
+
+
+PLAYERS = {
+    "the player is killed": send(signal.SIGKILL, to=player),
+    "the player is asked to end": send(signal.SIGTERM, to=player),
+    "the player loses its terminal": send(signal.SIGHUP, to=player),
+    "the player stands still": stop(to=player),
+}
+
+
+@pytest.mark.parametrize("fault", of_kind("process", PLAYERS))
+def test_players(ordeal: Ordeal, undisturbed: Undisturbed, fault: str) -> None:
     ordeal.settings = TRACED
-    survive(ordeal, undisturbed, strike, {FAILED})
+    survive(ordeal, undisturbed, PLAYERS[fault], {FAILED})
 
 
 # Links
@@ -156,11 +191,12 @@ LINKS = {
         *("tc", "qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", "20mbit", "burst", "32kb", "latency", "100ms")
     ),
     "a foreign route": links("ip", "route", "add", "blackhole", "default"),
+    "a foreign route in front of a worker's": links("ip", "route", "add", "blackhole", address(0)),
     "packets become smaller": links("ip", "link", "set", "eth0", "mtu", "600"),
 }
 
 
-@pytest.mark.parametrize("fault", LINKS)
+@pytest.mark.parametrize("fault", of_kind("links", LINKS))
 def test_links(ordeal: Ordeal, undisturbed: Undisturbed, fault: str) -> None:
     survive(ordeal, undisturbed, LINKS[fault], {FAILED})
 
@@ -185,19 +221,46 @@ def memory(process: psutil.Process) -> int:
     return process.memory_info().vms + (1 << 20)
 
 
-LIMITS = {
+FILE_LIMITS = {
     "the harness has no more files": limit(resource.RLIMIT_NOFILE, harness, open_files),
     "the agent has no more files": limit(resource.RLIMIT_NOFILE, Ordeal.agent, open_files),
+    "a worker has no more files": limit(resource.RLIMIT_NOFILE, worker, open_files),
+}
+MEMORY_LIMITS = {
     "the harness has no more memory": limit(resource.RLIMIT_AS, harness, memory),
     "the agent has no more memory": limit(resource.RLIMIT_AS, Ordeal.agent, memory),
     "a worker has no more memory": limit(resource.RLIMIT_AS, worker, memory),
-    "files may not grow": limit(resource.RLIMIT_FSIZE, harness, lambda process: 2_000),
+}
+DISK_LIMITS = {"files may not grow": limit(resource.RLIMIT_FSIZE, harness, lambda process: 2_000)}
+
+LIMITS = FILE_LIMITS | MEMORY_LIMITS | DISK_LIMITS
+
+
+@pytest.mark.parametrize(
+    "fault", [*of_kind("process", FILE_LIMITS), *of_kind("memory", MEMORY_LIMITS), *of_kind("disk", DISK_LIMITS)]
+)
+def test_limits(ordeal: Ordeal, undisturbed: Undisturbed, fault: str) -> None:
+    survive(ordeal, undisturbed, LIMITS[fault], {FAILED})
+
+
+# The kernel kills whoever needs memory where there is none.
+
+LEFT_BYTES = 1 << 20
+
+OUT_OF_MEMORY = {
+    "a worker is killed for want of memory": worker,
+    "the agent is killed for want of memory": Ordeal.agent,
+    "the harness is killed for want of memory": harness,
 }
 
 
-@pytest.mark.parametrize("fault", LIMITS)
-def test_limits(ordeal: Ordeal, undisturbed: Undisturbed, fault: str) -> None:
-    survive(ordeal, undisturbed, LIMITS[fault], {FAILED})
+@pytest.mark.parametrize("fault", of_kind("memory", OUT_OF_MEMORY))
+def test_out_of_memory(ordeal: Ordeal, undisturbed: Undisturbed, fault: str) -> None:
+    with MemoryGroup(LEFT_BYTES) as group:
+        code = survive(
+            ordeal, undisturbed, lambda run: group.take(OUT_OF_MEMORY[fault](run)), {FAILED, -signal.SIGKILL}
+        )
+        assert code == ENDED_WELL or group.kills()
 
 
 # Disks. They are the run's own: mounted where nobody but the run and its children sees them.
@@ -224,18 +287,20 @@ DISKS = {
     # Files that are open for writing keep a mount from it. A copy over it will do: files are opened anew.
     "a disk becomes read-only": "cp -a disk frozen; mount --bind frozen disk && mount -o remount,bind,ro disk",
     "a disk vanishes": "umount --lazy disk",
+}
+FOLDERS = {
     "a run's folder is deleted": "rm -r disk/run",
     "a run's rows are deleted": "rm -r disk/run/trials.parquet",
 }
 
 
-@pytest.mark.parametrize("fault", DISKS)
+@pytest.mark.parametrize("fault", [*of_kind("disk", DISKS), *of_kind("folder", FOLDERS)])
 def test_disks(ordeal: Ordeal, undisturbed: Undisturbed, fault: str) -> None:
-    calm = undisturbed.hashes(ordeal.cluster, ordeal.settings)
+    calm = undisturbed.hashes(ordeal)
     ordeal.prefix, ordeal.out = mounted(SMALL_DISK), Path("disk/run")
     ordeal.start()
     ordeal.wait_for_a_moment()
-    on_disk(ordeal, f"cp -r disk/run kept; {DISKS[fault]}")
+    on_disk(ordeal, f"cp -r disk/run kept; {(DISKS | FOLDERS)[fault]}")
     assert ordeal.end() in {ENDED_WELL, FAILED, 2}, ordeal.output
     assert ordeal.output.count("pacbench: ") <= 1, ordeal.output
     # What was on the disk is there again, when it is put right.
@@ -243,29 +308,59 @@ def test_disks(ordeal: Ordeal, undisturbed: Undisturbed, fault: str) -> None:
     check_what_was_kept(ordeal, verified(ordeal), calm)
 
 
+# A quota, a disk that breaks, and a clock that is set: what is preloaded does what no kernel does on demand.
+
+WRITES_FAIL = {
+    "a quota is reached": Orders(write_errno=errno.EDQUOT),
+    "a disk breaks": Orders(write_errno=errno.EIO),
+}
+CLOCK_STEPS = {
+    "the clock is set an hour ahead": Orders(step_s=3600),
+    "the clock is set back by a day": Orders(step_s=-86400),
+}
+
+
+@pytest.mark.parametrize("fault", [*of_kind("disk", WRITES_FAIL), *of_kind("clock", CLOCK_STEPS)])
+def test_preloaded(ordeal: Ordeal, undisturbed: Undisturbed, fault: str) -> None:
+    system = Preloaded(ordeal.folder)
+    ordeal.prefix = mounted(system.setup())
+    orders = (WRITES_FAIL | CLOCK_STEPS)[fault]
+    survive(ordeal, undisturbed, lambda _: system.order(orders), {FAILED} if orders.write_errno else set())
+
+
 # Surroundings that are odd from the start
 
 
 CLOCKS = ("unshare", "--time", "--fork", "--monotonic", "86400", "--boottime", "864000")
 
-SURROUNDINGS: dict[str, tuple[tuple[str, ...], dict[str, str], set[int]]] = {
-    "a small /dev/shm": (mounted("mount -t tmpfs -o size=64k tmpfs /dev/shm"), {}, {ENDED_WELL}),
-    "no /dev/shm": (mounted("mount -t tmpfs -o ro tmpfs /dev/shm"), {}, {ENDED_WELL}),
-    "/proc/sys is read-only": (
-        mounted("mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys"),
-        {},
-        {ENDED_WELL, FAILED},
-    ),
-    "clocks that were set": (CLOCKS, {}, {ENDED_WELL}),
-    "no temporary folder": ((), {"TMPDIR": "/nowhere"}, {ENDED_WELL}),
-    "no home": ((), {"HOME": "/nowhere"}, {ENDED_WELL}),
+DEVICES = "/dev/null /dev/zero /dev/full /dev/random /dev/urandom /dev/tty"
+NO_SHM = f"mkdir dev && mount -t tmpfs tmpfs dev && cp -a {DEVICES} dev && mount --move dev /dev"
+
+SURROUNDINGS: dict[str, dict[str, tuple[tuple[str, ...], dict[str, str], set[int]]]] = {
+    "memory": {
+        "a small /dev/shm": (mounted("mount -t tmpfs -o size=64k tmpfs /dev/shm"), {}, {ENDED_WELL}),
+        "a /dev/shm that is read-only": (mounted("mount -t tmpfs -o ro tmpfs /dev/shm"), {}, {ENDED_WELL}),
+        "no /dev/shm": (mounted(NO_SHM), {}, {ENDED_WELL}),
+    },
+    "machine": {
+        "/proc/sys is read-only": (
+            mounted("mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys"),
+            {},
+            {ENDED_WELL, FAILED},
+        ),
+    },
+    "clock": {"clocks that were set": (CLOCKS, {}, {ENDED_WELL})},
+    "folder": {
+        "no temporary folder": ((), {"TMPDIR": "/nowhere"}, {ENDED_WELL}),
+        "no home": ((), {"HOME": "/nowhere"}, {ENDED_WELL}),
+    },
 }
 
 
-@pytest.mark.parametrize("name", SURROUNDINGS)
+@pytest.mark.parametrize("name", [fault for kind, some in SURROUNDINGS.items() for fault in of_kind(kind, some)])
 def test_surroundings(ordeal: Ordeal, undisturbed: Undisturbed, name: str) -> None:
-    calm = undisturbed.hashes(ordeal.cluster, ordeal.settings)
-    ordeal.prefix, ordeal.environment, codes = SURROUNDINGS[name]
+    calm = undisturbed.hashes(ordeal)
+    ordeal.prefix, ordeal.environment, codes = next(some[name] for some in SURROUNDINGS.values() if name in some)
     assert ordeal.start().end() in codes, ordeal.output
     check_what_was_kept(ordeal, verified(ordeal), calm)
 
@@ -273,8 +368,9 @@ def test_surroundings(ordeal: Ordeal, undisturbed: Undisturbed, name: str) -> No
 # Two at once
 
 
+@pytest.mark.fault("folder")
 def test_two_harnesses_on_one_folder(ordeal: Ordeal, undisturbed: Undisturbed) -> None:
-    calm = undisturbed.hashes(ordeal.cluster, ordeal.settings)
+    calm = undisturbed.hashes(ordeal)
     ordeal.start()
     ordeal.wait_for_a_moment()
     other = ordeal.again()
@@ -285,8 +381,9 @@ def test_two_harnesses_on_one_folder(ordeal: Ordeal, undisturbed: Undisturbed) -
     check_what_was_kept(ordeal, set(calm), calm)
 
 
+@pytest.mark.fault("machine")
 def test_two_harnesses_on_one_machine(ordeal: Ordeal, undisturbed: Undisturbed, tmp_path: Path) -> None:
-    calm = undisturbed.hashes(ordeal.cluster, ordeal.settings)
+    calm = undisturbed.hashes(ordeal)
     other = Ordeal(tmp_path / "other", ordeal.chance)
     other.folder.mkdir()
     for each in (ordeal, other):
@@ -301,6 +398,7 @@ def test_two_harnesses_on_one_machine(ordeal: Ordeal, undisturbed: Undisturbed, 
 
 KERNELS = {
     "the kernel is killed": (send(signal.SIGKILL, to=lambda ordeal: kernel(ordeal)), {FAILED}),
+    "the kernel is asked to end": (send(signal.SIGTERM, to=lambda ordeal: kernel(ordeal)), {FAILED}),
     "the kernel stands still": (stop(to=lambda ordeal: kernel(ordeal)), {FAILED}),
     "the harness is killed": (send(signal.SIGKILL, to=harness), {-signal.SIGKILL}),
     "Ctrl-C": (send(signal.SIGINT, to=harness), {INTERRUPTED}),
@@ -312,7 +410,7 @@ def kernel(ordeal: Ordeal) -> psutil.Process:
     return next(each for each in harness(ordeal).children(recursive=True) if each.name() == "linux.uml")
 
 
-@pytest.mark.parametrize("fault", KERNELS)
+@pytest.mark.parametrize("fault", of_kind("machine", KERNELS))
 def test_user_mode_linux(ordeal: Ordeal, undisturbed: Undisturbed, fault: str) -> None:
-    ordeal.cluster = "uml"
+    ordeal.cluster, ordeal.rounds = "uml", 1  # a trial takes half a minute there
     survive(ordeal, undisturbed, *KERNELS[fault])

@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 from gate_runs import make_run  # noqa: F401 - a fixture
 from ranks import Ranks
-from report_runs import one_case, three_rates, with_failures  # noqa: F401 - likewise
+from report_runs import one_case, three_rates, with_failures, without_figures  # noqa: F401 - likewise
 from tries import SHORT
 
 hypothesis.settings.load_profile(SHORT)  # which --hypothesis-profile=long replaces

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import baselines
+from harness.worker.process import use_batch_scheduling
 
 COLLECTIVE_TIMEOUT = timedelta(seconds=20)
 CHECK_TIMEOUT_S = 60
@@ -91,6 +92,7 @@ class Ranks:
 
 
 def _serve(rank: int, world_size: int, store: str, pipe: Connection) -> None:
+    use_batch_scheduling()  # as workers do: with more ranks than processors Gloo's threads take most of them otherwise
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from html.parser import HTMLParser
 from typing import Any
 
@@ -77,6 +77,14 @@ def drawn(store: Store, figures: Sequence[Draws] | None = None) -> dict[str, pd.
         for drawing in drawings:
             drawing.figure.draw_without_rendering()
     return {drawing.name: drawing.data for drawing in drawings}
+
+
+@pytest.fixture(scope="module")
+def without_figures() -> Iterator[None]:
+    """Reports of a file of tests have no figures: they are made of what everything else is made of, and take longer."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "figures", lambda for_paper=False: [])
+        yield
 
 
 @pytest.fixture(scope="session")

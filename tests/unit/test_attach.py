@@ -18,7 +18,6 @@ SIGN = f"{SCRIPTS.parent / 'plugins' / 'block_sign.py'}:block_sign"
 CNN, LANGUAGE_MODEL = SCRIPTS / "ddp_cnn.py", SCRIPTS / "ddp_language_model.py"
 STEPS = 6
 METHODS = {
-    "dgc": {"ratio": 0.05, "warmup_steps": 2},
     "pactrain": {"density": 0.2, "warmup_steps": 2, "values": "ternary"},
     SIGN: {"block": 64},
 }
@@ -61,12 +60,11 @@ def assert_same_bits(found: dict[str, torch.Tensor], expected: dict[str, torch.T
 @pytest.mark.parametrize(
     ("script", "method", "how"),
     [
-        (CNN, "dgc", run_forked),
         (CNN, "pactrain", run_forked),
         (LANGUAGE_MODEL, "pactrain", run_forked),
         (CNN, SIGN, run),
     ],
-    ids=["dgc", "pactrain", "pactrain in a language model", "a plug-in"],
+    ids=["pactrain", "pactrain in a language model", "a plug-in"],
 )
 def test_a_method_does_what_it_does_when_it_is_written_in(
     tmp_path: Path, script: Path, method: str, how: Callable[..., Ran]

@@ -9,6 +9,7 @@ from harness.analysis.claims import judgements, schema
 from harness.analysis.claims.plans import plans
 from harness.plan import plan
 from harness.plan.estimate import total_s
+from harness.plan.machine import Machine
 from harness.plan.plan import Plan
 from harness.scenario.schema import Scenario
 
@@ -22,7 +23,7 @@ def test_every_claim_is_answered_by_its_scenario_and_the_quick_ones_in_half_an_h
     whole = plans(known, on_netns)
     assert set(whole) == {name for each in known for name in each.needs}
     quick = plans(schema.select(known, quick=True), on_netns, quick=True)
-    assert sum(total_s(each.trials, cpu_count=2) for each in quick.values()) < 30 * 60
+    assert sum(total_s(each.trials, Machine(cpu_count=2)) for each in quick.values()) < 30 * 60
     for name, each in quick.items():
         assert {trial.id for trial in each.trials} <= {trial.id for trial in whole[name].trials}
 

@@ -200,10 +200,10 @@ def replayed(folder: Path, speedups: Mapping[str, float]) -> Run:
 @pytest.mark.parametrize(
     ("speedups", "verdict", "says"),
     [
-        ((1.5, 1.4, 1.3), "reproduced", "with every share of the device"),
+        ((1.5, 1.4, 1.3), "reproduced", "from a whole device to a quarter device"),
         ((3.0, 1.4, 1.3), "reproduced", "how far it is exceeded depends on the share of the device"),
         ((1.5, 1.4, 1.1), "inconclusive", "a quarter device: not reproduced"),
-        ((1.1, 1.1, 1.1), "not reproduced", "with every share of the device"),
+        ((1.1, 1.1, 1.1), "not reproduced", "from a whole device to a quarter device"),
     ],
 )
 def test_a_verdict_holds_for_all_shares_of_a_device_or_says_how_it_depends_on_them(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from behaving import Result  # noqa: F401 - a kind of message that an agent may send
 from hypothesis import given
 from hypothesis import strategies as st
 from tries import tries
@@ -35,6 +38,9 @@ from harness.messages import (
     QueuesSeen,
     QueueUse,
     Refused,
+    Reset,
+    Signal,
+    Start,
     Stop,
     Tick,
     encode,
@@ -84,9 +90,9 @@ def heard(agent: AgentConnection, timeout_s: float = 60.0) -> list[Message]:
 
 
 @st.composite
-def garbled(draw: st.DrawFn) -> bytes:
-    """The task's lines with a few of them changed, cut, doubled, swapped or replaced by what others may say."""
-    lines = [encode(message) for message in TASK]
+def garbled(draw: st.DrawFn, said: list[Message]) -> bytes:
+    """The lines of messages with a few of them changed, cut, doubled, swapped or replaced by what others may say."""
+    lines = [encode(message) for message in said]
     for _ in range(draw(st.integers(1, 3))):
         number = draw(st.integers(0, len(lines) - 1))
         line, size = lines[number], draw(st.integers(0, 7))
@@ -100,7 +106,7 @@ def garbled(draw: st.DrawFn) -> bytes:
                 place = draw(st.integers(0, len(line)))
                 line = line[:place] + draw(st.binary(max_size=6)) + line[place:]
             case 3:  # a value
-                content = json.loads(encode(TASK[number]))
+                content = json.loads(encode(said[number]))
                 content[draw(st.sampled_from([*content, "kind", "node", "odd"]))] = draw(JSON)
                 line = json.dumps(content).encode() + b"\n"
             case 4:  # another kind
@@ -116,7 +122,7 @@ def garbled(draw: st.DrawFn) -> bytes:
 
 
 @tries(60)
-@given(garbled())
+@given(garbled(TASK))
 def test_any_answer_is_what_it_says_or_one_line(tmp_path: Path, said: bytes) -> None:
     with spoken(tmp_path, said) as agent:
         try:
@@ -216,13 +222,13 @@ def test_a_task_that_takes_too_long_is_one_line(tmp_path: Path) -> None:
         heard(agent, timeout_s=0.3)
 
 
+REAL_AGENT = [sys.executable, str(AGENT)]
+AGENTS_ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(AGENT.parents[2]), str(AGENT.parent)])}
+
+
 def told(requests: bytes) -> subprocess.CompletedProcess[bytes]:
     """What a real agent answers to bytes on its stdin."""
-    path = os.pathsep.join([str(AGENT.parents[2]), str(AGENT.parent)])
-    environment = {**os.environ, "PYTHONPATH": path}
-    return subprocess.run(
-        [sys.executable, str(AGENT)], input=requests, capture_output=True, timeout=120, env=environment
-    )
+    return subprocess.run(REAL_AGENT, input=requests, capture_output=True, timeout=120, env=AGENTS_ENVIRONMENT)
 
 
 @pytest.mark.parametrize(
@@ -235,6 +241,31 @@ def test_an_agent_that_is_told_what_it_cannot_read_ends_with_one_line(requests: 
     assert done.returncode == 1
     assert done.stderr.decode().count("\n") == 1
     assert "not a message of this version" in done.stderr.decode()
+
+
+REQUESTS = [
+    Start(task="behave", nodes=NODES, spec={"w1": "odd"}),
+    Signal(nodes=["w0"], number=signal.SIGTERM),
+    Stop(),
+    Start(task="behave", nodes=["w0"], spec={}),
+    Reset(),
+]
+"""Of what an agent may be told, that which it can do or refuse without a network."""
+
+
+@tries(15)
+@given(garbled(REQUESTS))
+def test_any_request_is_answered_or_ends_the_agent(requests: bytes) -> None:
+    done = told(requests)
+    for line in done.stdout.splitlines():
+        assert isinstance(messages.decode(line), Message)
+    assert done.returncode in (0, 1)
+    if done.returncode:
+        assert "no message" in last_line(done.stderr) or "not a message of this version" in last_line(done.stderr)
+
+
+def last_line(said: bytes) -> str:
+    return said.decode(errors="replace").splitlines()[-1]
 
 
 def test_an_agent_refuses_what_is_no_request_and_what_it_does_not_have() -> None:
@@ -268,6 +299,24 @@ def test_a_worker_whose_line_has_no_end_is_ended(tmp_path: Path) -> None:
         agent.request(Stop(), 60.0)
     finally:
         agent.close()
+
+
+@pytest.mark.parametrize("requests", [b"", encode(Stop()) * 1000], ids=["it listens", "it answers"])
+def test_an_agent_whose_leader_is_gone_with_its_host_ends_without_a_word(requests: bytes) -> None:
+    """The kernel then resets the connection; it does not end as it does when a leader closes it."""
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as agents_end:
+        leader, _ = server.accept()
+        agent = subprocess.Popen(
+            REAL_AGENT, stdin=agents_end, stdout=agents_end, stderr=subprocess.PIPE, env=AGENTS_ENVIRONMENT
+        )
+        leader.sendall(encode(Stop()))
+        assert isinstance(messages.decode(leader.makefile("rb").readline()), Done)
+        leader.sendall(requests)
+        leader.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        leader.shutdown(socket.SHUT_RD)
+        leader.close()
+        _, said = agent.communicate(timeout=60)
+    assert (agent.returncode, said) == (0, b"")
 
 
 def test_an_agent_that_was_killed_is_missed_although_its_end_of_the_pipe_is_held(tmp_path: Path) -> None:

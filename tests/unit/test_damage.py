@@ -20,7 +20,8 @@ from harness.errors import UsageError
 from harness.provenance import ROOT
 from harness.record.row import Event, VerificationRow
 from harness.record.store import Store
-from harness.report.figures import registry
+
+pytestmark = pytest.mark.usefixtures("without_figures")
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +32,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for row in store.trials().itertuples():
         store.append_verification(VerificationRow(trial_id=str(row.trial_id), attempt=0))
     return folder
-
-
-@pytest.fixture(autouse=True)
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are made of what everything else is made of, and take longer."""
-    monkeypatch.setattr(registry, "figures", lambda for_paper=False: [])
 
 
 COMMANDS = (
@@ -68,18 +63,15 @@ def damaged(whole: Path, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def as_it_was(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], object]:
-    before = registry.figures
-    registry.figures = lambda for_paper=False: []  # the fixture that does so is for one test each
-    try:
-        found: dict[tuple[str, ...], object] = {}
-        for command in COMMANDS:
-            folder = tmp_path_factory.mktemp("as_it_was")
-            damaged(whole, folder)
-            found[command] = said(folder, command)[1]
-        return found
-    finally:
-        registry.figures = before
+def as_it_was(
+    whole: Path, tmp_path_factory: pytest.TempPathFactory, without_figures: None
+) -> dict[tuple[str, ...], object]:
+    found: dict[tuple[str, ...], object] = {}
+    for command in COMMANDS:
+        folder = tmp_path_factory.mktemp("as_it_was")
+        damaged(whole, folder)
+        found[command] = said(folder, command)[1]
+    return found
 
 
 def files_of(run: Path) -> list[Path]:

@@ -18,6 +18,7 @@ from harness.network.qdisc import MIN_BURST_BYTES
 from harness.network.topology import Topology
 from harness.plan.collectives import MESSAGE_S
 from harness.plan.estimate import BUSIER, least_dilation, steady_s, time_s
+from harness.plan.machine import Machine
 from harness.plan.plan import make
 from harness.record.store import Store
 from harness.report.headline import headline
@@ -59,7 +60,7 @@ def test_computation_keeps_up_where_it_shares_cpus_and_better_where_time_runs_fa
         profile = trial.expected.profile
         assert profile
         device_s = profile.forward_s + profile.backward_s + profile.optimizer_s
-        least, step_s = least_dilation(trial, cpu_count=2), steady_s(trial)
+        least, step_s = least_dilation(trial, Machine(cpu_count=2)), steady_s(trial)
         assert least * (device_s + most_late * step_s) == pytest.approx(BUSIER * device_s * 4 / 2, rel=0.05)
         assert (least <= 1) == (most_late == 0.01)
 
@@ -82,7 +83,7 @@ def test_a_dilated_case_keeps_its_figures_and_builds_a_slower_network(tmp_path: 
     assert dilated_s - asked_s == pytest.approx(saved_s - 0.9 * MESSAGE_S), (
         "smaller buckets; and processes wake as fast"
     )
-    assert time_s(slow, 2) > 5 * time_s(plain, 2)
+    assert time_s(slow, Machine(2)) > 5 * time_s(plain, Machine(2))
 
 
 def test_a_method_that_slows_its_links_is_refused_in_a_new_file(tmp_path: Path) -> None:

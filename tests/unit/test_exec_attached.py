@@ -15,7 +15,7 @@ from in_process import call_pacbench
 from baselines._state import ring_all_reduce_bytes
 from harness.attach import Attachment
 from harness.attach.findings import Buckets, Ended, Finding, Metric, Model, Note, Refused, Step
-from harness.attach.watch import sent_by
+from harness.attach.watch import Counters, sent_by
 from harness.cli.attaching import attachment
 from harness.messages import Output
 from harness.record.execution import Execution, new_folder
@@ -162,15 +162,16 @@ def test_ranks_that_share_a_link_count_nothing(tmp_path: Path) -> None:
 
 
 def test_counters_of_an_interface_grow_by_what_is_sent() -> None:
-    before = sent_by("lo")
+    counters = Counters()
+    before = sent_by("lo", counters.read())
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         sender.sendto(bytes(1000), ("127.0.0.1", 9))
-    after = sent_by("lo")
+    after = sent_by("lo", counters.read())
     assert before is not None
     assert after is not None
     assert after[0] - before[0] >= 1000
     assert after[1] > before[1]
-    assert sent_by("no-such-interface") is None
+    assert sent_by("no-such-interface", counters.read()) is None
 
 
 def test_a_folder_in_which_no_rank_wrote_goes(tmp_path: Path) -> None:

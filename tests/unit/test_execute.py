@@ -166,6 +166,24 @@ def test_steps_that_have_not_settled_are_left_out_of_times(plan: Plan, store: St
     assert trials.set_index("label")["samples_per_s"]["dense"].mean() == pytest.approx(318, rel=0.05)
 
 
+def test_bytes_that_a_method_notes_are_those_of_the_steps_in_which_bytes_are_counted(plan: Plan, store: Store) -> None:
+    def more_at_first(trial: Trial) -> Iterator[Message]:
+        """Steps that are slower at first, since they send more, as the method itself notes."""
+        for message in recite(trial):
+            if isinstance(message, Events):
+                rows = [(*row[:3], row[3] * (10 if row[0] < 6 else 1)) for row in message.rows]
+                steps = [row for row in rows if row[2] == "step_s"]
+                noted = [(*row[:2], "formula_bytes", 1000.0 * (10 if row[0] < 6 else 1)) for row in steps]
+                message = replace(message, rows=rows + noted)
+            yield message
+
+    run(plan, store, more_at_first)
+    trials = store.trials()
+    assert (trials["settling_steps"] >= 4).all()
+    counted, more = trials["steps"] - trials["steady_from_step"], 6 - trials["steady_from_step"]
+    assert (trials["formula_bytes_per_step"] / (1000.0 * (1 + 9 * more / counted))).tolist() == pytest.approx([1.0] * 4)
+
+
 def crash(trial: Trial, messages: Iterator[Message]) -> Iterator[Message]:
     yield Log(node="w2", text="about to die")
     yield Exit(node="w2", code=-9)

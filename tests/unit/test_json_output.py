@@ -15,11 +15,13 @@ from harness.cli import app, json_output, json_reference, verbs
 
 Pacbench = Callable[..., "subprocess.CompletedProcess[str]"]
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 RUN = ("quickstart", "--on", "fake", "--set", "train.steps=40", "--rounds", "2")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, without_figures: None) -> Path:
     """A folder with two runs."""
     place = tmp_path_factory.mktemp("runs")
     for name in ("one", "two"):

@@ -22,13 +22,14 @@ from hypothesis import strategies as st
 from in_process import call_pacbench
 from scipy.stats import binom
 
-from harness.cli import json_reference
+from harness.cli import json_output, json_reference
 from harness.errors import MeasurementError, UsageError
 from harness.network.datagrams import counts_of
 from harness.network.path.bulk import END, WINDOW_S, send_flow, take_flow
 from harness.network.path.client import Peer
 from harness.network.path.findings import (
     Findings,
+    Round,
     Sample,
     Spread,
     Way,
@@ -518,6 +519,13 @@ def test_the_path_to_this_machine_itself_is_measured_and_told(
     assert found.rtt_s
     link = read_link(tmp_path / "link.toml")
     assert link.pipe("w0", "down").rate_bps == pytest.approx(found.down.rate_bps.median, rel=1e-3)
+
+
+def test_what_is_printed_as_json_has_the_fields_that_its_page_lists() -> None:
+    pairs = [(json_output.LinkJson, Findings), (json_output.Percentiles, Spread), (json_output.PathWay, Way)]
+    pairs += [(json_output.PathRound, Round), (json_output.PathSample, Sample)]
+    for shape, section in pairs:
+        assert list(shape.__annotations__) == list(section.model_fields)
 
 
 def test_a_table_tells_all_that_was_found(pacbench: Pacbench, server: Server) -> None:

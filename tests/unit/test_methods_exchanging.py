@@ -12,10 +12,12 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from ranks import Training, flat, gradients
+from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
+from torch.nn.parallel import DistributedDataParallel
 
 import baselines
-from baselines import thc
+from baselines import oktopk, thc
 from baselines._quantise import Dice
 from baselines.spardl import rounds
 from baselines.zen import place_in, server_of
@@ -161,6 +163,100 @@ def test_oktopk_applies_the_top_of_the_sum_of_tops(on_ranks, p):
     expected[places] = total[places] / p
     for applied, _ in results:
         torch.testing.assert_close(applied, expected)
+
+
+def entries_of_a_training_by_oktopk(ratio: float, steps: int) -> tuple[list[int], int]:
+    """How many entries come out in each step of a small convolutional net's training on digits; and k."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 64), nn.ReLU(), nn.Linear(64, 10))
+    ddp = DistributedDataParallel(net)
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.05, momentum=0.9)
+    baselines.register(ddp, baselines.get("oktopk").State(ratio=ratio), optimizer=optimizer)
+    from sklearn.datasets import load_digits  # each of all ranks would import it, which takes a second
+
+    digits = load_digits()
+    images, labels = torch.tensor(digits.images[:, None] / 16, dtype=torch.float32), torch.tensor(digits.target)
+    dice = torch.Generator().manual_seed(dist.get_rank())
+    came_out = []
+    for _ in range(steps):
+        batch = torch.randint(len(labels), (16,), generator=dice)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(ddp(images[batch]), labels[batch]).backward()
+        came_out.append(sum(int(weight.grad.count_nonzero()) for weight in net.parameters()))
+        optimizer.step()
+    return came_out, round(ratio * sum(weight.numel() for weight in net.parameters()))
+
+
+@pytest.mark.parametrize("p", [2, 4])
+def test_oktopk_s_threshold_is_steered_to_k(on_ranks, p):
+    for came_out, k in on_ranks(p, entries_of_a_training_by_oktopk, 0.02, 200):
+        after = came_out[oktopk.REUSED_STEPS + 1 :]
+        means = [sum(after[first : first + 32]) / 32 for first in range(len(after) - 32)]
+        assert 0.8 * k <= min(means) <= max(means) <= 1.3 * k
+        assert sum(after) / len(after) == pytest.approx(k, rel=0.05)
+
+
+@given(n=st.integers(1, 10**9), share=st.floats(1e-6, 1.0), passed=st.integers(0, 10**9))
+def test_steering_moves_a_threshold_towards_k_and_not_too_far(n, share, passed):
+    k, passed = max(1, round(share * n)), min(passed, n)
+    times = oktopk.steering(passed, k, n)
+    assert 1 / oktopk.MOST_STEERED <= times <= oktopk.MOST_STEERED
+    assert (times > 1) == (passed > k)
+    assert (times < 1) == (passed < k)
+
+
+@pytest.mark.parametrize("wrong", [0.5, 0.8, 1.1, 2.0])
+def test_steering_is_soon_right_where_tails_are_exponential(wrong):
+    magnitudes = torch.empty(1_000_000).exponential_(generator=torch.Generator().manual_seed(0))
+    threshold = wrong * math.log(100)
+    for _ in range(8):
+        threshold *= oktopk.steering(int(magnitudes.gt(threshold).sum()), 10_000, 1_000_000)
+    assert int(magnitudes.gt(threshold).sum()) == pytest.approx(10_000, rel=0.05)
+
+
+def applied_and_gathered_by_oktopk(uneven: float) -> tuple[list[torch.Tensor], list[int]]:
+    """Regions are agreed on while entries are everywhere; then all that is large is in the first."""
+    gathered: list[int] = []
+
+    def noting(state, records, sources):
+        gathered.append(len(records))
+        return all_gather(state, records, sources)
+
+    all_gather, results = oktopk.all_gather, []
+    with mock.patch.object(oktopk, "UNEVEN", uneven), mock.patch.object(oktopk, "all_gather", noting):
+        training = Training(baselines.get("oktopk").State(ratio=0.1, selection="exact"), shapes=SHAPE, bucket_cap_mb=25)
+        for step in range(6):
+            (gradient,) = gradients(step, dist.get_rank(), SHAPE)
+            if step >= 2:
+                gradient.view(-1)[:120] *= 1000
+            results.append(training.step([gradient]))
+    return results, gathered[-3:]
+
+
+def test_oktopk_spreads_evenly_what_one_owner_has_most_of_and_applies_the_same(on_ranks):
+    p = 8
+    spread, as_it_is = (on_ranks(p, applied_and_gathered_by_oktopk, uneven) for uneven in (4.0, math.inf))
+    for (results, _), (others, _) in zip(spread, as_it_is, strict=True):
+        assert all(torch.equal(*pair) for pair in zip(results, others, strict=True))
+    most, most_as_it_is = (max(gathered[-1] for _, gathered in ranks) for ranks in (spread, as_it_is))
+    total = sum(gathered[-1] for _, gathered in as_it_is)
+    assert most_as_it_is > 4 * total / p
+    assert most == math.ceil(total / p)
+
+
+def test_oktopk_begins_densely_where_it_is_asked_to(on_ranks):
+    def mean(step: int) -> torch.Tensor:
+        return sum(flat(gradients(step, rank, SHAPE)) for rank in range(2)) / 2
+
+    for results in on_ranks(2, warmed_up_by_oktopk):
+        for step in range(3):
+            torch.testing.assert_close(results[step], mean(step))
+        assert results[3].count_nonzero() <= 2 * 60
+
+
+def warmed_up_by_oktopk() -> list[torch.Tensor]:
+    training = Training(baselines.get("oktopk").State(ratio=0.05, warmup_steps=3), shapes=SHAPE, bucket_cap_mb=25)
+    return [training.step(gradients(step, dist.get_rank(), SHAPE)) for step in range(4)]
 
 
 # Low rank

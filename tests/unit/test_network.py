@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -24,7 +25,7 @@ from harness.network.readings import Counts, Readings
 from harness.network.responder import _Answering
 from harness.network.tolerances import complaints_of, loss_interval, mean_burst, share_interval
 from harness.network.topology import Topology
-from harness.scenario.links import Link, Pipe
+from harness.scenario.links import Fabric, Link, Pipe
 from harness.scenario.properties import GilbertElliott
 from harness.worker.meter import Transport, parse_transport
 
@@ -57,6 +58,14 @@ def test_workers_reach_each_other_by_routes_that_name_their_congestion_control()
     topology = Topology(workers=2, link=link(congestion_control="reno"))
     routes = [str(command) for command in topology.build() if "route" in command.line]
     assert routes == [f"ip -n w{worker} route add default via {gateway(worker)} congctl reno" for worker in range(2)]
+
+
+@pytest.mark.parametrize(("dilation", "waits"), [(4.0, " rto_min 800ms"), (1.0, ""), (0.25, "")])
+def test_tcp_waits_as_many_times_longer_as_links_are_slower(dilation: float, waits: str) -> None:
+    built = Topology(workers=2, link=link()).slowed(2.0).slowed(dilation / 2)
+    assert built.dilation == dilation
+    (route,) = (str(command) for command in built.build() if command.line.startswith("route") and command.node == "w0")
+    assert route == f"ip -n w0 route add default via {gateway(0)} congctl cubic{waits}"
 
 
 def test_nothing_is_ever_done_to_the_place_the_nodes_are_made_from_but_making_and_deleting_nodes() -> None:
@@ -264,6 +273,38 @@ def test_whoever_talks_to_whom_finds_a_route_and_each_address_is_one_ends(
                     f"{address(receiver)}/32",
                 ) in routes
                 assert known or queue.node == "switch"
+
+
+@pytest.mark.parametrize(
+    ("link", "fabric", "at_once_mbit"),
+    [
+        ({"rate": "1gbit"}, {}, 1000),
+        ({"rate": "1gbit", "workers": {"w3": {"rate": "10mbit"}}}, {}, 1000),
+        ({"rate": "unshaped"}, {}, 0),
+        ({"rate": "1gbit"}, {"groups": "a b", "trunk": {"rate": "200mbit"}}, 200),
+        ({"rate": "1gbit"}, {"groups": "a b", "trunk": {"rate": "10gbit"}}, 10_000 / 6),
+        ({"rate": "1gbit"}, {"groups": "a b", "trunk": {"rate": "20mbit"}}, 1000 / 6),
+        ({"rate": "1gbit"}, {"groups": "a b"}, 1000),
+        ({"rate": "unshaped"}, {"groups": "a b", "trunk": {"rate": "200mbit"}}, 200),
+        ({"rate": "1gbit"}, {"groups": "a b", "trunk": {"rate": "20mbit"}, "trunks": {"a": {"rate": "300mbit"}}}, 300),
+    ],
+)
+def test_what_all_workers_send_at_once_is_what_links_and_the_fastest_trunk_let_pass(
+    link: dict[str, Any], fabric: dict[str, Any], at_once_mbit: float
+) -> None:
+    topology = Topology(workers=6, link=Link.model_validate(link), fabric=Fabric.model_validate(fabric))
+    assert topology.at_once_bps == pytest.approx(1e6 * at_once_mbit)
+    assert topology.slowed(4).at_once_bps == pytest.approx(1e6 * at_once_mbit / 4)
+
+
+def test_what_a_flow_has_on_its_way_is_that_of_the_longest_way_however_slowed() -> None:
+    mesh = {"groups": "a b c", "mesh": True, "trunk": {"rate": "200mbit"}, "trunks": {"b c": {"delay": "100ms"}}}
+    topology = Topology(workers=6, link=Link.model_validate({"rate": "1gbit"}), fabric=Fabric.model_validate(mesh))
+    assert topology.most_in_flight_bytes == pytest.approx(200e6 / 8 * 0.2)
+    assert topology.slowed(24).most_in_flight_bytes == pytest.approx(200e6 / 8 * 0.2)
+    star = Topology(workers=3, link=Link.model_validate({"rate": "80mbit", "delay": "5ms"}))
+    assert star.most_in_flight_bytes == pytest.approx(80e6 / 8 * 0.02)
+    assert Topology(workers=3, link=Link.model_validate({"rate": "80mbit"})).most_in_flight_bytes == 0
 
 
 def test_segments_are_short_only_where_netem_counts_or_holds_them() -> None:

@@ -16,6 +16,7 @@ from harness.cluster.fake import FakeCluster
 from harness.errors import MeasurementError, UsageError
 from harness.messages import Message
 from harness.plan.estimate import time_s
+from harness.plan.machine import Machine
 from harness.plan.plan import Plan, make
 from harness.record.store import Store
 from harness.run import execute, own_profile
@@ -85,7 +86,7 @@ def test_a_plan_copes_without_the_profile_that_its_run_will_make() -> None:
     assert trial.id != unpaced.id
     assert trial.id == planned("train.pace=self").trials[0].id
     (slow, *_), (plain, *_) = (planned("train.pace=self", f"train.dilation={k}").trials for k in ("4.0", "1.0"))
-    assert time_s(slow, 2) > 2 * time_s(plain, 2), "a paced trial is dilated"
+    assert time_s(slow, Machine(2)) > 2 * time_s(plain, Machine(2)), "a paced trial is dilated"
 
 
 def test_a_run_makes_it_once_a_workload_and_goes_on_by_it(tmp_path: Path, requests: list[ProfileRequest]) -> None:

@@ -13,13 +13,14 @@ from piloted import BF16, DENSE, TOPK, falling, job, network, pilot, training, t
 
 import baselines
 from harness.analysis.pilot import drift, search
-from harness.analysis.pilot.forecast import UTILISATIONS, Forecast, predictions, to_be_tested
+from harness.analysis.pilot.forecast import UTILISATIONS, Forecast, beyond_s, predictions, to_be_tested
 from harness.analysis.pilot.learning import end_loss, steps_to
 from harness.analysis.pilot.worth import Price, cost, money, parse_price, worth
 from harness.errors import UsageError
 from harness.record.pilot import FILE, Pilot, load
 from harness.report import pilot as report
 from harness.scenario.load import read_toml
+from harness.scenario.schema import MethodSpec
 
 
 def test_a_break_even_rate_is_where_both_are_as_soon() -> None:
@@ -29,6 +30,18 @@ def test_a_break_even_rate_is_where_both_are_as_soon() -> None:
         assert rate_bps
         assert factor * forecast.pace_s(TOPK, rate_bps) == pytest.approx(forecast.pace_s(BF16, rate_bps), rel=1e-3)
     assert forecast.break_even_bps(TOPK, BF16, 1e6) is None, "it is nowhere sooner"
+
+
+def test_what_steps_take_beyond_the_model_is_fixed_and_paid_where_ranks_synchronise() -> None:
+    modelled = Forecast(job(), network())
+    longer = [training(each, 0, modelled.pace_s(each) + 0.01, falling(40, 1.0, 30)) for each in (DENSE, BF16, TOPK)]
+    own_s = beyond_s(longer, modelled, ("dense", "bf16"))
+    assert own_s == pytest.approx(0.01)
+    known = Forecast(job(), network(), beyond_s=own_s)
+    assert known.pace_s(TOPK) == pytest.approx(longer[2].pace_s)
+    rarely = MethodSpec(name="local_sgd", label="local_sgd", params={"period": 5}, lr=None)
+    assert known.pace_s(rarely) - modelled.pace_s(rarely) == pytest.approx(0.01 / 5)
+    assert beyond_s([], modelled, ("dense", "bf16")) == 0
 
 
 def test_bandwidth_for_a_utilisation_gives_that_utilisation() -> None:

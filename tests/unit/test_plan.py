@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 
 from harness.errors import UsageError
 from harness.plan import plan as planning
-from harness.plan.estimate import time_s
+from harness.plan.estimate import steady_s, time_s, total_as_text, total_s, usual_dilation
+from harness.plan.machine import Machine
 from harness.plan.plan import Plan, make
 from harness.scenario.load import load
 from harness.workload.models import MODELS
+
+TWO_CPUS = Machine(cpu_count=2)
 
 
 def quickstart(*overrides: str) -> Plan:
@@ -86,12 +89,52 @@ def test_a_slower_link_costs_time_but_no_bytes() -> None:
     slow, fast = (trial.expected for trial in trials)
     assert slow.wire_bytes_per_step == fast.wire_bytes_per_step
     assert slow.lower_bound_s_per_step == pytest.approx(10 * fast.lower_bound_s_per_step)
-    assert time_s(trials[0], 2) > time_s(trials[1], 2)
+    assert time_s(trials[0], TWO_CPUS) > time_s(trials[1], TWO_CPUS)
+
+
+def test_what_a_kernel_within_a_machine_carries_and_needs_is_planned_for() -> None:
+    trial = make(load("edge-100m", ["rounds=1"]), "fake").trials[0]
+    plain, kernel = time_s(trial, TWO_CPUS), Machine(cpu_count=1, carried_bps=4e8 / 16)
+    assert time_s(trial, TWO_CPUS._replace(trial_s=20.6)) == pytest.approx(plain + 20)
+    assert usual_dilation(trial, kernel) == 16, "four links of 100 Mbit/s"
+    unsure = TWO_CPUS._replace(error_s=0.32 * steady_s(trial))
+    assert usual_dilation(trial, unsure) == pytest.approx(32), "so that it is 1 % of a step"
+
+
+def test_packets_that_are_late_on_purpose_make_steps_longer() -> None:
+    near, far = (quickstart(f"link.delay={delay}").trials[0] for delay in ("1us", "20ms"))
+    more_s = far.expected.predicted_step_s - near.expected.predicted_step_s
+    assert more_s > 0.02
+    assert steady_s(far) - steady_s(near) == pytest.approx(more_s, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("link", "at_least"),
+    [
+        ("link.rate=10mbit", False),
+        ("link.loss=0.1%", True),
+        ("link.down.loss=0.1%", True),
+        ("link.loss_bursts={p=0.01,r=0.5}", True),
+    ],
+)
+def test_what_waiting_for_lost_packets_takes_is_said_not_to_be_known(link: str, at_least: bool) -> None:
+    plan = quickstart(link)
+    assert total_as_text(plan.trials, TWO_CPUS).startswith("at least " if at_least else "about ")
+    assert plan.trials[0].expected.topology.slowed(4).loses_packets == at_least
+
+
+def test_short_trials_are_counted_where_others_have_too_few_steps_to_show_what_the_machine_adds() -> None:
+    def planned_s(steps: int, dilation: str = "auto") -> float:
+        overrides = [f"train.steps={steps}", f"train.dilation={dilation}", "rounds=1"]
+        return total_s(make(load("replay", overrides), "fake").trials, TWO_CPUS)
+
+    assert planned_s(7) > 2 * planned_s(8)
+    assert planned_s(7, "4.0") < planned_s(8, "4.0")
 
 
 def test_time_on_links_that_change_is_that_of_each_moment_s_rate(tmp_path: Path) -> None:
     def estimated_s(*overrides: str) -> float:
-        return time_s(quickstart("train.dilation=2.0", *overrides).trials[0], 2)
+        return time_s(quickstart("train.dilation=2.0", *overrides).trials[0], TWO_CPUS)
 
     def traced_s(*rows: str) -> float:
         (tmp_path / "trace.csv").write_text("\n".join(("t_s,rate_bps", *rows)) + "\n")

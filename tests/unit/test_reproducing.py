@@ -15,6 +15,7 @@ from harness.analysis.claims.judgements import judge
 from harness.analysis.claims.plans import plans
 from harness.analysis.claims.schema import Claim
 from harness.plan import plan
+from harness.plan.machine import Machine
 from harness.plan.plan import Plan
 from harness.plan.trial import Trial
 from harness.record.row import TrialRow
@@ -23,7 +24,7 @@ from harness.run.reproducing import needed, pending, reproduce
 from harness.scenario.schema import Scenario
 
 SPEED = {"dense": 1.0, "bf16": 2.0, "topk": 4.0}
-CPUS = 2
+MACHINE = Machine(cpu_count=2)
 
 
 def on_netns(scenario: Scenario) -> Plan:
@@ -45,6 +46,9 @@ class Recorded:
         self.trials: list[Trial] = []
         self.scenarios: list[str] = []
 
+    def speed(self, trial: Trial) -> float:
+        return SPEED.get(trial.method.label, 1.5)
+
     def __call__(self, name: str, run: Run, part: Plan) -> tuple[Run, int]:
         self.scenarios.append(name)
         if name in self._lost:
@@ -53,7 +57,7 @@ class Recorded:
         for trial in pending(Run(run.plan, store), part):
             self.trials.append(trial)
             row, events = invent(trial)
-            speed = 100.0 * SPEED.get(trial.method.label, 1.5) * (1 + 1e-3 * (trial.round % 3))
+            speed = 100.0 * self.speed(trial) * (1 + 1e-3 * (trial.round % 3))
             exact = 1 if trial.method.label == "dense" else 1 + 2e-3 * (-1) ** trial.round
             store.append(TrialRow(**{**row, "samples_per_s": speed * exact}), events)
         return replace(run, store=store), 0
@@ -70,7 +74,7 @@ def rounds_by_label(trials: list[Trial]) -> dict[str, int]:
 def test_rounds_end_with_the_verdict_and_go_on_for_what_is_open(tmp_path: Path) -> None:
     clear, close = claim("clear", method="bf16"), claim("close", method="topk-ratio=0.1", range=(1.5, 12.0))
     recorded = Recorded(tmp_path)
-    runs, failed = reproduce([clear, close], runs_of([clear, close]), recorded, CPUS)
+    runs, failed = reproduce([clear, close], runs_of([clear, close]), recorded, MACHINE)
     assert failed == 0
     assert rounds_by_label(recorded.trials) == {"dense": 5, "topk-ratio=0.1": 5, "bf16": 2}
     assert [judge(each, runs).verdict for each in (clear, close)] == ["reproduced", "inconclusive"]
@@ -80,11 +84,11 @@ def test_rounds_end_with_the_verdict_and_go_on_for_what_is_open(tmp_path: Path) 
 def test_a_trial_that_several_claims_need_runs_once_and_what_is_done_not_again(tmp_path: Path) -> None:
     chosen = [claim("one"), claim("two", range=(1.5, 3.0)), claim("three", quantity="bytes")]
     recorded = Recorded(tmp_path)
-    runs, _ = reproduce(chosen, runs_of(chosen), recorded, CPUS)
+    runs, _ = reproduce(chosen, runs_of(chosen), recorded, MACHINE)
     ids = [trial.id for trial in recorded.trials]
     assert len(ids) == len(set(ids)) == 4
     again = Recorded(tmp_path)
-    reproduce(chosen, runs, again, CPUS)
+    reproduce(chosen, runs, again, MACHINE)
     assert again.trials == []
 
 
@@ -92,14 +96,14 @@ def test_what_decides_most_in_a_second_comes_first(tmp_path: Path) -> None:
     slow = claim("slow", model="bert-base", scenario="paper/datacenter-bert-base")
     fast = [claim(f"fast-{number}", range=(1.0 + number / 10, 12.0)) for number in range(3)]
     recorded = Recorded(tmp_path)
-    reproduce([slow, *fast], runs_of([slow, *fast]), recorded, CPUS)
+    reproduce([slow, *fast], runs_of([slow, *fast]), recorded, MACHINE)
     assert recorded.scenarios[:2] == ["paper/datacenter-resnet50", "paper/datacenter-bert-base"]
 
 
 def test_a_scenario_that_cannot_be_run_is_tried_once_and_keeps_no_other_waiting(tmp_path: Path) -> None:
     lost = claim("lost", model="bert-base", scenario="paper/datacenter-bert-base")
     recorded = Recorded(tmp_path, lost={"paper/datacenter-bert-base"})
-    runs, failed = reproduce([lost, claim("fine")], runs_of([lost, claim("fine")]), recorded, CPUS)
+    runs, failed = reproduce([lost, claim("fine")], runs_of([lost, claim("fine")]), recorded, MACHINE)
     assert failed == 4
     assert recorded.scenarios.count("paper/datacenter-bert-base") == 1
     assert judge(claim("fine"), runs).verdict == "reproduced"
@@ -113,7 +117,7 @@ def test_what_does_not_fit_into_memory_is_not_run_and_all_else_is(tmp_path: Path
     allowed = {"topk-ratio=0.1": "what fits into 1 GB; this needs 2 GB"}
     runs = {name: replace(run, too_large=allowed) for name, run in runs_of([large, fine]).items()}
     recorded = Recorded(tmp_path)
-    runs, failed = reproduce([large, fine], runs, recorded, CPUS)
+    runs, failed = reproduce([large, fine], runs, recorded, MACHINE)
     assert failed == 0
     assert rounds_by_label(recorded.trials) == {"dense": 2, "bf16": 2}
     judgement = judge(large, {name: replace(run, too_large=allowed) for name, run in runs.items()})
@@ -125,7 +129,7 @@ def test_what_does_not_fit_into_memory_is_not_run_and_all_else_is(tmp_path: Path
 def test_claims_that_need_nothing_run_nothing(tmp_path: Path) -> None:
     untestable = claim("untestable", scenario=None, not_testable="no such switch")
     recorded = Recorded(tmp_path)
-    assert reproduce([untestable], runs_of([untestable]), recorded, CPUS) == ({}, 0)
+    assert reproduce([untestable], runs_of([untestable]), recorded, MACHINE) == ({}, 0)
 
 
 def test_of_a_share_the_cases_that_are_decided_need_no_more_rounds(tmp_path: Path) -> None:
@@ -133,9 +137,36 @@ def test_of_a_share_the_cases_that_are_decided_need_no_more_rounds(tmp_path: Pat
     share = claim("share", quantity="share", grid=["method"], method=methods, range=(0.0, 0.03))
     run = runs_of([share])
     recorded = Recorded(tmp_path)
-    runs, _ = reproduce([share], run, recorded, CPUS)
+    runs, _ = reproduce([share], run, recorded, MACHINE)
     assert rounds_by_label(recorded.trials) == {"dense": 2, **dict.fromkeys(methods, 2)}
     assert not judge(share, runs).open_parts
+
+
+class SlowDevicesGainLess(Recorded):
+    """Those that are slower than the whole gain nothing."""
+
+    def speed(self, trial: Trial) -> float:
+        return super().speed(trial) if str(trial.case.train.replay).endswith("a40") else 1.0
+
+
+@pytest.mark.parametrize(("kind", "verdict"), [(Recorded, "reproduced"), (SlowDevicesGainLess, "inconclusive")])
+def test_what_lies_between_two_shares_of_a_device_is_run_where_these_differ(
+    kind: type[Recorded], verdict: str, tmp_path: Path
+) -> None:
+    changes = {"model": "vit-b-16", "rate": "1gbit", "scenario": "paper/pactrain-vit-b-16", "range": (1.5, 3.0)}
+    asked = claim("asked", devices=(1.0, 0.5, 0.25), **changes)
+    recorded = kind(tmp_path)
+    runs, _ = reproduce([asked], runs_of([asked]), recorded, MACHINE)
+    rounds = Counter((str(trial.case.train.replay).partition("@")[2], trial.round) for trial in recorded.trials)
+    of_the_ends = {(share, number): 2 for share in ("", "25%") for number in (0, 1)}
+    between = {("50%", number): 2 for number in (0, 1, 2)} if verdict == "inconclusive" else {}
+    assert rounds == of_the_ends | between, "dense and bf16; what is opened in the third round begins with the first"
+    judgement = judge(asked, runs)
+    assert judgement.verdict == verdict
+    assert len(judgement.parts) == len({share for share, _ in rounds})
+    (name, run), *_ = runs_of([asked]).items()
+    most = needed(name, run, [judge(asked, {name: run})], range(5), at_most=True)
+    assert len(pending(run, most)) == 3 * 5 * 2
 
 
 @pytest.mark.parametrize(("rounds", "count"), [(range(2), 4), (range(5), 10)])

@@ -99,7 +99,9 @@ def test_sockets_are_opened_where_the_page_on_security_says() -> None:
     }
     assert places == {
         "harness/cluster/hosts/cluster.py",  # on rank 0's host, where real hosts are used
+        "harness/cluster/hosts/shaper.py",  # a name that nobody connects to, in the abstract namespace
         "harness/network/responder.py",  # on nodes
+        "harness/worker/script.py",  # on nodes
         "harness/worker/train.py",  # on nodes
         "harness/worker/local_ranks.py",  # on this machine's loopback: the next test
         "harness/network/path/server.py",  # on a host whose path is measured, for who knows its token: test_link.py

@@ -6,21 +6,27 @@ import dataclasses
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from forked import SERVER
 from host import wait_until
 from in_process import call_pacbench
 
+from harness.cli.main import main
 from harness.errors import UsageError
 from harness.plan.plan import make
 from harness.record import claims as claims_module
 from harness.record.claims import LEASE_S, Claims, Holder
 from harness.record.store import Store
+from harness.report.figures import registry
 from harness.run.sharing import left_of, parts_of
 from harness.scenario.load import load
 
@@ -33,25 +39,25 @@ SHARED = (
 )
 TRIALS = ROUNDS * len(RATES) * 3
 
-AS_MACHINE = """
-import socket, sys
-name = sys.argv.pop(1)
-socket.gethostname = lambda: name
-from harness.cli.main import main
-main()
-"""
+pytestmark = pytest.mark.usefixtures("without_figures")
 
 
-def start(folder: Path, machine: str) -> subprocess.Popen[bytes]:
+def start(folder: Path, machine: str) -> BaseProcess:
     """A process that joins the run, on a machine of that name; ``machine.log`` tells what it says."""
-    with (folder / f"{machine}.log").open("a") as log:
-        return subprocess.Popen(
-            [sys.executable, "-c", AS_MACHINE, machine, *SHARED],
-            cwd=folder,
-            env=os.environ,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
+    process = SERVER.Process(target=_join, args=(folder, machine))
+    process.start()
+    return process
+
+
+def _join(folder: Path, machine: str) -> None:
+    log = os.open(folder / f"{machine}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for descriptor in (1, 2):
+        os.dup2(log, descriptor)
+    os.chdir(folder)
+    sys.argv = ["pacbench", *SHARED]
+    socket.gethostname = lambda: machine
+    registry.figures = lambda for_paper=False: []
+    main()
 
 
 def counted(folder: Path) -> pd.DataFrame:
@@ -70,7 +76,8 @@ def check(folder: Path) -> None:
 def test_processes_share_the_rounds_and_each_trial_is_run_once(tmp_path: Path) -> None:
     started = [start(tmp_path, f"m{number}") for number in range(3)]
     for number, process in enumerate(started):
-        assert process.wait(200) == 0, (tmp_path / f"m{number}.log").read_text()
+        process.join(200)
+        assert process.exitcode == 0, (tmp_path / f"m{number}.log").read_text()
     check(tmp_path)
     attempts = Store.open(tmp_path / "run").attempts()
     assert len(attempts) == TRIALS
@@ -79,17 +86,21 @@ def test_processes_share_the_rounds_and_each_trial_is_run_once(tmp_path: Path) -
 
 
 def test_whoever_is_killed_loses_nothing_but_what_ran(tmp_path: Path) -> None:
-    chance, running = random.Random(0), {}
+    chance, running = random.Random(0), dict[int, BaseProcess]()
     for _ in range(6):
         for number in range(3):
-            if number not in running or running[number].poll() is not None:
+            if number not in running or not running[number].is_alive():
                 running[number] = start(tmp_path, f"m{number}")
-        time.sleep(chance.uniform(0.0, 4.0))
+        time.sleep(chance.uniform(0.0, 0.8))
         victim = running[chance.randrange(3)]
-        victim.send_signal(chance.choice([signal.SIGKILL, signal.SIGINT]))
-        victim.wait(120)
+        struck_by = chance.choice([signal.SIGKILL, signal.SIGINT])
+        if victim.is_alive():
+            assert victim.pid
+            with suppress(ProcessLookupError):  # it may end just now
+                os.kill(victim.pid, struck_by)
+        victim.join(120)
     for process in running.values():
-        process.wait(200)
+        process.join(200)
     assert call_pacbench(SHARED, tmp_path).returncode == 0
     check(tmp_path)
 

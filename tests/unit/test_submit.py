@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from host import run_pacbench
 from in_process import call_pacbench
 
 from harness.record.claims import Claims, Holder
@@ -19,6 +18,8 @@ from harness.record.store import Store
 RUN = ("quickstart", "--method", "topk", "--rounds", "2", "--set", "train.steps=24", "--on", "fake")
 SUBMIT = ("submit", *RUN, "--out", "a shared/run")
 TRIALS = 6
+
+pytestmark = pytest.mark.usefixtures("without_figures")
 
 
 def written(folder: Path) -> Path:
@@ -155,7 +156,7 @@ def test_two_versions_of_the_code_do_not_share_a_run(tmp_path: Path) -> None:
     assert call_pacbench(("submit", *RUN, "--out", "run", "--engine", "slurm"), tmp_path).returncode == 0
     older = Holder(**{**vars(Holder.this()), "name": "older", "machine": "m7", "boot": "other", "code": "0123456789ab"})
     assert Claims(tmp_path / "run", older).take("round-0-0123abcd", None)
-    done = run_pacbench(tmp_path, "run", *RUN, "--join", "--out", "run")
+    done = call_pacbench(("run", *RUN, "--join", "--out", "run"), tmp_path)
     _refused(done, 2, "the code of m7 is 0123456789ab, and here it is")
     assert Store.open(tmp_path / "run").trials().empty
 

@@ -13,6 +13,8 @@ from harness.errors import MeasurementError, UsageError
 from harness.run.tuning import GRID, Tried, best_rates, check, stage
 from harness.scenario.load import load
 
+SHORT = ("train.pace=none", "train.steps=24")
+
 PLUGINS = Path(__file__).resolve().parents[2] / "examples" / "plugins"
 
 
@@ -47,14 +49,15 @@ def test_several_workloads_are_refused() -> None:
 
 
 def test_rates_are_written_into_a_scenario_that_says_so(tmp_path: Path) -> None:
-    options = ("--on", "fake", "--seeds", "1", "--method", "topk", "--set", "train.pace=none")
+    short = (word for setting in SHORT for word in ("--set", setting))
+    options = ("--on", "fake", "--seeds", "1", "--method", "topk", *short)
     done = call_pacbench(("tune", "quickstart", "-o", "tuned.toml", "--folder", "runs", *options), tmp_path)
     assert done.returncode == 0, done.stderr
     tuned = load(str(tmp_path / "tuned.toml"))
     assert all(method.lr for method in tuned.methods)
     assert tuned.tuned is not None
     assert tuned.tuned.startswith("pacbench tune quickstart")
-    assert tuned.cases == load("quickstart", ["train.pace=none"]).cases
+    assert tuned.cases == load("quickstart", SHORT).cases
     again = call_pacbench(("tune", "quickstart", "-o", "again.toml", "--folder", "runs", *options), tmp_path)
     assert again.returncode == 0, again.stderr
     assert load(str(tmp_path / "again.toml")).methods == tuned.methods
@@ -63,7 +66,7 @@ def test_rates_are_written_into_a_scenario_that_says_so(tmp_path: Path) -> None:
 def test_plugins_that_were_tuned_are_found_from_another_folder(tmp_path: Path) -> None:
     shutil.copytree(PLUGINS, tmp_path / "toys")
     (tmp_path / "elsewhere").mkdir()
-    options = ("--on", "fake", "--seeds", "1", "--set", "train.target=none")
+    options = ("--on", "fake", "--seeds", "1", "--set", "train.target=none", "--set", "train.steps=24")
     done = call_pacbench(("tune", "toys/own.toml", "-o", "elsewhere/tuned.toml", *options), tmp_path)
     assert done.returncode == 0, done.stderr
     tuned, plain = load(str(tmp_path / "elsewhere" / "tuned.toml")), load(str(tmp_path / "toys" / "own.toml"))

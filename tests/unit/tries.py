@@ -1,29 +1,30 @@
-"""How much is tried of what is made by chance: in CI the same few each time, by hand many new ones for hours.
-
-pytest tests/unit -k "any or damage or conversation or nonsense" --hypothesis-profile=long --timeout=0
-"""
+"""How much is tried of what is made by chance: in CI the same few each time, by ``nox -s fuzz`` many new ones."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
 from hypothesis import HealthCheck, settings
 
-SHORT, LONG = "timing is for benchmarks", "long"
+SHORT, FUZZ = "timing is for benchmarks", "fuzz"
 """Hypothesis's profiles of these tests."""
 
-TIMES_AS_MANY = 50
-
-BY_DEFAULT = 100
-"""What hypothesis tries where a test does not say how much."""
+TIMES_AS_MANY = "PACBENCH_FUZZ_TIMES"
+"""The variable that says how many times as much as in CI is tried."""
 
 settings.register_profile(SHORT, deadline=None)
-settings.register_profile(LONG, deadline=None, max_examples=TIMES_AS_MANY * BY_DEFAULT, print_blob=True)
+settings.register_profile(FUZZ, deadline=None, print_blob=True)
 
 
-def tries(count: int) -> settings:
-    """The settings of a test that tries so many things."""
-    is_long = settings.default.max_examples > BY_DEFAULT
-    return settings(
-        max_examples=TIMES_AS_MANY * count if is_long else count,
-        derandomize=not is_long,
+def tries(count: int) -> Callable[[Any], Any]:
+    """Makes of a test one that tries so many things in CI, and that ``nox -s fuzz`` finds."""
+    is_fuzz = settings.get_current_profile_name() == FUZZ
+    given = settings(
+        max_examples=count * int(os.environ[TIMES_AS_MANY]) if is_fuzz else count,
+        derandomize=not is_fuzz,
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     )
+    return lambda test: pytest.mark.fuzz(given(test))

@@ -11,7 +11,10 @@ looked at it (``sequential.py``):
 * ``source inconsistent``: the source contradicts itself. Nothing is run;
 * ``not testable here``: this machine, or pacbench, lacks what it takes. Nothing is run.
 
-Where a source leaves open which part of a device its workers had, each is judged. A verdict holds if it does for all.
+Where a source leaves open which part of a device its workers had, several are judged. A verdict holds if it does for
+all. Those at both ends come first. As the device gets slower, each part of two steps that is computed gets longer in
+proportion: so their ratio moves one way, and where both ends agree, what lies between them does as well. It is run
+where they differ, to tell where the verdict turns.
 """
 
 from __future__ import annotations
@@ -88,9 +91,15 @@ class Judgement:
         return tuple(part.found for part in self.parts if part.found) or ((self.found,) if self.found else ())
 
     @property
-    def open_parts(self) -> tuple[Part, ...]:
+    def undecided_parts(self) -> tuple[Part, ...]:
         """Those that more rounds may decide."""
         return tuple(part for part in self.parts if part.open_cells)
+
+    @property
+    def open_parts(self) -> tuple[Part, ...]:
+        """Those of them that are to be run next: what lies between two ends has to wait for these."""
+        ends = (self.parts[0], self.parts[-1]) if self.parts else ()
+        return tuple(part for part in self.undecided_parts if part in ends) or self.undecided_parts
 
 
 def judge(claim: Claim, runs: Mapping[str, Run]) -> Judgement:
@@ -103,7 +112,7 @@ def judge(claim: Claim, runs: Mapping[str, Run]) -> Judgement:
         return Judgement(claim, "not testable here", None, claim.not_testable, "", ())
     if claim.arithmetic:
         return Judgement(claim, "source inconsistent", None, claim.arithmetic.text, "", ())
-    parts = tuple(_part(claim, device, runs) for device in claim.devices)
+    parts = _without_what_follows([_part(claim, device, runs) for device in claim.devices])
     verdict, reason, decides = _together(parts)
     explanation = explain(claim, runs) + in_seconds(claim, runs)
     return Judgement(claim, verdict, parts[0].found, reason, explanation, _origins(claim, runs), decides, parts)
@@ -228,6 +237,14 @@ def _more_cases(claim: Claim, share: float) -> str:
     return f"no grid of fewer than {MOST_CASES} cases: the share lies too near to the end"
 
 
+def _without_what_follows(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """Those at the ends alone, where they agree and what lies between was not run far enough to say anything else."""
+    first, last = parts[0], parts[-1]
+    if first.verdict != last.verdict or first.open_cells or last.open_cells:
+        return tuple(parts)
+    return tuple(part for part in parts if part in (first, last) or not part.open_cells)
+
+
 def _together(parts: Sequence[Part]) -> tuple[Verdict, str, str]:
     """The verdict over all shares of a device, its reason, and what would decide it."""
     verdicts = {part.verdict for part in parts}
@@ -238,7 +255,8 @@ def _together(parts: Sequence[Part]) -> tuple[Verdict, str, str]:
         if len({part.reason for part in parts}) == 1:
             each = parts[0].reason
         decides = "; ".join(dict.fromkeys(part.decides for part in parts if part.decides))
-        return parts[0].verdict, f"with every share of the device: {each}", decides
+        shares = f"from {named(parts[0].device)} to {named(parts[-1].device)}"
+        return parts[0].verdict, f"{shares}: {each}", decides
     if verdicts <= HOLDING:
         return "reproduced", f"how far it is exceeded depends on the share of the device ({each})", ""
     left = [f"{named(part.device)}: {part.decides}" for part in parts if part.decides]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from statistics import fmean
 from typing import NamedTuple
 
 from harness.network.topology import Topology
 from harness.plan import predict
 from harness.plan.collectives import Network
 from harness.plan.expected import state_of
-from harness.record.pilot import Fit, Job, Predicted
+from harness.record.pilot import Fit, Job, Predicted, Training
 from harness.scenario.schema import MethodSpec
 
 LEAST_BPS, MOST_BPS = 1e5, 1e13
@@ -32,10 +33,12 @@ class Forecast:
 
     Args:
         network: what its links are, and how many workers it has.
+        per_node: ranks behind each link.
+        beyond_s: what a step that synchronises takes beyond the model, see ``beyond_s``.
     """
 
-    def __init__(self, job: Job, network: Topology) -> None:
-        self.job, self.network = job, network
+    def __init__(self, job: Job, network: Topology, per_node: int = 1, beyond_s: float = 0.0) -> None:
+        self.job, self.network, self.per_node, self.beyond_s = job, network, per_node, beyond_s
 
     def step_s(self, method: MethodSpec, rate_bps: float | None = None) -> float:
         """Seconds of a step in the steady state, without what lies between steps.
@@ -43,8 +46,10 @@ class Forecast:
         Args:
             rate_bps: of every link, both ways; None: the network as it is.
         """
-        network = self._network if rate_bps is None else Network(at_rate(self.network, rate_bps))
-        return predict.step_s(self.job.profile, method, state_of(method), network, self.job.bucket_bytes)
+        network = self._network if rate_bps is None else self._ranks_on(at_rate(self.network, rate_bps))
+        state = state_of(method)
+        modelled_s = predict.step_s(self.job.profile, method, state, network, self.job.bucket_bytes)
+        return modelled_s + self.beyond_s / state.agrees_every
 
     def pace_s(self, method: MethodSpec, rate_bps: float | None = None) -> float:
         """From the end of a step to the end of the next."""
@@ -75,7 +80,23 @@ class Forecast:
 
     @cached_property
     def _network(self) -> Network:
-        return Network(self.network)
+        return self._ranks_on(self.network)
+
+    def _ranks_on(self, network: Topology) -> Network:
+        return Network(network.with_ranks(self.per_node))
+
+
+def beyond_s(trainings: Sequence[Training], modelled: Forecast, plain: Sequence[str]) -> float:
+    """What a step takes beyond the model, by observed trainings with the plain all-reduces; 0 where there are none.
+
+    The model knows nothing of DDP's copies, of the collectives' own work, and of workers that share processors. What it
+    leaves out is taken to be the same in each step that synchronises, and nothing in the others.
+
+    Args:
+        modelled: with nothing beyond the model in it.
+    """
+    found = [each.pace_s - modelled.pace_s(each.method) for each in trainings if each.label in plain]
+    return max(0.0, fmean(found)) if found else 0.0
 
 
 def at_rate(network: Topology, rate_bps: float) -> Topology:

@@ -85,6 +85,8 @@ def cost(
 ) -> Cost:
     """What a training that takes dense so many steps takes with a method, if it goes on as in the pilot.
 
+    Ranks that share a link send about as much over it as one of them by formula: a ring passes each link once.
+
     Args:
         pace_s: from step to step; None: as in the pilot's trainings.
     """
@@ -119,17 +121,19 @@ def faster_links(
 ) -> list[FasterLink]:
     """Hours and money with these methods on links of several times the rate.
 
-    Predicted times are scaled by what was measured over what was predicted on the pilot's own links.
+    What steps took on the pilot's own links beyond what was predicted, they take on faster ones too: it is none of the
+    links'. Where they took less, predicted times are scaled.
     """
-    forecast = Forecast(pilot.job, pilot.network)
-    off = {each.label: each.pace_s / each.predicted_pace_s for each in outcomes}
+    forecast = Forecast(pilot.job, pilot.network, pilot.per_node)
+
+    def pace_s(outcome: Outcome, predicted_s: float) -> float:
+        off_s = outcome.pace_s - outcome.predicted_pace_s
+        return predicted_s + off_s if off_s > 0 else predicted_s * outcome.pace_s / outcome.predicted_pace_s
+
     return [
         FasterLink(
             step.rate_bps,
-            [
-                cost(each, pilot, dense_steps, price, egress, off[each.label] * step.pace_s[each.label])
-                for each in outcomes
-            ],
+            [cost(each, pilot, dense_steps, price, egress, pace_s(each, step.pace_s[each.label])) for each in outcomes],
         )
         for step in upgrades(forecast, [each.method for each in outcomes], RATE_FACTORS)
     ]
@@ -190,7 +194,7 @@ def worth(pilot: Pilot, dense_steps: int, price: Price | None, egress: Price | N
     labels = dict.fromkeys((pilot.plain_label, pilot.sixteen_label, pilot.verdict.label))
     chosen = [outcome for label in labels if (outcome := pilot.outcome(label))]
     costs = [cost(outcome, pilot, dense_steps, price, egress) for outcome in pilot.outcomes]
-    forecast = Forecast(pilot.job, pilot.network)
+    forecast = Forecast(pilot.job, pilot.network, pilot.per_node)
     saved = _saved(costs, pilot)
     return Worth(
         dense_steps=dense_steps,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.cli.attaching import Method, Metric, Observe, Params, Seed, Steps, attachment
-from harness.cli.options import Keep, LinkFile, On, Rate, SetLinks, Workers, command, topology, with_link
+from harness.cli.options import Keep, LinkFile, On, PerNode, Rate, SetLinks, Workers, command, topology, with_link
 from harness.errors import MeasurementError, UsageError
 from harness.plain import visible
 
@@ -40,7 +40,7 @@ def verb(
     seed: Seed = None,
     steps: Steps = None,
     metric: Metric = None,
-    per_node: Annotated[int, typer.Option("--per-node", min=1, max=64, help="Ranks behind each link.")] = 1,
+    per_node: PerNode = 1,
     timeout: Annotated[str | None, typer.Option(metavar="TIME", help="End it after so long, such as 10min.")] = None,
     image: Annotated[
         str | None, typer.Option(help="On docker: what the command runs in; see docker/README.md.")

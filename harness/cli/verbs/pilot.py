@@ -5,21 +5,24 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from harness.cli.console import print_table, say
-from harness.cli.options import Method, On, Rate, SetLinks, Workers, command, topology
+from harness.cli.json_output import OutcomeJson, PilotJson, RecheckJson, print_json, words_aside
+from harness.cli.options import AsJson, Method, On, PerNode, Rate, SetLinks, Workers, command, topology
 from harness.errors import EXIT_INCONCLUSIVE, EXIT_REGRESSION, MeasurementError, UsageError
 
 if TYPE_CHECKING:
     from harness.analysis.pilot.worth import Price
     from harness.network.topology import Topology
     from harness.record.pilot import Pilot
-    from harness.run.piloting import Request
+    from harness.run.pilot.request import Request
+
+ANSWERS = {"holds": "it holds", "drifted": "it has drifted", "cannot tell": "it cannot be told whether it holds"}
 
 SETTINGS = {"allow_interspersed_args": False}
 """What follows the command is the command's own."""
@@ -27,12 +30,20 @@ SETTINGS = {"allow_interspersed_args": False}
 
 def verb(
     command_: Annotated[
-        list[str] | None, typer.Argument(metavar="-- COMMAND...", help="As of `pacbench exec`.")
+        list[str] | None,
+        typer.Argument(
+            metavar="-- COMMAND...", help="As of `pacbench exec`; with --model options: --batch-size, --lr."
+        ),
     ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Train this in place of a command: a name, or FILE.py:NAME.")
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(metavar="DATASET", help="What it is trained on, likewise.")] = None,
     link: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A .toml file with a [link] table; instead of --rate and --set.")
     ] = None,
     workers: Workers = 4,
+    per_node: PerNode = 1,
     rate: Rate = "100mbit",
     set_: SetLinks = None,
     on: On = "auto",
@@ -59,6 +70,7 @@ def verb(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Its folder; default: results/pilot-SCRIPT. Goes on there.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Would compression pay for this script on this network? Look, predict, put to the test, decide.
 
@@ -66,32 +78,59 @@ def verb(
     """
     from harness.cli.progress import tell_of_unknown_commit
     from harness.cluster import registry
-    from harness.run import piloting
+    from harness.run import RESULTS, piloting
 
     prices = _price("--price", price, "h"), _price("--egress", egress, "GB")
     if recheck is not None:
-        _recheck(recheck, command_, link)
+        _recheck(recheck, command_, link, as_json)
         return
-    if not command_:
-        allowed = "what to run, such as: pacbench pilot -- python train.py"
-        raise UsageError.at("command line", "COMMAND", "nothing", allowed)
+    if plan and as_json:
+        raise UsageError.at("command line", "--json", "--plan", "a pilot that runs, or --recheck")
+    words, name = _training(command_ or (), model, dataset)
     network = _network(link, workers) if link else topology(workers, rate, set_)
-    asked = _request(command_, network, registry.choose(on)[0], scenario, method or ())
+    _check_ranks(network, per_node)
+    asked = _request(words, network, registry.choose(on)[0], scenario, method or ())
     asked = replace(
         asked,
+        per_node=per_node,
         tolerance=_share(tolerance),
         steps=steps,
         seeds=seeds,
         tested=tested,
         budget_s=_seconds(budget),
-        out=out or asked.out,
+        out=out or RESULTS / f"pilot-{name}",
     )
     if plan:
         _show_plan(asked)
         return
     tell_of_unknown_commit()
-    found = piloting.pilot(asked, say)
-    _report(found, asked.out, job_steps, prices)
+    with words_aside(as_json):
+        found = piloting.pilot(asked, say)
+        page = _report(found, asked.out, job_steps, prices)
+    if as_json:
+        print_json(_as_json(found, page))
+
+
+def _training(words: Sequence[str], model: str | None, dataset: str | None) -> tuple[list[str], str]:
+    """The command that is looked at, and what it is called: the user's, or our script with his model."""
+    if model is None and dataset is None:
+        if not words:
+            allowed = "what to run, such as: pacbench pilot -- python train.py"
+            raise UsageError.at("command line", "COMMAND", "nothing", allowed)
+        return [*words], next((Path(word).stem for word in words if word.endswith(".py")), Path(words[0]).stem)
+    if model is None or dataset is None:
+        option = "--dataset" if dataset is None else "--model"
+        raise UsageError.at(
+            "command line", option, "nothing", "a name, or FILE.py:NAME; --model and --dataset go together"
+        )
+    from harness.plugins import anchored, plain
+    from harness.programs import python
+    from harness.worker import script
+
+    here = Path.cwd()
+    options = ["--model", anchored(model, here), "--dataset", anchored(dataset, here), *words]
+    script.parsed(options)
+    return python(script.__name__, *options), plain(model)
 
 
 def _request(words: Sequence[str], network: Topology, on: str, scenario: str, only: Sequence[str]) -> Request:
@@ -101,7 +140,7 @@ def _request(words: Sequence[str], network: Topology, on: str, scenario: str, on
     """
     from harness.methods import method_named
     from harness.run import RESULTS
-    from harness.run.piloting import Request
+    from harness.run.pilot.request import Request
     from harness.scenario.load import load
 
     loaded = load(scenario, (), only)
@@ -111,12 +150,12 @@ def _request(words: Sequence[str], network: Topology, on: str, scenario: str, on
     plain = (loaded.baseline, loaded.sixteen_bit)
     suited = [each for each in loaded.methods if each.lr is None and each.optimizer is None]
     chosen = [each for each in suited if each.label in plain or not method_named(each.name).State.is_sixteen_bit]
-    script = next((Path(word).stem for word in words if word.endswith(".py")), Path(words[0]).stem)
     return Request(
         command=tuple(words),
         folder=Path.cwd(),
         environment=dict(os.environ),
         network=network,
+        per_node=1,
         on=on,
         methods=tuple(sorted(chosen, key=lambda each: each.label not in plain)),
         plain=loaded.baseline,
@@ -126,7 +165,7 @@ def _request(words: Sequence[str], network: Topology, on: str, scenario: str, on
         seeds=3,
         tested=3,
         budget_s=None,
-        out=RESULTS / f"pilot-{script}",
+        out=RESULTS,
         command_line=tuple(command()),
     )
 
@@ -151,18 +190,23 @@ def _network(file: Path, workers: int) -> Topology:
     return found
 
 
+def _check_ranks(network: Topology, per_node: int) -> None:
+    if per_node > 1 and network.fabric.names:
+        raise UsageError.at("command line", "--per-node", per_node, "1 where workers are in groups ([fabric])")
+
+
 def _show_plan(asked: Request) -> None:
     from harness.record.pilot import FILE, load
-    from harness.run import piloting
+    from harness.run.pilot.request import stages
     from harness.units import format_time
 
     known = load(asked.out / FILE) if (asked.out / FILE).is_file() else None
     known = known if known and known.command == asked.command else None
     rows = [
         [name, str(count), str(workers), str(steps), _about(known, count, steps)]
-        for name, count, workers, steps in piloting.stages(asked)
+        for name, count, workers, steps in stages(asked)
     ]
-    print_table("what a pilot runs, at most", ["stage", "commands", "workers", "steps of each", "about"], rows)
+    print_table("what a pilot runs, at most", ["stage", "commands", "ranks", "steps of each", "about"], rows)
     labels = ", ".join(each.label for each in asked.methods)
     say(f"looked at: {labels}; put to the test: {asked.plain}, {asked.sixteen}, and the {asked.tested} most promising")
     if known is None:
@@ -181,36 +225,43 @@ def _about(known: Pilot | None, count: int, steps: int) -> str:
     return format_time(count * (known.job.overhead_s + steps * pace_s))
 
 
-def _recheck(file: Path, words: Sequence[str] | None, link: Path | None) -> None:
+def _recheck(file: Path, words: Sequence[str] | None, link: Path | None, as_json: bool) -> None:
     """Look whether a pilot still holds, and end with what was found."""
     from harness.analysis.pilot import drift
     from harness.record.pilot import load
     from harness.run import piloting
+    from harness.run.pilot.request import again
 
     before = load(file)
     if words and tuple(words) != before.command:
         raise UsageError.at("command line", "COMMAND", " ".join(words), f"that of {file}: {' '.join(before.command)}")
     network = _network(link, before.network.workers) if link else before.network
-    asked = piloting.again(before, network, dict(os.environ), file.parent / f"recheck-{time.strftime('%Y%m%d-%H%M%S')}")
-    try:
-        checks = piloting.recheck(before, replace(asked, command_line=tuple(command())), say)
-    except MeasurementError as error:
-        say(f"it cannot be told whether {file} holds: {error}")
-        raise typer.Exit(EXIT_INCONCLUSIVE) from None
-    print_table(
-        f"{file}: {before.verdict.sentence}",
-        ["what", "answer", "found"],
-        [[check.what, check.answer, check.found] for check in checks],
-        ["answer", "found"],
-    )
-    answer = drift.answer(checks)
-    say({"holds": "it holds", "drifted": "it has drifted", "cannot tell": "it cannot be told whether it holds"}[answer])
+    _check_ranks(network, before.per_node)
+    asked = again(before, network, dict(os.environ), file.parent / f"recheck-{time.strftime('%Y%m%d-%H%M%S')}")
+    with words_aside(as_json):
+        try:
+            checks = piloting.recheck(before, replace(asked, command_line=tuple(command())), say)
+        except MeasurementError as error:
+            checks = [drift.Check("all of it", "cannot tell", str(error))]
+        print_table(
+            f"{file}: {before.verdict.sentence}",
+            ["what", "answer", "found"],
+            [[check.what, check.answer, check.found] for check in checks],
+            ["answer", "found"],
+        )
+        answer = drift.answer(checks)
+        say(ANSWERS[answer])
     code = {"holds": 0, "drifted": EXIT_REGRESSION, "cannot tell": EXIT_INCONCLUSIVE}[answer]
+    if as_json:
+        found: list[Any] = [asdict(check) for check in checks]
+        told: RecheckJson = {"answer": answer, "exit_code": code, "checks": found}
+        print_json(told)
     if code:
         raise typer.Exit(code)
 
 
-def _report(found: Pilot, folder: Path, job_steps: int, prices: tuple[Price | None, Price | None]) -> None:
+def _report(found: Pilot, folder: Path, job_steps: int, prices: tuple[Price | None, Price | None]) -> Path:
+    """Write all files and say the answer; returns the page."""
     from harness.analysis.pilot.worth import worth
     from harness.report import pilot as report
 
@@ -222,6 +273,28 @@ def _report(found: Pilot, folder: Path, job_steps: int, prices: tuple[Price | No
         say(f"left out: {sentence}")
     say(f"{found.verdict.sentence} How sure: {found.verdict.sureness}.")
     say(f"for who decides, and who implements: {page}")
+    return page
+
+
+def _as_json(found: Pilot, page: Path) -> PilotJson:
+    told, shown = found.verdict, set(OutcomeJson.__annotations__)
+    methods: list[Any] = [each.model_dump(include=shown) for each in found.outcomes]
+    return {
+        "command": [*found.command],
+        "recommended": told.label,
+        "method": told.method.name,
+        "params": told.method.params,
+        "compress": told.compress,
+        "sentence": told.sentence,
+        "sureness": told.sureness,
+        "reasons": [*told.reasons],
+        "changes": [*told.changes],
+        "break_even_bps": told.break_even_bps,
+        "methods": methods,
+        "left_out": [*found.left_out],
+        "took_s": found.took_s,
+        "written": str(page.parent),
+    }
 
 
 def _share(text: str) -> float:

@@ -8,9 +8,10 @@ import typer
 
 from harness.cli.console import print_table
 from harness.cli.json_output import print_json
-from harness.cli.options import AsJson, LinkFile, Method, On, Rounds, ScenarioName, Set, cpu_count, with_link
+from harness.cli.options import AsJson, LinkFile, Method, On, Rounds, ScenarioName, Set, with_link
 
 if TYPE_CHECKING:
+    from harness.plan.machine import Machine
     from harness.plan.plan import Plan
     from harness.plan.trial import Trial
 
@@ -39,40 +40,44 @@ def verb(
         for topology in dict.fromkeys(trial.expected.built_topology for trial in plan.trials):
             print(topology.script())
     elif as_json:
-        print_json(_as_json(plan))
+        print_json(_as_json(plan, cluster.machine))
     else:
-        _print(plan)
+        _print(plan, cluster.machine)
 
 
-def _as_json(plan: Plan) -> dict[str, Any]:
+def _as_json(plan: Plan, machine: Machine) -> dict[str, Any]:
     from harness.plan.estimate import total_s
 
     return {
         "scenario": plan.scenario.name,
-        "trials": [{**_describe(trial), **_foreseen(trial)} for trial in plan.trials],
-        "total_s": total_s(emulated, cpu_count()) if (emulated := _emulated(plan)) else None,
+        "trials": [{**_describe(trial), **_foreseen(trial, machine)} for trial in plan.trials],
+        "total_s": total_s(emulated, machine) if (emulated := _emulated(plan)) else None,
         "more_seeds": len(plan.more_seeds),
     }
 
 
-def _print(plan: Plan) -> None:
-    from harness.plan.estimate import total_s
+def _print(plan: Plan, machine: Machine) -> None:
+    from harness.plan.estimate import total_as_text, total_s
     from harness.scenario.schema import MOST_EMULATED
     from harness.units import format_time
 
     emulated = _emulated(plan)
-    took = f", about {format_time(total_s(emulated, cpu_count()))}" if emulated else ""
+    took = f", {total_as_text(emulated, machine)}" if emulated else ""
     title = f"{plan.scenario.name}: {len(emulated)} trials{took}"
     if predicted := len(plan.trials) - len(emulated):
         title += f"; {predicted} predicted, with more than the {MOST_EMULATED} workers that can be emulated"
     if plan.more_seeds:
-        more_s = total_s(plan.more_seeds, cpu_count())
+        more_s = total_s(plan.more_seeds, machine)
         title += f"; then up to {len(plan.more_seeds)} more seeds for accuracy, {format_time(more_s)} at most"
     columns = ["method", "round", "workers", "rate", "bytes/step", "lower bound/step", "predicted step", "time"]
-    print_table(title, columns, [_cells(trial) for trial in plan.trials])
+    print_table(title, columns, [_cells(trial, machine) for trial in plan.trials])
+    if any(trial.expected.topology.loses_packets for trial in plan.trials):
+        print(
+            "Links lose packets. What waiting for them takes is not in these times: steps may be several times longer."
+        )
 
 
-def _cells(trial: Trial) -> list[str]:
+def _cells(trial: Trial, machine: Machine) -> list[str]:
     from harness.plan.estimate import time_s
     from harness.units import format_rate, format_size, format_time
 
@@ -85,7 +90,7 @@ def _cells(trial: Trial) -> list[str]:
         format_size(known.wire_bytes_per_step),
         format_time(known.lower_bound_s_per_step),
         format_time(known.predicted_step_s) if known.predicted_step_s else "no profile",
-        format_time(time_s(trial, cpu_count())) if trial.case.can_be_emulated else "predicted",
+        format_time(time_s(trial, machine)) if trial.case.can_be_emulated else "predicted",
     ]
 
 
@@ -94,14 +99,14 @@ def _emulated(plan: Plan) -> list[Trial]:
     return [trial for trial in plan.trials if trial.case.can_be_emulated]
 
 
-def _foreseen(trial: Trial) -> dict[str, Any]:
+def _foreseen(trial: Trial, machine: Machine) -> dict[str, Any]:
     from harness.plan.estimate import time_s
 
     known = trial.expected
     return {
         "wire_bytes_per_step": known.wire_bytes_per_step,
         "lower_bound_s_per_step": known.lower_bound_s_per_step,
-        "time_s": time_s(trial, cpu_count()) if trial.case.can_be_emulated else None,
+        "time_s": time_s(trial, machine) if trial.case.can_be_emulated else None,
         "predicted_step_s": known.predicted_step_s,
         "memory_bytes": known.memory_bytes,
     }

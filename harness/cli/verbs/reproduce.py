@@ -11,7 +11,7 @@ import typer
 
 from harness.cli.console import print_table, say
 from harness.cli.json_output import print_json, words_aside
-from harness.cli.options import AsJson, On, command, cpu_count
+from harness.cli.options import AsJson, On, command
 from harness.errors import MeasurementError, UsageError
 from harness.files import NoRoomError
 from harness.run import RESULTS
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from harness.analysis.claims.figures import Run
     from harness.analysis.claims.judgements import Judgement
     from harness.analysis.claims.schema import Claim
+    from harness.plan.machine import Machine
     from harness.plan.plan import Plan
     from harness.report.figures.registry import Drawing
 
@@ -55,10 +56,11 @@ def verb(
     planned = plans.plans(chosen, lambda scenario: plan_on(scenario, registry.make(kind)), quick)
     runs = {name: Run(each, latest_run(each), too_large=_too_large(each)) for name, each in planned.items()}
     with words_aside(as_json):
-        _announce(chosen, runs)
+        machine = registry.make(kind).machine
+        _announce(chosen, runs, machine)
         if plan:
             return
-        runs, failed = reproduce(chosen, runs, lambda name, run, part: _carry_out(run, part, kind, why), cpu_count())
+        runs, failed = reproduce(chosen, runs, lambda name, run, part: _carry_out(run, part, kind, why), machine)
         judged = [judgements.judge(each, runs) for each in chosen]
         _report_runs(runs)
         collected = provenance.collect(command())
@@ -78,7 +80,7 @@ def _too_large(plan: Plan) -> dict[str, str]:
     return {label: allowed for label, (_, allowed) in too_large(plan.trials).items()}
 
 
-def _announce(chosen: Sequence[Claim], runs: Mapping[str, Run]) -> None:
+def _announce(chosen: Sequence[Claim], runs: Mapping[str, Run], machine: Machine) -> None:
     """Show what is about to run: at least, since no verdict is looked for earlier, and at most, if none comes early."""
     from harness.analysis.claims.judgements import judge
     from harness.analysis.claims.sequential import FIRST_LOOK
@@ -89,8 +91,10 @@ def _announce(chosen: Sequence[Claim], runs: Mapping[str, Run]) -> None:
     judged = [judge(claim, runs) for claim in chosen]
     rows, least_s, most_s = [], 0.0, 0.0
     for name, run in runs.items():
-        left = [pending(run, needed(name, run, judged, rounds)) for rounds in (range(FIRST_LOOK), ALL_ROUNDS)]
-        seconds = [total_s(trials, cpu_count()) if trials else 0.0 for trials in left]
+        least = needed(name, run, judged, range(FIRST_LOOK))
+        most = needed(name, run, judged, ALL_ROUNDS, at_most=True)
+        left = [pending(run, part) for part in (least, most)]
+        seconds = [total_s(trials, machine) if trials else 0.0 for trials in left]
         least_s, most_s = least_s + seconds[0], most_s + seconds[1]
         counts = [str(len(each)) for each in (run.plan.trials, *left)]
         rows.append([name, *counts, " to ".join(dict.fromkeys(map(format_time, seconds)))])
@@ -114,7 +118,7 @@ def _carry_out(run: Run, part: Plan, kind: str, why: str) -> tuple[Run, int]:
 
     store, cluster = run.store or session.new_store(run.plan), registry.make(kind)
     try:
-        result = session.run(part, store, cluster, command(), ProgressBar(f"on {cluster.name} ({why})"))
+        result = session.run(part, store, cluster, command(), ProgressBar(cluster, why))
         return replace(run, store=store), result.failed
     except NoRoomError:
         raise

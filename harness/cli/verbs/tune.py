@@ -80,7 +80,7 @@ def _tried(
         cluster = registry.make(kind)
         plan = plan_on(tuning.stage(asked, rates, seeds, steps), cluster)
         store = Store.create(tuning.stage_folder(folder, number), plan.scenario)
-        result = session.run(plan, store, cluster, command(), ProgressBar(f"on {kind} ({why})"))
+        result = session.run(plan, store, cluster, command(), ProgressBar(cluster, why))
         found = tuning.judge(asked, result.trials, rates)
         tried = tuning.together(tried, found) if tried else found
         edges = [each for each in tried if each.is_at_edge]

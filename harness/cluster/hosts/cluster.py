@@ -20,9 +20,9 @@ from typing_extensions import Self
 from harness import programs
 from harness.cluster import registry
 from harness.cluster.connection import STOP_GRACE_S, AgentConnection, Conversation
-from harness.cluster.emulated import preload_request
+from harness.cluster.emulated import measured_again, preload_request
 from harness.cluster.fleet import Fleet
-from harness.cluster.hosts import agent, interface
+from harness.cluster.hosts import agent, interface, shaper
 from harness.cluster.hosts.follower import NEEDED, RETURN_S
 from harness.cluster.hosts.greeting import receive, turn_away, welcome
 from harness.cluster.hosts.launch import Launch
@@ -45,6 +45,7 @@ from harness.network.addresses import WORKER_INTERFACE, worker_name
 from harness.network.readings import Readings
 from harness.network.topology import Topology
 from harness.plain import visible
+from harness.plan.machine import this_machine
 from harness.provenance import code_digest, machine
 from harness.scenario.links import Link, Pipe
 from harness.scenario.properties import UNSHAPED
@@ -60,8 +61,6 @@ MOST_CLOCK_S = 1.0
 HELLO_TIMEOUT_S, SHAPE_TIMEOUT_S, PRELOAD_TIMEOUT_S, PROBE_TIMEOUT_S = 60.0, 60.0, 300.0, 180.0
 
 LARGEST_MTU_BYTES = 9000
-
-MEASURED_AT_MOST = 3
 
 
 class HostConnection(Conversation):
@@ -115,6 +114,7 @@ class HostsCluster:
     """
 
     name = registry.HOSTS
+    machine = this_machine()
     changes_links = False
 
     def __init__(
@@ -177,7 +177,11 @@ class HostsCluster:
                     HostConnection(connection).close()
 
     def __enter__(self) -> Self:
-        self.gather()
+        try:
+            self.gather()
+        except BaseException:
+            self.close()  # who has come already need not look for this one again
+            raise
         return self
 
     def __exit__(
@@ -215,7 +219,7 @@ class HostsCluster:
         Raises:
             ClusterBrokenError: fewer ranks are left than are needed, and none comes back.
         """
-        if self._current and self._current[:2] == (topology, resources) and all(map(_is_there, self._used)):
+        if self._current and self._current[:2] == (topology, resources) and self._all_are_there():
             return self._current[2]
         self._current = None
         self.check(topology, resources)
@@ -227,18 +231,24 @@ class HostsCluster:
             if self._shape:
                 up, down = (topology.link.pipe(worker_name(worker), way).rate_bps for way in ("up", "down"))
                 _ask(host, ShapeLink(up_bps=up, down_bps=down), SHAPE_TIMEOUT_S)
-        readings = self._measured(topology)
+        readings = measured_again(lambda: self._measured(topology))
         if complaints := readings.complaints():
             raise MeasurementError("; ".join(complaints))
         self._current = (topology, resources, readings)
         return readings
 
     def verify(self) -> Readings:
-        """See ``Cluster.verify``."""
+        """See ``Cluster.verify``; where ranks were lost, before or meanwhile, others take their places."""
         if self._current is None:
             raise MeasurementError("the links cannot be measured again: a host is gone")
         topology, resources, _ = self._current
-        return self._measured(topology) if all(map(_is_there, self._used)) else self.use(topology, resources)
+        try:
+            if self._all_are_there():
+                return measured_again(lambda: self._measured(topology))
+        except MeasurementError:
+            if self._all_are_there():
+                raise
+        return self.use(topology, resources)
 
     def share_file(self, file: Path) -> None:
         """See ``Cluster.share_file``: every host must have it already.
@@ -276,6 +286,9 @@ class HostsCluster:
         told = ("rank", "host", "address", "interface", "torch")
         return {"hosts": [{name: getattr(host.hello, name) for name in told} for host in self._hosts.values()]}
 
+    def _all_are_there(self) -> bool:
+        return all(host.conversation.alive for host in self._used)
+
     def _as_named(self, message: Trained) -> Trained:
         """What a host calls its interface, all others call the worker's."""
         own = self._used[int(message.node.removeprefix("w"))].hello.interface
@@ -283,14 +296,6 @@ class HostsCluster:
         return replace(message, queues=queues)
 
     def _measured(self, topology: Topology) -> Readings:
-        """The links, measured; again where they are not what was asked, since a busy host only seems to be slow."""
-        for _ in range(MEASURED_AT_MOST):
-            readings = self._measured_once(topology)
-            if not readings.complaints():
-                break
-        return readings
-
-    def _measured_once(self, topology: Topology) -> Readings:
         mtu_bytes = psutil.net_if_stats()[self._used[0].hello.interface].mtu
         spec = {
             "addresses": [host.hello.address for host in self._used],
@@ -321,14 +326,17 @@ class HostsCluster:
         Raises:
             ClusterBrokenError: they do not come.
         """
-        lost = [rank for rank, host in self._hosts.items() if not _is_there(host)]
-        for rank in lost:
-            self._hosts.pop(rank).conversation.close()
         deadline = time.monotonic() + patience_s
-        while len(self._hosts) + (0 not in self._hosts) < needed:
+        while self._count() < needed:
             self._accept(deadline, needed)
         if 0 not in self._hosts:
             self._begin_here()
+
+    def _count(self) -> int:
+        """How many ranks are there, rank 0 among them. Those that are lost are forgotten."""
+        for rank in [rank for rank, host in self._hosts.items() if not _is_there(host)]:
+            self._hosts.pop(rank).conversation.close()
+        return len({0, *self._hosts})
 
     def _accept(self, deadline: float, needed: int) -> None:
         assert self._listener
@@ -359,6 +367,8 @@ class HostsCluster:
     def _begin_here(self) -> None:
         """Start rank 0's own agent."""
         name, address = interface.chosen(*self._asked, "")
+        if not self._shape:
+            shaper.check_unshaped(name)
         hello = Hello(
             rank=0,
             world_size=self._launch.world_size,

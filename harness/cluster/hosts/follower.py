@@ -7,7 +7,7 @@ import time
 from importlib.metadata import version
 
 from harness import programs
-from harness.cluster.hosts import agent, interface
+from harness.cluster.hosts import agent, interface, shaper
 from harness.cluster.hosts.greeting import AGAIN_S, come, nonce
 from harness.cluster.hosts.launch import Launch
 from harness.cluster.netns import ONE_THREAD, PROGRAMS
@@ -39,6 +39,8 @@ def follow(
             try:
                 name, own = interface.chosen(asked_interface, asked_address, connection.getsockname()[0])
                 programs.require(*NEEDED)
+                if not shape:
+                    shaper.check_unshaped(name)
                 problem: UsageError | MeasurementError | None = None
             except (UsageError, MeasurementError) as error:
                 name, own, problem = "", "", error

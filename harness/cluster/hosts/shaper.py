@@ -3,7 +3,8 @@
 What a host sends passes a token bucket at the interface. What it gets is redirected to a device of ours (ifb) and
 passes a bucket there (tc-mirred(8)). A process of its own does both and waits on a pipe: when whoever asked has ended,
 by an exit or by SIGKILL, it puts the interface back and ends. Our bucket's handle and our device's name tell what is
-ours, so that the next one finds what was left where this process itself was killed.
+ours, so that the next one finds what was left where this process itself was killed. While it lives it holds a name of
+the interface's own, and no other process shapes it or puts it back.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import signal
 import socket
 import sys
+import time
 from contextlib import suppress
 from subprocess import PIPE
 from typing import Any
@@ -33,7 +35,9 @@ DEVICES = "pacbench-"
 """What the names of our own devices begin with."""
 
 INGRESS = "ingress"
-REQUEST_TIMEOUT_S = 60
+
+PREDECESSOR_S, AGAIN_S = 10.0, 0.1
+"""How long whoever shaped the interface before may take to put it back, and how often that is looked at."""
 
 
 class Shaper:
@@ -46,7 +50,7 @@ class Shaper:
     def __init__(self, interface: str | None) -> None:
         self._interface = interface
         self._guard: Any = None
-        """The process that shapes, once one was asked for."""
+        """The process that shapes, once one was asked for; another one, where that was killed."""
 
     def __call__(self, request: ShapeLink) -> None:
         """Shape it.
@@ -58,7 +62,7 @@ class Shaper:
         if self._interface is None:
             found, allowed = "neither", "both, on every host whose link is to be shaped"
             raise UsageError.at("command line", "--shape with --interface", found, allowed)
-        if self._guard is None:
+        if self._guard is None or self._guard.poll() is not None:
             command = programs.python(__name__, self._interface)
             self._guard = programs.start(command, stdin=PIPE, stdout=PIPE, text=True, start_new_session=True)
         try:
@@ -78,8 +82,34 @@ class Shaper:
 
 
 def ingress_device(interface: str) -> str:
-    """Our device through which passes what an interface gets: of its number, since names have at most 15 letters."""
-    return f"{DEVICES}{socket.if_nametoindex(interface)}"
+    """Our device through which passes what an interface gets: of its number, since names have at most 15 letters.
+
+    Raises:
+        MeasurementError: there is no such interface any more.
+    """
+    try:
+        return f"{DEVICES}{socket.if_nametoindex(interface)}"
+    except OSError:
+        raise MeasurementError(f"{interface}: there is no such interface any more") from None
+
+
+def hold(interface: str) -> socket.socket:
+    """Be the only one who shapes an interface until the socket is closed, or this process has ended in any way.
+
+    A name in the abstract namespace belongs to one network namespace, as interfaces do, and ends with who took it
+    (unix(7)).
+
+    Raises:
+        OSError: somebody else holds it.
+    """
+    name = ingress_device(interface)
+    held = socket.socket(socket.AF_UNIX)
+    try:
+        held.bind(f"\0{name}")
+    except OSError:
+        held.close()
+        raise
+    return held
 
 
 def shape(interface: str, up_bps: int | None, down_bps: int | None) -> None:
@@ -106,21 +136,40 @@ def shape(interface: str, up_bps: int | None, down_bps: int | None) -> None:
 
 
 def shaped() -> list[str]:
-    """The interfaces of this host that have a queue of ours."""
+    """The interfaces of this host that have a queue or a device of ours."""
     every: list[dict[str, Any]] = json.loads(run(["tc", "-j", "qdisc", "show"]))
-    return sorted({each["dev"] for each in every if each["handle"] == HANDLE and not each["dev"].startswith(DEVICES)})
+    queued = {each["dev"] for each in every if each["handle"] == HANDLE}
+    numbers = {name: number for number, name in socket.if_nameindex()}
+    ours = {name for name in numbers if name.startswith(DEVICES)}
+    return [
+        name
+        for name, number in numbers.items()
+        if name not in ours and (name in queued or f"{DEVICES}{number}" in ours)
+    ]
+
+
+def check_unshaped(interface: str) -> None:
+    """Refuse an interface that is to be used as it is, and is not: it has a queue of ours.
+
+    Raises:
+        UsageError: another run shapes it, or one that was killed has left it so.
+    """
+    if interface in shaped():
+        allowed = "one as it is; what a run that was killed has left there, `pacbench clean` puts back"
+        raise UsageError.at("command line", "--interface", f"{interface}, shaped by pacbench", allowed)
 
 
 def put_back(interface: str) -> None:
     """Remove what is ours of an interface, and nothing else."""
     kinds = {each["kind"]: each["handle"] for each in _queues(interface)}
-    lines = [f"qdisc del dev {interface} root"] if HANDLE in kinds.values() else []
     device = ingress_device(interface)
-    if device in (name for _, name in socket.if_nameindex()):
-        lines += [f"qdisc del dev {interface} {INGRESS}"] if INGRESS in kinds else []
-        run_lines("ip", None, [f"link del {device}"])
+    has_device = device in (name for _, name in socket.if_nameindex())
+    lines = [f"qdisc del dev {interface} root"] if HANDLE in kinds.values() else []
+    lines += [f"qdisc del dev {interface} {INGRESS}"] if has_device and INGRESS in kinds else []
     if lines:
         run_lines("tc", None, lines)
+    if has_device:  # after what was redirected to it
+        run_lines("ip", None, [f"link del {device}"])
 
 
 def _check_free(interface: str) -> None:
@@ -148,22 +197,51 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # only the end of who asked ends this
     try:
-        for line in sys.stdin:
-            print(json.dumps(_answer(interface, json.loads(line))), flush=True)
-    finally:
-        put_back(interface)
+        held = _hold_soon(interface)
+    except (UsageError, MeasurementError) as error:
+        sys.stdin.readline()
+        _say("usage" if isinstance(error, UsageError) else "failed", str(error))
+        return
+    with held:
+        try:
+            for line in sys.stdin:
+                _answer(interface, json.loads(line))
+        finally:
+            put_back(interface)
 
 
-def _answer(interface: str, asked: dict[str, Any]) -> dict[str, str]:
+def _hold_soon(interface: str) -> socket.socket:
+    """``hold``, once whoever shaped it before has ended.
+
+    Raises:
+        UsageError: that does not end.
+    """
+    deadline = time.monotonic() + PREDECESSOR_S
+    while True:
+        try:
+            return hold(interface)
+        except OSError:
+            if time.monotonic() > deadline:
+                allowed = "one that no other run shapes"
+                raise UsageError.at("command line", "--interface", interface, allowed) from None
+            time.sleep(AGAIN_S)
+
+
+def _answer(interface: str, asked: dict[str, Any]) -> None:
     try:
         shape(interface, asked["up_bps"], asked["down_bps"])
     except UsageError as error:
-        return {"kind": "usage", "reason": str(error)}
+        _say("usage", str(error))
     except MeasurementError as error:
         with suppress(MeasurementError):
             put_back(interface)
-        return {"kind": "failed", "reason": str(error)}
-    return {"kind": "done"}
+        _say("failed", str(error))
+    else:
+        _say("done")
+
+
+def _say(kind: str, reason: str = "") -> None:
+    print(json.dumps({"kind": kind, "reason": reason}), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,31 @@
+"""What trials run on: what a plan must know of it, before anything has run there."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import NamedTuple
+
+NETWORK_S = 3.0
+"""To build a network, and to measure it twice."""
+
+
+class Machine(NamedTuple):
+    """What trials run on, as far as that says how long they take: a computer, or a kernel within one."""
+
+    cpu_count: int
+    carried_bps: float = math.inf
+    """What the links of all workers carry together, about, while workers train; where more is asked for, time runs
+    slower."""
+    bring_up_s: float = 6.0
+    """Until a cluster is there, with torch."""
+    network_s: float = NETWORK_S
+    trial_s: float = 0.6
+    """What a trial takes beside its steps: processes that start, meet, evaluate and end."""
+    error_s: float = 0.0
+    """How uncertain it stays what the machine adds to a step, in real seconds: see ``run/added.py``."""
+
+
+def this_machine() -> Machine:
+    """The computer, with the CPUs that this process may use."""
+    return Machine(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

@@ -1,0 +1,224 @@
+"""Where a pilot's commands are run, one after the other, within its budget.
+
+Every command that runs has a folder of its own, named by all that makes it this experiment: what is there already is
+not run again. Before each the time that is left is looked at; what has no room is left out, and said so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+from harness import attach, provenance
+from harness.attach.attachment import Attachment
+from harness.attach.orders import LOOK_STEPS
+from harness.cluster import registry
+from harness.errors import MeasurementError, UsageError
+from harness.files import as_name, make_folder
+from harness.messages import Output
+from harness.network.topology import Topology
+from harness.plan.machine import NETWORK_S
+from harness.plugins import file_of
+from harness.record.execution import FILE as RECORD
+from harness.record.execution import Execution
+from harness.record.pilot import Job, Training
+from harness.run.attached import FINDINGS, execute_attached
+from harness.run.command import Job as CommandJob
+from harness.run.pilot.found import Found
+from harness.run.pilot.look import job_of
+from harness.run.pilot.request import ATTACHED_WORKERS, Request, Tell
+from harness.run.pilot.trained import training_of
+from harness.scenario.properties import UNSHAPED
+from harness.scenario.schema import MethodSpec
+from harness.units import format_time
+
+MOST_LONGER = 5.0
+"""Times the steps of the plain all-reduces that a method with shorter ones makes at most."""
+
+
+class Bench:
+    """Where commands are run, one after the other, within a budget."""
+
+    def __init__(self, request: Request, tell: Tell) -> None:
+        self._request, self._tell = request, tell
+        self._began_s = time.monotonic()
+        self._overheads_s: list[float] = []
+        self._without_room: dict[str, list[int]] = {}
+        self._failed: list[str] = []
+        make_folder(request.out)
+
+    @property
+    def left_out(self) -> list[str]:
+        """What had no room in the budget, or failed, a sentence each."""
+        seeds = [
+            f"{label} ({'seed' if len(own) == 1 else 'seeds'} {', '.join(map(str, own))})"
+            for label, own in self._without_room.items()
+        ]
+        return [*([f"No room in the budget had {'; '.join(seeds)}."] if seeds else []), *self._failed]
+
+    @property
+    def passed_s(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self._began_s
+
+    @property
+    def _left_s(self) -> float:
+        return math.inf if self._request.budget_s is None else self._request.budget_s - self.passed_s
+
+    def job(self, attempt: int = 0) -> Job:
+        """The user's job, looked at.
+
+        Args:
+            attempt: which look at it; each is a command of its own.
+
+        Raises:
+            MeasurementError: the script cannot be attached to, fails, or takes longer than the budget.
+        """
+        request = self._request
+        look = tuple((method.name, method.params) for method in request.methods)
+        attachment = Attachment(seed=attempt, steps=LOOK_STEPS, look=look)
+        unshaped = Topology.model_validate({"workers": ATTACHED_WORKERS, "link": {"rate": UNSHAPED}})
+        self._tell(f"looking at the job: {LOOK_STEPS} steps on {ATTACHED_WORKERS} workers, unshaped")
+        found, folder = self._run("job", unshaped, 1, attachment)
+        if found.ending == "timed out":
+            raise MeasurementError(
+                f"the budget of {format_time(request.budget_s or 0.0)} ended while the script was looked at: "
+                "one look takes longer than that"
+            )
+        if why := _why_not(found):
+            raise MeasurementError(f"the script cannot be looked at: {why}")
+        return job_of(attach.read(folder / FINDINGS), request.methods, found.wall_time_s)
+
+    def train_in_turns(self, found: Found, methods: Sequence[MethodSpec]) -> None:
+        """Train with each method, seed by seed, as long as there is room."""
+        for seed in range(self._request.seeds):
+            for method in methods:
+                training = self.train(method, seed, found.job)
+                if training is not None:
+                    found.trainings.append(training)
+
+    def train(self, method: MethodSpec, seed: int, job: Job, steps: int | None = None) -> Training | None:
+        """The script with a method on the emulated network; None where there is no room, or it failed.
+
+        Args:
+            steps: how many; None: as many as the 16-bit all-reduce makes in that time, or what was asked for if that is
+                more.
+
+        Raises:
+            MeasurementError: it failed as the user has it, without a method.
+        """
+        request = self._request
+        is_plain = method.label == request.plain
+        attachment = Attachment(
+            method=None if is_plain else method.name,
+            params={} if is_plain else method.params,
+            seed=seed,
+            shifts_seeds=True,
+            steps=steps or self._steps(method, job),
+        )
+        what = f"{method.label}, seed {seed}"
+        where = request.network, request.per_node
+        folder = self._folder(method.label, *where, attachment)
+        needs_s = self._expected_s(method, job)
+        if not _is_done(folder) and needs_s > self._left_s:
+            self._without_room.setdefault(method.label, []).append(seed)
+            return None
+        self._tell(f"training: {what}, about {format_time(needs_s)}")
+        found, folder = self._run(method.label, *where, attachment)
+        why = _why_not(found)
+        if found.ending == "timed out":
+            self._without_room.setdefault(method.label, []).append(seed)
+            return None
+        if why and is_plain:
+            raise MeasurementError(f"the script fails on this network: {why}")
+        if why:
+            self._failed.append(f"{what}: {why}.")
+            return None
+        try:
+            training = training_of(method, seed, found, folder.relative_to(request.out))
+        except MeasurementError as error:
+            if is_plain:
+                raise
+            self._failed.append(f"{error}.")
+            return None
+        self._overheads_s.append(max(0.0, NETWORK_S + training.wall_s - training.steps * training.pace_s))
+        return training
+
+    def _steps(self, method: MethodSpec, job: Job) -> int:
+        known = self._request.forecast(job)
+        shorter = known.pace_s(self._request.method(self._request.sixteen)) / known.pace_s(method)
+        is_plain = method.label in (self._request.plain, self._request.sixteen)
+        return self._request.steps if is_plain else round(self._request.steps * min(MOST_LONGER, max(1.0, shorter)))
+
+    def _expected_s(self, method: MethodSpec, job: Job) -> float:
+        """What a training will take about: its steps as predicted, and the rest as it was until now."""
+        overhead_s = fmean(self._overheads_s) if self._overheads_s else job.overhead_s
+        return overhead_s + self._steps(method, job) * self._request.forecast(job).pace_s(method)
+
+    def _run(self, label: str, network: Topology, per_node: int, attachment: Attachment) -> tuple[Execution, Path]:
+        """Run a command, unless it has been; its record and folder."""
+        request, folder = self._request, self._folder(label, network, per_node, attachment)
+        if _is_done(folder):
+            return Execution.load(folder), folder
+        shutil.rmtree(folder, ignore_errors=True)
+        make_folder(folder)
+        timeout_s = None if request.budget_s is None else max(1.0, self._left_s)
+        job = CommandJob(request.command, request.folder, request.environment, per_node, timeout_s)
+        cluster = registry.make_for_commands(request.on)
+        with (folder / "output.txt").open("w", encoding="utf-8") as output:
+
+            def hear(said: Output) -> None:
+                output.writelines(f"{said.node} | {line}\n" for line in said.lines)
+
+            found = execute_attached(cluster, network, job, attachment, hear, request.command_line, folder)
+        found.save(folder)
+        return found, folder
+
+    def _folder(self, label: str, network: Topology, per_node: int, attachment: Attachment) -> Path:
+        request = self._request
+        parts = (
+            provenance.code_digest(),
+            *request.command,
+            str(request.folder),
+            *files_digest(request.command, request.folder),
+            network.model_dump_json(),
+            str(per_node),
+            attachment.model_dump_json(),
+        )
+        digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+        return request.out / "runs" / f"{as_name(label)[:60]}-{digest}"
+
+
+def files_digest(command: Sequence[str], folder: Path) -> list[str]:
+    """Hashes of the files that a command names, plug-ins too: of a script that has changed nothing is known."""
+    found = []
+    for word in command:
+        path = folder / (file_of(word) or word)
+        if len(word) < 4096 and os.path.isfile(path) and path.stat().st_size < 10_000_000:
+            found.append(hashlib.sha256(path.read_bytes()).hexdigest())
+    return found
+
+
+def _is_done(folder: Path) -> bool:
+    """Whether a command has run to its end there."""
+    if not (folder / RECORD).is_file():
+        return False
+    try:
+        return _why_not(Execution.load(folder)) is None
+    except UsageError:
+        return False
+
+
+def _why_not(found: Execution) -> str | None:
+    """Why a command's findings cannot be used; None: they can."""
+    if found.ending != "finished":
+        return f"{found.ending}, {found.reason}"
+    if found.drift:
+        return f"the links had changed after it: {'; '.join(found.drift)}"
+    return found.training.shortfall if found.training else "nothing was observed"

@@ -1,0 +1,48 @@
+"""What the record of a command tells of the training in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.errors import MeasurementError
+from harness.record.execution import Execution
+from harness.record.pilot import Training
+from harness.scenario.schema import MethodSpec
+
+FEWEST_STEADY = 3
+"""Steps that a pace is made of, at least."""
+
+
+def training_of(method: MethodSpec, seed: int, found: Execution, record: Path) -> Training:
+    """What a record tells of a training.
+
+    Raises:
+        MeasurementError: it ended before its steady state.
+    """
+    seen = found.training
+    if seen is None or seen.step_s is None or seen.exposed_s is None or seen.steady_from_step is None:
+        steps = seen.steps if seen else 0
+        raise MeasurementError(f"{method.label}: the script ended after {steps} steps, before its steady state")
+    steady = seen.curve[seen.steady_from_step - 1 :]
+    if len(steady) < FEWEST_STEADY:
+        raise MeasurementError(
+            f"{method.label}: {seen.steps} steps have no steady state, which begins at step {seen.steady_from_step}"
+        )
+    memory = [use.peak_memory_bytes for use in found.uses if use.peak_memory_bytes is not None]
+    return Training(
+        label=method.label,
+        method=method,
+        seed=seed,
+        steps=seen.steps,
+        pace_s=(steady[-1].time_s - steady[0].time_s) / (len(steady) - 1),
+        exposed_s=seen.exposed_s,
+        compute_s=seen.step_s - seen.exposed_s,
+        encode_s=seen.encode_s,
+        decode_s=seen.decode_s,
+        sent_bytes=seen.sent_bytes,
+        formula_bytes=seen.formula_bytes,
+        peak_memory_bytes=max(memory, default=None),
+        losses=tuple(step.loss for step in seen.curve),
+        wall_s=found.wall_time_s,
+        record=str(record),
+    )
