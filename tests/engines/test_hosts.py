@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from host import PACBENCH, has_trained, run_pacbench, wait_until
+from host import PACBENCH, has_trained, run_pacbench, some_trial_is_done, wait_until
 from machines import Machines
 from shared_run import columns
 
@@ -169,6 +169,7 @@ def test_a_host_that_vanishes_costs_one_trial_and_another_takes_its_place(hosts:
     switch = hosts.machines["switch"]
     try:
         with started(hosts, 3, *asked, "--out", str(tmp_path / "run")) as ranks:
+            wait_until(lambda: some_trial_is_done(tmp_path / "run"))
             wait_until(lambda: any(map(has_trained, workers_of(ranks[1]))))
             switch.run("ip", "link", "set", "to-h2", "down")
             codes, said = ended([ranks[0], ranks[2]])

@@ -92,12 +92,23 @@ def test_ranks_train_and_what_is_measured_stands_in_the_rows(ranks: Ranks) -> No
 def test_an_agent_that_is_killed_costs_one_trial_and_comes_back(ranks: Ranks) -> None:
     for rank in range(RANKS):
         ranks.start(rank, *("--set", "train.steps=200", "--set", "train.eval_every=200"))
+    wait_until(lambda: some_trial_is_done(ranks.folder / "run"))  # before, its agent may be reading data, or measuring
     wait_until(lambda: any(map(has_trained, _workers(ranks, 2))))
     ranks.agent_of(2).send_signal(signal.SIGKILL)
     assert ranks.codes() == {0: 5, 1: 0, 2: 0}
     rows = Store.open(ranks.folder / "run").trials()
     assert sorted(rows["status"]) == ["crashed", "done"], rows["reason"].to_dict()
     assert "w2: its host is gone" in rows[rows["status"] == "crashed"]["reason"].iloc[0]
+
+
+def test_an_agent_that_is_killed_before_any_trial_comes_back(ranks: Ranks) -> None:
+    for rank in range(RANKS):
+        ranks.start(rank, *("--set", "train.steps=8", "--set", "train.eval_every=8"))
+    wait_until(lambda: _workers(ranks, 2))
+    ranks.agent_of(2).send_signal(signal.SIGKILL)
+    assert ranks.codes()[2] == 0
+    rows = Store.open(ranks.folder / "run").trials()
+    assert "done" in set(rows["status"]), rows["reason"].to_dict()
 
 
 def _workers(ranks: Ranks, rank: int) -> list[psutil.Process]:

@@ -318,7 +318,11 @@ class HostsCluster:
         everyone = Fleet("its host is gone")
         for host in self._hosts.values():
             everyone.add(worker_name(host.hello.rank), host.conversation)
-        everyone.request(dict.fromkeys(map(worker_name, self._hosts), request), PRELOAD_TIMEOUT_S)
+        try:
+            everyone.request(dict.fromkeys(map(worker_name, self._hosts), request), PRELOAD_TIMEOUT_S)
+        except MeasurementError:
+            if all(map(_is_there, self._hosts.values())):
+                raise  # else whoever comes back is asked then
 
     def _await(self, needed: int, patience_s: float) -> None:
         """Have so many ranks there, rank 0 among them.
