@@ -19,7 +19,7 @@ class Quality(NamedTuple):
     metric: Metric
     difference: Estimate | None
     """The final metric minus the baseline's. For accuracies it is a share of all samples, for a loss or a perplexity a
-    share of the baseline's. None where no seed was trained by both."""
+    share of the baseline's size. None where no seed was trained by both."""
     keeps: Keeps
 
 
@@ -37,7 +37,7 @@ def quality(trials: pd.DataFrame, label: str, baseline: str, metric: Metric, tol
     own, base = (learnt[learnt["label"] == each].set_index("round")[column] for each in (label, baseline))
     pairs = pd.DataFrame({"own": own, "base": base}, dtype=float).dropna()
     differences = pairs["own"] - pairs["base"]
-    found = mean((differences if metric == "accuracy" else differences / pairs["base"]).to_numpy())
+    found = mean((differences if metric == "accuracy" else differences / pairs["base"].abs()).to_numpy())
     diverged = ((trials["label"] == label) & (trials["status"] == DIVERGED)).any()
     return Quality(metric, found, "no" if diverged else _keeps(found, metric, tolerance))
 

@@ -26,21 +26,29 @@ def begin() -> None:
 
 
 def _seed_when_imported(seed: int, shifts: bool) -> None:
-    for name in ("random", "numpy.random"):
-        after_import(name, lambda module: _seed(module, "seed", seed, shifts))
+    for name, parameter in (("random", "a"), ("numpy.random", "seed")):
+        after_import(name, functools.partial(_seed, name="seed", parameter=parameter, seed=seed, shifts=shifts))
 
 
-def _seed(module: ModuleType, name: str, seed: int, shifts: bool) -> None:
-    """Begin a module's randomness, by its function of that name."""
+def _seed(module: ModuleType, name: str, parameter: str, seed: int, shifts: bool) -> None:
+    """Begin a module's randomness, by its function of that name, which takes a seed first, or by the parameter's name.
+
+    Args:
+        shifts: whether seeds that the script gives are moved by this one.
+    """
     plain = getattr(module, name)
     plain(seed)
     if not shifts:
         return
 
+    def moved(given: object) -> object:
+        return (given + seed) % LARGEST if isinstance(given, int) else given
+
     @functools.wraps(plain)
-    def shifted(given: object = None, *more: object, **options: object) -> object:
-        moved = (given + seed) % LARGEST if isinstance(given, int) else given
-        return plain(moved, *more, **options)
+    def shifted(*given: object, **named: object) -> object:
+        if parameter in named:
+            named[parameter] = moved(named[parameter])
+        return plain(*map(moved, given[:1]), *given[1:], **named)
 
     setattr(module, name, shifted)
 
@@ -48,7 +56,7 @@ def _seed(module: ModuleType, name: str, seed: int, shifts: bool) -> None:
 def _on_torch(torch: ModuleType, orders: Orders) -> None:
     """Torch is whole from here on: none of its modules is half imported."""
     if orders.seed is not None:
-        _seed(torch, "manual_seed", orders.seed, orders.shifts_seeds)
+        _seed(torch, "manual_seed", "seed", orders.seed, orders.shifts_seeds)
     from harness.attach.training import attach
 
     attach(orders)

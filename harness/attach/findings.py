@@ -160,6 +160,15 @@ class Refused:
 
 
 @dataclass(frozen=True)
+class Sources:
+    """The script's own code that was imported: neither Python's, nor that of installed packages, nor ours."""
+
+    files: list[tuple[str, str]]
+    """Path and hash of each; an empty hash: it was written since the training began, so what ran is not known."""
+    kind: Literal["sources"] = "sources"
+
+
+@dataclass(frozen=True)
 class Ended:
     """The process ended in good order, or by an exception."""
 
@@ -168,7 +177,7 @@ class Ended:
     kind: Literal["ended"] = "ended"
 
 
-Finding = Model | Buckets | Step | Gradients | Distribution | Looked | Note | Metric | Refused | Ended
+Finding = Model | Buckets | Step | Gradients | Distribution | Looked | Note | Metric | Refused | Sources | Ended
 
 
 class Findings:

@@ -20,6 +20,7 @@ from harness.attach.findings import (
     Model,
     Note,
     Refused,
+    Sources,
     Step,
 )
 from harness.errors import MeasurementError
@@ -76,6 +77,11 @@ class RankFindings:
     def looked(self) -> list[Looked]:
         """What methods make of the gradients."""
         return self._all(Looked)
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Path and hash of the script's own code."""
+        return {path: digest for found in self._all(Sources) for path, digest in found.files}
 
     @property
     def refusal(self) -> str | None:

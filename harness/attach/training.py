@@ -7,6 +7,7 @@ import functools
 import gc
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,9 +22,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from harness.attach.findings import Buckets, Ended, Findings, Model, Note, Refused, own_findings
+from harness.attach.findings import Buckets, Ended, Findings, Model, Note, Refused, Sources, own_findings
 from harness.attach.optimizers import holds_parameters_of, optimizers_of
 from harness.attach.orders import Orders
+from harness.attach.sources import own_sources
 from harness.attach.watch import Codec, CudaClock, HostClock, StepWatch
 from harness.errors import MeasurementError, PacbenchError
 from harness.plain import visible
@@ -88,6 +90,7 @@ class Training:
     def __init__(self, orders: Orders, findings: Findings) -> None:
         self._orders = orders
         self._findings = findings
+        self._began_s = time.time()
         self._ddp: DistributedDataParallel | None = None
         self._optimizer: ReferenceType[Optimizer] | None = None
         """The one whose steps count; None where those of any that trains the model do."""
@@ -176,7 +179,7 @@ class Training:
             self._tell_buckets()
             self._watch.close()
         if self._findings.steps:
-            self._findings.write(Ended(self._findings.steps))
+            self._findings.write(Sources(own_sources(self._began_s)), Ended(self._findings.steps))
         if self._is_over:
             if dist.is_initialized():
                 dist.destroy_process_group()

@@ -25,7 +25,7 @@ from harness.network.readings import Readings
 from harness.network.tolerances import loss_interval
 from harness.network.topology import Topology
 from harness.scenario.links import PROPERTIES, Link
-from harness.units import format_rate, format_time
+from harness.units import format_time
 
 RATE_TOLERANCE = 0.05
 """How far a rate may be from what was asked, as a share of it. Both include headers."""
@@ -164,8 +164,4 @@ def _judged(topology: Topology, where: str, readings: Readings) -> Calibration:
 
 
 def _words(topology: Topology) -> str:
-    link = topology.link
-    delay = [f"{format_time(link.delay_s)} a way"] if link.delay_s else []
-    loss = [f"{link.loss:.2%} lost"] if link.loss else []
-    rate = format_rate(link.rate_bps) if link.rate_bps else "unshaped"
-    return ", ".join([rate, *delay, *loss, *filter(None, [topology.describe_extras()])])
+    return topology.describe().removeprefix("at ")

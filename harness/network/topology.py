@@ -31,7 +31,7 @@ from harness.scenario.links import PROPERTIES, Fabric, Link, Pipe, PipeChange, T
 from harness.scenario.properties import NO_UNIT, UNSHAPED
 from harness.scenario.schema import MOST_WORKERS
 from harness.scenario.section import Section
-from harness.units import format_rate
+from harness.units import format_rate, format_time
 
 SEGMENT_S = 0.25e-3
 """The longest that one segment may occupy a link that netem paces: it is passed on whole, so long ones add delay."""
@@ -313,6 +313,13 @@ class Topology(Section):
         delays_s = [row.delay_s for row in rows if row.delay_s is not None]
         best = TraceRow(t_s=0.0, rate_bps=max(row.rate_bps for row in rows), delay_s=min(delays_s, default=None))
         return self.model_copy(update={"link": self.link.model_copy(update={"trace": Trace(rows=(best,))})})
+
+    def describe(self) -> str:
+        """The links in words, such as ``at 100 Mbit/s, 50 ms a way``; with what ``describe_extras`` tells."""
+        rate = f"at {format_rate(self.slowest_bps)}" if self.slowest_bps else "unshaped"
+        delay = [f"{format_time(self.link.delay_s)} a way"] if self.link.delay_s else []
+        loss = [f"{self.link.loss:.2%} lost"] if self.link.loss else []
+        return ", ".join(filter(None, [rate, *delay, *loss, self.describe_extras()]))
 
     def describe_extras(self) -> str:
         """What the links are beyond rate, delay and loss, and how they are joined, in words; empty for a plain star."""

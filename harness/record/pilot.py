@@ -82,6 +82,8 @@ class Training(Section):
     steps: int
     pace_s: float
     """From the end of a step to the end of the next, the mean of the steady steps."""
+    lead_s: float = 0.0
+    """What the method's warm-up took longer than as many steady steps."""
     exposed_s: float
     """Communication, and decoding, that hid behind nothing, in a step."""
     compute_s: float
@@ -99,6 +101,14 @@ class Training(Section):
     """What the trial took here."""
     record: str
     """Folder of its own record, within the pilot's."""
+
+    def until_s(self, steps: int) -> float:
+        """Seconds to the end of so many steps, the warm-up's among them."""
+        return self.lead_s + steps * self.pace_s
+
+    def steps_in(self, seconds: float) -> int:
+        """Steps that have ended after so many seconds; one at least."""
+        return max(1, int((seconds - self.lead_s) / self.pace_s))
 
     @property
     def has_learnt(self) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from harness.analysis.pilot.forecast import UTILISATIONS
 from harness.analysis.pilot.worth import Cost, Worth, money
@@ -57,10 +59,8 @@ def write(found: Pilot, worth: Worth, folder: Path) -> Path:
 
 def describe_network(found: Pilot) -> str:
     """``4 workers, 2 ranks on each, at 100 Mbit/s``."""
-    rate_bps, more = found.network.slowest_bps, found.network.describe_extras()
-    rate = "unshaped" if rate_bps is None else f"at {format_rate(rate_bps)}"
     ranks = f", {found.per_node} ranks on each," if found.per_node > 1 else ""
-    return f"{found.network.workers} workers{ranks} {rate}{f', {more}' if more else ''}"
+    return f"{found.network.workers} workers{ranks} {found.network.describe()}"
 
 
 def communication(found: Pilot) -> str:
@@ -227,20 +227,24 @@ def tables(found: Pilot) -> str:
 
 def reproduce(found: Pilot) -> list[str]:
     """Commands: the pilot's own, the script with what is recommended, and the recheck."""
-    command = shlex.join(found.command)
-    method = found.verdict.method
-    params = " ".join(f"--param {shlex.quote(f'{name}={value}')}" for name, value in method.params.items())
-    rate_bps = found.network.slowest_bps
-    rate = f"{rate_bps}bit" if rate_bps else "unshaped"
-    per_node = f" --per-node {found.per_node}" if found.per_node > 1 else ""
-    put_in = (
-        "--observe" if found.verdict.label == found.plain_label else f"--method {shlex.quote(method.name)} {params}"
-    )
+    method, network = found.verdict.method, found.network.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    links = {name: network[name] for name in ("link", "fabric") if network.get(name)}
+    where = ["--workers", str(found.network.workers), *_options("--set", links)]
+    if found.per_node > 1:
+        where += ["--per-node", str(found.per_node)]
+    put_in = ["--method", method.name, *_options("--param", method.params)]
+    if found.verdict.label == found.plain_label:
+        put_in = ["--observe"]
     return [
         shlex.join(found.provenance["command"]),
-        f"pacbench exec --workers {found.network.workers}{per_node} --rate {rate} {put_in.strip()} -- {command}",
+        shlex.join(["pacbench", "exec", *where, *put_in, "--", *found.command]),
         f"pacbench pilot --recheck {FILE}",
     ]
+
+
+def _options(option: str, values: Mapping[str, Any]) -> list[str]:
+    """An option for each value that is one, as TOML: ``--param ratio=0.01``."""
+    return [word for entry in entries(values) for word in (option, entry.replace(" = ", "=", 1))]
 
 
 def _percent(found: Interval | None) -> str:

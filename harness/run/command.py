@@ -22,7 +22,7 @@ from harness.network.topology import Topology
 from harness.plain import visible
 from harness.record.execution import Ending, Execution, WorkerUse
 from harness.run.counting import Counting
-from harness.units import format_rate, format_time
+from harness.units import format_time
 
 EXIT_TIMED_OUT = 124
 """As timeout(1) has it."""
@@ -223,9 +223,7 @@ def _why(ended: RankEnded) -> str:
 
 
 def _in_words(topology: Topology) -> str:
-    slowest_bps, more = topology.slowest_bps, topology.describe_extras()
-    rate = "unshaped" if slowest_bps is None else f"at {format_rate(slowest_bps)}"
-    return f"{topology.workers} workers {rate}{f', {more}' if more else ''}"
+    return f"{topology.workers} workers {topology.describe()}"
 
 
 @contextmanager

@@ -30,9 +30,15 @@ def pilot(request: Request, tell: Tell) -> Pilot:
     ranked = forecast.predictions(found.forecast)
     labels = forecast.to_be_tested(ranked, (request.plain, request.sixteen), request.tested)
     bench.train_in_turns(found, [request.method(label) for label in labels])
-    if not any(training.label == request.plain for training in found.trainings):
+    dense = [training for training in found.trainings if training.label == request.plain]
+    if not dense:
         raise MeasurementError(
             "the budget has no room for a training by the plain all-reduce, which all is compared with"
+        )
+    if not any(training.has_learnt for training in dense):
+        raise MeasurementError(
+            f"{request.plain} has no loss that others could be compared with: it diverged with every seed, "
+            "or the script calls backward on no scalar"
         )
     probes = smallest_setting(bench, found)
     outcomes = found.outcomes()
@@ -80,12 +86,15 @@ def recheck(before: Pilot, request: Request, tell: Tell) -> list[Check]:
         if all(check.answer == "holds" for check in checks):
             break
     if request.network != before.network:
-        checks.append(drift.of_network(before.network, request.network))
+        checks += drift.of_network(before.network, request.network)
     sixteen = next((each.method for each in before.trainings if each.label == before.sixteen_label), None)
     wanted = {each.label: each for each in (before.verdict.method, sixteen) if each is not None}
     seed = min(each.seed for each in before.trainings if each.label == before.verdict.label)
     made = {each.label: each.steps for each in before.trainings if each.seed == seed}
     again = [bench.train(method, seed, attempts[-1], made.get(method.label)) for method in wanted.values()]
     if again[0] is None:
-        return [*checks, Check("training", "drifted", " ".join(bench.left_out))]
+        return [
+            *checks,
+            Check("training", "cannot tell" if bench.links_changed else "drifted", " ".join(bench.left_out)),
+        ]
     return checks + drift.of_verdict(before, [each for each in again if each is not None])

@@ -1,10 +1,11 @@
-"""Samples per second on hosts of a real Slurm over those on an emulated network with links of the same rate.
+"""Samples per second on hosts of a real Slurm over those on an emulated network with links of the same kind.
 
     python tests/bench/hosts.py --rounds 3 --out results/hosts    # on a machine that does nothing else
 
 Needs root, and Debian's slurm-wlm and munge. Each host is namespaces of its own, its link shaped at both ends from
-outside, as a provider would. Both runs are paced by the same profile, so that what is compared is the network and not
-who computes faster. Three rounds take about seven minutes. The same command goes on where it was ended.
+outside, as a provider would; the emulated links have the same rate and bucket. Both runs are paced by the same profile,
+so that what is compared is the network and not who computes faster. Three rounds take about seven minutes. The same
+command goes on where it was ended.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "engines"))
 from host import MARK, PACBENCH
+from machines import BUCKET_BYTES
 from slurm import Slurm
 
 from harness.record.store import Store
@@ -52,7 +54,7 @@ def main() -> None:
         command = [*PACBENCH, "worker", *training, "--set", "link.rate=unshaped", "--out", str(out / "hosts")]
         done = slurm.run(HOSTS, *command, timeout_s=3600)
         assert done.returncode == 0, done.stderr
-    shaped = ["--set", f"link.rate={asked.rate}", "--on", "netns"]
+    shaped = ["--set", f"link.rate={asked.rate}", "--set", f"link.burst={BUCKET_BYTES}B", "--on", "netns"]
     command = [*PACBENCH, "run", *training, *shaped, "--out", str(out / "netns")]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     hosts, emulated = samples_per_s(out / "hosts"), samples_per_s(out / "netns")

@@ -24,6 +24,7 @@ from harness.record.store import Store
 SCENARIO = """
 description = "A replay over slow links, to be shared"
 rounds = {rounds}
+baseline = "bf16"
 
 [cluster]
 workers = 2
@@ -89,9 +90,11 @@ def run_all(run: Path, out: Path, processes: int) -> dict[str, float]:
     started = [subprocess.Popen(command, cwd=out, stdout=subprocess.DEVNULL) for _ in range(processes)]
     codes = [process.wait() for process in started]
     took_s = time.monotonic() - begun_s
+    if any(codes):
+        sys.exit(f"{run}: exit codes {codes}")
     trials = Store.open(run).trials()
-    if any(codes) or not (trials["status"] == DONE).all():
-        sys.exit(f"{run}: exit codes {codes}; not all trials are done")
+    if not (trials["status"] == DONE).all():
+        sys.exit(f"{run}: not all trials are done")
     return {"trials": len(trials), "took_s": took_s}
 
 

@@ -18,6 +18,9 @@ from harness import programs
 
 NAMESPACES = ("--net", "--uts", "--mount", "--pid", "--mount-proc", "--time")
 
+BUCKET_BYTES = 64 << 10
+"""Of the token buckets that shape hosts' links: what an idle link lets through at once, as a provider's would."""
+
 APART_S = 1000
 """By how much machines' monotonic clocks differ from one another, as those of hosts that were started apart do."""
 
@@ -112,7 +115,7 @@ class Machines:
             machine.run("ip", "addr", "add", f"{address}/24", "dev", "eth0")
             machine.run("ip", "link", "set", "eth0", "up")
             for end, device in ((switch, f"to-{name}"), (machine, "eth0")) if self.rate else ():
-                tbf = ["tbf", "rate", str(self.rate), "burst", "64kb", "latency", "300ms"]
+                tbf = ["tbf", "rate", str(self.rate), "burst", str(BUCKET_BYTES), "latency", "300ms"]
                 end.run("tc", "qdisc", "add", "dev", device, "root", *tbf)
 
     def _machine(self, name: str, hosts: Path | None = None) -> Machine:

@@ -10,9 +10,11 @@ from subprocess import CompletedProcess
 
 import pytest
 
+from harness import attach
 from harness.cli import json_reference
 from harness.errors import EXIT_REGRESSION, MeasurementError
 from harness.record.pilot import FILE, load
+from harness.run.attached import FINDINGS
 
 pytestmark = [pytest.mark.netns, pytest.mark.job]
 
@@ -44,6 +46,8 @@ def test_a_pilot_decides_goes_on_and_finds_what_has_drifted(script: Path, pacben
         assert (tmp_path / "found" / name).is_file()
     records = {path: path.stat().st_mtime_ns for path in (tmp_path / "found" / "runs").glob("*/exec.json")}
     assert len(records) == 1 + len(found.trainings)
+    for record in records:
+        assert all(str(script) in rank.sources for rank in attach.read(record.parent / FINDINGS))
 
     again = pacbench(*asked[: asked.index("--price")], "--json", *asked[asked.index("--price") :])
     assert again.returncode == 0, again.stderr

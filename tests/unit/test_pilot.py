@@ -210,7 +210,9 @@ def test_a_job_that_computes_longer_has_drifted_and_one_quiet_moment_is_enough_t
 
 
 def test_links_that_are_half_as_fast_have_drifted() -> None:
-    answers = [drift.of_network(network(), network(rate)).answer for rate in ("100mbit", "90mbit", "50mbit", "200mbit")]
+    answers = [
+        drift.of_network(network(), network(rate))[0].answer for rate in ("100mbit", "90mbit", "50mbit", "200mbit")
+    ]
     assert answers == ["holds", "holds", "drifted", "drifted"]
 
 

@@ -14,6 +14,7 @@ from typing import Literal
 from harness.analysis.pilot.learning import end_loss
 from harness.network.topology import Topology
 from harness.record.pilot import Job, Pilot, Training
+from harness.units import format_time
 
 MOST_SLOWER = 1.14
 """How many times longer a step may compute: the middle between 1 and 1.3."""
@@ -21,7 +22,10 @@ MOST_SLOWER = 1.14
 LEAST_FASTER = 1 / 1.3
 
 MOST_RATE_CHANGE = 1.25
-"""How many times faster or slower links may be than the pilot's."""
+"""How many times faster or slower links may be than the pilot's, and how many times as far away their ends."""
+
+LEAST_RTT_CHANGE_S = 0.0005
+"""By less than this no round trip of links that were measured has drifted."""
 
 MOST_BYTES_OFF = 0.05
 """Share by which a step may send other than in the pilot."""
@@ -63,8 +67,12 @@ def _computing(before: Job, attempts: Sequence[Job]) -> Check:
     return Check("computation of a step", "drifted", found)
 
 
-def of_network(before: Topology, now: Topology) -> Check:
-    """Whether links that were measured anew are what the pilot had."""
+def of_network(before: Topology, now: Topology) -> list[Check]:
+    """Whether links that were measured anew are what the pilot had: how fast, how far apart, and whether they lose."""
+    return [_rate(before, now), _round_trip(before, now), _loss_of_packets(before, now)]
+
+
+def _rate(before: Topology, now: Topology) -> Check:
     rates = before.slowest_bps, now.slowest_bps
     if None in rates:
         same = rates[0] == rates[1]
@@ -72,6 +80,24 @@ def of_network(before: Topology, now: Topology) -> Check:
     ratio = float(rates[1] or 1) / float(rates[0] or 1)
     within = 1 / MOST_RATE_CHANGE <= ratio <= MOST_RATE_CHANGE
     return Check("rate of the links", "holds" if within else "drifted", f"{ratio:.2f} times the pilot's")
+
+
+def _round_trip(before: Topology, now: Topology) -> Check:
+    was_s, is_s = (_longest_rtt_s(each) for each in (before, now))
+    within = max(was_s, is_s) <= MOST_RATE_CHANGE * min(was_s, is_s) + LEAST_RTT_CHANGE_S
+    found = f"{format_time(is_s)}; the pilot's {format_time(was_s)}"
+    return Check("round trip of the links", "holds" if within else "drifted", found)
+
+
+def _longest_rtt_s(network: Topology) -> float:
+    workers = range(network.workers)
+    return max(network.rtt_s(worker, (worker + 1) % network.workers) for worker in workers)
+
+
+def _loss_of_packets(before: Topology, now: Topology) -> Check:
+    same = before.loses_packets == now.loses_packets
+    found = "they lose some" if now.loses_packets else "they lose none"
+    return Check("packets on the links", "holds" if same else "drifted", found)
 
 
 def of_verdict(pilot: Pilot, again: Sequence[Training]) -> list[Check]:
@@ -84,7 +110,7 @@ def of_verdict(pilot: Pilot, again: Sequence[Training]) -> list[Check]:
     before = [each for each in pilot.trainings if each.label == pilot.verdict.label and each.seed == own[0].seed]
     checks = [_bytes(own[0], before), _loss(pilot, own[0], before)]
     others = [each for each in again if each.label != pilot.verdict.label]
-    if pilot.verdict.compress and others:
+    if pilot.verdict.compress:
         checks.append(_advantage(pilot, own, others))
     return checks
 
@@ -112,6 +138,8 @@ def _loss(pilot: Pilot, own: Training, before: Sequence[Training]) -> Check:
 
 def _advantage(pilot: Pilot, own: Sequence[Training], others: Sequence[Training]) -> Check:
     """By times from step to step: how many steps it takes is not looked at again."""
+    if not others:
+        return Check("advantage", "cannot tell", f"there is no training with {pilot.sixteen_label} to compare with")
     outcome, base = pilot.outcome(pilot.verdict.label), pilot.outcome(others[0].label)
     assert outcome
     factor = (outcome.steps_factor or 1.0) / ((base.steps_factor if base else None) or 1.0)

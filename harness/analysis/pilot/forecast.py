@@ -63,9 +63,19 @@ class Forecast:
         """
 
         def is_sooner(rate_bps: float) -> bool:
-            return steps_factor * self.pace_s(method, rate_bps) < self.pace_s(plain, rate_bps)
+            return self.is_sooner(method, plain, steps_factor, rate_bps)
 
         return _first_rate(lambda rate_bps: not is_sooner(rate_bps)) if is_sooner(LEAST_BPS) else None
+
+    def is_sooner(
+        self, method: MethodSpec, plain: MethodSpec, steps_factor: float, rate_bps: float | None = None
+    ) -> bool:
+        """Whether a method that needs so many times the steps of the plain all-reduce is sooner at the same loss.
+
+        Args:
+            rate_bps: see ``step_s``.
+        """
+        return steps_factor * self.pace_s(method, rate_bps) < self.pace_s(plain, rate_bps)
 
     def rate_for(self, method: MethodSpec, utilisation: float) -> float | None:
         """The least rate at which devices compute for such a share of a step; None: at none, since codecs take more."""

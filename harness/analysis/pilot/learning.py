@@ -55,6 +55,8 @@ def outcomes(
 ) -> list[Outcome]:
     """What the trainings of each method show, in the order of their labels' first appearance.
 
+    A seed with which dense has not learnt compares nothing.
+
     Args:
         plain: label of the all-reduce in 32 bits, which others are compared with.
         sixteen: label of the 16-bit one.
@@ -62,23 +64,20 @@ def outcomes(
     by_label: dict[str, dict[int, Training]] = {}
     for training in trainings:
         by_label.setdefault(training.label, {})[training.seed] = training
-    dense = by_label[plain]
-    soonest = _soonest_plain(by_label, plain, sixteen, tolerance)
-    until_s = min(each.pace_s * len(each.losses) for each in trainings)
-    return [
-        _outcome(label, own, by_label, dense, soonest, until_s, tolerance, forecast) for label, own in by_label.items()
-    ]
+    dense = {seed: training for seed, training in by_label[plain].items() if training.has_learnt}
+    soonest = _soonest_plain([by_label[each] for each in (plain, sixteen) if each in by_label], dense, tolerance)
+    until_s = min(each.until_s(len(each.losses)) for each in trainings)
+    return [_outcome(label, own, dense, soonest, until_s, tolerance, forecast) for label, own in by_label.items()]
 
 
 def _soonest_plain(
-    by_label: Mapping[str, Mapping[int, Training]], plain: str, sixteen: str, tolerance: float
+    plain: Sequence[Mapping[int, Training]], dense: Mapping[int, Training], tolerance: float
 ) -> dict[int, float]:
-    """By seed, seconds until the sooner of the plain all-reduces has dense's loss; of seeds that both have trained."""
-    trained = [by_label[label] for label in (plain, sixteen) if label in by_label]
+    """By seed, seconds until the sooner of the plain all-reduces has dense's loss; of seeds that all have trained."""
     times: dict[int, float] = {}
-    for own in trained:
-        for seed, seconds in _times_s(own, by_label[plain], tolerance).items():
-            if all(seed in other for other in trained):
+    for own in plain:
+        for seed, seconds in _times_s(own, dense, tolerance).items():
+            if all(seed in other for other in plain):
                 times[seed] = min(seconds, times.get(seed, math.inf))
     return times
 
@@ -86,7 +85,6 @@ def _soonest_plain(
 def _outcome(
     label: str,
     own: Mapping[int, Training],
-    by_label: Mapping[str, Mapping[int, Training]],
     dense: Mapping[int, Training],
     soonest: Mapping[int, float],
     until_s: float,
@@ -99,7 +97,9 @@ def _outcome(
     times = _times_s(own, dense, tolerance)
     all_came = len(times) == len(paired) > 0
     factors = [
-        times[seed] / own[seed].pace_s / steps for seed in times if (steps := _own_steps(dense[seed], tolerance))
+        steps / dense_steps
+        for seed, steps in _steps_to_loss(own, dense, tolerance).items()
+        if (dense_steps := _own_steps(dense[seed], tolerance))
     ]
     ratios = [soonest[seed] / times[seed] for seed in times if seed in soonest]
     in_time = mean([_timely(own[seed], dense[seed], until_s) for seed in paired if own[seed].has_learnt])
@@ -149,13 +149,18 @@ BASE = "\0dense"
 
 
 def _times_s(own: Mapping[int, Training], dense: Mapping[int, Training], tolerance: float) -> dict[int, float]:
-    """Seconds to dense's loss, by seed; of those seeds that came there."""
+    """Seconds to dense's loss, by seed, those of a warm-up too; of those seeds that came there."""
+    return {seed: own[seed].until_s(steps) for seed, steps in _steps_to_loss(own, dense, tolerance).items()}
+
+
+def _steps_to_loss(own: Mapping[int, Training], dense: Mapping[int, Training], tolerance: float) -> dict[int, int]:
+    """Steps to dense's loss, by seed; of those seeds that came there."""
     found = {}
     for seed in sorted(own.keys() & dense.keys()):
         if own[seed].has_learnt:
             steps = steps_to(own[seed].losses, target_of(dense[seed], tolerance), _window(len(dense[seed].losses)))
             if steps is not None:
-                found[seed] = steps * own[seed].pace_s
+                found[seed] = steps
     return found
 
 
@@ -166,7 +171,7 @@ def _own_steps(dense: Training, tolerance: float) -> int | None:
 def _timely(own: Training, dense: Training, until_s: float) -> float:
     """The loss over dense's, as a share of it, after so many seconds."""
     window = _window(len(dense.losses))
-    mine, theirs = (end_loss(each.losses, max(1, int(until_s / each.pace_s)), window) for each in (own, dense))
+    mine, theirs = (end_loss(each.losses, each.steps_in(until_s), window) for each in (own, dense))
     return (mine - theirs) / abs(theirs) if theirs else 0.0
 
 
@@ -179,7 +184,11 @@ def _window(steps: int) -> int:
 
 
 def _interval(found: Estimate | None) -> Interval | None:
-    return None if found is None else Interval(value=found.value, low=found.low, high=found.high, n=found.n)
+    """None where it is no number, as over a loss of 0."""
+    if found is None or not math.isfinite(found.value):
+        return None
+    ends = [None if end is None else _finite(end) for end in (found.low, found.high)]
+    return Interval(value=found.value, low=ends[0], high=ends[1], n=found.n)
 
 
 def _finite(value: float) -> float | None:

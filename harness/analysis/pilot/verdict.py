@@ -53,8 +53,12 @@ def _compress(best: Outcome, base: Outcome, sixteen: Outcome, tolerance: float, 
     changes = []
     if break_even_bps is not None:
         changes.append(f"Links of {format_rate(break_even_bps)} or more: {sixteen.label} is as soon there (predicted).")
-    else:
+    elif forecast.is_sooner(best.method, sixteen.method, factor):
         changes.append(f"No rate of the links alone: it is predicted to be sooner than {sixteen.label} at every one.")
+    else:
+        changes.append(
+            f"The model does not expect it to be sooner than {sixteen.label} on these links, but it was: measure again."
+        )
     changes.append(f"Steps to the same loss that grow by {sooner.value - 1:.0%} or more later in the training.")
     if best.codec_s:
         changes.append("A faster device without faster links speaks for it, faster links alone against it.")
@@ -95,8 +99,13 @@ def _leave_it(
     changes = []
     if best is not None:
         factor = (best.steps_factor or 1.0) / (base.steps_factor or 1.0)
-        slower_bps = forecast.break_even_bps(best.method, base.method, factor)
-        if slower_bps is not None:
+        slower_bps, own_bps = forecast.break_even_bps(best.method, base.method, factor), forecast.network.slowest_bps
+        if slower_bps is not None and own_bps is not None and slower_bps > own_bps:
+            changes.append(
+                f"The model expects {best.label} to be sooner below {format_rate(slower_bps)}, so on these links too, "
+                "where it was not: measure again."
+            )
+        elif slower_bps is not None:
             changes.append(f"Links below {format_rate(slower_bps)}: {best.label} is sooner there (predicted).")
     changes.append("A faster device on the same links: communication becomes a larger part of a step.")
     return Verdict(

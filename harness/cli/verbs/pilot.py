@@ -80,8 +80,11 @@ def verb(
     from harness.cluster import registry
     from harness.run import RESULTS, piloting
 
-    prices = _price("--price", price, "h"), _price("--egress", egress, "GB")
+    prices = _prices(price, egress)
     if recheck is not None:
+        for option, is_given in (("--plan", plan), ("--budget", budget is not None)):
+            if is_given:
+                raise UsageError.at("command line", option, "--recheck", "a pilot that has not been made yet")
         _recheck(recheck, command_, link, as_json)
         return
     if plan and as_json:
@@ -140,6 +143,7 @@ def _request(words: Sequence[str], network: Topology, on: str, scenario: str, on
     """
     from harness.methods import method_named
     from harness.run import RESULTS
+    from harness.run.attached import DENSE
     from harness.run.pilot.request import Request
     from harness.scenario.load import load
 
@@ -147,9 +151,18 @@ def _request(words: Sequence[str], network: Topology, on: str, scenario: str, on
     if loaded.sixteen_bit is None:
         found = ", ".join(each.label for each in loaded.methods)
         raise UsageError.at(scenario, "methods", found, "a 16-bit all-reduce among them, such as bf16")
+    baseline = next(each for each in loaded.methods if each.label == loaded.baseline)
+    if baseline.name != DENSE:
+        raise UsageError.at(
+            scenario, "baseline", loaded.baseline, f"the label of the method {DENSE}, as scripts have it"
+        )
     plain = (loaded.baseline, loaded.sixteen_bit)
-    suited = [each for each in loaded.methods if each.lr is None and each.optimizer is None]
-    chosen = [each for each in suited if each.label in plain or not method_named(each.name).State.is_sixteen_bit]
+    suited = [
+        each
+        for each in loaded.methods
+        if each.label in plain
+        or (each.lr is None and each.optimizer is None and not method_named(each.name).State.is_sixteen_bit)
+    ]
     return Request(
         command=tuple(words),
         folder=Path.cwd(),
@@ -157,7 +170,7 @@ def _request(words: Sequence[str], network: Topology, on: str, scenario: str, on
         network=network,
         per_node=1,
         on=on,
-        methods=tuple(sorted(chosen, key=lambda each: each.label not in plain)),
+        methods=tuple(sorted(suited, key=lambda each: each.label not in plain)),
         plain=loaded.baseline,
         sixteen=loaded.sixteen_bit,
         tolerance=0.02,
@@ -318,6 +331,14 @@ def _seconds(text: str | None) -> float | None:
     if not found:
         raise UsageError.at("command line", "--budget", text, "a time above zero, such as '20min'")
     return found
+
+
+def _prices(price: str | None, egress: str | None) -> tuple[Price | None, Price | None]:
+    """Of a worker's hour, and of a gigabyte that is sent: in one currency, since they are added up."""
+    of_hours, of_bytes = _price("--price", price, "h"), _price("--egress", egress, "GB")
+    if of_hours and of_bytes and of_hours.currency != of_bytes.currency:
+        raise UsageError.at("command line", "--egress", egress, f"an amount in the currency of --price ({price})")
+    return of_hours, of_bytes
 
 
 def _price(option: str, text: str | None, unit: str) -> Price | None:

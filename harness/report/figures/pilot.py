@@ -51,7 +51,7 @@ def _losses(found: Pilot, styles: dict[str, Look]) -> Drawing:
 
 
 def _paces(found: Pilot, styles: dict[str, Look]) -> Drawing:
-    forecast = Forecast(found.job, found.network)
+    forecast = Forecast(found.job, found.network, found.per_node)
     rows = [
         {"label": own.label, "rate_bps": rate_bps, "pace_s": forecast.pace_s(own.method, rate_bps)}
         for own in found.outcomes

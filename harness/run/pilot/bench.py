@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import shutil
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +18,7 @@ from statistics import fmean
 from harness import attach, provenance
 from harness.attach.attachment import Attachment
 from harness.attach.orders import LOOK_STEPS
+from harness.attach.sources import hash_of
 from harness.cluster import registry
 from harness.errors import MeasurementError, UsageError
 from harness.files import as_name, make_folder
@@ -38,6 +39,12 @@ from harness.scenario.properties import UNSHAPED
 from harness.scenario.schema import MethodSpec
 from harness.units import format_time
 
+OF_SESSIONS = re.compile(
+    "_$|SHLVL|(OLD)?PWD$|LINES$|COLUMNS$|PS[0-9]$|HIST|LS_COLORS|TERM|COLORTERM|(NO_|FORCE_)COLOR|DISPLAY|WINDOWID|WAYLAND"
+    "|VTE_|TMUX|STY$|VSCODE|SSH_|XDG_|DBUS_|SLURM_|PYTEST_"
+)
+"""Variables of the environment that differ from one terminal to the next, and that no training should depend on."""
+
 MOST_LONGER = 5.0
 """Times the steps of the plain all-reduces that a method with shorter ones makes at most."""
 
@@ -51,6 +58,8 @@ class Bench:
         self._overheads_s: list[float] = []
         self._without_room: dict[str, list[int]] = {}
         self._failed: list[str] = []
+        self.links_changed = False
+        """Whether a training does not count because of that."""
         make_folder(request.out)
 
     @property
@@ -137,6 +146,7 @@ class Bench:
             return None
         if why and is_plain:
             raise MeasurementError(f"the script fails on this network: {why}")
+        self.links_changed = self.links_changed or bool(found.drift)
         if why:
             self._failed.append(f"{what}: {why}.")
             return None
@@ -166,7 +176,7 @@ class Bench:
         request, folder = self._request, self._folder(label, network, per_node, attachment)
         if _is_done(folder):
             return Execution.load(folder), folder
-        shutil.rmtree(folder, ignore_errors=True)
+        _put_aside(folder)
         make_folder(folder)
         timeout_s = None if request.budget_s is None else max(1.0, self._left_s)
         job = CommandJob(request.command, request.folder, request.environment, per_node, timeout_s)
@@ -178,12 +188,16 @@ class Bench:
 
             found = execute_attached(cluster, network, job, attachment, hear, request.command_line, folder)
         found.save(folder)
+        if found.ending == "interrupted":
+            raise KeyboardInterrupt
         return found, folder
 
     def _folder(self, label: str, network: Topology, per_node: int, attachment: Attachment) -> Path:
         request = self._request
         parts = (
             provenance.code_digest(),
+            request.on,
+            *(f"{name}={value}" for name, value in sorted(request.environment.items()) if not OF_SESSIONS.match(name)),
             *request.command,
             str(request.folder),
             *files_digest(request.command, request.folder),
@@ -206,13 +220,26 @@ def files_digest(command: Sequence[str], folder: Path) -> list[str]:
 
 
 def _is_done(folder: Path) -> bool:
-    """Whether a command has run to its end there."""
+    """Whether a command has run to its end there, with the code that is imported now."""
     if not (folder / RECORD).is_file():
         return False
     try:
-        return _why_not(Execution.load(folder)) is None
-    except UsageError:
+        return _why_not(Execution.load(folder)) is None and not _has_new_sources(folder)
+    except (UsageError, MeasurementError):
         return False
+
+
+def _has_new_sources(folder: Path) -> bool:
+    """Whether any file that ranks imported is another by now. One that is not here was in a container's image."""
+    sources = {path: digest for rank in attach.read(folder / FINDINGS) for path, digest in rank.sources.items()}
+    return any(hash_of(path) not in (None, digest) for path, digest in sources.items())
+
+
+def _put_aside(folder: Path) -> None:
+    """Keep what was run there, which does not count: it failed, or its code was another."""
+    if folder.exists():
+        taken = sum(1 for _ in folder.parent.glob(f"{folder.name}.*"))
+        folder.rename(folder.with_name(f"{folder.name}.{taken + 1}"))
 
 
 def _why_not(found: Execution) -> str | None:

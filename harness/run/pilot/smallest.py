@@ -40,15 +40,16 @@ def smallest_setting(bench: Bench, found: Found) -> list[Probe]:
 
 
 def _leader(found: Found) -> tuple[MethodSpec, str, float] | None:
-    """Of the methods that were trained and have a share to set, the soonest; with its share."""
+    """Of the methods that were trained and have a share to set, the soonest; with its share. A number is no share."""
 
     def how_soon(outcome: Outcome) -> tuple[bool, float]:
         return outcome.time_to_loss_s is None, outcome.time_to_loss_s or outcome.pace_s
 
     for outcome in sorted(found.outcomes(), key=how_soon):
         parameter = swept_parameter(outcome)
-        if parameter is not None:
-            return outcome.method, parameter, float(getattr(state_of(outcome.method), parameter))
+        value = getattr(state_of(outcome.method), parameter) if parameter else None
+        if parameter and isinstance(value, float):
+            return outcome.method, parameter, value
     return None
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness.errors import MeasurementError
 from harness.record.execution import Execution
+from harness.record.observed import ObservedStep
 from harness.record.pilot import Training
+from harness.run.attached import FIRST_STEADY_STEP
 from harness.scenario.schema import MethodSpec
 
 FEWEST_STEADY = 3
@@ -28,13 +31,15 @@ def training_of(method: MethodSpec, seed: int, found: Execution, record: Path) -
         raise MeasurementError(
             f"{method.label}: {seen.steps} steps have no steady state, which begins at step {seen.steady_from_step}"
         )
+    pace_s = _pace_s(steady)
     memory = [use.peak_memory_bytes for use in found.uses if use.peak_memory_bytes is not None]
     return Training(
         label=method.label,
         method=method,
         seed=seed,
         steps=seen.steps,
-        pace_s=(steady[-1].time_s - steady[0].time_s) / (len(steady) - 1),
+        pace_s=pace_s,
+        lead_s=_lead_s(seen.curve, seen.steady_from_step, pace_s),
         exposed_s=seen.exposed_s,
         compute_s=seen.step_s - seen.exposed_s,
         encode_s=seen.encode_s,
@@ -46,3 +51,18 @@ def training_of(method: MethodSpec, seed: int, found: Execution, record: Path) -
         wall_s=found.wall_time_s,
         record=str(record),
     )
+
+
+def _pace_s(steps: Sequence[ObservedStep]) -> float:
+    """From the end of a step to the end of the next, the mean."""
+    return (steps[-1].time_s - steps[0].time_s) / (len(steps) - 1)
+
+
+def _lead_s(curve: Sequence[ObservedStep], warmup: int, pace_s: float) -> float:
+    """What so many steps of a method's warm-up took longer than steady ones would have.
+
+    The first ones of any training are slow by themselves, and are taken to be like the rest of the warm-up.
+    """
+    if warmup <= FIRST_STEADY_STEP:
+        return 0.0
+    return warmup * (_pace_s(curve[FIRST_STEADY_STEP - 1 : warmup]) - pace_s)

@@ -1,0 +1,261 @@
+"""Pilots of trainings that diverge, warm up, have no loss, or one below zero; what is reused; and what is read back."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from piloted import BF16, DENSE, TOLERANCE, TOPK, falling, job, network, pilot, training, trainings
+
+from harness.analysis.pilot import drift, learning
+from harness.analysis.pilot.forecast import Forecast
+from harness.analysis.pilot.verdict import verdict
+from harness.attach.sources import hash_of, own_sources
+from harness.cli.app import make_app
+from harness.errors import UsageError
+from harness.network.topology import Topology
+from harness.record.observed import ObservedStep
+from harness.record.pilot import FILE, Outcome, Training, load
+from harness.report.pilot import reproduce
+from harness.run.attached import FINDINGS
+from harness.run.pilot.trained import _lead_s
+from harness.scenario.load import value_of
+
+
+def outcome(own: list[Training], label: str) -> Outcome:
+    found = learning.outcomes(own, "dense", "bf16", TOLERANCE, Forecast(job(), network()))
+    return next(each for each in found if each.label == label)
+
+
+def test_a_seed_with_which_dense_diverged_compares_nothing(tmp_path: Path) -> None:
+    lost = training(DENSE, 2, 0.5, (2.0, math.nan, *falling(38, 1.0, 30)))
+    own = [lost if (each.label, each.seed) == ("dense", 2) else each for each in trainings()]
+    found = outcome(own, "topk, 1 %")
+    assert found.steps_factor == pytest.approx(1.0)
+    assert found.sooner
+    assert (found.sooner.n, found.keeps) == (2, "yes")
+    written = pilot(own)
+    assert written.verdict.compress
+    written.save(tmp_path)
+    assert load(tmp_path / FILE).verdict == written.verdict
+
+
+def test_a_loss_of_zero_compares_nothing_and_is_read_back(tmp_path: Path) -> None:
+    own = [
+        training(method, seed, pace_s, tuple(max(0.0, each) for each in falling(40, 0.0, 20)))
+        for seed in range(3)
+        for method, pace_s in ((DENSE, 0.5), (BF16, 0.27), (TOPK, 0.05))
+    ]
+    assert outcome(own, "topk, 1 %").loss_difference is None
+    written = pilot(own)
+    written.save(tmp_path)
+    assert load(tmp_path / FILE).outcomes == written.outcomes
+
+
+@pytest.mark.parametrize(("end", "keeps"), [(-5.0, "no"), (-10.0, "yes"), (-15.0, "yes")])
+def test_a_loss_below_zero_is_kept_where_it_is_as_low(end: float, keeps: str) -> None:
+    own = [
+        training(method, seed, 0.1, [to - 0.01 * seed] * 40)
+        for seed in range(3)
+        for method, to in ((DENSE, -10.0), (BF16, -10.0), (TOPK, end))
+    ]
+    assert outcome(own, "topk, 1 %").keeps == keeps
+
+
+def test_a_warm_up_takes_its_time_until_the_loss() -> None:
+    plain, warmed = trainings(), trainings()
+    for place, each in enumerate(warmed):
+        if each.label == "topk, 1 %":
+            warmed[place] = each.model_copy(update={"lead_s": 4.0})
+    before, after = (outcome(own, "topk, 1 %") for own in (plain, warmed))
+    assert before.time_to_loss_s
+    assert after.time_to_loss_s == pytest.approx(before.time_to_loss_s + 4.0)
+    assert after.steps_factor == before.steps_factor, "steps are steps, however long"
+
+
+def test_what_a_warm_up_takes_longer_is_told_by_its_steps() -> None:
+    """A first step of 5 s, seven of 0.5 s that are dense, and then 0.1 s each."""
+    ends_s = [5.0 + 0.5 * step for step in range(8)]
+    ends_s += [ends_s[-1] + 0.1 * step for step in range(1, 20)]
+    curve = [
+        ObservedStep(step=step, time_s=time_s, step_s=0.1, loss=1.0, sent_bytes=None, formula_bytes=None)
+        for step, time_s in enumerate(ends_s)
+    ]
+    assert _lead_s(curve, 8, 0.1) == pytest.approx(8 * 0.4)
+    assert _lead_s(curve, 2, 0.1) == 0.0, "the first steps of any training are no warm-up"
+
+
+def test_a_rate_says_nothing_where_the_model_and_the_measurement_disagree() -> None:
+    """On the pilot's own links the model expects top-k to be sooner, and it was not."""
+    own = trainings(topk_s=0.5)
+    found = verdict(
+        learning.outcomes(own, "dense", "bf16", TOLERANCE, Forecast(job(), network())),
+        *("dense", "bf16", TOLERANCE),
+        Forecast(job(), network()),
+    )
+    assert not found.compress
+    assert "where it was not: measure again" in found.changes[0]
+
+
+def changed(**link: object) -> Topology:
+    return Topology.model_validate({"workers": 4, "link": {"rate": "100mbit", **link}})
+
+
+@pytest.mark.parametrize(
+    ("now", "drifted"),
+    [
+        (changed(), []),
+        (changed(delay="0.1ms"), []),
+        (changed(delay="100ms"), ["round trip of the links"]),
+        (changed(loss="1%"), ["packets on the links"]),
+        (network("40mbit"), ["rate of the links"]),
+    ],
+)
+def test_links_that_are_farther_or_lose_packets_have_drifted(now: Topology, drifted: list[str]) -> None:
+    checks = drift.of_network(network(), now)
+    assert [check.what for check in checks if check.answer == "drifted"] == drifted
+
+
+def test_an_advantage_over_what_was_not_trained_cannot_be_told() -> None:
+    found = pilot()
+    again = [each for each in found.trainings if each.label == found.verdict.label][:1]
+    checks = {check.what: check.answer for check in drift.of_verdict(found, again)}
+    assert checks["advantage"] == "cannot tell"
+
+
+def test_the_command_to_reproduce_has_the_links_and_parameters_of_the_pilot() -> None:
+    links = changed(delay="20ms", loss="1%")
+    found = pilot(network=links)
+    method = found.verdict.method.model_copy(
+        update={"params": {"error_feedback": True, "ratio": 0.01, "momentum": None}}
+    )
+    found = found.model_copy(update={"verdict": found.verdict.model_copy(update={"method": method})})
+    command = reproduce(found)[1]
+    assert "--param error_feedback=true --param ratio=0.01 --" in command
+    (setting,) = [word for word in command.split("'") if word.startswith("link=")]
+    told = value_of(setting.removeprefix("link="))
+    assert Topology.model_validate({"workers": 4, "link": told}) == links
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--price", "2.49EUR/h", "--egress", "$0.09/GB", "--", "true"), "--egress: found '$0.09/GB'"),
+        (("--recheck", "pilot.json", "--plan"), "--plan: found '--recheck'"),
+        (("--recheck", "pilot.json", "--budget", "5min"), "--budget: found '--recheck'"),
+    ],
+)
+def test_what_does_not_go_together_is_one_line(arguments: tuple[str, ...], told: str) -> None:
+    from typer.testing import CliRunner
+
+    done = CliRunner().invoke(make_app(), ["pilot", *arguments])
+    assert isinstance(done.exception, UsageError)
+    assert told in str(done.exception)
+
+
+SCENARIO = """
+baseline = "{baseline}"
+[cluster]
+workers = 2
+[link]
+rate = "10mbit"
+[train]
+model = "digits-cnn"
+dataset = "digits"
+steps = 20
+[[methods]]
+name = "dense"
+lr = 0.05
+[[methods]]
+name = "bf16"
+[[methods]]
+name = "topk"
+"""
+
+
+def test_a_scenarios_plain_methods_stay_and_its_baseline_must_be_what_scripts_have(tmp_path: Path) -> None:
+    from harness.cli.verbs.pilot import _request
+
+    file = tmp_path / "own.toml"
+    file.write_text(SCENARIO.format(baseline="dense"))
+    asked = _request(["true"], network(), "netns", str(file), ())
+    assert [each.label for each in asked.methods] == ["dense", "bf16", "topk"]
+    file.write_text(SCENARIO.format(baseline="topk"))
+    with pytest.raises(UsageError, match="baseline: found 'topk'"):
+        _request(["true"], network(), "netns", str(file), ())
+
+
+SEEDING = {
+    "random": "import random\nrandom.seed({}); print(random.random())",
+    "numpy": "import numpy\nnumpy.random.seed({}); print(numpy.random.rand())",
+}
+
+
+@pytest.mark.parametrize(("module", "keyword"), [("random", "a"), ("numpy", "seed")])
+def test_a_seed_is_moved_alike_however_it_is_given(module: str, keyword: str, tmp_path: Path) -> None:
+    from harness import attach
+
+    said = set()
+    for given in ("7", f"{keyword}=7"):
+        folder = tmp_path / keyword / str(len(given))
+        folder.mkdir(parents=True)
+        orders = attach.Attachment(seed=3, shifts_seeds=True)
+        done = subprocess.run(
+            [sys.executable, "-c", SEEDING[module].format(given)],
+            env={**os.environ, **attach.environment(orders, folder)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        said.add(done.stdout)
+    plain = subprocess.run([sys.executable, "-c", SEEDING[module].format("10")], capture_output=True, text=True).stdout
+    assert said == {plain}
+
+
+def test_a_scripts_own_code_is_what_is_neither_installed_nor_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine_for_this_test.py").write_text("VALUE = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    __import__("mine_for_this_test")
+    path = tmp_path / "mine_for_this_test.py"
+    known = dict(own_sources(path.stat().st_mtime + 1))
+    assert known[str(path)]
+    assert not [file for file in known if "site-packages" in file or "/harness/" in file or "/baselines/" in file]
+    assert dict(own_sources(path.stat().st_mtime - 1))[str(path)] == "", "it may have been written while it ran"
+
+
+def test_what_is_reused_was_run_with_the_same_environment_and_cluster(tmp_path: Path) -> None:
+    from harness.attach.attachment import Attachment
+    from harness.cli.verbs.pilot import _request
+    from harness.run.pilot.bench import Bench
+
+    def folder(on: str = "netns", **environment: str) -> Path:
+        asked = replace(_request(["true"], network(), on, "convergence", ()), out=tmp_path, environment=environment)
+        return Bench(asked, print)._folder("job", network(), 1, Attachment())
+
+    assert folder(LR="0.1") == folder(LR="0.1", TERM="xterm", SSH_TTY="/dev/pts/1")
+    assert len({folder(LR="0.1"), folder(LR="0.01"), folder("docker", LR="0.1")}) == 3
+
+
+def test_what_was_run_with_other_code_of_the_scripts_own_does_not_count(tmp_path: Path) -> None:
+    from harness.run.pilot.bench import _has_new_sources, _put_aside
+
+    code, folder = tmp_path / "model.py", tmp_path / "runs" / "job"
+    code.write_text("LR = 0.1")
+    (folder / FINDINGS).mkdir(parents=True)
+    told = {"kind": "sources", "files": [(str(code), hash_of(str(code))), ("/only/in/the/image.py", "12")]}
+    (folder / FINDINGS / "rank-0.jsonl").write_text(json.dumps(told) + "\n")
+    assert not _has_new_sources(folder)
+    code.write_text("LR = 0.01")
+    assert _has_new_sources(folder)
+    for _ in range(2):
+        _put_aside(folder)
+        folder.mkdir()
+    assert sorted(each.name for each in folder.parent.iterdir()) == ["job", "job.1", "job.2"]
