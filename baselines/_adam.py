@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,10 @@ from baselines._state import Shapes
 
 class AdamState(MomentumState, LaneState):
     """Base of a ``State`` that is Adam in place of plain SGD, by whose rate its updates are applied."""
+
+    scale_order: ClassVar[int]
+    """Of the norm by which signs are scaled: 1, the mean magnitude; 2, the root of the mean square. What signs miss is
+    never more than there was with the first. With the second it can be, where few entries are far larger than most."""
 
     beta1: float
     beta2: float
@@ -59,7 +64,7 @@ def signs_mean(
     sizes = [shard_size(count, p) for count in counts]
     with state.stopwatch("encode"):
         dtype = parts[0].dtype
-        message = signs_of(parts, sizes, p)
+        message = signs_of(parts, sizes, p, state.scale_order)
         arrived = torch.empty_like(message)
     dist.all_to_all_single(arrived, message, group=group)
     with state.stopwatch("encode"):
@@ -70,7 +75,7 @@ def signs_mean(
         for name, shard in zip(names, shards, strict=True):
             if (past := state.owner_error.get(name)) is not None:
                 shard.add_(past)
-        own = signs_of(shards, sizes, 1).view(-1)
+        own = signs_of(shards, sizes, 1, state.scale_order).view(-1)
         for name, shard in zip(names, shards, strict=True):  # what is left is the error
             state.owner_error.draft(name, shard)
         answers = [torch.empty_like(own) for _ in range(p)]
@@ -96,23 +101,26 @@ def held(count: int, size: int, owner: int) -> int:
     return min(max(count - owner * size, 0), size)
 
 
-def signs_of(parts: Sequence[torch.Tensor], sizes: list[int], rows: int) -> torch.Tensor:
+def signs_of(parts: Sequence[torch.Tensor], sizes: list[int], rows: int, order: int) -> torch.Tensor:
     """Messages (rows, bytes), uint8, of the signs of all parts (n,), cut into shards, and one scale for each part.
 
     Each part becomes what its signs and its scale missed.
+
+    Args:
+        order: see ``AdamState.scale_order``.
     """
     counts = [part.numel() for part in parts]
-    roots = [math.sqrt(max(count, 1)) for count in counts]
+    ones = [max(count, 1) ** (1 / order) for count in counts]
     if parts[0].is_cuda:
         values = torch.cat(list(parts))
-        scales = divided(norms(values, counts, 2), roots)
+        scales = divided(norms(values, counts, order), ones)
         flags, each_scale = not_negative(values), spread(scales, counts)
         values.sub_(torch.where(flags, each_scale, -each_scale))
         torch._foreach_copy_(list(parts), list(values.split(counts)))
         signs = packed_in_shards(flags, counts, sizes, rows)
     else:
         of_parts = []
-        scales = divided(torch.stack([torch.linalg.vector_norm(part) for part in parts]), roots)
+        scales = divided(torch.stack([torch.linalg.vector_norm(part, order) for part in parts]), ones)
         for part, size, scale in zip(parts, sizes, scales, strict=True):
             flags = not_negative(part)
             part.sub_(torch.where(flags, scale, -scale))

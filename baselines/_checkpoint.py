@@ -11,7 +11,7 @@ import torch
 from baselines._memory import BucketMemory
 from baselines._quantise import Dice
 
-VERSION = 1
+VERSION = 2
 
 
 class Checkpointed:

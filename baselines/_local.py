@@ -22,6 +22,8 @@ class LocalState(MethodState):
 
     as_given = True
     period: int
+    met_at = 0
+    """After how many steps the ranks last met."""
 
     @property
     def may_join(self) -> bool:
@@ -59,6 +61,14 @@ class LocalState(MethodState):
         """Meet the other ranks if it is time; after each step."""
         if self.step % self.period == 0:
             self.flush()
+
+    def flush(self) -> None:
+        if self.step > self.met_at:  # else a momentum would move the common parameters by itself
+            self.met_at = self.step
+            self.exchange()
+
+    def exchange(self) -> None:
+        """Bring all ranks to the same parameters by what each has trained since they met."""
 
 
 def refuse_sharded(state: MethodState, optimizer: torch.optim.Optimizer) -> None:

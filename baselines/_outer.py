@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import reduce
 
 import torch
 
@@ -42,6 +43,10 @@ class Outer:
             if common.grad is not None:
                 weight.copy_(common if not mix else common.lerp(weight.to(common.dtype), mix))
                 common.grad = None
+
+    def hand_out(self) -> None:
+        """Let this rank's weights be the common ones."""
+        copy_into(self._common)
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -82,3 +87,8 @@ def copy_into(values: Mapping[torch.Tensor, torch.Tensor]) -> None:
     """Give each weight its value."""
     for weight, value in values.items():
         weight.copy_(value)
+
+
+def wide_dtype(weights: list[torch.Tensor]) -> torch.dtype:
+    """What holds the changes of all of them: at least fp32."""
+    return reduce(torch.promote_types, [weight.dtype for weight in weights], torch.float32)

@@ -59,6 +59,8 @@ def hessian_gradient(
     gradients = torch.autograd.grad(loss, weights, create_graph=True, materialize_grads=True)
     means = mean_over_ranks([gradient.detach() for gradient in gradients], process_group)
     curved = [(own, mean) for own, mean in zip(gradients, means, strict=True) if own.requires_grad]
+    if not curved:  # a gradient that does not depend on the weights
+        return [torch.zeros_like(weight) for weight in weights]
     own, mean = zip(*curved, strict=True)
     return list(torch.autograd.grad(own, weights, grad_outputs=mean, materialize_grads=True))
 

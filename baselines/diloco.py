@@ -49,7 +49,7 @@ class State(LocalState):
 
     most_copies = 6.0
     adjustable = ("period",)
-    remembers = ("outer",)
+    remembers = ("outer", "met_at")
 
     syncs_in_end_step = True
 
@@ -74,7 +74,7 @@ class State(LocalState):
         self.outer = Outer(weights, self.outer_lr, self.outer_momentum)
 
     @torch.no_grad()
-    def flush(self) -> None:
+    def exchange(self) -> None:
         with self.stopwatch("encode"):
             changes = self.outer.changes()
         mean = int8_ring_mean if self.values == "int8" else all_reduce_mean

@@ -65,7 +65,7 @@ class State(LocalState):
         else:
             super().end_step()
 
-    def flush(self) -> None:
+    def exchange(self) -> None:
         average_in_place(self, [weight for weight in self.model.parameters() if weight.requires_grad])
 
 

@@ -58,6 +58,7 @@ class State(AdamState):
     most_copies = 10.0
     warmup_parameters = ("warmup_steps",)
     remembers = ("m", "v", "error", "owner_error")
+    scale_order = 2
 
     warmup_steps: Annotated[int, Field(ge=0)] = 20
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9

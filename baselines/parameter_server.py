@@ -87,10 +87,10 @@ def push_and_pull(state: State, gradient: torch.Tensor) -> Future[torch.Tensor]:
     pushed = gradient.new_empty(p * own)
     dist.all_to_all_single(pushed, gradient, [own] * p, shards, group=group)
     with state.stopwatch("encode"):
-        total = pushed.view(p, own)[0].clone()
+        total = pushed.view(p, own)[0].to(torch.promote_types(gradient.dtype, torch.float32), copy=True)
         for other in pushed.view(p, own)[1:]:  # in the order of ranks
             total.add_(other)
-        answers = total.div_(p).repeat(p)
+        answers = total.div_(p).to(gradient.dtype).repeat(p)
     dist.all_to_all_single(gradient, answers, shards, [own] * p, group=group)
     with state.stopwatch("decode"):
         return settled(gradient)

@@ -70,7 +70,7 @@ class State(LocalState):
     swept = ("ratio",)
     most_copies = 7.0
     adjustable = ("period", "ratio")
-    remembers = ("outer", "error")
+    remembers = ("outer", "error", "met_at")
 
     syncs_in_end_step = True
 
@@ -112,7 +112,7 @@ class State(LocalState):
         self.outer = Outer(weights, self.outer_lr, momentum=0.0)
 
     @torch.no_grad()
-    def flush(self) -> None:
+    def exchange(self) -> None:
         with self.stopwatch("encode"):
             changes = self.outer.changes()
             if not changes:

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial, reduce
+from functools import partial
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
@@ -38,7 +38,7 @@ from torch.nn.parallel import DistributedDataParallel
 from baselines._calls import AllGather, AllReduce, Call, sent_bytes
 from baselines._lane import settled
 from baselines._local import LocalState
-from baselines._outer import Outer
+from baselines._outer import Outer, wide_dtype
 from baselines._quantise import by_byte, norms, numbers, packed_fields
 from baselines._state import MethodState, Shapes, numel, parameters
 
@@ -135,13 +135,15 @@ class State(LocalState):
                     part.arrive(self.mix)
 
     def flush(self) -> None:
-        """Synchronise every fragment now, and let each worker take the common parameters as they are."""
+        """Synchronise now what has been trained since it was sent; workers take the common parameters as they are."""
         for part in self.parts:
             part.arrive(self.mix)
         for part in self.parts:
-            part.send(self.step)
+            if self.step > part.sent_at:
+                part.send(self.step)
         for part in self.parts:
             part.arrive(mix=0.0)
+            part.outer.hand_out()
 
     @contextmanager
     def common(self) -> Iterator[None]:
@@ -159,6 +161,8 @@ class Part:
         self.outer = Outer(weights, state.outer_lr, state.outer_momentum)
         self._travelling: list[torch.Tensor] = []
         """The weights whose changes are under way."""
+        self.sent_at = 0
+        """After how many steps it was last sent."""
         self._due: int | None = None
         """After how many steps what is under way is taken; None if nothing is."""
         self._work: Any = None
@@ -176,6 +180,7 @@ class Part:
             changes = self.outer.changes()
             if not changes:
                 return
+            self.sent_at = state.step
             self._due, self._travelling = due, list(changes)
             own = torch.cat([change.reshape(-1) for change in changes.values()])
             if state.values == "fp32":
@@ -218,13 +223,14 @@ class Part:
         mean = torch.zeros(sum(self._counts), dtype=dtype, device=self._state.device)
         for message in self._arriving:
             mean.add_(decoded(message, self._counts, dtype))
-        return mean.div_(self._state.world_size)
+        return mean.div_(len(self._arriving))
 
     def state_dict(self, names: Mapping[torch.Tensor, str]) -> dict[str, Any]:
         """The common parameters, and what has arrived or will."""
         self.wait()
         return {
             "outer": self.outer.state_dict(names),
+            "sent_at": self.sent_at,
             "due": self._due,
             "travelling": [names[weight] for weight in self._travelling],
             "arriving": [*self._arriving],
@@ -236,6 +242,7 @@ class Part:
         self.outer.load_state_dict(saved["outer"], names)
         weights = {name: weight for weight, name in names.items()}
         self._travelling = [weights[name] for name in saved["travelling"]]
+        self.sent_at = saved["sent_at"]
         self._due, self._arriving = saved["due"], [each.to(self._state.device).clone() for each in saved["arriving"]]
 
 
@@ -258,11 +265,6 @@ def dealt(shapes: Shapes, fragments: int) -> list[list[int]]:
     for place in sorted(range(len(shapes)), key=lambda place: -numel([shapes[place]])):
         min(piles, key=lambda pile: numel([shapes[each] for each in pile])).append(place)
     return [sorted(pile) for pile in piles]
-
-
-def wide_dtype(weights: list[torch.Tensor]) -> torch.dtype:
-    """What holds all their changes: at least fp32."""
-    return reduce(torch.promote_types, [weight.dtype for weight in weights], torch.float32)
 
 
 def message_bytes(entries: int, counts: int, itemsize: int = 4) -> tuple[int, int]:

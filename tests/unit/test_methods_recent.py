@@ -511,18 +511,29 @@ def test_tiles_are_whole_and_transformed_back(shape):
 # 1-bit Adam
 
 
-def signs_and_scale(values: np.ndarray) -> np.ndarray:
-    return np.where(values >= 0, 1.0, -1.0) * np.sqrt(np.mean(values**2)) if len(values) else values
+def root_mean_square(values: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.mean(values**2))
 
 
-def by_owners(of_ranks: Vectors, owner_error: np.ndarray) -> np.ndarray:
+def mean_magnitude(values: np.ndarray) -> np.ndarray:
+    return np.mean(np.abs(values))
+
+
+Scale = Callable[[np.ndarray], np.ndarray]
+
+
+def signs_and_scale(values: np.ndarray, scale: Scale) -> np.ndarray:
+    return np.where(values >= 0, 1.0, -1.0) * scale(values) if len(values) else values
+
+
+def by_owners(of_ranks: Vectors, owner_error: np.ndarray, scale: Scale) -> np.ndarray:
     """DeepSpeed's mean: signs of each rank's vector, then of each shard of the sum; errors are kept in place."""
     p = len(of_ranks)
-    total = owner_error + sum(signs_and_scale(own) for own in of_ranks) / p
+    total = owner_error + sum(signs_and_scale(own, scale) for own in of_ranks) / p
     for own in of_ranks:
-        own -= signs_and_scale(own)
+        own -= signs_and_scale(own, scale)
     size = math.ceil(len(total) / (8 * p)) * 8
-    mean = np.concatenate([signs_and_scale(total[at : at + size]) for at in range(0, len(total), size)])
+    mean = np.concatenate([signs_and_scale(total[at : at + size], scale) for at in range(0, len(total), size)])
     owner_error[:] = total - mean
     return mean
 
@@ -542,7 +553,7 @@ def onebit_adam(start: Vectors, p: int, steps: int, **told: Any) -> Iterator[tup
             else:
                 for rank, gradient in enumerate(of_ranks):
                     errors[rank][place] += beta1 * m[place] + (1 - beta1) * gradient
-                m[place] = by_owners([of_rank[place] for of_rank in errors], owner_errors[place])
+                m[place] = by_owners([of_rank[place] for of_rank in errors], owner_errors[place], root_mean_square)
             weights[place] = weight - LR * m[place] / (np.sqrt(v[place]) + eps)
         yield step, list(weights)
 
@@ -611,7 +622,7 @@ def zeroone_adam(start: Vectors, p: int, steps: int, refreshed: set[int], **told
                 else:
                     for rank, gradient in enumerate(of_ranks):
                         errors[rank][place] += gradient
-                    mean = by_owners([of_rank[place] for of_rank in errors], owner_errors[place])
+                    mean = by_owners([of_rank[place] for of_rank in errors], owner_errors[place], mean_magnitude)
                 m[place] = beta1 * m[place] + (1 - beta1) * mean
                 weights[place] = weight - LR * m[place] / (np.sqrt(v[place]) + eps)
             else:
@@ -622,7 +633,7 @@ def zeroone_adam(start: Vectors, p: int, steps: int, refreshed: set[int], **told
                 if meets:
                     for rank in range(p):
                         errors[rank][place] += (weight - own_weights[rank][place]) * root
-                    u = by_owners([of_rank[place] for of_rank in errors], owner_errors[place])
+                    u = by_owners([of_rank[place] for of_rank in errors], owner_errors[place], mean_magnitude)
                     m[place], weights[place] = u / (LR * alone), weight - u / root
             if meets:
                 for rank in range(p):
