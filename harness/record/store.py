@@ -18,7 +18,7 @@ from __future__ import annotations
 import fcntl
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from glob import escape
 from pathlib import Path
@@ -45,12 +45,13 @@ from harness.record.claims import FOLDER as CLAIMS
 from harness.record.row import EVENT_SCHEMA, SCHEMA, TRIAL_SCHEMA, VERIFICATION_SCHEMA, Event, TrialRow, VerificationRow
 from harness.record.tables import (
     DamagedError,
+    Rows,
     digest,
     events_file,
     json_digest,
     read_events,
-    read_row,
     row_file,
+    row_files,
 )
 from harness.scenario.load import check_stored
 from harness.scenario.schema import Scenario
@@ -79,6 +80,9 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        all_columns = pa.unify_schemas([TRIAL_SCHEMA, OLDER_COLUMNS])
+        self._trial_rows = Rows(self._trials, TrialRow, all_columns, OLDER_COLUMNS.names)
+        self._verification_rows = Rows(self._verified, VerificationRow, VERIFICATION_SCHEMA)
 
     @classmethod
     def create(cls, folder: Path, scenario: Scenario) -> Store:
@@ -252,7 +256,7 @@ class Store:
         So does one of which there are events alone: its process ended before it wrote the row.
         """
         parts = (self._trials, self._events)
-        numbers = [int(path.stem.removeprefix(f"{trial_id}-")) for part in parts for path in _rows(part, trial_id)]
+        numbers = [int(path.stem.removeprefix(f"{trial_id}-")) for part in parts for path in row_files(part, trial_id)]
         return max(numbers, default=-1) + 1
 
     def attempts(self, trial_id: str | None = None) -> pd.DataFrame:
@@ -264,9 +268,8 @@ class Store:
         Raises:
             UsageError: a file is damaged; it is named, and nothing is lost.
         """
-        verified = _read_rows(_rows(self._verified, trial_id), VerificationRow, VERIFICATION_SCHEMA)
-        all_columns = pa.unify_schemas([TRIAL_SCHEMA, OLDER_COLUMNS])
-        own = with_targets(_read_rows(_rows(self._trials, trial_id), TrialRow, all_columns, OLDER_COLUMNS.names))
+        verified = self._verification_rows.read(trial_id)
+        own = with_targets(self._trial_rows.read(trial_id))
         frame = own.merge(verified, how="left", on=["trial_id", "attempt"])
         frame["network"] = frame["network"].fillna("")  # of runs from before there was more than a plain star
         order = ["round", "trial_id", "claim", "attempt"]
@@ -393,32 +396,3 @@ def require_done(trials: pd.DataFrame, where: Path) -> pd.DataFrame:
         reasons = ", ".join(sorted(set(trials["reason"].dropna()))) or "the run is empty"
         raise MeasurementError(f"{where}: no trial finished ({reasons}); nothing was measured")
     return done
-
-
-def _rows(folder: Path, trial_id: str | None = None) -> list[Path]:
-    """The files of all rows in a folder, or of one trial's."""
-    if trial_id is None:
-        return sorted(folder.glob("[!.]*.parquet"))
-    found = sorted(folder.glob(f"{escape(trial_id)}-*.parquet"))
-    return [file for file in found if file.stem.removeprefix(f"{trial_id}-").isdecimal()]
-
-
-def _read_rows(
-    files: Iterable[Path], kind: type[TrialRow] | type[VerificationRow], schema: pa.Schema, older: Sequence[str] = ()
-) -> pd.DataFrame:
-    """The rows of some files.
-
-    Raises:
-        UsageError: some are damaged; the first is named, and how many there are.
-    """
-    tables, damaged = [schema.empty_table()], []
-    for file in files:
-        try:
-            tables.append(read_row(file, kind, schema, older))
-        except DamagedError as error:
-            damaged.append(f"{file}: damaged ({error})")
-    if damaged:
-        more = f"; so are {len(damaged) - 1} more there" if len(damaged) > 1 else ""
-        raise UsageError(f"{damaged[0]}{more}; move it away, and its trial runs again")
-    frame: pd.DataFrame = pa.concat_tables(tables).to_pandas()
-    return frame

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from glob import escape
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from harness.errors import UsageError
 from harness.record.row import EVENT_SCHEMA, Event, TrialRow, VerificationRow
 
 ROW_DIGEST, EVENTS_DIGEST = b"pacbench_row", b"pacbench_events"
@@ -58,6 +61,72 @@ def row_file(row: TrialRow | VerificationRow, schema: pa.Schema, events: bytes |
     return _as_parquet(
         table.replace_schema_metadata(metadata), compression="none", use_dictionary=False, write_statistics=False
     )
+
+
+class Rows:
+    """The rows of a folder, a file each. What a file held is not read again: a run of thousands is looked at often.
+
+    Args:
+        older: columns of the schema that are read, and of which ``kind`` knows nothing.
+    """
+
+    def __init__(
+        self, folder: Path, kind: type[TrialRow] | type[VerificationRow], schema: pa.Schema, older: Sequence[str] = ()
+    ) -> None:
+        self._folder, self._kind, self._schema, self._older = folder, kind, schema, older
+        self._known: dict[Path, tuple[int, ...]] = {}
+        """What has been read, as ``_stamp`` has it."""
+        self._table: pa.Table = schema.empty_table()
+
+    def read(self, trial_id: str | None = None) -> pd.DataFrame:
+        """All rows, or one trial's.
+
+        Raises:
+            UsageError: some are damaged; the first is named, and how many there are.
+        """
+        if trial_id is not None:
+            return _as_frame(self._table_of(row_files(self._folder, trial_id)))
+        now = {file: _stamp(file) for file in row_files(self._folder)}
+        if any(now.get(file) != stamp for file, stamp in self._known.items()):
+            self._known, self._table = {}, self._schema.empty_table()
+        added = self._table_of([file for file in now if file not in self._known])
+        self._table = pa.concat_tables([self._table, added]).combine_chunks()
+        self._known = now
+        return _as_frame(self._table)
+
+    def _table_of(self, files: Iterable[Path]) -> pa.Table:
+        tables, damaged = [self._schema.empty_table()], []
+        for file in files:
+            try:
+                tables.append(read_row(file, self._kind, self._schema, self._older))
+            except DamagedError as error:
+                damaged.append(f"{file}: damaged ({error})")
+        if damaged:
+            more = f"; so are {len(damaged) - 1} more there" if len(damaged) > 1 else ""
+            raise UsageError(f"{damaged[0]}{more}; move it away, and its trial runs again")
+        return pa.concat_tables(tables)
+
+
+def _stamp(file: Path) -> tuple[int, ...]:
+    """What is another where a file is another; of one that is gone again nothing."""
+    try:
+        found = file.stat()
+    except OSError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _as_frame(table: pa.Table) -> pd.DataFrame:
+    frame: pd.DataFrame = table.to_pandas()
+    return frame
+
+
+def row_files(folder: Path, trial_id: str | None = None) -> list[Path]:
+    """The files of all rows in a folder, or of one trial's."""
+    if trial_id is None:
+        return sorted(folder.glob("[!.]*.parquet"))
+    found = sorted(folder.glob(f"{escape(trial_id)}-*.parquet"))
+    return [file for file in found if file.stem.removeprefix(f"{trial_id}-").isdecimal()]
 
 
 def read_row(

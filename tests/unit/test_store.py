@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 from synthetic import a_row
 
@@ -14,6 +15,7 @@ from harness.errors import MeasurementError, UsageError
 from harness.provenance import ROOT
 from harness.record.row import EVENT_SCHEMA, TRIAL_SCHEMA, Event, TrialRow
 from harness.record.store import Store, new_folder, require_done, runs
+from harness.record.tables import read_row
 from harness.report.headline import headline
 from harness.scenario.load import load
 from harness.scenario.schema import Scenario
@@ -166,3 +168,27 @@ def test_stores_written_before_are_read_and_say_unknown_where_they_do_not_know(f
             if not len(result.done):
                 assert (result.quality.keeps, result.quality.difference) == ("unknown", None)
         assert headline(case, scenario)
+
+
+def test_a_file_is_read_once_and_again_where_it_is_another(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def noted(file: Path, *rest: Any) -> pa.Table:
+        read.append(file.stem)
+        return read_row(file, *rest)
+
+    monkeypatch.setattr("harness.record.tables.read_row", noted)
+    store.append(row("a", samples_per_s=1.0), [])
+    store.append(row("b", samples_per_s=2.0), [])
+    assert store.trials()["samples_per_s"].tolist() == [1.0, 2.0]
+    store.append(row("c", samples_per_s=3.0), [])
+    assert store.trials()["samples_per_s"].tolist() == [1.0, 2.0, 3.0]
+    assert read == ["a-0", "b-0", "c-0"]
+
+    (store.folder / "trials.parquet" / "b-0.parquet").rename(store.folder / "moved.parquet")
+    assert store.trials()["samples_per_s"].tolist() == [1.0, 3.0]
+    file = store.folder / "trials.parquet" / "a-0.parquet"
+    file.write_bytes(file.read_bytes()[:-20])
+    for _ in range(2):
+        with pytest.raises(UsageError, match=r"a-0\.parquet: damaged"):
+            store.trials()
