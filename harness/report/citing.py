@@ -81,8 +81,8 @@ def _where(cases: Sequence[Judgement]) -> str:
         by_links.setdefault(at, []).append(model)
     places = "; ".join(f"{', '.join(models)} at {at}" for at, models in by_links.items())
     workers = " or ".join(dict.fromkeys(str(each.claim.workers) for each in cases))
-    shares = list(dict.fromkeys(share for each in cases for share in each.claim.devices))
-    *others, last = (named(share).removesuffix(" device") for share in shares)
+    shares = sorted({share for each in cases for share in each.devices}, reverse=True)
+    *others, last = [named(share).removesuffix(" device") for share in shares] or [""]
     device = f", {', '.join(others)} or {last} device each"
     return f"{workers} workers{device if len(shares) > 1 else ''}: {places}"
 

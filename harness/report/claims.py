@@ -36,7 +36,7 @@ TOLD: dict[Quantity, str] = {
     "bytes": "{method} sent {found} times fewer bytes than {baseline}",
     "communication time": "{method} waited {found} times less for its links than {baseline}",
     "accuracy": "{method} lost {found} points to {baseline}",
-    "share": "A share of {found} of the cases was surely faster than {baseline}",
+    "share": "Of the cases a share of {found} was better than {baseline}, open ones counted by halves",
     "trend": "The weakest step along the axis changed the gain over {baseline} by a factor of {found}",
     "ablation": "A share of {found} of the gain over {baseline} goes with that part",
 }

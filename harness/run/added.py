@@ -126,9 +126,10 @@ def _difference(near_s: Sequence[float], far_s: Sequence[float]) -> tuple[float,
     """By how much the near steps' mean is more than the far ones', and the standard error of this.
 
     Where the far steps differ among themselves, as those of a method that sends now and then, as many near ones are put
-    beside them, the longest beside the longest. Where they are all alike, all near ones count.
+    beside them, the longest beside the longest. Where they are all alike, or more than the near ones, all count.
     """
-    if statistics.stdev(far_s) > VARIED * statistics.fmean(far_s):
+    differ = statistics.stdev(far_s) > VARIED * statistics.fmean(far_s)
+    if differ and len(near_s) >= len(far_s):
         middle = (len(near_s) - len(far_s)) // 2
         nearest_s = sorted(near_s[middle : middle + len(far_s)])
         more_s = [near - far for near, far in zip(nearest_s, sorted(far_s), strict=False)]

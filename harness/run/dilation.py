@@ -135,7 +135,7 @@ class Dilations:
             # be so fast that what is added would be known too little.
             most = 2 * now if within.share(now) > AIM * most_added else now
             chosen = min(most, max(_needed(within, CALM * most_added), within.known_from, now / 2))
-        self._keep(trial, rung(max(self._lowest(trial), chosen)), within)
+        self._keep(trial, rung(min(LADDER[-1], max(self._lowest(trial), chosen))), within)
         return why
 
     def _why_probes_were_wrong(self, trial: Trial, outcome: Outcome, found: Found) -> str | None:

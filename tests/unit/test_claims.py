@@ -117,24 +117,38 @@ def test_a_list_stands_for_every_combination(write: Callable[[str], Path]) -> No
     [
         ('"dense"', '"dense"\nwight = 1', r"wight: unknown key; allowed: .*wording"),
         ("[1.0, 12.0]", "[12.0, 1.0]", r"range: found \[12.0, 1.0\]; allowed: two ratios"),
-        ('quantity = "throughput"', 'quantity = "time to accuracy"', r"convergence: allowed: a scenario for"),
+        (
+            'quantity = "throughput"',
+            'quantity = "time to accuracy"',
+            r"convergence: found none; allowed: a scenario for",
+        ),
         ('"100mbit"', '"100"', r"rate: found '100'; allowed: a rate such as '100mbit'"),
         ('wording = "up to 12 times faster"', "", r"wording: missing"),
         ('place = "table 1"', "", r"topk: place: missing"),
         ('"table 1"', '""', r"topk: place: found ''; allowed: String should have at least 1"),
         ('"throughput"', '"speed"', r"quantity: found 'speed'; allowed: 'throughput', 'bytes'"),
-        ('"throughput"', '"share"', r"grid: allowed: some of model, rate and method, .* for 'share'"),
+        ('"throughput"', '"share"', r"grid: found none; allowed: some of model, rate and method, .* for 'share'"),
         ('"throughput"', '"share"\ngrid = ["method"]', r"method: found 1; allowed: a list of several"),
         (
             '"throughput"',
             '"share"\ngrid = ["workers"]',
             r"grid\.0: found 'workers'; allowed: 'model', 'rate' or 'method'",
         ),
-        ('"throughput"', '"trend"\naxis = "rate"', r"direction: allowed: grows or falls, for 'trend'"),
-        ('"throughput"', '"ablation"', r"without: allowed: the label of the method without the part"),
+        ('"throughput"', '"trend"\naxis = "rate"', r"direction: found none; allowed: grows or falls, for 'trend'"),
+        ('"throughput"', '"ablation"', r"without: found none; allowed: the label of the method without the part"),
         ('"throughput"', '"throughput"\nwithout = "bf16"', r"without: .*nothing for the others"),
         ("12.0]", "12.0]\ndevices = [0.5, 1.5]", r"devices: found \[0.5, 1.5\]; allowed: shares up to 1"),
-        ("12.0]", "12.0]\nnot_testable = 'no such switch'", r"scenario: allowed: .*none with not_testable"),
+        ("12.0]", "12.0]\ndevices = [0.5, 1.0]", r"devices: found \[0.5, 1.0\]; allowed: .* the largest first"),
+        ("12.0]", "12.0]\ncounted = 'gradient'", r"counted: found 'gradient'; allowed: 'wire', but for 'bytes'"),
+        ('"table 1"', '"  "', r"topk: place: found '  '; allowed: String should have at least 1"),
+        ('method = "topk"', "method = []", r"topk: method: found 'an empty list'; allowed: one or more"),
+        ('"quickstart"', '"paper/{modell}"', r"scenario: found 'paper/{modell}'; allowed: a name, in which {model}"),
+        ('"quickstart"', '"paper/{"', r"scenario: found 'paper/{'; allowed: a name, in which {model}"),
+        (
+            "12.0]",
+            "12.0]\nnot_testable = 'no such switch'",
+            r"scenario: found quickstart; allowed: .*none with not_testable",
+        ),
         ("[[claims]]", "[[claim]]", r"claims: found 'claim'; allowed: \[\[claims\]\] tables"),
         ("[[claims]]", "[[claims]", r"not valid TOML"),
         ("[[claims]]", f"{TOPK}\n[[claims]]", r"id: found 'topk'; allowed: each id once"),
@@ -323,6 +337,23 @@ def test_who_misses_the_target_is_not_left_out(
         missing, method=method, baseline=baseline, quantity="time to accuracy", convergence="quickstart", range=(0, 99)
     )
     assert (judgement.verdict, judgement.reason, judgement.found) == (verdict, says, None)
+
+
+@pytest.mark.parametrize(
+    ("lost", "verdict", "says"),
+    [
+        (1, "inconclusive", "topk missed the target in 1 of 3 trainings"),
+        (3, "not reproduced", "topk missed the target in 3 of 3 trainings"),
+    ],
+)
+@pytest.mark.parametrize("status", ["diverged", "timeout"])
+def test_who_diverges_or_takes_too_long_has_missed_the_target(
+    lost: int, status: str, verdict: str, says: str, tmp_path: Path
+) -> None:
+    store = make_store(tmp_path / "run", ends={("topk", number): {"status": status} for number in range(lost)})
+    run = Run(on_netns(load("quickstart")), store)
+    judgement = judged(run, quantity="time to accuracy", convergence="quickstart", range=(0, 99))
+    assert (judgement.verdict, judgement.reason) == (verdict, says)
 
 
 @pytest.mark.parametrize(

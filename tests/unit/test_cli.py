@@ -158,6 +158,14 @@ def test_several_scenarios_get_a_folder_each(pacbench: Pacbench, tmp_path: Path)
     assert {path.name for path in (tmp_path / "all").iterdir()} == {"quickstart", "ci"}
 
 
+@pytest.mark.parametrize("claim", ["netsenseml", "byteps-100mbit-topk"])
+def test_claims_that_nothing_can_be_run_for_have_a_page(pacbench: Pacbench, tmp_path: Path, claim: str) -> None:
+    done = pacbench("reproduce", "--on", "fake", "--claim", claim, "--json")
+    assert done.returncode == 0, done.stderr
+    (told,) = json.loads(done.stdout)["claims"]
+    assert told["verdict"] in ("not testable here", "source inconsistent")
+
+
 def test_claims_are_reproduced_resumed_and_judged(pacbench: Pacbench, tmp_path: Path) -> None:
     wanted = ("--claim", "byteps-25gbit-topk/dense", "--claim", "byteps-25gbit-onebit/dense")
     command = ("reproduce", "--on", "fake", "--quick", *wanted)

@@ -23,7 +23,7 @@ from harness.plan.trial import Trial
 from harness.record.row import Event
 from harness.record.store import Store
 from harness.run import execute
-from harness.run.added import Added, added
+from harness.run.added import Added, _difference, added
 from harness.run.dilation import Dilations
 from harness.run.outcome import Outcome
 from harness.scenario.load import load
@@ -83,7 +83,7 @@ def fixed_links() -> FakeCluster:
 
 def run_until_it_counts(found: Dilations, trial: Trial, machine: Machine) -> tuple[Trial, Outcome]:
     """Run a trial as a run does: again, as long as that is said of it."""
-    for _ in range(10):
+    for _ in range(len(LADDER)):
         trial = found.settle(trial)
         outcome = machine(trial)
         if not found.take_off(trial, outcome):
@@ -314,6 +314,12 @@ def test_a_machine_that_adds_too_much_at_any_dilation_is_told(tmp_path: Path, wi
         MeasurementError, match="dense: at a dilation of 256 this machine still adds more than 5 % to a"
     ):
         run_until_it_counts(found, a_trial(tmp_path), machine)
+    assert dilations(tmp_path, machine), "what it found can be read again"
+
+
+def test_fewer_steps_than_those_that_run_slower_still_are_compared_by_their_means() -> None:
+    """Of a method that sends in every third step, and nothing is added."""
+    assert _difference([0.01, 0.01, 0.1] * 2, [0.01, 0.01, 0.1] * 3)[0] == pytest.approx(0.0)
 
 
 class Narrow(FakeCluster):

@@ -19,7 +19,7 @@ from harness.analysis.shifts import Difference, Shift, mean_difference, paired_s
 from harness.analysis.trials import leave_out_disturbed
 from harness.plan.expected import shapes_of, state_of
 from harness.plan.plan import Plan
-from harness.plan.status import DIVERGED, DONE, LEARNT
+from harness.plan.status import DIVERGED, DONE, LEARNT, MISSES
 from harness.record.store import Store
 
 MOST_OVERRUN = 0.1
@@ -115,17 +115,20 @@ def _found(claim: Claim, cell: Cell, device: float, runs: Mapping[str, Run]) -> 
 
 def _with_fewer_steps(found: Finding, fewer: Finding) -> Finding:
     """Time to accuracy: so many times the throughput, and so many times fewer steps."""
+    if fewer.missed:  # whatever its throughput
+        return fewer
     if not isinstance(found.measured, Shift):
         return found
     if not isinstance(fewer.measured, Shift):
         return fewer
     both = product(found.measured, fewer.measured)
-    return replace(found, measured=both, rounds=max(found.rounds, fewer.rounds))
+    # It is looked at again after each round of either, the first of both together.
+    return replace(found, measured=both, rounds=found.rounds + fewer.rounds - 1)
 
 
 def _not_run(claim: Claim, run: Run, why: str) -> Finding:
     decides = "a machine that can run it" if run.problem else f"pacbench reproduce --claim {claim.id}"
-    return Finding(None, run.plan.scenario.rounds, run.problem or why, decides)
+    return Finding(None, run.plan.scenario.rounds, run.problem or why, decides, more_rounds_help=not run.problem)
 
 
 def trials_of(cell: Cell, device: float, run: Run) -> pd.DataFrame:
@@ -238,13 +241,14 @@ def fewer_steps(claim: Claim, training: Run) -> Finding:
 
 
 def steps_to_target(run: Run, label: str) -> pd.Series[float]:
-    """By round, the steps after which a finished training first reached the target; NaN where it never did."""
+    """By round, the steps after which a training first reached the target; NaN where it did not, and never will."""
     if run.store is None:
         return pd.Series(dtype=float)
     own_ids = {trial.id for trial in run.plan.trials}
-    own = run.trials[(run.trials["label"] == label) & (run.trials["status"] == DONE)]
+    own = run.trials[(run.trials["label"] == label) & run.trials["status"].isin([DONE, *MISSES])]
     own = own[own["trial_id"].isin(own_ids)]
-    return own.set_index("round")["steps_to_target"].astype(float).sort_index()
+    steps = own["steps_to_target"].where(~own["status"].isin(MISSES)).astype(float)
+    return steps.set_axis(own["round"]).sort_index()
 
 
 def steps_along(claim: Claim, device: float, runs: Mapping[str, Run]) -> list[Finding]:

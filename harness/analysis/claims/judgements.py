@@ -65,6 +65,8 @@ class Part:
     """What would decide it, where it is inconclusive."""
     open_cells: tuple[Cell, ...] = ()
     """The cases of which more rounds may decide it."""
+    is_trusted: bool = True
+    """Whether nothing spoils the figure: a machine that was too slow for the device tells nothing of it."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,15 @@ class Judgement:
 
     @property
     def estimates(self) -> tuple[Estimate, ...]:
-        """What was found, with each share of the device of which anything was."""
-        return tuple(part.found for part in self.parts if part.found) or ((self.found,) if self.found else ())
+        """What was found, with each share of the device of which anything was, and nothing spoilt it."""
+        if self.parts:
+            return tuple(part.found for part in self.parts if part.found and part.is_trusted)
+        return (self.found,) if self.found else ()
+
+    @property
+    def devices(self) -> tuple[float, ...]:
+        """The shares of the device of which that is."""
+        return tuple(part.device for part in self.parts if part.found and part.is_trusted)
 
     @property
     def undecided_parts(self) -> tuple[Part, ...]:
@@ -158,7 +167,7 @@ def _decided(claim: Claim, device: float, finding: Finding) -> Part:
     if finding.missed:
         return Part(device, "not reproduced", found, finding.problem)
     if finding.problem or found is None:
-        return Part(device, "inconclusive", found, finding.problem, finding.decides, left)
+        return Part(device, "inconclusive", found, finding.problem, finding.decides, left, is_trusted=False)
     verdict, reason = verdict_on(found, claim)
     if verdict != "inconclusive":
         return Part(device, verdict, found, reason)
@@ -284,11 +293,16 @@ def _origins(claim: Claim, runs: Mapping[str, Run]) -> tuple[str, ...]:
     for name in dict.fromkeys(cell.scenario for cell in claim.cells):
         own = [cell for cell in claim.cells if cell.scenario == name]
         frames = [trials_of(cell, device, runs[name]) for cell in own for device in claim.devices]
-        origins.append(_origin(figure, runs[name], pd.concat(frames).drop_duplicates("trial_id")))
+        trials = pd.concat(frames).drop_duplicates("trial_id")
+        origins.append(_origin(figure, runs[name], _of_methods(claim, trials)))
     if claim.convergence:
         training = runs[claim.convergence]
-        origins.append(_origin("steps to the target", training, training.trials))
+        origins.append(_origin("steps to the target", training, _of_methods(claim, training.trials)))
     return tuple(filter(None, origins))
+
+
+def _of_methods(claim: Claim, trials: pd.DataFrame) -> pd.DataFrame:
+    return trials if trials.empty else trials[trials["label"].isin(claim.labels)]
 
 
 def _origin(figure: str, run: Run, trials: pd.DataFrame) -> str:

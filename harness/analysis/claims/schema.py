@@ -19,13 +19,14 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, StringConstraints, model_validator
 from typing_extensions import Self
 
 from harness.errors import UsageError
@@ -140,7 +141,7 @@ class Claim(Section):
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9./ %=-]*$")
     source: str = Field(min_length=1)
     """Authors, title, where it was published."""
-    place: str = Field(min_length=1)
+    place: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
     """The place in it: abstract, table 3, a file."""
     wording: str = Field(min_length=1)
     """The claim in the source's own words, short."""
@@ -192,11 +193,19 @@ class Claim(Section):
         self._check_parts()
         self._check_range()
         if (self.scenario is None) != bool(self.not_testable):
-            raise ValueError("scenario: allowed: one for what can be tested here, none with not_testable")
+            allowed = "one for what can be tested here, none with not_testable"
+            raise ValueError(f"scenario: found {self.scenario or 'none'}; allowed: {allowed}")
+        if re.search("[{}]", (self.scenario or "").replace("{model}", "")):
+            raise ValueError(f"scenario: found {self.scenario!r}; allowed: a name, in which {{model}} is the model")
         if (self.quantity == "time to accuracy") != (self.convergence is not None) and not self.not_testable:
-            raise ValueError("convergence: allowed: a scenario for 'time to accuracy', and nothing for the others")
-        if not all(0 < share <= 1 and math.isclose(100 * share, round(100 * share)) for share in self.devices):
-            raise ValueError(f"devices: found {list(self.devices)}; allowed: shares up to 1, in whole percent")
+            allowed = "a scenario for 'time to accuracy', and nothing for the others"
+            raise ValueError(f"convergence: found {self.convergence or 'none'}; allowed: {allowed}")
+        whole = all(0 < share <= 1 and math.isclose(100 * share, round(100 * share)) for share in self.devices)
+        if not whole or any(one <= other for one, other in itertools.pairwise(self.devices)):
+            allowed = "shares up to 1, in whole percent, the largest first"
+            raise ValueError(f"devices: found {list(self.devices)}; allowed: {allowed}")
+        if self.counted != "wire" and self.quantity != "bytes":
+            raise ValueError(f"counted: found {self.counted!r}; allowed: 'wire', but for 'bytes'")
         return self
 
     def _check_range(self) -> None:
@@ -222,7 +231,8 @@ class Claim(Section):
             ("without", "ablation", "the label of the method without the part"),
         ):
             if bool(getattr(self, field)) != (self.quantity == owner):
-                raise ValueError(f"{field}: allowed: {what}, for '{owner}'; nothing for the others")
+                found = getattr(self, field) or "none"
+                raise ValueError(f"{field}: found {found}; allowed: {what}, for '{owner}'; nothing for the others")
         together = {*self.grid, *([self.axis] if self.axis else [])}
         held = {"model": self.model, "rate": self.rate_bps, "method": self.method}
         for field, values in held.items():
@@ -244,7 +254,7 @@ class Claim(Section):
     def cells(self) -> list[Cell]:
         """Its cases: one, or those of a grid or an axis, in order."""
         return [
-            Cell(model, rate_bps, self.workers, method, (self.scenario or "").format(model=model))
+            Cell(model, rate_bps, self.workers, method, (self.scenario or "").replace("{model}", model))
             for model, rate_bps, method in itertools.product(self.model, self.rate_bps, self.method)
         ]
 
@@ -281,8 +291,13 @@ def load(path: Path = FILE) -> list[Claim]:
 
 def _combinations(entry: Mapping[str, Any], path: Path) -> Iterator[Claim]:
     """One claim for each choice from the entry's lists; what was chosen is added to the id."""
+    if not isinstance(entry, Mapping):
+        raise UsageError.at(path, "claims", entry, "[[claims]] tables and nothing else")
     together = [*_as_list(entry.get("grid")), entry.get("axis")]
     listed = [key for key in LISTED if isinstance(entry.get(key), list) and key not in together]
+    for key in listed:
+        if not entry[key]:
+            raise UsageError.at(f"{path}: {entry.get('id', 'a claim without id')}", key, "an empty list", "one or more")
     for chosen in itertools.product(*(entry[key] for key in listed)):
         identity = "/".join([str(entry.get("id", "")), *map(str, chosen)])
         fields = {**entry, **dict(zip(listed, chosen, strict=True)), "id": identity}

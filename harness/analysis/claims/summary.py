@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.analysis.claims.judgements import Judgement
+from harness.analysis.claims.judgements import Judgement, Part
 from harness.analysis.claims.schema import Quantity
 from harness.methods import is_known, method_named
 
@@ -39,10 +39,12 @@ class Gain:
 
     @property
     def ahead(self) -> tuple[Judgement, ...]:
-        """The cases in which it was surely better at all, whatever the share of the device."""
-        return tuple(
-            case for case in self.measured if all(each.low is not None and each.low > 1 for each in case.estimates)
-        )
+        """The cases in which it was surely better at all, with every share of the device that decides."""
+        return tuple(case for case in self.measured if case.parts and all(map(_is_surely_better, case.parts)))
+
+
+def _is_surely_better(part: Part) -> bool:
+    return part.is_trusted and part.found is not None and part.found.low is not None and part.found.low > 1
 
 
 def papers(judgements: Sequence[Judgement]) -> dict[str, list[Judgement]]:

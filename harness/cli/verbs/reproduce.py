@@ -143,7 +143,8 @@ def _draw(judged: Sequence[Judgement], plans: Mapping[str, Plan], out: Path) -> 
     from harness.report.figures.crossover import write_crossover
 
     drawings = write_claims(judged, out)
-    if len(predicted := pd.concat([crossover.speedups(each) for each in plans.values()])):
+    frames = [crossover.speedups(each) for each in plans.values()]
+    if frames and len(predicted := pd.concat(frames)):
         methods = {method.label: method for each in plans.values() for method in each.scenario.methods}
         drawings.append(write_crossover(predicted, list(methods.values()), out))
     return drawings
