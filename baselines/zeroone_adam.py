@@ -24,7 +24,8 @@ Clipping scales updates, and so the momentum that a meeting makes of them.
 Where it differs: the paper lets the workers' steps alone grow in number as the rate falls, up to 16; here ``period`` is
 one number. The scale of signs is the mean magnitude, with which they never miss more than there was (Karimireddy et
 al., ICML 2019, arXiv 1901.09847). DeepSpeed takes the root of the mean square. Where few entries are far larger than
-most, as in a language model's head, that is several times as much, and the error can grow.
+most, as in a language model's head, that is several times as much, and the error can grow: in the scenario `language`
+the training diverged with two of three seeds.
 """
 
 from __future__ import annotations
