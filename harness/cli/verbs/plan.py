@@ -57,7 +57,7 @@ def _as_json(plan: Plan, machine: Machine) -> dict[str, Any]:
 
 
 def _print(plan: Plan, machine: Machine) -> None:
-    from harness.plan.estimate import total_as_text, total_s
+    from harness.plan.estimate import lose_packets, total_as_text, total_s
     from harness.scenario.schema import MOST_EMULATED
     from harness.units import format_time
 
@@ -71,7 +71,7 @@ def _print(plan: Plan, machine: Machine) -> None:
         title += f"; then up to {len(plan.more_seeds)} more seeds for accuracy, {format_time(more_s)} at most"
     columns = ["method", "round", "workers", "rate", "bytes/step", "lower bound/step", "predicted step", "time"]
     print_table(title, columns, [_cells(trial, machine) for trial in plan.trials])
-    if any(trial.expected.topology.loses_packets for trial in plan.trials):
+    if lose_packets(plan.trials):
         print(
             "Links lose packets. What waiting for them takes is not in these times: steps may be several times longer."
         )

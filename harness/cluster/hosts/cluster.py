@@ -287,7 +287,7 @@ class HostsCluster:
         return {"hosts": [{name: getattr(host.hello, name) for name in told} for host in self._hosts.values()]}
 
     def _all_are_there(self) -> bool:
-        return all(host.conversation.alive for host in self._used)
+        return all(map(_is_there, self._used))
 
     def _as_named(self, message: Trained) -> Trained:
         """What a host calls its interface, all others call the worker's."""

@@ -94,7 +94,8 @@ class Bench:
         attachment = Attachment(seed=attempt, steps=LOOK_STEPS, look=look)
         unshaped = Topology.model_validate({"workers": ATTACHED_WORKERS, "link": {"rate": UNSHAPED}})
         self._tell(f"looking at the job: {LOOK_STEPS} steps on {ATTACHED_WORKERS} workers, unshaped")
-        found, folder = self._run("job", unshaped, 1, attachment)
+        folder = self._folder("job", unshaped, 1, attachment)
+        found = _done(folder) or self._run(folder, unshaped, 1, attachment)
         if found.ending == "timed out":
             raise MeasurementError(
                 f"the budget of {format_time(request.budget_s or 0.0)} ended while the script was looked at: "
@@ -134,12 +135,12 @@ class Bench:
         what = f"{method.label}, seed {seed}"
         where = request.network, request.per_node
         folder = self._folder(method.label, *where, attachment)
-        needs_s = self._expected_s(method, job)
-        if not _is_done(folder) and needs_s > self._left_s:
+        needs_s, known = self._expected_s(method, job), _done(folder)
+        if known is None and needs_s > self._left_s:
             self._without_room.setdefault(method.label, []).append(seed)
             return None
         self._tell(f"training: {what}, about {format_time(needs_s)}")
-        found, folder = self._run(method.label, *where, attachment)
+        found = known or self._run(folder, *where, attachment)
         why = _why_not(found)
         if found.ending == "timed out":
             self._without_room.setdefault(method.label, []).append(seed)
@@ -171,11 +172,9 @@ class Bench:
         overhead_s = fmean(self._overheads_s) if self._overheads_s else job.overhead_s
         return overhead_s + self._steps(method, job) * self._request.forecast(job).pace_s(method)
 
-    def _run(self, label: str, network: Topology, per_node: int, attachment: Attachment) -> tuple[Execution, Path]:
-        """Run a command, unless it has been; its record and folder."""
-        request, folder = self._request, self._folder(label, network, per_node, attachment)
-        if _is_done(folder):
-            return Execution.load(folder), folder
+    def _run(self, folder: Path, network: Topology, per_node: int, attachment: Attachment) -> Execution:
+        """Run a command in a folder of its own; its record."""
+        request = self._request
         _put_aside(folder)
         make_folder(folder)
         timeout_s = None if request.budget_s is None else max(1.0, self._left_s)
@@ -190,7 +189,7 @@ class Bench:
         found.save(folder)
         if found.ending == "interrupted":
             raise KeyboardInterrupt
-        return found, folder
+        return found
 
     def _folder(self, label: str, network: Topology, per_node: int, attachment: Attachment) -> Path:
         request = self._request
@@ -219,14 +218,15 @@ def files_digest(command: Sequence[str], folder: Path) -> list[str]:
     return found
 
 
-def _is_done(folder: Path) -> bool:
-    """Whether a command has run to its end there, with the code that is imported now."""
+def _done(folder: Path) -> Execution | None:
+    """The record of a command that has run to its end there, with the code that is imported now."""
     if not (folder / RECORD).is_file():
-        return False
+        return None
     try:
-        return _why_not(Execution.load(folder)) is None and not _has_new_sources(folder)
+        found = Execution.load(folder)
+        return None if _why_not(found) or _has_new_sources(folder) else found
     except (UsageError, MeasurementError):
-        return False
+        return None
 
 
 def _has_new_sources(folder: Path) -> bool:
