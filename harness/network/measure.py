@@ -13,10 +13,10 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from harness.network.addresses import address, worker_name
 from harness.network.bounds import ETHERNET_HEADER_BYTES, wire_share
@@ -153,9 +153,13 @@ def _readings(topology: Topology, counted: int | None) -> list[LinkReading]:
     return [readings[queue] for way in ("up", "down") for queue in queues if queue.direction == way]
 
 
+Way = TypeVar("Way", bound=Hashable)
+"""What names one direction of a link."""
+
+
 def again_where_off(
-    readings: Mapping[Queue, LinkReading], read: Callable[[Queue], LinkReading], pauses_s: Sequence[float] = PAUSES_S
-) -> dict[Queue, LinkReading]:
+    readings: Mapping[Way, LinkReading], read: Callable[[Way], LinkReading], pauses_s: Sequence[float] = PAUSES_S
+) -> dict[Way, LinkReading]:
     """The same readings; those that are off are replaced by later ones.
 
     Args:
@@ -163,13 +167,13 @@ def again_where_off(
         pauses_s: before each further attempt where a link stays too slow. Only one link is waited for in vain.
     """
     last = dict(readings)
-    for queue in readings:
+    for way in readings:
         for pause_s in (*[0.0] * (ATTEMPTS - 1), *pauses_s):
-            if not last[queue].complaints or (pause_s and not last[queue].is_slow):
+            if not last[way].complaints or (pause_s and not last[way].is_slow):
                 break
             time.sleep(pause_s)
-            last[queue] = read(queue)
-        if last[queue].complaints:
+            last[way] = read(way)
+        if last[way].complaints:
             pauses_s = ()
     return last
 

@@ -2,7 +2,8 @@
 
 The same flows and datagrams as in ``measure.py``, answered by ``responder.py``. There is no switch of ours, so a
 flow goes from host to host: ``up`` is what a host sends to the next one while all do so, ``down`` what it gets from the
-next one while all do. Where interfaces were shaped, the slower end of each way is what was asked of it.
+next one while all do. Where interfaces were shaped, the slower end of each way is what was asked of it; a way that is
+off is measured again by itself, as emulated ones are.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from contextlib import suppress
 
 from harness.network.addresses import worker_name
 from harness.network.bounds import wire_share
-from harness.network.measure import FLOW_S, PING_GAP_S, SETTLE_ROUND_TRIPS, SETTLE_S
+from harness.network.measure import FLOW_S, PING_GAP_S, SETTLE_ROUND_TRIPS, SETTLE_S, again_where_off
 from harness.network.probe_protocol import call
 from harness.network.readings import LinkReading, Readings
 from harness.network.tolerances import PINGS, complaints_of_rate
@@ -29,6 +30,7 @@ STEADY = 1.5
 
 MOST_FLOWS = 8
 
+DIRECTIONS: tuple[Direction, ...] = ("up", "down")
 
 Rates = Sequence[int | None]
 
@@ -51,17 +53,18 @@ def measure(addresses: Sequence[str], mtu_bytes: int, up_bps: Rates, down_bps: R
         with ThreadPoolExecutor(len(pairs)) as pool:
             rtt_s = list(pool.map(lambda pair: _rtt_s(addresses[pair[0]], addresses[pair[1]]), pairs))
 
-            def flows(direction: Direction) -> list[LinkReading]:
-                ways = [pair if direction == "up" else pair[::-1] for pair in pairs]
-                found = pool.map(lambda way, rtt: _flow_bps(addresses[way[0]], addresses[way[1]], rtt), ways, rtt_s)
-                asked_bps = [_slower(up_bps[sender], down_bps[receiver]) for sender, receiver in ways]
-                return [
-                    _reading(host, direction, share * bps, asked)
-                    for host, (bps, asked) in enumerate(zip(found, asked_bps, strict=True))
-                ]
+            def read(way: tuple[int, Direction]) -> LinkReading:
+                host, direction = way
+                sender, receiver = pairs[host] if direction == "up" else pairs[host][::-1]
+                bps = _flow_bps(addresses[sender], addresses[receiver], rtt_s[host])
+                return _reading(host, direction, share * bps, _slower(up_bps[sender], down_bps[receiver]))
 
-            links = (*flows("up"), *flows("down"))
-        return Readings(links=links, rtt_s=tuple(rtt_s), took_s=time.monotonic() - started)
+            readings: dict[tuple[int, Direction], LinkReading] = {}
+            for direction in DIRECTIONS:
+                ways = [(host, direction) for host in range(len(pairs))]
+                readings |= dict(zip(ways, pool.map(read, ways), strict=True))
+        links = again_where_off(readings, read)
+        return Readings(links=tuple(links.values()), rtt_s=tuple(rtt_s), took_s=time.monotonic() - started)
     finally:
         for address in addresses:
             with suppress(OSError):
