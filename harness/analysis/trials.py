@@ -26,10 +26,12 @@ FEWEST_UNDISTURBED = 2
 def leave_out_disturbed(trials: pd.DataFrame) -> pd.DataFrame:
     """The same trials, but that those which are left out as disturbed have that status, so that no figure holds them.
 
-    A method's disturbed rounds in a case are left out where at least ``FEWEST_UNDISTURBED`` others of it remain. Else
-    all are used.
+    A trial that is done and has a reason all the same was disturbed, or slowed too little, at its last attempt, too. A
+    method's rounds of which that is true in a case are left out where at least ``FEWEST_UNDISTURBED`` others of it
+    remain. Else all are used.
     """
-    done, disturbed = trials["status"] == DONE, trials["disturbed_share"] > MOST_DISTURBED
+    done = trials["status"] == DONE
+    disturbed = (trials["disturbed_share"] > MOST_DISTURBED) | (done & trials["reason"].notna())
     own = [trials[column] for column in ("label", *CASE_COLUMNS)]
     remaining = (done & ~disturbed).groupby(own, dropna=False).transform("sum")
     out = done & disturbed & (remaining >= FEWEST_UNDISTURBED)

@@ -98,7 +98,7 @@ class TrialRow:
     status: Status
     """How it ended: done, failed, crashed, diverged, timeout, interrupted or disturbed."""
     reason: str | None = None
-    """Why it did not finish, or what disturbed it."""
+    """Why it did not finish, or what disturbed it; of a trial that is done: at its last attempt, too."""
     steps: Int32 | None = None
     """Steps completed."""
     steady_from_step: Int32 | None = None

@@ -20,9 +20,10 @@ ALIKE = 1.1
 def notes_on_disturbances(
     cases: Sequence[CaseResult], attempts: pd.DataFrame, provenance: Sequence[Mapping[str, Any]]
 ) -> list[str]:
-    """A sentence for each trial that was disturbed, and for each way in which the whole run was."""
+    """A sentence for each trial that was disturbed or too fast, and for each way in which the whole run was."""
     return [
         *(note for case in cases for note in _notes_on_case(case, attempts)),
+        *(note for case in cases for note in _notes_on_trials_too_fast(case)),
         *_notes_on_time_lost(attempts),
         *_notes_on_cpus(attempts, provenance),
         *_notes_on_machines(attempts),
@@ -35,6 +36,13 @@ def _notes_on_case(case: CaseResult, attempts: pd.DataFrame) -> Iterator[str]:
         own = disturbed[disturbed["trial_id"] == trial.trial_id]
         what = "; ".join(_told(attempt) for attempt in own.to_dict("records"))
         yield f"Disturbed: {trial.label}, round {trial.round} ({case.title}): {what}. {_fate(trial)}"
+
+
+def _notes_on_trials_too_fast(case: CaseResult) -> Iterator[str]:
+    """Of trials whose machine added too much to a step, or nobody knows how much, whenever they were run."""
+    calm = ~(case.trials["disturbed_share"] > MOST_DISTURBED)
+    for trial in case.trials[calm & case.trials["status"].isin(LEARNT) & case.trials["reason"].notna()].itertuples():
+        yield f"Unsure: {trial.label}, round {trial.round} ({case.title}): {trial.reason}. {_fate(trial)}"
 
 
 def _told(attempt: Mapping[Any, Any]) -> str:
@@ -57,7 +65,7 @@ def _fate(trial: Any) -> str:
         return "It did not finish when it was run again."
     if trial.status == DISTURBED:
         return "It is left out of all times."
-    if trial.disturbed_share > MOST_DISTURBED:
+    if trial.disturbed_share > MOST_DISTURBED or pd.notna(trial.reason):
         return f"It is used all the same: fewer than {FEWEST_UNDISTURBED} undisturbed rounds remain."
     return "It was run again, and all figures are those of its last attempt."
 

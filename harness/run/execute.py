@@ -323,11 +323,12 @@ class _Runner:
         """The row of a trial that ended: what its machine added is taken off, and it may have to be run again."""
         too_much = self._dilations.take_off(trial, outcome) if outcome.status in (DONE, DISTURBED) else None
         row = row_of(trial, self._store.attempts_of(trial.id), outcome, wall_time_s)
-        if outcome.status != DONE or not may_repeat:
+        if outcome.status != DONE:
             return row
-        if why := _why_disturbed(row) or too_much:
+        why = _why_disturbed(row) or too_much
+        if why and may_repeat:
             outcome.fail(DISTURBED, why)
-        return replace(row, status=outcome.status, reason=outcome.reason)
+        return replace(row, status=outcome.status, reason=why)
 
     def _repeats_of(self, trial: Trial) -> int:
         """How often it has been disturbed."""

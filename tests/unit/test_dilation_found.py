@@ -13,6 +13,7 @@ from abacus import replayed, written
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.analysis.cases import case_results
 from harness.cluster.fake import ADDED_S, FakeCluster, recite
 from harness.errors import MeasurementError, UsageError
 from harness.messages import Events, Message, Trained
@@ -22,6 +23,7 @@ from harness.plan.plan import make
 from harness.plan.trial import Trial
 from harness.record.row import Event
 from harness.record.store import Store
+from harness.report import facts
 from harness.run import execute
 from harness.run.added import Added, _difference, added
 from harness.run.dilation import Dilations
@@ -386,6 +388,45 @@ def test_a_trial_that_shows_too_much_ends_early_and_is_run_again_slower(tmp_path
     assert set(store.trials()["status"]) == {"done"}
     first, last, *_ = store.attempts().query("label == 'dense'")["trial_dilation"]
     assert last > first
+
+
+@pytest.mark.parametrize(("added_s", "counted"), [(0.6, True), (500.0, False)])
+def test_what_is_too_fast_whenever_it_is_run_is_told_and_left_out(
+    tmp_path: Path, added_s: float, counted: bool
+) -> None:
+    """The first rounds are not slow enough at their third attempt either; later ones are, or none can be."""
+
+    def slow(trial: Trial) -> Iterator[Message]:
+        more_s = added_s if trial.method.label == "dense" else 0.0
+        for message in recite(trial):
+            if isinstance(message, Events):
+                rows = [
+                    (step, time_s, kind, value + more_s / trial.slowing.at(step) * (kind == "step_s"))
+                    for step, time_s, kind, value in message.rows
+                ]
+                message = dataclasses.replace(message, rows=rows)
+            yield message
+
+    replay = ("train.pace=none", "train.target=none", "rounds=4")
+    scenario = load("quickstart", [f"train.replay={written(tmp_path / 'p.json')}", *replay])
+    plan = make(scenario, "fake")
+    store = Store.create(tmp_path / "run", scenario)
+    execute.run(plan, store, FakeCluster(slow), lambda _: None, lambda *_: None)
+    assert {trial.id for trial in plan.trials} == set(store.trials()["trial_id"]), "nothing is lost"
+    dense = store.attempts().query("label == 'dense'")
+    first = dense[dense["round"] == 0]
+    (case,) = case_results(store.trials(), scenario)
+    if counted:
+        assert first["status"].tolist() == ["disturbed", "disturbed", "done"]
+        assert "this machine added" in first["reason"].iloc[-1]
+        assert sorted(case.method("dense").done["round"]) == [2, 3]
+        told = [note for note in facts.collect(store).notes if note.startswith("Unsure: dense, round 0")]
+        assert len(told) == 1
+        assert told[0].endswith("It is left out of all times.")
+    else:
+        assert dense["status"].iloc[-1] == "failed"
+        assert "at a dilation of 256 this machine still adds more than" in dense["reason"].iloc[-1]
+    assert set(store.trials().query("label != 'dense'")["status"]) == {"done"}
 
 
 def test_a_trial_ends_early_by_what_decides_at_its_end(tmp_path: Path) -> None:
