@@ -61,17 +61,16 @@ class Universe:
     def build(self, request: Build) -> None:
         """Replace what is there by the topology that is asked for, and read back every queue."""
         topology = Topology.model_validate(request.topology)
-        if self._current:
-            _apply(self._current.destroy())
-            self._current = None
+        self._current = None
+        _delete_nodes()
         _apply(topology.build())
-        self._current = topology
         for node in topology.switches:
             _write_setting(node, "ip_forward", "1")
         _allow_windows(topology)
         HOSTS.write_text(topology.hosts())
         _apply(topology.shape())
         _check_queues(topology)
+        self._current = topology
 
     def reset(self, request: Reset) -> None:
         """Bring every queue back to what it was before a trace was played."""
@@ -83,12 +82,18 @@ class Universe:
         topology = Topology.model_validate(request.topology)
         check_congestion_control(topology.link.congestion_control)
         run_lines("ip", None, [f"netns add {TRIAL}"])
-        run_lines("ip", TRIAL, ["link add try0 type veth peer name try1"])
         try:
+            run_lines("ip", TRIAL, ["link add try0 type veth peer name try1"])
             for pipe in dict.fromkeys(queue.pipe for queue in topology.queues()):
                 _try_queue(pipe, topology)
         finally:
             run_lines("ip", None, [f"netns delete {TRIAL}"])
+
+
+def _delete_nodes() -> None:
+    """Remove all nodes, and so all links: also those of a build that failed midway. /run is this universe's own."""
+    if nodes := sorted(node.name for node in NAMESPACES.iterdir()):
+        run_lines("ip", None, [f"netns delete {node}" for node in nodes])
 
 
 def _try_queue(pipe: Pipe, topology: Topology) -> None:

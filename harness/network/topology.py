@@ -232,10 +232,6 @@ class Topology(Section):
         """The queueing discipline of one direction of one of these links."""
         return qdisc(pipe, self.link.mtu_bytes)
 
-    def destroy(self) -> list[Command]:
-        """Commands that remove what ``build`` made; links go with their namespaces."""
-        return [Command("ip", None, f"netns delete {node}") for node in self.nodes]
-
     def script(self) -> str:
         """All of it as lines for a shell, as root, in a network of one's own (``unshare --net --mount``)."""
         forward = [f"ip netns exec {node} sysctl -qw net.ipv4.ip_forward=1" for node in self.switches]

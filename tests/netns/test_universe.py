@@ -93,6 +93,15 @@ def test_a_request_that_fails_leaves_the_cluster_usable(cluster: NetnsCluster) -
     assert cluster.use(star(2, "50mbit")).complaints() == []
 
 
+def test_a_build_that_fails_midway_leaves_nothing_in_the_way_of_the_next_one(cluster: NetnsCluster) -> None:
+    """Its nodes and links are there already when an interface refuses such segments."""
+    refused = star(3, "50mbit").model_copy(update={"most_segments": 10**9})
+    for _ in range(2):
+        with pytest.raises(MeasurementError, match="gso_max_segs"):
+            cluster._build(refused, NO_LIMITS)
+    cluster._build(star(2, "50mbit"), NO_LIMITS)
+
+
 def probe_json(pacbench, *arguments, prefix=()):  # type: ignore[no-untyped-def]
     done = pacbench("probe", "--json", *arguments, prefix=prefix)
     assert done.returncode == 0, done.stderr

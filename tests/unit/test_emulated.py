@@ -108,6 +108,23 @@ def test_a_kernel_without_netem_is_told_of_as_it_was_asked(monkeypatch: pytest.M
         Universe.__new__(Universe).check(Check(topology=as_json(slowed)))  # a whole one mounts over this machine's
 
 
+def test_a_trial_of_queues_takes_its_node_away_also_where_it_could_not_be_begun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nodes: set[str] = set()
+
+    def run_lines(program: str, node: str | None, lines: list[str]) -> None:
+        if node:
+            raise MeasurementError("RTNETLINK answers: Cannot allocate memory")
+        what, name = lines[0].removeprefix("netns ").split()
+        nodes.add(name) if what == "add" else nodes.remove(name)
+
+    monkeypatch.setattr(universe, "run_lines", run_lines)
+    with pytest.raises(MeasurementError, match="Cannot allocate memory"):
+        Universe.__new__(Universe).check(Check(topology=as_json(star("1gbit"))))
+    assert nodes == set()
+
+
 def test_once_it_has_answered_so_often_it_is_asked_no_more() -> None:
     machine = Machine(*[0.5 * GBIT] * MOST_ANSWERS)
     for _ in range(2):

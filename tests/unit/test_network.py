@@ -68,11 +68,10 @@ def test_tcp_waits_as_many_times_longer_as_links_are_slower(dilation: float, wai
     assert route == f"ip -n w0 route add default via {gateway(0)} congctl cubic{waits}"
 
 
-def test_nothing_is_ever_done_to_the_place_the_nodes_are_made_from_but_making_and_deleting_nodes() -> None:
+def test_nothing_is_ever_done_to_the_place_the_nodes_are_made_from_but_making_nodes() -> None:
     topology = Topology(workers=3, link=link())
     outside = [command.line for command in topology.build() + topology.shape() if command.node is None]
     assert all(line.startswith(("netns add ", "link add to")) for line in outside)
-    assert [command.line.split()[:2] for command in topology.destroy()] == [["netns", "delete"]] * 4
 
 
 @given(st.integers(100_000, 10**10))
