@@ -10,8 +10,11 @@ import pytest
 
 from harness.attach.attachment import CODE
 from harness.cluster.docker import engine
+from harness.cluster.docker.compose import ComposeCluster
 from harness.cluster.docker.project import SUBNETS, Deployment, Plug, free_subnets, networks, project
 from harness.errors import MeasurementError
+from harness.messages import Build, Message
+from harness.network.readings import Readings
 from harness.network.topology import Topology
 from harness.scenario.links import Link
 from harness.scenario.schema import NO_LIMITS, ClusterSpec, Resources
@@ -122,6 +125,80 @@ def test_a_larger_star_serves_a_smaller_one() -> None:
     assert not made.covers(star(4, mtu=9000), NO_LIMITS, {})
     assert not made.covers(star(4), Resources.model_validate({"memory": "1GB"}), {})
     assert not made.covers(star(4), NO_LIMITS, {Path("/other"): "/other"})
+
+
+def test_a_star_with_a_gpu_for_each_worker_serves_none_in_which_they_share_them_nor_the_other_way() -> None:
+    """Their backends differ, whichever case is run first."""
+    on_gpus = Resources.model_validate({"device": "cuda"})
+    sharing, apart = (Deployment(star(workers), on_gpus, {}, {}, 4) for workers in (8, 4))
+    assert not sharing.covers(star(4), on_gpus, {})
+    assert sharing.covers(star(6), on_gpus, {})
+    assert apart.covers(star(2), on_gpus, {})
+    assert Deployment(star(8), NO_LIMITS, {}, {}, 4).covers(star(4), NO_LIMITS, {})
+
+
+class Agent:
+    """Of a container: it does what it is asked, and remembers it."""
+
+    def __init__(self) -> None:
+        self.alive = True
+        self.asked: list[Message] = []
+
+    def request(self, message: Message, timeout_s: float) -> None:
+        self.asked.append(message)
+
+    def close(self) -> None:
+        self.alive = False
+
+
+class Containers(ComposeCluster):
+    """A cluster whose containers are agents alone, and whose links are always what was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._client = None
+        self.agents: dict[str, Agent] = {}
+
+    def _agent(self, node: str) -> Any:
+        self.agents[node] = Agent()
+        return self.agents[node]
+
+    def _compose(self, *arguments: str) -> None:
+        pass
+
+    def _measured(self, topology: Topology, counted: int | None = None) -> Readings:
+        return Readings(links=(), rtt_s=(), took_s=0.0)
+
+    def links_of(self, node: str) -> list[Message]:
+        return [message for message in self.agents[node].asked if isinstance(message, Build)]
+
+
+@pytest.fixture
+def containers(monkeypatch: pytest.MonkeyPatch) -> Containers:
+    monkeypatch.setattr(engine, "subnets", lambda client: [])
+    monkeypatch.setattr(engine, "gpu_count", lambda: 0)
+    return Containers()
+
+
+def test_containers_that_were_replaced_for_a_file_get_their_links_before_they_are_used(
+    containers: Containers, tmp_path: Path
+) -> None:
+    containers.use(star(2))
+    before = dict(containers.agents)
+    containers.share_file(tmp_path / "weights.pt")
+    containers.preload()
+    assert all(containers.agents[node] is not agent for node, agent in before.items())
+    containers.use(star(2))
+    assert all(len(containers.links_of(node)) == 1 for node in ("w0", "w1", "switch"))
+
+
+def test_a_container_that_was_lost_before_data_were_read_gets_its_links_again(containers: Containers) -> None:
+    containers.use(star(2))
+    containers.agents["w1"].alive = False
+    containers.preload()
+    containers.use(star(2))
+    assert len(containers.links_of("w1")) == 1
+    assert len(containers.links_of("w0")) == 2, "both ends of a link are made together"
 
 
 def test_subnets_avoid_those_of_others_and_run_out_with_one_line() -> None:

@@ -199,6 +199,7 @@ class ComposeCluster(EmulatedCluster):
             self._deployment = Deployment(topology, resources, mounts, subnets, gpus, self._folders)
         missing = [node for node in self._deployment.topology.nodes if not self._fleet.serves(node)]
         if missing:
+            self._current = None  # its links ended with the containers
             self._compose("up", "-d", "--no-build")
             for node in missing:
                 self._fleet.add(node, self._agent(node))
@@ -210,6 +211,7 @@ class ComposeCluster(EmulatedCluster):
         return missing
 
     def _take_down(self) -> None:
+        self._current = None
         self._fleet.close()
         if self._deployment:
             self._compose("down", "-t", "0")

@@ -95,7 +95,12 @@ class Deployment:
             set(networks(topology)) <= set(networks(self.topology))
             and resources == self.resources
             and mounts.items() <= self.mounts.items()
+            and (resources.device != "cuda" or self.backend(topology) == self.backend(self.topology))
         )
+
+    def backend(self, topology: Topology) -> str:
+        """What workers on GPUs meet by. NCCL refuses two on one GPU; Gloo carries what is there by way of the CPU."""
+        return "nccl" if self.gpus >= topology.workers else GLOO
 
     def interfaces_of(self, node: str) -> dict[str, str]:
         """The topology's name for each interface of a node, by the address that the engine gives it."""
@@ -193,20 +198,19 @@ def _part_of(node: str, deployment: Deployment) -> dict[str, Any]:
     workers = deployment.topology.worker_nodes
     if node not in workers:
         return {"sysctls": {"net.ipv4.ip_forward": 1}}
-    limits = _limits(deployment.resources, worker_number(node), len(workers), deployment.gpus)
+    limits = _limits(deployment, worker_number(node))
     return {**limits, "cap_add": ["NET_ADMIN", *AS_OWNER]} if deployment.folders else limits
 
 
-def _limits(resources: Resources, worker: int, workers: int, gpus: int) -> dict[str, Any]:
-    limits: dict[str, Any] = {}
+def _limits(deployment: Deployment, worker: int) -> dict[str, Any]:
+    resources, limits = deployment.resources, dict[str, Any]()
     if resources.cpuset is not None:
         limits["cpuset"] = resources.cpuset_of(worker)
     if resources.memory_bytes is not None:
         limits |= {"mem_limit": resources.memory_bytes, "memswap_limit": resources.memory_bytes}
     if resources.device == "cuda":
-        own = {"driver": "nvidia", "device_ids": [str(worker % gpus)], "capabilities": ["gpu"]}
+        own = {"driver": "nvidia", "device_ids": [str(worker % deployment.gpus)], "capabilities": ["gpu"]}
         limits["deploy"] = {"resources": {"reservations": {"devices": [own]}}}
-        # NCCL refuses two workers on one GPU; Gloo carries what is on GPUs, by way of the CPU.
-        backend = {BACKEND_VARIABLE: "nccl" if gpus >= workers else GLOO}
+        backend = {BACKEND_VARIABLE: deployment.backend(deployment.topology)}
         limits["environment"] = {**ENVIRONMENT, **ONLY_BY_THE_LINK, **backend}
     return limits
