@@ -108,6 +108,30 @@ def test_a_trace_ends_with_its_last_row_or_begins_anew(changing: Topology) -> No
     assert list(islice(player.schedule(repeated), 5)) == [(0.0, 0), (1.0, 1), (3.0, 2), (4.0, 0), (5.0, 1)]
 
 
+class Waiting:
+    """A clock on which each wait takes an hour; in the tenth workers begin to train."""
+
+    def __init__(self, start_file: Path) -> None:
+        self._start_file, self._hours = start_file, 0
+
+    def monotonic(self) -> float:
+        return 3600.0 * self._hours
+
+    def sleep(self, seconds: float) -> None:
+        self._hours += 1
+        if self._hours == 10:
+            self._start_file.touch()
+
+
+def test_a_trace_waits_for_workers_that_evaluate_for_long_before_they_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Waiting(tmp_path / "start")
+    monkeypatch.setattr(player, "time", clock)
+    player._wait_for(tmp_path / "start")
+    assert clock.monotonic() == 10 * 3600.0
+
+
 class Listening:
     """An agent that only remembers what it was asked to run."""
 
