@@ -43,7 +43,6 @@ class EmulatedCluster(ABC):
     """See the module. A kind of cluster adds how a network is built, and how tasks run on its nodes."""
 
     machine = this_machine()
-    changes_links = False
 
     surely_carried_bps = 1_000_000_000
     """Sum over all workers up to which the ceiling of this machine is not even asked for; of short segments, which cost

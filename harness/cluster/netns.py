@@ -20,6 +20,7 @@ from harness.messages import Build, Message, Reset
 from harness.network.player import PLAYER
 from harness.network.readings import Readings
 from harness.network.topology import Topology
+from harness.plan.machine import this_machine
 from harness.scenario.schema import NO_LIMITS, Resources, Train
 from harness.units import format_rate
 
@@ -73,7 +74,7 @@ class NetnsCluster(EmulatedCluster):
     """See the module. Entered, it runs one process outside and a universe inside."""
 
     name = "netns"
-    changes_links = True
+    machine = this_machine()._replace(changes_links=True)
 
     @classmethod
     def why_it_works(cls) -> str:

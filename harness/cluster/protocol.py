@@ -55,11 +55,7 @@ class Cluster(Protocol):
     name: str
 
     machine: Machine
-    """What it runs on, for who must know how long trials take."""
-
-    changes_links: bool
-    """Whether ``run`` lets workers ask for slower links while they train: of a spec that has ``undilated``, the network
-    that its case asks for, as JSON."""
+    """What it runs on, for who must know how long trials take, and what can be slowed there."""
 
     def __enter__(self) -> Self: ...
 

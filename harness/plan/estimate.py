@@ -133,19 +133,22 @@ def steady_s(trial: Trial) -> float:
 
 def _usual_slowing(trial: Trial, machine: Machine) -> Dilation:
     """How time runs in a trial, as far as that can be said before a run has looked."""
-    if trial.found or not trial.case.chooses_dilation:
+    if trial.found or not machine.finds_dilation(trial.case):
         return trial.slowing
-    steady, ramp_s = rung(usual_dilation(trial, machine)), _ramp_s(trial)
+    steady, ramp_s, looked = rung(usual_dilation(trial, machine)), _ramp_s(trial), None
+    if machine.slows_single_steps(trial.case):
+        first = max(len(ramp_s), UNSETTLED_STEPS)
+        looked = look(first, trial.case.train.steps, steady, steady_s(trial), state_of(trial.method).agrees_every)
+    if looked is None:
+        return Dilation(steady=steady)
     real_s = max(steady * steady_s(trial), _baseline_s(trial, machine))
-    first = max(len(ramp_s), UNSETTLED_STEPS)
-    looked = look(first, trial.case.train.steps, steady, steady_s(trial), state_of(trial.method).agrees_every)
     return Dilation(steady=steady, phases=phases_of_warmup(ramp_s, steady, real_s), look=looked)
 
 
 def _probing_s(trial: Trial, machine: Machine) -> float:
-    """Wall time of the short trials that find a dilation, where a trial has too few steps to show it itself."""
+    """Wall time of the short trials that find a dilation, where a trial cannot show it itself."""
     slowing = _usual_slowing(trial, machine)
-    if trial.found or not trial.case.chooses_dilation or slowing.look:
+    if trial.found or not machine.finds_dilation(trial.case) or slowing.look:
         return 0.0
     period, step_s = state_of(trial.method).agrees_every, steady_s(trial)
     return sum(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from harness.scenario.schema import Case
 
 NETWORK_S = 3.0
 """To build a network, and to measure it twice."""
@@ -24,6 +27,19 @@ class Machine(NamedTuple):
     """What a trial takes beside its steps: processes that start, meet, evaluate and end."""
     error_s: float = 0.0
     """How uncertain it stays what the machine adds to a step, in real seconds: see ``run/added.py``."""
+    slows_time: bool = True
+    """Whether time can be dilated there: where links have delays of their own, they would stay what they are."""
+    changes_links: bool = False
+    """Whether workers may ask for slower links while they train: then a spec has ``undilated``, the network that its
+    case asks for, as JSON."""
+
+    def finds_dilation(self, case: Case) -> bool:
+        """Whether a run there has to find the dilation of a case's trials."""
+        return self.slows_time and case.chooses_dilation
+
+    def slows_single_steps(self, case: Case) -> bool:
+        """Whether some steps of a trial may run slower than others, and so show what the machine adds to them."""
+        return self.changes_links and case.link.trace is None
 
 
 def this_machine() -> Machine:

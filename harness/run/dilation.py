@@ -72,7 +72,7 @@ class Dilations:
 
     def is_known(self, trial: Trial) -> bool:
         """Whether a trial's dilation is more than a guess."""
-        return not trial.case.chooses_dilation or _key(trial) in self._found
+        return not self._cluster.machine.finds_dilation(trial.case) or _key(trial) in self._found
 
     def settle(self, trial: Trial) -> Trial:
         """The trial with its dilation.
@@ -81,7 +81,7 @@ class Dilations:
             UsageError: the cluster cannot carry it, however slow.
             MeasurementError: this machine adds too much at every dilation, or a short trial fails.
         """
-        if not trial.case.chooses_dilation:
+        if not self._cluster.machine.finds_dilation(trial.case):
             return trial
         slowing = self._looking(trial)
         if slowing is None:
@@ -148,7 +148,7 @@ class Dilations:
 
     def _looking(self, trial: Trial) -> Dilation | None:
         """How time runs in a trial some of whose steps run slower still; None where none can."""
-        if not self._cluster.changes_links or trial.case.link.trace:
+        if not self._cluster.machine.slows_single_steps(trial.case):
             return None
         state, dilation = state_of(trial.method), self._carried(trial, self._likely(trial))
         step_s = estimate.steady_s(trial)

@@ -150,14 +150,15 @@ def _prepare(plan: Plan, pending: Sequence[Trial], cluster: Cluster) -> None:
         cluster.share_file(Path(profile))
     for train in {_materials_of(trial.case.train): trial.case.train for trial in pending}.values():
         cluster.preload(train)
-    for wanted in {(_easiest_network(trial), trial.case.cluster.resources): None for trial in pending}:
+    for wanted in {(_easiest_network(trial, cluster), trial.case.cluster.resources): None for trial in pending}:
         cluster.check(*wanted)
 
 
-def _easiest_network(trial: Trial) -> Topology:
+def _easiest_network(trial: Trial, cluster: Cluster) -> Topology:
     """The network that must be carried at least for a trial to run: the slowest that its dilation may become."""
     expected = trial.expected
-    return expected.topology.slowed(LADDER[-1]) if trial.case.chooses_dilation else expected.built_topology
+    finds = cluster.machine.finds_dilation(trial.case)
+    return expected.topology.slowed(LADDER[-1]) if finds else expected.built_topology
 
 
 def pending_seeds(plan: Plan, store: Store) -> list[Trial]:

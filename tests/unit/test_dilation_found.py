@@ -79,7 +79,7 @@ def dilations(folder: Path, machine: Callable[[Trial], Outcome], cluster: FakeCl
 def fixed_links() -> FakeCluster:
     """A cluster whose links do not change while a trial runs: dilations are found by short trials."""
     cluster = FakeCluster()
-    cluster.changes_links = False
+    cluster.machine = cluster.machine._replace(changes_links=False)
     return cluster
 
 
@@ -343,6 +343,34 @@ def test_links_are_as_slow_as_the_cluster_needs(tmp_path: Path) -> None:
     (tmp_path / "dilations.json").unlink(missing_ok=True)
     with pytest.raises(UsageError, match=r"link\.rate: found \d+; allowed: up to 1000"):
         dilations(tmp_path, Machine(1e-3), Narrow(1000)).settle(trial)
+
+
+def test_where_time_cannot_be_slowed_nothing_is_looked_for_and_nothing_taken_off(tmp_path: Path) -> None:
+    """As on hosts, whose links have delays of their own."""
+    machine, cluster = Machine(added_s=0.05), FakeCluster()
+    cluster.machine = cluster.machine._replace(slows_time=False)
+    found, asked = dilations(tmp_path, machine, cluster), a_trial(tmp_path)
+    assert found.is_known(asked)
+    trial = found.settle(asked)
+    outcome = machine(trial)
+    assert (trial.dilation, machine.ran) == (1.0, [trial])
+    assert found.take_off(trial, outcome) is None
+    assert outcome.added_s is None
+
+
+def test_where_time_cannot_be_slowed_the_links_are_checked_as_they_were_asked_for(tmp_path: Path) -> None:
+    checked: list[float] = []
+
+    class Listening(FakeCluster):
+        def check(self, topology: Topology, resources: Resources = NO_LIMITS) -> None:
+            checked.append(topology.dilation)
+
+    cluster, trial = Listening(), a_trial(tmp_path)
+    plan = replayed(tmp_path / "p.json", "rounds=1").only(lambda each: each.method == trial.method)
+    for slows_time in (True, False):
+        cluster.machine = cluster.machine._replace(slows_time=slows_time)
+        execute._prepare(plan, plan.trials, cluster)
+    assert checked == [LADDER[-1], 1.0]
 
 
 def test_a_trial_whose_workers_metered_more_than_the_short_ones_is_told_and_a_greater_one_found(tmp_path: Path) -> None:

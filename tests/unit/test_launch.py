@@ -5,8 +5,13 @@ from __future__ import annotations
 import pytest
 
 from harness.cluster.hosts import greeting
+from harness.cluster.hosts.cluster import HostsCluster
 from harness.cluster.hosts.launch import Launch, first_host
 from harness.errors import UsageError
+from harness.network.topology import Topology
+from harness.plan.plan import make
+from harness.scenario.links import Link
+from harness.scenario.load import load
 
 CONTRACT = {"RANK": "2", "WORLD_SIZE": "4", "MASTER_ADDR": "h1", "MASTER_PORT": "29500"}
 SLURM = {"SLURM_PROCID": "1", "SLURM_NTASKS": "3", "SLURM_JOB_NODELIST": "h[07-09],x", "SLURM_JOB_ID": "10012"}
@@ -34,3 +39,15 @@ def test_the_first_of_slurms_hosts(nodes: str, first: str) -> None:
 def test_an_answer_to_one_side_is_none_to_the_other() -> None:
     assert greeting.proof(b"a", "n", "rank") != greeting.proof(b"b", "n", "rank")
     assert greeting.proof(b"a", "n", "rank") != greeting.proof(b"a", "n", "leader")
+
+
+def test_time_is_never_dilated_on_hosts() -> None:
+    """Their links' own delays would stay what they are."""
+    cluster = HostsCluster(Launch.read(CONTRACT), shape=True)
+    case = make(load("quickstart", ["rounds=1"]), cluster.name).trials[0].case
+    assert case.chooses_dilation
+    assert not cluster.machine.finds_dilation(case)
+    asked = Topology(workers=3, link=Link.model_validate({"rate": "50mbit"}))
+    cluster.check(asked)
+    with pytest.raises(UsageError, match=r"^scenario: train\.dilation: found 2\.0; allowed: 1, or auto, which is 1 on"):
+        cluster.check(asked.slowed(2.0))

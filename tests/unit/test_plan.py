@@ -19,7 +19,7 @@ from harness.plan.plan import Plan, make
 from harness.scenario.load import load
 from harness.workload.models import MODELS
 
-TWO_CPUS = Machine(cpu_count=2)
+TWO_CPUS = Machine(cpu_count=2, changes_links=True)
 
 
 def quickstart(*overrides: str) -> Plan:
@@ -130,6 +130,22 @@ def test_short_trials_are_counted_where_others_have_too_few_steps_to_show_what_t
 
     assert planned_s(7) > 2 * planned_s(8)
     assert planned_s(7, "4.0") < planned_s(8, "4.0")
+
+
+def test_short_trials_are_counted_where_links_do_not_change_for_single_steps(tmp_path: Path) -> None:
+    """As they cannot on clusters of containers, and on links that a trace changes."""
+    (tmp_path / "trace.csv").write_text("t_s,rate_bps\n0,50000000\n1,100000000\n")
+    still = TWO_CPUS._replace(changes_links=False)
+
+    def planned_s(machine: Machine, *overrides: str) -> float:
+        return total_s(make(load("replay", ["rounds=1", *overrides]), "fake").trials, machine)
+
+    kinds, one_s = len(load("replay").methods), still.network_s + still.trial_s
+    assert planned_s(still) > planned_s(TWO_CPUS) + kinds * one_s
+    traced = f"link.trace='{tmp_path}/trace.csv'"
+    assert planned_s(TWO_CPUS, traced) == planned_s(still, traced)
+    dilated = planned_s(still._replace(slows_time=False)), planned_s(still, "train.dilation=1.0")
+    assert dilated[0] == dilated[1], "where time cannot be slowed there is nothing to find"
 
 
 def test_time_on_links_that_change_is_that_of_each_moment_s_rate(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from harness.run.reproducing import needed, pending, reproduce
 from harness.scenario.schema import Scenario
 
 SPEED = {"dense": 1.0, "bf16": 2.0, "topk": 4.0}
-MACHINE = Machine(cpu_count=2)
+MACHINE = Machine(cpu_count=2, changes_links=True)
 
 
 def on_netns(scenario: Scenario) -> Plan:

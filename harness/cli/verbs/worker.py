@@ -54,7 +54,7 @@ def verb(
     with HostsCluster(launch, interface, address, backend, float(wait), shape) as cluster:
         plan = plan_run(scenario, cluster, set_ or (), method or (), rounds, until_share, seeds)
         for case in plan.scenario.cases:
-            cluster.check(topology_of(case), case.cluster.resources)
+            cluster.check(topology_of(case).slowed(case.train.dilation or 1.0), case.cluster.resources)
         check_start(plan, out)
         failed = run_and_report(plan, open_store(plan, out), cluster, "as started", until_share).failed
     if failed:

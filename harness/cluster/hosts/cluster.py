@@ -114,8 +114,7 @@ class HostsCluster:
     """
 
     name = registry.HOSTS
-    machine = this_machine()
-    changes_links = False
+    machine = this_machine()._replace(slows_time=False)
 
     def __init__(
         self,
@@ -196,6 +195,9 @@ class HostsCluster:
             raise UsageError.at("scenario", "cluster.workers", topology.workers, allowed)
         if topology.fabric.groups:
             raise UsageError.at("scenario", "fabric.groups", topology.fabric.groups, "none: hosts are joined already")
+        if topology.dilation != 1:
+            allowed = "1, or auto, which is 1 on hosts: nothing slows the delays of their links"
+            raise UsageError.at("scenario", "train.dilation", topology.dilation, allowed)
         if self._shape:
             self._check_rates(topology)
         elif topology.link != AS_THEY_ARE:
