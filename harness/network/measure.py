@@ -65,6 +65,10 @@ COUNTED = (2_000, 10_000)
 
 MEETINGS = 30
 
+COUNTING_S = 60.0
+"""Fewer are counted where it would take longer, beside many other links or at a low rate; then their interval is wider.
+"""
+
 CONCURRENT_BPS = 250_000_000 * (os.cpu_count() or 1)
 """Links are measured together up to this sum, so that their own traffic never makes the CPU the limit."""
 
@@ -320,19 +324,14 @@ def _burst_bps(topology: Topology, queue: Queue, flow_s: float) -> float:
 
 def _count(topology: Topology, queue: Queue, counted: int | None, beside: int) -> Counts:
     """Numbered datagrams, well below the rate, over one direction of a link."""
-    pipe = queue.pipe
-    frame = COUNTED_BYTES + UDP_IP_HEADER_BYTES + ETHERNET_HEADER_BYTES
-    per_s = COUNTED_PER_S / beside
-    if pipe.rate_bps:
-        per_s = min(per_s, 0.5 * pipe.rate_bps / 8 / frame)
-    rarest = min(pipe.disturbed_shares)
-    least, most = COUNTED
-    packets = counted or min(max(math.ceil(MEETINGS / rarest), least), most)
-    request = {"op": "count", "to": queue.to.address, "bytes": COUNTED_BYTES, "per_s": per_s, "packets": packets}
+    pipe, wait_s = queue.pipe, _grace_s(queue.pipe)
+    request = {"op": "count", "to": queue.to.address, "bytes": COUNTED_BYTES, "wait_s": wait_s}
     for attempt in range(ATTEMPTS):
-        request["per_s"] = per_s / 2**attempt  # slower, where the receiver could not keep up
+        per_s = _counted_per_s(pipe, beside) / 2**attempt  # slower, where the receiver could not keep up
+        packets = counted or _to_count(pipe, per_s)
+        paced = {**request, "per_s": per_s, "packets": packets}
         try:
-            result = _ask(topology, queue.node, {**request, "wait_s": _grace_s(pipe)})
+            result = _ask(topology, queue.node, paced, packets / per_s + wait_s)
             return Counts.model_validate(result["counts"])
         except ConnectionError:
             if attempt + 1 == ATTEMPTS:
@@ -340,14 +339,39 @@ def _count(topology: Topology, queue: Queue, counted: int | None, beside: int) -
     raise AssertionError
 
 
+def counting_s(topology: Topology, counted: int | None = None) -> float:
+    """For how long datagrams may be counted on a topology's links, until one that is off was counted again and again.
+
+    Args:
+        counted: as ``measure`` is told it.
+    """
+    disturbed = [queue.pipe for queue in topology.queues() if queue.pipe.disturbs]
+    paces = [(pipe, _counted_per_s(pipe, len(disturbed))) for pipe in disturbed]
+    return ATTEMPTS * max(((counted or _to_count(pipe, per_s)) / per_s for pipe, per_s in paces), default=0.0)
+
+
+def _counted_per_s(pipe: Pipe, beside: int) -> float:
+    """How many datagrams leave in a second, where those of so many links are counted together."""
+    frame = COUNTED_BYTES + UDP_IP_HEADER_BYTES + ETHERNET_HEADER_BYTES
+    at_most = 0.5 * pipe.rate_bps / 8 / frame if pipe.rate_bps else math.inf
+    return min(COUNTED_PER_S / beside, at_most)
+
+
+def _to_count(pipe: Pipe, per_s: float) -> int:
+    """How many datagrams to count at such a pace."""
+    least, most = COUNTED
+    wanted = min(max(math.ceil(MEETINGS / min(pipe.disturbed_shares)), least), most)
+    return min(wanted, math.ceil(COUNTING_S * per_s))
+
+
 def _grace_s(pipe: Pipe) -> float:
     """How long to wait for the last datagram."""
     return 0.3 + 2 * (pipe.delay_s + 4 * pipe.jitter_s)
 
 
-def _ask(topology: Topology, node: str, request: Mapping[str, Any]) -> Any:
-    """What a node finds when it is told to measure."""
-    return call(topology.address_of(node), request, topology.dilation)
+def _ask(topology: Topology, node: str, request: Mapping[str, Any], takes_s: float = 0.0) -> Any:
+    """What a node finds when it is told to measure what takes so long by itself."""
+    return call(topology.address_of(node), request, topology.dilation, takes_s)
 
 
 def _quit_all(topology: Topology) -> None:

@@ -34,19 +34,20 @@ PINGED = struct.Struct("!Idd")
 sends it back), and for how long it was held; before that 0 and 0."""
 
 
-def call(to: str, request: Mapping[str, Any], dilation: float = 1.0) -> Any:
+def call(to: str, request: Mapping[str, Any], dilation: float = 1.0, takes_s: float = 0.0) -> Any:
     """Have a node do something. It is asked again and again until it has answered, and does it once.
 
     Not by TCP, which waits twice as long each time that a packet is lost: on links that lose many, for minutes.
 
     Args:
         dilation: how many times slower the network is.
+        takes_s: what it is asked to wait for itself, in real seconds; it has this time beside ``PATIENCE_S``.
 
     Raises:
         ConnectionError: it does not answer, or could not do it.
     """
     message = json.dumps({**request, "id": uuid.uuid4().hex}).encode()
-    deadline = time.monotonic() + PATIENCE_S * max(1.0, dilation)
+    deadline = time.monotonic() + PATIENCE_S * max(1.0, dilation) + takes_s
     with socket.socket(type=socket.SOCK_DGRAM) as control:
         control.connect((to, PORT))
         control.settimeout(AGAIN_S)

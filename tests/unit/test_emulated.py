@@ -12,6 +12,7 @@ from harness.cluster.emulated import MOST_ANSWERS, EmulatedCluster, as_json
 from harness.cluster.universe import Universe
 from harness.errors import MeasurementError, UsageError
 from harness.messages import CeilingMeasured, Check, LinksMeasured, Message
+from harness.network.measure import counting_s
 from harness.network.readings import LinkReading, Readings
 from harness.network.topology import Topology
 from harness.scenario.links import Link
@@ -31,6 +32,7 @@ class Machine(EmulatedCluster):
         self.built = topology
 
     def _task(self, task: str, nodes: list[str], spec: Mapping[str, Any], timeout_s: float) -> Iterator[Message]:
+        self.timeout_s = timeout_s
         if task == "probe_links":
             yield LinksMeasured(readings=readings(self.answers.pop(0)).model_dump_json())
             return
@@ -130,6 +132,15 @@ def test_once_it_has_answered_so_often_it_is_asked_no_more() -> None:
     for _ in range(2):
         with pytest.raises(UsageError, match="up to 455 Mbit/s"):
             machine.check(star("1gbit"))
+
+
+def test_counting_lost_packets_has_its_time_beside_all_else() -> None:
+    lossy = Topology(workers=4, link=Link.model_validate({"rate": "100kbit", "loss": "0.5%"}))
+    for topology in (star("1gbit"), lossy):
+        machine = Machine(GBIT)
+        machine.use(topology)
+        assert machine.timeout_s == machine.probe_timeout_s + counting_s(topology)
+    assert counting_s(star("1gbit")) == 0
 
 
 @pytest.mark.parametrize("measured_bps", [(GBIT,), (0.9 * GBIT, GBIT), (0.9 * GBIT, 0.8 * GBIT, GBIT)])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from harness.network.measure import ATTEMPTS, again_where_off
+from harness.network import measure
+from harness.network.measure import ATTEMPTS, COUNTED, COUNTING_S, again_where_off
 from harness.network.readings import LinkReading
 from harness.network.topology import Topology
 from harness.network.wires import Queue
@@ -69,3 +71,44 @@ def test_a_link_that_is_too_fast_is_not_waited_for() -> None:
     answers = Answers([30e6] * 20)
     again_where_off(readings(30e6), answers, PAUSES_S)
     assert set(answers.asked.values()) == {ATTEMPTS - 1}
+
+
+@pytest.mark.parametrize(
+    ("workers", "link"),
+    [
+        (45, {"loss": "0.1%"}),
+        (128, {"loss": "0.1%", "delay": "50ms"}),
+        (4, {"loss": "0.5%", "rate": "100kbit"}),
+        (2, {"loss": "1%", "rate": "8kbit"}),
+    ],
+)
+def test_packets_are_counted_for_a_minute_at_most_and_nodes_are_waited_for_as_long(
+    workers: int, link: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests: list[dict[str, Any]] = []
+    waited_s: list[float] = []
+
+    def call(to: str, request: dict[str, Any], dilation: float, takes_s: float) -> Any:
+        requests.append(request)
+        waited_s.append(takes_s)
+        if len(requests) < ATTEMPTS:
+            raise ConnectionError("the kernel had no more room for some of them")
+        return {"counts": {"sent": request["packets"], "lost": 0, "bursts": 0, "duplicated": 0, "overtook": 0}}
+
+    monkeypatch.setattr(measure, "call", call)
+    topology = Topology.model_validate({"workers": workers, "link": link})
+    queue = next(topology.queues())
+    counts = measure._count(topology, queue, None, 2 * workers)
+    each_s = [request["packets"] / request["per_s"] for request in requests]
+    assert max(each_s) == pytest.approx(COUNTING_S, rel=0.01)
+    assert waited_s == pytest.approx([seconds + requests[0]["wait_s"] for seconds in each_s])
+    assert sum(each_s) <= measure.counting_s(topology) * 1.02
+    assert counts.sent == requests[-1]["packets"], "which the interval follows"
+
+
+def test_where_packets_leave_fast_as_many_are_counted_as_are_wanted() -> None:
+    pipe = next(Topology.model_validate({"workers": 2, "link": {"loss": "0.1%"}}).queues()).pipe
+    assert measure._to_count(pipe, measure._counted_per_s(pipe, 4)) == COUNTED[1]
+    topology = Topology.model_validate({"workers": 2, "link": {"loss": "5%"}})
+    assert measure._to_count(next(topology.queues()).pipe, 1000.0) == COUNTED[0]
+    assert measure.counting_s(topology, counted=50_000) == pytest.approx(ATTEMPTS * 50_000 / 2_500)
