@@ -22,7 +22,7 @@ from harness.errors import MeasurementError, UsageError
 from harness.messages import Build, Check, Reset
 from harness.network.iproute import check_congestion_control, run, run_lines
 from harness.network.player import PLAYER
-from harness.network.qdisc import check_read_back, qdisc
+from harness.network.qdisc import check_read_back
 from harness.network.topology import Topology
 from harness.network.wires import Command
 from harness.programs import MissingProgramError
@@ -99,7 +99,7 @@ def _delete_nodes() -> None:
 def _try_queue(pipe: Pipe, topology: Topology) -> None:
     asked = pipe.slowed(1 / topology.dilation)  # by the user, who is told of it
     try:
-        run_lines("tc", TRIAL, [f"qdisc replace dev try0 root {qdisc(pipe, topology.link.mtu_bytes)}"])
+        run_lines("tc", TRIAL, [f"qdisc replace dev try0 root {topology.qdisc(pipe)}"])
     except MissingProgramError:
         raise  # it is no fault of what was asked
     except MeasurementError as error:

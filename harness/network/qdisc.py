@@ -11,6 +11,7 @@ from typing import Any
 from harness.network.bounds import ETHERNET_HEADER_BYTES
 from harness.network.wires import Queue
 from harness.scenario.links import PROPERTIES, Pipe
+from harness.scenario.properties import MOST_QUEUE_BYTES
 
 LARGEST_SEGMENT_BYTES = 76 * 1024
 """More than the largest segment that offloads build: 64 KiB, and a header for each packet in it (125 at the least MTU).
@@ -26,6 +27,7 @@ BURST_S = 0.004
 """Below about 2 ms of the rate, the timer that refills the bucket limits the link instead of the rate."""
 
 QUEUE_S = 0.3
+"""Of the rate as it was asked for: a link that is slowed drops what it would drop at its own pace."""
 
 UNSHAPED_BPS = 10_000_000_000
 """More than any machine carries here: what queues of unshaped links are sized for."""
@@ -66,27 +68,31 @@ def packets_in_a_segment(rates_bps: Iterable[int], mtu_bytes: int) -> int | None
     return max(1, MIN_BURST_BYTES // (mtu_bytes + ETHERNET_HEADER_BYTES))
 
 
-def qdisc(pipe: Pipe, mtu_bytes: int = 1500) -> str:
+def qdisc(pipe: Pipe, mtu_bytes: int = 1500, dilation: float = 1.0) -> str:
     """The queueing discipline of one direction.
 
     A rate alone is a token bucket (tc-tbf(8)). Anything more is netem's (tc-netem(8)), which then paces the rate too:
     by the packets' lengths, without bursts, and in order however their delays vary. An unshaped direction gets a plain
     queue, for its counters.
+
+    Args:
+        dilation: how many times slower the direction is than it was asked for.
     """
     if pipe.needs_netem:
-        return " ".join(["netem", f"limit {netem_limit(pipe, mtu_bytes)}", *_netem_words(pipe)])
+        return " ".join(["netem", f"limit {netem_limit(pipe, mtu_bytes, dilation)}", *_netem_words(pipe)])
     if pipe.rate_bps is None:
         return "pfifo limit 10000"
     burst = burst_bytes(pipe)
-    return f"tbf rate {pipe.rate_bps}bit burst {burst} limit {burst + queue_bytes(pipe)}"
+    return f"tbf rate {pipe.rate_bps}bit burst {burst} limit {burst + queue_bytes(pipe, dilation)}"
 
 
-def queue_bytes(pipe: Pipe) -> int:
-    """What may wait for the rate: as asked, or ``QUEUE_S`` of it."""
-    return pipe.queue_bytes or math.ceil((pipe.rate_bps or UNSHAPED_BPS) / 8 * QUEUE_S)
+def queue_bytes(pipe: Pipe, dilation: float = 1.0) -> int:
+    """What may wait for the rate: as asked, or ``QUEUE_S`` of the rate that was asked for."""
+    asked_bps = dilation * pipe.rate_bps if pipe.rate_bps else UNSHAPED_BPS
+    return pipe.queue_bytes or min(MOST_QUEUE_BYTES, round(asked_bps / 8 * QUEUE_S))
 
 
-def netem_limit(pipe: Pipe, mtu_bytes: int) -> int:
+def netem_limit(pipe: Pipe, mtu_bytes: int, dilation: float = 1.0) -> int:
     """Packets that netem may hold: those on their way through the delay, and those that wait for the rate.
 
     Where no queue is asked for it is never the limit: netem drops what exceeds it, which would look like loss.
@@ -94,7 +100,7 @@ def netem_limit(pipe: Pipe, mtu_bytes: int) -> int:
     frame_bytes = mtu_bytes + ETHERNET_HEADER_BYTES
     flight_s = pipe.delay_s + 4 * pipe.jitter_s
     flight = math.ceil((pipe.rate_bps or UNSHAPED_BPS) / 8 * flight_s / frame_bytes)
-    waiting = math.ceil(queue_bytes(pipe) / frame_bytes)
+    waiting = math.ceil(queue_bytes(pipe, dilation) / frame_bytes)
     return flight + waiting if pipe.queue_bytes else 2 * flight + max(waiting, SPARE_PACKETS)
 
 

@@ -230,7 +230,7 @@ class Topology(Section):
 
     def qdisc(self, pipe: Pipe) -> str:
         """The queueing discipline of one direction of one of these links."""
-        return qdisc(pipe, self.link.mtu_bytes)
+        return qdisc(pipe, self.link.mtu_bytes, self.dilation)
 
     def script(self) -> str:
         """All of it as lines for a shell, as root, in a network of one's own (``unshare --net --mount``)."""

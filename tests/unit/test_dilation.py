@@ -72,6 +72,28 @@ def test_defaults_stay_what_they_are() -> None:
     assert slow.pipe("w0", "down").delay_s == 0
 
 
+@pytest.mark.parametrize(
+    "asked", [{"rate": "100mbit"}, {"rate": "100mbit", "delay": "5ms"}, {"delay": "1ms", "mtu": 9000}]
+)
+@pytest.mark.parametrize("dilation", [0.5, 1.5, 8.0, 256.0])
+def test_as_many_bytes_wait_for_a_link_however_slow_it_is(asked: dict[str, Any], dilation: float) -> None:
+    """Else trials of one case, with other dilations, would have other links."""
+
+    def waiting(topology: Topology) -> int:
+        words = topology.qdisc(topology.pipes[0]).split()
+        burst_bytes = int(words[words.index("burst") + 1]) if "burst" in words else 0
+        return int(words[words.index("limit") + 1]) - burst_bytes
+
+    topology = Topology(workers=2, link=Link.model_validate(asked))
+    assert waiting(topology.slowed(dilation)) == pytest.approx(waiting(topology), abs=2)
+
+
+def test_what_waits_for_a_rate_beyond_the_machine_is_no_more_than_a_kernel_can_count() -> None:
+    slowed = Topology(workers=2, link=Link.model_validate({"rate": "400gbit"})).slowed(256)
+    words = slowed.qdisc(slowed.pipes[0]).split()
+    assert int(words[words.index("limit") + 1]) < 2**32
+
+
 def test_a_dilated_case_keeps_its_figures_and_builds_a_slower_network(tmp_path: Path) -> None:
     file = Path(written(tmp_path / "p.json"))
     (plain, *_), (slow, *_) = (replayed(file, f"train.dilation={k}").trials for k in ("1.0", "10.0"))
