@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,7 +15,14 @@ from harness.cluster.hosts import shaper
 from harness.cluster.netns import UNIVERSE_MODULE
 from harness.errors import MeasurementError, UsageError
 
-HALF_WRITTEN = re.compile(r"\.(?P<name>.+\.(?:parquet|json))\.(?P<pid>\d+)")
+HALF_WRITTEN = re.compile(r"\..+\.(?:parquet|json)\.(?:\d+|[0-9a-f]{32})")
+"""Names of files that are not whole yet (``files.py``): they end in their writer's number, or in one drawn for them."""
+
+LEFT_S = 600.0
+"""A file that nobody has written to for so long is left. Who writes it may be on another machine, and takes seconds."""
+
+INIT = 1
+"""The process that whoever outlives his parent becomes a child of. In a container it may be the harness itself."""
 
 
 def clean_up(results: Path) -> list[str]:
@@ -30,12 +39,33 @@ def clean_up(results: Path) -> list[str]:
 
 def _end_orphans() -> list[str]:
     removed = []
-    for process in psutil.process_iter(["pid", "cmdline", "ppid"]):
-        command = process.info["cmdline"] or []
-        if UNIVERSE_MODULE in command and "unshare" in command[0] and process.info["ppid"] == 1:
-            process.kill()
-            removed.append(f"ended universe {process.pid}")
+    for process in psutil.process_iter(["pid", "cmdline", "ppid", "uids"]):
+        if _is_own_universe(process) and process.info["ppid"] == INIT and not _is_spoken_to(process.pid):
+            with suppress(psutil.Error):  # it has just ended
+                process.kill()
+                removed.append(f"ended universe {process.pid}")
     return removed
+
+
+def _is_own_universe(process: psutil.Process) -> bool:
+    command, users = process.info["cmdline"] or [], process.info["uids"]
+    return UNIVERSE_MODULE in command and "unshare" in command[0] and users is not None and users.real == os.getuid()
+
+
+def _is_spoken_to(pid: int) -> bool:
+    """Whether process 1 holds the other end of a process's stdin: then it is its harness, and lives."""
+    stdin = _opened(Path(f"/proc/{pid}/fd/0"))
+    with suppress(PermissionError):  # process 1 is none of this user's
+        return stdin.startswith("pipe:") and stdin in map(_opened, Path(f"/proc/{INIT}/fd").iterdir())
+    return False
+
+
+def _opened(descriptor: Path) -> str:
+    """What a process has open there; empty where it has been closed, or is none of this user's."""
+    try:
+        return os.readlink(descriptor)
+    except OSError:
+        return ""
 
 
 def _remove_containers() -> list[str]:
@@ -60,8 +90,8 @@ def _put_interfaces_back() -> list[str]:
 def _delete_half_written(results: Path) -> list[str]:
     removed = []
     for path in results.rglob(".*"):
-        match = HALF_WRITTEN.fullmatch(path.name)
-        if match and not psutil.pid_exists(int(match["pid"])):
-            path.unlink()
-            removed.append(f"deleted {path}")
+        with suppress(FileNotFoundError):  # its writer has just made it whole
+            if HALF_WRITTEN.fullmatch(path.name) and time.time() - path.stat().st_mtime > LEFT_S:
+                path.unlink()
+                removed.append(f"deleted {path}")
     return removed

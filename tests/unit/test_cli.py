@@ -370,17 +370,6 @@ def test_an_empty_run_measured_nothing(pacbench: Pacbench, tmp_path: Path) -> No
     assert "nothing was measured" in done.stderr
 
 
-def test_clean_deletes_only_what_dead_processes_left_half_written(pacbench: Pacbench, tmp_path: Path) -> None:
-    folder = tmp_path / "results" / "run" / "trials.parquet"
-    folder.mkdir(parents=True)
-    (folder / "whole-0.parquet").write_bytes(b"x")
-    (folder / ".half-0.parquet.4194304").write_bytes(b"x")  # beyond any process number of Linux
-    (folder / f".mine-0.parquet.{os.getpid()}").write_bytes(b"x")
-    assert ".half-0.parquet.4194304" in pacbench("clean").stdout
-    assert {path.name for path in folder.iterdir()} == {"whole-0.parquet", f".mine-0.parquet.{os.getpid()}"}
-    assert pacbench("clean").stdout == "nothing was left\n"
-
-
 def completed(words: str, folder: Path) -> list[str]:
     """What a shell offers for the last of these words."""
     environment = {
