@@ -108,7 +108,7 @@ class EmulatedCluster(ABC):
         self._current = None
         self._build(topology, resources)
         readings = measured_again(lambda: self._measured(topology))
-        if complaints := readings.complaints():
+        if complaints := readings.undilated(topology.dilation).complaints():
             raise MeasurementError("; ".join(complaints))
         self._current = (topology, resources, readings)
         return readings

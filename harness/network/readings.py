@@ -79,12 +79,19 @@ class Readings(Section):
         return statistics.median(self.rtt_s)
 
     def undilated(self, dilation: float) -> Readings:
-        """What the links stand for that were made so many times slower."""
+        """What the links stand for that were made so many times slower; complaints are of what was made, and say so."""
+        if dilation == 1:
+            return self
+
+        def told(complaints: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(f"{complaint} (at a dilation of {dilation:g})" for complaint in complaints)
+
         links = tuple(
             link.model_copy(
                 update={
                     "rate_bps_asked": link.rate_bps_asked and round(link.rate_bps_asked * dilation),
                     "rate_bps_measured": link.rate_bps_measured * dilation,
+                    "complaints": told(link.complaints),
                 }
             )
             for link in self.links
@@ -95,6 +102,7 @@ class Readings(Section):
                     name: getattr(trip, name) / dilation
                     for name in ("rtt_s_asked", "rtt_s_measured", "jitter_s_asked", "jitter_s_measured")
                 }
+                | {"complaints": told(trip.complaints)}
             )
             for trip in self.round_trips
         )

@@ -349,19 +349,22 @@ def _why_disturbed(row: TrialRow) -> str | None:
 
 def _verify_again(finished: list[tuple[Trial, Outcome]], store: Store, cluster: Cluster, ended: Ended) -> None:
     """Measure the links after the last trial on them; where they drifted, the trials in between do not count."""
+    readings, unmeasured = None, ""
     try:
         readings = cluster.verify()
-        complaints = readings.complaints()
     except MeasurementError as error:
         if isinstance(error, ClusterBrokenError):
             raise
-        readings, complaints = None, [str(error)]
+        unmeasured = str(error)
     for trial, _ in finished:
         attempt = store.attempts_of(trial.id) - 1
-        told = readings.undilated(trial.dilation).model_dump_json() if readings else None
-        drift = "; ".join(complaints) or None
-        store.append_verification(VerificationRow(trial_id=trial.id, attempt=attempt, verified_after=told, drift=drift))
-        if complaints:
-            drifted = Outcome("failed", f"the links had changed after it: {'; '.join(complaints)}", readings)
+        after, drift = None, unmeasured
+        if readings:
+            told = readings.undilated(trial.dilation)
+            after, drift = told.model_dump_json(), "; ".join(told.complaints())
+        row = VerificationRow(trial_id=trial.id, attempt=attempt, verified_after=after, drift=drift or None)
+        store.append_verification(row)
+        if drift:
+            drifted = Outcome("failed", f"the links had changed after it: {drift}", readings)
             store.append(row_of(trial, attempt + 1, drifted, 0.0), [])
             ended(trial, drifted.status, drifted.reason)

@@ -15,6 +15,7 @@ from harness.cluster.fake import FakeCluster
 from harness.errors import UsageError
 from harness.messages import Events
 from harness.network.qdisc import MIN_BURST_BYTES
+from harness.network.readings import Readings
 from harness.network.topology import Topology
 from harness.plan.collectives import MESSAGE_S
 from harness.plan.estimate import BUSIER, least_dilation, steady_s, time_s
@@ -150,3 +151,26 @@ def test_rows_of_a_replay_say_so_and_know_no_accuracy(tmp_path: Path) -> None:
     assert "time dilated by 2" in case.title
     assert case.methods[0].time_to_target.of == 0
     assert "nothing was learnt" in headline(case, plan.scenario)
+
+
+def test_what_is_off_of_links_that_were_slowed_says_so_wherever_it_is_told(tmp_path: Path) -> None:
+    class Drifting(FakeCluster):
+        def verify(self) -> Readings:
+            first, *others = super().verify().links
+            sick = first.model_copy(update={"complaints": ("asked 25 Mbit/s, measured 20 Mbit/s",)})
+            return self._readings.model_copy(update={"links": (sick, *others)})
+
+    plan = replayed(Path(written(tmp_path / "p.json")), "rounds=1", "train.dilation=4.0")
+    store = Store.create(tmp_path / "run", plan.scenario)
+    execute.run(plan, store, Drifting(), lambda _: None, lambda *_: None)
+    says = "asked 25 Mbit/s, measured 20 Mbit/s (at a dilation of 4)"
+    assert set(store.trials()["reason"]) == {f"the links had changed after it: {says}"}
+    rows = store.attempts().dropna(subset=["drift"])
+    assert set(rows["drift"]) == {says}
+    assert all(Readings.model_validate_json(after).links[0].complaints == (says,) for after in rows["verified_after"])
+
+
+def test_a_round_trip_that_is_off_is_told_as_it_was_asked_for() -> None:
+    off = Readings(links=(), rtt_s=(0.1,), rtt_s_asked=(0.08,), rtt_s_allowed=(0.004,), took_s=1.0)
+    (says,) = off.undilated(4).complaints()
+    assert "asked 20 ms, measured 25 ms (allowed: within 1 ms)" in says

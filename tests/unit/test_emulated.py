@@ -155,6 +155,8 @@ def test_links_that_never_are_what_was_asked_are_refused_and_not_used_again() ->
     slow = [0.7 * GBIT, 0.8 * GBIT, 0.9 * GBIT]
     with pytest.raises(MeasurementError, match="measured 900000000"):
         Machine(*slow).use(star("1gbit"))
+    with pytest.raises(MeasurementError, match=r"measured 900000000 \(at a dilation of 8\)"):
+        Machine(*slow).use(star("8gbit").slowed(8))
     machine = Machine(GBIT, *slow)
     machine.use(star("1gbit"))
     assert machine.verify().complaints() == ["measured 900000000"]
