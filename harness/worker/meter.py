@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import re
 import statistics
 import time
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -58,7 +62,7 @@ def _told(command: list[str]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Transport:
-    """What TCP says of a node's connections, as ``ss`` shows it: medians over those that sent anything."""
+    """What TCP says of a worker's connections, as ``ss`` shows it: medians over those that sent anything."""
 
     retransmits: int
     """Segments sent again, over all connections since they were made."""
@@ -72,16 +76,31 @@ class Transport:
 
 
 def transport() -> Transport:
-    """Look at this node's established connections (ss(8), tcp(7): TCP_INFO)."""
+    """Look at this process's established connections (ss(8), tcp(7): TCP_INFO); a host has others, of other users."""
     shown = programs.run(
-        ["ss", "-tinH", "state", "established"], capture_output=True, check=True, timeout=30, text=True
+        ["ss", "-tineH", "state", "established"], capture_output=True, check=True, timeout=30, text=True
     )
-    return parse_transport(shown.stdout)
+    return parse_transport(shown.stdout, own_sockets())
 
 
-def parse_transport(shown: str) -> Transport:
-    """What ``ss -tinH`` printed: a line a connection, and an indented one with its figures."""
-    busy = [line for line in shown.splitlines() if "bytes_sent:" in line]
+def own_sockets() -> set[str]:
+    """Numbers of this process's sockets: the kernel's, which no namespace of processes changes."""
+    opened = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # that by which they are listed
+            opened.append(os.readlink(descriptor))
+    return {found[1] for name in opened if (found := re.fullmatch(r"socket:\[(\d+)\]", name))}
+
+
+def parse_transport(shown: str, own: Collection[str]) -> Transport:
+    """What ``ss -tineH`` printed: a line a connection, and an indented one with its figures.
+
+    Args:
+        own: numbers of the sockets that count.
+    """
+    pairs = itertools.pairwise(shown.splitlines())
+    connections = ((re.search(r"\bino:(\d+)", first), figures) for first, figures in pairs)
+    busy = [figures for number, figures in connections if number and number[1] in own and "bytes_sent:" in figures]
 
     def each(pattern: str) -> list[float]:
         return [float(found[1]) for line in busy if (found := re.search(pattern, line))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import random
 import socket
 import threading
@@ -27,7 +28,7 @@ from harness.network.tolerances import complaints_of, loss_interval, mean_burst,
 from harness.network.topology import Topology
 from harness.scenario.links import Fabric, Link, Pipe
 from harness.scenario.properties import GilbertElliott
-from harness.worker.meter import Transport, parse_transport
+from harness.worker.meter import Transport, own_sockets, parse_transport
 
 
 def link(rate: str = "100mbit", **fields: object) -> Link:
@@ -405,18 +406,30 @@ def test_a_round_trip_must_be_what_the_delays_on_its_way_sum_up_to() -> None:
 
 
 SS = """\
-0 0 198.18.128.2:4311 198.18.128.6:5678
+0 0 198.18.128.2:4311 198.18.128.6:5678 ino:11 sk:1 cgroup:/ <->
 \t cubic wscale:7,7 rto:204 rtt:1.5/0.5 mss:1448 cwnd:20 bytes_sent:5000 bytes_retrans:1448 retrans:0/3 rcv_space:14480
-0 0 198.18.128.2:29500 198.18.128.6:40000
+0 0 198.18.128.2:29500 198.18.128.6:40000 uid:1000 ino:12 sk:2 cgroup:/ <->
 \t cubic wscale:7,7 rto:204 rtt:3.5/0.5 mss:1448 cwnd:40 bytes_sent:9000 retrans:1/2 rcv_space:14480
-0 0 198.18.128.2:4312 198.18.128.6:5679
+0 0 198.18.128.2:4312 198.18.128.6:5679 ino:13 sk:3 cgroup:/ <->
 \t cubic wscale:7,7 rto:204 rtt:900/0.5 mss:1448 cwnd:10 rcv_space:14480
+0 0 192.0.2.1:22 192.0.2.2:1111 ino:112 sk:4 cgroup:/system.slice/ssh.service <->
+\t cubic wscale:7,7 rto:204 rtt:90/0.5 mss:1448 cwnd:10 bytes_sent:5000 bytes_retrans:1448 retrans:0/70 rcv_space:14480
 """
 
 
 def test_what_tcp_says_is_read_from_connections_that_sent() -> None:
-    assert parse_transport(SS) == Transport(retransmits=5, smoothed_rtt_s=0.0025, cwnd_packets=30)
-    assert parse_transport("") == Transport(retransmits=0, smoothed_rtt_s=None, cwnd_packets=None)
+    """Of this process: on a host there are those of others, too."""
+    own = {"11", "12", "13"}
+    assert parse_transport(SS, own) == Transport(retransmits=5, smoothed_rtt_s=0.0025, cwnd_packets=30)
+    assert parse_transport(SS, {"112"}).retransmits == 70
+    assert parse_transport("", own) == Transport(retransmits=0, smoothed_rtt_s=None, cwnd_packets=None)
+
+
+def test_sockets_are_known_by_the_numbers_that_the_kernel_gives_them() -> None:
+    with socket.socket() as one, socket.socket() as other:
+        numbers = {str(os.fstat(each.fileno()).st_ino) for each in (one, other)}
+        assert numbers <= own_sockets()
+    assert not numbers & own_sockets()
 
 
 def stamped_pair() -> tuple[socket.socket, socket.socket]:
