@@ -111,7 +111,7 @@ class Fleet:
     def close(self) -> None:
         """End all agents."""
         with ThreadPoolExecutor(max(len(self._agents), 1)) as pool:
-            list(pool.map(Conversation.close, self._agents.values()))
+            list(pool.map(lambda agent: agent.close(), self._agents.values()))
         self._agents.clear()
 
     def _ask(self, node: str, message: Message, timeout_s: float) -> None:
