@@ -6,7 +6,9 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 
+from baselines._calls import AllReduce
 from baselines._state import numel
+from harness.plan.collectives import ENTRY_BYTES
 from harness.plan.dilation import (
     CALM,
     FAR,
@@ -19,7 +21,7 @@ from harness.plan.dilation import (
     probe_steps,
     rung,
 )
-from harness.plan.expected import lower_bound_s, shapes_of, state_of
+from harness.plan.expected import lower_bound_s, network_of, shapes_of, state_of
 from harness.plan.machine import Machine
 from harness.plan.status import UNSETTLED_STEPS
 from harness.plan.trial import Trial
@@ -50,6 +52,11 @@ MEASURED_ROUND_TRIPS = 60
 """For so many round trips of the longest link a network is measured: flows that start up each way, before and after
 (``network/measure.py``), and round trips themselves."""
 
+OFF_THE_CLOCK, OFF_THE_CLOCK_BY_EVALUATION = 24, 8
+"""A trial's ranks meet before its first step, after its last one, and at each evaluation: together as long as so many
+all-reduces of a few numbers. Where links are short that is nothing; six ranks on three continents, 24 times slower,
+took 415 s for it, with two evaluations, and 10 s for such an all-reduce."""
+
 
 def total_s(trials: Sequence[Trial], machine: Machine) -> float:
     """Estimated wall time of these trials on a fresh cluster."""
@@ -77,9 +84,18 @@ def time_s(trial: Trial, machine: Machine) -> float:
     compute_s, evaluation_s = (0.0, 0.0) if train.replay else _training_s(trial, machine)
     slowing = _usual_slowing(trial, machine)
     dilated_s = sum(slowing.at(step) * seconds for step, seconds in enumerate(_all_steps_s(trial)))
+    meeting_s = _meeting_s(trial, slowing.steady)
     if train.profile:
-        return machine.trial_s + max(dilated_s, compute_s) + evaluation_s
-    return machine.trial_s + dilated_s + compute_s + evaluation_s
+        return machine.trial_s + meeting_s + max(dilated_s, compute_s) + evaluation_s
+    return machine.trial_s + meeting_s + dilated_s + compute_s + evaluation_s
+
+
+def _meeting_s(trial: Trial, dilation: float) -> float:
+    """Wall time of what ranks tell one another off the training clock."""
+    train = trial.case.train
+    evaluations = 0 if train.replay else 1 + math.ceil(train.steps / train.eval_every)
+    once_s = network_of(trial.expected.topology, dilation).timing(AllReduce(ENTRY_BYTES)).took_s
+    return (OFF_THE_CLOCK + OFF_THE_CLOCK_BY_EVALUATION * evaluations) * dilation * once_s
 
 
 def least_dilation(trial: Trial, machine: Machine) -> float:
