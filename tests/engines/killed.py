@@ -37,6 +37,9 @@ MOST_BETWEEN_S = {"fake": 4.0, "netns": 12.0}
 ROUNDS_A_KILL = {"fake": 2, "netns": 1}
 """So that there is still work at the last kill."""
 
+LEASHED = ("setpriv", "--pdeathsig", "KILL", "env", "--default-signal=INT")
+"""It ends with its parent, and Ctrl-C ends it, also where a shell has begun all this in the background."""
+
 AS_MACHINE = """
 import socket, sys
 name = sys.argv.pop(1)
@@ -100,7 +103,7 @@ def start(folder: Path, machine: str, study: Study) -> subprocess.Popen[bytes]:
     """
     with (folder / f"{machine}.log").open("a") as log:
         return subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", sys.executable, "-c", AS_MACHINE, machine, *study.command],
+            [*LEASHED, sys.executable, "-c", AS_MACHINE, machine, *study.command],
             cwd=folder,
             env=os.environ,
             stdout=log,
