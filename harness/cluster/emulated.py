@@ -73,8 +73,8 @@ class EmulatedCluster(ABC):
         ceiling_bps = self.ceiling_bps(workers, segments, needed_bps)
         if needed_bps > ceiling_bps:
             carried = f"what this machine carries for {workers} workers{' through netem' if segments else ''}"
-            slowed = topology.dilation  # the user asked for a rate that is not
-            at = f" at a dilation of {slowed:g}" if slowed != 1 else ""
+            slowed = topology.dilation * topology.shrink  # the user asked for a rate that is not
+            at = f" at a dilation of {topology.dilation:g}" if topology.dilation != 1 else ""
             allowed = f"up to {format_rate(slowed * ceiling_bps / HEADROOM)}, {carried}{at}"
             field = "link.rate through the fabric" if topology.fabric.groups else "link.rate"
             raise UsageError.at("scenario", field, format_rate(slowed * asked), allowed)
@@ -108,7 +108,7 @@ class EmulatedCluster(ABC):
         self._current = None
         self._build(topology, resources)
         readings = measured_again(lambda: self._measured(topology))
-        if complaints := readings.undilated(topology.dilation).complaints():
+        if complaints := readings.undilated(topology.dilation, topology.shrink).complaints():
             raise MeasurementError("; ".join(complaints))
         self._current = (topology, resources, readings)
         return readings

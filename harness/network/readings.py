@@ -78,19 +78,24 @@ class Readings(Section):
         """The median over the pairs."""
         return statistics.median(self.rtt_s)
 
-    def undilated(self, dilation: float) -> Readings:
-        """What the links stand for that were made so many times slower; complaints are of what was made, and say so."""
-        if dilation == 1:
+    def undilated(self, dilation: float, shrink: float = 1.0) -> Readings:
+        """What the links stand for that were made so many times slower and thinner.
+
+        Complaints are of what was made, and say so.
+        """
+        if dilation == shrink == 1:
             return self
+        wider, made = dilation * shrink, f"at a dilation of {dilation:g}"
+        made += f", {shrink:g} times thinner" if shrink != 1 else ""
 
         def told(complaints: tuple[str, ...]) -> tuple[str, ...]:
-            return tuple(f"{complaint} (at a dilation of {dilation:g})" for complaint in complaints)
+            return tuple(f"{complaint} ({made})" for complaint in complaints)
 
         links = tuple(
             link.model_copy(
                 update={
-                    "rate_bps_asked": link.rate_bps_asked and round(link.rate_bps_asked * dilation),
-                    "rate_bps_measured": link.rate_bps_measured * dilation,
+                    "rate_bps_asked": link.rate_bps_asked and round(link.rate_bps_asked * wider),
+                    "rate_bps_measured": link.rate_bps_measured * wider,
                     "complaints": told(link.complaints),
                 }
             )

@@ -54,6 +54,8 @@ class Topology(Section):
     """How many packets a worker may hand to its link as one, whatever its queues need; None: as they need it."""
     dilation: float = 1.0
     """How many times slower than it was asked for it is: what TCP waits for at least must be as many times longer."""
+    shrink: float = 1.0
+    """How many times fewer bytes its links carry than it was asked for."""
 
     def __hash__(self) -> int:
         return hash((self.workers, self.link, self.fabric))
@@ -78,12 +80,13 @@ class Topology(Section):
         groups = self.fabric.names
         return groups[worker * len(groups) // self.workers] if groups else SWITCH
 
-    def slowed(self, dilation: float) -> Topology:
-        """The same with links so many times slower, and as many times longer delays."""
-        if dilation == 1:
+    def slowed(self, dilation: float, shrink: float = 1.0) -> Topology:
+        """The same with links so many times slower, and as many times longer delays; and as many times thinner."""
+        if dilation == shrink == 1:
             return self
-        link, fabric = self.link.slowed(dilation), self.fabric.slowed(dilation)
-        return Topology(workers=self.workers, link=link, fabric=fabric, dilation=self.dilation * dilation)
+        link, fabric = self.link.slowed(dilation, shrink), self.fabric.slowed(dilation, shrink)
+        dilation, shrink = self.dilation * dilation, self.shrink * shrink
+        return Topology(workers=self.workers, link=link, fabric=fabric, dilation=dilation, shrink=shrink)
 
     def with_ranks(self, per_node: int) -> Topology:
         """What several ranks on each worker's node see: a network of ranks, a group a node, whose trunk is its link.

@@ -123,7 +123,7 @@ def usual_dilation(trial: Trial, machine: Machine, slower: float = 1.0) -> float
     """
     needed = slower * usually_added_s(trial, machine) / (CALM * trial.case.train.most_added * steady_s(trial))
     known_from = machine.error_s / (TOLERATED * steady_s(trial))
-    carried_from = trial.expected.topology.at_once_bps * trial.case.cluster.workers / machine.carried_bps
+    carried_from = trial.expected.thinned.at_once_bps * trial.case.cluster.workers / machine.carried_bps
     return min(LADDER[-1], max(needed, known_from, carried_from, least_dilation(trial, machine)))
 
 
@@ -134,7 +134,8 @@ def usually_added_s(trial: Trial, machine: Machine) -> float:
     calls = state.calls(shapes_of(case.train.model), case.cluster.workers)
     collectives = len(calls) * (1 if state.syncs_in_end_step else buckets) / state.agrees_every
     shared = case.cluster.workers / machine.cpu_count
-    return shared * (ADDED_S * collectives + ADDED_S_PER_BYTE * trial.expected.wire_bytes_per_step)
+    sent_bytes = trial.expected.wire_bytes_per_step / case.train.shrink
+    return shared * (ADDED_S * collectives + ADDED_S_PER_BYTE * sent_bytes)
 
 
 def phases(trial: Trial, dilation: float, real_s: float) -> tuple[Phase, ...]:

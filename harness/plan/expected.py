@@ -23,8 +23,10 @@ class Expected:
 
     topology: Topology
     """Network that the case asks for."""
+    thinned: Topology
+    """The same, or one whose links carry as many times fewer bytes as a replay's tensors hold (``train.shrink``)."""
     built_topology: Topology
-    """Network that is built: the same, or a slower one where time is dilated."""
+    """Network that is built: that one, or a slower one where time is dilated."""
     profile: Profile | None
     """Profile by which time is kept, in replays and paced trainings; None: this machine keeps it, or the run is yet to
     make one."""
@@ -46,10 +48,12 @@ def expect(case: Case, method: MethodSpec, dilation: float) -> Expected:
         UsageError: the profile cannot be read.
     """
     state, topology = state_of(method), topology_of(case)
+    thinned = topology.slowed(1.0, case.train.shrink)
     profile = profiles.read(known) if (known := case.train.known_profile) else None
     return Expected(
         topology=topology,
-        built_topology=topology.slowed(dilation),
+        thinned=thinned,
+        built_topology=thinned.slowed(dilation),
         profile=profile,
         wire_bytes_per_step=wire_bytes(case, method),
         lower_bound_s_per_step=lower_bound_s(case, method),
@@ -93,14 +97,16 @@ def shapes_of(model: str) -> list[tuple[int, ...]]:
 def _memory_bytes(case: Case, state: MethodState, profile: Profile | None) -> int | None:
     if profile is None or not case.train.replay:
         return None
-    return replay.memory_bytes(profile, case.cluster.workers, state.most_copies)
+    return replay.memory_bytes(profile.shrunk(case.train.shrink), case.cluster.workers, state.most_copies)
 
 
 def _predicted_step_s(case: Case, method: MethodSpec, dilation: float, profile: Profile) -> float | None:
-    """What a step of the steady state is expected to take."""
-    earlier_s = (case.train.accumulate - 1) * (profile.forward_s + profile.backward_s)  # passes that send nothing
-    network = network_of(topology_of(case), dilation)
-    return earlier_s + predict.step_s(profile, method, state_of(method), network, case.train.bucket_bytes)
+    """What a step of the steady state is expected to take, with the tensors and on the links that it really has."""
+    train = case.train
+    earlier_s = (train.accumulate - 1) * (profile.forward_s + profile.backward_s)  # passes that send nothing
+    network = network_of(topology_of(case).slowed(1.0, train.shrink), dilation)
+    shrunk = profile.shrunk(train.shrink)
+    return earlier_s + predict.step_s(shrunk, method, state_of(method), network, train.sent_bucket_bytes)
 
 
 @cache

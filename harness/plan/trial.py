@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from harness.network.readings import Readings
 from harness.plan.code import PluginCode
 from harness.plan.dilation import Dilation
 from harness.plan.expected import Expected, expect
@@ -45,6 +46,10 @@ class Trial(Section):
     def dilation(self) -> float:
         """How many times slower than it is told everything runs in the steady state."""
         return self.slowing.steady
+
+    def told(self, readings: Readings) -> Readings:
+        """What was measured of the links that were built, as the case speaks of them."""
+        return readings.undilated(self.dilation, self.case.train.shrink)
 
     @property
     def expected(self) -> Expected:

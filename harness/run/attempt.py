@@ -35,7 +35,7 @@ def attempt(
     outcome.readings = cluster.use(trial.expected.built_topology, trial.case.cluster.resources)
     spec = {"trial": trial.model_dump(mode="json", by_alias=True), "port": port}
     if trial.slowing.changes:
-        spec["undilated"] = as_json(trial.expected.topology)
+        spec["undilated"] = as_json(trial.expected.thinned)
     timeout_s = train.timeout_s * max(1.0, trial.dilation)
     try:
         for message in _until_failure(cluster.run("train", spec, timeout_s), outcome):
@@ -46,7 +46,7 @@ def attempt(
                     outcome.fail(DISTURBED, why)
     except TaskTimeoutError:
         outcome.fail("timeout", f"it took longer than {timeout_s:g} s ({_how_long(trial)})")
-    outcome.note_changes_of_links(trial.dilation)
+    outcome.note_changes_of_links(trial)
     if outcome.status == DONE:
         outcome.check(trial)
 

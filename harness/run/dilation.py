@@ -196,7 +196,7 @@ class Dilations:
 
     def _carried(self, trial: Trial, dilation: float) -> float:
         """The least dilation, from this one on, at which the cluster carries the trial's links."""
-        topology, resources = trial.expected.topology, trial.case.cluster.resources
+        topology, resources = trial.expected.thinned, trial.case.cluster.resources
         for each in (each for each in LADDER if each >= dilation):
             try:
                 self._cluster.check(topology.slowed(each), resources)

@@ -158,7 +158,7 @@ def _easiest_network(trial: Trial, cluster: Cluster) -> Topology:
     """The network that must be carried at least for a trial to run: the slowest that its dilation may become."""
     expected = trial.expected
     finds = cluster.machine.finds_dilation(trial.case)
-    return expected.topology.slowed(LADDER[-1]) if finds else expected.built_topology
+    return expected.thinned.slowed(LADDER[-1]) if finds else expected.built_topology
 
 
 def pending_seeds(plan: Plan, store: Store) -> list[Trial]:
@@ -196,7 +196,7 @@ def too_large(trials: Iterable[Trial]) -> dict[str, tuple[Trial, str]]:
 def _materials_of(train: Train) -> tuple[object, ...]:
     """What trials that read the same data, or replay the same model, share."""
     if train.replay:
-        return train.replay, train.gradient_density
+        return train.replay, train.gradient_density, train.shrink
     return train.dataset, train.data_dir
 
 
@@ -360,7 +360,7 @@ def _verify_again(finished: list[tuple[Trial, Outcome]], store: Store, cluster: 
         attempt = store.attempts_of(trial.id) - 1
         after, drift = None, unmeasured
         if readings:
-            told = readings.undilated(trial.dilation)
+            told = trial.told(readings)
             after, drift = told.model_dump_json(), "; ".join(told.complaints())
         row = VerificationRow(trial_id=trial.id, attempt=attempt, verified_after=after, drift=drift or None)
         store.append_verification(row)

@@ -134,9 +134,9 @@ class Outcome:
             for rank, result in self.results.items()
         }
 
-    def note_changes_of_links(self, dilation: float) -> None:
+    def note_changes_of_links(self, trial: Trial) -> None:
         """Add the links' changes as events of no rank, in the step and at the training time of rank 0 then."""
-        self.events.extend(_changes_by_step(self.events, self.changes, dilation))
+        self.events.extend(_changes_by_step(self.events, self.changes, trial.dilation, trial.case.train.shrink))
 
     def check(self, trial: Trial) -> None:
         """The proofs that make a finished trial count."""
@@ -181,7 +181,7 @@ def _earlier(event: Event, off_s: list[float], until_s: list[float], ends_s: lis
     return event._replace(time_s=time_s)
 
 
-def _changes_by_step(events: list[Event], changes: list[LinksChanged], dilation: float) -> Iterator[Event]:
+def _changes_by_step(events: list[Event], changes: list[LinksChanged], dilation: float, shrink: int) -> Iterator[Event]:
     ends = [event for event in events if event.kind == "monotonic_s" and event.rank == 0]
     for change in changes:
         place = bisect.bisect_right([end.value for end in ends], change.at_s)
@@ -189,7 +189,7 @@ def _changes_by_step(events: list[Event], changes: list[LinksChanged], dilation:
         if ends and place == len(ends):
             time_s = ends[-1].time_s
         told = {
-            "rate_bps": dilation * (change.rate_bps or 0),
+            "rate_bps": dilation * shrink * (change.rate_bps or 0),
             "late_s": change.late_s / dilation,
             "at_s": change.at_s,
         }

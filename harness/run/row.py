@@ -31,7 +31,7 @@ def row_of(trial: Trial, attempt: int, outcome: Outcome, wall_time_s: float) -> 
         "predicted_step_s": trial.expected.predicted_step_s,
     }
     if outcome.readings:
-        readings = outcome.readings.undilated(trial.dilation)
+        readings = trial.told(outcome.readings)
         known |= {
             "measured_rate_bps": readings.slowest_bps,
             "measured_rtt_s": readings.rtt_median_s,
@@ -106,7 +106,8 @@ def _what_is_fed(trial: Trial) -> str:
     train, replayed = trial.case.train, trial.expected.profile
     if not train.replay or not replayed:
         return short(train.dataset)
-    return f"made-up gradients (replay of {Path(train.replay).stem}, {replayed.origin})"
+    made_up = "made-up gradients" if train.shrink == 1 else f"made-up gradients, 1 entry in {train.shrink}"
+    return f"{made_up} (replay of {Path(train.replay).stem}, {replayed.origin})"
 
 
 def _training_extras(train: Train) -> str | None:
@@ -237,7 +238,7 @@ def _queues(trial: Trial, outcome: Outcome) -> dict[str, Any]:
     fullest = max(uses, key=lambda name: uses[name].most_backlog_bytes)
     return {
         "queue_drops": sum(use.drops for use in uses.values()),
-        "queue_backlog_bytes": uses[fullest].most_backlog_bytes,
+        "queue_backlog_bytes": trial.case.train.shrink * uses[fullest].most_backlog_bytes,
         "fullest_queue": fullest,
     }
 

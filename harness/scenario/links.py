@@ -46,10 +46,15 @@ class Pipe(properties.LinkProperties):
         }
         return Pipe.model_construct(_fields_set=None, **{**{n: getattr(self, n) for n in Pipe.model_fields}, **values})
 
-    def slowed(self, dilation: float) -> Self:
-        """The same so many times slower: what takes its time on it takes that many times longer."""
+    def slowed(self, dilation: float, shrink: float = 1.0) -> Self:
+        """The same so many times slower, and so many times thinner.
+
+        What takes its time on it takes that many times longer; what has that many times fewer bytes takes no longer.
+        """
         slower = {
-            row.name: slowed(row.name, getattr(self, row.name), dilation) for row in PROPERTIES if row.unit.slowed
+            row.name: slowed(row.name, getattr(self, row.name), dilation, shrink)
+            for row in PROPERTIES
+            if row.unit.slowed
         }
         return self.model_copy(update=self._in_force(slower))
 
@@ -90,10 +95,10 @@ class TwoWay(PipeChange):
     """Away from the worker, or from the group's switch."""
     down: PipeChange | None = None
 
-    def slowed(self, dilation: float) -> Self:
+    def slowed(self, dilation: float, shrink: float = 1.0) -> Self:
         """See ``Pipe.slowed``."""
-        ways = {way: pipe.slowed(dilation) for way in ("up", "down") if (pipe := getattr(self, way))}
-        return super().slowed(dilation).model_copy(update=ways)
+        ways = {way: pipe.slowed(dilation, shrink) for way in ("up", "down") if (pipe := getattr(self, way))}
+        return super().slowed(dilation, shrink).model_copy(update=ways)
 
 
 class TraceRow(Section):
@@ -110,9 +115,9 @@ class TraceRow(Section):
         given = {name: value for name, value in self if name != "t_s" and value is not None}
         return pipe.model_copy(update=given)
 
-    def slowed(self, dilation: float) -> TraceRow:
+    def slowed(self, dilation: float, shrink: float = 1.0) -> TraceRow:
         """See ``Pipe.slowed``."""
-        return TraceRow(**{name: slowed(name, value, dilation) for name, value in self})
+        return TraceRow(**{name: slowed(name, value, dilation, shrink) for name, value in self})
 
 
 class Trace(Section):
@@ -139,10 +144,10 @@ class Trace(Section):
         within_s = seconds % self.period_s if self.period_s else seconds
         return next(row for row in reversed(self.rows) if row.t_s <= within_s)
 
-    def slowed(self, dilation: float) -> Trace:
+    def slowed(self, dilation: float, shrink: float = 1.0) -> Trace:
         """See ``Pipe.slowed``."""
-        rows = tuple(row.slowed(dilation) for row in self.rows)
-        return Trace(rows=rows, period_s=slowed("period_s", self.period_s, dilation))
+        rows = tuple(row.slowed(dilation, shrink) for row in self.rows)
+        return Trace(rows=rows, period_s=slowed("period_s", self.period_s, dilation, shrink))
 
 
 def _read_trace(given: object, info: ValidationInfo) -> object:
@@ -180,11 +185,13 @@ class Link(Pipe):
         asked = self.changed_by(getattr(self, direction), own, own and getattr(own, direction))
         return self.trace.rows[0].changed(asked) if self.trace else asked
 
-    def slowed(self, dilation: float) -> Self:
+    def slowed(self, dilation: float, shrink: float = 1.0) -> Self:
         """See ``Pipe.slowed``."""
-        parts = {name: part.slowed(dilation) for name in ("up", "down", "trace") if (part := getattr(self, name))}
-        workers = {name: own.slowed(dilation) for name, own in self.workers.items()}
-        return super().slowed(dilation).model_copy(update={**parts, "workers": workers})
+        parts = {
+            name: part.slowed(dilation, shrink) for name in ("up", "down", "trace") if (part := getattr(self, name))
+        }
+        workers = {name: own.slowed(dilation, shrink) for name, own in self.workers.items()}
+        return super().slowed(dilation, shrink).model_copy(update={**parts, "workers": workers})
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -230,10 +237,10 @@ class Fabric(Section):
         plain = Pipe.model_construct(rate_bps=rate_bps)
         return plain.changed_by(self.trunk, getattr(self.trunk, direction), own, own and getattr(own, direction))
 
-    def slowed(self, dilation: float) -> Fabric:
+    def slowed(self, dilation: float, shrink: float = 1.0) -> Fabric:
         """See ``Pipe.slowed``."""
-        trunks = {name: own.slowed(dilation) for name, own in self.trunks.items()}
-        return self.model_copy(update={"trunk": self.trunk.slowed(dilation), "trunks": trunks})
+        trunks = {name: own.slowed(dilation, shrink) for name, own in self.trunks.items()}
+        return self.model_copy(update={"trunk": self.trunk.slowed(dilation, shrink), "trunks": trunks})
 
     @model_validator(mode="after")
     def _check(self) -> Self:

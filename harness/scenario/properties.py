@@ -61,8 +61,8 @@ class Unit:
     """How people say a value."""
     tc: Callable[[Any], str] = str
     """How tc(8) is told a value."""
-    slowed: Callable[[Any, float], Any] | None = None
-    """The value on a link that is so many times slower; None where it stays."""
+    slowed: Callable[[Any, float, float], Any] | None = None
+    """The value on a link that is so many times slower, and so many times thinner; None where it stays."""
     shown_times: float = 1.0
     """What tc shows must be multiplied by this."""
     shown_within: float = 1e-8
@@ -79,16 +79,20 @@ UNITS = {
         read=rate_or_unshaped,
         said=lambda bps: UNSHAPED if bps is None else format_rate(bps),
         tc=lambda bps: f"{bps}bit",
-        slowed=lambda bps, dilation: max(1, round(bps / dilation)),
+        slowed=lambda bps, dilation, shrink: max(1, round(bps / dilation / shrink)),
         shown_times=8,  # whole bytes per second
         shown_within=8,
     ),
-    "_bytes": Unit(parse_size_bytes, format_size),
+    "_bytes": Unit(
+        read=parse_size_bytes,
+        said=format_size,
+        slowed=lambda size_bytes, dilation, shrink: max(1, round(size_bytes / shrink)),
+    ),
     "_s": Unit(
         read=parse_time_s,
         said=format_time,
         tc=lambda time_s: f"{1e6 * time_s:.9g}us",
-        slowed=lambda time_s, dilation: time_s * dilation,
+        slowed=lambda time_s, dilation, shrink: time_s * dilation,
         shown_within=1.1e-6,  # microseconds, rounded down
     ),
 }
@@ -102,10 +106,13 @@ def unit_of(name: str) -> Unit:
     return next((unit for suffix, unit in UNITS.items() if name.endswith(suffix)), NO_UNIT)
 
 
-def slowed(name: str, value: Any, dilation: float) -> Any:
-    """A field's value on a link that is so many times slower: what takes its time takes that many times longer."""
+def slowed(name: str, value: Any, dilation: float, shrink: float) -> Any:
+    """A field's value on a link that is so many times slower, and so many times thinner.
+
+    What takes its time takes that many times longer; what holds bytes, or lets them pass, does so for that many fewer.
+    """
     slow = unit_of(name).slowed
-    return value if value is None or slow is None else slow(value, dilation)
+    return value if value is None or slow is None else slow(value, dilation, shrink)
 
 
 class ReadBack(NamedTuple):

@@ -165,6 +165,10 @@ class Train(Section):
     """Replays only: the share of a gradient's entries that are not zero."""
     gradient_overlap: Literal["random", "full"] = "random"
     """Replays only: whether each worker has a gradient of its own, or all have the same one."""
+    shrink: int = Field(1, ge=1, le=64)
+    """Replays only: tensors, DDP's buckets and the links' rates are so many times smaller, so that all times stay what
+    they are, and bytes are multiplied before they are told. A machine carries larger models so, and sooner. Refused for
+    methods whose bytes do not shrink with their tensors."""
     steps: int = Field(100, ge=4, le=MOST_STEPS)
     """The cap: every trial goes on to it, whether it has reached the target or not, so that final accuracies are those
     of the same step."""
@@ -204,6 +208,11 @@ class Train(Section):
     def samples_per_step(self) -> int:
         """Samples of a worker in a step of the optimizer."""
         return self.batch_size * self.accumulate
+
+    @property
+    def sent_bucket_bytes(self) -> int:
+        """DDP's bucket size where tensors are smaller than they are told."""
+        return round(self.bucket_bytes / self.shrink)
 
     @property
     def profile(self) -> str | None:

@@ -114,7 +114,7 @@ class Training:
     @property
     def _ddp_settings(self) -> dict[str, Any]:
         return {
-            "bucket_cap_mb": self.settings.bucket_bytes / 2**20,
+            "bucket_cap_mb": self.settings.sent_bucket_bytes / 2**20,
             "gradient_as_bucket_view": True,
             BUFFERS_OF_RANK_0: False,  # statistics of batches serve evaluations alone, and are sent before each one
         }
@@ -144,8 +144,8 @@ class Training:
                 steady_from_step=self.steady_from_step,
                 first_non_finite=self.first_non_finite,
                 diverged=steps < self.settings.steps or not test_loss < float("inf"),
-                payload_bytes=sent.payload,
-                header_bytes=sent.headers,
+                payload_bytes=self.settings.shrink * sent.payload,
+                header_bytes=self.settings.shrink * sent.headers,
                 **vars(transport.undilated(self.slowing.steady)),
                 queues=queues.uses,
                 train_time_s=self.recorder.clock_s,
@@ -246,7 +246,7 @@ class Training:
         }
         self.recorder.advance(step, seconds)
         for kind, value in self.method.take_notes():
-            self.recorder.note(step, kind, value)
+            self.recorder.note(step, kind, self.settings.shrink * value if kind == "formula_bytes" else value)
             if kind == "non_finite_gradient" and self.first_non_finite is None:
                 name, _ = list(self.ddp.module.named_parameters())[int(value)]
                 self.first_non_finite = (step, name)

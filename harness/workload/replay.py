@@ -59,9 +59,9 @@ class Materials:
         return self.pool[start : start + gradient.numel].view(gradient.shape)
 
 
-def materials(name_or_path: str, density: float) -> Materials:
+def materials(name_or_path: str, density: float, shrink: int = 1) -> Materials:
     """Those of a profile; kept, so that forked workers share their pages, and so do shares of one device."""
-    return _kept(tuple(profiles.read(name_or_path).shapes), density)
+    return _kept(tuple(profiles.read(name_or_path).shrunk(shrink).shapes), density)
 
 
 def make_materials(profile: Profile, density: float = 1.0) -> Materials:

@@ -84,6 +84,20 @@ def test_a_model_is_profiled_replayed_and_replayed_slower(run_scenario: RunScena
     assert "made-up gradients (replay of profile, measured on" in (tmp_path / "plain" / "report.md").read_text()
 
 
+def test_a_replay_of_smaller_tensors_on_thinner_links_tells_whole_bytes(
+    run_scenario: RunScenario, tmp_path: Path
+) -> None:
+    """As the kernel counts them: the formula is of the whole tensors."""
+    (tmp_path / "replay.toml").write_text(METHODS)
+    settings = (*LESS, "train.replay=digits-cnn-epyc", "train.batch_size=16", "train.dilation=1.0", "train.shrink=4")
+    trials = run_scenario("replay.toml", settings, ["dense", "topk"]).trials()
+    assert (trials["status"] == "done").all(), trials["reason"].to_dict()
+    assert (trials["wire_bytes_per_step"] / trials["formula_bytes_per_step"]).between(0.95, 1.05).all()
+    assert trials["measured_rate_bps"].between(45e6, 52e6).all()
+    assert (trials["step_time_median_s"] > 0.9 * trials["lower_bound_s_per_step"]).all(), "a bucket has saved more"
+    assert set(trials["dataset"].str.split(" (", regex=False).str[0]) == {"made-up gradients, 1 entry in 4"}
+
+
 def test_a_paced_training_takes_its_profiles_time_and_learns_bit_for_bit_what_an_unpaced_one_learns(
     run_scenario: RunScenario, tmp_path: Path
 ) -> None:

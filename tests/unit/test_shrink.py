@@ -1,0 +1,75 @@
+"""Replays whose tensors, buckets and links are so many times smaller than is told: times stay, bytes are whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from abacus import profile, replayed, written
+
+from harness.errors import UsageError
+from harness.network.readings import Readings
+from harness.network.topology import Topology
+from harness.plan.plan import Plan, make
+from harness.scenario.load import load
+
+VGG = ("link.rate=500mbit", "train.replay=vgg19-a40", "rounds=1")
+
+
+def planned(scenario: str, *overrides: str) -> Plan:
+    return make(load(scenario, overrides), "netns")
+
+
+@pytest.mark.parametrize("times", [2, 7, 64])
+def test_a_shrunk_profile_has_the_same_times_and_tensors_of_as_many_dimensions(times: int) -> None:
+    whole, shrunk = profile(), profile().shrunk(times)
+    assert shrunk.numel * times == pytest.approx(whole.numel, rel=0.01)
+    assert [len(shape) for shape in shrunk.shapes] == [len(shape) for shape in whole.shapes]
+    assert shrunk.model_copy(update={"gradients": whole.gradients}) == whole
+    assert [each.ready_s for each in shrunk.gradients] == [each.ready_s for each in whole.gradients]
+    assert profile().shrunk(1) == whole
+
+
+def test_everything_on_thinner_links_takes_as_long_for_as_many_times_fewer_bytes() -> None:
+    link = {"rate": "100mbit", "delay": "2ms", "queue": "1MB", "burst": "80kB", "up": {"rate": "20mbit"}}
+    whole = Topology.model_validate({"workers": 4, "link": link, "fabric": {"groups": "a b", "oversubscription": 2}})
+    thin = whole.slowed(2.0, 8)
+    for one, other in zip(
+        (queue.pipe for queue in whole.queues()), (queue.pipe for queue in thin.queues()), strict=True
+    ):
+        assert one.rate_bps == 2 * 8 * other.rate_bps
+        assert other.delay_s == pytest.approx(2 * one.delay_s)
+        assert (one.queue_bytes, one.burst_bytes) == (
+            other.queue_bytes and 8 * other.queue_bytes,
+            other.burst_bytes and 8 * other.burst_bytes,
+        )
+    assert thin.bound_s(1e6 / 8, 1e6 / 8) == pytest.approx(2 * whole.bound_s(1e6, 1e6))
+    assert (thin.dilation, thin.shrink) == (2.0, 8)
+
+
+def test_what_is_measured_of_thinner_links_is_told_of_the_whole_ones() -> None:
+    readings = Readings(links=(), rtt_s=(0.1,), rtt_s_asked=(0.08,), rtt_s_allowed=(0.004,), took_s=1.0)
+    (says,) = readings.undilated(4, 8).complaints()
+    assert "asked 20 ms, measured 25 ms" in says
+    assert readings.undilated(1, 8).rtt_s == (0.1,)
+
+
+def test_a_plan_says_the_same_bytes_and_times_and_needs_less_memory_and_time() -> None:
+    whole, shrunk = (planned("paper/pactrain-vgg19", *VGG, f"train.shrink={times}") for times in (1, 8))
+    for one, other in zip(whole.trials, shrunk.trials, strict=True):
+        assert other.expected.wire_bytes_per_step == one.expected.wire_bytes_per_step
+        assert other.expected.lower_bound_s_per_step == one.expected.lower_bound_s_per_step
+        assert other.expected.predicted_step_s == pytest.approx(one.expected.predicted_step_s, rel=0.03)
+        assert one.expected.memory_bytes
+        assert other.expected.memory_bytes
+        assert 3 * other.expected.memory_bytes < one.expected.memory_bytes
+        assert other.id != one.id
+
+
+def test_methods_whose_bytes_do_not_shrink_and_what_learns_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"train\.shrink: found 8; allowed: 1 with powersgd-rank=4: what it sends"):
+        planned("paper/datacenter-resnet50", "train.shrink=8")
+    with pytest.raises(UsageError, match=r"train\.shrink: found 2; allowed: 1 without train\.replay"):
+        planned("quickstart", "train.shrink=2")
+    with pytest.raises(UsageError, match=r"train\.shrink: found 0; allowed: "):
+        replayed(Path(written(tmp_path / "p.json")), "train.shrink=0")
