@@ -206,6 +206,8 @@ def release_version(session: nox.Session) -> str:
     told = {name: match.group(1) for name, match in versions.items() if match}
     if len(set(told.values())) > 1:
         session.error(f"versions differ: {told}")
+    if re.search(r"^## Unreleased\n\s*[^#\s]", (ROOT / "CHANGELOG.md").read_text(), re.M):
+        session.error("CHANGELOG.md has entries below 'Unreleased': give them a heading, such as ## 0.2.0 (2026-12-24)")
     return told["pyproject.toml"]
 
 
