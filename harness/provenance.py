@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -83,6 +84,25 @@ def described(root: Path) -> Described:
     return Described(f"unknown, {release}", f"the commit of {root} is unknown: {problem}")
 
 
+def code() -> dict[str, Any]:
+    """Which code this is."""
+    return {
+        "version": _version("pacbench"),
+        "commit": commit(),
+        "commit_problem": described(ROOT).problem,
+        "code_digest": code_digest(),
+    }
+
+
+def made_by(entries: Sequence[Mapping[str, Any]]) -> str:
+    """Which code made something: ``pacbench version 0.1.0, code digest 0123456789ab, commit ...``; all that did."""
+
+    def told(key: str) -> str:
+        return " and ".join(dict.fromkeys(str(entry[key]) for entry in entries if entry.get(key))) or "unknown"
+
+    return f"pacbench version {told('version')}, code digest {told('code_digest')}, commit {told('commit')}"
+
+
 def collect(command: list[str]) -> dict[str, Any]:
     """Everything about this machine and code that a reader of a figure may ask for.
 
@@ -94,10 +114,7 @@ def collect(command: list[str]) -> dict[str, Any]:
     return {
         "command": command,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "version": _version("pacbench"),
-        "commit": commit(),
-        "commit_problem": described(ROOT).problem,
-        "code_digest": code_digest(),
+        **code(),
         "python": sys.version.split()[0],
         "libraries": {name: _version(name) for name in LIBRARIES},
         "kernel": platform.release(),

@@ -9,6 +9,7 @@ from typing import Any
 from harness.analysis.compare import Change, exit_code, pace
 from harness.analysis.methods import MethodResult
 from harness.analysis.reference import Measured
+from harness.provenance import made_by
 from harness.report.text import NOTHING, fixed, points, ratio, time
 
 
@@ -48,7 +49,7 @@ def notes(before: Measured, after: Measured, found: Sequence[Change]) -> list[st
     ]
     for name, side in (("before", before), ("after", after)):
         noise = f", noise {100 * side.noise.sd:.1f} % a round" if side.noise else ""
-        lines.append(f"{name}: {side.where}, commit {', '.join(side.commits) or 'unknown'}, {side.machine}{noise}")
+        lines.append(f"{name}: {side.where}, {made_by(side.provenance)}, {side.machine}{noise}")
     lines += pace_note(before, after)
     lines.append(f"speedups over {after.scenario.baseline}: " + ", ".join(f"{n} {kind}" for kind, n in counts.items()))
     return lines

@@ -11,6 +11,7 @@ from harness.analysis.claims.judgements import VERDICTS, Judgement, Part, Verdic
 from harness.analysis.claims.summary import papers
 from harness.files import make_folder, write_whole
 from harness.plain import markdown
+from harness.provenance import made_by
 from harness.report import citing, text
 from harness.report.claims import cells, more, sentence, why
 from harness.report.figures.registry import Drawing
@@ -61,6 +62,7 @@ def _content(
         "sentences": {source: citing.citable(own) for source, own in list(of_papers.items())[1:]},
         "drawings": drawings,
         "drawing_folder": "",
+        "made_by": made_by([provenance]),
         "provenance": text.flat(dict(provenance)),
         "meanings": {},
     }
@@ -114,7 +116,7 @@ def as_markdown(
 ) -> str:
     """A page: what can be cited, what is missing, figures, a line a family; then each with its table and reasons."""
     by_family = families(judgements)
-    head = f"Judged at commit {provenance.get('commit', 'unknown')}, {provenance.get('started', 'when is unknown')}."
+    head = f"Judged by {made_by([provenance])}, {provenance.get('started', 'when is unknown')}."
     lines = ["# Claims, judged", "", markdown(head), ""]
     lines += [f"> {markdown(each)}\n" for own in papers(judgements).values() for each in citing.citable(own)]
     lines += [f"**{markdown(gap)}**\n" for gap in [citing.gaps(judgements)] if gap]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from harness.network.readings import Readings
+from harness.provenance import made_by
 from harness.record.execution import Execution, LinkTraffic, WorkerUse
 from harness.record.observed import Metric, Training
 from harness.report import text
@@ -28,6 +29,7 @@ def write(found: Execution, folder: Path) -> Path:
     content: dict[str, object] = {"found": found, "title": title(found), "drawings": drawings, "verified": verified}
     content["training"] = training_rows(found.training) if found.training else []
     content["metrics"] = metric_rows(found.metrics)
+    content["made_by"] = made_by([found.provenance])
     content["provenance"] = text.flat(found.provenance)
     return render_html(folder / "exec.html", content)
 

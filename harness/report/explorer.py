@@ -11,6 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from harness import provenance
 from harness.report.rendering import TEMPLATES, render_named
 
 SCRIPTS = ("step_model.js", "explorer.js")
@@ -22,7 +23,7 @@ def write(told: Mapping[str, Any], page: Path) -> Path:
     Args:
         told: what it computes with (``analysis.explorer.exported``).
     """
-    return render_named("explorer.html", page, parts(told))
+    return render_named("explorer.html", page, {**parts(told), "made_by": provenance.made_by([provenance.code()])})
 
 
 def parts(told: Mapping[str, Any]) -> dict[str, Any]:

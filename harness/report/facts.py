@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from harness.analysis.noise import noise_of_cases
 from harness.analysis.savings import saving_bound
 from harness.analysis.trials import FAKE
 from harness.plan.status import ACCURACY, DONE, LEARNT
+from harness.provenance import made_by
 from harness.record.steady import FEWEST_REPLAYED, FEWEST_S, FEWEST_STEPS
 from harness.record.store import Store, require_done
 from harness.report import text
@@ -100,7 +101,8 @@ class Facts:
     attempts: list[dict[Any, Any]]
     not_run: list[str]
     verified: list[VerifiedLinks]
-    commits: list[str]
+    made_by: str
+    """Which code, in words."""
     ended: str
     """How many trials ended in which way, in words."""
     unfinished: list[dict[Any, Any]]
@@ -137,7 +139,7 @@ def collect(store: Store) -> Facts:
         attempts=_attempts(cases, attempts, events),
         not_run=_not_run(cases, scenario),
         verified=[links for case in cases if (links := verified_links(case)).verifications],
-        commits=sorted(set(trials["commit"].dropna())),
+        made_by=measured_by(trials, store.provenance()),
         ended=_ended(trials),
         unfinished=_unfinished(cases, attempts, trials),
         provenance=[text.flat(entry) for entry in store.provenance()],
@@ -281,6 +283,13 @@ def _notes_on_rates(scenario: Scenario) -> list[str]:
     if scenario.tuned:
         return [f"Learning rates were tuned for each method, at the same cost for all: {scenario.tuned}."]
     return ["Learning rates were not tuned for each method; `pacbench tune` does so, at the same cost for all."]
+
+
+def measured_by(trials: pd.DataFrame, provenance: Sequence[Mapping[str, Any]]) -> str:
+    """The code of all trials, whose rows do not tell the version."""
+    versions = [{"version": entry.get("version")} for entry in provenance]
+    code = trials[["code_digest", "commit"]].dropna().drop_duplicates().sort_values("commit")
+    return made_by([*versions, *code.to_dict("records")])
 
 
 def _ended(trials: pd.DataFrame) -> str:

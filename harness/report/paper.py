@@ -23,6 +23,7 @@ from harness.analysis.trials import CASE_COLUMNS, FAKE
 from harness.files import write_whole
 from harness.record.store import Store, require_done
 from harness.report import text
+from harness.report.facts import measured_by
 from harness.report.figures import registry, render
 from harness.report.figures.registry import Draws, Results
 from harness.report.text import NOTHING, SCRIPTED
@@ -84,7 +85,8 @@ def write(store: Store, figures: Sequence[Draws] | None = None) -> Path:
         small = dict.fromkeys(SMALLER, changes["font.size"]) if "font.size" in changes else {}
         style = {**changes, **small}
         render.write_all(folder / name, results, chosen, style, for_page=False)
-    write_whole(folder / "results.tex", results_table(cases, scenario), sync=False)
+    origin = f"% Measured by {tex(measured_by(trials, store.provenance()))}.\n"
+    write_whole(folder / "results.tex", origin + results_table(cases, scenario), sync=False)
     write_whole(folder / "trials.csv", trials[list(TRIAL_COLUMNS)].to_csv(index=False), sync=False)
     return folder
 

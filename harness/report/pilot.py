@@ -11,6 +11,7 @@ from harness.analysis.pilot.forecast import UTILISATIONS
 from harness.analysis.pilot.worth import Cost, Worth, money
 from harness.files import write_whole
 from harness.plugins import file_of
+from harness.provenance import made_by
 from harness.record.pilot import FILE, Interval, Pilot
 from harness.report import text
 from harness.report.figures import render
@@ -52,6 +53,7 @@ def write(found: Pilot, worth: Worth, folder: Path) -> Path:
         "snippet": snippet(found),
         "tables": tables(found),
         "reproduce": reproduce(found),
+        "made_by": made_by([found.provenance]),
         "provenance": text.flat(found.provenance),
     }
     return render_html(folder / PAGE, content)

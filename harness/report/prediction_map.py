@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from harness import provenance
 from harness.analysis.prediction_map import Grid, Subject, margin, shares
 from harness.files import make_folder, write_whole
 from harness.plain import markdown
@@ -18,19 +19,19 @@ CELL = ["label", "rtt_s", "workers", "rate_bps"]
 
 
 def write(
-    found: pd.DataFrame, compared: pd.DataFrame, chosen: Sequence[Subject], grid: Grid, folder: Path, made_by: str
+    found: pd.DataFrame, compared: pd.DataFrame, chosen: Sequence[Subject], grid: Grid, folder: Path, asked: str
 ) -> Path:
     """Write ``map.md`` and ``shares.csv``; returns the former. Figures are drawn apart.
 
     Args:
         found: ``prediction_map.gains`` of these subjects on this grid.
         compared: ``prediction_map.errors``.
-        made_by: the command, for the record.
+        asked: the command, for the record.
     """
     make_folder(folder)
     write_whole(folder / "shares.csv", of_profiles(found).to_csv(index=False))
     page = folder / "map.md"
-    write_whole(page, as_markdown(found, compared, chosen, grid, made_by))
+    write_whole(page, as_markdown(found, compared, chosen, grid, asked))
     return page
 
 
@@ -76,14 +77,13 @@ def _by(column: str, own: pd.DataFrame, named: Callable[[float], str]) -> dict[s
     }
 
 
-def as_markdown(
-    found: pd.DataFrame, compared: pd.DataFrame, chosen: Sequence[Subject], grid: Grid, made_by: str
-) -> str:
+def as_markdown(found: pd.DataFrame, compared: pd.DataFrame, chosen: Sequence[Subject], grid: Grid, asked: str) -> str:
     """The page: what was predicted, of what, and how far the model is to be trusted."""
     of_methods = rows(found, compared)
     parts = [
         "# Where a step is predicted to be shorter than with the 16-bit all-reduce",
-        f"Predicted by `{markdown(made_by)}`; nothing was measured. {_grid_in_words(grid)}",
+        f"Predicted by `{markdown(asked)}`; nothing was measured. {_grid_in_words(grid)}",
+        f"Made by {markdown(provenance.made_by([provenance.code()]))}.",
         "![A heat map a method](map.png)",
         _table(of_methods),
         _how_to_read(compared),

@@ -12,6 +12,7 @@ from harness.analysis.methods import MethodResult
 from harness.analysis.reference import Measured
 from harness.analysis.trials import FAKE, on_links
 from harness.plain import markdown, visible
+from harness.provenance import made_by
 from harness.report import text
 from harness.report.changes import pace_note
 
@@ -99,8 +100,8 @@ def as_markdown(gate: Gate) -> str:
         )
         lines.append("| " + " | ".join(map(markdown, cells)) + " |")
     lines += ["", *(f"* {markdown(note)}" for note in notes(gate))]
-    commits = ", ".join(gate.reference.commits) or "unknown"
-    lines.append(f"* reference: {markdown(gate.reference.where.name)}, commit {markdown(commits)}")
+    for what, side in (("run", gate.run), ("reference", gate.reference)):
+        lines.append(f"* {what}: {markdown(side.where.name)}, {markdown(made_by(side.provenance))}")
     return "\n".join(lines) + "\n"
 
 
@@ -183,6 +184,7 @@ def _side(side: Measured) -> dict[str, Any]:
     return {
         "where": str(side.where),
         "commits": side.commits,
+        "made_by": made_by(side.provenance),
         "machine": side.machine,
         "noise": noise and {"sd": noise.sd, "pairs": noise.pairs},
         "trials": {str(status): int(count) for status, count in side.trials["status"].value_counts().items()},
