@@ -14,8 +14,9 @@ from harness.report.markdown import table
 
 HEAD = """# What verbs print with --json
 
-`pacbench list json -v` prints this page. Words, if there are any, then go to stderr. Fields may be added; none changes
-its meaning or goes without a line in [CHANGELOG.md](CHANGELOG.md). A number that is not known is null.
+`pacbench list json -v` prints this page. Words, if there are any, then go to stderr. `gate --json FILE` writes a file.
+Fields may be added; none changes its meaning or goes without a line in [CHANGELOG.md](CHANGELOG.md). A number that is
+not known is null.
 """
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from harness.network.readings import Readings
 from harness.provenance import made_by
@@ -32,6 +33,27 @@ def write(found: Execution, folder: Path) -> Path:
     content["made_by"] = made_by([found.provenance])
     content["provenance"] = text.flat(found.provenance)
     return render_html(folder / "exec.html", content)
+
+
+def as_json(found: Execution, page: Path) -> dict[str, Any]:
+    """What is told of it to programs; the record holds all."""
+    told = ("command", "ending", "reason", "exit_code", "wall_time_s", "cluster", "workers", "per_node", "drift")
+    record = found.model_dump(mode="json", exclude={"links": {"__all__": {"samples"}}, "training": {"curve"}})
+    links = zip(record["links"], found.links, strict=True)
+    return {
+        **{name: record[name] for name in told},
+        "network": found.network_in_words,
+        "links": [
+            {**each, "mean_bps": link.mean_bps, "most_backlog_bytes": link.most_backlog_bytes} for each, link in links
+        ],
+        "uses": record["uses"],
+        "training": record["training"],
+        "metrics": [
+            {"name": name, "times": len(values), "first": values[0], "last": values[-1]}
+            for name, values in _by_name(found.metrics).items()
+        ],
+        "report": str(page),
+    }
 
 
 def title(found: Execution) -> str:
@@ -72,10 +94,17 @@ def training_rows(found: Training) -> list[tuple[str, str]]:
 
 def metric_rows(metrics: Sequence[Metric]) -> list[tuple[str, ...]]:
     """A row for each kind of metric: its name, how often it was told, its first and its last value."""
-    by_name: dict[str, list[float]] = {}
+    return [
+        (name, str(len(values)), f"{values[0]:.6g}", f"{values[-1]:.6g}") for name, values in _by_name(metrics).items()
+    ]
+
+
+def _by_name(metrics: Sequence[Metric]) -> dict[str, list[float]]:
+    """The values of each kind of metric, as they came."""
+    found: dict[str, list[float]] = {}
     for metric in metrics:
-        by_name.setdefault(metric.name, []).append(metric.value)
-    return [(name, str(len(values)), f"{values[0]:.6g}", f"{values[-1]:.6g}") for name, values in by_name.items()]
+        found.setdefault(metric.name, []).append(metric.value)
+    return found
 
 
 def _loss(loss: float | None) -> str:

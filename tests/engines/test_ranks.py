@@ -17,6 +17,7 @@ import psutil
 import pytest
 from host import PACBENCH, has_trained, some_trial_is_done, wait_until
 
+from harness.cli import json_reference
 from harness.cluster.hosts import agent, greeting
 from harness.cluster.hosts.launch import Launch
 from harness.messages import Challenge, Hello, Welcome, encode
@@ -78,8 +79,9 @@ def ranks(tmp_path: Path) -> Iterator[Ranks]:
 
 def test_ranks_train_and_what_is_measured_stands_in_the_rows(ranks: Ranks) -> None:
     for rank in reversed(range(RANKS)):
-        ranks.start(rank, *("--set", "train.steps=8", "--set", "train.eval_every=8"))
+        ranks.start(rank, *("--set", "train.steps=8", "--set", "train.eval_every=8", "--json"))
     assert ranks.codes() == dict.fromkeys(range(RANKS), 0), ranks.processes[0].communicate()
+    json_reference.adapter("worker").validate_json(ranks.processes[0].communicate()[0], strict=True)
     store = Store.open(ranks.folder / "run")
     rows = store.trials()
     assert (set(rows["label"]), set(rows["status"]), set(rows["cluster"])) == ({"dense", "topk"}, {"done"}, {"hosts"})

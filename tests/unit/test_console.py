@@ -83,6 +83,27 @@ def test_what_steers_a_terminal_is_shown() -> None:
         assert escape in shown
 
 
+COLOUR = re.compile(r"\x1b\[(\d+;)*(3[0-8]|4[0-8]|9\d|10[0-7])(;\d+)*m")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"NO_COLOR": "1", "FORCE_COLOR": "1"}, {"TERM": "dumb"}])
+def test_who_wants_no_colour_gets_none(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    file = Terminal()
+    print_table("a title", ["method", "samples/s"], [["dense", "3"]], (), 40, file)
+    assert not COLOUR.search(file.getvalue())
+    assert re.sub(r"\x1b\[[\d;]*m", "", file.getvalue()) == printed(
+        "a title", ["method", "samples/s"], [["dense", "3"]], 40
+    )
+
+
 @given(st.text(), st.integers(1, 30), st.integers(1, 5))
 def test_wrapping_loses_nothing_but_blanks(text: str, width: int, lines: int) -> None:
     wrapped = plain.wrapped(text, lambda line: len(line) <= width)

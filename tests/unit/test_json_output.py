@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from executed import execution
 from in_process import call_pacbench
+from typer.main import get_command
 
 from harness.cli import app, json_output, json_reference, verbs
+from harness.messages import Output
+from harness.record.observed import Metric, Training
+from harness.run import attached as run_attached
 
 Pacbench = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -91,16 +97,70 @@ def test_a_machine_is_examined(folder: Path) -> None:
     assert all(check["found"] for check in printed(folder, "doctor")["checks"])
 
 
-def test_every_verb_that_takes_json_has_a_shape() -> None:
-    from typer.main import get_command
+def test_a_reference_tells_its_file_and_the_figures_of_its_run(folder: Path) -> None:
+    found = printed(folder, "reference", *RUN[:3], "--from", "one", "--out", "reference.json")
+    assert found["run"] == printed(folder, "report", "one")
+    assert (folder / found["reference"]).is_file()
 
+
+def test_a_gate_writes_its_shape_into_a_file(folder: Path) -> None:
+    done = call_pacbench(("gate", "one", "--against", "two", "--json", "gate.json"), folder)
+    written = (folder / "gate.json").read_text(encoding="utf-8")
+    json_reference.adapter("gate").validate_json(written, strict=True)
+    found = json.loads(written)
+    assert found["exit_code"] == done.returncode
+    assert {each["label"] for each in found["methods"]} >= {"bf16", "topk"}
+
+
+@pytest.mark.parametrize("attached", [False, True])
+def test_a_command_tells_what_its_links_carried_and_its_words_go_aside(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attached: bool
+) -> None:
+    seen = Training(method="topk", params={"ratio": 0.1}, seed=3, steps_asked=None, steps=7, shortfall=None)
+    metrics = tuple(Metric(name="loss", value=value, steps=None) for value in (2.0, 1.5, 1.0))
+
+    def ran(cluster, asked, job, into_scripts, shown, command, into):  # type: ignore[no-untyped-def]
+        shown(Output(node="w0", rank=0, lines=["step 1"], to_stderr=False))
+        return execution(training=seen, metrics=metrics) if attached else execution()
+
+    monkeypatch.setattr(run_attached, "execute_attached", ran)
+    done = call_pacbench(("exec", "--on", "netns", "--out", "record", "--json", "--", "python", "train.py"), tmp_path)
+    assert done.returncode == 0, done.stderr
+    json_reference.adapter("exec").validate_json(done.stdout, strict=True)
+    assert "w0 | step 1\n" in done.stderr
+    found = json.loads(done.stdout)
+    assert [(each["link"], each["direction"], each["mean_bps"]) for each in found["links"]] == [
+        *(("w0", "up", 800.0), ("w0", "down", 800.0), ("w1", "up", 800.0), ("w1", "down", 800.0))
+    ]
+    assert found["uses"][1]["exit_codes"] == {"1": 0}
+    assert (tmp_path / found["report"]).is_file()
+    assert (found["training"] is not None) == attached
+    assert found["metrics"] == ([{"name": "loss", "times": 3, "first": 2.0, "last": 1.0}] if attached else [])
+
+
+def test_every_verb_that_takes_json_has_a_shape() -> None:
+    assert takes_json() == set(json_output.SHAPES)
+
+
+def takes_json() -> set[str]:
+    """The verbs with --json, as a switch or with a file's name."""
     commands = get_command(app.make_app()).commands  # type: ignore[attr-defined]
-    takes = {
+    return {
         name
         for name, command in commands.items()
-        if any("--json" in getattr(each, "opts", ()) and each.is_flag for each in command.params)
+        if any("--json" in getattr(each, "opts", ()) for each in command.params)
     }
-    assert takes == set(json_output.SHAPES)
+
+
+TABLES = re.compile(r"print_table|run_and_report|write_report")
+"""By which of our functions a verb prints tables."""
+
+
+def test_every_verb_that_prints_a_table_takes_json() -> None:
+    sources = {path.stem: path.read_text(encoding="utf-8") for path in Path(verbs.__path__[0]).glob("*.py")}
+    print_tables = {name for name, source in sources.items() if TABLES.search(source)}
+    assert {"run", "worker", "exec", "gate"} <= print_tables
+    assert print_tables <= takes_json()
 
 
 def test_the_page_is_what_the_types_say() -> None:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from in_process import call_pacbench
 from scipy.stats import binom
 
-from harness.cli import json_output, json_reference
+from harness.cli import json_of_links, json_reference
 from harness.errors import MeasurementError, UsageError
 from harness.network.datagrams import counts_of
 from harness.network.path.bulk import END, WINDOW_S, send_flow, take_flow
@@ -522,8 +522,8 @@ def test_the_path_to_this_machine_itself_is_measured_and_told(
 
 
 def test_what_is_printed_as_json_has_the_fields_that_its_page_lists() -> None:
-    pairs = [(json_output.LinkJson, Findings), (json_output.Percentiles, Spread), (json_output.PathWay, Way)]
-    pairs += [(json_output.PathRound, Round), (json_output.PathSample, Sample)]
+    pairs = [(json_of_links.LinkJson, Findings), (json_of_links.Percentiles, Spread), (json_of_links.PathWay, Way)]
+    pairs += [(json_of_links.PathRound, Round), (json_of_links.PathSample, Sample)]
     for shape, section in pairs:
         assert list(shape.__annotations__) == list(section.model_fields)
 

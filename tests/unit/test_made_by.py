@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from executed import execution
 from gate_runs import around, store_of
 from piloted import pilot
 from synthetic import make_store, row_again
@@ -17,14 +18,11 @@ from harness.analysis.compare import changes as changes_between
 from harness.analysis.pilot.worth import worth
 from harness.analysis.prediction_map import Grid
 from harness.analysis.reference import read
-from harness.cluster.fake import FakeCluster
-from harness.network.topology import Topology
-from harness.record.execution import Execution, LinkTraffic, Sample
-from harness.report import changes, claims_page, execution, page, paper, verdicts
+from harness.report import changes, claims_page, page, paper, verdicts
+from harness.report import execution as execution_page
 from harness.report import explorer as explorer_page
 from harness.report import pilot as pilot_page
 from harness.report import prediction_map as map_page
-from harness.scenario.links import Link
 from harness.scenario.load import load
 
 ORIGIN = {"version": "7.8.9", "code_digest": "ba9876543210", "commit": "0123456789ab"}
@@ -65,17 +63,8 @@ def piloted(folder: Path) -> dict[str, str]:
 
 
 def executed(folder: Path) -> dict[str, str]:
-    topology = Topology(workers=2, link=Link.model_validate({"rate": "10mbit"}))
-    with FakeCluster() as cluster:
-        before = cluster.use(topology)
-    samples = tuple(Sample(time_s=time_s, wire_bytes=100 * time_s, backlog_bytes=0) for time_s in (0, 1, 2))
-    counted = {"rate_bps_asked": None, "wire_bytes": 200, "payload_bytes": 100, "packets": 2, "drops": 0}
-    link = LinkTraffic(link="w0", direction="up", worker=0, samples=samples, **counted)
-    said = {"command": ("true",), "folder": "run", "cluster": "fake", "network_in_words": "", "network": {}}
-    ended = {"ending": "finished", "reason": "", "exit_code": 0, "wall_time_s": 2.0, "drift": ()}
-    seen = {"links": (link,), "uses": (), "before": before, "after": before, "workers": 2, "per_node": 1}
-    record = Execution(**said, **ended, **seen, provenance={"command": ["pacbench", "exec"], **ORIGIN})
-    return {"exec": execution.write(record, folder).read_text()}
+    record = execution(provenance={"command": ["pacbench", "exec"], **ORIGIN})
+    return {"exec": execution_page.write(record, folder).read_text()}
 
 
 def held_against(folder: Path) -> dict[str, str]:

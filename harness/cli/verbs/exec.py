@@ -50,11 +50,13 @@ def verb(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The record's folder; default: results/exec-TIME.")] = None,
     keep: Keep = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON alone; what ranks print goes to stderr.")] = False,
 ) -> None:
     """Run any command over an emulated network, on every worker's node: torchrun for slow links.
 
     Its scripts stay as they are, also with a method in them.
     """
+    from harness.cli.json_output import words_aside
     from harness.cli.outputs import Files, Terminal
     from harness.cli.progress import tell_of_unknown_commit
     from harness.cluster import registry
@@ -73,10 +75,11 @@ def verb(
     tell_of_unknown_commit()
     job = Job(command_, here, environment, per_node, _seconds("--timeout", timeout))
     cluster = registry.make_for_commands(registry.choose(on)[0], keep, image)
-    with new_folder(RESULTS, out) as folder, Files(output, per_node) if output else Terminal(per_node) as shown:
+    outputs = Files(output, per_node) if output else Terminal(per_node)
+    with new_folder(RESULTS, out) as folder, words_aside(as_json), outputs as shown:
         found = execute_attached(cluster, asked, job, into_scripts, shown, command(), folder)
         found.save(folder)
-        _report(found, folder)
+    _report(found, folder, as_json)
     if found.drift:
         raise MeasurementError(f"the links had changed after it: {'; '.join(found.drift)}")
     if found.exit_code:
@@ -108,13 +111,17 @@ def _seconds(option: str, text: str | None) -> float | None:
     return found
 
 
-def _report(found: Execution, folder: Path) -> None:
-    """Write the page, and say the same in short; on stderr, since stdout is the command's."""
+def _report(found: Execution, folder: Path, as_json: bool) -> None:
+    """Write the page, and say the same in short: on stderr, since stdout is the command's, or as JSON."""
     from harness.cli.console import print_table
+    from harness.cli.json_output import print_json
     from harness.report import execution
     from harness.units import format_time
 
     page = execution.write(found, folder)
+    if as_json:
+        print_json(execution.as_json(found, page))
+        return
     how = f"{found.ending}: {found.reason}" if found.reason else found.ending
     _say(f"{how}, in {format_time(found.wall_time_s)}; {found.network_in_words}")
     rows: list[Mapping[str, str]] = execution.rows(found)

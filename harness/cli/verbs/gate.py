@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from harness.cli.console import print_table, say
+from harness.cli.json_output import as_text
 from harness.cli.options import RunOrReference, share, write
 
 
@@ -34,8 +34,8 @@ def verb(
     for path, content in (
         (markdown, lambda: verdicts.as_markdown(found)),
         (junit, lambda: verdicts.as_junit(found)),
-        (json_, lambda: json.dumps(verdicts.as_json(found), indent=1) + "\n"),
-        (benchmark_json, lambda: json.dumps(export.benchmark_json(run_side), indent=1) + "\n"),
+        (json_, lambda: as_text(verdicts.as_json(found)) + "\n"),
+        (benchmark_json, lambda: as_text(export.benchmark_json(run_side)) + "\n"),
     ):
         if path:
             write(path, content())

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.cli.console import print_table, say
-from harness.cli.json_output import OutcomeJson, PilotJson, RecheckJson, print_json, words_aside
+from harness.cli.json_of_jobs import OutcomeJson, PilotJson, RecheckJson
+from harness.cli.json_output import print_json, words_aside
 from harness.cli.options import AsJson, Method, On, PerNode, Rate, SetLinks, Workers, command, topology
 from harness.errors import EXIT_INCONCLUSIVE, EXIT_REGRESSION, MeasurementError, UsageError
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.cli.console import say
-from harness.cli.options import Method, On, Rounds, ScenarioName, Set
+from harness.cli.json_output import print_json, words_aside
+from harness.cli.options import AsJson, Method, On, Rounds, ScenarioName, Set
 from harness.errors import MeasurementError, UsageError
 from harness.run import RESULTS
 
@@ -26,6 +27,7 @@ def verb(
     method: Method = None,
     rounds: Rounds = None,
     from_run: Annotated[Path | None, typer.Option("--from", help="Make it of this run; nothing is run.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Run a scenario, ten rounds unless said otherwise, and make of it a reference for gates."""
     from harness.analysis import reference
@@ -35,9 +37,14 @@ def verb(
     kind, why = registry.choose(on)
     cluster = registry.make(kind)
     plan = plan_run(scenario, cluster, set_ or (), method or (), rounds or reference.ROUNDS)
-    store = _run_of(plan, from_run) if from_run else _new_run(plan, cluster, why)
-    path = reference.write(store, out or RESULTS / "reference" / f"{plan.scenario.name}.json")
-    say(f"reference: {path}")
+    with words_aside(as_json):
+        store = _run_of(plan, from_run) if from_run else _new_run(plan, cluster, why)
+        path = reference.write(store, out or RESULTS / "reference" / f"{plan.scenario.name}.json")
+        say(f"reference: {path}")
+    if as_json:
+        from harness.report.export import figures_json
+
+        print_json({"reference": str(path), "run": figures_json(store)})
 
 
 def _run_of(plan: Plan, folder: Path) -> Store:

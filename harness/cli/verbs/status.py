@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from harness.cli.console import print_table, say
-from harness.cli.json_output import StatusJson, print_json
+from harness.cli.json_of_runs import StatusJson
+from harness.cli.json_output import print_json
 from harness.cli.options import AsJson, RunDir
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.cli.console import print_table, say
-from harness.cli.json_output import TunedMethod, print_json, words_aside
+from harness.cli.json_of_runs import TunedMethod
+from harness.cli.json_output import print_json, words_aside
 from harness.cli.options import AsJson, Method, On, ScenarioName, Set, command, write
 from harness.errors import UsageError
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from harness.cli.json_output import print_json, words_aside
 from harness.cli.options import Method, Rounds, ScenarioName, Seeds, Set, Until, share
 from harness.errors import MeasurementError, UsageError
 
@@ -27,6 +28,7 @@ def verb(
         bool, typer.Option("--shape", help="Shape the named --interface as the scenario asks, and put it back.")
     ] = False,
     wait: Annotated[int, typer.Option(min=1, help="Seconds that ranks may take to come.")] = 300,
+    as_json: Annotated[bool, typer.Option("--json", help="On rank 0: print JSON.")] = False,
 ) -> None:
     """Run a scenario on the hosts of a cluster: a scheduler starts this once for each rank, on links as they are.
 
@@ -51,11 +53,16 @@ def verb(
     from harness.run.session import check_start, open_store
 
     until_share = share("--until", until) if until else None
-    with HostsCluster(launch, interface, address, backend, float(wait), shape) as cluster:
+    with words_aside(as_json), HostsCluster(launch, interface, address, backend, float(wait), shape) as cluster:
         plan = plan_run(scenario, cluster, set_ or (), method or (), rounds, until_share, seeds)
         for case in plan.scenario.cases:
             cluster.check(topology_of(case).slowed(case.train.dilation or 1.0), case.cluster.resources)
         check_start(plan, out)
-        failed = run_and_report(plan, open_store(plan, out), cluster, "as started", until_share).failed
+        store = open_store(plan, out)
+        failed = run_and_report(plan, store, cluster, "as started", until_share).failed
+    if as_json:
+        from harness.report.export import figures_json
+
+        print_json(figures_json(store))
     if failed:
         raise MeasurementError(f"{failed} of the trials did not finish; the report lists each with its reason")
