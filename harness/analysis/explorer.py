@@ -25,25 +25,47 @@ from harness.units import format_size
 SLOWEST = Pipe.model_validate({"rate": "1kbit"})
 
 
-def exported(chosen: Sequence[Subject], baseline: MethodSpec | None, bucket_bytes: int) -> dict[str, Any]:
+ANY_LINK = Link.model_validate({"rate": "1gbit"})
+
+
+def exported(
+    chosen: Sequence[Subject],
+    baseline: MethodSpec | None,
+    bucket_bytes: int,
+    workers: Sequence[int] = WORKERS,
+    link: Link = ANY_LINK,
+    beyond_s: float = 0.0,
+) -> dict[str, Any]:
     """All that the page computes with, as JSON has it.
 
     Args:
         chosen: profiles, and the methods whose codec each knows (``prediction_map.subjects``).
         baseline: the plain all-reduce, shown beside them; it costs nothing on a device that no profile knows.
         bucket_bytes: at which DDP closes a bucket.
+        workers: how many there may be.
+        link: by which packets are as large as they are; rate and delay are those of the sliders.
+        beyond_s: what a step that synchronises takes beyond the model.
     """
+
+    def method(subject: Subject, spec: MethodSpec) -> dict[str, Any]:
+        state = state_of(spec)
+        schedules = [predict.schedule(subject.profile, spec, state, each, bucket_bytes) for each in workers]
+        return {**_method(spec, schedules), "beyond_s": beyond_s / state.agrees_every}
+
+    def profile(subject: Subject) -> dict[str, Any]:
+        plain = [subject.base] if baseline is None else [baseline, subject.base]
+        return {**_profile(subject), "methods": [method(subject, each) for each in (*plain, *subject.methods)]}
+
     return {
-        "constants": constants(),
-        "workers": WORKERS,
+        "constants": constants(link),
+        "workers": [*workers],
         "bucket": format_size(bucket_bytes),
-        "profiles": [_profile(subject, baseline, bucket_bytes) for subject in chosen],
+        "profiles": [profile(subject) for subject in chosen],
     }
 
 
-def constants() -> dict[str, float]:
+def constants(link: Link) -> dict[str, float]:
     """The numbers of the step model, by their names there."""
-    link = Link.model_validate({"rate": "1gbit"})
     return {
         "rounding_s": predict.ROUNDING_S,
         "message_s": collectives.MESSAGE_S,
@@ -66,9 +88,8 @@ def constants() -> dict[str, float]:
     }
 
 
-def _profile(subject: Subject, baseline: MethodSpec | None, bucket_bytes: int) -> dict[str, Any]:
+def _profile(subject: Subject) -> dict[str, Any]:
     profile = subject.profile
-    plain = [subject.base] if baseline is None else [baseline, subject.base]
     return {
         "name": subject.name,
         "model": profile.model,
@@ -77,21 +98,19 @@ def _profile(subject: Subject, baseline: MethodSpec | None, bucket_bytes: int) -
         "passes_s": profile.forward_s + profile.backward_s,
         "base": subject.base.label,
         "base_is_free": not subject.knows_base,
-        "methods": [_method(subject, method, bucket_bytes) for method in (*plain, *subject.methods)],
     }
 
 
-def _method(subject: Subject, method: MethodSpec, bucket_bytes: int) -> dict[str, Any]:
+def _method(spec: MethodSpec, schedules: Sequence[Schedule]) -> dict[str, Any]:
     """A method's schedules, those that are alike once, and which of them is that of each number of workers."""
-    schedules: list[dict[str, Any]] = []
+    different: list[dict[str, Any]] = []
     numbers: list[int] = []
-    for workers in WORKERS:
-        found = _as_json(predict.schedule(subject.profile, method, state_of(method), workers, bucket_bytes))
-        if found not in schedules:
-            schedules.append(found)
-        numbers.append(schedules.index(found))
-    color = method_named(method.name).color
-    return {"label": method.label, "color": color, "schedules": schedules, "schedule_of_workers": numbers}
+    for found in map(_as_json, schedules):
+        if found not in different:
+            different.append(found)
+        numbers.append(different.index(found))
+    color = method_named(spec.name).color
+    return {"label": spec.label, "color": color, "schedules": different, "schedule_of_workers": numbers}
 
 
 def _as_json(found: Schedule) -> dict[str, Any]:

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from harness.analysis.pilot.elsewhere import elsewhere, ranks
 from harness.analysis.pilot.forecast import UTILISATIONS
 from harness.analysis.pilot.worth import Cost, Worth, money
 from harness.files import write_whole
 from harness.plugins import file_of
 from harness.provenance import made_by
 from harness.record.pilot import FILE, Interval, Pilot
+from harness.report import explorer as explorer_page
 from harness.report import text
 from harness.report.figures import render
 from harness.report.figures.drawing import style
@@ -53,10 +55,19 @@ def write(found: Pilot, worth: Worth, folder: Path) -> Path:
         "snippet": snippet(found),
         "tables": tables(found),
         "reproduce": reproduce(found),
+        **explorer(found),
         "made_by": made_by([found.provenance]),
         "provenance": text.flat(found.provenance),
     }
     return render_html(folder / PAGE, content)
+
+
+def explorer(found: Pilot) -> dict[str, Any]:
+    """What the panel with sliders needs, which stand at the pilot's network."""
+    told, network = elsewhere(found), found.network
+    rtt_s = max(network.rtt_s(0, other) for other in range(1, network.workers))
+    at = explorer_page.nearest(told, network.slowest_bps, rtt_s, ranks(found))
+    return {**explorer_page.parts(told, at), "ranks": ranks(found)}
 
 
 def describe_network(found: Pilot) -> str:

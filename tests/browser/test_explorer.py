@@ -10,17 +10,22 @@ from typing import Any
 import pytest
 from chromium import keeps_out
 from in_process import call_pacbench
+from piloted import TOPK, network, pilot
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from harness.analysis import prediction_map
+from harness.analysis.pilot.elsewhere import elsewhere
+from harness.analysis.pilot.forecast import Forecast
+from harness.analysis.pilot.worth import worth
 from harness.analysis.prediction_map import LINKS_TO_CROSS, Subject
 from harness.network.topology import Topology
 from harness.plan import predict
 from harness.plan.collectives import Network
 from harness.plan.expected import state_of
+from harness.report import pilot as pilot_page
 from harness.scenario.links import Link
 from harness.scenario.load import load
 from harness.scenario.schema import MethodSpec
@@ -139,6 +144,33 @@ def choose(page: webdriver.Chrome, number: int) -> None:
         number,
     )
     settled(page)
+
+
+def test_in_a_pilots_page_its_numbers_are_the_pilots(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    """At first those of its predictions, then what its step model says of other networks."""
+    found = pilot(network=network(workers=3), beyond_s=0.004)
+    browser.get(pilot_page.write(found, worth(found, 1000, None, None), tmp_path).as_uri())
+    settled(browser)
+    dice = random.Random(7)
+    known = elsewhere(found)["workers"]
+    places = [{}, *({name: dice.randint(*ends) for name, ends in NETWORKS.items()} for _ in range(POINTS))]
+    answers = browser.execute_script(SET_ALL, places, SLIDERS)
+    for shown, rows in answers:
+        link = Link.model_validate({}).model_copy(
+            update={"rate_bps": round(shown["rate"]), "delay_s": shown["rtt"] / LINKS_TO_CROSS}
+        )
+        there = Forecast(found.job, Topology(workers=round(shown["workers"]), link=link), beyond_s=0.004)
+        expected = {fit.method.label: there.step_s(fit.method) for fit in found.job.fits}
+        assert dict(rows) == pytest.approx(expected, rel=1e-9), shown
+    assert {shown["workers"] for shown, _ in answers} <= set(known)
+    at_first, predicted = dict(answers[0][1]), Forecast(found.job, found.network, beyond_s=0.004)
+    assert at_first[TOPK.label] == pytest.approx(predicted.step_s(TOPK), rel=1e-9)
+    assert browser.get_log("browser") == []
+    assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
+
+
+NETWORKS = {"rate": (120, 220), "rtt": (-101, -10), "workers": (0, 10)}
+"""Where the sliders of networks may stand."""
 
 
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import base64
 from pathlib import Path
+from typing import Any
 
 import pytest
 from chromium import keeps_out
+from piloted import hostile
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from synthetic import make_store
 
+from harness.analysis.pilot.worth import worth
 from harness.cluster.fake import FakeCluster
 from harness.network.topology import Topology
 from harness.record.execution import Execution, LinkTraffic, Sample, WorkerUse
 from harness.report import execution, page
+from harness.report import pilot as pilot_page
 from harness.scenario.links import Link
 
 TAKEN = "document.title='taken'"
@@ -80,18 +84,30 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return execution.write(found, tmp_path_factory.mktemp("record"))
 
 
+@pytest.fixture(scope="module")
+def piloted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a pilot whose script, method and labels are hostile."""
+    said: dict[str, Any] = {"command": ("sh", "-c", LOG), "folder": LABEL, "cluster": LABEL, "left_out": (LOG,)}
+    found = hostile(LABEL, **said, provenance={"commit": LABEL, "command": [LOG, LABEL], LABEL: LOG})
+    return pilot_page.write(found, worth(found, 1000, None, None), tmp_path_factory.mktemp("pilot"))
+
+
+OWN = {"report": 1, "record": 0, "piloted": 3}
+"""What is active in each page and its own: the script that sorts; none; the explorer's form, data and script."""
+
+
 def opened(browser: webdriver.Chrome, page: Path) -> webdriver.Chrome:
     browser.get(page.as_uri())
     browser.execute_script("document.querySelectorAll('details').forEach((each) => each.open = true)")
     return browser
 
 
-@pytest.mark.parametrize("kind", ["report", "record"])
+@pytest.mark.parametrize("kind", OWN)
 def test_a_hostile_page_is_only_text(browser: webdriver.Chrome, request: pytest.FixtureRequest, kind: str) -> None:
     shown = opened(browser, request.getfixturevalue(kind))
     assert shown.title != "taken"
     assert shown.get_log("browser") == [], "nothing was so much as tried: the policy had nothing to forbid"
-    assert len(shown.find_elements(By.CSS_SELECTOR, ACTIVE)) == (kind == "report"), "the report's own script"
+    assert len(shown.find_elements(By.CSS_SELECTOR, ACTIVE)) == OWN[kind]
     text = shown.find_element(By.TAG_NAME, "body").text
     assert "<script>" in text
     assert "<img src=x" in text
@@ -100,7 +116,7 @@ def test_a_hostile_page_is_only_text(browser: webdriver.Chrome, request: pytest.
     assert "default-src 'none'" in policy
 
 
-@pytest.mark.parametrize("kind", ["report", "record"])
+@pytest.mark.parametrize("kind", OWN)
 def test_pictures_of_hostile_labels_are_only_pictures(
     browser: webdriver.Chrome, request: pytest.FixtureRequest, kind: str, tmp_path: Path
 ) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 from chromium import keeps_out
-from piloted import pilot
+from piloted import pilot, trainings
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import WebDriverWait
 from synthetic import make_store
 
 from harness.analysis.claims import schema
@@ -247,8 +248,37 @@ def recommendation(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pilot_page.write(found, priced, tmp_path_factory.mktemp("pilot"))
 
 
+@pytest.fixture(scope="module")
+def refusal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a pilot that recommends no compression, and that left something out."""
+    found = pilot(trainings(topk_end=1.3), left_out=("dgc, seed 2, had no room.",), beyond_s=0.004)
+    assert not found.verdict.compress
+    return pilot_page.write(found, worth(found, 100_000, None, None), tmp_path_factory.mktemp("refusal"))
+
+
+@pytest.mark.parametrize("kind", ["recommendation", "refusal"])
+@pytest.mark.parametrize("width", [*WIDTHS.values(), 2560], ids=[*WIDTHS, "wide"])
+def test_the_page_of_a_pilot_fetches_nothing_and_never_scrolls_sideways(
+    browser: webdriver.Chrome, request: pytest.FixtureRequest, kind: str, width: int
+) -> None:
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    try:
+        browser.get(request.getfixturevalue(kind).as_uri())
+        WebDriverWait(browser, 120).until(
+            lambda it: it.find_element(By.TAG_NAME, "body").get_attribute("data-explorer") == "settled"
+        )
+        assert browser.get_log("browser") == []
+        fetched = browser.execute_script("return performance.getEntriesByType('resource').map((entry) => entry.name)")
+        assert [name for name in fetched if not name.startswith("data:")] == []
+        assert len(browser.find_elements(By.CSS_SELECTOR, "#explorer-steps tr")) == 3
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("kind", ["report", "verdicts", "recommendation"])
+@pytest.mark.parametrize("kind", ["report", "verdicts", "recommendation", "refusal"])
 def test_nobody_is_kept_out(
     browser: webdriver.Chrome, request: pytest.FixtureRequest, run: Store, kind: str, scheme: str
 ) -> None:

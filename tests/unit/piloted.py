@@ -116,7 +116,8 @@ def trainings(topk_s: float = 0.05, topk_end: float = 1.0, seeds: int = 3) -> li
 def pilot(own: Sequence[Training] | None = None, **changes: Any) -> Pilot:
     """All that follows from trainings."""
     own = trainings() if own is None else own
-    forecast = Forecast(job(), network())
+    of_job = changes.get("job") or job()
+    forecast = Forecast(of_job, network())
     outcomes = learning.outcomes(own, "dense", "bf16", TOLERANCE, forecast)
     decided = verdict(outcomes, "dense", "bf16", TOLERANCE, forecast)
     plain: dict[str, Any] = {
@@ -129,7 +130,7 @@ def pilot(own: Sequence[Training] | None = None, **changes: Any) -> Pilot:
         "seeds": 3,
         "plain_label": "dense",
         "sixteen_label": "bf16",
-        "job": job(),
+        "job": of_job,
         "predictions": tuple(predictions(forecast)),
         "trainings": tuple(own),
         "outcomes": tuple(outcomes),
@@ -140,3 +141,13 @@ def pilot(own: Sequence[Training] | None = None, **changes: Any) -> Pilot:
         "provenance": {"command": ["pacbench", "pilot"], "commit": "abc"},
     }
     return Pilot(**{**plain, **changes})
+
+
+def hostile(label: str, **changes: Any) -> Pilot:
+    """One whose method has such a label, wherever it is named."""
+    evil = TOPK.model_copy(update={"label": label})
+    own = job()
+    fits = tuple(fit.model_copy(update={"method": evil}) if fit.method == TOPK else fit for fit in own.fits)
+    named = [each.model_copy(update={"label": label, "method": evil}) for each in trainings() if each.method == TOPK]
+    others = [each for each in trainings() if each.method != TOPK]
+    return pilot([*others, *named], job=own.model_copy(update={"fits": fits}), **changes)

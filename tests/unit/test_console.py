@@ -96,12 +96,15 @@ def test_who_wants_no_colour_gets_none(variables: dict[str, str], monkeypatch: p
     monkeypatch.setenv("TERM", "xterm-256color")
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
+    table = ("a title", ["method", "samples/s"], [["dense", "3"]], (), 40)
     file = Terminal()
-    print_table("a title", ["method", "samples/s"], [["dense", "3"]], (), 40, file)
+    print_table(*table, file=file)
     assert not COLOUR.search(file.getvalue())
-    assert re.sub(r"\x1b\[[\d;]*m", "", file.getvalue()) == printed(
-        "a title", ["method", "samples/s"], [["dense", "3"]], 40
-    )
+    for name in variables:
+        monkeypatch.delenv(name)
+    plain_file = io.StringIO()
+    print_table(*table, file=plain_file)
+    assert re.sub(r"\x1b\[[\d;]*m", "", file.getvalue()) == plain_file.getvalue()
 
 
 @given(st.text(), st.integers(1, 30), st.integers(1, 5))

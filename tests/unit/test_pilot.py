@@ -256,14 +256,6 @@ def test_the_snippet_makes_the_method_and_the_tables_are_a_scenarios(own: list[o
     assert method == {"name": found.verdict.method.name, "label": found.verdict.label, **found.verdict.method.params}
 
 
-def test_the_page_tells_what_was_left_out_and_runs_nothing(tmp_path: Path) -> None:
-    found = pilot(left_out=("dgc, seed 2: <b>had</b> no room.",))
-    text = report.write(found, worth(found, 1000, None, None), tmp_path).read_text()
-    assert "&lt;b&gt;had&lt;/b&gt; no room" in text
-    assert "<script" not in text
-    assert "default-src 'none'" in text
-
-
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

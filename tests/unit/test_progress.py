@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
 import pytest
@@ -37,23 +37,22 @@ class Terminal(io.StringIO):
 
 
 @pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    found = Terminal()
-    monkeypatch.setattr(sys, "stderr", found)
-    monkeypatch.setenv("COLUMNS", str(WIDTH))
-    return found
-
-
-@pytest.fixture
 def plan() -> Plan:
     return make(only(load("quickstart", ["rounds=2", "train.steps=40"]), ["topk"]), "fake")
 
 
-@pytest.fixture
-def bar(terminal: Terminal, plan: Plan) -> Iterator[ProgressBar]:
-    found = ProgressBar(FakeCluster(), "as asked")
-    with found.running(Outlook(plan, Path("run"), plan.trials, 0, is_narrow_enough=False, wants_more_seeds=False)):
-        yield found
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(WIDTH))
+
+
+@contextmanager
+def running(plan: Plan, stderr: io.StringIO) -> Iterator[ProgressBar]:
+    """The bar of a run of this plan."""
+    bar = ProgressBar(FakeCluster(), "as asked")
+    outlook = Outlook(plan, Path("run"), plan.trials, 0, is_narrow_enough=False, wants_more_seeds=False)
+    with redirect_stderr(stderr), bar.running(outlook):
+        yield bar
 
 
 def first(plan: Plan, label: str, round_: int = 0) -> Trial:
@@ -65,48 +64,42 @@ def left(plan: Plan, *ended: Trial) -> str:
     return format_time(sum(time_s(trial, FakeCluster().machine) for trial in plan.trials if trial.id not in gone))
 
 
-def test_a_trial_shows_its_round_what_is_left_and_its_figures(bar: ProgressBar, terminal: Terminal, plan: Plan) -> None:
-    bar.progress(Progress(first(plan, "topk", 1), step=5, samples_per_s=123.4))
-    shown = f"round 2 of 2, {left(plan)} left, topk: step 5 of 40, 123 samples/s]"
-    assert terminal.line.endswith(shown)
-    assert f"0/{len(plan.trials)} " in terminal.line
+def test_a_trial_shows_its_round_what_is_left_and_its_figures(plan: Plan) -> None:
+    with running(plan, terminal := Terminal()) as bar:
+        bar.progress(Progress(first(plan, "topk", 1), step=5, samples_per_s=123.4))
+        assert terminal.line.endswith(f"round 2 of 2, {left(plan)} left, topk: step 5 of 40, 123 samples/s]")
+        assert f"0/{len(plan.trials)} " in terminal.line
 
 
-def test_beside_the_baseline_it_shows_how_it_does_against_it(bar: ProgressBar, terminal: Terminal, plan: Plan) -> None:
-    bar.progress(Progress(first(plan, "dense"), step=40, samples_per_s=100.0))
-    bar.progress(Progress(first(plan, "topk"), step=5, samples_per_s=250.0))
-    assert terminal.line.endswith("topk: step 5 of 40, 250 samples/s, 2.50x dense]")
+def test_beside_the_baseline_it_shows_how_it_does_against_it(plan: Plan) -> None:
+    with running(plan, terminal := Terminal()) as bar:
+        bar.progress(Progress(first(plan, "dense"), step=40, samples_per_s=100.0))
+        bar.progress(Progress(first(plan, "topk"), step=5, samples_per_s=250.0))
+        assert terminal.line.endswith("topk: step 5 of 40, 250 samples/s, 2.50x dense]")
 
 
-def test_what_has_ended_is_no_longer_left_and_what_runs_again_is(
-    bar: ProgressBar, terminal: Terminal, plan: Plan
-) -> None:
+def test_what_has_ended_is_no_longer_left_and_what_runs_again_is(plan: Plan) -> None:
     done, disturbed = first(plan, "dense"), first(plan, "topk")
-    bar.ended(done, "done", None)
-    bar.ended(disturbed, DISTURBED, "other programs took the processor")
-    bar.progress(Progress(disturbed, step=1, samples_per_s=1.0))
-    assert f" {left(plan, done)} left, " in terminal.line
-    assert f"1/{len(plan.trials)} " in terminal.line
-    assert f"topk, round 0: {DISTURBED}: other programs took the processor\n" in terminal.getvalue()
+    with running(plan, terminal := Terminal()) as bar:
+        bar.ended(done, "done", None)
+        bar.ended(disturbed, DISTURBED, "other programs took the processor")
+        bar.progress(Progress(disturbed, step=1, samples_per_s=1.0))
+        assert f" {left(plan, done)} left, " in terminal.line
+        assert f"1/{len(plan.trials)} " in terminal.line
+        assert f"topk, round 0: {DISTURBED}: other programs took the processor\n" in terminal.getvalue()
 
 
-def test_it_takes_one_line_of_a_narrow_terminal_and_has_no_colour(
-    terminal: Terminal, plan: Plan, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_takes_one_line_of_a_narrow_terminal_and_has_no_colour(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(NARROW))
     monkeypatch.setenv("NO_COLOR", "1")
-    bar = ProgressBar(FakeCluster(), "as asked")
-    with bar.running(Outlook(plan, Path("run"), plan.trials, 0, is_narrow_enough=False, wants_more_seeds=False)):
+    with running(plan, terminal := Terminal()) as bar:
         bar.progress(Progress(first(plan, "topk"), step=5, samples_per_s=123.4))
-        assert len(terminal.line) <= NARROW
+        assert 0 < len(terminal.line) <= NARROW
     assert "\x1b[3" not in terminal.getvalue()
 
 
-def test_without_a_terminal_it_tells_only_what_went_wrong(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", pipe)
-    bar = ProgressBar(FakeCluster(), "as asked")
-    with bar.running(Outlook(plan, Path("run"), plan.trials, 0, is_narrow_enough=False, wants_more_seeds=False)):
+def test_without_a_terminal_it_tells_only_what_went_wrong(plan: Plan) -> None:
+    with running(plan, pipe := io.StringIO()) as bar:
         bar.progress(Progress(first(plan, "topk"), step=5, samples_per_s=123.4))
         bar.ended(first(plan, "topk"), "crashed", "it \x1b[31m fell")
     assert pipe.getvalue() == "topk, round 0: crashed: it \\x1b[31m fell\n"

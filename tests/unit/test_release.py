@@ -24,18 +24,24 @@ def stop(*words: object) -> NoReturn:
 SESSION = SimpleNamespace(error=stop)
 
 
-@pytest.fixture
-def noxfile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The noxfile, looking at copies of the project's files."""
+@pytest.fixture(scope="module")
+def loaded() -> ModuleType:
+    """The noxfile."""
     spec = importlib.util.spec_from_file_location("noxfile", ROOT / "noxfile.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def noxfile(loaded: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """It looks at copies of the project's files."""
     for name in FILES:
         (tmp_path / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
-    monkeypatch.setattr(module, "ROOT", tmp_path)
-    return module
+    monkeypatch.setattr(loaded, "ROOT", tmp_path)
+    return loaded
 
 
 def changelog(noxfile: ModuleType, text: str) -> None:

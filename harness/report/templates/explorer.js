@@ -39,7 +39,7 @@ function update() {
 function takes(method, point, rateBps, network) {
   const slower = point.ranks / point.speed, earlierS = (point.passes - 1) * chosen().passes_s * slower;
   const schedule = method.schedules[method.schedule_of_workers[told.workers.indexOf(point.workers)]];
-  return earlierS + stepS(schedule, network ?? onLinks(point, rateBps), slower);
+  return earlierS + stepS(schedule, network ?? onLinks(point, rateBps), slower) + method.beyond_s;
 }
 
 function onLinks(point, rateBps) {
