@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,13 @@ PAGES = (
     *("reference/columns.html", "reference/exit-codes.html", "reference/library.html", "explorer.html"),
     *("results/reference/quickstart/report.html", "results/reference/map/map.html", "SECURITY.html"),
     *("results/reference/claims/quick/claims.html", "tutorials/your-own-job.html", "CONTRIBUTING.html"),
+    *("tutorials/pilot.html", "tutorials/pilot.ja.html", "tutorials/figure-for-a-paper.html"),
+    *("tutorials/gate-in-ci.html", "tutorials/method-of-your-own.html", "tutorials/cluster.html", "CHANGELOG.html"),
+    *("harness/index.html", "docker/index.html", "docker/wheels/index.html"),
+    *("examples/scripts/index.html", "examples/plugins/index.html"),
 )
+LIKE_OTHERS = re.compile(r"(404|results/reference/.+/(report|claims)|explorer-page)\.html")
+"""Pages that are made as one of these is, of another run; and one shown in a frame, at which tests/browser looks."""
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +33,12 @@ def browser() -> Iterator[webdriver.Chrome]:
     """A browser for all of it."""
     with started() as driver:
         yield driver
+
+
+def test_every_page_of_the_site_is_looked_at() -> None:
+    built = {str(path.relative_to(SITE)) for path in SITE.rglob("*.html")}
+    assert {page for page in built - set(PAGES) if not LIKE_OTHERS.match(page)} == set()
+    assert set(PAGES) <= built
 
 
 @pytest.mark.parametrize("page", PAGES)
