@@ -288,8 +288,9 @@ def _notes_on_rates(scenario: Scenario) -> list[str]:
 def measured_by(trials: pd.DataFrame, provenance: Sequence[Mapping[str, Any]]) -> str:
     """The code of all trials, whose rows do not tell the version."""
     versions = [{"version": entry.get("version")} for entry in provenance]
-    code = trials[["code_digest", "commit"]].dropna().drop_duplicates().sort_values("commit")
-    return made_by([*versions, *code.to_dict("records")])
+    known = trials[["code_digest", "commit"]].dropna().drop_duplicates().sort_values("commit")
+    code = [{"code_digest": digest, "commit": commit} for digest, commit in known.itertuples(index=False)]
+    return made_by([*versions, *code])
 
 
 def _ended(trials: pd.DataFrame) -> str:

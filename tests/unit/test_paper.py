@@ -87,7 +87,7 @@ def test_the_table_says_what_the_run_says(run: Store, table: str) -> None:
     assert "1 of 2 (crashed)" in table
     assert "0 of 2 (crashed)" in table
     assert table.count(r"bf16 & -- & -- & -- & -- & -- & -- & -- & -- & unknown & -- & 0 of 2 (crashed) \\") == 2
-    assert table.splitlines()[5].startswith(
+    assert table.splitlines()[6].startswith(
         "Method & Time to target & Sooner than bf16 & Sooner than dense & Samples/s"
     )
 
