@@ -24,8 +24,8 @@ PAGES = (
     *("harness/index.html", "docker/index.html", "docker/wheels/index.html"),
     *("examples/scripts/index.html", "examples/plugins/index.html"),
 )
-LIKE_OTHERS = re.compile(r"(404|results/reference/.+/(report|claims)|explorer-page)\.html")
-"""Pages that are made as one of these is, of another run; and one shown in a frame, at which tests/browser looks."""
+LIKE_OTHERS = re.compile(r"(404|JSON|results/reference/.+/(report|claims)|explorer-page)\.html")
+"""Pages like one of these: the same at another place, or of another run; and the explorer, at which tests/browser looks."""
 
 
 @pytest.fixture(scope="module")
