@@ -274,12 +274,34 @@ class _Runner:
         for trial in trials:
             outcome = self._run_one(trial)
             if outcome.status == DONE:
-                finished.append((trial, outcome))
+                finished.append(trial)
             elif outcome.status == DISTURBED:
                 again.append(trial)
         if finished:
-            _verify_again(finished, self._store, self._cluster, self._ended)
+            self._verify_again(finished)
         return again
+
+    def _verify_again(self, finished: Iterable[Trial]) -> None:
+        """Measure the links after the last trial on them; where they drifted, the trials in between do not count."""
+        readings, unmeasured = None, ""
+        try:
+            readings = self._cluster.verify()
+        except MeasurementError as error:
+            if isinstance(error, ClusterBrokenError):
+                raise
+            unmeasured = str(error)
+        for trial in finished:
+            attempt = self._store.attempts_of(trial.id) - 1
+            after, drift = None, unmeasured
+            if readings:
+                told = trial.told(readings)
+                after, drift = told.model_dump_json(), "; ".join(told.complaints())
+            row = VerificationRow(trial_id=trial.id, attempt=attempt, verified_after=after, drift=drift or None)
+            self._store.append_verification(row)
+            if drift:
+                drifted = Outcome("failed", f"the links had changed after it: {drift}", readings)
+                self._keep(row_of(trial, attempt + 1, drifted, 0.0), [])
+                self._ended(trial, drifted.status, drifted.reason)
 
     def _attempt(self, trial: Trial) -> Outcome:
         """Run a trial and store nothing."""
@@ -345,26 +367,3 @@ def _why_disturbed(row: TrialRow) -> str | None:
         f"{row.far_out_steps} of {row.steps} steps took far longer than their like: "
         f"{100 * (row.disturbed_share or 0.0):.0f} % of its training time"
     )
-
-
-def _verify_again(finished: list[tuple[Trial, Outcome]], store: Store, cluster: Cluster, ended: Ended) -> None:
-    """Measure the links after the last trial on them; where they drifted, the trials in between do not count."""
-    readings, unmeasured = None, ""
-    try:
-        readings = cluster.verify()
-    except MeasurementError as error:
-        if isinstance(error, ClusterBrokenError):
-            raise
-        unmeasured = str(error)
-    for trial, _ in finished:
-        attempt = store.attempts_of(trial.id) - 1
-        after, drift = None, unmeasured
-        if readings:
-            told = trial.told(readings)
-            after, drift = told.model_dump_json(), "; ".join(told.complaints())
-        row = VerificationRow(trial_id=trial.id, attempt=attempt, verified_after=after, drift=drift or None)
-        store.append_verification(row)
-        if drift:
-            drifted = Outcome("failed", f"the links had changed after it: {drift}", readings)
-            store.append(row_of(trial, attempt + 1, drifted, 0.0), [])
-            ended(trial, drifted.status, drifted.reason)

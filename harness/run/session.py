@@ -287,10 +287,10 @@ def _outlook(plan: Plan, store: Store, enough: Callable[[], bool]) -> Outlook:
 
 
 def _failed(plan: Plan, store: Store, needs_all: bool) -> int:
-    """How many trials did not finish; of rounds that were not needed, those that were never begun do not count."""
-    unfinished = plan.pending(store.attempts())
+    """How many trials did not finish; of rounds and seeds that were not needed, only those that were begun count."""
+    unfinished, seeds = plan.pending(store.attempts()), execute.pending_seeds(plan, store)
     begun = set(store.trials()["trial_id"])
-    return sum(needs_all or trial.id in begun for trial in unfinished)
+    return sum(needs_all or trial.id in begun for trial in unfinished) + sum(trial.id in begun for trial in seeds)
 
 
 def _python_command(scenario: str, given: dict[str, object]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from harness.plan.trial import Trial
 from harness.record.store import Store
 from harness.report import page
 from harness.run import execute, session
+from harness.run.session import Ending
 from harness.scenario.load import load
 from harness.scenario.target import Evaluation, Target, crossing
 
@@ -130,6 +132,22 @@ def test_seeds_are_added_on_unshaped_links_until_accuracy_is_known(tmp_path: Pat
     page.write(store, figures=[])
     markdown = (store.folder / "report.md").read_text()
     assert "3 to" in markdown
+
+
+def test_a_seed_that_crashes_is_counted_among_what_did_not_finish(tmp_path: Path) -> None:
+    asked = ["rounds=3", "train.steps=40", "accuracy_seeds=4", "train.pace=none"]
+    plan = make(only(load("quickstart", asked), ["topk"]), "fake")
+    store = Store.create(tmp_path / "run", plan.scenario)
+    lost = [0.0, 0.024, 0.005, 0.0]
+
+    def script(trial: Trial) -> Iterator[Message]:
+        if trial.for_accuracy and trial.method.label == "topk":
+            return iter(())
+        return of_seed(trial, "topk", 0.97 - 0.87 * math.exp(-5) - lost[trial.round])
+
+    result = session.run(plan, store, FakeCluster(script), ["test"])
+    assert len(store.trials().query("purpose == 'accuracy' and status == 'crashed'")) == 1
+    assert (result.failed, result.ending) == (1, Ending.UNFINISHED)
 
 
 def test_what_is_done_is_not_run_again(plan: Plan, store: Store) -> None:
@@ -282,6 +300,15 @@ def test_links_that_drifted_take_the_trials_on_them_away_and_those_run_again(pla
     assert store.attempts()["drift"].dropna().unique().tolist() == ["link w0 up: asked 100 Mbit/s, measured 60 Mbit/s"]
     assert len(run(plan, store)) == 2
     assert (store.trials()["status"] == "done").all()
+
+
+def test_so_they_do_in_a_run_that_is_shared(plan: Plan, store: Store) -> None:
+    result = session.run(plan, store, Drifting(), ["test"], join=True)
+    assert (result.failed, result.ending) == (2, Ending.UNFINISHED)
+    assert set(store.trials().query("status == 'failed'")["claim"]) == {1}
+    time.sleep(0.05)  # what has ended is tried again by a start that is later by the disk's clock
+    assert session.run(plan, store, FakeCluster(), ["test"], join=True).ending is Ending.DONE
+    assert len(store.attempts()) == 4 + 2 + 2
 
 
 def test_each_network_is_measured_again_before_the_next_takes_its_place(store: Store) -> None:
