@@ -191,7 +191,7 @@ class Store:
             shared: whether others that share the run may be in it as well. Of other machines nobody may know.
 
         Raises:
-            UsageError: another run is using it, or it is shared and this one is not to.
+            UsageError: another run is using it, its disk has no locks, or it is shared and this one is not to.
         """
         if self.is_shared and not shared:
             raise UsageError(f"{self.folder}: this run is shared between processes: give --join to go on with it")
@@ -202,6 +202,10 @@ class Store:
                 fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UsageError(f"{self.folder}: another pacbench run is using this folder") from None
+            except OSError as error:
+                if not shared:  # else claims keep them apart
+                    allowed = f"a folder whose disk has locks ({error.strerror}), or --join, which needs none"
+                    raise UsageError.at("command line", "--out", str(self.folder), allowed) from None
             yield
 
     def scenario(self) -> Scenario:
@@ -329,12 +333,15 @@ class Store:
         return self.profile(f"{as_name(workload)}/self", make)
 
     def profile(self, name: str, make: Callable[[], str]) -> Path:
-        """The file of a profile that the run has for itself; what ``make`` gives is kept where there is none."""
+        """The file of a profile that the run has for itself; what ``make`` gives is kept where there is none.
+
+        Of processes that share the run and make it at the same time, all use what the first one has kept.
+        """
         file = self.folder.absolute() / "profiles" / f"{name}.json"
         if not file.exists():
             content = make()
             make_folder(file.parent)
-            write_whole(file, content)
+            write_new(file, content.encode())
         return file
 
     def provenance(self) -> list[dict[str, Any]]:

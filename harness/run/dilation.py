@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +21,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from harness.cluster.protocol import Cluster
 from harness.errors import MeasurementError, UsageError
-from harness.files import write_whole
+from harness.files import NoRoomError, UnwritableError, write_whole
 from harness.plan import estimate
 from harness.plan.dilation import AIM, CALM, LADDER, TOLERATED, Dilation, look, rung
 from harness.plan.expected import state_of
@@ -192,7 +193,8 @@ class Dilations:
         self._found[key] = Found(dilation, within.step_s, within.added_s, within.error_s, overrun_s, over_usual)
         self._labels[key] = trial.method.label
         kept = {key: {"label": self._labels[key], **asdict(each)} for key, each in self._found.items()}
-        write_whole(self._file, json.dumps(kept, indent=1).encode())
+        with suppress(NoRoomError, UnwritableError):  # a trial, which is stored next, is worth more than these guesses
+            write_whole(self._file, json.dumps(kept, indent=1).encode())
 
     def _carried(self, trial: Trial, dilation: float) -> float:
         """The least dilation, from this one on, at which the cluster carries the trial's links."""

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from harness.analysis.cases import case_results
 from harness.cluster.fake import ADDED_S, FakeCluster, recite
 from harness.errors import MeasurementError, UsageError
+from harness.files import NoRoomError
 from harness.messages import Events, Message, Trained
 from harness.network.topology import Topology
 from harness.plan.dilation import AIM, LADDER, TOLERATED, Look, look
@@ -24,7 +25,7 @@ from harness.plan.trial import Trial
 from harness.record.row import Event
 from harness.record.store import Store
 from harness.report import facts
-from harness.run import execute
+from harness.run import dilation, execute
 from harness.run.added import Added, _difference, added
 from harness.run.dilation import Dilations
 from harness.run.outcome import Outcome
@@ -499,6 +500,20 @@ def test_a_run_stores_what_it_found_and_takes_off(tmp_path: Path) -> None:
     added_s = (trials["added_s_per_step"] * trials["trial_dilation"]).to_numpy()
     assert added_s == pytest.approx(ADDED_S, abs=0.001), "its noise is of that size"
     assert trials["dilation"].isna().all()
+
+
+def test_trials_are_stored_where_what_they_found_has_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def is_full(path: Path, content: bytes) -> None:
+        raise NoRoomError(f"{path}: cannot be written: No space left on device")
+
+    monkeypatch.setattr(dilation, "write_whole", is_full)
+    asked = [f"train.replay={written(tmp_path / 'p.json')}", "train.pace=none", "train.target=none", "rounds=1"]
+    plan = make(load("quickstart", asked), "fake")
+    store = Store.create(tmp_path / "run", plan.scenario)
+    execute.run(plan, store, FakeCluster(), lambda _: None, lambda *_: None)
+    assert set(store.trials()["status"]) == {"done"}
+    assert set(store.trials()["trial_id"]) == {trial.id for trial in plan.trials}
+    assert not list(store.folder.glob("dilations*"))
 
 
 @pytest.mark.parametrize("wrong", ["0", "-1", "inf", "true", '"fast"'])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +118,28 @@ def test_two_runs_cannot_share_a_folder(store: Store) -> None:
         pass
     with store.locked():
         pass
+
+
+def test_a_disk_without_locks_is_told_where_nothing_else_keeps_two_runs_apart(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    allowed = r"--out: found '.*run'; allowed: a folder whose disk has locks \(No locks available\), or --join"
+    with pytest.raises(UsageError, match=allowed), store.locked():
+        pass
+    with store.locked(shared=True):
+        pass
+
+
+def test_of_profiles_that_are_made_at_the_same_time_all_use_the_first(store: Store) -> None:
+    def slowly() -> str:
+        assert store.profile("self", lambda: "another's").read_text() == "another's"
+        return "its own"
+
+    assert store.profile("self", slowly).read_text() == "another's"
 
 
 def test_runs_of_a_scenario_are_found_newest_first(tmp_path: Path, scenario: Scenario) -> None:
