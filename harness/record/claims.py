@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from uuid import uuid4
 
-import psutil
+from pydantic import TypeAdapter
 
 from harness.errors import MeasurementError, UsageError
 from harness.files import link, make_folder, write_whole, writing
@@ -45,26 +47,25 @@ class Holder:
     name: str
     machine: str
     boot: str
-    """Of the kernel that it runs on."""
+    """Of the kernel that it runs on, and the namespace in which ``started_s`` says anything."""
     pids: int
     """The namespace in which ``pid`` says anything."""
     pid: int
     started_s: float
-    """When that process began, by its machine's clock; another one may get its number later."""
+    """When that process began, in seconds since the kernel did; another one may get its number later."""
     code: str
 
     @classmethod
     def this(cls) -> Holder:
         """This process."""
-        process = psutil.Process()
         boot = Path("/proc/sys/kernel/random/boot_id")
         return cls(
             name=uuid4().hex[:12],
             machine=machine(),
-            boot=boot.read_text().strip() if boot.exists() else "",
-            pids=Path("/proc/self/ns/pid").stat().st_ino if Path("/proc/self/ns/pid").exists() else 0,
-            pid=process.pid,
-            started_s=process.create_time(),
+            boot=f"{boot.read_text().strip()}/{_namespace('time')}" if boot.exists() else "",
+            pids=_namespace("pid"),
+            pid=os.getpid(),
+            started_s=_started_s(os.getpid()) or 0.0,
             code=code_digest(),
         )
 
@@ -72,11 +73,26 @@ class Holder:
         """Whether the process that asks can see that this one has ended."""
         if not self.boot or (self.boot, self.pids) != (seen_by.boot, seen_by.pids):
             return False
-        try:
-            process = psutil.Process(self.pid)
-            return process.create_time() != self.started_s or process.status() == psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return True
+        return _started_s(self.pid) != self.started_s
+
+
+def _namespace(kind: str) -> int:
+    """This process's namespace of a kind, by its number; 0 where the kernel knows none."""
+    place = Path("/proc/self/ns") / kind
+    return place.stat().st_ino if place.exists() else 0
+
+
+def _started_s(pid: int) -> float | None:
+    """When a process began, by a clock that nobody can set (proc_pid_stat(5)); None where it has ended."""
+    try:
+        told = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    state, *numbers = told.rpartition(")")[2].split()  # before it stands the program's name, which may hold anything
+    return None if state in "ZX" else int(numbers[18]) / os.sysconf("SC_CLK_TCK")
+
+
+HOLDER = TypeAdapter(Holder)
 
 
 @dataclass(frozen=True)
@@ -115,20 +131,30 @@ class Claim:
 
 
 class Claims:
-    """The claims of a run, as one process sees and makes them."""
+    """The claims of a run, as one process sees and makes them; nothing is written before the first is made."""
 
     def __init__(self, run: Path, holder: Holder | None = None) -> None:
         self.folder = run / FOLDER
         self.holder = holder or Holder.this()
-        make_folder(self.folder)
         self.began_at_s = self.now_s()
 
+    @classmethod
+    def joined(cls, run: Path, holder: Holder | None = None) -> Claims:
+        """Those of a process that is to share the run, which from now on nobody can run alone.
+
+        Raises:
+            NoRoomError, UnwritableError: nothing can be written there.
+        """
+        make_folder(run / FOLDER)
+        return cls(run, holder)
+
     def now_s(self) -> float:
-        """The file server's clock."""
-        clock = self.folder / f".{self.holder.name}"
-        with writing(clock):
-            clock.touch()
-            return clock.stat().st_mtime
+        """The file server's clock, by a file that is made and gone; this machine's where none can be."""
+        try:
+            with tempfile.TemporaryFile(prefix=".", dir=self.folder.parent) as just_now:
+                return os.fstat(just_now.fileno()).st_mtime
+        except OSError:
+            return time.time()
 
     def latest(self, of_any_code: bool = False) -> dict[str, Claim]:
         """The last claim of each part that was ever held.
@@ -216,8 +242,8 @@ def _read(part: str, number: int, path: Path, now_s: float) -> Claim:
     UsageError: it is damaged.
     """
     try:
-        holder = Holder(**json.loads(path.read_bytes()))
+        holder = HOLDER.validate_json(path.read_bytes())
         age_s = now_s - path.stat().st_mtime
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise UsageError(f"{path}: damaged ({type(error).__name__}); move it away") from None
     return Claim(part, number, path, holder, age_s)

@@ -255,7 +255,7 @@ def run(
         outlook = _outlook(plan, store, enough)
         watcher.about_to_run(outlook)
         if outlook.runs_something:
-            claims = Claims(store.folder) if join else None
+            claims = Claims.joined(store.folder) if join else None
             of_this = {**provenance.collect(list(command)), **cluster.provenance()}
             if claims:
                 store.add_own_provenance(of_this, claims.holder.name)

@@ -15,6 +15,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 from forked import SERVER
 from host import wait_until
@@ -118,14 +119,14 @@ def elsewhere(name: str = "other") -> Holder:
 
 
 def test_one_of_many_gets_a_part(tmp_path: Path) -> None:
-    many = [Claims(tmp_path, holder(name=f"h{number}")) for number in range(5)]
+    many = [Claims.joined(tmp_path, holder(name=f"h{number}")) for number in range(5)]
     taken = [each.take("part", None) for each in many]
     assert [claim is not None for claim in taken] == [True, False, False, False, False]
     assert not list((tmp_path / "claims").glob(".*.part")), "nothing is left lying about"
 
 
 def test_a_claim_falls_to_others_when_it_is_not_renewed(tmp_path: Path) -> None:
-    mine, theirs = Claims(tmp_path), Claims(tmp_path, elsewhere())
+    mine, theirs = Claims.joined(tmp_path), Claims.joined(tmp_path, elsewhere())
     claim = theirs.take("part", None)
     assert claim is not None
     assert not mine.is_free(mine.latest()["part"])
@@ -142,29 +143,40 @@ def test_a_claim_falls_to_others_when_it_is_not_renewed(tmp_path: Path) -> None:
 
 
 def test_the_age_is_told_by_the_file_server_s_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    theirs = Claims(tmp_path, elsewhere())
+    theirs = Claims.joined(tmp_path, elsewhere())
     theirs.take("part", None)
     monkeypatch.setattr(time, "time", lambda: 10**9)
-    assert not Claims(tmp_path).is_free(Claims(tmp_path).latest()["part"])
+    assert not Claims.joined(tmp_path).is_free(Claims.joined(tmp_path).latest()["part"])
 
 
 def test_a_holder_on_this_machine_is_seen_to_be_gone(tmp_path: Path) -> None:
     gone = subprocess.Popen(["true"])
     started = holder(name="gone", pid=gone.pid)
     gone.wait()
-    theirs, mine = Claims(tmp_path, started), Claims(tmp_path)
+    theirs, mine = Claims.joined(tmp_path, started), Claims.joined(tmp_path)
     theirs.take("part", None)
     assert mine.is_free(mine.latest()["part"])
-    unknown = Claims(tmp_path, dataclasses.replace(started, name="unknown", boot="another kernel"))
+    unknown = Claims.joined(tmp_path, dataclasses.replace(started, name="unknown", boot="another kernel"))
     unknown.take("other", None)
     assert not mine.is_free(mine.latest()["other"])
+
+
+def test_a_clock_that_is_set_makes_no_holder_seem_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs, mine = (Claims.joined(tmp_path, holder(name=name)) for name in ("theirs", "mine"))
+    theirs.take("part", None)
+    began_s = psutil.Process().create_time()
+    monkeypatch.setattr(psutil.Process, "create_time", lambda process: began_s + 3600)  # it moves with the clock
+    assert not mine.is_free(mine.latest()["part"])
+    earlier = Claims.joined(tmp_path, holder(name="earlier", started_s=0.25))
+    earlier.take("other", None)
+    assert mine.is_free(mine.latest()["other"]), "another process has its number now"
 
 
 def test_what_is_held_is_renewed_and_given_back_when_it_is_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(claims_module, "RENEWED_AFTER_S", 0.02)
-    theirs, mine = Claims(tmp_path, elsewhere()), Claims(tmp_path)
+    theirs, mine = Claims.joined(tmp_path, elsewhere()), Claims.joined(tmp_path)
     claim = theirs.take("part", None)
     assert claim is not None
 
@@ -180,7 +192,7 @@ def test_what_is_held_is_renewed_and_given_back_when_it_is_interrupted(
 
 
 def test_what_has_ended_is_tried_again_by_a_later_start_alone(tmp_path: Path) -> None:
-    theirs, mine = Claims(tmp_path, elsewhere()), Claims(tmp_path)
+    theirs, mine = Claims.joined(tmp_path, elsewhere()), Claims.joined(tmp_path)
     claim = theirs.take("part", None)
     assert claim is not None
     time.sleep(0.05)
@@ -188,18 +200,18 @@ def test_what_has_ended_is_tried_again_by_a_later_start_alone(tmp_path: Path) ->
         pass
     time.sleep(0.05)
     assert not mine.is_free(mine.latest()["part"])
-    later = Claims(tmp_path)
+    later = Claims.joined(tmp_path)
     assert later.is_free(later.latest()["part"])
 
 
 def test_two_versions_of_the_code_are_refused(tmp_path: Path) -> None:
-    Claims(tmp_path, dataclasses.replace(elsewhere(), code="0123456789ab")).take("part", None)
+    Claims.joined(tmp_path, dataclasses.replace(elsewhere(), code="0123456789ab")).take("part", None)
     with pytest.raises(UsageError, match="the code of other is 0123456789ab, and here it is"):
-        Claims(tmp_path).latest()
+        Claims.joined(tmp_path).latest()
 
 
 def test_a_damaged_claim_is_named(tmp_path: Path) -> None:
-    claims = Claims(tmp_path)
+    claims = Claims.joined(tmp_path)
     (claims.folder / "part.1.claim").write_text("{")
     with pytest.raises(UsageError, match=r"part\.1\.claim: damaged"):
         claims.latest()
@@ -216,11 +228,29 @@ def test_status_says_who_is_at_work_and_what_is_left(tmp_path: Path) -> None:
         row.unlink()
     said = call_pacbench(("status", "run"), tmp_path)
     assert f"{TRIALS - 6} of {TRIALS} trials are done\nnobody is at work" in said.stdout
-    Claims(tmp_path / "run", elsewhere("m7")).take("round-9-0123abcd", None)
+    Claims.joined(tmp_path / "run", elsewhere("m7")).take("round-9-0123abcd", None)
     said = call_pacbench(("status", "run"), tmp_path)
     assert "m7" in said.stdout
     assert "round-9-0123abcd" in said.stdout
     assert "the rest may take" in said.stdout
+
+
+READ_ONLY = (
+    'mkdir disk && mount -t tmpfs disk disk && cp -r run disk && mount -o remount,ro disk && cd disk && exec "$@"'
+)
+
+
+def test_status_writes_nothing_and_tells_of_what_nothing_may_be_written_to(tmp_path: Path) -> None:
+    assert call_pacbench(SHARED, tmp_path).returncode == 0
+    Claims.joined(tmp_path / "run", elsewhere("m7")).take("round-9-0123abcd", None)
+    before = sorted(tmp_path.rglob("*"))
+    assert "m7" in call_pacbench(("status", "run"), tmp_path).stdout
+    assert sorted(tmp_path.rglob("*")) == before
+    pacbench = (sys.executable, "-m", "harness", "status", "run")
+    entering = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", READ_ONLY, "sh", *pacbench)
+    done = subprocess.run(entering, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "m7" in done.stdout
 
 
 # What is left

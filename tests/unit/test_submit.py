@@ -155,7 +155,7 @@ def test_two_versions_of_the_code_do_not_share_a_run(tmp_path: Path) -> None:
     """Refused where claims tell, before the other machine has stored anything, and where stored trials do."""
     assert call_pacbench(("submit", *RUN, "--out", "run", "--engine", "slurm"), tmp_path).returncode == 0
     older = Holder(**{**vars(Holder.this()), "name": "older", "machine": "m7", "boot": "other", "code": "0123456789ab"})
-    assert Claims(tmp_path / "run", older).take("round-0-0123abcd", None)
+    assert Claims.joined(tmp_path / "run", older).take("round-0-0123abcd", None)
     done = call_pacbench(("run", *RUN, "--join", "--out", "run"), tmp_path)
     _refused(done, 2, "the code of m7 is 0123456789ab, and here it is")
     assert Store.open(tmp_path / "run").trials().empty
