@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -21,8 +22,8 @@ NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 """Of a disk that knows no hard links. Nothing can be shared on it, so that looking first will do."""
 
-NAMES = r"^(?!\.)[^/\x00-\x1f\x7f]{1,100}$"
-"""Names that folders are made of. One that begins with a dot would be hidden, or lead out of its folder."""
+NAMES = re.compile(r"(?!\.)[^/\x00-\x1f\x7f]{1,100}")
+"""Names that folders are made of, as a whole. One that begins with a dot would be hidden, or lead out of its folder."""
 
 NAMES_IN_WORDS = "1 to 100 signs, without '/' and control signs, and no '.' as the first one"
 
@@ -75,7 +76,7 @@ def write_whole(path: Path, content: bytes | str, sync: bool = True) -> None:
             path.write_bytes(data)  # a device or a pipe, which no file is renamed to
             return
         target = Path(os.path.realpath(path))  # a link stays one
-        temporary = target.with_name(f".{target.name}.{os.getpid()}")
+        temporary = _beside(target)
         try:
             _write(temporary, data, sync)
             temporary.rename(target)
@@ -94,7 +95,7 @@ def write_new(path: Path, content: bytes) -> bool:
     Raises:
         NoRoomError, UnwritableError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+    temporary = _beside(path)
     with writing(path):
         try:
             _write(temporary, content, sync=True)
@@ -129,6 +130,11 @@ def link(existing: Path, name: Path) -> bool:
         if existing.stat().st_nlink < 2:  # else NFS has made it, and has lost the answer
             raise
     return True
+
+
+def _beside(path: Path) -> Path:
+    """A file beside it that no other process chooses: in other containers and machines some have the same number."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{uuid4().hex[:12]}")
 
 
 def _write(path: Path, data: bytes, sync: bool) -> None:

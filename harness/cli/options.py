@@ -103,7 +103,7 @@ def topology(workers: int, rate: str, overrides: Sequence[str] | None) -> Topolo
     for override in overrides or []:
         apply_override(values, override)
     found = checked_section(Topology, values, "command line")
-    if complaint := limits.complaint(found.link, found.fabric):
+    if complaint := limits.complaint(found.link, found.fabric, found.workers):
         raise UsageError(f"command line: {complaint}")
     return found
 

@@ -15,7 +15,7 @@ from harness.cluster.hosts import shaper
 from harness.cluster.netns import UNIVERSE_MODULE
 from harness.errors import MeasurementError, UsageError
 
-HALF_WRITTEN = re.compile(r"\..+\.(?:parquet|json)\.(?:\d+|[0-9a-f]{32})")
+HALF_WRITTEN = re.compile(r"\..+\.(?:parquet|json)\.(?:\d+|\d+\.[0-9a-f]{12}|[0-9a-f]{32})")
 """Names of files that are not whole yet (``files.py``): they end in their writer's number, or in one drawn for them."""
 
 LEFT_S = 600.0

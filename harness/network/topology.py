@@ -25,7 +25,7 @@ from harness.network.addresses import (
 )
 from harness.network.bounds import seconds_on
 from harness.network.qdisc import UNSHAPED_BPS, packets_in_a_segment, qdisc
-from harness.network.wires import Command, Direction, End, Queue, Wire
+from harness.network.wires import Command, End, Queue, Wire
 from harness.scenario.limits import WAYS
 from harness.scenario.links import PROPERTIES, Fabric, Link, Pipe, PipeChange, Trace, TraceRow, TwoWay
 from harness.scenario.properties import NO_UNIT, UNSHAPED
@@ -76,9 +76,8 @@ class Topology(Section):
         return self.fabric.names + ([] if self.fabric.mesh else [SWITCH])
 
     def switch_of(self, worker: int) -> str:
-        """The switch that a worker's link leads to: workers are dealt to the groups in order."""
-        groups = self.fabric.names
-        return groups[worker * len(groups) // self.workers] if groups else SWITCH
+        """The switch that a worker's link leads to: its group's."""
+        return self.fabric.group_of(worker, self.workers) if self.fabric.groups else SWITCH
 
     def slowed(self, dilation: float, shrink: float = 1.0) -> Topology:
         """The same with links so many times slower, and as many times longer delays; and as many times thinner."""
@@ -389,16 +388,9 @@ class Topology(Section):
                 End(node, interface, f"{subnet.rpartition('.')[0]}.{number % 64 * 4 + place}")
                 for node, place in ((near, 1), (far, 2))
             )
-            up, down = (self.fabric.pipe(trunk, way, self._shared_bps(near, way)) for way in ("up", "down"))
+            shared_bps = {way: self.fabric.shared_bps(near, way, self.link, self.workers) for way in WAYS}
+            up, down = (self.fabric.pipe(trunk, way, shared_bps[way]) for way in WAYS)
             yield Wire(trunk, None, near_end, far_end, up, down)
-
-    def _shared_bps(self, group: str, direction: Direction) -> int | None:
-        """The rate of a group's trunk by its oversubscription; None where it has none, or its links no rate."""
-        members = [worker for worker in range(self.workers) if self.switch_of(worker) == group]
-        rates = [self.link.pipe(worker_name(worker), direction).rate_bps for worker in members]
-        if self.fabric.oversubscription is None or None in rates:
-            return None
-        return round(sum(rate for rate in rates if rate) / self.fabric.oversubscription)
 
     def _between(self, one: str, other: str) -> list[Queue]:
         """The trunks' queues on the way from one switch to another."""

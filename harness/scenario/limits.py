@@ -19,21 +19,28 @@ LOST_BY_ROUNDING = 0.01
 
 MOST_TRACE_S = 24 * 3600.0
 
+LEAST_ROW_S = 0.01
+"""How long a row of a trace without an end is in force at least, in the mean: to change a link takes time as well."""
+
 WAYS: tuple[Literal["up", "down"], ...] = ("up", "down")
 
 ROW = {row.name: row for row in PROPERTIES}
 
 
-def complaint(link: Link, fabric: Fabric) -> str | None:
+def complaint(link: Link, fabric: Fabric, workers: int) -> str | None:
     """What of links or trunks is beyond its limits, as ``field: found ...; allowed: ...``; None where nothing is."""
-    return next(_complaints(link, fabric), None)
+    return next(_complaints(link, fabric, workers), None)
 
 
-def _complaints(link: Link, fabric: Fabric) -> Iterator[str]:
+def _complaints(link: Link, fabric: Fabric, workers: int) -> Iterator[str]:
     for name, pipe in _pipes(link, fabric):
         for row in PROPERTIES:
             if why := row.beyond(pipe) or _passes_no_frame(row, pipe, link.mtu_bytes):
                 yield f"{name}{row.key}: {why}"
+    yield from _beyond_by_oversubscription(link, fabric, workers)
+    if link.trace and link.trace.period_s and link.trace.period_s < LEAST_ROW_S * len(link.trace.rows):
+        allowed = f"at least {LEAST_ROW_S:g} for each of its rows, {len(link.trace.rows)}"
+        yield f"link.trace: period_s: found {link.trace.period_s:g}; allowed: {allowed}"
     for number, at in enumerate(link.trace.rows if link.trace else (), start=1):
         for field, why in _beyond_in_trace(at):
             yield f"link.trace: row {number}: {field}: {why}"
@@ -49,6 +56,16 @@ def _pipes(link: Link, fabric: Fabric) -> Iterator[tuple[str, Pipe]]:
         yield from ((f"link.workers.{worker}.{way}.", plain.pipe(worker, way)) for way in WAYS)
     for trunk in fabric.trunk_names:
         yield from ((f"fabric: trunk {trunk}: {way}.", fabric.pipe(trunk, way, None)) for way in WAYS)
+
+
+def _beyond_by_oversubscription(link: Link, fabric: Fabric, workers: int) -> Iterator[str]:
+    if fabric.oversubscription is None:
+        return
+    for trunk in fabric.trunk_names:
+        for way in WAYS:
+            pipe = fabric.pipe(trunk, way, fabric.shared_bps(trunk, way, link, workers))
+            if why := ROW["rate_bps"].beyond(pipe):
+                yield f"fabric.oversubscription: trunk {trunk}: {way}.rate: {why}"
 
 
 def _passes_no_frame(row: Property, pipe: Pipe, mtu_bytes: int) -> str | None:

@@ -29,7 +29,7 @@ def read_link(path: Path) -> Link:
         UsageError: it is no such file; one line says what is wrong, and where.
     """
     link = checked_section(LinkFile, read_toml(path), str(path)).link
-    if complaint := limits.complaint(link, Fabric.model_validate({})):
+    if complaint := limits.complaint(link, Fabric.model_validate({}), workers=0):
         raise UsageError(f"{path}: {complaint}")
     return link
 

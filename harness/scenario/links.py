@@ -211,7 +211,7 @@ class Fabric(Section):
     groups: str = Field("", pattern=r"^([a-z][a-z0-9-]*( [a-z][a-z0-9-]*)*)?$")
     """Names, with blanks between them."""
     mesh: bool = False
-    oversubscription: float | None = Field(None, gt=0, le=10_000)
+    oversubscription: float | None = Field(None, ge=0.01, le=10_000)
     """The sum of a group's uplinks over the rate of its trunk to the core; None takes the trunk's own rate."""
     trunk: TwoWay = TwoWay()
     """Every trunk; unshaped where no rate is given."""
@@ -230,6 +230,25 @@ class Fabric(Section):
     def trunk_names(self) -> list[str]:
         """Names of the trunks, in the order of the groups."""
         return [" ".join(pair) for pair in itertools.combinations(self.names, 2)] if self.mesh else self.names
+
+    def group_of(self, worker: int, workers: int) -> str:
+        """The group of one of so many workers: they are dealt to the groups in order."""
+        return self.names[worker * len(self.names) // workers]
+
+    def members(self, group: str, workers: int) -> range:
+        """Those of so many workers who are in a group."""
+        place, groups = self.names.index(group), len(self.names)
+        first, end = (-(-each * workers // groups) for each in (place, place + 1))  # divided and rounded up
+        return range(first, end)
+
+    def shared_bps(self, group: str, direction: Literal["up", "down"], link: Link, workers: int) -> int | None:
+        """The rate of a group's trunk by its oversubscription; None where it has none, or its links no rate."""
+        if self.oversubscription is None:
+            return None
+        plain = link.pipe("", direction).rate_bps
+        names = (f"w{worker}" for worker in self.members(group, workers))
+        rates = [link.pipe(name, direction).rate_bps if name in link.workers else plain for name in names]
+        return None if None in rates else round(sum(rate for rate in rates if rate) / self.oversubscription)
 
     def pipe(self, trunk: str, direction: Literal["up", "down"], rate_bps: int | None) -> Pipe:
         """One direction of a trunk, all changes applied; ``rate_bps`` is in force where none is given."""

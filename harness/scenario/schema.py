@@ -302,7 +302,7 @@ class Case(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if complaint := limits.complaint(self.link, self.fabric):
+        if complaint := limits.complaint(self.link, self.fabric, self.cluster.workers):
             raise ValueError(complaint)
         names = {f"w{worker}" for worker in range(self.cluster.workers)}
         if unknown_workers := [name for name in self.link.workers if name not in names]:
@@ -332,7 +332,7 @@ class Case(Section):
 
 
 def _check_name(name: str) -> str:
-    if not re.match(NAMES, name):
+    if not NAMES.fullmatch(name):
         raise ValueError(NAMES_IN_WORDS)
     return name
 

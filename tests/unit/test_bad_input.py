@@ -57,7 +57,9 @@ def test_a_run_of_any_name_is_resumed(pacbench: Pacbench, tmp_path: Path, name: 
     assert list((tmp_path / "results").iterdir()) == [folder]
 
 
-@pytest.mark.parametrize("name", ["/tmp/x", "../x", "..", ".", ".hidden", "a/b", "", "x" * 101, "a\\u0000b", "a\\nb"])
+@pytest.mark.parametrize(
+    "name", ["/tmp/x", "../x", "..", ".", ".hidden", "a/b", "", "x" * 101, "a\\u0000b", "a\\nb", "mine\\n"]
+)
 def test_a_name_that_leads_out_of_the_results_is_refused(pacbench: Pacbench, tmp_path: Path, name: str) -> None:
     (tmp_path / "mine.toml").write_text(f'name = "{name}"\n{SCENARIO}')
     for command in (("plan", "mine.toml"), ("run", "mine.toml"), ("reference", "mine.toml")):
@@ -92,6 +94,12 @@ BEYOND = [
     ("link.loss_bursts={p=0.9,r=0.1}", "link.loss_bursts: found 0.9; allowed: 1e-07 to 0.5"),
     ("link.mtu=100000", "link.mtu: found 100000"),
     ("fabric.oversubscription=inf", "fabric.oversubscription: found inf"),
+    ("fabric.oversubscription=1e-300", "fabric.oversubscription: found 1e-300; allowed: greater than or equal to 0.01"),
+    ("fabric={groups='a b',oversubscription=1e-6}", "fabric.oversubscription: found 1e-06; allowed"),
+    (
+        "link.trace={rows=[{t_s=0.0,rate_bps=1000000}],period_s=1e-9}",
+        "link.trace: period_s: found 1e-09; allowed: at least 0.01 for each of its rows, 1",
+    ),
     ("cluster.memory=1B", "cluster.memory: found '1B'; allowed: greater than or equal to 50000000"),
     ("cluster.cpuset=5-2", "cluster.cpuset: found '5-2'; allowed: CPUs from 0"),
     ("cluster.cpuset=99999", "cluster.cpuset: found 99999"),
@@ -127,6 +135,21 @@ def test_what_is_out_of_all_sense_is_refused_before_anything_starts(
     refused(pacbench("plan", "mine.toml", "--on", "fake", "--set", override), says)
     refused(pacbench("run", "mine.toml", "--on", "fake", "--set", override), says)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.toml"]
+
+
+@pytest.mark.parametrize(
+    ("rate", "oversubscription", "says"),
+    [
+        ("1mbit", "10000", "trunk a: up.rate: found '100 bit/s'; allowed: 8 kbit/s to"),
+        ("1tbit", "0.01", "trunk a: up.rate: found '100000 Gbit/s'; allowed: 8 kbit/s to"),
+    ],
+)
+def test_trunks_that_oversubscription_takes_out_of_all_sense_are_refused(
+    pacbench: Pacbench, rate: str, oversubscription: str, says: str
+) -> None:
+    fabric = f"fabric={{groups='a b',oversubscription={oversubscription}}}"
+    done = pacbench("plan", "mine.toml", "--on", "fake", "--set", f"link.rate={rate}", "--set", fabric)
+    refused(done, f"fabric.oversubscription: {says}")
 
 
 def test_so_many_combinations_are_a_mistake(pacbench: Pacbench) -> None:

@@ -144,7 +144,7 @@ def test_directions_workers_and_trunks_override_and_survive_their_json(write: An
         ("fabric.groups=a switch", r"fabric\.groups: found 'a switch'"),
         ("fabric.groups=a b c d e", r"fabric\.groups: found 'a b c d e'; allowed: at most 4"),
         ("fabric.trunks.x.rate=1mbit", r"fabric\.trunks: found 'x'; allowed: none without groups"),
-        ("fabric.oversubscription=0", r"fabric\.oversubscription: found 0; allowed: greater than 0"),
+        ("fabric.oversubscription=0", r"fabric\.oversubscription: found 0; allowed: greater than or equal to 0.01"),
     ],
 )
 def test_links_that_cannot_be_are_refused_when_they_are_read(write: Any, override: str, says: str) -> None:

@@ -199,7 +199,7 @@ def _network(file: Path, workers: int) -> Topology:
         **{key: tables[key] for key in ("link", "fabric") if key in tables},
     }
     found = checked_section(Topology, values, str(file))
-    if complaint := limits.complaint(found.link, found.fabric):
+    if complaint := limits.complaint(found.link, found.fabric, found.workers):
         raise UsageError(f"{file}: {complaint}")
     return found
 
