@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from harness.cli.console import say
 from harness.cli.options import command
 from harness.cli.progress import ProgressBar
 from harness.cli.reporting import write_report
 from harness.cluster.protocol import Cluster
 from harness.plan.plan import Plan
+from harness.plan.trial import Trial
 from harness.record.store import Store
 from harness.run import session
 from harness.run.session import Ending, Result
 
 
 def run_and_report(
-    plan: Plan, store: Store, cluster: Cluster, why: str, until: float | None = None, join: bool = False
+    plan: Plan,
+    store: Store,
+    cluster: Cluster,
+    why: str,
+    until: float | None = None,
+    join: bool = False,
+    later: Sequence[Trial] = (),
 ) -> Result:
     """Run what is pending, show how it goes, and write the report.
 
@@ -22,9 +31,10 @@ def run_and_report(
         why: why it is this kind of cluster, in words.
         until: see ``session.run``.
         join: likewise.
+        later: likewise.
     """
     bar = ProgressBar(cluster, why)
-    result = session.run(plan, store, cluster, command(), bar, until, join)
+    result = session.run(plan, store, cluster, command(), bar, until, join, later)
     write_report(store)
     if until is not None and result.ending is Ending.OUT_OF_ROUNDS:
         say(f"after {plan.scenario.rounds} rounds an interval still reaches further than {100 * until:g} %")

@@ -64,8 +64,14 @@ class EmulatedCluster(ABC):
     def _task(self, task: str, nodes: list[str], spec: Mapping[str, Any], timeout_s: float) -> Iterator[Message]:
         """Run a task on these nodes."""
 
+    def check_kind(  # noqa: B027 - a kind that can give all has nothing to add
+        self, topology: Topology, resources: Resources = NO_LIMITS
+    ) -> None:
+        """See ``Cluster.check_kind``."""
+
     def check(self, topology: Topology, resources: Resources = NO_LIMITS) -> None:
         """See ``Cluster.check``; what this machine carries is measured for so many workers and such segments."""
+        self.check_kind(topology, resources)
         asked, workers, segments = topology.at_once_bps, topology.workers, topology.segments
         if asked * workers <= self.surely_carried_bps / (PACKET_COST if segments else 1):
             return

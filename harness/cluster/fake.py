@@ -123,8 +123,11 @@ class FakeCluster:
     ) -> None:
         """Nothing was made."""
 
+    def check_kind(self, topology: Topology, resources: Resources = NO_LIMITS) -> None:
+        """Any link and any limit can be recited."""
+
     def check(self, topology: Topology, resources: Resources = NO_LIMITS) -> None:
-        """Any rate can be recited."""
+        """Any rate, too."""
 
     def use(self, topology: Topology, resources: Resources = NO_LIMITS) -> Readings:
         """Links that are exactly what was asked."""

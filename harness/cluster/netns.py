@@ -101,10 +101,13 @@ class NetnsCluster(EmulatedCluster):
     ) -> None:
         self._agent.close()
 
-    def check(self, topology: Topology, resources: Resources = NO_LIMITS) -> None:
-        """See ``Cluster.check``."""
+    def check_kind(self, topology: Topology, resources: Resources = NO_LIMITS) -> None:
+        """See ``Cluster.check_kind``."""
         for field, value in resources.model_dump(by_alias=True, exclude_defaults=True).items():
             raise UsageError.at("scenario", f"cluster.{field}", value, "nothing on netns; containers can: --on docker")
+
+    def check(self, topology: Topology, resources: Resources = NO_LIMITS) -> None:
+        """See ``Cluster.check``."""
         super().check(topology, resources)  # first: of a rate that is far too high tc only says that it is illegal
         self._agent.request(messages.Check(topology=as_json(topology)), self.build_timeout_s)
 

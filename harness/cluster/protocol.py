@@ -63,8 +63,11 @@ class Cluster(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
+    def check_kind(self, topology: Topology, resources: Resources = NO_LIMITS) -> None:
+        """Raise UsageError where this kind of cluster never gives what is asked for. It need not be entered."""
+
     def check(self, topology: Topology, resources: Resources = NO_LIMITS) -> None:
-        """Raise UsageError where this machine, or this kind of cluster, cannot give what is asked for."""
+        """The same, and also where this machine cannot give it."""
 
     def use(self, topology: Topology, resources: Resources = NO_LIMITS) -> Readings:
         """Make the topology current: built, shaped, read back, measured. What is current already costs nothing.

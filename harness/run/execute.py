@@ -150,8 +150,26 @@ def _prepare(plan: Plan, pending: Sequence[Trial], cluster: Cluster) -> None:
         cluster.share_file(Path(profile))
     for train in {_materials_of(trial.case.train): trial.case.train for trial in pending}.values():
         cluster.preload(train)
-    for wanted in {(_easiest_network(trial, cluster), trial.case.cluster.resources): None for trial in pending}:
-        cluster.check(*wanted)
+    check_networks(pending, cluster, cluster.check)
+
+
+def check_networks(
+    trials: Iterable[Trial], cluster: Cluster, check: Callable[[Topology, Resources], None]
+) -> None:
+    """Ask once of each network whether it can be had.
+
+    Args:
+        check: the cluster's ``check``, or its ``check_kind``.
+
+    Raises:
+        UsageError: one cannot; it names the scenario.
+    """
+    wanted = {(_easiest_network(trial, cluster), trial.case.cluster.resources): trial for trial in trials}
+    for network, trial in wanted.items():
+        try:
+            check(*network)
+        except UsageError as error:
+            raise UsageError(f"{trial.scenario}: {str(error).removeprefix('scenario: ')}") from None
 
 
 def _easiest_network(trial: Trial, cluster: Cluster) -> Topology:

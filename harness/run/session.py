@@ -171,11 +171,18 @@ def check_join(join: bool, folder: Path | None) -> None:
         raise UsageError.at("command line", "--join", "no --out", "with --out, the folder that all share")
 
 
-def check_start(plan: Plan, folder: Path | None = None, results: Path = RESULTS) -> None:
+def check_start(plan: Plan, cluster: Cluster, folder: Path | None = None, results: Path = RESULTS) -> Sequence[Trial]:
     """Refuse what ``open_store`` and ``run`` would, as far as that is known before anything is made or started.
 
+    Args:
+        cluster: on which it is to run; it need not be entered.
+
+    Returns:
+        What is left to run.
+
     Raises:
-        UsageError: the plan can only be predicted, does not fit into memory, or the folder holds another run.
+        UsageError: the plan can only be predicted, does not fit into memory, or asks for what there is not on this kind
+            of cluster; or the folder holds another run.
     """
     check_size(plan.scenario)
     there = unfinished_run(plan, results) if folder is None else folder if Store.is_run(folder) else None
@@ -186,6 +193,8 @@ def check_start(plan: Plan, folder: Path | None = None, results: Path = RESULTS)
         execute.check_same_code(plan, store, attempts)
         pending = plan.pending(attempts)
     execute.check_memory(plan, pending)
+    execute.check_networks(pending, cluster, cluster.check_kind)
+    return pending
 
 
 def open_store(plan: Plan, folder: Path | None = None, results: Path = RESULTS) -> Store:
@@ -230,6 +239,7 @@ def run(
     watcher: Watcher | None = None,
     until: float | None = None,
     join: bool = False,
+    later: Sequence[Trial] = (),
 ) -> Result:
     """Run what a store does not hold as done: the trials, and then more seeds where accuracy is open.
 
@@ -239,6 +249,8 @@ def run(
         command: what started this, for the record.
         until: see ``run_scenario``.
         join: likewise.
+        later: trials of other plans that are to run when this one has ended. What the cluster cannot carry of them is
+            refused before the first trial.
 
     Raises:
         UsageError: another run is using the folder, it holds trials of other code, or a case cannot be carried here.
@@ -262,6 +274,7 @@ def run(
             else:
                 store.add_provenance(of_this)
             with watcher.running(outlook), cluster:
+                execute.check_networks(later, cluster, cluster.check)
                 if claims:
                     execute.run_shared(plan, store, cluster, watcher.progress, watcher.ended, claims, enough)
                 else:

@@ -231,6 +231,12 @@ def test_all_scenarios_are_checked_before_the_first_one_runs(pacbench: Pacbench,
     refused(pacbench("run", "mine.toml", "large.toml", "--on", "fake"), "cluster.workers: found 512")
     assert not (tmp_path / "results").exists()
 
+    (tmp_path / "limited.toml").write_text(SCENARIO.replace("workers = 2", 'workers = 2\nmemory = "1GB"'))
+    refused(
+        pacbench("run", "mine.toml", "limited.toml", "--on", "netns"), "limited: cluster.memory: found '1000000000B'"
+    )
+    assert not (tmp_path / "results").exists()
+
 
 def test_folders_of_all_scenarios_are_checked_before_the_first_one_runs(pacbench: Pacbench, tmp_path: Path) -> None:
     (tmp_path / "other.toml").write_text(SCENARIO)

@@ -340,6 +340,18 @@ def test_a_rate_that_the_machine_cannot_carry_stops_everything_first(plan: Plan,
     assert store.attempts().empty
 
 
+def test_so_does_a_rate_of_a_plan_that_is_to_run_later(plan: Plan, store: Store) -> None:
+    class OfFour(FakeCluster):
+        def check(self, topology: Any, resources: Any = None) -> None:
+            if topology.workers > 4:
+                raise UsageError.at("scenario", "link.rate", "100 Mbit/s", "up to 1 Mbit/s")
+
+    other = make(only(load("replay", ["cluster.workers=8", "train.dilation=1"]), ["bf16"]), "fake")
+    with pytest.raises(UsageError, match=r"^replay: link\.rate: found"):
+        session.run(plan, store, OfFour(), ["test"], later=other.trials)
+    assert store.attempts().empty
+
+
 @pytest.mark.parametrize(
     ("error", "status"), [(KeyboardInterrupt(), "interrupted"), (ClusterBrokenError("the agent ended"), "failed")]
 )

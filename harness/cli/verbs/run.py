@@ -68,13 +68,13 @@ def verb(
         for name, cluster in zip(scenarios, clusters, strict=True)
     ]
     folders = _folders([plan.scenario.name for plan in plans], out)
-    for plan, folder in zip(plans, folders, strict=True):
-        check_start(plan, folder)
+    pending = [check_start(*each) for each in zip(plans, clusters, folders, strict=True)]
     stores, failed = [], 0
     with words_aside(as_json):
-        for plan, folder, cluster in zip(plans, folders, clusters, strict=True):
+        for number, (plan, cluster, folder) in enumerate(zip(plans, clusters, folders, strict=True), start=1):
             stores.append(open_store(plan, folder))
-            failed += run_and_report(plan, stores[-1], cluster, why, until_share, join).failed
+            later = [trial for of_one in pending[number:] for trial in of_one]
+            failed += run_and_report(plan, stores[-1], cluster, why, until_share, join, later).failed
     if as_json:
         from harness.report.export import figures_json
 

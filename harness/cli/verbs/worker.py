@@ -48,16 +48,13 @@ def verb(
 
     from harness.cli.running import run_and_report
     from harness.cluster.hosts.cluster import HostsCluster
-    from harness.plan.expected import topology_of
     from harness.run.planning import plan_run
     from harness.run.session import check_start, open_store
 
     until_share = share("--until", until) if until else None
     with words_aside(as_json), HostsCluster(launch, interface, address, backend, float(wait), shape) as cluster:
         plan = plan_run(scenario, cluster, set_ or (), method or (), rounds, until_share, seeds)
-        for case in plan.scenario.cases:
-            cluster.check(topology_of(case).slowed(case.train.dilation or 1.0), case.cluster.resources)
-        check_start(plan, out)
+        check_start(plan, cluster, out)
         store = open_store(plan, out)
         failed = run_and_report(plan, store, cluster, "as started", until_share).failed
     if as_json:

@@ -120,15 +120,14 @@ class ComposeCluster(EmulatedCluster):
             "container": {**engine.image_facts(client, self._image), "libraries": json.loads(shown)},
         }
 
-    def check(self, topology: Topology, resources: Resources = NO_LIMITS) -> None:
-        """See ``Cluster.check``."""
+    def check_kind(self, topology: Topology, resources: Resources = NO_LIMITS) -> None:
+        """See ``Cluster.check_kind``."""
         if resources.device == "cuda" and not engine.gpu_count():
             raise UsageError.at("scenario", "cluster.device", "cuda", "cpu, as `nvidia-smi -L` names no GPU here")
         if topology.fabric.groups:
             raise UsageError.at("scenario", "fabric.groups", topology.fabric.groups, "none on docker, but on netns")
         if topology.link.trace:
             raise UsageError.at("scenario", "link.trace", "a trace", "none on docker, but on netns")
-        super().check(topology, resources)
 
     def share_file(self, file: Path) -> None:
         """See ``Cluster.share_file``."""

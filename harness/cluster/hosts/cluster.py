@@ -188,8 +188,8 @@ class HostsCluster:
     ) -> None:
         self.close()
 
-    def check(self, topology: Topology, resources: Resources = NO_LIMITS) -> None:
-        """See ``Cluster.check``: links are as they are, so nothing may be asked of them; but rates, of shaped ones."""
+    def check_kind(self, topology: Topology, resources: Resources = NO_LIMITS) -> None:
+        """See ``Cluster.check_kind``: links are as they are, and only rates may be asked of them, of shaped ones."""
         if topology.workers > self._launch.world_size:
             allowed = f"up to {self._launch.world_size}, the ranks that were started"
             raise UsageError.at("scenario", "cluster.workers", topology.workers, allowed)
@@ -207,6 +207,10 @@ class HostsCluster:
         limits = resources.model_dump(by_alias=True, exclude_defaults=True, exclude={"device"})
         for field, value in limits.items():
             raise UsageError.at("scenario", f"cluster.{field}", value, "nothing on hosts: the scheduler sets limits")
+
+    def check(self, topology: Topology, resources: Resources = NO_LIMITS) -> None:
+        """See ``Cluster.check``: what hosts carry is only measured."""
+        self.check_kind(topology, resources)
 
     def _check_rates(self, topology: Topology) -> None:
         """Hosts' links have delays and losses of their own, beside which none that was asked for would be told."""
