@@ -118,7 +118,7 @@ class Execution(Section):
     """Empty where it finished."""
     exit_code: int
     """What is passed on: that of the rank that failed first, or 128 and the signal's number; 124: out of time; 130:
-    interrupted."""
+    interrupted; 5: a node was lost."""
     wall_time_s: float
     """From the command's start to the end of its last rank."""
     links: tuple[LinkTraffic, ...]

@@ -16,7 +16,7 @@ from typing import Any
 from harness import provenance
 from harness.cluster.protocol import EXECUTE, ClusterBrokenError, CommandCluster
 from harness.errors import EXIT_INTERRUPTED, MeasurementError
-from harness.messages import CommandEnded, Failed, Message, Output, RankEnded, Traffic
+from harness.messages import CommandEnded, Exit, Failed, Message, Output, RankEnded, Traffic
 from harness.network.readings import Readings
 from harness.network.topology import Topology
 from harness.plain import visible
@@ -146,6 +146,8 @@ class _Course:
         self._ended: dict[str, CommandEnded] = {}
         self._began_s = time.monotonic()
         self._give_up_at_s = math.inf
+        self._lost = False
+        """Whether a node is."""
 
     def run(self) -> None:
         """All of it. Whatever ends it early ends every rank."""
@@ -156,7 +158,7 @@ class _Course:
                 self._see_to_the_end(interruptions)
                 if time.monotonic() > self._give_up_at_s:
                     break  # leaving ends all that still runs
-        for traffic in self._cluster.count():
+        for traffic in self._last_counts():
             self.counting.add(traffic)
 
     def use_of(self, node: str) -> WorkerUse:
@@ -198,8 +200,28 @@ class _Course:
                     self._end("failed", _why(message), code, signal.SIGTERM)
             case CommandEnded():
                 self._ended[message.node] = message
+            case Failed() if message.lost:
+                self._lose(message.node, message.reason)
             case Failed():
                 raise MeasurementError(f"{message.node}: {message.reason}")
+            case Exit() if message.code:
+                self._lose(message.node, f"the process that pacbench has there ended with {_how(message.code)}")
+
+    def _lose(self, node: str, reason: str) -> None:
+        """A node is lost, by no fault of the command's: its ranks have no end that could be told."""
+        self._lost = True
+        self._end("failed", f"{node}: {reason}", MeasurementError.exit_code, signal.SIGTERM)
+
+    def _last_counts(self) -> Sequence[Traffic]:
+        """What queues have carried by now; nothing where a lost node cannot be asked."""
+        try:
+            return self._cluster.count()
+        except ClusterBrokenError:
+            raise
+        except MeasurementError:
+            if not self._lost:
+                raise
+            return ()
 
     def _see_to_the_end(self, interruptions: list[int]) -> None:
         if interruptions:
@@ -218,8 +240,12 @@ class _Course:
 
 
 def _why(ended: RankEnded) -> str:
-    how = f"exit code {ended.code}" if ended.code > 0 else signal.Signals(-ended.code).name
-    return f"rank {ended.rank} on {ended.node}: {how}"
+    return f"rank {ended.rank} on {ended.node}: {_how(ended.code)}"
+
+
+def _how(code: int) -> str:
+    known = {each.value: each.name for each in signal.Signals}
+    return f"exit code {code}" if code > 0 else known.get(-code, f"signal {-code}")
 
 
 def _in_words(topology: Topology) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -14,12 +16,14 @@ from forked import SERVER
 from in_process import call_pacbench
 
 from harness import programs
-from harness.errors import UsageError
-from harness.messages import CommandEnded, QueueCount, RankEnded, Traffic
+from harness.cluster.fake import FakeCluster
+from harness.errors import MeasurementError, UsageError
+from harness.messages import CommandEnded, Exit, Failed, Message, QueueCount, RankEnded, Traffic
 from harness.network.topology import Topology
 from harness.network.traffic import queue_counts, retransmits
-from harness.record.execution import new_folder
-from harness.run.command import look_every_s
+from harness.record.execution import Execution, new_folder
+from harness.run.command import Job, look_every_s
+from harness.run.command import execute as execute_job
 from harness.run.counting import MOST_SAMPLES, Counting
 from harness.scenario.links import Link
 from harness.worker.command import READ_BYTES, Order, Printed, execute
@@ -178,6 +182,51 @@ def test_a_folder_that_stays_empty_goes(tmp_path: Path) -> None:
     with new_folder(tmp_path, tmp_path / "mine") as folder:
         (folder / "exec.json").write_text("{}")
     assert folder.exists()
+
+
+class Scripted(FakeCluster):
+    """Runs commands: what is heard of them is what it was told."""
+
+    def __init__(self, *heard: Message, countable: bool = True) -> None:
+        super().__init__()
+        self.heard, self.countable, self.signals = heard, countable, list[int]()
+
+    def find_command(self, command: str, environment: Mapping[str, str]) -> None:
+        """It is there."""
+
+    def share_folder(self, folder: Path) -> None:
+        """Nobody writes."""
+
+    def signal(self, number: int) -> None:
+        self.signals.append(number)
+
+    def count(self) -> list[Traffic]:
+        if self.signals and not self.countable:
+            raise MeasurementError("the links' counters cannot be read: w1: its container has ended")
+        return first()
+
+    def run(self, task: str, spec: Mapping[str, Any], timeout_s: float) -> Iterator[Message]:
+        yield from self.heard
+
+
+GONE = [
+    (Exit(node="w1", code=-9), "w1: the process that pacbench has there ended with SIGKILL"),
+    (Failed(node="w1", reason="its container has ended", lost=True), "w1: its container has ended"),
+]
+
+
+@pytest.mark.parametrize("countable", [True, False])
+@pytest.mark.parametrize(("lost", "reason"), GONE)
+def test_a_node_that_is_lost_ends_the_command_and_leaves_a_record(
+    lost: Message, reason: str, countable: bool, tmp_path: Path
+) -> None:
+    ended = [RankEnded(node="w0", rank=0, code=0), CommandEnded(node="w0", cpu_s=1.0, peak_memory_bytes=1)]
+    cluster = Scripted(lost, *ended, Exit(node="w0", code=0), countable=countable)
+    found = execute_job(cluster, star(), Job(["true"], tmp_path, {}), lambda said: None, ["pacbench"])
+    assert (found.ending, found.reason, found.exit_code) == ("failed", reason, 5)
+    assert cluster.signals == [signal.SIGTERM]
+    assert [use.exit_codes for use in found.uses] == [{0: 0}, {}]
+    assert Execution.load(found.save(tmp_path).parent).reason == reason
 
 
 def test_a_cluster_that_runs_nothing_is_refused(tmp_path: Path) -> None:
