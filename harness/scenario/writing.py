@@ -22,6 +22,6 @@ def _value(value: Any) -> str:
     """A value as TOML, whose basic strings are JSON's."""
     if isinstance(value, dict):
         return "{ " + ", ".join(entries(value)) + " }"
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(_value, value)) + "]"
     return json.dumps(value) if isinstance(value, (bool, str)) else repr(value)

@@ -63,6 +63,17 @@ def test_rates_are_written_into_a_scenario_that_says_so(tmp_path: Path) -> None:
     assert load(str(tmp_path / "again.toml")).methods == tuned.methods
 
 
+def test_an_optimizer_of_a_methods_own_is_written_too(tmp_path: Path) -> None:
+    optimizer = 'optimizer = { name = "adamw", betas = [0.8, 0.95] }\nlr = 0.001\n'
+    methods = f'[[methods]]\nname = "dense"\n[[methods]]\nname = "topk"\n{optimizer}'
+    (tmp_path / "own.toml").write_text(f"rounds = 1\n[train]\nsteps = 24\n{methods}")
+    done = call_pacbench(("tune", "own.toml", "-o", "tuned.toml", "--on", "fake", "--seeds", "1"), tmp_path)
+    assert done.returncode == 0, done.stderr
+    given, found = (load(str(tmp_path / name)).methods[1].optimizer for name in ("own.toml", "tuned.toml"))
+    assert found == given
+    assert found is not None
+
+
 def test_plugins_that_were_tuned_are_found_from_another_folder(tmp_path: Path) -> None:
     shutil.copytree(PLUGINS, tmp_path / "toys")
     (tmp_path / "elsewhere").mkdir()
