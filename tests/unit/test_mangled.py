@@ -16,11 +16,17 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from in_process import call_pacbench
+from piloted import pilot
 from tries import tries
+from typer.main import get_command
 
 from harness.analysis.claims import schema
 from harness.attach import findings, reading
+from harness.cli.app import make_app
 from harness.errors import MeasurementError, UsageError
+from harness.network.readings import Readings
+from harness.record import pilot as pilots
+from harness.record.execution import Execution, LinkTraffic, Sample, WorkerUse
 from harness.scenario.load import load
 from harness.workload import profile
 from harness.workload.data import DATASETS
@@ -209,11 +215,20 @@ def test_any_links_of_probe_and_exec(tmp_path: Path, verb: str, option: str, val
 OPTIONS = [
     *(("run", "x.toml", "--on", "fake", option) for option in ("--until", "--seeds", "--rounds", "--method", "--out")),
     ("gate", "x.json", "--against", "x.json", "--max-slowdown"),
-    *(("tune", "x.toml", "--on", "fake", "-o", "y.toml", option) for option in ("--rates", "--seeds", "--steps")),
+    *(("tune", "x.toml", "--on", "fake", "-o", "y.toml", option) for option in ("--grid", "--seeds", "--steps")),
     *(("profile", "no such model", "-o", "y.json", option) for option in ("--derive-for", "--steps", "--optimizer")),
     *(("exec", option, "{}", "--set", "link.odd=1", "--") for option in ("--timeout", "--param", "--method", "--on")),
     *((verb, "{}") for verb in ("plan", "run", "report", "compare", "gate", "reference", "doctor", "tune")),
 ]
+
+
+@pytest.mark.parametrize("command", OPTIONS, ids=" ".join)
+def test_what_options_are_tried_with_are_such(command: tuple[str, ...]) -> None:
+    """Else nothing is tried, but that there is no such option."""
+    verb, *words = command[: command.index("--")] if "--" in command else command
+    known = get_command(make_app()).commands[verb]  # type: ignore[attr-defined]
+    options = {option for parameter in known.params for option in parameter.opts}
+    assert {word for word in words if word.startswith("-")} <= options
 
 
 @tries(60)
@@ -313,6 +328,74 @@ def test_any_findings_of_a_script(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "rank-0.jsonl").write_bytes(content)
     with suppress(MeasurementError):
         reading.shortfall(tmp_path, 2)
+
+
+LINK = """[link]
+rate = "100mbit"
+delay = "1ms"
+queue = "64KiB"
+loss_bursts = { p = "1%", r = "25%" }
+[link.up]
+rate = "50mbit"
+[link.workers.w1]
+rate = "10mbit"
+"""
+
+
+@tries(40)
+@given(mangled(LINK))
+def test_any_file_of_a_link(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.toml").write_text('rounds = 1\n[train]\nsteps = 20\n[[methods]]\nname = "dense"\n')
+    (tmp_path / "link.toml").write_bytes(content)
+    ends_well(tmp_path, "plan", "x.toml", "--on", "fake", "--link", "link.toml")
+
+
+RECORD = Execution(
+    command=("true",),
+    folder="/",
+    cluster="netns",
+    workers=1,
+    per_node=1,
+    network={"workers": 2},
+    network_in_words="2 workers",
+    ending="failed",
+    reason="w0: its container has ended",
+    exit_code=5,
+    wall_time_s=1.5,
+    links=(
+        LinkTraffic(
+            link="w0",
+            direction="up",
+            worker=0,
+            rate_bps_asked=None,
+            wire_bytes=1514,
+            payload_bytes=1448,
+            packets=1,
+            drops=0,
+            samples=(Sample(time_s=0.0, wire_bytes=0, backlog_bytes=0),),
+        ),
+    ),
+    uses=(WorkerUse(worker="w0", exit_codes={0: -9}, retransmits=0, cpu_s=None, peak_memory_bytes=None),),
+    before=Readings(links=(), rtt_s=(1e-4,), took_s=0.5),
+    after=None,
+    provenance={"command": ["pacbench", "exec"]},
+)
+
+
+@tries(60)
+@given(mangled(RECORD.model_dump_json(by_alias=True)))
+def test_any_record_of_a_command(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "exec.json").write_bytes(content)
+    with suppress(UsageError):
+        Execution.load(tmp_path)
+
+
+@tries(60)
+@given(mangled(pilot().model_dump_json(by_alias=True, indent=1)))
+def test_any_record_of_a_pilot(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / pilots.FILE).write_bytes(content)
+    with suppress(UsageError):
+        pilots.load(tmp_path / pilots.FILE)
 
 
 def test_what_is_nested_deeply_is_one_line(tmp_path: Path) -> None:
