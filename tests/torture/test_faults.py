@@ -144,9 +144,12 @@ def test_signals(ordeal: Ordeal, undisturbed: Undisturbed, fault: str) -> None:
     survive(ordeal, undisturbed, *SIGNALS[fault])
 
 
-# A trace's player is forked beside the workers. What it changes is no drift.
+# Who changes links is forked beside the workers: a trace's player, and who slows them for a run that looks for a
+# dilation. What they change is no drift.
 
 TRACED = ("--set", f"link.trace={Path(__file__).with_name('dip.csv')}")
+
+DILATED = ("--set", "train.pace=digits-cnn-epyc")
 
 
 def player(ordeal: Ordeal) -> psutil.Process:
@@ -161,18 +164,23 @@ def network(process: psutil.Process) -> str:
     return ""
 
 
+HARM = {
+    "is killed": send(signal.SIGKILL, to=player),
+    "is asked to end": send(signal.SIGTERM, to=player),
+    "loses its terminal": send(signal.SIGHUP, to=player),
+    "stands still": stop(to=player),
+}
 PLAYERS = {
-    "the player is killed": send(signal.SIGKILL, to=player),
-    "the player is asked to end": send(signal.SIGTERM, to=player),
-    "the player loses its terminal": send(signal.SIGHUP, to=player),
-    "the player stands still": stop(to=player),
+    f"{who} {what}": (settings, strike)
+    for who, settings in {"the player": TRACED, "a dilated run's player": DILATED}.items()
+    for what, strike in HARM.items()
 }
 
 
 @pytest.mark.parametrize("fault", of_kind("process", PLAYERS))
 def test_players(ordeal: Ordeal, undisturbed: Undisturbed, fault: str) -> None:
-    ordeal.settings = TRACED
-    survive(ordeal, undisturbed, PLAYERS[fault], {FAILED})
+    ordeal.settings, strike = PLAYERS[fault]
+    survive(ordeal, undisturbed, strike, {FAILED})
 
 
 # Links
