@@ -103,8 +103,6 @@ def _check_shrinks(scenario: Scenario, case: Case, method: MethodSpec) -> None:
 
 def _check_training(scenario: Scenario, case: Case) -> None:
     train = case.train
-    if train.shrink > 1:
-        raise UsageError.at(scenario.name, "train.shrink", train.shrink, "1 without train.replay: what learns is whole")
     model, known = _known_model(scenario, train.model), _known_dataset(scenario, train.dataset)
     data = known.in_folder(train.data_dir)
     if not model.fits(data):

@@ -153,9 +153,7 @@ def _prepare(plan: Plan, pending: Sequence[Trial], cluster: Cluster) -> None:
     check_networks(pending, cluster, cluster.check)
 
 
-def check_networks(
-    trials: Iterable[Trial], cluster: Cluster, check: Callable[[Topology, Resources], None]
-) -> None:
+def check_networks(trials: Iterable[Trial], cluster: Cluster, check: Callable[[Topology, Resources], None]) -> None:
     """Ask once of each network whether it can be had.
 
     Args:

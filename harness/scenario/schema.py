@@ -312,6 +312,9 @@ class Case(Section):
         if self.train.dilation not in (None, 1.0) and not self.can_be_dilated:
             where = "where links are unshaped" if self.train.profile else "without train.pace or train.replay"
             raise ValueError(f"train.dilation: found {self.train.dilation:g}; allowed: 1 {where}")
+        if self.train.shrink > 1 and not (self.train.replay and self.can_be_dilated):
+            where = "where links are unshaped" if self.train.replay else "without train.replay: what learns is whole"
+            raise ValueError(f"train.shrink: found {self.train.shrink}; allowed: 1 {where}")
         return self
 
     @property

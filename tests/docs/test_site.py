@@ -25,7 +25,7 @@ PAGES = (
     *("examples/scripts/index.html", "examples/plugins/index.html"),
 )
 LIKE_OTHERS = re.compile(r"(404|JSON|results/reference/.+/(report|claims)|explorer-page)\.html")
-"""Pages like one of these: the same at another place, or of another run; and the explorer, at which tests/browser looks."""
+"""Pages like one of these: the same at another place, or of another run; the explorer, which tests/browser looks at."""
 
 
 @pytest.fixture(scope="module")
