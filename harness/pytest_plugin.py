@@ -31,6 +31,9 @@ class BenchmarkRun:
 
     def speedup(self, label: str) -> Estimate:
         """The method's speedup over the baseline, in the first case, with its interval."""
+        labels = [method.label for method in self.measured.scenario.methods]
+        if label not in labels:
+            pytest.fail(f"pacbench: speedup: found {label!r}; allowed: {', '.join(labels)}", pytrace=False)
         found = self.measured.cases[0].method(label).speedup
         if found is None:
             pytest.fail(f"pacbench: {label} and the baseline finished in no round together", pytrace=False)
@@ -38,6 +41,8 @@ class BenchmarkRun:
 
     def must_keep_its_throughput(self, against: str | Path, max_slowdown: float = 0.10) -> None:
         """Fail the test unless the gate passes: a method is slower, cannot be judged, or did not finish.
+
+        Methods of the reference that this run was not asked for are not judged.
 
         Args:
             against: the name of a reference in ``results/reference/``, its file, or the folder of a run.
@@ -47,6 +52,9 @@ class BenchmarkRun:
         from harness.errors import PacbenchError
         from harness.report import verdicts
 
+        if not 0 < max_slowdown <= 1:
+            allowed = "a share above 0, up to 1, such as 0.1"
+            pytest.fail(f"pacbench: max_slowdown: found {max_slowdown!r}; allowed: {allowed}", pytrace=False)
         try:
             found = gate.judge(self.measured, reference.read(Path(against)), max_slowdown)
         except PacbenchError as error:

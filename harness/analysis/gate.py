@@ -8,6 +8,8 @@ the slowdown may truly be,
 * ``inconclusive``: neither is; more rounds or a quieter machine would tell,
 * ``failed``: a trial of the method did not finish.
 
+What is judged are the methods that the run was asked for: a reference may have more, which are named and not judged.
+
 A machine that computes more slowly than the reference's did, because it is another one or has other work, slows methods
 that compute much more than the baseline, which waits for the network. Each trial therefore times a fixed piece of work,
 and what the processor did in a step is put to the reference's pace. Where the baseline's own computation still differs,
@@ -79,6 +81,12 @@ class Gate:
         return next(verdict for verdict in EXIT_CODES if verdict in verdicts)
 
     @property
+    def not_asked_for(self) -> list[str]:
+        """The reference's methods that the run was not asked for, which are not judged."""
+        asked_for = {method.label for method in self.run.scenario.methods}
+        return [method.label for method in self.reference.scenario.methods if method.label not in asked_for]
+
+    @property
     def exit_code(self) -> int:
         """The exit code of the command."""
         return EXIT_CODES[self.verdict]
@@ -94,7 +102,8 @@ def judge(run: Measured, reference: Measured, max_slowdown: float = MAX_SLOWDOWN
         UsageError: the two are of different scenarios.
         MeasurementError: there is no method beside the baseline, so that nothing would be judged.
     """
-    baseline, changes = run.scenario.baseline, compare.changes(reference, run)
+    baseline, asked_for = run.scenario.baseline, {method.label for method in run.scenario.methods}
+    changes = [change for change in compare.changes(reference, run) if change.label in asked_for]
     judged = sum(change.label != baseline for change in changes)
     if not judged:
         raise MeasurementError(f"{run.where}: it has no method beside {baseline}; nothing can be judged")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -10,6 +10,7 @@ import pandas as pd
 from harness.plan.status import ACCURACY, DISTURBED, DONE
 from harness.record.far_out import MOST_DISTURBED
 from harness.record.store import WORKLOAD_COLUMNS
+from harness.scenario.schema import Scenario
 from harness.scenario.target import Target
 
 FAKE = "fake"
@@ -18,6 +19,9 @@ FAKE = "fake"
 CASE_COLUMNS = ("rate_bps", "delay_s", "loss", "network", "dilation", "pace", *WORKLOAD_COLUMNS)
 """What trials must have in common to be compared."""
 
+
+UNTIL = "until"
+"""Key of an entry of provenance: how narrow intervals had to be for a run to end before its last round."""
 
 FEWEST_UNDISTURBED = 2
 """Rounds of a method that must be left where disturbed ones are left out."""
@@ -41,6 +45,13 @@ def leave_out_disturbed(trials: pd.DataFrame) -> pd.DataFrame:
 def on_links(trials: pd.DataFrame) -> pd.DataFrame:
     """Those that ran on the links that were asked for: all but further seeds for accuracy."""
     return trials[trials["purpose"] != ACCURACY]
+
+
+def rounds_asked_for(trials: pd.DataFrame, scenario: Scenario, provenance: Sequence[Mapping[str, Any]]) -> int:
+    """How many rounds a run was to have; where it was to end with the round that is enough, those that were begun."""
+    if provenance and UNTIL in provenance[-1]:
+        return int(on_links(trials)["round"].max()) + 1
+    return scenario.rounds
 
 
 def workload_of(row: Mapping[Any, Any] | pd.Series[Any]) -> tuple[Any, ...]:

@@ -19,7 +19,7 @@ from harness.analysis.cases import CaseResult, case_results, label_to_beat
 from harness.analysis.methods import MethodResult
 from harness.analysis.noise import noise_of_cases
 from harness.analysis.savings import saving_bound
-from harness.analysis.trials import FAKE
+from harness.analysis.trials import FAKE, rounds_asked_for
 from harness.plan.status import ACCURACY, DONE, LEARNT
 from harness.provenance import made_by
 from harness.record.steady import FEWEST_REPLAYED, FEWEST_S, FEWEST_STEPS
@@ -137,7 +137,7 @@ def collect(store: Store) -> Facts:
         scripted=SCRIPTED if (trials["cluster"] == FAKE).any() else "",
         paybacks={case.title: _paybacks(case, reference) for case in cases},
         attempts=_attempts(cases, attempts, events),
-        not_run=_not_run(cases, scenario),
+        not_run=_not_run(cases, scenario, rounds_asked_for(trials, scenario, store.provenance())),
         verified=[links for case in cases if (links := verified_links(case)).verifications],
         made_by=measured_by(trials, store.provenance()),
         ended=_ended(trials),
@@ -350,13 +350,13 @@ def _range_of(payoffs: Sequence[Payoff]) -> str:
     return " to ".join(ends)
 
 
-def _not_run(cases: Sequence[CaseResult], scenario: Scenario) -> list[str]:
-    """What the scenario asks for and no trial was started of, in words."""
+def _not_run(cases: Sequence[CaseResult], scenario: Scenario, rounds_asked: int) -> list[str]:
+    """What the run was asked for and no trial was started of, in words."""
     lost = []
     for case in cases:
         for method in scenario.methods:
             ran = set(case.trials.loc[case.trials["label"] == method.label, "round"])
-            if rounds := [str(number) for number in range(scenario.rounds) if number not in ran]:
+            if rounds := [str(number) for number in range(rounds_asked) if number not in ran]:
                 which = f"{'round' if len(rounds) == 1 else 'rounds'} {', '.join(rounds)}"
                 lost.append(f"{method.label}, {which} ({case.title})")
     if len(cases) < len(scenario.cases):

@@ -10,7 +10,7 @@ from harness.analysis.compare import Change
 from harness.analysis.gate import EXIT_CODES, Gate, MethodVerdict, Verdict
 from harness.analysis.methods import MethodResult
 from harness.analysis.reference import Measured
-from harness.analysis.trials import FAKE, on_links
+from harness.analysis.trials import FAKE, on_links, rounds_asked_for
 from harness.plain import markdown, visible
 from harness.provenance import made_by
 from harness.report import text
@@ -33,6 +33,7 @@ def notes(gate: Gate) -> list[str]:
         *_notes_on_machines(gate),
         *pace_note(gate.reference, gate.run),
         *_notes_on_accuracy(gate.run),
+        *_notes_on_methods(gate),
         *_notes_on_trials(gate.run),
     ]
 
@@ -68,10 +69,18 @@ def _notes_on_accuracy(run: Measured) -> list[str]:
     return lost or ["verdicts are on throughput; every method keeps accuracy"]
 
 
+def _notes_on_methods(gate: Gate) -> list[str]:
+    """What the reference has and the run was not asked for."""
+    if not gate.not_asked_for:
+        return []
+    return [f"not judged, since this run was not asked for them: {', '.join(gate.not_asked_for)}"]
+
+
 def _notes_on_trials(run: Measured) -> list[str]:
     """What was never started, and that numbers are scripted."""
     scenario, found = run.scenario, []
-    planned = scenario.rounds * len(scenario.cases) * len(scenario.methods)
+    rounds = rounds_asked_for(run.trials, scenario, run.provenance)
+    planned = rounds * len(scenario.cases) * len(scenario.methods)
     if (never := planned - len(on_links(run.trials))) > 0:
         found.append(f"{never} of the {planned} trials that the scenario asks for were never started")
     if run.trials["cluster"].eq(FAKE).any():

@@ -16,6 +16,7 @@ import pandas as pd
 
 from harness import provenance
 from harness.analysis.stopping import narrow_enough
+from harness.analysis.trials import UNTIL
 from harness.cluster import registry
 from harness.cluster.protocol import Cluster
 from harness.errors import UsageError
@@ -268,7 +269,7 @@ def run(
         watcher.about_to_run(outlook)
         if outlook.runs_something:
             claims = Claims.joined(store.folder) if join else None
-            of_this = {**provenance.collect(list(command)), **cluster.provenance()}
+            of_this = {**provenance.collect(list(command)), **_ends_early(until), **cluster.provenance()}
             if claims:
                 store.add_own_provenance(of_this, claims.holder.name)
             else:
@@ -284,6 +285,11 @@ def run(
     if until is None:
         return Result(plan, store, failed, Ending.UNFINISHED if failed else Ending.DONE)
     return Result(plan, store, failed, Ending.NARROW_ENOUGH if enough() else Ending.OUT_OF_ROUNDS)
+
+
+def _ends_early(until: float | None) -> dict[str, float]:
+    """For the record: not all rounds of the scenario were asked for."""
+    return {} if until is None else {UNTIL: until}
 
 
 def _outlook(plan: Plan, store: Store, enough: Callable[[], bool]) -> Outlook:

@@ -169,14 +169,35 @@ def test_one_round_is_inconclusive(make_run: MakeRun) -> None:
     assert "1 round in which both it and the baseline have a throughput; 2 are needed" in found.methods[0].reason
 
 
-def test_a_method_that_one_side_lacks_is_inconclusive(tmp_path: Path, make_run: MakeRun) -> None:
+@pytest.fixture
+def of_both_and_of_one(tmp_path: Path) -> tuple[Measured, Measured]:
+    """A run of top-k and bf16, and one that was asked for top-k alone."""
     overrides = ["rounds=5", "train.steps=8"]
     both = read(make_store(tmp_path / "both", overrides, methods=["topk", "bf16"]).folder)
-    one = read(make_store(tmp_path / "one", overrides, methods=["topk"]).folder)
-    for run, before, lacks in ((both, one, "one"), (one, both, "one")):
-        verdicts = {j.change.label: (j.verdict, j.reason) for j in judge(run, before).methods}
-        assert verdicts["topk"][0] == "pass"
-        assert verdicts["bf16"] == ("inconclusive", f"{tmp_path / lacks} does not have it")
+    return both, read(make_store(tmp_path / "one", overrides, methods=["topk"]).folder)
+
+
+def test_a_method_that_the_reference_lacks_is_inconclusive(of_both_and_of_one: tuple[Measured, Measured]) -> None:
+    both, one = of_both_and_of_one
+    found = {j.change.label: (j.verdict, j.reason) for j in judge(both, one).methods}
+    assert found["topk"][0] == "pass"
+    assert found["bf16"] == ("inconclusive", f"{one.where} does not have it")
+
+
+def test_what_a_run_was_not_asked_for_is_named_and_not_judged(of_both_and_of_one: tuple[Measured, Measured]) -> None:
+    both, one = of_both_and_of_one
+    found = judge(one, both)
+    assert {j.change.label: j.verdict for j in found.methods} == {"topk": "pass"}
+    assert found.exit_code == 0
+    note = "not judged, since this run was not asked for them: bf16"
+    assert note in verdicts.notes(found)
+    assert note in verdicts.as_markdown(found)
+
+
+def test_what_a_run_was_asked_for_and_never_started_is_inconclusive(make_run: MakeRun) -> None:
+    run = make_run(around(500.0))
+    run = replace(run, trials=run.trials.query("label != 'topk'"))
+    assert verdict_of(judge(run, make_run(around(500.0)))) == ("inconclusive", 4)
 
 
 def test_several_cases_are_judged_each(tmp_path: Path) -> None:
@@ -366,6 +387,12 @@ def test_pytest_benchmark_reads_the_export_as_its_own(
 def test_what_was_never_started_is_noted(make_run: MakeRun) -> None:
     run = make_run(around(500.0))
     run = Measured(run.where, run.scenario, run.trials.query("round < 4"), run.provenance)
-    assert "2 of the 10 trials that the scenario asks for were never started" in verdicts.notes(
-        judge(run, make_run(around(500.0)))
+    before = make_run(around(500.0))
+    assert "2 of the 10 trials that the scenario asks for were never started" in verdicts.notes(judge(run, before))
+
+    ends_early = replace(run, provenance=[{"until": 0.02}])
+    assert not any("never started" in note for note in verdicts.notes(judge(ends_early, before)))
+    interrupted = replace(ends_early, trials=run.trials.query("round < 3 or label == 'topk'"))
+    assert "1 of the 8 trials that the scenario asks for were never started" in verdicts.notes(
+        judge(interrupted, before)
     )

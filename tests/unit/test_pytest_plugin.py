@@ -65,6 +65,16 @@ TESTS = {
         "failed",
         ["pacbench: command line: RUN or REFERENCE: found 'nosuch'"],
     ),
+    "test_of_a_method_that_was_not_run": (
+        "before.speedup('nosuch')",
+        "failed",
+        ["pacbench: speedup: found 'nosuch'; allowed: dense, topk"],
+    ),
+    "test_at_a_limit_in_percent": (
+        "before.must_keep_its_throughput(against=before.measured.where, max_slowdown=10)",
+        "failed",
+        ["pacbench: max_slowdown: found 10; allowed: a share above 0, up to 1, such as 0.1"],
+    ),
     "test_without_a_method": (
         "measure(pacbench, methods=['nosuch'])",
         "failed",
