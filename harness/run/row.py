@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from harness.analysis.trials import CASE_COLUMNS
 from harness.plan.code import PluginCode
 from harness.plan.expected import state_of
 from harness.plan.status import ACCURACY
@@ -59,6 +60,12 @@ def workload_of(trial: Trial) -> tuple[Any, ...]:
     """The trial's values of ``WORKLOAD_COLUMNS``, None where nothing is said."""
     asked = _asked(trial)
     return tuple(asked[column] for column in WORKLOAD_COLUMNS)
+
+
+def case_of(trial: Trial) -> tuple[Any, ...]:
+    """Likewise its values of ``CASE_COLUMNS``: what tells its case from others in all that is made of a run."""
+    asked = _asked(trial)
+    return tuple(asked[column] for column in CASE_COLUMNS)
 
 
 def _asked(trial: Trial) -> dict[str, Any]:

@@ -90,11 +90,51 @@ def test_a_folder_is_locked_while_it_is_used() -> None:
 
 
 @pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("train.lr=[0.05, 0.1]", "quickstart: train.lr: found [0.05, 0.1]; allowed: one value a run"),
+        ("train.steps=[40, 80]", "train.steps: found [40, 80]"),
+        ("train.momentum=[0.5, 0.9]", "train.momentum: found [0.5, 0.9]"),
+        ("train.bucket=['1MB', '25MB']", "train.bucket: found ['1000000B', '25000000B']"),
+        ("train.pretrain=[{steps=1, lr=0.1}, {steps=1, lr=0.2}]", "train.pretrain: found"),
+        ("link.trace=['one.csv', 'other.csv']", "link.trace: found"),
+        ("link.rate=['100mbit', '0.1gbit']", "lists: found ['the same case twice']"),
+    ],
+)
+def test_a_list_whose_cases_no_result_tells_apart_starts_nothing(here: Path, setting: str, says: str) -> None:
+    for name, change_s in (("one.csv", 5), ("other.csv", 7)):
+        (here / name).write_text(f"t_s,rate_bps\n0,10000000\n{change_s},20000000\n")
+    how = {**FAST, "overrides": [*FAST["overrides"], setting]}
+    with pytest.raises(UsageError) as refused:
+        harness.run_scenario("quickstart", **how)  # type: ignore[arg-type]
+    assert says in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert not (here / "results").exists()
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "train.batch_size=[16, 32]",
+        "train.target=['none', 'accuracy 90%']",
+        "train.optimizer=['sgd', 'nesterov']",
+        "link.delay=['0ms', '1ms']",
+        "link.queue=['500kB', '1MB']",
+        "cluster.workers=[2, 3]",
+    ],
+)
+def test_a_list_of_what_results_tell_apart_is_planned(setting: str) -> None:
+    plan = planning.plan_run("quickstart", FakeCluster(), [*FAST["overrides"], setting], FAST["methods"], rounds=1)
+    assert len(plan.trials) == 4
+
+
+@pytest.mark.parametrize(
     ("how", "says"),
     [
         ({"until": 0.0}, "until: found 0.0; allowed: a share above zero"),
         ({"on": "mars"}, "--on: found 'mars'"),
         ({"rounds": 0}, "rounds: found 0"),
+        ({"rounds": 0, "until": 0.02}, "rounds: found 0"),
         ({"seeds": 8, "rounds": 1}, "--seeds: found 8"),
     ],
 )
