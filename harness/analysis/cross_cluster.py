@@ -9,10 +9,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pandas as pd
+
+from harness.analysis.cases import case_results
+from harness.analysis.trials import CASE_COLUMNS, on_links
 from harness.errors import UsageError
 from harness.record.store import Store, require_done
 
-PAIRED_BY = ["rate_bps", "workers", "model", "dataset", "label"]
+Curves = dict[str, list[tuple[int, float]]]
+"""The accuracies of each trial by step, exactly."""
+
+PAIRED_BY = [*(column for column in CASE_COLUMNS if column != "cluster"), "label"]
 """Columns in which trials of the two runs must agree, beside round and seed."""
 
 
@@ -26,8 +33,8 @@ class Line:
     """How many rounds finished on both."""
     samples_per_s: tuple[float, float]
     """Medians over those rounds, on either cluster."""
-    same_curves: int
-    """How many rounds had exactly the same accuracies."""
+    same_curves: int | None
+    """How many rounds had exactly the same accuracies; None: there are none, as in replays."""
     same_parameters: int
     """How many rounds ended with the same parameters."""
 
@@ -44,30 +51,42 @@ def compare(first: Store, second: Store) -> list[Line]:
         UsageError: they are runs of different scenarios, or share no trial.
         MeasurementError: one of them measured nothing.
     """
-    if first.scenario() != second.scenario():
+    scenario = first.scenario()
+    if scenario != second.scenario():
         raise UsageError(f"{second.folder}: not a run of the same scenario as {first.folder}")
-    left, right = (require_done(store.trials(), store.folder) for store in (first, second))
-    curves = _curves(first) | _curves(second)
+    left, right = (on_links(require_done(store.trials(), store.folder)) for store in (first, second))
     pairs = left.merge(right, on=[*PAIRED_BY, "round", "seed"], suffixes=("_1", "_2"))
     if pairs.empty:
         raise UsageError(f"{second.folder}: no trial finished both here and in {first.folder}")
-    return [
-        Line(
-            case=f"{rows['workers'].iloc[0]} workers, {rows['model'].iloc[0]}",
-            label=str(rows["label"].iloc[0]),
-            rounds=len(rows),
-            samples_per_s=(float(rows["samples_per_s_1"].median()), float(rows["samples_per_s_2"].median())),
-            same_curves=sum(
-                curves[one] == curves[two] for one, two in zip(rows["trial_id_1"], rows["trial_id_2"], strict=True)
-            ),
-            same_parameters=int((rows["parameter_hash_1"] == rows["parameter_hash_2"]).sum()),
-        )
-        for _, rows in pairs.groupby(PAIRED_BY, dropna=False, sort=False)
+    curves = _curves(first) | _curves(second)
+    lines = []
+    for case in case_results(first.trials(), scenario):
+        for method in scenario.methods:
+            own = case.trials.loc[case.trials["label"] == method.label, "trial_id"]
+            if len(rows := pairs[pairs["trial_id_1"].isin(own)]):
+                lines.append(_line(case.title, method.label, rows, curves))
+    return lines
+
+
+def _line(case: str, label: str, pairs: pd.DataFrame, curves: Curves) -> Line:
+    return Line(
+        case=case,
+        label=label,
+        rounds=len(pairs),
+        samples_per_s=(float(pairs["samples_per_s_1"].median()), float(pairs["samples_per_s_2"].median())),
+        same_curves=_same_curves(pairs, curves),
+        same_parameters=int((pairs["parameter_hash_1"] == pairs["parameter_hash_2"]).sum()),
+    )
+
+
+def _same_curves(pairs: pd.DataFrame, curves: Curves) -> int | None:
+    both = [
+        (curves.get(one), curves.get(two)) for one, two in zip(pairs["trial_id_1"], pairs["trial_id_2"], strict=True)
     ]
+    return sum(one == two for one, two in both) if any(one or two for one, two in both) else None
 
 
-def _curves(store: Store) -> dict[str, list[tuple[int, float]]]:
-    """The accuracies of each trial by step, exactly."""
+def _curves(store: Store) -> Curves:
     events = store.events()
     accuracies = events[events["kind"] == "accuracy"].sort_values("step")
     return {

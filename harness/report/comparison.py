@@ -11,6 +11,7 @@ from harness.analysis.cross_cluster import compare
 from harness.files import write_whole
 from harness.plain import markdown
 from harness.record.store import Store
+from harness.report.text import NOTHING
 
 FILE = "comparison.md"
 
@@ -23,7 +24,7 @@ def write(first: Store, second: Store) -> Path:
     rows = [
         f"| {markdown(line.case)} | {markdown(line.label)} "
         f"| {line.samples_per_s[0]:.1f} | {line.samples_per_s[1]:.1f} | {line.ratio:.3f} "
-        f"| {line.same_curves} of {line.rounds} | {line.same_parameters} of {line.rounds} |"
+        f"| {_of(line.same_curves, line.rounds)} | {_of(line.same_parameters, line.rounds)} |"
         for line in lines
     ]
     page = second.folder / FILE
@@ -35,6 +36,10 @@ def write(first: Store, second: Store) -> Path:
         "|---|---|--:|--:|--:|--:|--:|\n" + "\n".join(rows) + "\n",
     )
     return page
+
+
+def _of(count: int | None, rounds: int) -> str:
+    return NOTHING if count is None else f"{count} of {rounds}"
 
 
 def _cluster(store: Store) -> str:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gate_runs import MakeRun, around
+from synthetic import make_store, row_again
 
-from harness.analysis import compare
+from harness.analysis import compare, cross_cluster
+from harness.record.store import Store
 from harness.report import changes as changes_text
+from harness.report import comparison
 
 
 def test_a_comparison_tells_faster_from_slower_from_neither(make_run: MakeRun) -> None:
@@ -64,3 +69,50 @@ def test_a_comparison_names_what_did_not_finish(make_run: MakeRun) -> None:
     changes = compare.changes(before, after)
     assert any("round 0 crashed" in line for line in changes_text.notes(before, after, changes))
     assert json.dumps(changes_text.as_json(before, after, changes), allow_nan=False)
+
+
+@pytest.fixture
+def on_two_kinds(tmp_path: Path) -> Callable[..., tuple[Store, Store]]:
+    """A run of one scenario on network namespaces, and one on the scripted cluster."""
+
+    def make(*overrides: str, **how: Any) -> tuple[Store, Store]:
+        settings = ["rounds=2", "train.steps=8", *overrides]
+        first, second = (
+            make_store(tmp_path / kind, settings, cluster=kind, methods=["topk"], **how) for kind in ("netns", "fake")
+        )
+        return first, second
+
+    return make
+
+
+def test_clusters_are_compared_case_by_case(on_two_kinds: Callable[..., tuple[Store, Store]]) -> None:
+    lines = cross_cluster.compare(*on_two_kinds("train.pace=none", "train.batch_size=[16, 32]"))
+    assert [(line.case.split(", ")[-1], line.label, line.rounds) for line in lines] == [
+        (batch, label, 2) for batch in ("batch 16", "batch 32") for label in ("dense", "topk")
+    ]
+    assert all(line.case.startswith("100 Mbit/s, 3 workers, digits-cnn on digits") for line in lines)
+    assert {(line.same_curves, line.same_parameters, line.ratio) for line in lines} == {(2, 2, 1.0)}
+
+
+def test_seeds_for_accuracy_alone_are_no_part_of_a_comparison_of_clusters(
+    on_two_kinds: Callable[..., tuple[Store, Store]],
+) -> None:
+    both = on_two_kinds()
+    for store in both:
+        seed = row_again(store.trials().iloc[0], trial_id=f"more-{store.folder.name}", round=2, purpose="accuracy")
+        store.append(seed, [])
+    assert {line.rounds for line in cross_cluster.compare(*both)} == {2}
+
+
+def without_events(store: Store) -> Store:
+    bare = Store.create(store.folder / "bare", store.scenario())
+    for _, row in store.trials().iterrows():
+        bare.append(row_again(row), [])
+    return bare
+
+
+def test_clusters_that_replayed_have_no_curves_to_compare(on_two_kinds: Callable[..., tuple[Store, Store]]) -> None:
+    first, second = on_two_kinds()
+    both = without_events(first), without_events(second)
+    assert {line.same_curves for line in cross_cluster.compare(*both)} == {None}
+    assert comparison.write(*both).read_text().count("| – | 2 of 2 |") == 2
