@@ -91,8 +91,8 @@ def subjects(scenario: Scenario, names: Sequence[str] = ()) -> tuple[list[Subjec
         The subjects, and the names of those profiles that know no codec to compare.
 
     Raises:
-        UsageError: there is no such profile, a named one knows no codec to compare, or the scenario has no methods
-            to compare.
+        UsageError: there is no such profile, a named one, or every one, knows no codec to compare, or the scenario has
+            no methods to compare.
     """
     sixteen_bit = sorted(filter(_is_sixteen_bit, scenario.methods), key=lambda each: each.label != scenario.sixteen_bit)
     compared = [each for each in scenario.methods if each not in sixteen_bit and each.label != scenario.baseline]
@@ -111,6 +111,12 @@ def subjects(scenario: Scenario, names: Sequence[str] = ()) -> tuple[list[Subjec
             raise UsageError.at("command line", "profile", f"{name}, with codecs of {known}", allowed)
         else:
             left_out.append(name)
+    if not made:
+        found = ", ".join(method.label for method in compared)
+        plain = {method.name for method in scenario.methods if method not in compared}
+        known = sorted({codec.method for name in left_out for codec in _read(name).codecs} - plain)
+        allowed = f"some whose codec a profile knows with the same parameters, of {', '.join(known)}"
+        raise UsageError.at("scenario", "methods", found, allowed)
     return made, left_out
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -106,6 +106,21 @@ def topology(workers: int, rate: str, overrides: Sequence[str] | None) -> Topolo
     if complaint := limits.complaint(found.link, found.fabric, found.workers):
         raise UsageError(f"command line: {complaint}")
     return found
+
+
+def refuse_beside(context: typer.Context, option: str, others: Collection[str], allowed: str) -> None:
+    """Refuse what the command line gives and an option would leave unread.
+
+    Args:
+        others: names of the verb's parameters.
+
+    Raises:
+        UsageError: one of them was given.
+    """
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name) if parameter.name in others else None
+        if source is not None and source.name == "COMMANDLINE":
+            raise UsageError.at("command line", max(parameter.opts, key=len), f"with {option}", allowed)
 
 
 def with_link(file: Path | None, overrides: Sequence[str] | None) -> list[str]:

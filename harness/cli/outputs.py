@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -41,8 +42,13 @@ class Terminal:
         stream.flush()
 
 
+STREAM = re.compile(r"w\d+(\.\d+)?\.(out|err)")
+
+
 class Files:
-    """Files ``w0.out`` and ``w0.err``, or ``w0.1.out`` where a node has several ranks; those there are are replaced.
+    """Files ``w0.out`` and ``w0.err``, or ``w0.1.out`` where a node has several ranks.
+
+    Those of an earlier command are removed: what is there afterwards is all of this one.
 
     Raises:
         UsageError: the folder cannot be written.
@@ -54,6 +60,10 @@ class Files:
         try:
             make_folder(folder)
             check_writable(folder / "w0.out")
+            for path in [*folder.iterdir()]:
+                if STREAM.fullmatch(path.name):
+                    with writing(path):
+                        path.unlink()
         except UnwritableError as error:
             raise _unwritable(folder, error) from None
 

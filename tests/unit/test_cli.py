@@ -16,7 +16,7 @@ from synthetic import make_store
 
 from harness.cli import app, verbs
 from harness.record.store import Store
-from harness.report import page
+from harness.report import facts, page
 from harness.report.figures import registry
 from harness.report.figures.throughput import throughput
 
@@ -204,6 +204,8 @@ def test_rounds_end_when_every_interval_is_narrow_and_the_same_command_runs_no_m
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "results").iterdir()
     assert sorted(set(Store.open(folder).trials()["round"])) == [0, 1, 2, 3, 4]
+    assert Store.open(folder).provenance()[-1]["until"] == 0.2
+    assert facts.collect(Store.open(folder)).not_run == []
     assert "every interval is narrow enough already" in pacbench(*command).stdout
     assert list((tmp_path / "results").iterdir()) == [folder]
 
@@ -237,6 +239,10 @@ def test_a_gate_holds_a_run_against_a_reference_made_by_one_command(pacbench: Pa
     assert again.returncode == 0, again.stderr
     assert pacbench("compare", str(tmp_path / "other.json"), str(out)).returncode == 0
     assert pacbench("reference", "ci", "--from", str(out)).returncode == 2
+    for option in (("--set", "train.steps=9"), ("--method", "topk"), ("--rounds", "3"), ("--on", "fake")):
+        refused = pacbench("reference", "quickstart", "--from", str(out), *option)
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+        assert f"{option[0]}: found 'with --from'; allowed: the run as it is" in refused.stderr
 
 
 def test_the_workflow_that_is_shown_uses_options_that_there_are(pacbench: Pacbench) -> None:
@@ -299,6 +305,15 @@ def test_what_cannot_be_compared_is_one_line(pacbench: Pacbench, tmp_path: Path)
     assert pacbench("gate", "run", "--against", "run", "--junit", "/nowhere/x").returncode == 2
 
 
+def test_of_two_kinds_of_cluster_there_is_a_page_and_no_json(pacbench: Pacbench, tmp_path: Path) -> None:
+    for kind in ("netns", "fake"):
+        make_store(tmp_path / kind, ["rounds=2", "train.steps=8"], cluster=kind, methods=["topk"])
+    done = pacbench("compare", "netns", "fake", "--json")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--json: found 'two kinds of cluster'; allowed: runs on one kind of cluster" in done.stderr
+    assert "| method | samples/s on netns" in pacbench("compare", "netns", "fake").stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
@@ -308,6 +323,7 @@ def test_what_cannot_be_compared_is_one_line(pacbench: Pacbench, tmp_path: Path)
         (["run", *FAST, "--method", "zip"], 2, "--method: found 'zip'"),
         (["run", *FAST, "--out", "/dev/null/x"], 2, "--out: found '/dev/null/x'"),
         (["run", *FAST, "--rounds", "0"], 2, "rounds: found 0"),
+        (["reference", *FAST, "--rounds", "0"], 2, "rounds: found 0"),
         (["run", *FAST, "--rounds", "many"], 2, "--rounds"),
         (["run", *FAST, "--set", "train.target=f1 0.9"], 2, "train.target: found 'f1 0.9'; allowed: a target such as"),
         (["run", *FAST, "--set", "train.target=perplexity 9"], 2, "only a language has a perplexity"),
@@ -329,6 +345,8 @@ def test_what_cannot_be_compared_is_one_line(pacbench: Pacbench, tmp_path: Path)
         ),
         (["run", *FAST, "--until", "0%"], 2, "--until: found '0%'; allowed: a percentage above zero"),
         (["plan"], 2, "SCENARIO"),
+        (["plan", *FAST, "--show-tc", "--json"], 2, "--json: found 'with --show-tc'"),
+        (["list", "methods", "-v", "--json"], 2, "--json: found 'with -v'"),
         (["reproduce", "--claim", "nosuch"], 2, "--claim: found 'nosuch'; allowed: pactrain-throughput"),
         (["list", "models", "-v"], 2, "found 'list models'; allowed: list methods -v"),
         (["list", "beer"], 2, "found 'beer'; allowed: scenarios, methods, models, datasets"),

@@ -37,7 +37,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 COMMANDS = (
     ("gate", "run", "--against", "intact", "--json", "gate.json"),
     ("compare", "intact", "run", "--json"),
-    ("reference", "quickstart", "--from", "run", "--out", "made.json", "--set", "rounds=2"),
+    ("reference", "quickstart", "--from", "run", "--out", "made.json"),
     ("report", "run", "--paper"),
 )
 

@@ -16,9 +16,10 @@ from forked import SERVER
 from in_process import call_pacbench
 
 from harness import programs
+from harness.cli.outputs import Files
 from harness.cluster.fake import FakeCluster
 from harness.errors import MeasurementError, UsageError
-from harness.messages import CommandEnded, Exit, Failed, Message, QueueCount, RankEnded, Traffic
+from harness.messages import CommandEnded, Exit, Failed, Message, Output, QueueCount, RankEnded, Traffic
 from harness.network.topology import Topology
 from harness.network.traffic import queue_counts, retransmits
 from harness.record.execution import Execution, new_folder
@@ -244,6 +245,7 @@ def test_a_cluster_that_runs_nothing_is_refused(tmp_path: Path) -> None:
         (("--timeout", "soon", "--", "true"), "--timeout: found 'soon'"),
         (("--timeout", "0s", "--", "true"), "--timeout: found '0s'"),
         (("--rate", "fast", "--", "true"), "link.rate: found 'fast'"),
+        (("--link", "link.toml", "--rate", "1gbit", "--", "true"), "--rate: found 'with --link'; allowed: the file's"),
         (("--image", "pacbench", "--", "true"), "--image: found '--on netns'; allowed: with --on docker alone"),
     ],
 )
@@ -254,6 +256,15 @@ def test_what_cannot_be_run_is_refused_in_one_line(arguments: tuple[str, ...], c
     assert complaint in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "record").exists()
+
+
+def test_what_an_earlier_command_printed_is_no_part_of_what_this_one_does(tmp_path: Path) -> None:
+    for name in ("w0.err", "w7.out", "w1.0.err", "notes.out", "w0.err.old"):
+        (tmp_path / name).write_text("a traceback of yesterday")
+    with Files(tmp_path, per_node=1) as shown:
+        shown(Output(node="w0", rank=0, to_stderr=False, lines=["all is well"]))
+    assert {path.name for path in tmp_path.iterdir()} == {"w0.out", "notes.out", "w0.err.old"}
+    assert (tmp_path / "w0.out").read_text() == "all is well\n"
 
 
 def test_a_record_is_not_overwritten(tmp_path: Path) -> None:

@@ -147,8 +147,21 @@ def test_the_command_to_reproduce_has_the_links_and_parameters_of_the_pilot() ->
     ("arguments", "told"),
     [
         (("--price", "2.49EUR/h", "--egress", "$0.09/GB", "--", "true"), "--egress: found '$0.09/GB'"),
-        (("--recheck", "pilot.json", "--plan"), "--plan: found '--recheck'"),
-        (("--recheck", "pilot.json", "--budget", "5min"), "--budget: found '--recheck'"),
+        *(
+            (("--recheck", "pilot.json", *option), f"{option[0]}: found 'with --recheck'; allowed: --link, --json and")
+            for option in (
+                *(("--plan",), ("--budget", "5min"), ("--rate", "100mbit"), ("--set", "link.delay=5ms")),
+                *(("--workers", "4"), ("--per-node", "1"), ("--on", "netns"), ("--tolerance", "2%")),
+                *(("--seeds", "3"), ("--steps", "60"), ("--tested", "3"), ("--scenario", "convergence")),
+                *(("--method", "topk"), ("--model", "digits-cnn"), ("--dataset", "digits"), ("--out", "here")),
+                *(("--price", "2.49/h"), ("--egress", "0.09/GB"), ("--job-steps", "1000")),
+            )
+        ),
+        (
+            ("--link", "link.toml", "--rate", "1gbit", "--", "true"),
+            "--rate: found 'with --link'; allowed: the links of",
+        ),
+        (("--link", "link.toml", "--set", "link.delay=5ms", "--", "true"), "--set: found 'with --link'"),
     ],
 )
 def test_what_does_not_go_together_is_one_line(arguments: tuple[str, ...], told: str) -> None:

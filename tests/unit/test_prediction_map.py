@@ -127,6 +127,17 @@ def test_a_profile_is_asked_about_what_it_knows(tmp_path: Path) -> None:
     assert (mine.name, mine.base.label, mine.knows_base) == ("mine", "bf16", False)
 
 
+@pytest.mark.parametrize("verb", ["map", "explore --scenario"])
+def test_methods_whose_codec_no_profile_knows_are_refused(verb: str, tmp_path: Path) -> None:
+    methods = "".join(f'[[methods]]\nname = "{name}"\n' for name in ("dense", "bf16"))
+    (tmp_path / "mine.toml").write_text(f'{methods}[[methods]]\nname = "topk"\nratio = 0.37\n')
+    ended = call_pacbench((*verb.split(), "mine.toml"), tmp_path)
+    assert ended.returncode == 2
+    assert "scenario: methods: found 'topk'; allowed: some whose codec a profile knows" in ended.stderr
+    assert ended.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.toml"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

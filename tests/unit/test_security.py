@@ -239,7 +239,7 @@ READING = (
     ("compare", "other", "run", "--json"),
     ("gate", "run", "--against", "run"),
     ("gate", "other", "--against", "run"),
-    ("reference", "quickstart", "--from", "run", "--out", "made.json", "--set", "rounds=2"),
+    ("reference", "quickstart", "--from", "run", "--out", "made.json"),
 )
 """All commands that read a stored run."""
 

@@ -10,6 +10,7 @@ import typer
 from harness.cli.console import print_table, say
 from harness.cli.json_output import print_json
 from harness.cli.options import AsJson
+from harness.errors import UsageError
 
 
 def verb(
@@ -29,6 +30,8 @@ def verb(
 
     old, new = reference.read(before), reference.read(after)
     if old.clusters.isdisjoint(new.clusters):
+        if as_json:
+            raise UsageError.at("command line", "--json", "two kinds of cluster", "runs on one kind of cluster")
         page = across.write(Store.open(before), Store.open(after))
         print(page.read_text(encoding="utf-8"))
         say(f"comparison: {page}")

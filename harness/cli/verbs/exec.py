@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.cli.attaching import Method, Metric, Observe, Params, Seed, Steps, attachment
-from harness.cli.options import Keep, LinkFile, On, PerNode, Rate, SetLinks, Workers, command, topology, with_link
+from harness.cli.options import (
+    Keep,
+    LinkFile,
+    On,
+    PerNode,
+    Rate,
+    SetLinks,
+    Workers,
+    command,
+    refuse_beside,
+    topology,
+    with_link,
+)
 from harness.errors import MeasurementError, UsageError
 from harness.plain import visible
 
@@ -23,6 +35,7 @@ SETTINGS = {"allow_interspersed_args": False}
 
 
 def verb(
+    context: typer.Context,
     command_: Annotated[
         list[str] | None,
         typer.Argument(
@@ -66,6 +79,8 @@ def verb(
     from harness.run.command import Job
 
     environment = dict(os.environ)
+    if link:
+        refuse_beside(context, "--link", ["rate"], "the file's rate, or --set link.rate=..., which goes before it")
     if not command_:
         raise UsageError.at(
             "command line", "COMMAND", "nothing", "what to run, such as: pacbench exec -- python train.py"

@@ -31,6 +31,8 @@ def verb(
     }
     if kind is not None and kind not in catalogues:
         raise UsageError.at("command line", "list", kind, ", ".join(catalogues))
+    if verbose and as_json:
+        raise UsageError.at("command line", "--json", "with -v", "names as JSON; all facts are Markdown")
     if verbose:
         print(_page(kind), end="")
         return

@@ -14,7 +14,7 @@ import typer
 from harness.cli.console import print_table, say
 from harness.cli.json_of_jobs import OutcomeJson, PilotJson, RecheckJson
 from harness.cli.json_output import print_json, words_aside
-from harness.cli.options import AsJson, Method, On, PerNode, Rate, SetLinks, Workers, command, topology
+from harness.cli.options import AsJson, Method, On, PerNode, Rate, SetLinks, Workers, command, refuse_beside, topology
 from harness.errors import EXIT_INCONCLUSIVE, EXIT_REGRESSION, MeasurementError, UsageError
 
 if TYPE_CHECKING:
@@ -25,11 +25,15 @@ if TYPE_CHECKING:
 
 ANSWERS = {"holds": "it holds", "drifted": "it has drifted", "cannot tell": "it cannot be told whether it holds"}
 
+RECHECKED_WITH = ("recheck", "command_", "link", "as_json")
+"""Parameters that a recheck reads."""
+
 SETTINGS = {"allow_interspersed_args": False}
 """What follows the command is the command's own."""
 
 
 def verb(
+    context: typer.Context,
     command_: Annotated[
         list[str] | None,
         typer.Argument(
@@ -81,15 +85,18 @@ def verb(
     from harness.cluster import registry
     from harness.run import RESULTS, piloting
 
-    prices = _prices(price, egress)
     if recheck is not None:
-        for option, is_given in (("--plan", plan), ("--budget", budget is not None)):
-            if is_given:
-                raise UsageError.at("command line", option, "--recheck", "a pilot that has not been made yet")
+        others = [each.name for each in context.command.params if each.name and each.name not in RECHECKED_WITH]
+        refuse_beside(
+            context, "--recheck", others, "--link, --json and the pilot's command; all else is as it was there"
+        )
         _recheck(recheck, command_, link, as_json)
         return
     if plan and as_json:
         raise UsageError.at("command line", "--json", "--plan", "a pilot that runs, or --recheck")
+    if link:
+        refuse_beside(context, "--link", ["rate", "set_"], "the links of the file")
+    prices = _prices(price, egress)
     words, name = _training(command_ or (), model, dataset)
     network = _network(link, workers) if link else topology(workers, rate, set_)
     _check_ranks(network, per_node)

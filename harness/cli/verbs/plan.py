@@ -9,6 +9,7 @@ import typer
 from harness.cli.console import print_table
 from harness.cli.json_output import print_json
 from harness.cli.options import AsJson, LinkFile, Method, On, Rounds, ScenarioName, Set, with_link
+from harness.errors import UsageError
 
 if TYPE_CHECKING:
     from harness.plan.machine import Machine
@@ -33,6 +34,8 @@ def verb(
     from harness.plan.check import check_size
     from harness.run.planning import plan_run
 
+    if show_tc and as_json:
+        raise UsageError.at("command line", "--json", "with --show-tc", "a plan as JSON; commands are to be pasted")
     cluster = registry.make(registry.choose(on)[0])
     plan = plan_run(scenario, cluster, with_link(link, set_), method or (), rounds)
     if show_tc:
