@@ -9,7 +9,7 @@ import pandas as pd
 
 from harness.analysis.cases import CaseResult
 from harness.analysis.trials import FEWEST_UNDISTURBED
-from harness.plan.status import DISTURBED, LEARNT
+from harness.plan.status import DISTURBED, DONE, LEARNT
 from harness.record.far_out import MOST_DISTURBED
 from harness.units import format_time
 
@@ -26,7 +26,7 @@ def notes_on_disturbances(
         *(note for case in cases for note in _notes_on_trials_too_fast(case)),
         *_notes_on_time_lost(attempts),
         *_notes_on_cpus(attempts, provenance),
-        *_notes_on_machines(attempts),
+        *_notes_on_machines(cases, attempts),
     ]
 
 
@@ -86,19 +86,20 @@ def _notes_on_time_lost(attempts: pd.DataFrame) -> Iterator[str]:
 
 
 def _notes_on_cpus(attempts: pd.DataFrame, provenance: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    machine = max((entry.get("cpu_count") or 0 for entry in provenance), default=0)
+    """Of a run on one machine: whose CPUs those of several are, no entry tells."""
+    counts = {entry["cpu_count"] for entry in provenance if entry.get("cpu_count")}
     usable = attempts["usable_cpus"].min()
-    if usable < machine:
+    if len(counts) == 1 and attempts["machine"].nunique() <= 1 and usable < (machine := counts.pop()):
         yield f"Only {usable:g} of this machine's {machine} CPUs could be used, by affinity or by a cgroup's quota."
 
 
-def _notes_on_machines(attempts: pd.DataFrame) -> Iterator[str]:
+def _notes_on_machines(cases: Sequence[CaseResult], attempts: pd.DataFrame) -> Iterator[str]:
     """Of a run that several machines share: who they are, and whether they are alike."""
     by_machine = attempts.dropna(subset=["machine"]).groupby("machine")
     if by_machine.ngroups < 2:
         return
     shares = ", ".join(f"{machine} ({count} attempts)" for machine, count in by_machine.size().items())
-    yield f"{by_machine.ngroups} machines ran this: {shares}. Ratios are paired within one of them."
+    yield f"{by_machine.ngroups} machines ran this: {shares}. {_pairing(cases)}"
     yardstick_s = by_machine["yardstick_s"].median().dropna().sort_values()
     if len(yardstick_s) > 1 and (ratio := yardstick_s.iloc[-1] / yardstick_s.iloc[0]) > ALIKE:
         slow, fast = yardstick_s.index[-1], yardstick_s.index[0]
@@ -106,3 +107,20 @@ def _notes_on_machines(attempts: pd.DataFrame) -> Iterator[str]:
             f"They are not alike: for a fixed piece of work {slow} takes {ratio:.2f} times as long as {fast}. "
             "Times that are a processor's own, and not a profile's, differ by it."
         )
+
+
+def _pairing(cases: Sequence[CaseResult]) -> str:
+    """Whether ratios, which are paired within a round, compare methods alone or machines as well."""
+    mixed = [told for case in cases if (told := _rounds_on_several_machines(case))]
+    if not mixed:
+        return "Ratios are paired within one of them."
+    return f"Ratios are paired within one of them but for {'; '.join(mixed)}: there they compare machines as well."
+
+
+def _rounds_on_several_machines(case: CaseResult) -> str:
+    """For example ``round 3 (100 Mbit/s, 4 workers)``; nothing where there is none."""
+    machines = case.trials[case.trials["status"] == DONE].groupby("round")["machine"].nunique()
+    rounds = [str(number) for number in machines[machines > 1].index]
+    if not rounds:
+        return ""
+    return f"{'round' if len(rounds) == 1 else 'rounds'} {', '.join(rounds)} ({case.title})"

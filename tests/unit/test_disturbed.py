@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from synthetic import make_store, only
@@ -159,3 +160,29 @@ def test_stolen_time_throttling_and_missing_cpus_are_told(tmp_path: Path) -> Non
     assert "other machines on the same host took 1.5 s of CPU time in 1 of 6 attempts, at most 1.5 s (topk, rou" in told
     assert "the harness's cgroup had to wait for 250 ms" in told
     assert "Only 0.6 of this machine's 2 CPUs could be used" in told
+
+
+def on_machines(folder: Path, of_topk: str, of_dense: str, **columns: Any) -> Store:
+    """A run whose rounds had these machines, a letter a round."""
+    ends = {
+        (label, number): {"machine": machine, **columns}
+        for label, machines in (("topk", of_topk), ("dense", of_dense))
+        for number, machine in enumerate(machines)
+    }
+    return make_store(folder, methods=["topk"], ends=ends)
+
+
+def test_rounds_that_two_machines_ran_are_named(tmp_path: Path) -> None:
+    assert "machines ran this" not in notes(on_machines(tmp_path / "one", "aaa", "aaa"))
+    told = notes(on_machines(tmp_path / "two", "aab", "aab"))
+    assert "2 machines ran this: a (4 attempts), b (2 attempts). Ratios are paired within one of them." in told
+    told = notes(on_machines(tmp_path / "resumed", "aab", "abb"))
+    assert "Ratios are paired within one of them but for round 1 (100 Mbit/s, 3 workers, digits-cnn on digits" in told
+    assert "there they compare machines as well." in told
+
+
+def test_cpus_of_one_machine_are_not_held_against_those_of_another(tmp_path: Path) -> None:
+    store = on_machines(tmp_path / "run", "aab", "aab", usable_cpus=2.0)
+    store.add_provenance({"cpu_count": 2})
+    store.add_provenance({"cpu_count": 64})
+    assert "CPUs could be used" not in notes(store)

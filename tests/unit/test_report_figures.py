@@ -19,11 +19,12 @@ from synthetic import make_store
 import baselines
 from harness.analysis.cases import case_results
 from harness.analysis.estimates import geometric_mean
+from harness.report.figures.changing_links import changing_links
 from harness.report.figures.look import looks
-from harness.report.figures.registry import Results
+from harness.report.figures.registry import Drawing, Results
 from harness.report.figures.step import step_time
 from harness.report.figures.sweep import sweep
-from harness.report.figures.throughput import throughput
+from harness.report.figures.throughput import speedup, throughput
 from harness.scenario.load import load
 
 
@@ -80,6 +81,33 @@ def test_a_method_without_a_finished_trial_keeps_its_place_in_figures(with_failu
         nothing = [text for text in drawing.figure.findobj(Text) if text.get_text() == "no trial finished"]
         assert len(nothing) == 1
         assert [label.get_text() for label in drawing.figure.axes[0].get_yticklabels()] == list(results.looks)
+
+
+def words_of(drawing: Drawing) -> set[str]:
+    return {text.get_text() for text in drawing.figure.findobj(Text)}
+
+
+def test_a_method_that_finished_in_no_round_with_the_baseline_has_no_ratio(tmp_path: Path) -> None:
+    lost = {"status": "crashed", "reason": "its host went away"}
+    methods = ["topk", "dgc"]
+    ends = {("dense", 0): lost, ("topk", 1): lost, ("dgc", 0): lost, ("dgc", 1): lost}
+    store = make_store(tmp_path / "run", ["rounds=2", "train.steps=20"], methods=methods, ends=ends)
+    scenario = store.scenario()
+    (drawing,) = speedup(Results.of(case_results(store.trials(), scenario), store.events(), scenario))
+    places = {text.get_position()[1]: text.get_text() for text in drawing.figure.axes[0].texts}
+    rows = dict(zip(("topk", "dgc"), (places[0], places[1]), strict=True))
+    assert rows == {"topk": "no ratio", "dgc": "no trial finished"}
+
+
+def test_panels_of_changing_links_say_their_case(tmp_path: Path) -> None:
+    settings = ["rounds=1", "train.steps=8", "train.pace=none", "train.batch_size=[16, 32]"]
+    store = make_store(tmp_path / "run", settings, methods=["topk"])
+    events, scenario = store.events(), store.scenario()
+    rates = events.drop_duplicates("trial_id").assign(rank=-1, step=0, kind="link_rate_bps", value=1e8)
+    cases = case_results(store.trials(), scenario)
+    (drawing,) = changing_links(Results.of(cases, pd.concat([events, rates]), scenario))
+    assert words_of(drawing) >= {f"{label}, batch {size}" for label in ("dense", "topk") for size in (16, 32)}
+    assert any(words.startswith("100 Mbit/s, 3 workers") for words in words_of(drawing)), "what they share"
 
 
 def test_the_throughput_figure_holds_every_finished_trial(with_failures: Run) -> None:

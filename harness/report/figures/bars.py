@@ -102,7 +102,12 @@ def finished_rows(axes: Axes, case: CaseResult) -> list[tuple[int, MethodResult]
 
 def say_nothing_finished(axes: Axes, y: float) -> None:
     """In place of a row's bar."""
-    axes.text(0.02, y, "no trial finished", transform=axes.get_yaxis_transform(), va="center", color="#777777")
+    say_in_place(axes, y, "no trial finished")
+
+
+def say_in_place(axes: Axes, y: float, text: str) -> None:
+    """Why a row has no bar."""
+    axes.text(0.02, y, text, transform=axes.get_yaxis_transform(), va="center", color="#777777")
 
 
 def say_beside(axes: Axes, y: float, text: str) -> None:

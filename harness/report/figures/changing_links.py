@@ -15,10 +15,10 @@ from matplotlib.lines import Line2D
 
 from harness.analysis.cases import CaseResult, per_case
 from harness.analysis.methods import MethodResult
-from harness.analysis.trials import CASE_COLUMNS
 from harness.methods import declared
 from harness.report.figures import layout
 from harness.report.figures.axes import engineering_log_ticks
+from harness.report.figures.cases import of_case, shared_and_own
 from harness.report.figures.layout import AXIS_IN, Grid
 from harness.report.figures.look import INK, Look
 from harness.report.figures.registry import Drawing, Results, figure
@@ -35,7 +35,12 @@ def changing_links(results: Results) -> Iterator[Drawing]:
     if not (results.events["kind"] == "link_rate_bps").any():
         return
     data = changes_by_step(results.cases, results.events)
-    shown = list(data.groupby([*CASE_COLUMNS, "label"], sort=False, dropna=False))
+    heading, titles = shared_and_own([case.parts for case in results.cases])
+    shown = [
+        (str(label), title, steps)
+        for case, title in zip(results.cases, titles, strict=True)
+        for label, steps in of_case(data, case).groupby("label", sort=False)
+    ]
     keys: list[Artist] = [
         Line2D([], [], color=INK, lw=1, ls="--", label="rate of the links"),
         Line2D([], [], color="#888888", lw=1, label="payload per step time"),
@@ -48,13 +53,13 @@ def changing_links(results: Results) -> Iterator[Drawing]:
         legend=keys,
         left_in=AXIS_IN,
         right_in=0.15,
-        heading="Changing links",
-        titles=[str(of[-1]) for of, _ in shown],
+        heading=heading,
+        titles=[f"{label}, {title}" if title else label for label, title, _ in shown],
         x_labels=layout.lowest(len(shown), "steps"),
     )
     drawn, panels = layout.panels(grid)
-    for axes, (of, steps) in zip(panels.flat, shown, strict=True):
-        _draw_steps(axes, steps, results.looks[str(of[-1])])
+    for axes, (label, _, steps) in zip(panels.flat, shown, strict=True):
+        _draw_steps(axes, steps, results.looks[label])
     caption = (
         "Dashed: the rate that was in force on every worker's links when the step ended, as the player logged it. "
         "Solid: the payload of a worker's mean step over the time that this step took, computation included."

@@ -20,6 +20,7 @@ from harness.report.figures.bars import (
     bar_panels,
     finished_rows,
     say_beside,
+    say_in_place,
     say_nothing_finished,
     spread_out,
 )
@@ -97,8 +98,12 @@ def speedup(results: Results) -> Iterator[Drawing]:
 
 
 def _draw_speedup(axes: Axes, y: int, case: CaseResult, label: str, results: Results) -> None:
-    if not (found := case.method(label).over[results.reference].throughput):
+    result = case.method(label)
+    if result.done.empty:
         say_nothing_finished(axes, y)
+        return
+    if not (found := result.over[results.reference].throughput):
+        say_in_place(axes, y, "no ratio")
         return
     look = results.looks[label]
     axes.barh(y, found.value, BAR_SHARE, color=look.face, edgecolor=look.color)
