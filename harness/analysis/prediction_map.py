@@ -114,8 +114,8 @@ def subjects(scenario: Scenario, names: Sequence[str] = ()) -> tuple[list[Subjec
     if not made:
         found = ", ".join(method.label for method in compared)
         plain = {method.name for method in scenario.methods if method not in compared}
-        known = sorted({codec.method for name in left_out for codec in _read(name).codecs} - plain)
-        allowed = f"some whose codec a profile knows with the same parameters, of {', '.join(known)}"
+        with_codecs = sorted({codec.method for name in left_out for codec in _read(name).codecs} - plain)
+        allowed = f"some whose codec a profile knows with the same parameters, of {', '.join(with_codecs)}"
         raise UsageError.at("scenario", "methods", found, allowed)
     return made, left_out
 
