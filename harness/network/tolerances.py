@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from harness.network.bounds import ETHERNET_HEADER_BYTES
 from harness.network.readings import Counts, off
@@ -48,17 +49,66 @@ def loss_interval(pipe: Pipe, counts: Counts, confidence: float = CONFIDENCE) ->
     A chain's states last, so that its losses come together and their share varies more: by 2 lambda / (1 - lambda)
     times what the state explains of the variance, lambda = 1 - p - r being its correlation from packet to packet.
     """
-    seen = 1 - (1 - pipe.mean_loss) * (1 - pipe.corrupt * (1 - HARMLESS_CORRUPTION))
+    seen = copies(pipe).none
     if pipe.loss_bursts is None:
         return share_interval(seen, counts.sent, confidence)
     from scipy.special import ndtri
 
-    chain = pipe.loss_bursts
+    chain = _as_packets_meet_it(pipe.loss_bursts, pipe.duplicate)
     stays = 1 - chain.p - chain.r
     by_state = (chain.loss_bad - chain.loss_good) ** 2 * chain.bad_share * (1 - chain.bad_share)
     variance = (seen * (1 - seen) + 2 * by_state * stays / (1 - stays)) / counts.sent
     half = float(ndtri((1 + confidence) / 2)) * math.sqrt(max(variance, 0.0))
     return max(0.0, seen - half), seen + half
+
+
+class Copies(NamedTuple):
+    """Shares of packets, by how often they arrive."""
+
+    none: float
+    twice: float
+
+
+def copies(pipe: Pipe) -> Copies:
+    """Of how many packets no copy arrives, and of how many two do.
+
+    Netem draws whether a packet is doubled and whether it is lost; of one that is to be both, one copy goes on. Of a
+    doubled one the second copy may be lost as any packet is, and each is damaged by itself (``netem_enqueue`` in
+    Linux's sch_netem.c).
+    """
+    doubled, damaged = pipe.duplicate, pipe.corrupt * (1 - HARMLESS_CORRUPTION)
+    lost, second_lost = _drawn_as_lost(pipe)
+    one, two = doubled * lost + (1 - doubled) * (1 - lost), doubled * (1 - lost)
+    second = (1 - second_lost) * (1 - damaged)
+    none = (1 - doubled) * lost + one * damaged + two * damaged * (1 - second)
+    return Copies(none, two * (1 - damaged) * second)
+
+
+def _drawn_as_lost(pipe: Pipe) -> tuple[float, float]:
+    """Of how many packets that is drawn; and of how many second copies, where the first was none of them."""
+    chain = pipe.loss_bursts
+    if chain is None:
+        return pipe.loss, pipe.loss
+    met = _as_packets_meet_it(chain, pipe.duplicate)
+    after_good, after_bad = _then_lost(chain)
+    passed_good, passed_bad = (1 - met.bad_share) * (1 - met.loss_good), met.bad_share * (1 - met.loss_bad)
+    return met.mean_loss, (passed_good * after_good + passed_bad * after_bad) / (passed_good + passed_bad)
+
+
+def _as_packets_meet_it(chain: GilbertElliott, doubled: float) -> GilbertElliott:
+    """The chain from one packet to the next: it steps twice where a packet that is not lost is doubled."""
+    again = doubled * (1 - chain.p - chain.r)
+    p, r = chain.p * (1 + again * (1 - chain.loss_good)), chain.r * (1 + again * (1 - chain.loss_bad))
+    return chain.model_copy(update={"p": p, "r": r})
+
+
+def _then_lost(chain: GilbertElliott) -> tuple[float, float]:
+    """The probability that the next one is drawn as lost, after one that found the good state, and the bad state.
+
+    Netem draws each loss by the state in which the packet finds the chain, and steps it at the same time.
+    """
+    good, bad = chain.loss_good, chain.loss_bad
+    return (1 - chain.p) * good + chain.p * bad, (1 - chain.r) * bad + chain.r * good
 
 
 def share_interval(share: float, trials: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
@@ -77,16 +127,15 @@ def _binomial_quantile(probability: float, trials: int, share: float) -> int:
     return count - 1 if count and bdtr(count - 1, trials, share) >= probability else count
 
 
-def mean_burst(chain: GilbertElliott) -> float:
+def mean_burst(chain: GilbertElliott, doubled: float = 0.0) -> float:
     """Packets in a run of losses: P(lost) / P(lost, and the next one not).
 
-    Netem draws each loss by the state in which the packet finds the chain, and steps it at the same time.
+    Args:
+        doubled: share of packets of which one copy arrives all the same.
     """
-    good, bad = chain.loss_good, chain.loss_bad
-    then_lost = (1 - chain.bad_share) * good * (chain.p * bad + (1 - chain.p) * good) + chain.bad_share * bad * (
-        chain.r * good + (1 - chain.r) * bad
-    )
-    return chain.mean_loss / (chain.mean_loss - then_lost)
+    met, (after_good, after_bad) = _as_packets_meet_it(chain, doubled), _then_lost(chain)
+    both = (1 - met.bad_share) * met.loss_good * after_good + met.bad_share * met.loss_bad * after_bad
+    return met.mean_loss / (met.mean_loss - (1 - doubled) * both)
 
 
 def complaints_of_rate(where: str, asked_bps: int | None, measured_bps: float) -> Iterator[str]:
@@ -107,7 +156,7 @@ def complaints_of(queue: Queue, measured_bps: float, counts: Counts | None) -> I
             allowed = f"{least:.3%} to {most:.3%}, in which {CONFIDENCE:.1%} of counts of {counts.sent} lie"
             yield f"{where}: packets {name}: {off(asked, measured, '{:.3%}'.format, allowed)}"
     if pipe.loss_bursts and counts.bursts:
-        asked, measured = mean_burst(pipe.loss_bursts), counts.lost / counts.bursts
+        asked, measured = mean_burst(pipe.loss_bursts, pipe.duplicate), counts.lost / counts.bursts
         half = DEVIATIONS * math.sqrt(asked * max(asked - 1, 0.05) / counts.bursts)
         if abs(measured - asked) > half:
             yield f"{where}: packets in a burst: {off(asked, measured, '{:.2f}'.format, f'within {half:.2f}')}"
@@ -121,7 +170,8 @@ def _shares_counted(pipe: Pipe, counts: Counts) -> Iterator[tuple[str, float, fl
             continue
         word, field = row.counted
         asked, measured = row.share(pipe), getattr(counts, field) / counts.sent
-        yield word, asked, measured, share_interval(asked, counts.sent)
+        expected = copies(pipe).twice if row.name == "duplicate" else asked
+        yield word, asked, measured, share_interval(expected, counts.sent)
 
 
 def pair_tolerance_s(topology: Topology, one: int, other: int) -> float:

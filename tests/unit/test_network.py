@@ -24,7 +24,13 @@ from harness.network.probe_protocol import PING, PINGED, SO_TIMESTAMPNS, receive
 from harness.network.qdisc import burst_bytes, check_read_back, netem_limit, packets_in_a_segment, qdisc
 from harness.network.readings import Counts, Readings
 from harness.network.responder import _Answering
-from harness.network.tolerances import complaints_of, loss_interval, mean_burst, share_interval
+from harness.network.tolerances import (
+    HARMLESS_CORRUPTION,
+    complaints_of,
+    loss_interval,
+    mean_burst,
+    share_interval,
+)
 from harness.network.topology import Topology
 from harness.scenario.links import Fabric, Link, Pipe
 from harness.scenario.properties import GilbertElliott
@@ -334,6 +340,43 @@ def test_bursts_of_loss_have_the_mean_and_the_length_that_the_chain_gives(chain:
     counts = counts_of([number for number, gone in enumerate(lost) if not gone], len(lost))
     assert counts["lost"] / len(lost) == pytest.approx(chain.mean_loss, rel=0.05)
     assert counts["lost"] / counts["bursts"] == pytest.approx(mean_burst(chain), rel=0.05)
+
+
+def pass_on(pipe: Pipe, packets: int) -> Counts:
+    """What becomes of packets that netem doubles, loses and damages; the second copy comes to it as a new packet."""
+    dice, bad, numbers = random.Random(1), False, []
+
+    def is_lost() -> bool:
+        nonlocal bad
+        chain = pipe.loss_bursts
+        if chain is None:
+            return dice.random() < pipe.loss
+        lost = dice.random() < (chain.loss_bad if bad else chain.loss_good)
+        bad = dice.random() >= chain.r if bad else dice.random() < chain.p
+        return lost
+
+    for number in range(packets):
+        copies = 1 + (dice.random() < pipe.duplicate) - is_lost()
+        copies -= copies == 2 and is_lost()
+        numbers += [number for _ in range(copies) if dice.random() >= pipe.corrupt * (1 - HARMLESS_CORRUPTION)]
+    return Counts(**counts_of(numbers, packets))
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"loss": 0.3, "duplicate": 0.3},
+        {"loss": 0.05, "duplicate": 0.5, "corrupt": 0.1},
+        {"loss_bursts": {"p": 0.05, "r": 0.25}, "duplicate": 0.3},
+    ],
+)
+def test_losses_beside_duplicates_are_in_tolerance_as_netem_draws_both(asked: dict[str, Any]) -> None:
+    """Of a packet that is to be lost and doubled one copy arrives."""
+    pipe = link(delay="5ms", **asked)
+    counts = pass_on(pipe, 20_000)
+    assert complaints(pipe, 1e8, counts) == []
+    as_if_there_were_none = counts.model_copy(update={"lost": round(counts.sent * pipe.mean_loss)})
+    assert pipe.corrupt or any("packets lost" in each for each in complaints(pipe, 1e8, as_if_there_were_none))
 
 
 @pytest.mark.parametrize("trials", [1, 30, 2000, 10_000, 20_000])
