@@ -16,10 +16,11 @@ import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from harness.network.addresses import address, worker_name
 from harness.network.bounds import ETHERNET_HEADER_BYTES, wire_share
+from harness.network.datagrams import PACE_S
 from harness.network.probe_protocol import call
 from harness.network.qdisc import burst_bytes
 from harness.network.readings import Counts, LinkReading, Readings, RoundTrip, off
@@ -134,7 +135,7 @@ def _readings(topology: Topology, counted: int | None) -> list[LinkReading]:
     """Every direction of every link, again where it is off."""
     queues = list(topology.queues())
     disturbed = [queue for queue in queues if queue.pipe.disturbs]
-    counts: dict[Queue, Counts] = {}
+    counts: dict[Queue, _Counted] = {}
     if disturbed:
         with ThreadPoolExecutor(len(disturbed)) as pool:
             found = pool.map(lambda queue: _count(topology, queue, counted, len(disturbed)), disturbed)
@@ -203,7 +204,8 @@ def _rate_bps(topology: Topology, queue: Queue, flow_s: float) -> float:
     return _burst_bps(topology, queue, flow_s) if queue.pipe.disturbs else _flow_bps(topology, queue, flow_s)
 
 
-def _reading(queue: Queue, rate_bps: float, counts: Counts | None) -> LinkReading:
+def _reading(queue: Queue, rate_bps: float, counted: _Counted | None) -> LinkReading:
+    counts, pause_s = counted or (None, 0.0)
     return LinkReading(
         worker=queue.worker,
         link=queue.link,
@@ -212,7 +214,7 @@ def _reading(queue: Queue, rate_bps: float, counts: Counts | None) -> LinkReadin
         rate_bps_measured=rate_bps,
         loss_asked=queue.pipe.mean_loss,
         counts=counts,
-        complaints=tuple(complaints_of(queue, rate_bps, counts)),
+        complaints=tuple(complaints_of(queue, rate_bps, counts, pause_s)),
     )
 
 
@@ -322,7 +324,15 @@ def _burst_bps(topology: Topology, queue: Queue, flow_s: float) -> float:
     return 8 * frame * float(result["arrived_per_s"]) / (1 - pipe.corrupt)
 
 
-def _count(topology: Topology, queue: Queue, counted: int | None, beside: int) -> Counts:
+class _Counted(NamedTuple):
+    """What became of datagrams."""
+
+    counts: Counts
+    pause_s: float
+    """The longest between two of them."""
+
+
+def _count(topology: Topology, queue: Queue, counted: int | None, beside: int) -> _Counted:
     """Numbered datagrams, well below the rate, over one direction of a link."""
     pipe, wait_s = queue.pipe, _grace_s(queue.pipe)
     request = {"op": "count", "to": queue.to.address, "bytes": COUNTED_BYTES, "wait_s": wait_s}
@@ -332,7 +342,7 @@ def _count(topology: Topology, queue: Queue, counted: int | None, beside: int) -
         paced = {**request, "per_s": per_s, "packets": packets}
         try:
             result = _ask(topology, queue.node, paced, packets / per_s + wait_s)
-            return Counts.model_validate(result["counts"])
+            return _Counted(Counts.model_validate(result["counts"]), max(PACE_S, 1 / per_s))
         except ConnectionError:
             if attempt + 1 == ATTEMPTS:
                 raise

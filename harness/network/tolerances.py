@@ -145,12 +145,20 @@ def complaints_of_rate(where: str, asked_bps: int | None, measured_bps: float) -
         yield f"{where}: {off(asked_bps, measured_bps, format_rate, f'{low:.2f} to {high:.2f} of what was asked')}"
 
 
-def complaints_of(queue: Queue, measured_bps: float, counts: Counts | None) -> Iterator[str]:
+def complaints_of(queue: Queue, measured_bps: float, counts: Counts | None, pause_s: float = 0.0) -> Iterator[str]:
+    """A line for all that a direction is not as it was asked.
+
+    Args:
+        pause_s: the longest between datagrams that were counted.
+    """
     pipe, where = queue.pipe, f"link {queue.link} {queue.direction}"
     yield from complaints_of_rate(where, pipe.rate_bps, measured_bps)
     if counts is None:
         return
-    shares = [("lost", pipe.mean_loss, counts.loss, loss_interval(pipe, counts)), *_shares_counted(pipe, counts)]
+    shares = [
+        ("lost", pipe.mean_loss, counts.loss, loss_interval(pipe, counts)),
+        *_shares_counted(pipe, counts, pause_s),
+    ]
     for name, asked, measured, (least, most) in shares:
         if not least <= measured <= most:
             allowed = f"{least:.3%} to {most:.3%}, in which {CONFIDENCE:.1%} of counts of {counts.sent} lie"
@@ -162,7 +170,9 @@ def complaints_of(queue: Queue, measured_bps: float, counts: Counts | None) -> I
             yield f"{where}: packets in a burst: {off(asked, measured, '{:.2f}'.format, f'within {half:.2f}')}"
 
 
-def _shares_counted(pipe: Pipe, counts: Counts) -> Iterator[tuple[str, float, float, tuple[float, float]]]:
+def _shares_counted(
+    pipe: Pipe, counts: Counts, pause_s: float
+) -> Iterator[tuple[str, float, float, tuple[float, float]]]:
     """Each share of packets that has a count of its own: its name, what was asked and measured, and the interval."""
     overtake_anyway = pipe.jitter_s and not pipe.rate_bps  # jitter alone lets packets overtake one another
     for row in PROPERTIES:
@@ -171,7 +181,10 @@ def _shares_counted(pipe: Pipe, counts: Counts) -> Iterator[tuple[str, float, fl
         word, field = row.counted
         asked, measured = row.share(pipe), getattr(counts, field) / counts.sent
         expected = copies(pipe).twice if row.name == "duplicate" else asked
-        yield word, asked, measured, share_interval(expected, counts.sent)
+        least, most = share_interval(expected, counts.sent)
+        if row.name == "reorder" and pipe.delay_s <= pause_s:
+            least = 0.0  # who comes after the pause may find nobody there to overtake
+        yield word, asked, measured, (least, most)
 
 
 def pair_tolerance_s(topology: Topology, one: int, other: int) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from harness.network import measure
+from harness.network.datagrams import PACE_S
 from harness.network.measure import ATTEMPTS, COUNTED, COUNTING_S, again_where_off
 from harness.network.readings import LinkReading
 from harness.network.topology import Topology
@@ -98,12 +99,13 @@ def test_packets_are_counted_for_a_minute_at_most_and_nodes_are_waited_for_as_lo
     monkeypatch.setattr(measure, "call", call)
     topology = Topology.model_validate({"workers": workers, "link": link})
     queue = next(topology.queues())
-    counts = measure._count(topology, queue, None, 2 * workers)
+    counts, pause_s = measure._count(topology, queue, None, 2 * workers)
     each_s = [request["packets"] / request["per_s"] for request in requests]
     assert max(each_s) == pytest.approx(COUNTING_S, rel=0.01)
     assert waited_s == pytest.approx([seconds + requests[0]["wait_s"] for seconds in each_s])
     assert sum(each_s) <= measure.counting_s(topology) * 1.02
     assert counts.sent == requests[-1]["packets"], "which the interval follows"
+    assert pause_s == max(PACE_S, 1 / requests[-1]["per_s"])
 
 
 def test_where_packets_leave_fast_as_many_are_counted_as_are_wanted() -> None:
