@@ -41,7 +41,8 @@ OVERVIEW = """\
   up to five times. "–" means that no profile has this method; [convergence](results/reference/convergence/report.md)
   has all codecs in ms a step, paced by the profile `fashion-cnn-xeon`.
 * **Accuracy cost** is what final accuracy may lose against dense in `scenarios/convergence.toml`, with the parameters
-  that stand there. A test holds the means of the [stored run](results/reference/convergence/report.md) to it.
+  that stand there. A test holds the means of the [stored runs](results/README.md#what-each-method-costs-in-accuracy) to
+  it.
 """
 
 EXAMPLE_SHAPES = ((1000, 1000),)
