@@ -43,7 +43,7 @@ import torch
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from baselines._door import Handle, checked
+from baselines._door import Handle, checked, of_a_training
 from baselines._state import MethodState, SavingBound, parameters
 
 __all__ = [
@@ -130,7 +130,7 @@ def describe(module: ModuleType, name: str) -> Method:
         details=details.strip(),
         most_loss=getattr(module, "MOST_LOSS", None),
         State=module.State,
-        hook=getattr(module, f"{name}_hook"),
+        hook=of_a_training(getattr(module, f"{name}_hook")),
     )
     return method
 

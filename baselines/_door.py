@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from baselines._lane import settled
 from baselines._regroup import Bucket, Regrouping, rounds_of_one_bucket, will_regroup
-from baselines._state import MethodState
+from baselines._state import UNBOUND, MethodState
 
 Hook = Callable[[Any, Any], Future[torch.Tensor]]
 
@@ -248,10 +248,26 @@ def checked(
     place = _places.get(ddp)
     if place is not None and place.handle is not None:
         raise ValueError(f"{place.handle.state.name} synchronises this model already; call its handle's remove() first")
+    if ddp.mixed_precision is not None:
+        raise ValueError(
+            "this DDP has a mixed_precision of its own, which synchronises gradients itself; make it without, and "
+            "compute under torch.autocast"
+        )
     if place is None and ddp._comm_hooks:
         raise ValueError("this DDP has a communication hook already, and takes one only; wrap the model in a new DDP")
     state.check(ddp, optimizer, loss)
     return ddp, optimizer
+
+
+def of_a_training(hook: Hook) -> Hook:
+    """The hook, which refuses states that were never registered: DDP takes any, and some hooks would not miss it."""
+
+    def checking(state, bucket):  # type: ignore[no-untyped-def]  # DDP refuses annotations that are strings
+        if not state.is_bound:
+            raise ValueError(f"this state of {state.name} is not registered{UNBOUND}")
+        return hook(state, bucket)
+
+    return checking
 
 
 def unwrapped(optimizer: Any) -> Any:

@@ -31,6 +31,8 @@ class MomentumState(MethodState):
         self._watching.remove()
         for group in self.optimizer.param_groups:  # it gathers its momentum anew
             group["momentum"] = group.pop(self._key, self.taken)
+            for weight in group["params"]:  # not on from what it had gathered before
+                self.optimizer.state.get(weight, {}).pop("momentum_buffer", None)
         super().leave()
 
     def before_step(self) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.distributed as dist
 from ranks import Given, Training, flat, gradients
-from trainings import EVERY_VARIANT, SETTINGS, Facts, brisk, not_so
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from trainings import EVERY_VARIANT, SETTINGS, Facts, agree, brisk, not_so
 
 import baselines
 from baselines._pruning import hessian_gradient
@@ -30,6 +34,7 @@ def flushed_again(name: str, parameters: dict[str, object], steps: int) -> Facts
     }
 
 
+LOCAL = ("local_sgd", "diloco", "sparseloco", "streaming_diloco", "zeroone_adam")
 UPDATES = ("demo", "dion", "onebit_adam", "zeroone_adam")
 
 
@@ -71,19 +76,50 @@ def met_in_two_dtypes(name: str) -> Facts:
     for step in range(4):
         training.step(gradients(step, dist.get_rank(), ((20, 9), (30,))))
     training.handle.flush()
-    return {"finite": all(bool(weight.isfinite().all()) for weight in training.weights), "alike": agree(training)}
+    return {"alike": agree(flat([weight.double() for weight in training.weights]))}
 
 
-def agree(training: Training) -> bool:
-    own = flat([weight.double() for weight in training.weights])
-    others = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(others, own)
-    return all(torch.equal(own, other) for other in others)
-
-
-@pytest.mark.parametrize("name", ["local_sgd", "diloco", "sparseloco", "streaming_diloco", "zeroone_adam"])
+@pytest.mark.parametrize("name", LOCAL)
 def test_ranks_of_a_model_in_two_dtypes_meet(on_ranks, name):
     assert not_so(on_ranks(2, met_in_two_dtypes, name)) == []
+
+
+class Normed(nn.Module):
+    """A layer and a batch norm, whose statistics DDP sends to all ranks before each forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.norm = nn.Linear(8, 8), nn.BatchNorm1d(8)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.layer(inputs)).pow(2).sum() + self.layer.weight.sum()
+
+
+def normed_under_a_scaler(name: str) -> Facts:
+    """Rank 1 alone overflows in step 1 of seven."""
+    model = Normed()
+    ddp, state = DistributedDataParallel(model), brisk(name)
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.05)
+    handle = baselines.register(ddp, state, optimizer=optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for step in range(7):
+        optimizer.zero_grad()
+        inputs = torch.randn(16, 8, generator=torch.Generator().manual_seed(7 * step + dist.get_rank()))
+        scaler.scale(ddp(inputs)).backward()
+        if step == 1 and dist.get_rank() == 1:
+            model.layer.weight.grad[0, 0] = math.inf
+        scaler.step(optimizer)
+        scaler.update()
+    if state.is_streaming:  # whose ranks hold a part of the model in common at a time
+        handle.flush()
+    weights = flat(list(model.parameters()))
+    return {"steps": state.step == 6, "scale": scaler.get_scale() == 512, "they have met": agree(weights)}
+
+
+@pytest.mark.parametrize("name", LOCAL)
+def test_a_batch_norm_does_not_get_ranks_out_of_step_where_one_overflows(on_ranks, name):
+    assert not_so(on_ranks(2, normed_under_a_scaler, name)) == []
 
 
 def curvature_of_a_line() -> float:

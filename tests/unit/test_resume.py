@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import Training, flat, gradients
+from ranks import SHAPES, Given, Training, flat, gradients
 from trainings import (
     EVERY_VARIANT,
+    IN_ONE_ENTRY,
     METHODS,
     SETTINGS,
     Facts,
@@ -56,10 +57,42 @@ def test_it_does_so_whenever_ddp_regroups_its_buckets(on_ranks, name, options):
     assert not_so(on_ranks(2, resume_everywhere, name, {}, 3, options)) == []
 
 
+def resume_what_was_loaded_first(name: str, parameters: dict[str, Any], load_first: bool) -> Facts:
+    """Model and optimizer are loaded before ``register``, but not before DDP, which sends rank 0's weights to all."""
+    one = Training(brisk(name, **parameters), settings=SETTINGS)
+    for step in range(4):
+        one.step(gradients(step, dist.get_rank()))
+    of_model, of_optimizer, of_method = loaded(saved(one))
+
+    def as_it_was(weights: list[torch.nn.Parameter], **settings: Any) -> torch.optim.SGD:
+        optimizer = torch.optim.SGD(weights, **settings)
+        model.load_state_dict(of_model)
+        optimizer.load_state_dict(of_optimizer)
+        return optimizer
+
+    model, state = Given(*SHAPES), brisk(name, **parameters)
+    if load_first:
+        state.load_state_dict(of_method)
+    other = Training(state, model=model, optimizer=as_it_was, settings=SETTINGS)
+    if not load_first:
+        state.load_state_dict(of_method)
+    facts: Facts = {}
+    for step in range(4, 7):
+        results = [each.step(gradients(step, dist.get_rank())) for each in (one, other)]
+        facts[f"result of {step}"] = torch.equal(*results)
+    return {**facts, "checkpoint": equal(loaded(saved(other)), loaded(saved(one)))}
+
+
+@pytest.mark.parametrize("load_first", [True, False], ids=["method first", "method last"])
+@EVERY_VARIANT
+def test_an_optimizer_may_be_loaded_before_a_method_comes(on_ranks, name, parameters, load_first):
+    assert not_so(on_ranks(2, resume_what_was_loaded_first, name, parameters, load_first)) == []
+
+
 def resume_after_an_overflow(name: str) -> Facts:
     """An overflow in the first step, after which DDP regroups its buckets, though no step was made."""
     one = Scaled(brisk(name), scale=1024.0)
-    one.step(0, overflow=True)
+    one.step(0, IN_ONE_ENTRY)
     other = Scaled(brisk(name), scale=512.0)
     other.state.load_state_dict(one.state.state_dict())
     facts: Facts = {}

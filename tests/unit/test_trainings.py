@@ -1,4 +1,4 @@
-"""Real trainings by every method: overflows under a loss scaler, half precision, micro-batches, odd models, a door."""
+"""Real trainings by every method: overflows under a loss scaler, half precision, micro-batches, odd models."""
 
 from __future__ import annotations
 
@@ -11,15 +11,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import SHAPES, SMALL_BUCKETS_MB, Given, Training, flat, gradients
-from torch import nn
-from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from trainings import (
     EVERY_KIND,
     KINDS,
     LR,
     METHODS,
+    OVERFLOWS,
     Facts,
     Scaled,
     agree,
@@ -33,14 +30,14 @@ from trainings import (
 import baselines
 
 
-def overflow_before_each_step(name: str, parameters: dict[str, Any]) -> Facts:
+def overflow_before_each_step(name: str, parameters: dict[str, Any], where: str) -> Facts:
     """One training overflows before every step, in another place, the other before the first one only."""
     calm, sick = (Scaled(brisk(name, **parameters), scale=1024.0) for _ in range(2))
-    calm.step(0, overflow=True)  # DDP regroups its buckets after it
+    calm.step(0, where)  # DDP regroups its buckets after it
     facts: Facts = {}
     for step in range(6):
         before, steps, scale = remembered(sick.state), sick.state.step, sick.scaler.get_scale()
-        sick.step(step, overflow=True)
+        sick.step(step, where)
         facts[f"{step}: untouched"] = sick.state.step == steps and equal(before, remembered(sick.state))
         facts[f"{step}: skipped"] = sick.scaler.get_scale() == scale / 2
         facts[f"{step}: the next is finite"] = sick.step(step) and sick.state.step == steps + 1
@@ -57,8 +54,9 @@ def dice(state: baselines.MethodState) -> dict[str, Any]:
 
 
 @EVERY_KIND
-def test_a_step_that_overflows_on_one_rank_is_skipped_by_all_and_leaves_no_trace(on_ranks, name, parameters):
-    assert not_so(on_ranks(2, overflow_before_each_step, name, parameters)) == []
+@pytest.mark.parametrize("where", OVERFLOWS)
+def test_a_step_that_overflows_anywhere_is_skipped_by_all_and_leaves_no_trace(on_ranks, name, parameters, where):
+    assert not_so(on_ranks(2, overflow_before_each_step, name, parameters, where)) == []
 
 
 def train_with_scales(name: str, scales: list[float]) -> torch.Tensor:
@@ -155,79 +153,6 @@ def test_uneven_inputs_are_refused_where_ranks_would_get_out_of_step(on_ranks, n
     assert all(wanted in answer for answer in on_ranks(2, join_unevenly, name))
 
 
-def door(name: str) -> list[str]:
-    """What a second state is told, what a used one is told, and whether dense gradients come after ``remove``."""
-    ddp = nn.parallel.DistributedDataParallel(nn.Linear(3, 2, bias=False))
-    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.1, momentum=0.9)
-    state = brisk(name)
-    answers = []
-    with baselines.register(ddp, state, optimizer=optimizer):
-        ddp(torch.ones(1, 3) * (1 + dist.get_rank())).sum().backward()
-        optimizer.step()
-        answers.append(complaint_of(lambda: baselines.register(ddp, brisk("dgc"), optimizer=optimizer)))
-    answers.append(complaint_of(lambda: baselines.register(ddp, state, optimizer=optimizer)))
-    optimizer.zero_grad()
-    ddp(torch.ones(1, 3) * (1 + dist.get_rank())).sum().backward()
-    mean = (1 + dist.get_world_size()) / 2
-    same = torch.equal(ddp.module.weight.grad, torch.full((2, 3), mean))
-    with baselines.register(ddp, brisk("topk"), optimizer=optimizer):
-        return [*answers, f"dense {same}, momentum {optimizer.param_groups[0]['momentum']}"]
-
-
-def refused(what: str, name: str) -> str:
-    """What ``register`` says to a model that is not in DDP, or not alone."""
-    model = nn.Linear(8, 4)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    if what == "bare":
-        return complaint_of(lambda: baselines.register(model, brisk(name), optimizer=optimizer))
-    if what == "foreign optimizer":
-        ddp = nn.parallel.DistributedDataParallel(nn.Linear(8, 4))
-        return complaint_of(lambda: baselines.register(ddp, brisk(name), optimizer=optimizer))
-    if what == "foreign hook":
-        ddp = nn.parallel.DistributedDataParallel(model)
-        ddp.register_comm_hook(None, default_hooks.allreduce_hook)
-        return complaint_of(lambda: baselines.register(ddp, brisk(name), optimizer=optimizer))
-    if what == "FSDP":
-        sharded = FullyShardedDataParallel(model, device_id=torch.device("cpu"))
-    else:
-        sharded = fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
-    optimizer = torch.optim.SGD(sharded.parameters(), lr=0.1)
-    return complaint_of(lambda: baselines.register(sharded, brisk(name), optimizer=optimizer))
-
-
-@pytest.mark.parametrize(
-    ("what", "complaint"),
-    [
-        ("bare", "register needs a model in DDP, not Linear"),
-        ("foreign optimizer", "holds none of the model's parameters"),
-        ("foreign hook", "has a communication hook already"),
-        ("FSDP", "shards its parameters"),
-        ("FSDP2", "shards its parameters"),
-    ],
-)
-def test_what_no_method_supports_is_refused_in_one_line(on_ranks, what, complaint):
-    for answer in on_ranks(2, refused, what, "topk"):
-        assert complaint in answer
-        assert "\n" not in answer
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_a_method_comes_alone_and_leaves_what_it_found(on_ranks, name):
-    for second, again, after in on_ranks(2, door, name):
-        assert f"{name} synchronises this model already" in second
-        assert "belongs to another training" in again
-        assert after == "dense True, momentum 0.9"
-
-
-@pytest.mark.parametrize("name", [name for name in METHODS if brisk(name).parameters])
-def test_what_is_assigned_later_is_checked(name):
-    state = brisk(name)
-    for parameter in state.parameters:
-        assert "\n" not in complaint_of(lambda parameter=parameter: setattr(state, parameter, object()))
-        with pytest.raises(ValueError, match=parameter):
-            setattr(state, parameter, object())
-
-
 # What a training may do beside, against one that does the same by hand
 
 
@@ -276,8 +201,9 @@ def without_anything_to_say(name: str, parameters: dict[str, Any]) -> Facts:
 
 
 @EVERY_KIND
-def test_gradients_without_any_variance_are_no_trouble(on_ranks, name, parameters):
-    assert not_so(on_ranks(2, without_anything_to_say, name, parameters)) == []
+@pytest.mark.parametrize("p", [1, 2, 5, 8])
+def test_gradients_without_any_variance_are_no_trouble(on_ranks, name, parameters, p):
+    assert not_so(on_ranks(p, without_anything_to_say, name, parameters)) == []
 
 
 ODD_SHAPES = ((0,), (), (1,), (1, 1), (1, 9), (3, 1, 5), (129,), (16, 17))
@@ -300,11 +226,6 @@ def train_odd_models(name: str, parameters: dict[str, Any]) -> Facts:
 
 
 @EVERY_KIND
-@pytest.mark.parametrize("p", [1, 2, 5, 8])
+@pytest.mark.parametrize("p", [1, 2, 5, 7, 8])
 def test_any_number_of_workers_and_any_shape(on_ranks, name, parameters, p):
     assert not_so(on_ranks(p, train_odd_models, name, parameters)) == []
-
-
-@pytest.mark.parametrize("name", [name for name in METHODS if not baselines.get(name).all_reduce])
-def test_one_worker_less_than_a_power_of_two_where_more_is_done_than_an_all_reduce(on_ranks, name):
-    assert not_so(on_ranks(7, train_odd_models, name, {})) == []

@@ -46,22 +46,32 @@ def brisk(name: str, **parameters: Any) -> baselines.MethodState:
     return state_type(**{key: value for key, value in short.items() if key in known} | parameters)
 
 
+IN_ONE_ENTRY, IN_ALL_OF_A_RANK, IN_EVERY_ENTRY = "one entry of a rank", "all of a rank", "every entry of every rank"
+OVERFLOWS = (IN_ONE_ENTRY, IN_ALL_OF_A_RANK, IN_EVERY_ENTRY)
+"""Where gradients are not finite."""
+
+
 class Scaled:
-    """A training with a loss scaler that may overflow in one entry of one rank."""
+    """A training with a loss scaler that may overflow."""
 
     def __init__(self, state: baselines.MethodState, scale: float, **options: Any) -> None:
         self.state, self.training = state, Training(state, settings=SETTINGS, **options)
         self.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
 
-    def step(self, step: int, overflow: bool = False, new_scale: float | None = None) -> bool:
-        """Whether all gradients are finite on this rank."""
+    def step(self, step: int, overflow: str = "", new_scale: float | None = None) -> bool:
+        """Whether all gradients are finite on this rank.
+
+        Args:
+            overflow: one of ``OVERFLOWS``; nowhere if it is empty.
+        """
         training = self.training
         given = gradients(step, dist.get_rank())
-        if overflow and dist.get_rank() == 1:
+        if overflow == IN_EVERY_ENTRY or (overflow == IN_ALL_OF_A_RANK and dist.get_rank() == 1):
+            for gradient in given:
+                gradient.fill_(math.inf if overflow == IN_EVERY_ENTRY else math.nan)
+        elif overflow == IN_ONE_ENTRY and dist.get_rank() == 1:
             place = step % len(given)
-            greatest = (
-                training.weights[place].abs().argmax()
-            )  # which is not pruned: the gradient of what is does not count
+            greatest = training.weights[place].abs().argmax()  # not pruned: the gradient of what is does not count
             given[place].view(-1)[greatest] = math.inf
         training.layouts.append([])
         training.optimizer.zero_grad()

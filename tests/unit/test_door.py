@@ -1,0 +1,213 @@
+"""The door of a training: who may enter, what is behind wrappers, what is refused in one line, and the way out."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import Training, flat, gradients
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parallel.distributed import _MixedPrecision
+from trainings import METHODS, SETTINGS, Facts, agree, brisk, complaint_of, not_so, resumed, saved
+
+import baselines
+from baselines._local import LocalState
+from baselines._momentum import MomentumState
+
+
+def door(name: str) -> list[str]:
+    """What a second state is told, what a used one is told, and whether dense gradients come after ``remove``."""
+    ddp = DistributedDataParallel(nn.Linear(3, 2, bias=False))
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.1, momentum=0.9)
+    state = brisk(name)
+    answers = []
+    with baselines.register(ddp, state, optimizer=optimizer):
+        ddp(torch.ones(1, 3) * (1 + dist.get_rank())).sum().backward()
+        optimizer.step()
+        answers.append(complaint_of(lambda: baselines.register(ddp, brisk("dgc"), optimizer=optimizer)))
+    answers.append(complaint_of(lambda: baselines.register(ddp, state, optimizer=optimizer)))
+    optimizer.zero_grad()
+    ddp(torch.ones(1, 3) * (1 + dist.get_rank())).sum().backward()
+    mean = (1 + dist.get_world_size()) / 2
+    same = torch.equal(ddp.module.weight.grad, torch.full((2, 3), mean))
+    with baselines.register(ddp, brisk("topk"), optimizer=optimizer):
+        return [*answers, f"dense {same}, momentum {optimizer.param_groups[0]['momentum']}"]
+
+
+def refused(what: str, name: str) -> str:
+    """What ``register`` says to a model that is not in DDP, or not alone."""
+    model = nn.Linear(8, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    if what == "bare":
+        return complaint_of(lambda: baselines.register(model, brisk(name), optimizer=optimizer))
+    if what == "foreign optimizer":
+        ddp = DistributedDataParallel(nn.Linear(8, 4))
+        return complaint_of(lambda: baselines.register(ddp, brisk(name), optimizer=optimizer))
+    if what == "foreign hook":
+        ddp = DistributedDataParallel(model)
+        ddp.register_comm_hook(None, default_hooks.allreduce_hook)
+        return complaint_of(lambda: baselines.register(ddp, brisk(name), optimizer=optimizer))
+    if what == "mixed precision":
+        with mock.patch.object(torch, "Stream"):  # of which a CPU has none
+            half = _MixedPrecision(param_dtype=torch.float16, reduce_dtype=torch.float16)
+            ddp = DistributedDataParallel(model, mixed_precision=half)
+        return complaint_of(lambda: baselines.register(ddp, brisk(name), optimizer=optimizer))
+    if what == "FSDP":
+        sharded = FullyShardedDataParallel(model, device_id=torch.device("cpu"))
+    else:
+        sharded = fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    optimizer = torch.optim.SGD(sharded.parameters(), lr=0.1)
+    return complaint_of(lambda: baselines.register(sharded, brisk(name), optimizer=optimizer))
+
+
+@pytest.mark.parametrize(
+    ("what", "complaint"),
+    [
+        ("bare", "register needs a model in DDP, not Linear"),
+        ("foreign optimizer", "holds none of the model's parameters"),
+        ("foreign hook", "has a communication hook already"),
+        ("mixed precision", "has a mixed_precision of its own"),
+        ("FSDP", "shards its parameters"),
+        ("FSDP2", "shards its parameters"),
+    ],
+)
+def test_what_no_method_supports_is_refused_in_one_line(on_ranks, what, complaint):
+    for answer in on_ranks(2, refused, what, "topk"):
+        assert complaint in answer
+        assert "\n" not in answer
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_comes_alone_and_leaves_what_it_found(on_ranks, name):
+    for second, again, after in on_ranks(2, door, name):
+        assert f"{name} synchronises this model already" in second
+        assert "belongs to another training" in again
+        assert after == "dense True, momentum 0.9"
+
+
+def by_a_bare_hook(name: str) -> str:
+    """What a user is told who hands DDP a state and a hook without the door."""
+    ddp, method = DistributedDataParallel(nn.Linear(8, 4)), baselines.get(name)
+    ddp.register_comm_hook(method.State(), method.hook)
+    return complaint_of(lambda: ddp(torch.ones(1, 8)).sum().backward())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_hook_whose_state_is_not_registered_says_what_to_do(on_ranks, name):
+    for answer in on_ranks(2, by_a_bare_hook, name):
+        assert f"this state of {name} is not registered" in answer.splitlines()[0]
+        assert "hand it to baselines.register(ddp, state, optimizer=optimizer)" in answer.splitlines()[0]
+
+
+# Optimizers
+
+
+def behind_accelerate(name: str) -> Facts:
+    from accelerate import Accelerator  # takes seconds
+
+    accelerator = Accelerator(cpu=True)
+
+    def wrapped(weights: list[nn.Parameter], **settings: Any) -> Any:
+        return accelerator.prepare_optimizer(torch.optim.SGD(weights, **settings))
+
+    one, by_hand = (Training(brisk(name), optimizer=make, settings=SETTINGS) for make in (wrapped, torch.optim.SGD))
+    for step in range(4):
+        for each in (one, by_hand):
+            each.step(gradients(step, dist.get_rank()))
+    return {
+        "steps": one.handle.state.step == 4,
+        "weights": torch.equal(flat(one.weights), flat(by_hand.weights)),
+    }
+
+
+@pytest.mark.parametrize("name", ["topk", "dgc", "local_sgd", "pactrain"])
+def test_the_optimizer_within_accelerate_s_is_found(on_ranks, name):
+    assert not_so(on_ranks(2, behind_accelerate, name)) == []
+
+
+def by_a_sharded_optimizer(name: str) -> Facts:
+    sharded = partial(ZeroRedundancyOptimizer, optimizer_class=torch.optim.SGD)
+    state = brisk(name)
+    if isinstance(state, (LocalState, MomentumState)) or name == "pactrain":  # they act on all of a rank's optimizer
+        answer = complaint_of(lambda: Training(state, optimizer=sharded, settings=SETTINGS))
+        return {answer: "ZeroRedundancyOptimizer" in answer and "\n" not in answer}
+    one = Training(state, optimizer=sharded, settings=SETTINGS)
+    by_hand = Training(brisk(name), settings=SETTINGS)
+    for step in range(4):
+        for each in (one, by_hand):
+            each.step(gradients(step, dist.get_rank()))
+    return {"steps": state.step == 4, "weights": torch.equal(flat(one.weights), flat(by_hand.weights))}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_optimizer_in_shards_is_as_a_whole_one_or_refused(on_ranks, name):
+    assert not_so(on_ranks(2, by_a_sharded_optimizer, name)) == []
+
+
+def gathered_before(name: str) -> Facts:
+    """A method comes to an optimizer that has gathered momentum, and goes again."""
+    training = Training(baselines.get("dense").State(), settings=SETTINGS)
+    training.step(gradients(0, dist.get_rank()))
+    training.handle.remove()
+    with baselines.register(training.ddp, brisk(name), optimizer=training.optimizer):
+        training.step(gradients(1, dist.get_rank()))
+        facts = {"ranks": agree(flat(training.weights))}
+    before = [weight.detach().clone() for weight in training.weights]
+    training.step([torch.zeros_like(weight) for weight in training.weights])
+    decayed = [weight * (1 - SETTINGS["lr"] * SETTINGS["weight_decay"]) for weight in before]
+    return {**facts, "begins anew": torch.allclose(flat(training.weights), flat(decayed))}
+
+
+MOMENTUM_METHODS = [name for name in METHODS if issubclass(baselines.get(name).State, MomentumState)]
+
+
+@pytest.mark.parametrize("name", MOMENTUM_METHODS)
+def test_momentum_that_was_gathered_before_a_method_came_does_not_come_back(on_ranks, name):
+    assert not_so(on_ranks(2, gathered_before, name)) == []
+
+
+# What is assigned later
+
+LATER = {"ratio": 0.6, "period": 3, "clip_norm": 0.1, "selection": "exact", "topk": 2, "decay": 0.5, "mu": 0.5}
+ADJUSTABLE = [(name, parameter) for name in METHODS for parameter in baselines.get(name).State.adjustable]
+
+
+def assigned_in_training(name: str, parameter: str) -> Facts:
+    """Against a training that was resumed with the new value, and one that kept the old one."""
+    one = Training(brisk(name), settings=SETTINGS)
+    for step in range(4):
+        one.step(gradients(step, dist.get_rank()))
+    checkpoint = saved(one)
+    setattr(one.handle.state, parameter, LATER[parameter])
+    by_hand = resumed(checkpoint, brisk(name, **{parameter: LATER[parameter]}))
+    as_before = resumed(checkpoint, brisk(name))
+    same, different = True, False
+    for step in range(4, 10):
+        for each in (one, by_hand, as_before):
+            each.step(gradients(step, dist.get_rank()))
+        same &= torch.equal(flat(one.weights), flat(by_hand.weights))
+        different |= not torch.equal(flat(one.weights), flat(as_before.weights))
+    return {"acts": different, "from the next step on": same}
+
+
+@pytest.mark.parametrize(("name", "parameter"), ADJUSTABLE)
+def test_what_may_change_in_training_acts_from_the_next_step_on(on_ranks, name, parameter):
+    assert not_so(on_ranks(2, assigned_in_training, name, parameter)) == []
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if brisk(name).parameters])
+def test_what_is_assigned_later_is_checked(name):
+    state = brisk(name)
+    for parameter in state.parameters:
+        assert "\n" not in complaint_of(lambda parameter=parameter: setattr(state, parameter, object()))
+        with pytest.raises(ValueError, match=parameter):
+            setattr(state, parameter, object())
