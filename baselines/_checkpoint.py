@@ -11,7 +11,7 @@ import torch
 from baselines._memory import BucketMemory
 from baselines._quantise import Dice
 
-VERSION = 2
+VERSION = 3
 
 
 class Checkpointed:
@@ -65,6 +65,7 @@ class Checkpointed:
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on from what ``state_dict`` gave on this rank. Load it before ``register``, or model and optimizer after.
 
+        When DDP is made it sends rank 0's weights to all: where ranks train alone, load each one's model after that.
         DDP's buckets may be others. The number of workers may be another one only where a rank has no residuals of its
         own, because those of a rank that is gone would be lost.
 

@@ -5,12 +5,14 @@ sends each selected entry to the worker that owns its region of the bucket (spli
 a second threshold what belongs to the top k of the sum, and send that to all. Regions are cut so that they hold equally
 many selected entries. An entry of e is cleared only if it was both selected and in the final top k.
 
-The global threshold and the regions are computed exactly in every 32nd step and reused in between, because they change
-slowly. In between the threshold is steered by how many entries it lets pass. The authors' code moves it by a fixed
-share, from 0.8 % to 3.6 %, once there are less than two thirds of k or more than four thirds; here it moves in each
-step, in proportion to how many passed too many or too few. The paper reuses the local threshold as well; a sample
-finds it in each step for less than it costs when entries that wait have outgrown it. Where one owner has more than four
-times the mean, the entries that passed are spread evenly before all gather them, as in the paper.
+The global threshold and the regions are computed exactly in every 32nd step. Regions are reused in between, because
+they change slowly. The threshold is not: entries wait until their sums are just above it, so that a few percent more or
+less of it let 0.1 or 1.8 times k pass, and no steering by the step before follows that. So owners tell each other 32
+quantiles of their sums in each step, one small all-gather more than in the paper, and what comes out is near k. The
+authors' code moves a reused threshold by a fixed share, from 0.8 % to 3.6 %, once less than two thirds of k or more
+than four thirds pass. The paper reuses the local threshold as well; a sample finds it in each step for less than it
+costs when entries that wait have outgrown it. Where one owner has more than four times the mean, the entries that
+passed are spread evenly before all gather them, as in the paper.
 
 The authors' code for BERT begins with 512 dense steps, that for VGG and LSTM with none: here there are
 ``warmup_steps`` of them.
@@ -18,7 +20,6 @@ The authors' code for BERT begins with 512 dense steps, that for VGG and LSTM wi
 
 from __future__ import annotations
 
-import math
 from itertools import accumulate
 from typing import Annotated, Literal, NamedTuple
 
@@ -26,8 +27,9 @@ import torch
 import torch.distributed as dist
 from pydantic import Field
 from torch.futures import Future
+from torch.nn.functional import pad
 
-from baselines._calls import AllToAll, Call
+from baselines._calls import AllGather, AllToAll, Call
 from baselines._exchange import (
     SIZE_BYTES,
     agree_on_count,
@@ -45,7 +47,7 @@ from baselines._exchange import (
 from baselines._lane import LaneState, settled
 from baselines._memory import BucketMemory, Drafts
 from baselines._sparse import INDEX, at_most_places_of, exact_top, places_of, sampled_top, share, sparse_bytes
-from baselines._state import Shapes, numel, parameters, ring_all_reduce_bytes
+from baselines._state import Shapes, all_gather_bytes, numel, parameters, ring_all_reduce_bytes
 from baselines.dense import dense_hook
 
 LABEL = "Ok-Topk"
@@ -59,8 +61,14 @@ MOST_LOSS = 0.05
 SAMPLE_RATIO = 0.01
 REUSED_STEPS = 32
 
-MOST_STEERED = 2.0
-"""Times that a threshold may become larger or smaller in a step."""
+QUANTILES = 32
+"""Of an owner's sums, by which all find the threshold of a step."""
+
+SAMPLED = 4096
+"""Sums, evenly apart, of which an owner takes them."""
+
+SKETCH_BYTES = 4 * (1 + QUANTILES)
+"""What an owner tells each other of its sums: how many there are, and their quantiles."""
 
 UNEVEN = 4.0
 """Times the mean that one owner may have of the entries that passed, before they are spread evenly."""
@@ -70,7 +78,6 @@ class Cut(NamedTuple):
     """What is computed anew in every 32nd step for a bucket."""
 
     age: int
-    global_threshold: torch.Tensor
     ends: torch.Tensor
     """Where the regions end (p,), int64, in the order of their owners."""
 
@@ -99,23 +106,27 @@ class State(LaneState):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.residual = BucketMemory()
-        self.cuts: Drafts[tuple[int, torch.Tensor, torch.Tensor]] = Drafts()
+        self.cuts: Drafts[tuple[int, torch.Tensor]] = Drafts()
 
     @property
     def steady_from_step(self) -> int:
         return self.warmup_steps
 
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
-        """If thresholds fit: k entries but for a p-th leave for their owners, and a p-th of k goes to p - 1 others."""
+        """If thresholds fit: k entries but for a p-th leave for their owners, and a p-th of k goes to p - 1 others.
+
+        Quantiles are counted once, as of a single bucket.
+        """
         if step is not None and step < self.warmup_steps:
             return ring_all_reduce_bytes(4 * numel(shapes), world_size)
-        return 2 * sparse_bytes(self.ratio, shapes, world_size) / world_size
+        entries = 2 * sparse_bytes(self.ratio, shapes, world_size) / world_size
+        return entries + all_gather_bytes(SKETCH_BYTES, world_size)
 
     def calls(self, shapes: Shapes, world_size: int) -> list[Call]:
         """But for what 31 of 32 steps leave out."""
         selected = AllToAll(self.ratio * numel(shapes) * (4 + INDEX.itemsize))
         counts = AllToAll(SIZE_BYTES * world_size)
-        return [counts, selected, counts, selected]
+        return [counts, selected, AllGather(SKETCH_BYTES), counts, selected]
 
 
 def oktopk_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
@@ -132,7 +143,7 @@ def oktopk_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
 def sparse_all_reduce(state: State, a: torch.Tensor, layout: str, out: torch.Tensor) -> Future[torch.Tensor]:
     """Fill ``out`` (n,) with the sparse mean of all ranks' ``a`` (n,), which becomes the residual. Runs in the lane."""
     k, cut = share(state.ratio, a.numel()), state.cuts.get(layout)
-    age, threshold, ends = Cut(*cut) if cut is not None else Cut(0, a.new_empty(0), a.new_empty(0))
+    age, ends = Cut(*cut) if cut is not None else Cut(0, a.new_empty(0))
     renew = age % REUSED_STEPS == 0
     with state.stopwatch("encode"):
         exact = state.selection == "exact"
@@ -142,14 +153,12 @@ def sparse_all_reduce(state: State, a: torch.Tensor, layout: str, out: torch.Ten
     if renew:
         ends = agree_on_regions(state, selected, a.numel())
     selected, places, sums, touched = split_and_reduce(state, a, selected, ends)
-    if renew:
-        threshold = agree_on_threshold(state, sums, touched, k)
+    threshold = (agree_on_threshold if renew else estimate_threshold)(state, sums, touched, k)
     with state.stopwatch("encode"):
         passes = sums.abs().lt(threshold).logical_not_()  # so that a NaN does, lest it hide
         passing = passes.count_nonzero()
     count, of_owners = agree_on_count(state, passing)
-    steered = above_zero(threshold * steering(sum(of_owners), k, a.numel()))
-    state.cuts.draft(layout, (age + 1, steered, ends))
+    state.cuts.draft(layout, (age + 1, ends))
     with state.stopwatch("encode"):
         top = places_of(passes, count)
         records = to_records(sums.index_select(0, top).div_(state.world_size), places.index_select(0, top).to(INDEX))
@@ -240,17 +249,25 @@ def agree_on_threshold(state: State, sums: torch.Tensor, count: torch.Tensor, k:
     return kth_largest(everything.view(-1), k)
 
 
-def steering(passed: int, k: int, n: int) -> float:
-    """By what to multiply a threshold that let so many of n entries pass, so that about k do.
-
-    If magnitudes have an exponential tail, n exp(-t / b) of them are above t, and near k a share more of the threshold
-    lets ln(n / k) such shares fewer pass. The move is in proportion to what was too many or too few, so that both
-    cancel, and k pass on average although gradients differ from step to step.
-    """
-    if passed == k or k >= n:
-        return 1.0 if passed == k else 1 / MOST_STEERED
-    times = math.exp(min((passed / k - 1) / math.log(n / k), 1.0))
-    return min(max(times, 1 / MOST_STEERED), MOST_STEERED)
+def estimate_threshold(state: State, sums: torch.Tensor, count: torch.Tensor, k: int) -> torch.Tensor:
+    """About what ``agree_on_threshold`` gives, by quantiles of each rank's sums. No device is waited for."""
+    with state.stopwatch("encode"):
+        middles = torch.arange(0.5, SAMPLED, device=sums.device, dtype=torch.float64)
+        sample = pad(sums, (0, 1)).index_select(0, (middles * count / SAMPLED).long())  # of none, the zero behind them
+        falling = sample.abs().nan_to_num_(nan=torch.inf).sort(descending=True).values
+        stride, p = SAMPLED // QUANTILES, state.world_size
+        first = (2 * state.own_rank + 1) * stride // (2 * p)  # ranks' sums are spread alike: each tells other quantiles
+        own = torch.cat((count.view(1).to(sums.dtype), falling[first::stride]))
+        of_owners = [torch.empty_like(own) for _ in range(p)]
+    dist.all_gather(of_owners, own, group=state.lane.process_group)
+    state.note("formula_bytes", all_gather_bytes(own.nbytes, p))
+    with state.stopwatch("encode"):
+        counts, quantiles = torch.stack(of_owners).split((1, QUANTILES), dim=1)
+        falling, order = quantiles.flatten().sort(descending=True, stable=True)
+        stands_for = (counts.double() / QUANTILES).expand_as(quantiles).flatten().index_select(0, order)
+        above = stands_for.cumsum(0) - stands_for / 2
+        place = above.lt(k).count_nonzero().clamp_(max=len(falling) - 1)
+        return above_zero(falling.index_select(0, place.view(1)).view(()))
 
 
 def spread_evenly(state: State, records: torch.Tensor, of_owners: list[int]) -> tuple[torch.Tensor, list[int]]:

@@ -12,7 +12,8 @@ Li et al., NSDI 2024 (tensor homomorphic compression, arXiv 2302.08545). With a 
 Error feedback makes up for the clipping. Not a ring, but a sharded parameter server, whose servers are the workers.
 
 Where it differs: a bucket is not lengthened to a power of two, which could double what travels, but by 1.6 % at most.
-What is not a power of two in its length, up to 127, a Hartley transform mixes, which is as even. Sums of more than 8
+Such zeros would also take a part of the error, up to half, which stays with the entries here. What is not a power of
+two in its length, up to 127, a Hartley transform mixes, which is as even. Sums of more than 8
 workers exceed a byte; they travel as two.
 """
 
