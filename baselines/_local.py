@@ -21,6 +21,7 @@ class LocalState(MethodState):
     """
 
     as_given = True
+    syncs_in_end_step = True
     period: int
     met_at = 0
     """After how many steps the ranks last met."""
@@ -39,7 +40,7 @@ class LocalState(MethodState):
 
     def flag_bytes(self, world_size: int) -> float:
         """Of the flag, in each step; 0 where no scaler was used."""
-        return 0.0 if self.loss_scale.factor is None else ring_all_reduce_bytes(FLAG_BYTES, world_size)
+        return flag_bytes(self, world_size)
 
     def check(
         self,
@@ -51,7 +52,7 @@ class LocalState(MethodState):
         refuse_sharded(self, optimizer)
 
     def agree(self, found: torch.Tensor) -> None:
-        dist.all_reduce(found, op=dist.ReduceOp.MAX, group=self.process_group)
+        agree_on_skipping(self, found)
 
     def end_step(self) -> None:
         super().end_step()
@@ -69,6 +70,16 @@ class LocalState(MethodState):
 
     def exchange(self) -> None:
         """Bring all ranks to the same parameters by what each has trained since they met."""
+
+
+def flag_bytes(state: MethodState, world_size: int) -> float:
+    """What a worker sends of the flag in each step; 0 where no scaler was used."""
+    return 0.0 if state.loss_scale.factor is None else ring_all_reduce_bytes(FLAG_BYTES, world_size)
+
+
+def agree_on_skipping(state: MethodState, found: torch.Tensor) -> None:
+    """Make the flag ``found``, whether a gradient is not finite, that of all ranks together; collective."""
+    dist.all_reduce(found, op=dist.ReduceOp.MAX, group=state.process_group)
 
 
 def refuse_sharded(state: MethodState, optimizer: torch.optim.Optimizer) -> None:

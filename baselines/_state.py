@@ -153,7 +153,7 @@ class MethodState(Checkpointed):
     one training, and ``step`` counts the optimizer's steps from 0.
     """
 
-    most_copies: ClassVar[float] = 4.0
+    most_copies: float = 4.0
     """Tensors of the model's size that a rank has at most: DDP's buckets, what the method holds, what it computes with;
     parameters only where the method gives each rank its own. An estimate, for whoever must know before the start."""
 
@@ -177,7 +177,7 @@ class MethodState(Checkpointed):
     on the gradients' values: once for each exchange whose lengths do. While the host waits it can queue no more work.
     Only what happens once in many steps may come on top."""
 
-    syncs_in_end_step: ClassVar[bool] = False
+    syncs_in_end_step: bool = False
     """Whether its collectives are those of ``end_step``, of the whole model, and not of buckets."""
 
     is_streaming: ClassVar[bool] = False

@@ -51,8 +51,6 @@ class State(LocalState):
     adjustable = ("period",)
     remembers = ("outer", "met_at")
 
-    syncs_in_end_step = True
-
     period: Annotated[int, Field(ge=1)] = 500
     outer_lr: Annotated[float, Field(gt=0)] = 0.7
     outer_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9

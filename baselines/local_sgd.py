@@ -40,7 +40,6 @@ class State(LocalState):
         warmup_steps: dense steps at first.
     """
 
-    syncs_in_end_step = True
     warmup_parameters = ("warmup_steps",)
     adjustable = ("period",)
 

@@ -28,7 +28,7 @@ Arxiv 2505.18563 (DAC 2025). Its parts, by the paper's names, each with the para
   takes least. The other modes are looked at again from time to time, for at most about 1 % of the time. What was
   measured is not saved: a resumed training explores anew.
 
-Three variants name sets of these parameters, which others given beside them override:
+Four variants name sets of these parameters, which others given beside them override:
 
 * ``faithful``, the default: as the paper describes it, ternary only where it is asked for.
 * ``prototype``, what public prototype code of this shape does: largest weights of each layer by itself, at once;
@@ -37,6 +37,9 @@ Three variants name sets of these parameters, which others given beside them ove
   large: it shows what such shortcuts cost.
 * ``best``, what is thought right: ternary codes with error feedback, which is not in the paper. Codes are then rounded
   to the nearest: an error of random rounding may exceed what was rounded, and fed back it would grow without end.
+* ``local``, which is in no paper: masks in the rhythm of DiLoCo (``diloco``). Workers train alone, their gradients zero
+  where weights are pruned. Every ``local_period`` steps the change of each survivor is averaged, and an outer optimizer
+  applies it; then, where it is due, the model is pruned. With ``density = 1`` it is DiLoCo.
 
 The density of weights is not that of all parameters; formulas count what is never pruned.
 """
@@ -45,7 +48,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -58,8 +61,9 @@ from torch.nn.parallel import DistributedDataParallel
 from baselines._adaptive import GOODPUT_NOTE, Chooser
 from baselines._calls import AllReduce, Call
 from baselines._choice import Contents, Mode, exploration
-from baselines._lane import LaneState
+from baselines._lane import settled
 from baselines._local import refuse_sharded
+from baselines._masked_local import MaskedLocalState
 from baselines._masks import MaskTracker, Survivors
 from baselines._memory import BucketMemory, Draft
 from baselines._names import sparse_embeddings
@@ -88,11 +92,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "stable_after": 10,
     },
     "best": {"values": "ternary", "rounding": "nearest", "error_feedback": True},
+    "local": {"local_period": 500},
 }
 
 
 @parameters
-class State(LaneState):
+class State(MaskedLocalState):
     """What PacTrain keeps on one rank.
 
     Args:
@@ -111,13 +116,16 @@ class State(LaneState):
         average: whether sums are divided by the number of workers.
         error_feedback: whether what ternary codes missed is added to the next gradient.
         adaptive: whether each bucket travels as it is expected to take least; ``values`` is then not looked at.
+        local_period: steps from one synchronisation of weights to the next; None synchronises gradients in each step.
+        outer_lr: the outer optimizer's rate, where weights are synchronised.
+        outer_momentum: its Nesterov momentum.
         seed: of the random rounding; each rank adds its own number to it.
         variant: a name for a set of the others, which apply unless given.
     """
 
     swept = ("density",)
     most_copies = 3.5
-    remembers = ("residual", "dice", "tracker")
+    remembers = ("residual", "dice", "tracker", "outer", "met_at")
     shows_non_finite = True
     warmup_parameters = ("warmup_steps",)
     goodput_note = GOODPUT_NOTE
@@ -137,8 +145,11 @@ class State(LaneState):
     average: bool = True
     error_feedback: bool = False
     adaptive: bool = False
+    local_period: Annotated[int, Field(ge=1)] | None = None
+    outer_lr: Annotated[float, Field(gt=0)] = 0.7
+    outer_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     seed: Annotated[int, Field(ge=0)] = 0
-    variant: Literal["faithful", "prototype", "best"] = "faithful"
+    variant: Literal["faithful", "prototype", "best", "local"] = "faithful"
 
     @model_validator(mode="before")
     @classmethod
@@ -162,6 +173,15 @@ class State(LaneState):
             raise ValueError("true goes with error_feedback=false only: a bucket may not always be ternary")
         return adaptive
 
+    @field_validator("local_period")
+    @classmethod
+    def _has_changes_of_survivors(cls, local_period: int | None, others: ValidationInfo) -> int | None:
+        plain = {"values": "fp32", "gse": True, "compact": True, "average": True, "adaptive": False}
+        if local_period is not None and any(others.data.get(name, value) != value for name, value in plain.items()):
+            allowed = ", ".join(f"{name}={value!r}".lower() for name, value in plain.items())
+            raise ValueError(f"a number goes with {allowed} only: changes of survivors travel as they are")
+        return local_period
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.tracker = MaskTracker(self.stable_after)
@@ -169,9 +189,11 @@ class State(LaneState):
         self.residual = BucketMemory()
 
     @property
-    def pruning_steps(self) -> range:
-        """The steps before which the model is pruned."""
-        return range(self.warmup_steps, self.warmup_steps + self.prune_steps * self.prune_every, self.prune_every)
+    def pruning_steps(self) -> Sequence[int]:
+        """The steps before which the model is pruned: of ranks that train alone, when they next meet."""
+        events = range(self.warmup_steps, self.warmup_steps + self.prune_steps * self.prune_every, self.prune_every)
+        period = self.local_period
+        return events if period is None else [-(-step // period) * period for step in events]
 
     def density_at(self, step: int) -> float:
         """The share of prunable weights that is kept during a step."""
@@ -184,6 +206,8 @@ class State(LaneState):
 
     @property
     def steady_from_step(self) -> int:
+        if self.local_period is not None:
+            return self.pruning_steps[-1]
         # The first compact step lists the survivors; so does step 1, for which DDP regroups its buckets.
         listed = max(self.pruning_steps[-1] + self.stable_after, 1) + 1
         return listed + len(exploration(self.pruning_steps[0] + self.stable_after)) if self.adaptive else listed
@@ -205,17 +229,24 @@ class State(LaneState):
         """Where survivors travel as fp32, their share is the bound."""
         if self.adaptive or self.values != "fp32" or self.density == 1:
             return None
-        return SavingBound(1 / self.density, f"keeps a share of {self.density:g} of the weights and sends them as fp32")
+        why = f"keeps a share of {self.density:g} of the weights and sends them as fp32"
+        seldom = f", once in {self.agrees_every} steps" if self.agrees_every > 1 else ""
+        return SavingBound(self.agrees_every / self.density, why + seldom)
 
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
         """If adaptive, of the least that a bucket may choose to send: ternary codes."""
+        if self.local_period is not None:
+            return self.meeting_bytes(4 * self._survivors(shapes, step), world_size, step)
         if step is not None and not self.stable_at(step):
             return ring_all_reduce_bytes(4 * numel(shapes), world_size)
-        prunable = numel([shape for shape in shapes if len(shape) >= 2])
-        density = self.density if step is None else self.density_at(step)
-        sent = numel(shapes) - ((1 - density) * prunable if self.gse and self.compact else 0)
+        sent = self._survivors(shapes, step) if self.gse and self.compact else numel(shapes)
         ternary = self.adaptive or self.values == "ternary"
         return ring_all_reduce_bytes(sent + 4 * len(shapes) if ternary else 4 * sent, world_size)
+
+    def _survivors(self, shapes: Shapes, step: int | None) -> float:
+        """Entries of a model of these shapes that are not pruned."""
+        density = self.density if step is None else self.density_at(step)
+        return numel(shapes) - (1 - density) * numel([shape for shape in shapes if len(shape) >= 2])
 
     def calls(self, shapes: Shapes, world_size: int) -> list[Call]:
         scales, (both,) = 4 * len(shapes), super().calls(shapes, world_size)
@@ -300,7 +331,10 @@ class State(LaneState):
             for tensor in (weight, *memory):
                 if isinstance(tensor, torch.Tensor) and tensor.shape == mask.shape:
                     tensor.masked_fill_(~mask, 0)
-        self.tracker.settle(dict(zip(weights, masks, strict=True)))
+        of_weights = dict(zip(weights, masks, strict=True))
+        self.tracker.settle(of_weights)
+        if self.outer is not None:
+            self.outer.prune(of_weights)
 
     def _importance(self, weights: list[torch.Tensor]) -> list[torch.Tensor]:
         """How much each entry of the weights matters, in their shapes and the same on every rank."""
@@ -314,10 +348,15 @@ class State(LaneState):
 
 
 def pactrain_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
-    """Replace the bucket by the mean of all ranks' gradients where weights survive, and by zero elsewhere."""
+    """Replace the bucket by the mean of all ranks' gradients where weights survive, and by zero elsewhere.
+
+    Of ranks that train alone, by their own gradients where weights survive.
+    """
     gradient, mode = bucket.buffer(), state.mode(bucket)
     with state.stopwatch("encode"):
         survivors = state.tracker.survivors(bucket, state.gse)
+        if state.outer is not None:
+            return settled(survivors.enforce(gradient))
         residual = state.residual.draft(bucket) if state.error_feedback and mode is Mode.TERNARY else None
     if state.chooser is not None:
         contents = Contents(gradient.numel(), survivors.indices.numel(), len(survivors.counts), gradient.itemsize)

@@ -72,8 +72,6 @@ class State(LocalState):
     adjustable = ("period", "ratio")
     remembers = ("outer", "error", "met_at")
 
-    syncs_in_end_step = True
-
     period: Annotated[int, Field(ge=1)] = 20
     ratio: Annotated[float, Field(gt=0, le=1)] = 1 / 64
     bits: Literal[2, 4, 8, 32] = 2

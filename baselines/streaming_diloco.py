@@ -74,7 +74,6 @@ class State(LocalState):
     most_copies = 7.0
     remembers = ("parts",)
 
-    syncs_in_end_step = True
     is_streaming = True
 
     period: Annotated[int, Field(ge=1)] = 100

@@ -75,7 +75,6 @@ class State(LocalState, AdamState):
     warmup_parameters = ("warmup_steps", "gap_doubles_after")
     adjustable = ("period",)
     remembers = ("m", "v", "error", "owner_error", "outer", "local_error", "local_steps", "rates")
-    syncs_in_end_step = True
     scale_order = 1
     takes_sparse_embeddings = False
 

@@ -29,6 +29,7 @@ THRESHOLDS_FIT_LATER = ("oktopk",)
 """Methods of whose sizes a few steps tell nothing; runs hold them against the bytes that the kernel counted."""
 
 VARIANTS = [*((name, {}) for name in baselines.names()), ("pactrain", {"values": "ternary"})]
+VARIANTS += [("pactrain", {"variant": "local", "local_period": 2})]
 VARIANTS += [("zen", {"ratio": 0.01}), ("omnireduce", {"ratio": 0.05}), ("parameter_server", {"servers": 2})]
 VARIANTS += [("diloco", {"values": "int8"}), ("sparseloco", {"bits": 32, "ratio": 0.1}), ("demo", {"topk": 5})]
 EVERY_VARIANT = pytest.mark.parametrize(("name", "parameters"), VARIANTS, ids=lambda value: str(value).strip("{}"))

@@ -235,7 +235,7 @@ def test_the_prototype_sums_nearest_codes_times_the_mean_scale(on_ranks, p):
         ({"variant": "best", "values": "fp32"}, "error_feedback.*ternary"),
         ({"adaptive": True, "gse": False}, "adaptive.*gse"),
         ({"variant": "best", "adaptive": True}, "adaptive.*error_feedback"),
-        ({"variant": "ideal"}, "variant.*'faithful', 'prototype' or 'best'"),
+        ({"variant": "ideal"}, "variant.*'faithful', 'prototype', 'best' or 'local'"),
     ],
 )
 def test_what_does_not_go_together_is_refused(parameters, complaint):

@@ -26,6 +26,7 @@ METHODS = baselines.names()
 VARIANTS = [*((name, {}) for name in METHODS), ("pactrain", {"variant": "best"}), ("dgc", {"ratio": 0.1})]
 VARIANTS += [("diloco", {"values": "int8"}), ("sparseloco", {"bits": 32}), ("demo", {"sign": False})]
 VARIANTS += [("streaming_diloco", {"delay": 1}), ("streaming_diloco", {"delay": 1, "values": "fp32"})]
+VARIANTS += [("pactrain", {"variant": "local", "local_period": 2})]
 VARIANTS += [("zeroone_adam", {"warmup_steps": 3, "gap_doubles_after": 1})]
 EVERY_VARIANT = pytest.mark.parametrize(("name", "parameters"), VARIANTS, ids=lambda value: str(value).strip("{}"))
 KINDS = [*VARIANTS, ("pactrain", {"adaptive": True})]
