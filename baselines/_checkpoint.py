@@ -62,6 +62,16 @@ class Checkpointed:
             "remembered": {name: saved_of(getattr(self, name), self.names) for name in self.remembers},
         }
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and ``torch.save``, of a state that remembers nothing yet.
+
+        Raises:
+            TypeError: it belongs to a training, whose process group and optimizer cannot be saved.
+        """
+        if vars(self).get("is_bound"):
+            raise TypeError(f"this state of {self.name} belongs to a training: save what its state_dict() gives")
+        return vars(self)
+
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on from what ``state_dict`` gave on this rank. Load it before ``register``, or model and optimizer after.
 

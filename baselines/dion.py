@@ -19,7 +19,8 @@ have the size of the learning rate alone: a rate for Muon suits, not one for SGD
 and set to 0 there; its weight decay shrinks weights by the rate times it, as the authors' does.
 
 Where it differs: the authors advise Lion's update for embeddings and for the last layer as well, with a rate of its own
-for the latter. Nothing here tells them from other matrices. P is orthonormalised by a plain QR.
+for the latter. Nothing here tells them from other matrices. P is orthonormalised by a plain QR. A column of R that is
+no more than rounding errors beside the longest makes no update.
 """
 
 from __future__ import annotations
@@ -48,6 +49,9 @@ MOST_LOSS = 0.01
 
 TINY = 1e-8
 """Added to a column's length, as in the authors' code."""
+
+ROUNDED = 64
+"""Roundings of the longest column that are no direction."""
 
 LION_BETAS = 0.9, 0.95
 """As in the authors' code."""
@@ -99,7 +103,7 @@ def update_by_all(state: State, gradient: torch.Tensor, weights: list[torch.Tens
     with state.stopwatch("decode"):
         for low, update, p, r in zip(momenta, updates, ps, rs, strict=True):
             low.matrix.addmm_(p, r.t(), alpha=state.mu - 1)
-            q = r / (torch.linalg.vector_norm(r, dim=0) + TINY)
+            q = columns_of_one_length(r)
             rows, wide = low.matrix.shape
             torch.matmul(p, q.t(), out=update.matrix).mul_(math.sqrt(rows / wide))
             state.q.draft(state.names[low.weight], q)
@@ -107,6 +111,16 @@ def update_by_all(state: State, gradient: torch.Tensor, weights: list[torch.Tens
         for part, mean, past, now in zip(dense, means, before, kept, strict=True):
             lion(mean, past, update=part, momentum=now)
         return gradient
+
+
+def columns_of_one_length(r: torch.Tensor) -> torch.Tensor:
+    """The columns of (n, rank), each divided by its length; what is no more than rounding errors beside others is zero.
+
+    Else, of a gradient of a lower rank, directions that are nothing but noise would move the weights as far as others.
+    """
+    lengths = torch.linalg.vector_norm(r, dim=0)
+    noise = lengths.max() * ROUNDED * torch.finfo(r.dtype).eps
+    return torch.where(lengths < noise, 0, r / (lengths + TINY))
 
 
 def lion(mean: torch.Tensor, past: torch.Tensor, update: torch.Tensor, momentum: torch.Tensor) -> None:

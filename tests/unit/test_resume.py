@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from functools import partial
 from typing import Any
@@ -132,6 +133,20 @@ def test_a_foreign_checkpoint_is_one_line(on_ranks, changes, complaint):
     for answer in on_ranks(2, refusals, changes):
         assert re.search(complaint, answer)
         assert "\n" not in answer
+
+
+def saved_as_it_is() -> list[str]:
+    """What a user is told who saves a state itself, before it is registered and after."""
+    state = brisk("topk")
+    before = complaint_of(lambda: torch.save(state, io.BytesIO()))
+    Training(state)
+    return [before, complaint_of(lambda: torch.save(state, io.BytesIO()))]
+
+
+def test_a_state_that_belongs_to_a_training_says_how_it_is_saved(on_ranks):
+    for before, after in on_ranks(1, saved_as_it_is):
+        assert before == "taken"
+        assert after == "this state of topk belongs to a training: save what its state_dict() gives"
 
 
 def checkpoint_of(name: str) -> bytes:
