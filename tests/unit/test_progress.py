@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
+import os
+import struct
+import termios
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
@@ -27,8 +31,22 @@ WIDTH, NARROW = 200, 48
 class Terminal(io.StringIO):
     """One that can be read."""
 
+    def __init__(self, columns: int = WIDTH) -> None:
+        super().__init__()
+        self._ends = os.openpty()
+        fcntl.ioctl(self._ends[1], termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+
     def isatty(self) -> bool:
         return True
+
+    def fileno(self) -> int:
+        """Of what has its size."""
+        return self._ends[1]
+
+    def close(self) -> None:
+        for end in self._ends:
+            os.close(end)
+        super().close()
 
     @property
     def line(self) -> str:
@@ -39,12 +57,6 @@ class Terminal(io.StringIO):
 @pytest.fixture
 def plan() -> Plan:
     return make(only(load("quickstart", ["rounds=2", "train.steps=40"]), ["topk"]), "fake")
-
-
-@pytest.fixture(autouse=True)
-def wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", str(WIDTH))
-    monkeypatch.setenv("LINES", "24")
 
 
 @contextmanager
@@ -66,14 +78,14 @@ def left(plan: Plan, *ended: Trial) -> str:
 
 
 def test_a_trial_shows_its_round_what_is_left_and_its_figures(plan: Plan) -> None:
-    with running(plan, terminal := Terminal()) as bar:
+    with Terminal() as terminal, running(plan, terminal) as bar:
         bar.progress(Progress(first(plan, "topk", 1), step=5, samples_per_s=123.4))
         assert terminal.line.endswith(f"round 2 of 2, {left(plan)} left, topk: step 5 of 40, 123 samples/s]")
         assert f"0/{len(plan.trials)} " in terminal.line
 
 
 def test_beside_the_baseline_it_shows_how_it_does_against_it(plan: Plan) -> None:
-    with running(plan, terminal := Terminal()) as bar:
+    with Terminal() as terminal, running(plan, terminal) as bar:
         bar.progress(Progress(first(plan, "dense"), step=40, samples_per_s=100.0))
         bar.progress(Progress(first(plan, "topk"), step=5, samples_per_s=250.0))
         assert terminal.line.endswith("topk: step 5 of 40, 250 samples/s, 2.50x dense]")
@@ -81,7 +93,7 @@ def test_beside_the_baseline_it_shows_how_it_does_against_it(plan: Plan) -> None
 
 def test_what_has_ended_is_no_longer_left_and_what_runs_again_is(plan: Plan) -> None:
     done, disturbed = first(plan, "dense"), first(plan, "topk")
-    with running(plan, terminal := Terminal()) as bar:
+    with Terminal() as terminal, running(plan, terminal) as bar:
         bar.ended(done, "done", None)
         bar.ended(disturbed, DISTURBED, "other programs took the processor")
         bar.progress(Progress(disturbed, step=1, samples_per_s=1.0))
@@ -91,12 +103,11 @@ def test_what_has_ended_is_no_longer_left_and_what_runs_again_is(plan: Plan) -> 
 
 
 def test_it_takes_one_line_of_a_narrow_terminal_and_has_no_colour(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", str(NARROW))
     monkeypatch.setenv("NO_COLOR", "1")
-    with running(plan, terminal := Terminal()) as bar:
+    with Terminal(NARROW) as terminal, running(plan, terminal) as bar:
         bar.progress(Progress(first(plan, "topk"), step=5, samples_per_s=123.4))
-        assert 0 < len(terminal.line) <= NARROW
-    assert "\x1b[3" not in terminal.getvalue()
+        assert 0 < len(terminal.line) < NARROW
+        assert "\x1b[3" not in terminal.getvalue()
 
 
 def test_without_a_terminal_it_tells_only_what_went_wrong(plan: Plan) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import colorsys
+import io
 import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
+import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 from report_runs import FIGURES, Run, drawn
@@ -19,6 +23,7 @@ from synthetic import make_store
 import baselines
 from harness.analysis.cases import case_results
 from harness.analysis.estimates import geometric_mean
+from harness.report.figures import render
 from harness.report.figures.changing_links import changing_links
 from harness.report.figures.look import looks
 from harness.report.figures.registry import Drawing, Results
@@ -234,3 +239,33 @@ def test_methods_look_as_their_files_say_and_variants_share_the_hue() -> None:
     assert hue == pytest.approx(other_hue, abs=0.01)
     assert abs(lightness - other_lightness) > 0.1
     assert found["pactrain-fp32"].line_style != found["pactrain-ternary"].line_style
+
+
+def test_a_pages_pictures_are_smaller_and_the_same() -> None:
+    figure = Figure()
+    axes = figure.subplots()
+    for marker, color in (("o", "red"), ("s", "blue")):
+        axes.plot(np.linspace(0, 1, 40), np.sin(np.arange(40.0)), marker=marker, color=color)
+    axes.scatter([0.1, 0.2, 0.3], [0.3, 0.1, 0.2], color=["red", "green", "blue"])
+    written = io.StringIO()
+    figure.savefig(written, format="svg")
+    whole, small = written.getvalue(), render.compact(written.getvalue())
+    assert len(small) < 0.75 * len(whole)
+    assert len(markers(small)) == len(markers(whole)) > 80
+    for one, other in zip(markers(whole), markers(small), strict=True):
+        assert one[0] == other[0]
+        assert one[1:] == pytest.approx(other[1:], abs=0.01)
+
+
+def markers(svg: str) -> list[tuple[tuple[str, str | None], float, float]]:
+    """What each is, its style, be it its own or its group's, and where it stands."""
+    tree = ElementTree.fromstring(svg)
+    parents = {child: parent for parent in tree.iter() for child in parent}
+    return [
+        (
+            (each.attrib["{http://www.w3.org/1999/xlink}href"], each.get("style") or parents[each].get("style")),
+            float(each.get("x", 0)),
+            float(each.get("y", 0)),
+        )
+        for each in tree.iter("{http://www.w3.org/2000/svg}use")
+    ]
