@@ -25,7 +25,7 @@ import baselines
 from harness.worker.process import use_batch_scheduling
 
 COLLECTIVE_TIMEOUT = timedelta(seconds=20)
-CHECK_TIMEOUT_S = 60
+CHECK_TIMEOUT_S = 240
 
 CHECKS_OF_A_GROUP = 30
 """Then its processes are replaced: each process group that a check made keeps a polling thread for every peer."""

@@ -98,7 +98,7 @@ def test_a_machine_is_examined(folder: Path) -> None:
 
 
 def test_a_reference_tells_its_file_and_the_figures_of_its_run(folder: Path) -> None:
-    found = printed(folder, "reference", *RUN[:3], "--from", "one", "--out", "reference.json")
+    found = printed(folder, "reference", RUN[0], "--from", "one", "--out", "reference.json")
     assert found["run"] == printed(folder, "report", "one")
     assert (folder / found["reference"]).is_file()
 
