@@ -94,6 +94,7 @@ class NetnsCluster(EmulatedCluster):
     def __enter__(self) -> Self:
         command = [*universe_command(), *programs.python(UNIVERSE_MODULE)]
         self._agent = AgentConnection(command, ONE_THREAD)
+        self._current = None  # what was built before went with the process that had it
         return self
 
     def __exit__(

@@ -22,7 +22,6 @@ def pair(**link: Any) -> Topology:
 LINKS: dict[str, dict[str, Any]] = {
     "delay": {"delay": "5ms"},
     "long": {"delay": "50ms", "rate": "5mbit"},
-    "longer than a socket's buffer": {"delay": "300ms", "rate": "50mbit"},
     "jitter": {"delay": "10ms", "jitter": "2ms"},
     "loss": {"delay": "1ms", "loss": "2%"},
     "bursts": {"delay": "1ms", "loss_bursts": {"p": 0.01, "r": 0.25}},

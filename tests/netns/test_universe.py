@@ -56,6 +56,14 @@ def test_an_unchanged_network_is_not_measured_again(cluster: NetnsCluster) -> No
     assert cluster.use(star(2, "50mbit")) is first
 
 
+def test_a_cluster_that_is_entered_again_builds_again() -> None:
+    cluster = NetnsCluster()
+    for _ in range(2):
+        with cluster:
+            cluster.use(star(2, "50mbit"))
+            assert {traffic.node for traffic in cluster.count()} == {"w0", "w1", "switch"}
+
+
 def test_a_link_that_is_not_what_was_asked_is_found_by_measuring(cluster: NetnsCluster) -> None:
     cluster._build(star(2, "50mbit"), NO_LIMITS)
     found = json.loads(cluster._probe("probe_links", star(2, "100mbit")).readings)
