@@ -312,10 +312,19 @@ class Case(Section):
         if self.train.dilation not in (None, 1.0) and not self.can_be_dilated:
             where = "where links are unshaped" if self.train.profile else "without train.pace or train.replay"
             raise ValueError(f"train.dilation: found {self.train.dilation:g}; allowed: 1 {where}")
-        if self.train.shrink > 1 and not (self.train.replay and self.can_be_dilated):
-            where = "where links are unshaped" if self.train.replay else "without train.replay: what learns is whole"
-            raise ValueError(f"train.shrink: found {self.train.shrink}; allowed: 1 {where}")
+        if self.train.shrink > 1:
+            self._check_shrink()
         return self
+
+    def _check_shrink(self) -> None:
+        """Only links with a rate shrink with a replay's tensors, and they must still let a frame pass."""
+        shrink = self.train.shrink
+        if not (self.train.replay and self.can_be_dilated):
+            where = "where links are unshaped" if self.train.replay else "without train.replay: what learns is whole"
+            raise ValueError(f"train.shrink: found {shrink}; allowed: 1 {where}")
+        link, fabric = self.link.slowed(1.0, shrink), self.fabric.slowed(1.0, shrink)
+        if complaint := limits.complaint(link, fabric, self.cluster.workers):
+            raise ValueError(f"train.shrink: found {shrink}; allowed: less, since links would have {complaint}")
 
     @property
     def can_be_emulated(self) -> bool:

@@ -73,5 +73,9 @@ def test_methods_whose_bytes_do_not_shrink_and_what_learns_are_refused(tmp_path:
         planned("quickstart", "train.shrink=2")
     with pytest.raises(UsageError, match=r"train\.shrink: found 0; allowed: "):
         replayed(Path(written(tmp_path / "p.json")), "train.shrink=0")
+    with pytest.raises(
+        UsageError, match=r"train\.shrink: found 8; allowed: less, since links would have link\.burst: "
+    ):
+        replayed(Path(written(tmp_path / "p.json")), "train.shrink=8", "link.burst=10kB")
     with pytest.raises(UsageError, match=r"train\.shrink: found 2; allowed: 1 where links are unshaped"):
         replayed(Path(written(tmp_path / "p.json")), "train.shrink=2", "link.rate=unshaped")
