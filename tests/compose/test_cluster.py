@@ -74,7 +74,7 @@ def test_probe_says_what_the_cluster_is_worth(tmp_path: Path) -> None:
         env={**os.environ, "PATH": "/usr/local/bin:/usr/bin:/bin:", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=480,
     )
     assert traps.sprung(here) == []
     assert done.returncode == 0, done.stderr

@@ -122,7 +122,7 @@ def test_a_run_that_is_stopped_leaves_nothing_in_the_end(
     assert len(labelled(client)) == 4 + 3
     assert pacbench("clean").stdout == "nothing was left\n", "it belongs to a run that goes on"
     os.kill(process.pid, sent)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=480)
 
     assert "Traceback" not in output
     if sent == signal.SIGINT:
@@ -153,7 +153,7 @@ def test_an_engine_that_goes_away_ends_the_run_which_can_be_resumed(
         process = start(*run, DOCKER_HOST=f"unix://{passage.path}")
         wait_until(lambda: rows_stored(tmp_path / "run") >= 1)
         passage.close()
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=480)
     assert process.returncode == 5, output
     assert "Traceback" not in output
     assert "pacbench clean" in output, "nobody was there to remove the containers"
@@ -175,7 +175,7 @@ def test_what_runs_is_the_code_that_lies_here_and_not_what_the_image_was_built_w
         env={**os.environ, "PYTHONPATH": str(tmp_path / "edited")},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=480,
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["all_reduce"]["seconds"] == 42.0
@@ -196,7 +196,7 @@ def test_limits_are_the_containers_and_are_recorded(
         host = by_node[node]["HostConfig"]
         assert (host["CapAdd"], host["CapDrop"], host["Privileged"]) == (["NET_ADMIN"], ["ALL"], False)
         assert host["NetworkMode"] != "host"
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=480)
     assert process.returncode == 0, output
     rows = trials(out)
     assert set(rows["dataset"]) == {"fashion-mnist"}, "read from a folder of the host"
