@@ -97,7 +97,7 @@ def _delete_nodes() -> None:
 
 
 def _try_queue(pipe: Pipe, topology: Topology) -> None:
-    asked = pipe.slowed(1 / topology.dilation)  # by the user, who is told of it
+    asked = pipe.slowed(1 / topology.dilation, 1 / topology.shrink)  # by the user, who is told of it
     try:
         run_lines("tc", TRIAL, [f"qdisc replace dev try0 root {topology.qdisc(pipe)}"])
     except MissingProgramError:

@@ -47,11 +47,10 @@ def expect(case: Case, method: MethodSpec, dilation: float) -> Expected:
     Raises:
         UsageError: the profile cannot be read.
     """
-    state, topology = state_of(method), topology_of(case)
-    thinned = topology.slowed(1.0, case.train.shrink)
+    state, thinned = state_of(method), thinned_topology_of(case)
     profile = profiles.read(known) if (known := case.train.known_profile) else None
     return Expected(
-        topology=topology,
+        topology=topology_of(case),
         thinned=thinned,
         built_topology=thinned.slowed(dilation),
         profile=profile,
@@ -89,6 +88,12 @@ def topology_of(case: Case) -> Topology:
 
 
 @cache
+def thinned_topology_of(case: Case) -> Topology:
+    """The same with links as much thinner as a replay's tensors are smaller."""
+    return topology_of(case).slowed(1.0, case.train.shrink)
+
+
+@cache
 def shapes_of(model: str) -> list[tuple[int, ...]]:
     """Shapes of the model's parameters."""
     return MODELS[model].shapes()
@@ -104,7 +109,7 @@ def _predicted_step_s(case: Case, method: MethodSpec, dilation: float, profile: 
     """What a step of the steady state is expected to take, with the tensors and on the links that it really has."""
     train = case.train
     earlier_s = (train.accumulate - 1) * (profile.forward_s + profile.backward_s)  # passes that send nothing
-    network = network_of(topology_of(case).slowed(1.0, train.shrink), dilation)
+    network = network_of(thinned_topology_of(case), dilation)
     shrunk = profile.shrunk(train.shrink)
     return earlier_s + predict.step_s(shrunk, method, state_of(method), network, train.sent_bucket_bytes)
 
