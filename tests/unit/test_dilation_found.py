@@ -20,7 +20,7 @@ from harness.files import NoRoomError
 from harness.messages import Events, Message, Trained
 from harness.network.topology import Topology
 from harness.plan.dilation import AIM, LADDER, TOLERATED, Look, look
-from harness.plan.plan import make
+from harness.plan.plan import Plan
 from harness.plan.trial import Trial
 from harness.record.row import Event
 from harness.record.store import Store
@@ -28,7 +28,7 @@ from harness.report import facts
 from harness.run import dilation, execute
 from harness.run.added import Added, _difference, added
 from harness.run.dilation import Dilations
-from harness.run.outcome import Outcome
+from harness.run.outcome import Ended, Outcome
 from harness.scenario.load import load
 from harness.scenario.schema import NO_LIMITS, Resources
 
@@ -82,6 +82,13 @@ def fixed_links() -> FakeCluster:
     cluster = FakeCluster()
     cluster.machine = cluster.machine._replace(changes_links=False)
     return cluster
+
+
+def recited(folder: Path, plan: Plan, cluster: FakeCluster, ended: Ended = lambda *_: None) -> Store:
+    """What is stored of a run."""
+    store = Store.create(folder / "run", plan.scenario)
+    execute.run(plan, store, cluster, lambda _: None, ended)
+    return store
 
 
 def run_until_it_counts(found: Dilations, trial: Trial, machine: Machine) -> tuple[Trial, Outcome]:
@@ -403,13 +410,8 @@ def test_a_trial_that_shows_too_much_ends_early_and_is_run_again_slower(tmp_path
                 message = dataclasses.replace(message, rows=rows)
             yield message
 
-    replay = ("train.pace=none", "train.target=none", "rounds=1")
-    scenario = load("quickstart", [f"train.replay={written(tmp_path / 'p.json')}", *replay])
-    plan = make(scenario, "fake")
-    store = Store.create(tmp_path / "run", scenario)
-    execute.run(
-        plan, store, FakeCluster(busy), lambda _: None, lambda _, status, reason: ended.append((status, reason))
-    )
+    plan = replayed(Path(written(tmp_path / "p.json")), "rounds=1")
+    store = recited(tmp_path, plan, FakeCluster(busy), lambda _, status, reason: ended.append((status, reason)))
     status, reason = ended[0]
     assert status == "disturbed"
     assert reason is not None
@@ -436,15 +438,12 @@ def test_what_is_too_fast_whenever_it_is_run_is_told_and_left_out(
                 message = dataclasses.replace(message, rows=rows)
             yield message
 
-    replay = ("train.pace=none", "train.target=none", "rounds=4")
-    scenario = load("quickstart", [f"train.replay={written(tmp_path / 'p.json')}", *replay])
-    plan = make(scenario, "fake")
-    store = Store.create(tmp_path / "run", scenario)
-    execute.run(plan, store, FakeCluster(slow), lambda _: None, lambda *_: None)
+    plan = replayed(Path(written(tmp_path / "p.json")), "rounds=4")
+    store = recited(tmp_path, plan, FakeCluster(slow))
     assert {trial.id for trial in plan.trials} == set(store.trials()["trial_id"]), "nothing is lost"
     dense = store.attempts().query("label == 'dense'")
     first = dense[dense["round"] == 0]
-    (case,) = case_results(store.trials(), scenario)
+    (case,) = case_results(store.trials(), plan.scenario)
     if counted:
         assert first["status"].tolist() == ["disturbed", "disturbed", "done"]
         assert "this machine added" in first["reason"].iloc[-1]
@@ -472,11 +471,8 @@ def test_a_trial_ends_early_by_what_decides_at_its_end(tmp_path: Path) -> None:
                 message = dataclasses.replace(message, rows=rows)
             yield message
 
-    replay = ("train.pace=none", "train.target=none", "rounds=3", "train.steps=40")
-    scenario = load("quickstart", [f"train.replay={written(tmp_path / 'p.json')}", *replay])
-    plan = make(scenario, "fake")
-    store = Store.create(tmp_path / "run", scenario)
-    execute.run(plan, store, FakeCluster(restless), lambda _: None, lambda _, __, reason: reasons.append(reason))
+    plan = replayed(Path(written(tmp_path / "p.json")), "rounds=3", "train.steps=40")
+    recited(tmp_path, plan, FakeCluster(restless), lambda _, __, reason: reasons.append(reason))
     assert not any(reasons)
 
 
@@ -488,12 +484,8 @@ def test_a_scenario_that_says_a_number_gets_it(tmp_path: Path) -> None:
 
 
 def test_a_run_stores_what_it_found_and_takes_off(tmp_path: Path) -> None:
-    scenario = load(
-        "quickstart", [f"train.replay={written(tmp_path / 'p.json')}", "train.pace=none", "train.target=none"]
-    )
-    plan = make(scenario, "fake")
-    store = Store.create(tmp_path / "run", scenario)
-    execute.run(plan, store, FakeCluster(), lambda _: None, lambda *_: None)
+    plan = replayed(Path(written(tmp_path / "p.json")))
+    store = recited(tmp_path, plan, FakeCluster())
     trials = store.trials()
     assert set(trials["status"]) == {"done"}
     assert set(trials["trial_id"]) == {trial.id for trial in plan.trials}
@@ -507,10 +499,8 @@ def test_trials_are_stored_where_what_they_found_has_no_room(tmp_path: Path, mon
         raise NoRoomError(f"{path}: cannot be written: No space left on device")
 
     monkeypatch.setattr(dilation, "write_whole", is_full)
-    asked = [f"train.replay={written(tmp_path / 'p.json')}", "train.pace=none", "train.target=none", "rounds=1"]
-    plan = make(load("quickstart", asked), "fake")
-    store = Store.create(tmp_path / "run", plan.scenario)
-    execute.run(plan, store, FakeCluster(), lambda _: None, lambda *_: None)
+    plan = replayed(Path(written(tmp_path / "p.json")), "rounds=1")
+    store = recited(tmp_path, plan, FakeCluster())
     assert set(store.trials()["status"]) == {"done"}
     assert set(store.trials()["trial_id"]) == {trial.id for trial in plan.trials}
     assert not list(store.folder.glob("dilations*"))
