@@ -17,8 +17,9 @@ AIM, CALM = 0.8, 0.6
 """Of what this machine may add to a step (``train.most_added``): the part up to which a greater dilation is chosen; and
 up to which a guess, or a smaller one: a trial that is run again costs more than one that is somewhat slower."""
 
-TOLERATED = 0.01
-"""Share of a step by which what is taken off may be wrong, as one standard error."""
+TOLERATED, OF_MOST_ADDED = 0.01, 0.2
+"""Share of a step by which what is taken off may be wrong, as one standard error; or, where it is more, the part of what
+may be added. Trials differ by it, so what several of them tell has an interval that holds it."""
 
 FAR, NEAR, LONG_S = 4, 2, 2.0
 """How many times slower the steps are that others are put beside: where they would take so long, only twice."""
@@ -84,6 +85,11 @@ class Dilation(Section):
         if self.look and self.look.from_step <= step < self.look.from_step + self.look.steps:
             return self.look.dilation
         return next((phase.dilation for phase in reversed(self.phases) if phase.from_step <= step), self.steady)
+
+
+def tolerated(most_added: float) -> float:
+    """Share of a step by which what is taken off may be wrong, where so much of a step may be."""
+    return max(TOLERATED, OF_MOST_ADDED * most_added)
 
 
 def rung(dilation: float) -> float:

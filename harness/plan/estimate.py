@@ -13,13 +13,13 @@ from harness.plan.dilation import (
     CALM,
     FAR,
     LADDER,
-    TOLERATED,
     Dilation,
     Phase,
     look,
     phases_of_warmup,
     probe_steps,
     rung,
+    tolerated,
 )
 from harness.plan.expected import lower_bound_s, network_of, shapes_of, state_of
 from harness.plan.machine import Machine
@@ -122,7 +122,7 @@ def usual_dilation(trial: Trial, machine: Machine, slower: float = 1.0) -> float
         slower: what this machine adds to a step, over ``usually_added_s``, where that is known of other methods.
     """
     needed = slower * usually_added_s(trial, machine) / (CALM * trial.case.train.most_added * steady_s(trial))
-    known_from = machine.error_s / (TOLERATED * steady_s(trial))
+    known_from = machine.error_s / (tolerated(trial.case.train.most_added) * steady_s(trial))
     carried_from = trial.expected.thinned.at_once_bps * trial.case.cluster.workers / machine.carried_bps
     return min(LADDER[-1], max(needed, known_from, carried_from, least_dilation(trial, machine)))
 

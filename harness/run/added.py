@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from harness.plan.dilation import FEWEST, TOLERATED
+from harness.plan.dilation import FEWEST, tolerated
 from harness.plan.expected import state_of
 from harness.plan.trial import Trial
 from harness.run.outcome import Outcome
@@ -50,24 +50,23 @@ class Added(NamedTuple):
         """Why a trial whose steps show this is to be run again at a greater dilation; None where it is not."""
         if self.is_too_much(dilation, most):
             return f"at a dilation of {dilation:g} this machine added {100 * self.share(dilation):.1f} % to a step"
-        if not self.is_known(dilation):
+        if not self.is_known(dilation, most):
             error = f"{100 * self.error_s / dilation / self._told_s(dilation):.1f} % of a step"
             return f"at a dilation of {dilation:g} what this machine added was known to {error} only"
         return None
 
     def is_too_much(self, dilation: float, most: float) -> bool:
         """Whether it may not be taken off steps at a dilation, since it is surely more than this share of them."""
-        unsure_s = 0.0 if self.is_known(dilation) else SURELY * self.error_s
+        unsure_s = 0.0 if self.is_known(dilation, most) else SURELY * self.error_s
         return self._share(max(0.0, self.added_s - unsure_s), dilation) > most
 
-    def is_known(self, dilation: float) -> bool:
-        """Whether it may be taken off steps at a dilation."""
-        return dilation >= self.known_from
+    def is_known(self, dilation: float, most: float) -> bool:
+        """Whether it may be taken off steps at a dilation, to which it may add such a share."""
+        return dilation >= self.known_from(most)
 
-    @property
-    def known_from(self) -> float:
-        """The least dilation at which it is known well enough."""
-        return self.error_s / (TOLERATED * self.step_s) if self.step_s > 0 else math.inf
+    def known_from(self, most: float) -> float:
+        """The least dilation at which it is known well enough, where it may add such a share to a step."""
+        return self.error_s / (tolerated(most) * self.step_s) if self.step_s > 0 else math.inf
 
     def beside(self, added_s: float, error_s: float, dilation: float) -> Added:
         """The same with what was told before: the mean of both, each by how certain it is.

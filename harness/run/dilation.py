@@ -23,7 +23,7 @@ from harness.cluster.protocol import Cluster
 from harness.errors import MeasurementError, UsageError
 from harness.files import NoRoomError, UnwritableError, write_whole
 from harness.plan import estimate
-from harness.plan.dilation import AIM, CALM, LADDER, TOLERATED, Dilation, look, rung
+from harness.plan.dilation import AIM, CALM, LADDER, Dilation, look, rung, tolerated
 from harness.plan.expected import state_of
 from harness.plan.status import UNSETTLED_STEPS
 from harness.plan.trial import Trial
@@ -97,7 +97,7 @@ class Dilations:
         does, say little at any dilation; but at a great one little is added in any case.
         """
         within = added_within(outcome, trial)
-        if within is None or within.is_known(trial.dilation):
+        if within is None or within.is_known(trial.dilation, trial.case.train.most_added):
             return within
         if found := self._found.get(_key(trial)):
             return within.beside(found.added_s, found.error_s, trial.dilation)
@@ -135,13 +135,13 @@ class Dilations:
             # A trial that shows nearly too much is a good one, but the next of its kind may show too much. Nor may it
             # be so fast that what is added would be known too little.
             most = 2 * now if within.share(now) > AIM * most_added else now
-            chosen = min(most, max(_needed(within, CALM * most_added), within.known_from, now / 2))
+            chosen = min(most, max(_needed(within, CALM * most_added), within.known_from(most_added), now / 2))
         self._keep(trial, rung(min(LADDER[-1], max(self._lowest(trial), chosen))), within)
         return why
 
     def _why_probes_were_wrong(self, trial: Trial, outcome: Outcome, found: Found) -> str | None:
         more_s = metered_s(outcome) - (found.overrun_s or 0.0)
-        if more_s <= TOLERATED * found.step_s:
+        if more_s <= tolerated(trial.case.train.most_added) * found.step_s:
             return None
         self._too_low[_key(trial)] = trial.dilation
         share = f"{100 * more_s / found.step_s:.1f} %"
@@ -175,14 +175,14 @@ class Dilations:
 
     def _probed(self, trial: Trial) -> Found:
         """What short trials find: they are run where it is not known yet."""
-        known, key = self._found.get(_key(trial)), _key(trial)
+        known, key, most_added = self._found.get(_key(trial)), _key(trial), trial.case.train.most_added
         if known and known.dilation > self._too_low.get(key, 0.0):
             return known
         dilation = self._carried(trial, self._likely(trial))
         while True:
             within, overrun_s = self._prober.added(trial, dilation)
-            needed = _needed(within, trial.case.train.most_added)
-            if needed <= dilation and within.is_known(dilation):
+            needed = _needed(within, most_added)
+            if needed <= dilation and within.is_known(dilation, most_added):
                 self._keep(trial, dilation, within, overrun_s)
                 return self._found[key]
             # What the machine adds for want of time to compute ends with a somewhat greater dilation.
