@@ -18,8 +18,8 @@ AIM, CALM = 0.8, 0.6
 up to which a guess, or a smaller one: a trial that is run again costs more than one that is somewhat slower."""
 
 TOLERATED, OF_MOST_ADDED = 0.01, 0.2
-"""Share of a step by which what is taken off may be wrong, as one standard error; or, where it is more, the part of what
-may be added. Trials differ by it, so what several of them tell has an interval that holds it."""
+"""Share of a step by which what is taken off may be wrong, as one standard error; or, where that is more, a part of
+what may be added. Trials differ by it, so what several of them tell has an interval that holds it."""
 
 FAR, NEAR, LONG_S = 4, 2, 2.0
 """How many times slower the steps are that others are put beside: where they would take so long, only twice."""

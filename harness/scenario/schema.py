@@ -159,8 +159,8 @@ class Train(Section):
     all is faster than real time, for links without a delay. None, which files write ``auto``: the run finds the least
     one for each method, by short trials (``run/dilation.py``); where time cannot be dilated it is 1."""
     most_added: float = Field(0.05, ge=0.01, le=0.2)
-    """Where a run finds dilations: share of a step that this machine may add to it. It is measured, to a fifth of this or
-    1 % of the step, and taken off. The more it may be, the sooner a run is done, and the wider its intervals are."""
+    """Where a run finds dilations: share of a step that this machine may add to it. It is measured, to a fifth of this
+    or 1 % of the step, and taken off. The more it may be, the sooner a run is done, and the wider its intervals are."""
     gradient_density: float = Field(1.0, ge=1e-6, le=1)
     """Replays only: the share of a gradient's entries that are not zero."""
     gradient_overlap: Literal["random", "full"] = "random"
