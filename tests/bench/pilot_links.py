@@ -3,10 +3,10 @@
     nox -s pilots -- links --out results/pilot-links            # hours, on a machine that does nothing else
     nox -s pilots -- links --scripts cnn --links 1              # minutes
 
-The links are drawn and written to ``links.csv`` before anything runs: their rates alone, since delays need netem, which
-not every kernel has. On each a pilot decides by one seed; then further seeds are trained, and these alone judge it. What
-was run is not run again, and a pilot that failed is wrong there, until the same command finds that it did not. The look
-at a script is made once.
+The links are drawn and written to ``links.csv`` before anything runs: their rates alone, since delays need netem,
+which not every kernel has. On each a pilot decides by one seed; then further seeds are trained, and these alone judge
+it. What was run is not run again, and a pilot that failed is wrong there, until the same command finds that it did not.
+The look at a script is made once.
 """
 
 from __future__ import annotations
