@@ -290,6 +290,19 @@ def test_a_plan_starts_nothing_and_says_what_would_be_run(tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
 
 
+def test_each_phase_of_a_roll_out_has_limits_by_what_the_pilot_measured() -> None:
+    first, one, all_jobs = pilot().phases
+    assert [each.name for each in (first, one, all_jobs)] == ["pilot", "one job", "all jobs"]
+    assert dict(first.limits)["how sure"] == "sure"
+    assert dict(one.limits) == {
+        "time from step to step": "at most 55 ms, 10% above the pilot's",
+        "steps to dense's loss, within 2.0%": "at most 1.10 times dense's",
+        "memory that the method holds on each worker": "4 MB",
+        "pacbench pilot --recheck": "exit code 0",
+    }
+    assert dict(all_jobs.limits).items() < dict(one.limits).items()
+
+
 def test_a_method_that_needs_more_but_shorter_steps_wins_by_time() -> None:
     own = [each for each in trainings() if each.label != TOPK.label]
     slower = [training(TOPK, seed, 0.05, falling(160, 1 + 0.01 * seed, 60)) for seed in range(3)]
