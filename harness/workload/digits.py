@@ -56,7 +56,7 @@ def _stratified(labels: Array) -> tuple[Array, Array]:
 def _drawn(counts: Array, wanted: int, dice: np.random.RandomState) -> Array:
     """How many of each class, in proportion; what is missing after rounding goes to the greatest remainders."""
     exact = counts / counts.sum() * wanted
-    drawn = np.floor(exact)
+    drawn: Array = np.floor(exact)
     missing, remainders = int(wanted - drawn.sum()), exact - drawn
     for remainder in np.unique(remainders)[::-1]:
         if not missing:
