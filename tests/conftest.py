@@ -11,7 +11,7 @@ import pytest
 from host import MARK
 from xdist.scheduler import LoadScopeScheduling
 
-from harness.cli.main import OBJECTS_BETWEEN_COLLECTIONS
+from harness.programs import OBJECTS_BETWEEN_COLLECTIONS
 
 gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)  # as the command line does; here it saves a sixth of the time
 

@@ -116,14 +116,14 @@ def has_trained(worker: psutil.Process) -> bool:
     return False
 
 
-def busy_workers(run: subprocess.Popen[str]) -> list[psutil.Process]:
-    """Forked workers of a run that this test has started, which have been at it for some steps.
+def busy_workers() -> list[psutil.Process]:
+    """Forked workers of this process's cluster which have been at it for some steps.
 
-    Others may run clusters on the same machine. Whoever is to be stopped or killed is looked for below ``run`` alone.
+    Others may run clusters on the same machine. Whoever is to be stopped or killed is looked for below this process.
     """
     found = []
     with contextlib.suppress(psutil.NoSuchProcess):
-        for agent in psutil.Process(run.pid).children(recursive=True):
+        for agent in psutil.Process().children(recursive=True):
             if agent.pid in universes() and "unshare" not in agent.name():
                 found += filter(has_trained, agent.children())
     return found

@@ -15,9 +15,7 @@ from harness.cli.console import accept_any_text
 from harness.errors import EXIT_INTERRUPTED, MeasurementError, PacbenchError, UsageError
 from harness.files import NO_ROOM, NoRoomError
 from harness.plain import visible
-
-OBJECTS_BETWEEN_COLLECTIONS = 100_000
-"""Importing torch makes many objects, all of which stay. Searching them for garbage takes a fifth of that time."""
+from harness.programs import OBJECTS_BETWEEN_COLLECTIONS
 
 MOST_TOLD = 4000
 """Signs of an error that are told. Much longer are only those that repeat a name or an argument without end."""

@@ -40,6 +40,7 @@ from harness.messages import (
     decode,
     encode,
 )
+from harness.programs import OBJECTS_BETWEEN_COLLECTIONS
 
 TASKS = {
     "probe_hosts": "harness.network.tasks:probe_hosts",
@@ -96,10 +97,12 @@ class Agent:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a stray print must not look like a message
         self._selector = selectors.DefaultSelector()
         self._children: dict[int, Child] = {}
+        self._pythons_own = gc.get_threshold()
 
     def serve(self) -> None:
         """Answer requests and pass on what workers say, until stdin ends."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the harness, which then closes stdin
+        gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
         stdin, begun = sys.stdin.fileno(), Lines()
         self._selector.register(stdin, selectors.EVENT_READ)
         while True:
@@ -146,6 +149,7 @@ class Agent:
         pid = os.fork()
         if pid == 0:
             os.close(self._replies)
+            gc.set_threshold(*self._pythons_own)  # a worker is to train as any program does
             _run(task, spec, node, self._enter, messages_end, logs_end)
         os.close(messages_end)
         os.close(logs_end)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import os
 import pickle
 from collections.abc import Iterator
@@ -16,17 +15,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from harness import programs
 from harness.errors import UsageError
 from harness.workload.datasets import DATASETS, Data, Look, dataset
+from harness.workload.digits import split_digits
 
 
 @dataset("digits", train_size=1437, test_size=360, input_shape=(1, 8, 8), classes=10)
 def digits(folder: Path | None) -> Data:
     """Handwritten digits, 8x8 grey (UCI ML, bundled with scikit-learn): 1437 to train on, 360 to test."""
-    loaded = programs.run(programs.python("harness.workload.digits"), capture_output=True, check=True)
-    split = np.load(io.BytesIO(loaded.stdout))
-    return _as_data(*(split[name] for name in split.files))
+    return _as_data(*split_digits())
 
 
 FASHION_FOLDERS = ("/usr/share/datasets/fashion-mnist",)

@@ -8,7 +8,7 @@ import pandas as pd
 
 from harness.record.store import Store
 
-ROUNDS, METHODS = 6, 2
+TASKS, ROUNDS, METHODS = 3, 5, 2
 SMALL = (
     *("quickstart", "--on", "netns", "--method", "topk", "--rounds", str(ROUNDS)),
     *("--set", "cluster.workers=2", "--set", "link.rate=100mbit", "--set", "baseline_16bit=dense"),

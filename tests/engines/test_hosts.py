@@ -165,7 +165,7 @@ def test_a_queue_that_somebody_has_set_is_left_alone(pair: Machines, tmp_path: P
 def test_a_host_that_vanishes_costs_one_trial_and_another_takes_its_place(hosts: Machines, tmp_path: Path) -> None:
     settings = ("--set", "cluster.workers=2", "--set", "baseline_16bit=dense", "--set", "train.pace=none")
     methods = ("--method", "topk", "--method", "pactrain-fp32", "--rounds", "1", "--set", "train.schedule=constant")
-    asked = ("worker", "quickstart", *methods, *settings, "--set", "link.rate=unshaped", "--set", "train.steps=300")
+    asked = ("worker", "quickstart", *methods, *settings, "--set", "link.rate=unshaped", "--set", "train.steps=120")
     switch = hosts.machines["switch"]
     try:
         with started(hosts, 3, *asked, "--out", str(tmp_path / "run")) as ranks:

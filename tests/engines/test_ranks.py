@@ -10,6 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,7 +26,10 @@ from harness.provenance import code_digest
 from harness.record.store import Store
 
 RANKS = 3
-SETTINGS = f"link.rate=unshaped train.pace=none train.schedule=constant baseline_16bit=dense cluster.workers={RANKS}"
+PAIR = 2
+"""Ranks, where more of them would prove nothing else."""
+
+SETTINGS = "link.rate=unshaped train.pace=none train.schedule=constant baseline_16bit=dense"
 
 
 def free_port() -> int:
@@ -35,17 +39,18 @@ def free_port() -> int:
 
 
 class Ranks:
-    """The command line, once for each rank."""
+    """The command line, once for each of so many ranks."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_port() - 1
+    def __init__(self, folder: Path, count: int) -> None:
+        self.folder, self.count, self.port = folder, count, free_port() - 1
         self.processes: dict[int, subprocess.Popen[str]] = {}
 
     def start(self, rank: int, *arguments: str, **env: str) -> subprocess.Popen[str]:
         """Start one."""
-        place = {"RANK": str(rank), "WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.port)}
+        place = self.place(rank)
         own = ("--address", f"127.0.0.{rank + 1}", "--out", "run", "--wait", "120", *arguments)
         settings = [word for setting in SETTINGS.split() for word in ("--set", setting)]
+        settings += ["--set", f"cluster.workers={self.count}"]
         self.processes[rank] = subprocess.Popen(
             [*PACBENCH, "worker", "quickstart", *settings, "--method", "topk", "--rounds", "1", *own],
             cwd=self.folder,
@@ -55,6 +60,11 @@ class Ranks:
             text=True,
         )
         return self.processes[rank]
+
+    def place(self, rank: int) -> dict[str, str]:
+        """What a scheduler tells a rank."""
+        told = {"RANK": rank, "WORLD_SIZE": self.count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": self.port}
+        return {name: str(value) for name, value in told.items()}
 
     def codes(self) -> dict[int, int]:
         """The exit codes of all, once they have ended."""
@@ -68,21 +78,56 @@ class Ranks:
         return found
 
 
+@contextlib.contextmanager
+def ranks_in(folder: Path, count: int = RANKS) -> Iterator[Ranks]:
+    """Whatever still runs in the end is killed."""
+    made = Ranks(folder, count)
+    try:
+        yield made
+    finally:
+        for process in made.processes.values():
+            process.kill()
+            process.communicate()
+
+
 @pytest.fixture
 def ranks(tmp_path: Path) -> Iterator[Ranks]:
-    made = Ranks(tmp_path)
-    yield made
-    for process in made.processes.values():
-        process.kill()
-        process.communicate()
+    with ranks_in(tmp_path) as made:
+        yield made
 
 
-def test_ranks_train_and_what_is_measured_stands_in_the_rows(ranks: Ranks) -> None:
-    for rank in reversed(range(RANKS)):
-        ranks.start(rank, *("--set", "train.steps=8", "--set", "train.eval_every=8", "--json"))
-    assert ranks.codes() == dict.fromkeys(range(RANKS), 0), ranks.processes[0].communicate()
-    json_reference.adapter("worker").validate_json(ranks.processes[0].communicate()[0], strict=True)
-    store = Store.open(ranks.folder / "run")
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Ranks]:
+    with ranks_in(tmp_path, PAIR) as made:
+        yield made
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What became of a run, and what its rank 0 said."""
+
+    folder: Path
+    codes: dict[int, int]
+    printed: str
+    said: str
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, processes_are_known: None) -> Trained:
+    """All ranks have trained, after one came whose clock is an hour behind, and left."""
+    folder = tmp_path_factory.mktemp("trained")
+    with ranks_in(folder) as ranks:
+        ranks.start(0, "--set", "train.steps=8", "--set", "train.eval_every=8", "--json")
+        greet(Launch.read(ranks.place(1)), clock_s=time.time() - 3600)
+        for rank in range(1, RANKS):
+            ranks.start(rank)
+        return Trained(folder / "run", ranks.codes(), *ranks.processes[0].communicate())
+
+
+def test_ranks_train_and_what_is_measured_stands_in_the_rows(trained: Trained) -> None:
+    assert trained.codes == dict.fromkeys(range(RANKS), 0), trained.said
+    json_reference.adapter("worker").validate_json(trained.printed, strict=True)
+    store = Store.open(trained.folder)
     rows = store.trials()
     assert (set(rows["label"]), set(rows["status"]), set(rows["cluster"])) == ({"dense", "topk"}, {"done"}, {"hosts"})
     assert (rows["measured_rate_bps"] > 0).all()
@@ -91,25 +136,30 @@ def test_ranks_train_and_what_is_measured_stands_in_the_rows(ranks: Ranks) -> No
     assert rows["parameter_hash"].nunique() == 2
 
 
-def test_an_agent_that_is_killed_costs_one_trial_and_comes_back(ranks: Ranks) -> None:
-    for rank in range(RANKS):
-        ranks.start(rank, *("--set", "train.steps=200", "--set", "train.eval_every=200"))
-    wait_until(lambda: some_trial_is_done(ranks.folder / "run"))  # before, its agent may be reading data, or measuring
-    wait_until(lambda: any(map(has_trained, _workers(ranks, 2))))
-    ranks.agent_of(2).send_signal(signal.SIGKILL)
-    assert ranks.codes() == {0: 5, 1: 0, 2: 0}
-    rows = Store.open(ranks.folder / "run").trials()
+def test_a_clock_that_is_off_is_told_and_harms_nothing(trained: Trained) -> None:
+    assert trained.codes == dict.fromkeys(range(RANKS), 0), trained.said
+    assert re.search("rank 1 on elsewhere: its clock is 3[67][0-9]{2} s behind rank 0", trained.said)
+
+
+def test_an_agent_that_is_killed_costs_one_trial_and_comes_back(pair: Ranks) -> None:
+    for rank in range(PAIR):
+        pair.start(rank, *("--set", "train.steps=120", "--set", "train.eval_every=120"))
+    wait_until(lambda: some_trial_is_done(pair.folder / "run"))  # before, its agent may be reading data, or measuring
+    wait_until(lambda: any(map(has_trained, _workers(pair, 1))))
+    pair.agent_of(1).send_signal(signal.SIGKILL)
+    assert pair.codes() == {0: 5, 1: 0}
+    rows = Store.open(pair.folder / "run").trials()
     assert sorted(rows["status"]) == ["crashed", "done"], rows["reason"].to_dict()
-    assert "w2: its host is gone" in rows[rows["status"] == "crashed"]["reason"].iloc[0]
+    assert "w1: its host is gone" in rows[rows["status"] == "crashed"]["reason"].iloc[0]
 
 
-def test_an_agent_that_is_killed_before_any_trial_comes_back(ranks: Ranks) -> None:
-    for rank in range(RANKS):
-        ranks.start(rank, *("--set", "train.steps=8", "--set", "train.eval_every=8"))
-    wait_until(lambda: _workers(ranks, 2))
-    ranks.agent_of(2).send_signal(signal.SIGKILL)
-    assert ranks.codes()[2] == 0
-    rows = Store.open(ranks.folder / "run").trials()
+def test_an_agent_that_is_killed_before_any_trial_comes_back(pair: Ranks) -> None:
+    for rank in range(PAIR):
+        pair.start(rank, *("--set", "train.steps=8", "--set", "train.eval_every=8"))
+    wait_until(lambda: _workers(pair, 1))
+    pair.agent_of(1).send_signal(signal.SIGKILL)
+    assert pair.codes()[1] == 0
+    rows = Store.open(pair.folder / "run").trials()
     assert "done" in set(rows["status"]), rows["reason"].to_dict()
 
 
@@ -120,7 +170,7 @@ def _workers(ranks: Ranks, rank: int) -> list[psutil.Process]:
 
 
 def test_a_run_whose_rank_0_is_killed_ends_the_others_and_is_resumed(ranks: Ranks) -> None:
-    settings = ("--set", "train.steps=100", "--set", "train.eval_every=100")
+    settings = ("--set", "train.steps=32", "--set", "train.eval_every=32")
     for rank in range(RANKS):
         ranks.start(rank, *settings)
     wait_until(lambda: some_trial_is_done(ranks.folder / "run"))
@@ -138,17 +188,6 @@ def test_a_run_whose_rank_0_is_killed_ends_the_others_and_is_resumed(ranks: Rank
     assert (set(rows["label"]), set(rows["status"])) == ({"dense", "topk"}, {"done"})
     assert set(before) <= set(rows["trial_id"])
     assert len(rows) == 2
-
-
-def test_a_clock_that_is_off_is_told_and_harms_nothing(ranks: Ranks) -> None:
-    ranks.start(0, "--set", "train.steps=8", "--set", "train.eval_every=8")
-    place = {"RANK": "1", "WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ranks.port)}
-    greet(Launch.read(place), clock_s=time.time() - 3600)
-    for rank in range(1, RANKS):
-        ranks.start(rank)
-    codes, (_, said) = ranks.codes(), ranks.processes[0].communicate()
-    assert codes == dict.fromkeys(range(RANKS), 0), said
-    assert re.search("rank 1 on elsewhere: its clock is 3[67][0-9]{2} s behind rank 0", said)
 
 
 def greet(launch: Launch, clock_s: float) -> None:

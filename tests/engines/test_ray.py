@@ -1,4 +1,4 @@
-"""A real Ray: a cluster of four nodes on one machine, whose tasks share a run, and a node that dies."""
+"""A real Ray: a cluster of nodes on one machine, whose tasks share a run, and a node that dies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from host import PACBENCH, some_trial_is_done, wait_until
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
-from shared_run import SMALL, check_all_ran_once
+from shared_run import SMALL, TASKS, check_all_ran_once
 
 from harness.record.claims import Claims
 
@@ -22,12 +22,12 @@ OBJECT_STORE_BYTES = 80 << 20
 
 @pytest.fixture
 def cluster(_host_is_left_as_it_was: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """Four nodes with one CPU each."""
+    """A node with one CPU for each task."""
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     node = {"num_cpus": 1, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
     made = Cluster(initialize_head=True, head_node_args=node)
     try:
-        for _ in range(3):
+        for _ in range(TASKS - 1):
             made.add_node(num_cpus=1, object_store_memory=OBJECT_STORE_BYTES)
         made.wait_for_nodes()
         yield made
@@ -37,7 +37,7 @@ def cluster(_host_is_left_as_it_was: None, monkeypatch: pytest.MonkeyPatch) -> I
 
 def test_tasks_share_a_run_and_a_node_that_dies_loses_nothing(cluster: Cluster, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    order = ("submit", *SMALL, "--engine", "ray", "--tasks", "4", "--out", str(run), "--go")
+    order = ("submit", *SMALL, "--engine", "ray", "--tasks", str(TASKS), "--out", str(run), "--go")
     submitted = subprocess.Popen(
         [*PACBENCH, *order],
         env={**os.environ, "RAY_ADDRESS": cluster.address},
@@ -55,7 +55,9 @@ def test_tasks_share_a_run_and_a_node_that_dies_loses_nothing(cluster: Cluster, 
     assert submitted.returncode == 0, output
     check_all_ran_once(run)
     assert Claims(run).latest()[part].number > 1, "what the dead node held fell to another one"
-    assert sorted(log.name.rpartition("-")[2] for log in run.glob("submit-*.log")) == [f"{n}.log" for n in range(1, 5)]
+    assert sorted(log.name.rpartition("-")[2] for log in run.glob("submit-*.log")) == [
+        f"{n}.log" for n in range(1, TASKS + 1)
+    ]
 
 
 def caught_at_work(cluster: Cluster, run: Path) -> tuple[str, Node] | None:

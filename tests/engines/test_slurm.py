@@ -9,14 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from host import PACBENCH, run_pacbench, wait_until
-from shared_run import SMALL, check_all_ran_once, columns
+from host import PACBENCH, wait_until
+from shared_run import SMALL, TASKS, check_all_ran_once, columns
 from slurm import Slurm
 
+import harness
 from harness.record.claims import LEASE_S, RENEWED_AFTER_S, Claim, Claims
 from harness.record.store import Store
 
-HOSTS = 4
+HOSTS, RANKS = 4, 3
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +27,10 @@ def slurm(processes_are_known: None) -> Iterator[Slurm]:
         yield cluster
 
 
-TRAINING = (
-    *("quickstart", "--method", "topk", "--method", "pactrain-fp32", "--rounds", "1"),
-    *("--set", f"cluster.workers={HOSTS}", "--set", "baseline_16bit=dense", "--set", "train.steps=24"),
-    *("--set", "train.eval_every=8", "--set", "train.dilation=1"),
+METHODS = ("topk", "pactrain-fp32")
+SETTINGS = (
+    *(f"cluster.workers={RANKS}", "baseline_16bit=dense", "train.steps=24", "train.eval_every=8"),
+    "train.dilation=1",
 )
 
 
@@ -45,18 +46,20 @@ def curve(run: Path) -> dict[tuple[object, ...], float]:
 
 def test_hosts_learn_what_an_emulated_network_learns_bit_for_bit(slurm: Slurm, tmp_path: Path) -> None:
     on_hosts, emulated = tmp_path / "hosts", tmp_path / "netns"
-    asked = ("worker", *TRAINING, "--set", "link.rate=unshaped", "--out", str(on_hosts))
-    done = slurm.run(HOSTS, *PACBENCH, *asked)
+    asked = [word for setting in (*SETTINGS, "link.rate=unshaped") for word in ("--set", setting)]
+    asked += [word for method in METHODS for word in ("--method", method)]
+    done = slurm.run(RANKS, *PACBENCH, "worker", "quickstart", *asked, "--rounds", "1", "--out", str(on_hosts))
     assert done.returncode == 0, done.stderr
-    done = run_pacbench(tmp_path, "run", *TRAINING, "--on", "netns", "--out", str(emulated))
-    assert done.returncode == 0, done.stderr
+    harness.run_scenario("quickstart", on="netns", out=emulated, overrides=SETTINGS, methods=METHODS, rounds=1)
     assert columns(on_hosts, "parameter_hash", "final_accuracy") == columns(
         emulated, "parameter_hash", "final_accuracy"
     )
     assert curve(on_hosts) == curve(emulated)
     assert columns(on_hosts, "cluster")["dense"] == ("hosts",)
     (entry,) = Store.open(on_hosts).provenance()
-    assert {host["host"] for host in entry["hosts"]} == {*slurm.names}
+    ran_on = {host["host"] for host in entry["hosts"]}
+    assert len(ran_on) == RANKS
+    assert ran_on <= {*slurm.names}
 
 
 def test_a_folder_that_each_host_has_for_itself_is_refused(slurm: Slurm, tmp_path: Path) -> None:
@@ -93,10 +96,11 @@ def make_older(claim: Claim) -> None:
 
 def test_an_array_shares_a_run_and_a_host_that_dies_loses_nothing(slurm: Slurm, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    done = slurm.call(*PACBENCH, "submit", *SMALL, "--engine", "slurm", "--tasks", "4", "--out", str(run), "--go")
+    asked = ("submit", *SMALL, "--engine", "slurm", "--tasks", str(TASKS), "--out", str(run), "--go")
+    done = slurm.call(*PACBENCH, *asked)
     assert done.returncode == 0, done.stderr
     assert "Submitted batch job" in done.stdout
-    wait_until(lambda: len(at_work(run)) == 4)
+    wait_until(lambda: len(at_work(run)) == TASKS)
     wait_until(lambda: len(Store.open(run).trials()) >= 2)
     youngest = min(at_work(run).values(), key=lambda claim: claim.age_s)
     slurm.kill(youngest.holder.machine)
@@ -110,4 +114,4 @@ def test_an_array_shares_a_run_and_a_host_that_dies_loses_nothing(slurm: Slurm, 
     assert Claims(run).latest()[youngest.part].number > 1, "what the dead host held fell to another one"
     said = slurm.call(*PACBENCH, "status", str(run)).stdout
     assert said == f"{len(trials)} of {len(trials)} trials are done\n"
-    assert slurm.call(*PACBENCH, "report", str(run)).returncode == 0
+    assert (run / "report.html").is_file()

@@ -24,6 +24,7 @@ A_USERS_PATH = "/usr/local/bin:/usr/bin:/bin"
 SMALL = (
     *("quickstart", "--on", "netns", "--rounds", "1", "--method", "topk"),
     *("--set", "train.steps=6", "--set", "cluster.workers=2", "--set", "train.pace=none"),
+    *("--set", "baseline_16bit=dense"),
 )
 
 LIBRARY = """
@@ -61,11 +62,16 @@ def test_a_run_is_not_led_astray_by_any_name(tmp_path: Path) -> None:
     assert (Store.open(folder / "run").trials()["status"] == "done").all()
 
 
-@pytest.mark.parametrize("path", ["", None])
-def test_an_empty_entry_does_not_mean_the_current_folder(path: str | None, tmp_path: Path) -> None:
+PROBE = ("probe", "--on", "netns", "--workers", "2", "--rate", "1gbit")
+EXEC = ("exec", "--on", "netns", "--workers", "2", "--rate", "200mbit", "--out", "record", "--", "true")
+
+
+@pytest.mark.parametrize(("path", "command"), [("", PROBE), (None, EXEC)])
+def test_an_empty_entry_does_not_mean_the_current_folder(
+    path: str | None, command: tuple[str, ...], tmp_path: Path
+) -> None:
     folder = traps.lay(tmp_path / "here", modules=traps.MODULES, packages=traps.PACKAGES)
-    command = [sys.executable, "-m", "harness", "probe", "--on", "netns", "--workers", "2", "--rate", "1gbit"]
-    done = run_in(folder, command, path, PYTHONPATH=f":{ROOT}:")
+    done = run_in(folder, [sys.executable, "-m", "harness", *command], path, PYTHONPATH=f":{ROOT}:")
     assert traps.sprung(folder) == []
     assert done.returncode == 0, done.stdout + done.stderr
 

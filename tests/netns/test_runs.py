@@ -6,13 +6,16 @@ import math
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from host import busy_workers, complaints, run_pacbench, universes, wait_until
 
+from harness.analysis.cases import case_results
 from harness.record.store import Store
 from harness.report import page
 from harness.report.figures.learning_curves import perplexity
@@ -28,9 +31,9 @@ SETTINGS = ("train.pace=none", "train.steps=24", "train.schedule=constant", "tra
 SMALL = (SCENARIO, *(word for setting in SETTINGS for word in ("--set", setting)))
 FEW = (*SETTINGS, "baseline_16bit=dense", "cluster.workers=2")
 WITH_THE_BASELINE = ("pactrain-ternary",)
-FOUR_TRIALS = (
+TWO_TRIALS = (
     *(SCENARIO, *(word for setting in FEW for word in ("--set", setting))),
-    *("--method", *WITH_THE_BASELINE, "--rounds", "2"),
+    *("--method", *WITH_THE_BASELINE, "--rounds", "1"),
 )
 
 
@@ -157,7 +160,7 @@ def test_a_run_that_is_stopped_leaves_nothing_and_the_next_one_completes_it(
     run_scenario: RunScenario, start: Start, tmp_path: Path, sent: signal.Signals
 ) -> None:
     before = set(universes())
-    process = start("run", *FOUR_TRIALS)
+    process = start("run", *TWO_TRIALS)
     wait_until(lambda: list(tmp_path.glob("results/quickstart-*")), 60)
     (folder,) = tmp_path.glob("results/quickstart-*")
     wait_until(lambda: rows_stored(folder) >= 1 and (trials(folder)["status"] == "done").any(), 60)
@@ -173,31 +176,62 @@ def test_a_run_that_is_stopped_leaves_nothing_and_the_next_one_completes_it(
     assert set(kept["status"]) <= {"done", "interrupted", "disturbed"}  # another program may hold this machine up
 
     again = Resumed()
-    store = run_scenario(SCENARIO, FEW, WITH_THE_BASELINE, 2, None, again)
+    store = run_scenario(SCENARIO, FEW, WITH_THE_BASELINE, out=None, watcher=again)
     assert store.folder == folder.relative_to(tmp_path)
-    assert (again.outlook.done, len(again.outlook.plan.trials)) == (len(finished), 4)
+    assert (again.outlook.done, len(again.outlook.plan.trials)) == (len(finished), 2)
     done = store.attempts().query("status == 'done'")
     assert (done[done["trial_id"].isin(finished)].groupby("trial_id").size() == 1).all(), "none ran twice"
     assert (trials(folder)["status"] == "done").all()
-    assert len(trials(folder)) == 4
+    assert len(trials(folder)) == 2
 
     once_more = Resumed()
-    run_scenario(SCENARIO, FEW, WITH_THE_BASELINE, 2, str(folder), once_more)
+    run_scenario(SCENARIO, FEW, WITH_THE_BASELINE, out=str(folder), watcher=once_more)
     assert not once_more.outlook.runs_something
 
 
-def test_a_worker_that_is_killed_costs_one_trial(start: Start, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    process = start("run", *FOUR_TRIALS, "--set", "train.steps=100", "--out", str(out))
-    wait_until(lambda: rows_stored(out) == 1, 60)  # whoever is busy before then may be measuring the links
-    wait_until(lambda: busy_workers(process))
-    busy_workers(process)[-1].kill()
-    output, _ = process.communicate(timeout=90)
+def test_a_worker_that_is_killed_costs_one_trial(run_scenario: RunScenario, tmp_path: Path) -> None:
+    settings = (*FEW, "train.steps=100")
+    with ThreadPoolExecutor(1) as beside:
+        running = beside.submit(run_scenario, SCENARIO, settings, ["topk", "pactrain-ternary"], failing=1)
+        wait_until(lambda: rows_stored(tmp_path / "run") == 1)  # whoever is busy before may be measuring the links
+        wait_until(busy_workers)[-1].kill()
+    store = running.result()
 
-    assert process.returncode == 5
-    rows = trials(out)
-    assert sorted(rows["status"]) == ["crashed", "done", "done", "done"]
+    rows = store.trials()
+    assert sorted(rows["status"]) == ["crashed", "done", "done"]
     crashed = rows[rows["status"] == "crashed"].iloc[0]
     assert "signal 9" in crashed["reason"] or "closed" in crashed["reason"].lower()
-    assert crashed["reason"] in output
-    assert "crashed" in (out / "report.md").read_text()
+    page.write(store, [])
+    assert "crashed" in (store.folder / "report.md").read_text()
+
+
+STOPPED_S = 4.0
+
+
+def test_a_worker_that_stood_still_costs_one_attempt(run_scenario: RunScenario, tmp_path: Path) -> None:
+    """Its trial is run again, and figures are those of the later attempt."""
+    settings = (*FEW, "train.steps=150", "train.eval_every=150")  # whoever is busy for long is in a step
+    with ThreadPoolExecutor(1) as beside:
+        running = beside.submit(run_scenario, SCENARIO, settings, ["topk"])
+        wait_until(lambda: rows_stored(tmp_path / "run") >= 1)  # as above
+        worker = wait_until(busy_workers)[-1]
+        worker.send_signal(signal.SIGSTOP)
+        time.sleep(STOPPED_S)
+        worker.send_signal(signal.SIGCONT)
+    store = running.result()
+
+    attempts = store.attempts()
+    extra_s = attempts["disturbed_share"] * attempts["train_time_s"]
+    (stopped,) = attempts[extra_s > 0.9 * STOPPED_S].to_dict("records")
+    assert stopped["status"] == "disturbed"
+    assert stopped["far_out_steps"] >= 1
+    last = store.trials().set_index("trial_id").loc[stopped["trial_id"]]
+    assert (last["status"], last["parameter_hash"]) == ("done", stopped["parameter_hash"])
+    assert last["attempt"] > stopped["attempt"]
+    (case,) = case_results(store.trials(), store.scenario())
+    told = case.method(last["label"]).samples_per_s
+    assert told is not None
+    assert told.value == pytest.approx(last["samples_per_s"])
+    assert last["samples_per_s"] != stopped["samples_per_s"]
+    page.write(store, [])
+    assert f"Disturbed: {stopped['label']}, round 0" in (store.folder / "report.md").read_text()

@@ -11,10 +11,13 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 
 from harness.errors import UsageError
 from harness.workload.augment import crop_and_flip
 from harness.workload.data import DATASETS, Data
+from harness.workload.digits import split_digits
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +59,13 @@ def text_files(folder: Path) -> Path:
     for number in range(12):
         (folder / f"{number:02}.txt").write_text(f"{number:02} the quick brown fox " * 20)
     return folder
+
+
+def test_digits_are_split_as_scikit_learn_splits_them() -> None:
+    digits = load_digits()
+    options = {"test_size": 360, "random_state": 0, "stratify": digits.target}
+    for ours, theirs in zip(split_digits(), train_test_split(digits.images, digits.target, **options), strict=True):
+        assert np.array_equal(ours, theirs)
 
 
 def test_cifar_is_read_as_torchvision_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

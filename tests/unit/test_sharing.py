@@ -224,6 +224,7 @@ def test_status_says_who_is_at_work_and_what_is_left(tmp_path: Path) -> None:
     assert call_pacbench(SHARED, tmp_path).returncode == 0
     said = call_pacbench(("status", "run"), tmp_path)
     assert said.stdout == f"{TRIALS} of {TRIALS} trials are done\n"
+    assert call_pacbench(("report", "run"), tmp_path).returncode == 0
     for row in sorted((tmp_path / "run" / "trials.parquet").glob("*.parquet"))[:6]:
         row.unlink()
     said = call_pacbench(("status", "run"), tmp_path)

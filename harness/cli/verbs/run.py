@@ -50,15 +50,16 @@ def verb(
     as_json: AsJson = False,
 ) -> None:
     """Run scenarios, store every trial as it ends, and write the report. Goes on where an earlier run stopped."""
+    if mark is not None:
+        from harness.run.submit import check_mark
+
+        check_mark(join, out, mark)  # before what brings torch is imported, on each machine
     from harness.cli.running import run_and_report
     from harness.cluster import registry
     from harness.run.planning import plan_run
     from harness.run.session import check_join, check_start, open_store
-    from harness.run.submit import check_mark
 
     check_join(join, out)
-    if mark is not None:
-        check_mark(join, out, mark)
     until_share = share("--until", until) if until else None
     overrides = [*with_link(link, set_), *(["cluster.device=cuda", "train.pace=none"] if gpu else [])]
     kind, why = registry.choose(on)

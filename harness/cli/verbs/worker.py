@@ -46,13 +46,15 @@ def verb(
         follow(launch, interface, address, float(wait), shape)
         return
 
-    from harness.cli.running import run_and_report
     from harness.cluster.hosts.cluster import HostsCluster
-    from harness.run.planning import plan_run
-    from harness.run.session import check_start, open_store
 
     until_share = share("--until", until) if until else None
     with words_aside(as_json), HostsCluster(launch, interface, address, backend, float(wait), shape) as cluster:
+        # They bring torch: ranks that cannot take part are told before.
+        from harness.cli.running import run_and_report
+        from harness.run.planning import plan_run
+        from harness.run.session import check_start, open_store
+
         plan = plan_run(scenario, cluster, set_ or (), method or (), rounds, until_share, seeds)
         check_start(plan, cluster, out)
         store = open_store(plan, out)
