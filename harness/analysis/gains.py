@@ -30,5 +30,7 @@ def gain(trials: pd.DataFrame, label: str, baseline: str, times: Mapping[str, Ti
         times: to the target, by label.
     """
     ratios = paired_ratios(trials, baseline, label, "time_to_target_s")
-    sooner = geometric_mean(ratios.to_numpy()) if times[label].surely and times[baseline].surely and len(ratios) else None
+    sooner = (
+        geometric_mean(ratios.to_numpy()) if times[label].surely and times[baseline].surely and len(ratios) else None
+    )
     return Gain(sooner, paired_speedup(trials, label, baseline))
