@@ -223,7 +223,7 @@ def oldest_and_newest_python() -> tuple[str, str]:
 
 def try_installed(session: nox.Session, package: Path, torch: str, python: str) -> None:
     """Install a package into an environment of its own, and use it away from the checkout."""
-    place = Path(session.create_tmp()) / f"torch-{torch}"
+    place = Path(session.create_tmp()).resolve() / f"torch-{torch}"
     shutil.rmtree(place, ignore_errors=True)
     session.run(python, "-m", "venv", str(place), external=True)
     programs, empty = place / "bin", place / "elsewhere"

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from harness.analysis.methods import MethodResult, method_result
+from harness.analysis.targets import time_to_target, trained_trials
 from harness.analysis.trials import CASE_COLUMNS, FAKE, leave_out_disturbed, on_links, target_of, workload_of
 from harness.errors import MeasurementError
 from harness.plan.status import ACCURACY
@@ -122,11 +123,13 @@ def _case_result(
             f"{twice['label']} has several trials in round {twice['round']} of one case ({', '.join(parts)}): "
             "the run varies something by which trials cannot be told apart"
         )
+    labels = {*scenario.baselines, *(method.label for method in scenario.methods)}
+    times = {label: time_to_target(trained_trials(frame, label)) for label in labels}
     return CaseResult(
         rate_bps=float(key["rate_bps"]) if key["rate_bps"] > 0 else None,
         key=key,
         parts=tuple(parts),
         trials=frame,
         steps=scenario.cases[0].train.steps,
-        methods=tuple(method_result(frame, alike, method, scenario) for method in scenario.methods),
+        methods=tuple(method_result(frame, alike, method, scenario, times) for method in scenario.methods),
     )

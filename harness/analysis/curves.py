@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -41,28 +41,32 @@ def times_to_targets(cases: Sequence[CaseResult], events: pd.DataFrame) -> pd.Da
     Returns:
         A row a case, label and value, with ``metric``, ``value``, ``time_s`` (median training clock) and ``rounds``.
     """
-    return per_case(cases, lambda case: _times_to_targets_of(case, events))
+    curves = {metric: _curves_by_trial(events, EVENT_KINDS[metric]) for metric in set(map(_metric_of, cases))}
+    return per_case(cases, lambda case: _times_to_targets_of(case, curves[_metric_of(case)]))
 
 
-def _times_to_targets_of(case: CaseResult, events: pd.DataFrame) -> pd.DataFrame:
-    metric: Metric = case.target.metric if case.target else "accuracy"
-    evaluations = events[events["kind"] == EVENT_KINDS[metric]]
-    trained = case.trials[["trial_id", "label", "status"]][case.trials["status"].isin([DONE, *MISSES])]
-    curves = {
-        str(trial.trial_id): [
-            Evaluation(*each)
-            for each in evaluations.loc[evaluations["trial_id"] == trial.trial_id, ["step", "time_s", "value"]]
-            .sort_values("step")
-            .itertuples(index=False, name=None)
-            if trial.status == DONE
-        ]
-        for trial in trained.itertuples()
-    }
-    found = [each.value for curve in curves.values() for each in curve]
-    of_methods = {
-        result.label: [curves[str(trial_id)] for trial_id in trained.loc[trained["label"] == result.label, "trial_id"]]
-        for result in case.methods
-    }
+def _metric_of(case: CaseResult) -> Metric:
+    return case.target.metric if case.target else "accuracy"
+
+
+def _curves_by_trial(events: pd.DataFrame, kind: str) -> dict[str, list[Evaluation]]:
+    """What the evaluations of each trial found, in the order of their steps."""
+    found = events.loc[events["kind"] == kind, ["trial_id", "step", "time_s", "value"]].sort_values("step")
+    curves: dict[str, list[Evaluation]] = {}
+    for trial_id, *evaluation in found.itertuples(index=False, name=None):
+        curves.setdefault(trial_id, []).append(Evaluation(*evaluation))
+    return curves
+
+
+def _times_to_targets_of(case: CaseResult, curves: Mapping[str, Sequence[Evaluation]]) -> pd.DataFrame:
+    metric = _metric_of(case)
+    trained = case.trials.loc[case.trials["status"].isin([DONE, *MISSES]), ["trial_id", "label", "status"]]
+    own = [
+        (label, curves.get(trial_id, []) if status == DONE else [])
+        for trial_id, label, status in trained.itertuples(index=False, name=None)
+    ]
+    of_methods = {result.label: [curve for label, curve in own if label == result.label] for result in case.methods}
+    found = [each.value for _, curve in own for each in curve]
     rows = []
     for value in np.linspace(min(found), max(found), TARGETS) if found else ():
         target = Target(metric, float(value))

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from harness.analysis.byte_model import StepModel, step_models
 from harness.analysis.estimates import Estimate, Spread, geometric_mean, spread
 from harness.analysis.gains import Gain, gain
-from harness.analysis.pairs import paired_speedup
 from harness.analysis.quality import Quality, quality
-from harness.analysis.targets import TimeToTarget, time_to_target, trained_trials
+from harness.analysis.targets import TimeToTarget
 from harness.analysis.trials import target_of
 from harness.plan.status import DISTURBED, DONE, LEARNT
 from harness.scenario.schema import MethodSpec, Scenario
@@ -52,6 +53,11 @@ class MethodResult:
     def mean(self, column: str) -> float:
         """Mean over the finished trials; NaN where none of them knows."""
         return float(self.done[column].mean())
+
+    @cached_property
+    def step_models(self) -> dict[int, StepModel]:
+        """The byte model of each finished trial that was timed, by round."""
+        return step_models(self.done)
 
     @property
     def peak_memory_bytes(self) -> float:
@@ -90,12 +96,19 @@ class MethodResult:
         return 8 * self.mean("header_bytes_per_step") / self.mean("rate_bps")
 
 
-def method_result(frame: pd.DataFrame, alike: pd.DataFrame, method: MethodSpec, scenario: Scenario) -> MethodResult:
+def method_result(
+    frame: pd.DataFrame,
+    alike: pd.DataFrame,
+    method: MethodSpec,
+    scenario: Scenario,
+    times: Mapping[str, TimeToTarget],
+) -> MethodResult:
     """The result of one method.
 
     Args:
         frame: the trials of one case, of all methods.
         alike: the same, and further trials of the same workload, which were run for accuracy alone.
+        times: to the target in this case, by the labels of all methods.
     """
     label, baseline = method.label, scenario.baseline
     own = frame[frame["label"] == label]
@@ -105,6 +118,7 @@ def method_result(frame: pd.DataFrame, alike: pd.DataFrame, method: MethodSpec, 
     saving = frame["wire_bytes_per_step"][of_baseline].mean() / done["wire_bytes_per_step"].mean()
     target = target_of(frame.iloc[0])
     metric: Metric = target.metric if target else "accuracy"
+    over = {each: gain(frame, label, each, times) for each in scenario.baselines}
     return MethodResult(
         label=label,
         method=method.name,
@@ -113,11 +127,11 @@ def method_result(frame: pd.DataFrame, alike: pd.DataFrame, method: MethodSpec, 
         done=done,
         ways_lost=tuple(sorted(set(own["status"]) - {*LEARNT})),
         samples_per_s=geometric_mean(known.to_numpy()) if len(known) else None,
-        over={each: gain(frame, label, each) for each in scenario.baselines},
-        speedup=paired_speedup(frame, label, baseline),
+        over=over,
+        speedup=over[baseline].throughput,
         final=spread(own[FINAL_COLUMNS[metric]][learnt]),
         final_accuracy=spread(own["final_accuracy"][learnt]),
         quality=quality(alike, label, baseline, metric, scenario.tolerance),
-        time_to_target=time_to_target(trained_trials(frame, label)),
+        time_to_target=times[label],
         saving=float(saving) if np.isfinite(saving) else None,
     )

@@ -15,8 +15,9 @@ def write_report(store: Store) -> None:
     """Write the report of a run, and show its summary."""
     from harness.report import facts, page
 
-    written = page.write(store)
-    show_summary(facts.summary(store))
+    found = facts.collect(store)
+    written = page.show(found, store.folder)
+    show_summary(found.summary)
     say(f"report: {written}")
 
 

@@ -201,7 +201,8 @@ def _in_columns_of(schema: pa.Schema, table: pa.Table) -> pa.Table:
     def column(field: pa.Field) -> pa.ChunkedArray:
         if field.name not in known:
             return pa.nulls(table.num_rows, field.type)
-        return _guarded(lambda: table.column(field.name).cast(field.type))
+        found = table.column(field.name)
+        return found if found.type == field.type else _guarded(lambda: found.cast(field.type))
 
     return pa.Table.from_arrays([column(field) for field in schema], schema=schema)
 

@@ -21,8 +21,10 @@ def notes_on_disturbances(
     cases: Sequence[CaseResult], attempts: pd.DataFrame, provenance: Sequence[Mapping[str, Any]]
 ) -> list[str]:
     """A sentence for each trial that was disturbed or too fast, and for each way in which the whole run was."""
+    disturbed = attempts[attempts["disturbed_share"] > MOST_DISTURBED]
+    by_trial = {str(trial_id): own for trial_id, own in disturbed.groupby("trial_id")}
     return [
-        *(note for case in cases for note in _notes_on_case(case, attempts)),
+        *(note for case in cases for note in _notes_on_case(case, by_trial)),
         *(note for case in cases for note in _notes_on_trials_too_fast(case)),
         *_notes_on_time_lost(attempts),
         *_notes_on_cpus(attempts, provenance),
@@ -30,11 +32,9 @@ def notes_on_disturbances(
     ]
 
 
-def _notes_on_case(case: CaseResult, attempts: pd.DataFrame) -> Iterator[str]:
-    disturbed = attempts[attempts["disturbed_share"] > MOST_DISTURBED]
-    for trial in case.trials[case.trials["trial_id"].isin(disturbed["trial_id"])].itertuples():
-        own = disturbed[disturbed["trial_id"] == trial.trial_id]
-        what = "; ".join(_told(attempt) for attempt in own.to_dict("records"))
+def _notes_on_case(case: CaseResult, disturbed: Mapping[str, pd.DataFrame]) -> Iterator[str]:
+    for trial in case.trials[case.trials["trial_id"].isin(list(disturbed))].itertuples():
+        what = "; ".join(_told(attempt) for attempt in disturbed[str(trial.trial_id)].to_dict("records"))
         yield f"Disturbed: {trial.label}, round {trial.round} ({case.title}): {what}. {_fate(trial)}"
 
 

@@ -18,8 +18,8 @@ from harness.analysis.estimates import Estimate
 from harness.analysis.methods import MethodResult
 from harness.analysis.reference import Measured
 from harness.plugins import short
-from harness.record.store import Store
-from harness.report.facts import summary
+from harness.record.store import Store, require_done
+from harness.report.facts import sentences_of
 
 VERSION = "5.1.0"
 """The version of pytest-benchmark whose fields these are."""
@@ -32,15 +32,15 @@ def figures_json(store: Store) -> dict[str, Any]:
         MeasurementError: no trial finished.
         UsageError: a file of the run is damaged.
     """
-    scenario = store.scenario()
-    sentences = summary(store).sentences
-    cases = case_results(store.trials(), scenario)
+    trials, scenario = store.trials(), store.scenario()
+    require_done(trials, store.folder)
+    cases = case_results(trials, scenario)
     return {
         "scenario": scenario.name,
         "folder": str(store.folder),
         "report": str(store.folder / "report.html"),
         "methods": [_figures(case, result) for case in cases for result in case.methods],
-        "sentences": sentences,
+        "sentences": sentences_of(cases, scenario),
     }
 
 

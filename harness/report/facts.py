@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.analysis.byte_model import Payoff, mean_model, payoff, step_models
+from harness.analysis.byte_model import Payoff, mean_model, payoff
 from harness.analysis.cases import CaseResult, case_results, label_to_beat
 from harness.analysis.methods import MethodResult
 from harness.analysis.noise import noise_of_cases
@@ -81,6 +81,8 @@ class Facts:
     names: list[str]
     """The names that may stand within sentences and read from right to left."""
     cases: list[CaseResult]
+    summary: Summary
+    """What a terminal shows of it."""
     events: pd.DataFrame
     """What was noted while the last attempts ran. Figures are drawn from it."""
     sentences: list[str]
@@ -127,8 +129,9 @@ def collect(store: Store) -> Facts:
         scenario=scenario,
         names=[scenario.name, *(method.label for method in scenario.methods)],
         cases=cases,
+        summary=(told := _summary_of(cases, trials, scenario)),
         events=events,
-        sentences=_sentences(cases, scenario),
+        sentences=told.sentences,
         notes=[*_notes(cases, scenario), *notes_on_disturbances(cases, attempts, store.provenance())],
         reference=reference,
         fewest=f"{FEWEST_STEPS} steps and {FEWEST_S:g} s, or {FEWEST_REPLAYED} steps of a replay",
@@ -156,17 +159,22 @@ def summary(store: Store) -> Summary:
     """
     trials, scenario = store.trials(), store.scenario()
     require_done(trials, store.folder)
-    cases = case_results(trials, scenario)
+    return _summary_of(case_results(trials, scenario), trials, scenario)
+
+
+def _summary_of(cases: Sequence[CaseResult], trials: pd.DataFrame, scenario: Scenario) -> Summary:
+    all_done = (trials["status"] == DONE).all()
     rows = [
         {"case": case.title, **table_row(result, case, scenario)}
-        | ({} if (trials["status"] == DONE).all() else {"finished": f"{len(result.done)} of {result.trials}"})
+        | ({} if all_done else {"finished": f"{len(result.done)} of {result.trials}"})
         for case in cases
         for result in case.methods
     ]
-    return Summary(rows, _sentences(cases, scenario))
+    return Summary(rows, sentences_of(cases, scenario))
 
 
-def _sentences(cases: Sequence[CaseResult], scenario: Scenario) -> list[str]:
+def sentences_of(cases: Sequence[CaseResult], scenario: Scenario) -> list[str]:
+    """The answer of each case."""
     return [(f"{SCRIPTED}: " if case.key["cluster"] == FAKE else "") + headline(case, scenario) for case in cases]
 
 
@@ -323,10 +331,10 @@ def _titles(cases: Sequence[CaseResult], trials: pd.DataFrame) -> dict[str, str]
 
 def _paybacks(case: CaseResult, baseline: str) -> list[Payback]:
     """For each method that was timed in a round in which the baseline was too."""
-    base = step_models(case.method(baseline).done)
+    base = case.method(baseline).step_models
     found = []
     for result in case.methods:
-        own = step_models(result.done)
+        own = result.step_models
         rounds = sorted(own.keys() & base.keys())
         method, dense = (mean_model([models[number] for number in rounds]) for models in (own, base))
         if result.label == baseline or method is None or dense is None:

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from harness.record.row import TrialRow, meanings
 from harness.record.store import Store
 from harness.report import facts
-from harness.report.facts import SPARK_HEIGHT, SPARK_WIDTH
+from harness.report.facts import SPARK_HEIGHT, SPARK_WIDTH, Facts
 from harness.report.figures import registry, render
 from harness.report.figures.registry import Draws, Results
 from harness.report.rendering import TEMPLATES, render_html, render_markdown
@@ -62,13 +62,17 @@ def write(store: Store, figures: Sequence[Draws] | None = None) -> Path:
         MeasurementError: no trial finished.
         UsageError: a file of the run is damaged.
     """
-    found = facts.collect(store)
+    return show(facts.collect(store), store.folder, figures)
+
+
+def show(found: Facts, folder: Path, figures: Sequence[Draws] | None = None) -> Path:
+    """The same, of facts that have been collected."""
     results = Results.of(found.cases, found.events, found.scenario)
     chosen = registry.figures() if figures is None else figures
-    drawings = render.write_all(store.folder / "plots", results, chosen)
+    drawings = render.write_all(folder / "plots", results, chosen)
     content = {**vars(found), **_parts_of_every_report(), "drawings": drawings}
-    render_markdown(store.folder / "report.md", content)
-    return render_html(store.folder / "report.html", content)
+    render_markdown(folder / "report.md", content)
+    return render_html(folder / "report.html", content)
 
 
 def _parts_of_every_report() -> dict[str, Any]:

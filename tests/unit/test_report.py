@@ -102,6 +102,16 @@ def test_the_picture_of_steps_shows_the_slowest_of_each_group() -> None:
     assert points[-1] == "119,1"
 
 
+def test_500_trials_leave_room_for_figures_in_a_page_of_5_mb(tmp_path: Path) -> None:
+    """Figures of 25 cases take 3 MB. Steps are so many that the pictures of trials cannot grow."""
+    steps = f"train.steps={facts.SPARK_WIDTH + 10}"
+    few, many = (
+        page.write(make_store(tmp_path / str(rounds), [steps, f"rounds={rounds}"]), figures=[]).stat().st_size
+        for rounds in (1, 3)
+    )
+    assert 500 * (many - few) / (2 * 6) < 2_000_000
+
+
 def test_when_it_pays_follows_from_bytes_and_times(one_case: Run) -> None:
     (case,) = case_results(one_case.store.trials(), one_case.store.scenario())
     models = {result.label: mean_model(list(step_models(result.done).values())) for result in case.methods}

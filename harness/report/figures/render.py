@@ -66,7 +66,10 @@ def render_all(drawings: Sequence[Drawing], folder: Path, for_page: bool) -> lis
     # multiprocessing's own pool ends its processes by SIGTERM, which here is Python's to handle, and may be lost.
     shared = drawings, folder, for_page
     with ProcessPoolExecutor(processes, multiprocessing.get_context("fork"), _inherit, shared) as pool:
-        return list(pool.map(_render_inherited, range(len(drawings))))
+        # The largest first: whichever comes last, the other processes wait for it.
+        order = sorted(range(len(drawings)), key=lambda number: -len(drawings[number].figure.axes))
+        svgs = dict(zip(order, pool.map(_render_inherited, order), strict=True))
+    return [svgs[number] for number in range(len(drawings))]
 
 
 _inherited: tuple[Sequence[Drawing], Path, bool]

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
-from harness.analysis.byte_model import mean_model, step_models
+from harness.analysis.byte_model import mean_model
 from harness.analysis.cases import CaseResult, per_case
 from harness.report.figures import layout
 from harness.report.figures.axes import inline, interval, plain_log_ticks
@@ -85,7 +85,7 @@ def _draw_group(axes: Axes, group: Sequence[CaseResult], results: Results) -> No
 def _modelled(group: Sequence[CaseResult], label: str, baseline: str) -> pd.DataFrame:
     """Speedups of the byte model over ``MODEL_RATES_BPS``, from the trials of all cases of the group; none unknown."""
     method, base = (
-        mean_model([model for case in group for model in step_models(case.method(each).done).values()])
+        mean_model([model for case in group for model in case.method(each).step_models.values()])
         for each in (label, baseline)
     )
     if method is None or base is None:
