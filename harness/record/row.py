@@ -101,10 +101,14 @@ class TrialRow:
     """Why it did not finish, or what disturbed it; of a trial that is done: at its last attempt, too."""
     steps: Int32 | None = None
     """Steps completed."""
+    resumed_from_step: Int32 | None = None
+    """Steps that an earlier attempt had made when this one went on from its checkpoint; null: it began anew. What TCP,
+    queues, memory and the yardstick tell is then of this attempt alone."""
     steady_from_step: Int32 | None = None
     """First step of the steady state, as the method declares it."""
     settling_steps: Int32 | None = None
-    """Steps beyond the declared warm-up that had not settled. They are left out of all times."""
+    """Steps beyond the declared warm-up that had not settled, those among them that began a resumed training. They are
+    left out of all times."""
     steady_steps: Int32 | None = None
     """Steps that were timed."""
     samples_per_s: float | None = None
@@ -166,7 +170,7 @@ class TrialRow:
     train_time_s: float | None = None
     """Training time of all steps, evaluations excluded."""
     evaluation_time_s: float | None = None
-    """Time of all evaluations."""
+    """Time of all evaluations, and of checkpoints."""
     wall_time_s: float | None = None
     """Time of the whole trial as the harness saw it, verification included."""
     peak_memory_bytes: float | None = None
