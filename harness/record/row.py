@@ -102,13 +102,11 @@ class TrialRow:
     steps: Int32 | None = None
     """Steps completed."""
     resumed_from_step: Int32 | None = None
-    """Steps that an earlier attempt had made when this one went on from its checkpoint; null: it began anew. What TCP,
-    queues, memory and the yardstick tell is then of this attempt alone."""
+    """Steps that earlier attempts had made when it went on from their last checkpoint; null: it began anew."""
     steady_from_step: Int32 | None = None
     """First step of the steady state, as the method declares it."""
     settling_steps: Int32 | None = None
-    """Steps beyond the declared warm-up that had not settled, those among them that began a resumed training. They are
-    left out of all times."""
+    """Steps after the declared warm-up, or a resumption, that had not settled. They are left out of all times."""
     steady_steps: Int32 | None = None
     """Steps that were timed."""
     samples_per_s: float | None = None
