@@ -41,6 +41,9 @@ SETTINGS = ["rounds=1", f"train.steps={STEPS}", "train.save_every=8", "train.pac
 PARTS = {0: b"of rank 0" * 20_000, 1: b"of rank 1"}
 """What each rank saves: the first one's is sent in several messages."""
 
+EVALUATED = ("accuracy", "test_loss")
+"""Told of the steps that were made, and so by their number."""
+
 FAR = 1.0
 """Seconds of a step that is unlike all others."""
 
@@ -72,7 +75,7 @@ def told(trial: Trial, steps: range, late: Mapping[int, float] = {}) -> Iterator
     """The usual script, but for these steps alone; some take longer."""
     for message in recite(trial):
         if isinstance(message, Events):
-            some = [row for row in message.rows if row[0] in steps or (row[0] == steps.stop and row[2] == "accuracy")]
+            some = [row for row in message.rows if row[0] in steps or (row[0] == steps.stop and row[2] in EVALUATED)]
             rows = [(*row[:3], late[row[0]] if row[2] == "step_s" and row[0] in late else row[3]) for row in some]
             yield replace(message, rows=rows)
         elif steps.stop == STEPS:
@@ -397,10 +400,37 @@ def test_a_shared_run_goes_on_from_its_own(plan: Plan, store: Store) -> None:
     assert left(store) == []
 
 
+def test_a_trial_goes_on_at_the_dilation_that_it_began_with(tmp_path: Path) -> None:
+    """Whatever has been found for its kind since then."""
+    plan = planned("train.pace=digits-cnn-epyc")
+    store = Store.create(tmp_path / "run", plan.scenario)
+    cluster = Slowed(KeyboardInterrupt())
+    run(plan, store, cluster)
+    found = json.loads((store.folder / "dilations.json").read_text())
+    for each in found.values():
+        each["dilation"] *= 2
+    (store.folder / "dilations.json").write_text(json.dumps(found))
+    run(plan, store, cluster)
+    assert cluster.starts == [0, AT]
+    assert len(set(cluster.dilations)) == 1
+
+
+class Slowed(Scripted):
+    """It notes how many times slower trials of top-k ran."""
+
+    def __init__(self, ending: Message | BaseException) -> None:
+        super().__init__(ending)
+        self.dilations: list[float] = []
+
+    def script(self, trial: Trial) -> Iterator[Message]:
+        self.dilations.append(trial.dilation)
+        yield from super().script(trial)
+
+
 @pytest.mark.parametrize(
     ("settings", "allowed"),
     [
-        (["train.replay=fashion-cnn-cpu", "train.target=none"], "none with train.replay: nothing is learnt"),
+        (["train.replay=digits-cnn-epyc", "train.target=none"], "none with train.replay: nothing is learnt"),
         (["link.trace='{folder}/trace.csv'"], "none with link.trace: it begins anew with every start"),
     ],
 )
