@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -81,6 +81,27 @@ def write_whole(path: Path, content: bytes | str, sync: bool = True) -> None:
             _write(temporary, data, sync)
             temporary.rename(target)
         except OSError:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+
+
+@contextmanager
+def opened_whole(path: Path) -> Iterator[IO[bytes]]:
+    """The same of content that is too much to be held in memory: it has the name once the context is left.
+
+    Raises:
+        NoRoomError, UnwritableError: it cannot be written; what had that name before is still there.
+    """
+    temporary = _beside(path)
+    with writing(path):
+        try:
+            with temporary.open("wb") as handle:
+                yield handle
+                handle.flush()
+                os.fsync(handle.fileno())
+            temporary.rename(path)
+        except BaseException:
             with suppress(OSError):
                 temporary.unlink()
             raise

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from typing import Annotated, Any, ClassVar, TypeVar, cast
@@ -48,6 +49,18 @@ def message_kind(cls: type[T]) -> type[T]:
 Step = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 """A step of a training, as it is stored."""
 
+Base64 = Annotated[str, Field(pattern=r"^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$")]
+"""Bytes, as text (RFC 4648)."""
+
+PART_BYTES = 1 << 16
+"""How much of a file a message carries at most."""
+
+HANDED = "handed"
+"""In a task's spec: for the harness the file that each node is handed, by its name; for the task its own, open."""
+
+KEPT = signal.SIGUSR1
+"""By this signal ranks hear that what all have saved is kept, so that they may go on."""
+
 KINDS: dict[str, type[Message]] = {}
 """All kinds of message by name. A subclass of ``Message`` enters itself."""
 
@@ -81,6 +94,16 @@ class Preload(Message):
 
     train: dict[str, Any] | None
     """Section ``[train]`` as JSON; None: nothing but torch."""
+
+
+@message_kind
+class Hand(Message):
+    """A part of the file that a node's next task is handed."""
+
+    to: str
+    """The node."""
+    part: Base64
+    is_first: bool
 
 
 @message_kind
@@ -247,6 +270,16 @@ class Events(Message):
     """Numbers that a worker recorded: step, time on the training clock in seconds, kind, value."""
 
     rows: list[tuple[Step, float, str, float]]
+
+
+@message_kind
+class Saved(Message):
+    """A part of what a rank needs to go on after a step."""
+
+    steps: Step
+    """Steps completed."""
+    part: Base64
+    is_last: bool
 
 
 @validated_dataclass(frozen=True)

@@ -79,6 +79,10 @@ class ProgressBar(Watcher):
             f"step {progress.step} of {trial.case.train.steps}, {progress.samples_per_s:.0f} samples/s{visible(over)}"
         )
 
+    def told(self, line: str) -> None:
+        """Tell it."""
+        self._bar.write(visible(line), file=sys.stderr)
+
     def ended(self, trial: Trial, status: str, reason: str | None) -> None:
         """Move the bar on, and tell of what went wrong."""
         if reason:

@@ -14,18 +14,22 @@ import os
 import selectors
 import signal
 import sys
+import tempfile
 import traceback
+from base64 import b64decode
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 
 from harness.errors import PacbenchError
 from harness.messages import (
+    HANDED,
     Done,
     Exit,
     Failed,
+    Hand,
     Lines,
     Log,
     Message,
@@ -87,6 +91,7 @@ class Agent:
         self._enter, self._own = enter, own or {}
         self._operations: dict[type[Message], Callable[[Any], None]] = {
             Preload: _preload,
+            Hand: self._hand,
             Start: self._start,
             Stop: self._stop,
             Signal: self._signal,
@@ -98,6 +103,7 @@ class Agent:
         self._selector = selectors.DefaultSelector()
         self._children: dict[int, Child] = {}
         self._pythons_own = gc.get_threshold()
+        self._handed: dict[str, IO[bytes]] = {}
 
     def serve(self) -> None:
         """Answer requests and pass on what workers say, until stdin ends."""
@@ -141,7 +147,18 @@ class Agent:
         gc.collect()
         gc.freeze()  # what exists now stays shared between the workers
         for node in request.nodes:
-            self._fork(node, task, {**request.spec, **self._own})
+            handed = self._handed.pop(node, None)
+            own = {HANDED: handed} if handed else {}
+            self._fork(node, task, {**request.spec, **self._own, **own})
+            if handed:
+                handed.close()  # the worker has it
+
+    def _hand(self, request: Hand) -> None:
+        """Keep what is for a node's next task, in a file that has no name."""
+        if request.is_first:
+            self._handed[request.to] = tempfile.TemporaryFile()  # noqa: SIM115 - the task takes it over
+        self._handed[request.to].write(b64decode(request.part))
+        self._handed[request.to].flush()
 
     def _fork(self, node: str, task: Task, spec: Mapping[str, Any]) -> None:
         messages, messages_end = os.pipe()

@@ -9,7 +9,9 @@ import subprocess
 import tempfile
 import threading
 import time
+import zipfile
 from abc import ABC, abstractmethod
+from base64 import b64encode
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -19,8 +21,11 @@ from harness.cluster.protocol import ClusterBrokenError, SideTask, TaskTimeoutEr
 from harness.errors import MeasurementError, UsageError
 from harness.files import temporary
 from harness.messages import (
+    HANDED,
+    PART_BYTES,
     Done,
     Exit,
+    Hand,
     Lines,
     Message,
     ProtocolError,
@@ -117,16 +122,22 @@ class Conversation(ABC):
         """Run a task on nodes; yields messages until each node's worker has ended. Leaving early ends them all.
 
         Args:
+            spec: what the task must know; under ``HANDED`` files by node, which travel before it.
             beside: further tasks, which are ended when the others have.
 
         While nothing is said, a ``Tick`` comes every second, so that whoever listens can give up.
         """
         running, deadline = set(nodes), time.monotonic() + timeout_s
         speakers = {*nodes, *(side.node for side in beside)}
+        own = dict(spec)
+        handed: Mapping[str, zipfile.Path] = own.pop(HANDED, {})
+        for node in nodes:
+            if node in handed:
+                self._hand(node, handed[node])
         for side in beside:
             self.request(Start(task=side.task, nodes=[side.node], spec=side.spec), START_GRACE_S)
             running.add(side.node)
-        self.request(Start(task=task, nodes=nodes, spec=dict(spec)), START_GRACE_S)
+        self.request(Start(task=task, nodes=nodes, spec=own), START_GRACE_S)
         try:
             while running & set(nodes):
                 try:
@@ -158,6 +169,14 @@ class Conversation(ABC):
             self._send(Quit())
         self._selector.close()
         self._hang_up()
+
+    def _hand(self, node: str, file: zipfile.Path) -> None:
+        """Give a node's next task a file."""
+        is_first = True
+        with file.open("rb") as content:
+            while part := content.read(PART_BYTES):
+                self.request(Hand(to=node, part=b64encode(part).decode(), is_first=is_first), START_GRACE_S)
+                is_first = False
 
     def _end_tasks(self, running: set[str]) -> None:
         self.stop()

@@ -157,6 +157,9 @@ class FakeCluster:
     def preload(self, train: Train | None = None) -> None:
         """Nothing is loaded."""
 
+    def signal(self, number: int) -> None:
+        """Nobody hears."""
+
     def image_digest(self) -> str:
         """No image."""
         return ""

@@ -124,7 +124,7 @@ class NetnsCluster(EmulatedCluster):
             raise UsageError.at("command line", "COMMAND", command, "a program on your PATH, or a file that can be run")
 
     def signal(self, number: int) -> None:
-        """See ``CommandCluster.signal``."""
+        """See ``Cluster.signal``."""
         assert self._current, "a topology must be in use"
         self._agent.signal(self._current[0].worker_nodes, number)
 

@@ -97,6 +97,9 @@ class Cluster(Protocol):
             ClusterBrokenError: the cluster itself ended.
         """
 
+    def signal(self, number: int) -> None:
+        """Send a signal to the task that runs on the workers; what becomes of it is heard from ``run``."""
+
     def image_digest(self) -> str:
         """What identifies the workers' environment, where it is not the harness's own; empty where it is."""
 
@@ -112,9 +115,6 @@ class CommandCluster(Cluster, Protocol):
 
     def find_command(self, command: str, environment: Mapping[str, str]) -> None:
         """Raise UsageError where it is known beforehand that workers have no such command."""
-
-    def signal(self, number: int) -> None:
-        """Send a signal to the task that runs on the workers; what becomes of it is heard from ``run``."""
 
     def count(self) -> list[Traffic]:
         """What all queues of the topology in use have carried so far, a message for each node."""

@@ -34,6 +34,8 @@ def check_workload(scenario: Scenario, case: Case) -> None:
         _check_replay(scenario, case)
     else:
         _check_training(scenario, case)
+    if train.save_every:
+        _check_saves(scenario, case)
 
 
 def _check_profile(scenario: Scenario, case: Case, field: str) -> None:
@@ -125,6 +127,16 @@ def _check_training(scenario: Scenario, case: Case) -> None:
         raise UsageError.at(
             scenario.name, "train.batch_size", found, f"at most {data.train_size} samples a step ({train.dataset})"
         )
+
+
+def _check_saves(scenario: Scenario, case: Case) -> None:
+    """A trial may go on where it was only if that is more than its model, and its links may go on as well."""
+    for field, given, why in (
+        ("train.replay", case.train.replay, "nothing is learnt"),
+        ("link.trace", case.link.trace, "it begins anew with every start"),
+    ):
+        if given:
+            raise UsageError.at(scenario.name, "train.save_every", case.train.save_every, f"none with {field}: {why}")
 
 
 def check_methods(scenario: Scenario, case: Case) -> None:

@@ -101,10 +101,12 @@ class TrialRow:
     """Why it did not finish, or what disturbed it; of a trial that is done: at its last attempt, too."""
     steps: Int32 | None = None
     """Steps completed."""
+    resumed_from_step: Int32 | None = None
+    """Steps that earlier attempts had made when it went on from their last checkpoint; null: it began anew."""
     steady_from_step: Int32 | None = None
     """First step of the steady state, as the method declares it."""
     settling_steps: Int32 | None = None
-    """Steps beyond the declared warm-up that had not settled. They are left out of all times."""
+    """Steps after the declared warm-up, or a resumption, that had not settled. They are left out of all times."""
     steady_steps: Int32 | None = None
     """Steps that were timed."""
     samples_per_s: float | None = None
@@ -166,7 +168,7 @@ class TrialRow:
     train_time_s: float | None = None
     """Training time of all steps, evaluations excluded."""
     evaluation_time_s: float | None = None
-    """Time of all evaluations."""
+    """Time of all evaluations, and of checkpoints."""
     wall_time_s: float | None = None
     """Time of the whole trial as the harness saw it, verification included."""
     peak_memory_bytes: float | None = None

@@ -6,6 +6,7 @@
     RUN/profiles/*/self.json    profiles of this machine that trainings were paced by, one for each workload
     RUN/profiles/*@50%.json     profiles for who has a share of a device
     RUN/trials.parquet/         a folder, one file a trial; pandas reads it as one frame
+    RUN/checkpoints/*.zip       of trainings that were begun and are not done: what they go on from
     RUN/verified.parquet/       likewise: what the links were after it, known only once the last trial on them has ended
     RUN/events.parquet/         likewise: trial_id, rank, step, time_s, kind, value
 

@@ -162,11 +162,19 @@ def read_events(file: Path, row: Path) -> pa.Table:
     expected = (schema.metadata or {}).get(EVENTS_DIGEST)
     if expected is not None and expected.decode(errors="replace") != digest(content):
         raise DamagedError("its content is not what was written")
+    return events_in(content, row.stem.rpartition("-")[0])
+
+
+def events_in(content: bytes, trial_id: str) -> pa.Table:
+    """The events of a trial, by what ``events_file`` gave.
+
+    Raises:
+        DamagedError: this is something else.
+    """
     table = _parsed(content)
     if unknown := set(table.column_names) ^ set(EVENT_SCHEMA.names):
         raise DamagedError(f"columns {', '.join(sorted(unknown))} are too many, or missing")
     found = _in_columns_of(EVENT_SCHEMA, table)
-    trial_id = row.stem.rpartition("-")[0]
     if others := set(found.column("trial_id").unique().to_pylist()) - {trial_id}:
         raise DamagedError(f"it has events of trial {others.pop()}")
     if holes := [name for name in EVENT_SCHEMA.names[:-1] if found.column(name).null_count]:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from harness.cluster.emulated import as_json
 from harness.cluster.protocol import Cluster, TaskTimeoutError
-from harness.messages import Message
+from harness.messages import HANDED, KEPT, Message
+from harness.network.addresses import worker_name
 from harness.plan.status import DISTURBED, DONE
 from harness.plan.trial import Trial
+from harness.record.checkpoint import Checkpoint
 from harness.run.added import Added
+from harness.run.checkpoints import Keeper
 from harness.run.outcome import Outcome, Watch
 
 LAST_WORDS_S = 2.0
@@ -24,22 +28,31 @@ def attempt(
     outcome: Outcome,
     watch: Watch,
     judge: Callable[[Trial, Outcome], Added | None] | None = None,
+    keeper: Keeper | None = None,
+    begun: Checkpoint | None = None,
 ) -> None:
     """Run one trial on a verified network and gather what comes of it.
 
     Args:
         judge: tells what this machine adds to a step, once the trial has come so far. Where it is too much, the trial
             ends then. Without a judge it never does.
+        keeper: keeps what the trial saves.
+        begun: what it goes on from.
     """
     train = trial.case.train
     outcome.readings = cluster.use(trial.expected.built_topology, trial.case.cluster.resources)
-    spec = {"trial": trial.model_dump(mode="json", by_alias=True), "port": port}
+    spec: dict[str, Any] = {"trial": trial.model_dump(mode="json", by_alias=True), "port": port}
     if trial.slowing.changes:
         spec["undilated"] = as_json(trial.expected.thinned)
+    if begun:
+        outcome.go_on_from(begun.about.steps, begun.events)
+        spec[HANDED] = {worker_name(rank): part for rank, part in enumerate(begun.parts)}
     timeout_s = train.timeout_s * max(1.0, trial.dilation)
     try:
         for message in _until_failure(cluster.run("train", spec, timeout_s), outcome):
             outcome.take(message, trial, watch)
+            if keeper and keeper.take(message, outcome.events):
+                cluster.signal(KEPT)
             if judge and outcome.status == DONE and (within := judge(trial, outcome)):
                 judge = None  # it is known now whether it goes on
                 if why := within.why_too_much(trial.dilation, trial.case.train.most_added):

@@ -249,7 +249,7 @@ def _key(trial: Trial) -> str:
 def _case_key(case: Case) -> str:
     """Of all that matters to how long a step takes."""
     learning = {"steps", "eval_every", "target", "timeout_s", "lr", "momentum", "weight_decay"}
-    learning |= {"schedule", "pretrain", "checkpoint"}
+    learning |= {"schedule", "pretrain", "checkpoint", "save_every"}
     return _digest(case.model_dump(mode="json", exclude={"train": learning}))
 
 

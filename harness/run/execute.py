@@ -23,11 +23,14 @@ from harness.plan.plan import Plan
 from harness.plan.status import DISTURBED, DONE
 from harness.plan.trial import Trial
 from harness.plugins import short
+from harness.record.checkpoint import Checkpoint
 from harness.record.claims import Claim, ClaimLostError, Claims
 from harness.record.far_out import MOST_DISTURBED
 from harness.record.row import Event, TrialRow, VerificationRow
 from harness.record.store import Store
 from harness.run.attempt import attempt
+from harness.run.checkpoints import FOLDER as CHECKPOINTS
+from harness.run.checkpoints import Checkpoints, Tell
 from harness.run.dilation import Dilations
 from harness.run.interference import Moment
 from harness.run.outcome import Ended, Outcome, Watch
@@ -51,11 +54,12 @@ def run(
     watch: Watch,
     ended: Ended,
     enough: Callable[[], bool] = lambda: False,
+    tell: Tell = lambda line: None,
 ) -> None:
     """Run the trials that the store does not hold as done, in the plan's order.
 
     A trial that fails becomes a row with its reason, and the next one runs. Between two rounds ``enough`` is asked;
-    where it is true, the later rounds are not run.
+    where it is true, the later rounds are not run. ``tell`` hears of trials that go on from a checkpoint, or cannot.
 
     Raises:
         UsageError: the machine cannot carry a case, or the store holds other trials.
@@ -64,7 +68,8 @@ def run(
     """
     attempts = store.attempts()
     check_same_code(plan, store, attempts)
-    runner = _Runner(plan, store, cluster, watch, ended)
+    runner = _Runner(plan, store, cluster, watch, ended, tell)
+    runner.tidy(attempts)
     pending = with_pretrained_weights(with_profile_files(plan.pending(attempts), store))
     _prepare(plan, pending, cluster)
     first_round = min((trial.round for trial in pending), default=0)
@@ -82,6 +87,7 @@ def run_shared(
     ended: Ended,
     claims: Claims,
     enough: Callable[[], bool] = lambda: False,
+    tell: Tell = lambda line: None,
 ) -> None:
     """The same of a run that other processes share, and after the rounds the seeds that ``run_more_seeds`` trains.
 
@@ -92,7 +98,7 @@ def run_shared(
     check_same_code(plan, store, store.attempts())
     trials = with_pretrained_weights(with_profile_files(plan.trials, store))
     _prepare(plan, trials, cluster)
-    runner = _Runner(plan, store, cluster, watch, ended, claims)
+    runner = _Runner(plan, store, cluster, watch, ended, tell, claims)
     parts = parts_of(trials)
     first_round = min((trial.round for trial in plan.pending(store.attempts())), default=0)
 
@@ -124,13 +130,15 @@ def check_same_code(plan: Plan, store: Store, attempts: pd.DataFrame) -> None:
         )
 
 
-def run_more_seeds(plan: Plan, store: Store, cluster: Cluster, watch: Watch, ended: Ended) -> None:
+def run_more_seeds(
+    plan: Plan, store: Store, cluster: Cluster, watch: Watch, ended: Ended, tell: Tell = lambda line: None
+) -> None:
     """Train seeds beyond the rounds', on unshaped links, of methods that are undecided and of the baseline beside them.
 
     One seed after another, until all is decided or ``Scenario.accuracy_seeds`` have been trained. What fails is not
     tried again before the next start. Raises what ``run`` does.
     """
-    runner = _Runner(plan, store, cluster, watch, ended)
+    runner = _Runner(plan, store, cluster, watch, ended, tell)
     tried: set[str] = set()
     while pending := [trial for trial in pending_seeds(plan, store) if trial.id not in tried]:
         seed = with_pretrained_weights(trial for trial in pending if trial.round == pending[0].round)
@@ -231,15 +239,27 @@ class _Runner:
         cluster: Cluster,
         watch: Watch,
         ended: Ended,
+        tell: Tell,
         claims: Claims | None = None,
     ) -> None:
-        self._store, self._cluster, self._watch, self._ended = store, cluster, watch, ended
+        self._plan, self._store, self._cluster, self._watch, self._ended = plan, store, cluster, watch, ended
+        # Of a run that is shared, what another machine has begun of a part runs anew, and whole.
+        only_machine = claims.holder.machine if claims else None
+        self._checkpoints = Checkpoints(store.folder / CHECKPOINTS, tell, only_machine)
+        self._begun: dict[str, Checkpoint] = {}
+        """What trials that run next go on from, by their ids."""
         self._claims = claims
         self._claim: Claim | None = None
         self._ports = itertools.cycle(range(FIRST_PORT, FIRST_PORT + PORTS))
         self._baseline = next(method for method in plan.scenario.methods if method.label == plan.scenario.baseline)
         own = f"dilations-{as_name(claims.holder.machine)}.json" if claims else "dilations.json"
         self._dilations = Dilations(store.folder / own, cluster, self._baseline, self._attempt)
+
+    def tidy(self, attempts: pd.DataFrame) -> None:
+        """See to checkpoints of earlier starts, where this process alone runs."""
+        known = {trial.id for trial in (*self._plan.trials, *self._plan.more_seeds)} | self._plan.left_out
+        pending = (*self._plan.pending(attempts), *self._plan.pending_seeds(attempts, lambda _: True))
+        self._checkpoints.tidy({trial.id for trial in pending} | self._plan.left_out, known)
 
     def run_taken(self, taken: Taken) -> None:
         """Run what was taken of a shared run; stop where another process turns out to have taken it over."""
@@ -275,7 +295,7 @@ class _Runner:
         for trial in trials:
             started = time.monotonic()
             try:
-                yield self._dilations.settle(trial)
+                yield self._as_begun(self._dilations.settle(trial))
             except ClusterBrokenError:
                 raise
             except MeasurementError as error:
@@ -283,6 +303,14 @@ class _Runner:
                 attempts, wall_time_s = self._store.attempts_of(trial.id), time.monotonic() - started
                 self._keep(row_of(trial, attempts, outcome, wall_time_s), [])
                 self._ended(trial, outcome.status, outcome.reason)
+
+    def _as_begun(self, trial: Trial) -> Trial:
+        """The trial; one that goes on from a checkpoint keeps the dilation that it began with."""
+        begun = self._checkpoints.find(trial)
+        if begun is None:
+            return trial
+        self._begun[trial.id] = begun
+        return trial.model_copy(update={"found": begun.about.found})
 
     def _run_between_verifications(self, trials: Iterable[Trial]) -> list[Trial]:
         """Run trials that share a network, and measure it again after the last of them; those to be run again."""
@@ -329,9 +357,10 @@ class _Runner:
         """Run a trial and store what became of it."""
         started, outcome, before = time.monotonic(), Outcome(), Moment.now()
         may_repeat = not trial.for_accuracy and self._repeats_of(trial) < MOST_REPEATS
+        judge = self._dilations.added_to if may_repeat else None
+        keeper, begun = self._checkpoints.keeper(trial), self._begun.pop(trial.id, None)
         try:
-            judge = self._dilations.added_to if may_repeat else None
-            attempt(trial, self._cluster, next(self._ports), outcome, self._watch, judge)
+            attempt(trial, self._cluster, next(self._ports), outcome, self._watch, judge, keeper, begun)
         except KeyboardInterrupt:
             outcome.fail("interrupted", "interrupted by the user")
             raise
@@ -340,9 +369,12 @@ class _Runner:
             if isinstance(error, (ClusterBrokenError, UsageError)):
                 raise
         finally:
+            keeper.close()
             outcome.interference = before.until_now()
             row = self._row_of(trial, outcome, time.monotonic() - started, may_repeat)
             self._keep(row, outcome.events)
+        if outcome.is_over:
+            self._checkpoints.discard(trial)
         self._ended(trial, outcome.status, outcome.reason)
         return outcome
 

@@ -6,7 +6,7 @@ import bisect
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from harness.messages import Events, Exit, Failed, LinksChanged, Log, Message, QueuesSeen, QueueUse, Trained
@@ -14,7 +14,7 @@ from harness.network.addresses import worker_number
 from harness.network.readings import Readings
 from harness.plan.dilation import Dilation
 from harness.plan.expected import wire_bytes
-from harness.plan.status import DONE, Status
+from harness.plan.status import DISTURBED, DONE, TIMEOUT, Status
 from harness.plan.trial import Trial
 from harness.record.row import Event
 from harness.run.interference import Interference
@@ -23,6 +23,9 @@ LOG_TAIL_LINES = 40
 
 NO_RANK = -1
 """Rank of events that no worker reported."""
+
+RESUMED = "resumed"
+"""Kind of the event that a trial went on from a checkpoint, before this step; its value is the step, too."""
 
 ADDED_TO = ("step_s", "comm_s")
 """Kinds of events that hold what this machine adds: it is no computation that a worker was seen to do."""
@@ -55,6 +58,8 @@ class Outcome:
     events: list[Event] = field(default_factory=list)
     steps_seen: int = 0
     """How many steps of rank 0 are among them, while a trial runs."""
+    resumed_from: int | None = None
+    """The step that it went on from; None: it began anew."""
     results: dict[int, Trained] = field(default_factory=dict)
     """Result of each rank that has one."""
     queues: dict[str, Mapping[str, QueueUse]] = field(default_factory=dict)
@@ -70,6 +75,24 @@ class Outcome:
     def fail(self, status: Status, reason: str) -> None:
         """It did not finish."""
         self.status, self.reason = status, reason
+
+    def go_on_from(self, steps: int, events: Iterable[Event]) -> None:
+        """So many steps were made before, and this was measured."""
+        self.resumed_from = self.steps_seen = steps
+        self.events.extend(events)
+        clock_s = max((event.time_s for event in self.events if event.rank == 0), default=0.0)
+        self.events.append(Event(NO_RANK, steps, clock_s, RESUMED, float(steps)))
+
+    @property
+    def resumed_at(self) -> list[int]:
+        """The steps before which it went on from a checkpoint, each time: they begin like a training's first ones."""
+        return [event.step for event in self.events if event.kind == RESUMED]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is to go on: it has ended by itself, or fell over at once where it went on."""
+        fell = self.status == "crashed" and self.steps_seen == self.resumed_from
+        return bool(self.results) or self.status in (TIMEOUT, DISTURBED) or fell
 
     def take(self, message: Message, trial: Trial, watch: Watch) -> None:
         """Add what was said. The first failure counts, but that a node was lost explains more than any other."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 from harness.analysis.trials import CASE_COLUMNS
 from harness.plan.code import PluginCode
+from harness.plan.dilation import whole_periods
 from harness.plan.expected import state_of
-from harness.plan.status import ACCURACY
+from harness.plan.status import ACCURACY, UNSETTLED_STEPS
 from harness.plan.trial import Trial
 from harness.plugins import short
 from harness.provenance import code_digest, commit, machine
@@ -39,6 +41,7 @@ def row_of(trial: Trial, attempt: int, outcome: Outcome, wall_time_s: float) -> 
             "links": json.dumps([link.model_dump() for link in readings.links]),
             "verified_before": readings.model_dump_json(),
         }
+    known["resumed_from_step"] = outcome.resumed_from
     if outcome.added_s is not None:
         known["added_s_per_step"] = outcome.added_s / trial.dilation
     if outcome.interference:
@@ -142,8 +145,9 @@ def _measured(trial: Trial, outcome: Outcome) -> dict[str, Any]:
     all_step_s = outcome.step_s
     settling = settling_steps(all_step_s[first.steady_from_step :], state_of(trial.method).agrees_every)
     timed_from_step = first.steady_from_step + settling
-    steady = [event for event in outcome.events if event.step >= timed_from_step]
-    step_s = all_step_s[timed_from_step:]
+    unsettled = _unsettled_again(trial, outcome, timed_from_step)
+    steady = [event for event in outcome.events if event.step >= timed_from_step and event.step not in unsettled]
+    step_s = [all_step_s[step] for step in range(timed_from_step, len(all_step_s)) if step not in unsettled]
     steady_s = sum(step_s)
     timed = is_long_enough(len(step_s), steady_s, trial.expected.profile is not None)
     samples_per_step = trial.case.train.samples_per_step * trial.case.cluster.workers
@@ -156,7 +160,7 @@ def _measured(trial: Trial, outcome: Outcome) -> dict[str, Any]:
     return {
         "steps": first.steps,
         "steady_from_step": first.steady_from_step,
-        "settling_steps": settling,
+        "settling_steps": settling + len(unsettled),
         "steady_steps": len(step_s),
         "steady_s": steady_s,
         "samples_per_s": samples_per_step * len(step_s) / steady_s if timed else None,
@@ -168,7 +172,7 @@ def _measured(trial: Trial, outcome: Outcome) -> dict[str, Any]:
         "comm_s_per_step": mean_of("comm_s"),
         "overrun_s_per_step": mean_of("overrun_s") if trial.expected.profile else None,
         "processor_s_per_step": mean_of(*_phases_of_the_processor(trial)),
-        **_disturbance(trial, outcome, timed_from_step),
+        **_disturbance(trial, outcome, timed_from_step, unsettled),
         "yardstick_s": statistics.mean(result.yardstick_s for result in results),
         "wire_bytes_per_step": outcome.payload_per_step,
         "header_bytes_per_step": outcome.headers_per_step,
@@ -189,6 +193,22 @@ def _measured(trial: Trial, outcome: Outcome) -> dict[str, Any]:
     }
 
 
+def _unsettled_again(trial: Trial, outcome: Outcome, timed_from_step: int) -> set[int]:
+    """Steps of the steady state with which a training began that went on from a checkpoint.
+
+    Whole periods of a method that sends once in so many: so what is left holds as many sending steps as it should.
+    """
+    step_s, period = outcome.step_s, state_of(trial.method).agrees_every
+    unsettled: set[int] = set()
+    for begin, end in itertools.pairwise([*outcome.resumed_at, len(step_s)]):
+        settled = begin + UNSETTLED_STEPS
+        count = whole_periods(UNSETTLED_STEPS + settling_steps(step_s[settled:end], period), period)
+        if begin + count > timed_from_step:
+            begin = max(timed_from_step, min(begin, len(step_s) - count))
+            unsettled |= {*range(begin, min(begin + count, len(step_s)))}
+    return unsettled
+
+
 def _noted(outcome: Outcome, steady_from_step: int) -> dict[str, Any]:
     """What a method's formula gives for the gradients that it met, where its bytes depend on them.
 
@@ -201,12 +221,13 @@ def _noted(outcome: Outcome, steady_from_step: int) -> dict[str, Any]:
     return {"formula_bytes_per_step": sum(noted) / (steps * len(outcome.results))} if noted else {}
 
 
-def _disturbance(trial: Trial, outcome: Outcome, steady_from: int) -> dict[str, Any]:
+def _disturbance(trial: Trial, outcome: Outcome, steady_from: int, unsettled: Collection[int]) -> dict[str, Any]:
     """The steps that are far out, where links do not make single steps long by themselves."""
     if trial.expected.topology.is_uneven:
         return {}
-    step_s = outcome.step_s
-    found = far_out(step_s, outcome.kinds_of_steps(trial), steady_from)
+    step_s, kinds = outcome.step_s, outcome.kinds_of_steps(trial)
+    judged = [step for step in range(len(step_s)) if step not in unsettled]
+    found = far_out([step_s[step] for step in judged], [kinds[step] for step in judged], steady_from)
     return {"far_out_steps": found.steps, "disturbed_share": found.extra_s / sum(step_s) if found.steps else 0.0}
 
 

@@ -70,6 +70,9 @@ class Watcher:
     def progress(self, progress: Progress) -> None:
         """Hear how far the current trial is."""
 
+    def told(self, line: str) -> None:
+        """Hear that a trial goes on from a checkpoint, or why it cannot."""
+
     def ended(self, trial: Trial, status: str, reason: str | None) -> None:
         """Hear how a trial ended."""
 
@@ -260,6 +263,7 @@ def run(
     """
     check_size(plan.scenario)
     watcher = watcher or Watcher()
+    heard = watcher.progress, watcher.ended
 
     def enough() -> bool:
         return until is not None and narrow_enough(store.trials(), plan.scenario, until)
@@ -277,10 +281,10 @@ def run(
             with watcher.running(outlook), cluster:
                 execute.check_networks(later, cluster, cluster.check)
                 if claims:
-                    execute.run_shared(plan, store, cluster, watcher.progress, watcher.ended, claims, enough)
+                    execute.run_shared(plan, store, cluster, *heard, claims, enough, watcher.told)
                 else:
-                    execute.run(plan, store, cluster, watcher.progress, watcher.ended, enough)
-                    execute.run_more_seeds(plan, store, cluster, watcher.progress, watcher.ended)
+                    execute.run(plan, store, cluster, *heard, enough, watcher.told)
+                    execute.run_more_seeds(plan, store, cluster, *heard, watcher.told)
     failed = _failed(plan, store, needs_all=until is None)
     if until is None:
         return Result(plan, store, failed, Ending.UNFINISHED if failed else Ending.DONE)

@@ -90,4 +90,5 @@ def none_or(given: object) -> object:
 
 PretrainField = Annotated[Pretrain | None, BeforeValidator(none_or)]
 AutocastField = Annotated[Literal["bf16"] | None, BeforeValidator(none_or)]
+SavesField = Annotated[Annotated[int, Field(ge=1, le=MOST_STEPS)] | None, BeforeValidator(none_or)]
 AugmentField = Annotated[Literal["crop-flip"] | None, BeforeValidator(none_or)]

@@ -28,6 +28,7 @@ from harness.scenario.optimisation import (
     Optimizer,
     OptimizerField,
     PretrainField,
+    SavesField,
     Schedule,
     ScheduleField,
 )
@@ -194,6 +195,9 @@ class Train(Section):
     pretrain: PretrainField = None
     """A table with ``steps`` and ``lr``: a dense training, once for each seed and off the clock, that all methods start
     from. None, which files write ``none``: from ``checkpoint``, or from weights drawn by the seed."""
+    save_every: SavesField = None
+    """Steps between checkpoints, which pause the training clock. A trial that is interrupted goes on from its last one
+    when the same command is started again, to the last bit. None, which files write ``none``: it starts anew."""
     eval_every: int = Field(10, ge=1, le=MOST_STEPS)
     """Steps between evaluations on the test set, which pause the training clock."""
     target: Annotated[Target | None, BeforeValidator(_read_target), PlainSerializer(_target_as_text)] = None

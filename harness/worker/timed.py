@@ -50,7 +50,7 @@ class Timed(Training):
 
     def _enter_phase(self, step: int) -> None:
         """Where the dilation changes with this step, change links and pace together, off the training clock."""
-        if self.ask_for_links and (step == 0 or self.slowing.at(step) != self.pace.dilation):
+        if self.ask_for_links and (step == self.first_step or self.slowing.at(step) != self.pace.dilation):
             with self._paused():
                 dist.barrier()  # until then the last step's bytes are on the links
                 if self.rank == 0:

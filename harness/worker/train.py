@@ -19,7 +19,7 @@ import torch
 import torch._dynamo  # DDP imports it when it is made, which would cost every worker over a second
 import torch.distributed as dist
 
-from harness.messages import BACKEND_VARIABLE, GLOO, AllReduced, FirstCollective, Send
+from harness.messages import BACKEND_VARIABLE, GLOO, HANDED, AllReduced, FirstCollective, Send
 from harness.network.addresses import worker_number
 from harness.network.link_requests import LinkRequests
 from harness.plan.code import check_code
@@ -27,6 +27,7 @@ from harness.plan.trial import Trial
 from harness.scenario.schema import Train
 from harness.worker.meter import Recorder
 from harness.worker.process import prepare_process
+from harness.worker.saving import wait_for_signal
 from harness.worker.timed import Paced, Replay
 from harness.worker.training import Training, data_of
 from harness.workload import replay
@@ -52,7 +53,7 @@ def train(spec: Mapping[str, Any], node: str, send: Send) -> None:
     Args:
         spec: ``trial``, the Trial as JSON; ``interface``, the shaped one; ``meeting_address`` and ``port``, where the
             ranks meet; maybe ``start_file``, to be made when training begins; maybe ``link_requests``, where to ask for
-            slower links; maybe ``backend``, where no variable says it.
+            slower links; maybe ``backend``, where no variable says it; maybe what this rank has saved, to go on from.
     """
     trial = Trial.model_validate(spec["trial"])
     check_code(trial.plugins, trial.case, trial.method)
@@ -60,12 +61,15 @@ def train(spec: Mapping[str, Any], node: str, send: Send) -> None:
     settings = trial.case.train
     kind = Replay if settings.replay else Paced if settings.pace else Training
     backend = os.environ.get(BACKEND_VARIABLE) or spec.get("backend", GLOO)
+    wait_for_signal()
     patience = max(1.0, trial.slowing.greatest) * PEER_TIMEOUT
     with process_group(rank, world_size, spec, backend, patience, sleeps=settings.profile is not None):
         training = kind(trial, rank, world_size, Recorder(send), send)
         training.interface = spec["interface"]
         training.start_file = Path(spec["start_file"]) if rank == 0 and "start_file" in spec else None
         training.ask_for_links = LinkRequests(Path(spec["link_requests"])) if "link_requests" in spec else None
+        if HANDED in spec:
+            training.resume(spec[HANDED])
         training.run()
 
 

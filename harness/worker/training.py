@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from time import monotonic, perf_counter
-from typing import Any
+from typing import IO, Any
 
 import torch
 import torch._dynamo  # DDP imports it when it is made, which would cost every worker over a second
@@ -31,14 +31,17 @@ from harness.network.queues import watched_queues
 from harness.plan.expected import state_of
 from harness.plan.status import UNSETTLED_STEPS
 from harness.plan.trial import Trial
-from harness.worker import meter
-from harness.worker.meter import Recorder
+from harness.worker import meter, saving
+from harness.worker.meter import Recorder, WireBytes
 from harness.workload import optimizers
 from harness.workload.augment import crop_and_flip
 from harness.workload.data import DATASETS, Data
 from harness.workload.models import MODELS, autocast, cross_entropy
 
 EVALUATION_BATCH = 500
+
+VERSION = 1
+"""Of what a rank saves."""
 
 LARGEST_LOSS = 700.0
 """Whose exponential is still a number."""
@@ -80,6 +83,13 @@ class Training:
         self.device = torch.device(trial.case.cluster.device)
         self.method = state_of(trial.method)
         self._prepare(trial)
+        self.schedule = LambdaLR(self.optimizer, lambda step: self.settings.schedule.factor(step, self.settings.steps))
+        self.whose = {"version": VERSION, "trial": trial.id, "rank": rank, "workers": world_size}
+        """What a checkpoint must say that it is of."""
+        self.first_step = 0
+        """Where it goes on, of a training that was interrupted."""
+        self.sent = WireBytes(0, 0)
+        """In the steady state, until then."""
         self.steady_from_step = max(self.method.steady_from_step, UNSETTLED_STEPS)
         self.paused_s = 0.0
         self.passes = 0
@@ -107,7 +117,7 @@ class Training:
         self.optimizer = optimizers.build(self.settings.optimizer, model.parameters(), self._optimizer_settings)
         if self.device.type == "cuda":
             self.method.stopwatch.clock = meter.CudaClock()
-        self.batches = self._batches()
+        self.batches = self._batches(0)
         self._draw()
         baselines.register(self.ddp, self.method, optimizer=self.optimizer, loss=lambda: self._loss(model))
 
@@ -162,27 +172,78 @@ class Training:
 
     def _train(self) -> tuple[int, float]:
         """All steps, or those until the test loss is not finite; how many, and the last test loss, 0 for a replay's."""
-        steps, test_loss = 0, 0.0
-        if self.evaluates:
+        steps, test_loss = self.first_step, 0.0
+        if self.evaluates and not steps:
             self._note_evaluation(0)  # where every curve begins, so that a line leads to whatever the next one found
-        self.at_steady = meter.wire_bytes(self.interface)
+        self.at_steady = meter.wire_bytes(self.interface) - self.sent
         dist.barrier()
         if self.start_file:
             self.start_file.touch()
-        schedule = LambdaLR(self.optimizer, lambda step: self.settings.schedule.factor(step, self.settings.steps))
-        for step in range(self.settings.steps):
+        for step in range(self.first_step, self.settings.steps):
             if step == self.steady_from_step:
                 with self._paused():
                     self.at_steady = meter.wire_bytes(self.interface)
             self._step(step)
-            schedule.step()
+            self.schedule.step()
             self._draw()
             steps = step + 1
             if self.evaluates and (steps % self.settings.eval_every == 0 or steps == self.settings.steps):
                 test_loss = self._note_evaluation(steps)
                 if not test_loss < float("inf"):  # NaN too
                     break
+            if self._is_to_save(steps):
+                self._save(steps)
         return steps, test_loss
+
+    def _is_to_save(self, steps: int) -> bool:
+        """Whether a checkpoint is made after so many steps: none of a short trial, and none at the end."""
+        every = self.settings.save_every
+        return bool(every and self.evaluates and steps % every == 0 and steps < self.settings.steps)
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        """What remembers something from step to step."""
+        return {
+            "model": self.ddp.module,
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+            "method": self.method,
+        }
+
+    def _save(self, steps: int) -> None:
+        """Have the harness keep what this rank needs to go on from here, off the training clock."""
+        with self._paused():
+            self.recorder.flush()
+            sent = meter.wire_bytes(self.interface) - self.at_steady
+            content = {
+                **self.whose,
+                **{name: part.state_dict() for name, part in self._parts.items()},
+                "random": saving.random_states(self.device),
+                "steps": steps,
+                "passes": self.passes,
+                "clock_s": self.recorder.clock_s,
+                "paused_s": self.paused_s,
+                "sent": (sent.payload, sent.headers),
+                "first_non_finite": self.first_non_finite,
+            }
+            saving.save(self.send, steps, content)
+            self.at_steady = meter.wire_bytes(self.interface) - sent  # on hosts, it has left by the very interface
+
+    def resume(self, file: IO[bytes]) -> None:
+        """Go on from what this rank has saved, to the last bit; before ``run``.
+
+        Raises:
+            MeasurementError: it is of another rank or trial, or damaged.
+        """
+        saved = saving.load(file, self.whose)
+        for name, part in self._parts.items():
+            part.load_state_dict(saved[name])
+        self.first_step, self.passes, self.paused_s = saved["steps"], saved["passes"], saved["paused_s"]
+        self.sent, self.first_non_finite = WireBytes(*saved["sent"]), saved["first_non_finite"]
+        self.recorder.clock_s = saved["clock_s"]
+        self.batches = self._batches(self.passes)
+        self._draw()
+        saving.restore_random_states(saved["random"], self.device)
 
     def _note_evaluation(self, steps: int) -> float:
         """Look at the test set after so many steps, off the training clock; its loss."""
@@ -255,8 +316,12 @@ class Training:
         if self.start_file:
             self.recorder.note(step, "monotonic_s", monotonic())
 
-    def _batches(self) -> Iterator[list[int]]:
-        """Indices of this rank's samples, batch by batch: each epoch in a new order, each sample on one rank."""
+    def _batches(self, used: int) -> Iterator[list[int]]:
+        """Indices of this rank's samples, batch by batch: each epoch in a new order, each sample on one rank.
+
+        Args:
+            used: how many batches of them are passed over.
+        """
         sampler: DistributedSampler[int] = DistributedSampler(
             range(len(self.data.train_targets)),  # type: ignore[arg-type]
             self.world_size,
@@ -269,9 +334,11 @@ class Training:
         if not len(batches):
             found = f"{len(self.data.train_targets)} samples in {self.settings.dataset}"
             raise UsageError.at("scenario", "train.batch_size", self.settings.batch_size, f"fewer: there are {found}")
-        for epoch in itertools.count():
+        first_epoch, used_of_it = divmod(used, len(batches))
+        for epoch in itertools.count(first_epoch):
             sampler.set_epoch(epoch)
-            yield from batches
+            yield from itertools.islice(batches, used_of_it, None)
+            used_of_it = 0
 
     @contextmanager
     def _paused(self) -> Iterator[None]:

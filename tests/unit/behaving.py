@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import time
@@ -9,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from harness.cluster.agent import TASKS, Agent
-from harness.messages import Message, Send, message_kind
+from harness.messages import HANDED, Message, Send, message_kind
 
 
 @message_kind
@@ -24,6 +25,10 @@ def behave(spec: Mapping[str, Any], node: str, send: Send) -> None:
     match spec.get(node, "report"):
         case "report":
             send(Result(value=node.upper()))
+        case "read":
+            with spec[HANDED] as file:
+                file.seek(0)
+                send(Result(value=hashlib.sha256(file.read()).hexdigest()))
         case "hang":
             time.sleep(60)
         case "lose the agent":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from harness.cluster.connection import AgentConnection
 from harness.cluster.fleet import Fleet
 from harness.cluster.protocol import ClusterBrokenError, SideTask, TaskTimeoutError
 from harness.errors import MeasurementError
-from harness.messages import Failed, Log, Message, Reset, Start, Stop, Tick
+from harness.messages import HANDED, Failed, Log, Message, Reset, Start, Stop, Tick
 
 NODES = ["w0", "w1", "switch"]
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,6 +86,27 @@ def test_what_goes_on_beside_a_task_ends_with_it(fleet: Fleet) -> None:
     assert ("switch", "exit") not in heard
     again = fleet.task("behave", NODES, {}, PATIENCE_S)
     assert sorted(m.node for m in again if isinstance(m, Result)) == sorted(NODES), "its agent is free again"
+
+
+def test_each_node_s_task_is_handed_its_file_and_the_next_one_is_not(fleet: Fleet, tmp_path: Path) -> None:
+    contents = {"w0": b"more than a message carries" * 10_000, "w1": b"little"}
+    with zipfile.ZipFile(tmp_path / "files.zip", "w") as archive:
+        for node, content in contents.items():
+            archive.writestr(node, content)
+    handed = {node: zipfile.Path(tmp_path / "files.zip") / node for node in contents}
+    for _ in range(2):
+        heard = fleet.task("behave", NODES[:2], {"w0": "read", "w1": "read", HANDED: handed}, PATIENCE_S)
+        found = {message.node: message.value for message in heard if isinstance(message, Result)}
+        assert found == {node: hashlib.sha256(content).hexdigest() for node, content in contents.items()}
+    assert ("w0", "failed") in said(fleet, {"w0": "read"})
+
+
+def test_a_node_that_is_lost_before_it_is_handed_all_is_lost_as_ever(fleet: Fleet, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "files.zip", "w") as archive:
+        archive.writestr("w1", b"content")
+    fleet._agents["w1"]._process.kill()
+    spec = {HANDED: {"w1": zipfile.Path(tmp_path / "files.zip") / "w1"}}
+    assert said(fleet, spec) == [("w0", "exit"), ("w0", "result"), ("w1", "failed")]
 
 
 def test_without_any_agent_the_cluster_is_broken(fleet: Fleet) -> None:

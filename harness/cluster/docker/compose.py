@@ -141,7 +141,7 @@ class ComposeCluster(EmulatedCluster):
         """See ``CommandCluster.find_command``: what the image has only a container knows."""
 
     def signal(self, number: int) -> None:
-        """See ``CommandCluster.signal``."""
+        """See ``Cluster.signal``."""
         assert self._current, "a topology must be in use"
         self._fleet.signal(self._current[0].worker_nodes, number)
 

@@ -61,6 +61,8 @@ def take_part(name: str, interfaces: dict[str, str], scenario: str) -> None:
         raise UsageError.at(scenario, "train.pace", SELF, "a profile, by name or file; nobody makes one here")
     if case.train.pretrain:
         raise UsageError.at(scenario, "train.pretrain", case.train.pretrain.steps, "none; nobody pre-trains here")
+    if case.train.save_every:
+        raise UsageError.at(scenario, "train.save_every", case.train.save_every, "none; nobody keeps checkpoints here")
     topology = Topology(workers=WORKERS, link=case.link)
     node = Node(name, interfaces)
     node.build(Build(topology=as_json(topology)))

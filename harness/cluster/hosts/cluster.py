@@ -282,6 +282,11 @@ class HostsCluster:
         for message in self._fleet.task(task, topology.worker_nodes, own, timeout_s):
             yield self._as_named(message) if isinstance(message, Trained) else message
 
+    def signal(self, number: int) -> None:
+        """See ``Cluster.signal``."""
+        assert self._current, "a topology must be in use"
+        self._fleet.signal(self._current[0].worker_nodes, number)
+
     def image_digest(self) -> str:
         """No image: what runs is what lies on the hosts, and it is the same on all."""
         return ""
