@@ -42,10 +42,10 @@ def fashion_mnist(folder: Path | None) -> Data:
     if found is None:
         found = _download_fashion_mnist()
     return _as_data(
-        _read_idx(found / "train-images-idx3-ubyte.gz"),
-        _read_idx(found / "t10k-images-idx3-ubyte.gz"),
-        _read_idx(found / "train-labels-idx1-ubyte.gz"),
-        _read_idx(found / "t10k-labels-idx1-ubyte.gz"),
+        _read_idx(found / "train-images-idx3-ubyte.gz", dimensions=3),
+        _read_idx(found / "t10k-images-idx3-ubyte.gz", dimensions=3),
+        _read_idx(found / "train-labels-idx1-ubyte.gz", dimensions=1),
+        _read_idx(found / "t10k-labels-idx1-ubyte.gz", dimensions=1),
     )
 
 
@@ -277,11 +277,12 @@ def _downloading(name: str, remedy: str) -> Iterator[None]:
         ) from None
 
 
-def _read_idx(path: Path) -> np.ndarray:
+def _read_idx(path: Path, dimensions: int) -> np.ndarray:
     """An array of unsigned bytes from a gzipped IDX file (format: yann.lecun.com/exdb/mnist)."""
     try:
         content = gzip.decompress(path.read_bytes())
-        dimensions = content[3]
+        if content[3] != dimensions:
+            raise ValueError(f"found {content[3]} dimensions; allowed: {dimensions}")
         shape = np.frombuffer(content, ">i4", count=dimensions, offset=4)
         return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
     except Exception as error:  # reading what is no such file may raise anything

@@ -297,6 +297,14 @@ def test_any_pickled_data(tmp_path: Path, content: bytes) -> None:
         DATASETS["cifar-10"].load(tmp_path)
 
 
+def test_images_without_dimensions_are_one_line(tmp_path: Path) -> None:
+    for name, content in (("images-idx3", b"\x00\x00\x08\x00\x07"), ("labels-idx1", LABELS)):
+        for each in ("train", "t10k"):
+            (tmp_path / f"{each}-{name}-ubyte.gz").write_bytes(gzip.compress(content))
+    with pytest.raises(UsageError, match="train-images-idx3-ubyte.gz: not a readable IDX file: found 0 dimensions"):
+        DATASETS["fashion-mnist"].load(tmp_path)
+
+
 @tries(60)
 @given(st.data(), st.sampled_from(["train", "t10k"]), st.sampled_from(["images-idx3", "labels-idx1"]), st.booleans())
 def test_any_images(tmp_path: Path, data: st.DataObject, part: str, kind: str, zipped: bool) -> None:
