@@ -4,22 +4,36 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 
-from baselines._choice import PURE, SAMPLED_STEPS, Contents, Mode, Policy, Sample, Way, exploration, mode_of
+from baselines._choice import EXPLORATION, PURE, SAMPLED_STEPS, Contents, Mode, Policy, Sample, Way, mode_of
 from baselines._state import MethodState, all_gather_bytes
 
 GOODPUT_NOTE = "adaptive_goodput_bps"
 """Kind of the note of the rate that a choice was made for."""
 
 
+class Telling(NamedTuple):
+    """What a rank measured, on its way to all others."""
+
+    work: dist.Work
+    ways: list[Way]
+    times: torch.Tensor
+    """Of this rank: ``sync_s`` and ``codec_s`` of each step."""
+    rows: list[torch.Tensor]
+    """Likewise, of each rank, once ``work`` has ended."""
+
+
 class Chooser:
     """Explores the modes once the mask is stable, then chooses between them, the same on every rank.
 
     Whatever decides is a function of numbers that an all-gather has brought to every rank, so no rank need tell the
-    others. What was measured is not part of a checkpoint: a resumed training may run elsewhere, and explores anew.
+    others. It is under way during a step, which it does not hold up: waiting for it would cost a short step more than
+    what is chosen saves. What was measured is not part of a checkpoint: a resumed training may run elsewhere, and
+    explores anew.
     """
 
     def __init__(self, state: MethodState) -> None:
@@ -33,7 +47,9 @@ class Chooser:
         self._warm: deque[Sample] = deque(maxlen=1 + SAMPLED_STEPS)
         """Of this rank, the last dense steps before the mask was stable."""
         self._samples: list[Sample] = []
-        """Of this rank, since the last decision."""
+        """Of this rank, not told to the others yet."""
+        self._telling: Telling | None = None
+        """What is under way to the others."""
         self.begin_step()
 
     def begin_step(self) -> None:
@@ -78,36 +94,43 @@ class Chooser:
                 self._explore()
         elif was_stable:
             self._samples.append(Sample(self._schedule.popleft(), sync_s, codec_s))
-            if not self._schedule:
-                self._decide()
+            if self._telling is not None:
+                self._decide(self._telling)
+            elif not self._schedule:
+                self._tell()
         self.begin_step()
 
     def _explore(self) -> None:
-        self._schedule = deque(exploration(self._dense_steps))
-        if PURE[Mode.DENSE] not in self._schedule:
+        self._schedule = deque(EXPLORATION)
+        if self._dense_steps >= 2 + SAMPLED_STEPS:  # DDP regroups its buckets in the second
             self._samples.extend(self._warm)
 
-    def _decide(self) -> None:
+    def _tell(self) -> None:
+        """Begin to tell all ranks what was measured on this one; nobody waits in the next step, but for the first."""
+        state, ways = self._state, [each.way for each in self._samples]
+        own = [[each.sync_s, each.codec_s] for each in self._samples]
+        times = torch.tensor(own, dtype=torch.float32, device=state.device)
+        rows = [torch.empty_like(times) for _ in range(state.world_size)]
+        work = dist.all_gather(rows, times, group=state.process_group, async_op=True)
+        state.note("formula_bytes", all_gather_bytes(times.nbytes, state.world_size))
+        self._telling, self._samples = Telling(work, ways, times, rows), []
+        if self._is_exploring:
+            self._decide(self._telling)
+        else:
+            self._schedule = deque([self.policy.way])
+
+    def _decide(self, told: Telling) -> None:
         """Choose the ways of the next steps."""
-        samples, before = self._of_all_ranks(self._samples), self.policy.way
+        told.work.wait()
+        samples, before = seen_together(told.ways, torch.stack(told.rows).tolist()), self.policy.way
         learn = self.policy.begin if self._is_exploring else self.policy.review
         learn(samples, tuple(self._buckets.values()))
         if self._is_exploring or self.policy.way != before:
-            self._tell()
-        self._is_exploring = False
-        self._samples = []
+            self._note_choice()
+        self._is_exploring, self._telling = False, None
         self._schedule = deque(self.policy.schedule())
 
-    def _of_all_ranks(self, own: Sequence[Sample]) -> list[Sample]:
-        """The same samples on every rank, of what each of them measured."""
-        state = self._state
-        times = torch.tensor([[each.sync_s, each.codec_s] for each in own], dtype=torch.float32, device=state.device)
-        rows = [torch.empty_like(times) for _ in range(state.world_size)]
-        dist.all_gather(rows, times, group=state.process_group)
-        state.note("formula_bytes", all_gather_bytes(times.nbytes, state.world_size))
-        return seen_together([each.way for each in own], torch.stack(rows).tolist())
-
-    def _tell(self) -> None:
+    def _note_choice(self) -> None:
         """Note a new choice, on rank 0, and the rate that it was made for."""
         if self._state.own_rank != 0:
             return

@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 from baselines._state import ring_all_reduce_bytes
 
-SAMPLED_STEPS = 3
-"""Steps of each mode that is explored, after one that does not count."""
+SAMPLED_STEPS, SAMPLED_COMPACT_STEPS = 3, 2
+"""Steps of each way that is explored, after one that does not count; on a slow link a compact one takes four times as
+long as a ternary one."""
 
 WINDOW_STEPS, FIRST_STEPS = 5, 3
 """Steps from one look at the times to the next; and if the way was hardly ever seen, which may be a mistake."""
@@ -27,7 +28,7 @@ REVISIT_WINDOWS = 4
 """Windows from one revisit to the next, at least, of ways that were seen since the last change."""
 
 STEPS_AFTER_CHANGE = 2
-"""When the times have changed, the first revisit of each way may cost so many steps of the chosen way more."""
+"""At first, and when the times have changed, a look at each way may cost so many steps of the chosen way more."""
 
 CHANGE, NOISES = 0.25, 3.0
 """A time is news if it differs from the expected one by that share of it, and by so many median deviations."""
@@ -52,20 +53,17 @@ Way = tuple[Mode, ...]
 
 PURE: tuple[Way, ...] = tuple((mode,) for mode in Mode)
 
+EXPLORATION: tuple[Way, ...] = (
+    *[(Mode.TERNARY,)] * (1 + SAMPLED_STEPS),
+    *[(Mode.COMPACT,)] * (1 + SAMPLED_COMPACT_STEPS),
+)
+"""The ways of the steps in which two are tried, once the mask is stable. Ternary comes first: on a slow link it is soon
+over. Dense would take twenty times as long there, so it is looked at once it is expected not to be far off."""
+
 
 def mode_of(way: Way, place: int) -> Mode:
     """How the bucket in that place travels."""
     return way[min(place, len(way) - 1)]
-
-
-def exploration(dense_steps: int) -> list[Way]:
-    """The ways of the steps in which all are tried, once the mask is stable after so many dense steps.
-
-    Ternary comes first: on a slow link it is soon over.
-    """
-    known = dense_steps >= 2 + SAMPLED_STEPS  # DDP regroups its buckets in the second
-    modes = (Mode.TERNARY, Mode.COMPACT) if known else (Mode.TERNARY, Mode.COMPACT, Mode.DENSE)
-    return [(mode,) for mode in modes for _ in range(1 + SAMPLED_STEPS)]
 
 
 class Contents(NamedTuple):
@@ -189,14 +187,15 @@ class Policy:
         self._last_way: Way | None = None
 
     def begin(self, samples: Sequence[Sample], buckets: Sequence[Contents]) -> None:
-        """Learn from the steps of the exploration, all modes among them, and make the first choice."""
+        """Learn from the steps of the exploration, and of the warm-up before it, and make the first choice."""
         counted = self._settled(samples)
         self.model.buckets = tuple(buckets)
-        for way in PURE:
+        for way in {each.way for each in counted}:
             self.model.codec_s[way[0]] = statistics.median(each.codec_s for each in counted if each.way == way)
         self._remember(counted)
         self.model.fit(self._measured())
         self.way = min(self._candidates(), key=self.expected_s)
+        self._grant(STEPS_AFTER_CHANGE * self.expected_s(self.way))
 
     def review(self, samples: Sequence[Sample], buckets: Sequence[Contents]) -> None:
         """Look at the steps since the last review, and choose."""
@@ -208,8 +207,7 @@ class Policy:
         own_s = [each.sync_s for each in counted if each.way == self.way]
         if self._has_changed(own_s):
             self._times.clear()
-            for way in PURE:
-                self._credit_s[way] += STEPS_AFTER_CHANGE * statistics.median(own_s)
+            self._grant(STEPS_AFTER_CHANGE * statistics.median(own_s))
             counted = [each for each in counted if each.way == self.way]  # a revisit may have been before the change
         self._remember(counted)
         if self._times:
@@ -275,11 +273,16 @@ class Policy:
             return False
         return 2 * (self.expected_s(way) - self.expected_s(self.way)) <= self._credit_s[way]
 
+    def _grant(self, seconds: float) -> None:
+        """Let a look at each way cost so much more."""
+        for way in PURE:
+            self._credit_s[way] += seconds
+
     def _book(self, samples: Sequence[Sample]) -> None:
         """Grant every way its part of the time that has passed; charge it what its revisit has cost."""
         others = [way for way in PURE if way != self.way]
         for way in others:
             self._credit_s[way] += REVISIT_SHARE * sum(each.sync_s for each in samples) / len(others)
         for each in samples:
-            if each.way != self.way:
+            if each.way in others:
                 self._credit_s[each.way] -= max(0.0, each.sync_s - self.expected_s(self.way))

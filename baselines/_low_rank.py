@@ -88,25 +88,29 @@ class Factors(NamedTuple):
 
 
 def power_iteration(state: LowRankState, matrices: list[Low], dense: list[torch.Tensor]) -> Factors:
-    """Of all ranks' matrices, with the dense parts beside them in the first of two all-reduces. Runs in the lane."""
+    """Of all ranks' matrices, with the dense parts beside them in the first of two all-reduces. Runs in the lane.
+
+    Factors lie in memory column by column: so thin, a product of rows takes a CPU several times as long.
+    """
     group = state.lane.process_group
     with state.stopwatch("encode"):
-        before = [state.q_of(low.weight) for low in matrices]
-        together = torch.cat([*((low.matrix @ q).view(-1) for low, q in zip(matrices, before, strict=True)), *dense])
+        before = [state.q_of(low.weight).t().contiguous() for low in matrices]
+        products = [torch.matmul(q, low.matrix.t()) for low, q in zip(matrices, before, strict=True)]
+        together = torch.cat([*(product.view(-1) for product in products), *dense])
     dist.all_reduce(together, group=group)
     with state.stopwatch("encode"):
-        *summed, sums = together.split(
-            [*(len(low.matrix) * q.shape[1] for low, q in zip(matrices, before, strict=True)), sum(map(len, dense))]
-        )
-        ps = [torch.linalg.qr(p.view(-1, q.shape[1])).Q for p, q in zip(summed, before, strict=True)]
-        flat = together.new_empty(sum(q.numel() for q in before))
-        qs = [part.view(q.shape) for part, q in zip(flat.split([q.numel() for q in before]), before, strict=True)]
+        *summed, sums = together.split([*map(torch.numel, products), sum(map(len, dense))])
+        ps = [torch.linalg.qr(p.view(each.shape).t()).Q for p, each in zip(summed, products, strict=True)]
+        flat = together.new_empty(sum(map(torch.numel, before)))
+        parts = flat.split([q.numel() for q in before])
+        qs = [part.view(q.shape) for part, q in zip(parts, before, strict=True)]
         for low, p, q in zip(matrices, ps, qs, strict=True):
-            torch.matmul(low.matrix.t(), p, out=q)
+            torch.matmul(p.t(), low.matrix, out=q)
     dist.all_reduce(flat, group=group)
     with state.stopwatch("decode"):
         flat.div_(state.world_size)
-        return Factors(ps, qs, sums.div_(state.world_size).split([len(part) for part in dense]))
+        means = sums.div_(state.world_size).split([len(part) for part in dense])
+        return Factors(ps, [q.t() for q in qs], means)
 
 
 def columns(shape: Shape) -> int:

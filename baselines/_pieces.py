@@ -22,6 +22,15 @@ def pieces(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
         yield from zip(*(tensor.split(ENTRIES) for tensor in tensors), strict=True)
 
 
+def by_rows(*matrices: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """The same of matrices that have as many rows, cut between them."""
+    if matrices[0].is_cuda:
+        yield matrices
+    else:
+        rows = max(1, ENTRIES // max(matrix.shape[1] for matrix in matrices))
+        yield from zip(*(matrix.split(rows) for matrix in matrices), strict=True)
+
+
 def scratch(tensor: torch.Tensor) -> torch.Tensor:
     """Room for any one of a tensor's pieces, for work that would otherwise be mapped anew for each."""
     return torch.empty_like(tensor if tensor.is_cuda else tensor[:ENTRIES])

@@ -21,12 +21,12 @@ Arxiv 2505.18563 (DAC 2025). Its parts, by the paper's names, each with the para
   right on average. The scale, min(largest entry, 2.5 sigma), is the largest of all workers'. Entries beyond it
   saturate.
 * **Adaptive** (``adaptive = false``): each bucket travels whole, compact, or compact and ternary, whichever is expected
-  to take least. Every rank times its steps, in all three modes when the mask gets stable, then in windows of five
-  steps. The times of all ranks travel in one all-gather a window, and all ranks choose the same from them. A model is
-  fitted to them: a time that does not depend on the bytes, the bytes over a rate, and what a mode's codec and
-  collectives take beside. When steps get slower or faster than expected, beyond their noise, it says which mode now
-  takes least. The other modes are looked at again from time to time, for at most about 1 % of the time. What was
-  measured is not saved: a resumed training explores anew.
+  to take least. Every rank times its steps: dense ones of the warm-up, some of either other way when the mask gets
+  stable, then windows of five steps. The times of all ranks travel in one all-gather a window, beside a step, and all
+  ranks choose the same from them. A model is fitted to them: a time that does not depend on the bytes, the bytes over a
+  rate, and what a mode's codec and collectives take beside. When steps get slower or faster than expected, beyond their
+  noise, it says which mode now takes least. The other modes are looked at again from time to time, for at most about 1
+  % of the time. What was measured is not saved: a resumed training explores anew.
 
 Four variants name sets of these parameters, which others given beside them override:
 
@@ -60,7 +60,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from baselines._adaptive import GOODPUT_NOTE, Chooser
 from baselines._calls import AllReduce, Call
-from baselines._choice import Contents, Mode, exploration
+from baselines._choice import EXPLORATION, Contents, Mode
 from baselines._lane import settled
 from baselines._local import refuse_sharded
 from baselines._masked_local import MaskedLocalState
@@ -210,7 +210,7 @@ class State(MaskedLocalState):
             return self.pruning_steps[-1]
         # The first compact step lists the survivors; so does step 1, for which DDP regroups its buckets.
         listed = max(self.pruning_steps[-1] + self.stable_after, 1) + 1
-        return listed + len(exploration(self.pruning_steps[0] + self.stable_after)) if self.adaptive else listed
+        return listed + len(EXPLORATION) if self.adaptive else listed
 
     @property
     def learns_by_the_links(self) -> bool:

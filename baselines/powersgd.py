@@ -25,6 +25,7 @@ from torch.futures import Future
 from baselines._lane import settled
 from baselines._low_rank import LowRankState, Shape, columns, power_iteration, split
 from baselines._memory import BucketMemory, Draft
+from baselines._pieces import by_rows
 from baselines._state import Shapes, numel, parameters, ring_all_reduce_bytes
 from baselines.dense import dense_hook
 
@@ -92,20 +93,22 @@ def low_rank_all_reduce(
     state: State, gradient: torch.Tensor, weights: list[torch.Tensor], residual: Draft | None
 ) -> Future[torch.Tensor]:
     """The mean of ``gradient`` (n,), in place, but for the ``residual`` (n,), if there is one. Runs in the lane."""
+    corrected = gradient if residual is None else residual.after
     with state.stopwatch("encode"):
         if residual is not None:
-            gradient.copy_(residual.plus(gradient))
-        matrices, dense = split(state, gradient, weights)
+            residual.plus(gradient)
+        matrices, dense = split(state, corrected, weights)
+        approximated, whole = split(state, gradient, weights)
     ps, qs, means = power_iteration(state, matrices, dense)
     with state.stopwatch("decode"):
-        for low, p, q in zip(matrices, ps, qs, strict=True):
-            torch.matmul(p, q.t(), out=low.matrix)
+        for low, result, p, q in zip(matrices, approximated, ps, qs, strict=True):
             state.q.draft(state.names[low.weight], q)
-        for part, mean in zip(dense, means, strict=True):
+            for some_p, some, some_missed in by_rows(p, result.matrix, low.matrix):
+                torch.matmul(some_p, q.t(), out=some)
+                if residual is not None:
+                    some_missed.sub_(some)
+        for part, mean, travelled in zip(whole, means, dense, strict=True):
             part.copy_(mean)
-        if residual is not None:
-            missed = residual.after.sub_(gradient)
-            _, travelled_whole = split(state, missed, weights)
-            for part in travelled_whole:
-                part.zero_()
+            if residual is not None:
+                travelled.zero_()
         return settled(gradient)

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
+from choosing import DENSE, adaptive_steps, fixed_steps, seconds_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 from baselines._choice import (
+    EXPLORATION,
     PURE,
     REVISIT_SHARE,
-    SAMPLED_STEPS,
     Contents,
     Mode,
     Policy,
     Sample,
     StepModel,
     Way,
-    exploration,
     mode_of,
 )
 
@@ -29,7 +29,6 @@ BUCKETS = (Contents(250_000, 50_000, 4, 4), Contents(50_000, 12_000, 6, 4))
 CODEC_S = {Mode.DENSE: 2e-4, Mode.COMPACT: 6e-4, Mode.TERNARY: 2.5e-3}
 LATENCY_S = {Mode.DENSE: 6e-4, Mode.COMPACT: 6e-4, Mode.TERNARY: 1.2e-3}
 COMPUTE_S = 4e-3
-DENSE: Way = (Mode.DENSE,)
 WARMUP_STEPS = 16
 
 Rates = Callable[[float], float]
@@ -38,6 +37,8 @@ Rates = Callable[[float], float]
 
 class Links:
     """Steps whose times follow from the rate of the moment, with noise, in the time that has passed so far."""
+
+    buckets = BUCKETS
 
     def __init__(self, rates: Rates, seed: int = 0, noise: float = 0.1, hiccups: float = 0.02) -> None:
         self.rates, self.noise, self.hiccups = rates, noise, hiccups
@@ -62,46 +63,15 @@ class Links:
         return Sample(way, sync_s, self.pressure * sum(codecs_s) / len(codecs_s) * factor)
 
 
-def adaptive_steps(links: Links, policy: Policy) -> Iterator[Way]:
-    """Train for as long as anyone asks; the way of each step."""
-    samples = [links.step(DENSE) for _ in range(WARMUP_STEPS)][-1 - SAMPLED_STEPS :]
-    yield from [DENSE] * WARMUP_STEPS
-    for way in exploration(WARMUP_STEPS):
-        samples.append(links.step(way))
-        yield way
-    policy.begin(samples, BUCKETS)
-    while True:
-        samples = []
-        for way in policy.schedule():
-            samples.append(links.step(way))
-            yield way
-        policy.review(samples, BUCKETS)
-
-
-def fixed_steps(links: Links, way: Way) -> Iterator[Way]:
-    """The same with one way from the end of the warm-up on."""
-    for step in itertools.count():
-        now = DENSE if step < WARMUP_STEPS else way
-        links.step(now)
-        yield now
-
-
-def seconds_of(steps: int, ways: Iterator[Way], links: Links) -> float:
-    """How long so many steps take."""
-    for _ in itertools.islice(ways, steps):
-        pass
-    return links.now_s
-
-
 def speed_against_fixed(rates: Rates, seed: int = 0, steps: int = 600, **noise: float) -> float:
     """How many times faster than the best fixed choice the adaptive one is, warm-up and exploration included."""
 
     def links() -> Links:
         return Links(rates, seed, **noise)
 
-    fixed_s = min(seconds_of(steps, fixed_steps(one, way), one) for way in PURE for one in [links()])
+    fixed_s = min(seconds_of(steps, fixed_steps(one, way, WARMUP_STEPS), one) for way in PURE for one in [links()])
     one = links()
-    return fixed_s / seconds_of(steps, adaptive_steps(one, Policy(WORLD_SIZE)), one)
+    return fixed_s / seconds_of(steps, adaptive_steps(one, Policy(WORLD_SIZE), WARMUP_STEPS), one)
 
 
 def constant(rate_bps: float) -> Rates:
@@ -141,15 +111,15 @@ def test_where_no_fixed_choice_is_best_all_along_it_is_faster(rates):
 
 def ways_of(links: Links, steps: int) -> list[Way]:
     """The ways of so many steps after the exploration."""
-    begun = WARMUP_STEPS + len(exploration(WARMUP_STEPS))
-    return list(itertools.islice(adaptive_steps(links, Policy(WORLD_SIZE)), begun, begun + steps))
+    begun = WARMUP_STEPS + len(EXPLORATION)
+    return list(itertools.islice(adaptive_steps(links, Policy(WORLD_SIZE), WARMUP_STEPS), begun, begun + steps))
 
 
 @pytest.mark.parametrize(("slow", "fast"), [(5e7, 1e9), (1e8, 1e10)], ids=str)
 @pytest.mark.parametrize("falls", [True, False])
 def test_a_link_that_became_slow_is_noticed_as_is_one_that_became_fast(slow, fast, falls):
     links = Links(constant(fast if falls else slow))
-    steps = adaptive_steps(links, Policy(WORLD_SIZE))
+    steps = adaptive_steps(links, Policy(WORLD_SIZE), WARMUP_STEPS)
     before = list(itertools.islice(steps, 150))[-20:]
     links.rates = constant(slow if falls else fast)
     after = list(itertools.islice(steps, 60))[-20:]
@@ -176,7 +146,7 @@ def test_other_modes_are_seen_again_at_bounded_cost(rate_bps):
 def test_processors_that_get_slower_are_not_taken_for_links_for_long():
     """With links as they were compact stays best, though all that a slow compact step shows is that it is slow."""
     links = Links(constant(2e9), noise=0.05, hiccups=0)
-    steps = adaptive_steps(links, Policy(WORLD_SIZE))
+    steps = adaptive_steps(links, Policy(WORLD_SIZE), WARMUP_STEPS)
     list(itertools.islice(steps, 150))
     links.pressure = 2.0
     after = list(itertools.islice(steps, 200))
@@ -229,8 +199,3 @@ def test_buckets_choose_one_by_one():
     model = model_of(4e8, 1e-2, 2e-3)
     model.buckets = (Contents(1_000_000, 200_000, 4, 4), Contents(1000, 1000, 4, 4))
     assert model.best_way() == (Mode.TERNARY, Mode.DENSE)
-
-
-@pytest.mark.parametrize(("dense_steps", "explored"), [(4, 3), (5, 2)])
-def test_what_dense_steps_have_shown_is_not_explored_again(dense_steps, explored):
-    assert len(set(exploration(dense_steps))) == explored

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import baselines
 from baselines._adaptive import seen_together
-from baselines._choice import WINDOW_STEPS, Mode, Policy, Sample, exploration
+from baselines._choice import EXPLORATION, WINDOW_STEPS, Mode, Policy, Sample
 from baselines._pruning import cubic_density, hessian_gradient
 from baselines.pactrain import State
 
@@ -255,7 +255,7 @@ def choose_on_ranks(steps_after: int) -> tuple[list[Any], set[str], list[float],
     """Ways that were chosen and are scheduled, kinds of notes, formula bytes of each step, weights."""
     state = State(adaptive=True, warmup_steps=2, density=0.3)
     training, ways, kinds, sent = Training(state), [], set(), []
-    for step in range(2 + len(exploration(2)) + steps_after):
+    for step in range(2 + len(EXPLORATION) + steps_after):
         training.step(gradients(step, dist.get_rank()))
         ways.append((state.chooser.policy.way, list(state.chooser._schedule or [])))
         notes = state.take_notes()
@@ -288,14 +288,14 @@ def values_of_steps() -> list[str]:
     state = State(adaptive=True, warmup_steps=2, density=0.3)
     training, values = Training(state), []
     with steady():
-        for step in range(2 + len(exploration(2)) + WINDOW_STEPS):
+        for step in range(2 + len(EXPLORATION) + WINDOW_STEPS):
             values.append(state.steps_as["values"])
             training.step(gradients(step, dist.get_rank()))
     return values[2:]
 
 
 def test_it_is_known_which_fixed_choice_a_step_is_like(on_ranks):
-    ternary = [Mode.TERNARY in way for way in exploration(2)] + [False] * WINDOW_STEPS
+    ternary = [Mode.TERNARY in way for way in EXPLORATION] + [False] * WINDOW_STEPS
     assert on_ranks(2, values_of_steps) == [["ternary" if each else "fp32" for each in ternary]] * 2
     assert State().steps_as == {}, "nothing is chosen"
     assert State(adaptive=True).steps_as["values"] == "ternary", "as the byte formula"
@@ -320,7 +320,7 @@ def skip_a_step() -> list[bool]:
     state = State(adaptive=True, warmup_steps=2, density=0.3)
     training = Training(state)
     with steady():
-        for step in range(2 + len(exploration(2)) + 2):
+        for step in range(2 + len(EXPLORATION) + 2):
             training.step(gradients(step, dist.get_rank()))
         training.layouts.append([])
         training.ddp(gradients(9, dist.get_rank())).backward()
@@ -336,7 +336,7 @@ def test_a_step_that_is_skipped_is_not_timed(on_ranks):
 def resume_adaptive() -> tuple[bool, bool, torch.Tensor]:
     """Whether masks and dice are those that were saved, whether it explores again, and the weights in the end."""
     state = State(adaptive=True, warmup_steps=2, density=0.3)
-    training, begun = Training(state), 2 + len(exploration(2))
+    training, begun = Training(state), 2 + len(EXPLORATION)
     for step in range(begun + 3):
         training.step(gradients(step, dist.get_rank()))
     fresh = State(adaptive=True, warmup_steps=2, density=0.3)
@@ -350,7 +350,7 @@ def resume_adaptive() -> tuple[bool, bool, torch.Tensor]:
     for step in range(begun + 3, 2 * begun + 3):
         other.step(gradients(step, dist.get_rank()))
         ways.append(fresh.chooser.policy.way if fresh.chooser._schedule is None else fresh.chooser._schedule[0])
-    return same, {(mode,) for mode in Mode} <= set(ways), flat(other.weights)
+    return same, set(EXPLORATION) <= set(ways), flat(other.weights)
 
 
 def masks_of(state: State) -> list[torch.Tensor | None]:
