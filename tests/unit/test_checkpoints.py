@@ -33,6 +33,7 @@ from harness.record.row import Event
 from harness.record.store import Store
 from harness.record.tables import DamagedError
 from harness.run import execute
+from harness.run.dilation import _key
 from harness.scenario.load import load
 from harness.worker import saving
 
@@ -406,10 +407,11 @@ def test_a_trial_goes_on_at_the_dilation_that_it_began_with(tmp_path: Path) -> N
     store = Store.create(tmp_path / "run", plan.scenario)
     cluster = Slowed(KeyboardInterrupt())
     run(plan, store, cluster)
-    found = json.loads((store.folder / "dilations.json").read_text())
-    for each in found.values():
-        each["dilation"] *= 2
-    (store.folder / "dilations.json").write_text(json.dumps(found))
+    (topk,) = (trial for trial in plan.trials if trial.method.name == "topk")
+    known = store.folder / "dilations.json"
+    case = next(iter(json.loads(known.read_text()))).partition("-")[0]
+    found = {"label": "topk", "dilation": 4 * cluster.dilations[0], "step_s": 0.1, "added_s": 0.01}
+    known.write_text(json.dumps({f"{case}-{_key(topk).partition('-')[2]}": found}))
     run(plan, store, cluster)
     assert cluster.starts == [0, AT]
     assert len(set(cluster.dilations)) == 1

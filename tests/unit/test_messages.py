@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from base64 import b64encode
 from dataclasses import fields
 from typing import Any
 
@@ -39,14 +40,17 @@ STEPS = {
 }
 """Fields that hold steps."""
 
+PARTS = {"part": st.binary().map(lambda content: b64encode(content).decode())}
+"""Fields that hold bytes."""
+
 
 @pytest.mark.parametrize("kind", sorted(name for name in KINDS if KINDS[name].__module__ == "harness.messages"))
 def test_every_kind_is_read_as_it_was_written(kind: str) -> None:
     types = {field.name: str(field.type) for field in fields(KINDS[kind])}  # type: ignore[arg-type]
     objects = {name: OBJECTS for name, said in types.items() if "Any" in said}
-    steps = {name: strategy for name, strategy in STEPS.items() if name in types}
+    others = {name: strategy for name, strategy in {**STEPS, **PARTS}.items() if name in types}
 
-    @given(st.builds(KINDS[kind], **objects, **steps))
+    @given(st.builds(KINDS[kind], **objects, **others))
     def comes_back(message: Message) -> None:
         line = encode(message)
         assume(not re.search(rb"\d{19}", line))  # whole numbers have 64 bits
@@ -55,6 +59,12 @@ def test_every_kind_is_read_as_it_was_written(kind: str) -> None:
         assert repr(decode(line)) == repr(message)
 
     comes_back()
+
+
+@pytest.mark.parametrize("part", ["A", "AAA", "AA=A", "AAAA\n", "%%%%", "AAAA AAAA"])
+def test_a_part_of_a_file_is_nothing_but_base64(part: str) -> None:
+    with pytest.raises(ProtocolError):
+        decode(json.dumps({"kind": "saved", "steps": 1, "part": part, "is_last": False}))
 
 
 def test_the_node_is_filled_in_where_the_message_does_not_say_it() -> None:
