@@ -14,6 +14,7 @@ from harness.plan.trial import Trial
 from harness.record.store import Store
 from harness.run import session
 from harness.run.session import Ending, Result
+from harness.run.sharing import as_the_last
 
 
 def run_and_report(
@@ -35,7 +36,11 @@ def run_and_report(
     """
     bar = ProgressBar(cluster, why)
     result = session.run(plan, store, cluster, command(), bar, until, join, later)
-    write_report(store)
+    if join:
+        with as_the_last(store) as is_last:
+            write_report(store) if is_last else say(f"the report is written by another process: {store.folder}")
+    else:
+        write_report(store)
     if until is not None and result.ending is Ending.OUT_OF_ROUNDS:
         say(f"after {plan.scenario.rounds} rounds an interval still reaches further than {100 * until:g} %")
     return result

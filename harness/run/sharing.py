@@ -6,7 +6,8 @@ So ratios stay paired on one machine. Who runs what is said by claims in the run
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pandas as pd
@@ -19,6 +20,9 @@ from harness.record.tables import json_digest
 
 POLLED_AFTER_S = 2.0
 """Where nothing is left but what others hold, one looks again after so long."""
+
+LAST = "report"
+"""What is done once for all, as a part that one of them holds."""
 
 Parts = Mapping[str, Sequence[Trial]]
 
@@ -89,6 +93,21 @@ def next_part(
         if not others_run:
             return None
         time.sleep(POLLED_AFTER_S)
+
+
+@contextmanager
+def as_the_last(store: Store) -> Iterator[bool]:
+    """Whether this process is to do what is done once for all that share a run, when none is at work on it any more."""
+    claims = Claims.joined(store.folder)
+    while any(claims.is_alive(claim) for part, claim in claims.latest().items() if part != LAST):
+        time.sleep(POLLED_AFTER_S)
+    last = claims.latest().get(LAST)
+    claim = claims.take(LAST, last) if claims.is_free(last) else None
+    if claim is None:
+        yield False
+        return
+    with claims.held(claim):
+        yield True
 
 
 @dataclass(frozen=True)

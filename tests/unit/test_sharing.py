@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from multiprocessing.process import BaseProcess
@@ -28,7 +29,7 @@ from harness.record import claims as claims_module
 from harness.record.claims import LEASE_S, Claims, Holder
 from harness.record.store import Store
 from harness.report.figures import registry
-from harness.run.sharing import left_of, parts_of
+from harness.run.sharing import as_the_last, left_of, parts_of
 from harness.scenario.load import load
 
 ROUNDS, RATES = 3, ("10mbit", "100mbit")
@@ -234,6 +235,27 @@ def test_status_says_who_is_at_work_and_what_is_left(tmp_path: Path) -> None:
     assert "m7" in said.stdout
     assert "round-9-0123abcd" in said.stdout
     assert "the rest may take" in said.stdout
+
+
+def test_what_is_done_once_for_all_is_done_by_one_and_when_none_is_at_work(tmp_path: Path) -> None:
+    assert call_pacbench(SHARED, tmp_path).returncode == 0
+    store, entered = Store.open(tmp_path / "run"), threading.Event()
+    with as_the_last(store) as first, as_the_last(store) as second:
+        assert (first, second) == (True, False)
+    at_work = Claims.joined(tmp_path / "run", elsewhere("m7")).take("round-9-0123abcd", None)
+    assert at_work
+
+    def wait_for_it() -> None:
+        with as_the_last(store) as is_last:
+            assert is_last
+            entered.set()
+
+    waiting = threading.Thread(target=wait_for_it)
+    waiting.start()
+    assert not entered.wait(0.5)
+    at_work.end()
+    waiting.join(60)
+    assert entered.is_set()
 
 
 READ_ONLY = (
