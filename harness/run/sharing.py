@@ -102,7 +102,7 @@ def as_the_last(store: Store) -> Iterator[bool]:
     while any(claims.is_alive(claim) for part, claim in claims.latest().items() if part != LAST):
         time.sleep(POLLED_AFTER_S)
     last = claims.latest().get(LAST)
-    claim = claims.take(LAST, last) if claims.is_free(last) else None
+    claim = None if last and claims.is_alive(last) else claims.take(LAST, last)
     if claim is None:
         yield False
         return

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -269,8 +270,14 @@ def test_nothing_is_left_behind(number: signal.Signals, start: Start, tmp_path: 
     begun = 0
     while begun < 2:
         begun += "started" in process.stdout.readline()
-    started = psutil.Process(process.pid).children(recursive=True)  # others may have universes here, too
-    assert any("sleep" in each.name() for each in started)
+
+    def below() -> list[psutil.Process]:  # others may have universes here, too
+        with suppress(psutil.NoSuchProcess):
+            found = psutil.Process(process.pid).children(recursive=True)
+            return found if sum("sleep" in each.name() for each in found) >= 2 else []
+        return []
+
+    started = wait_until(below)
     process.send_signal(number)
     process.communicate(timeout=60)
     wait_until(lambda: not psutil.wait_procs(started, timeout=0)[1])
