@@ -76,14 +76,8 @@ def write_whole(path: Path, content: bytes | str, sync: bool = True) -> None:
             path.write_bytes(data)  # a device or a pipe, which no file is renamed to
             return
         target = Path(os.path.realpath(path))  # a link stays one
-        temporary = _beside(target)
-        try:
-            _write(temporary, data, sync)
-            temporary.rename(target)
-        except OSError:
-            with suppress(OSError):
-                temporary.unlink()
-            raise
+        with _replacing(target, sync) as handle:
+            handle.write(data)
 
 
 @contextmanager
@@ -93,18 +87,25 @@ def opened_whole(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         NoRoomError, UnwritableError: it cannot be written; what had that name before is still there.
     """
+    with writing(path), _replacing(path, sync=True) as handle:
+        yield handle
+
+
+@contextmanager
+def _replacing(path: Path, sync: bool) -> Iterator[IO[bytes]]:
+    """A file beside another, which has its name once the context is left, and is gone where that fails."""
     temporary = _beside(path)
-    with writing(path):
-        try:
-            with temporary.open("wb") as handle:
-                yield handle
-                handle.flush()
+    try:
+        with temporary.open("wb") as handle:
+            yield handle
+            handle.flush()
+            if sync:
                 os.fsync(handle.fileno())
-            temporary.rename(path)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink()
-            raise
+        temporary.rename(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def write_new(path: Path, content: bytes) -> bool:
@@ -119,7 +120,10 @@ def write_new(path: Path, content: bytes) -> bool:
     temporary = _beside(path)
     with writing(path):
         try:
-            _write(temporary, content, sync=True)
+            with temporary.open("wb") as handle:
+                handle.write(content)
+                handle.flush()
+                os.fsync(handle.fileno())
             try:
                 return link(temporary, path)
             except OSError as error:
@@ -156,14 +160,6 @@ def link(existing: Path, name: Path) -> bool:
 def _beside(path: Path) -> Path:
     """A file beside it that no other process chooses: in other containers and machines some have the same number."""
     return path.with_name(f".{path.name}.{os.getpid()}.{uuid4().hex[:12]}")
-
-
-def _write(path: Path, data: bytes, sync: bool) -> None:
-    with path.open("wb") as handle:
-        handle.write(data)
-        handle.flush()
-        if sync:
-            os.fsync(handle.fileno())
 
 
 def check_writable(path: Path) -> None:

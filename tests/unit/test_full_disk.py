@@ -76,18 +76,10 @@ def test_a_file_is_whole_or_what_it_was_before_and_nothing_is_left(tmp_path: Pat
         write_whole(tmp_path / "x" / "y", "x")
 
 
-def test_processes_of_one_number_in_two_containers_write_two_temporary_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write = files._write
-
-    def while_another_writes(path: Path, data: bytes, sync: bool) -> None:
-        write(path, data, sync)
-        monkeypatch.setattr(files, "_write", write)
+def test_processes_of_one_number_in_two_containers_write_two_temporary_files(tmp_path: Path) -> None:
+    with files.opened_whole(tmp_path / "x") as handle:
+        handle.write(b"its own")
         write_whole(tmp_path / "x", "the other's")
-
-    monkeypatch.setattr(files, "_write", while_another_writes)
-    write_whole(tmp_path / "x", "its own")
     assert contents(tmp_path) == {"x": b"its own"}
 
 
