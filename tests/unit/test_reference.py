@@ -77,6 +77,13 @@ def test_the_results_page_says_of_accuracy_what_was_measured(trials_of, name: st
     assert sorted(said) == pytest.approx(sorted(measured), abs=0.051)
 
 
+def test_the_pages_say_what_pactrain_costs_in_diloco_s_rhythm(trials_of) -> None:
+    measured = 100 * gained(trials_of("convergence-oktopk"), "pactrain")["pactrain-local"]
+    (row,) = re.findall(r"^\| pactrain-local,.*", (RESULTS / "README.md").read_text(encoding="utf-8"), re.M)
+    assert f"| {measured:+.1f} [" in row
+    assert f"{-measured:.1f} points in ``scenarios/convergence.toml``" in baselines.get("pactrain").details
+
+
 @pytest.mark.parametrize("run", ["convergence", *MEASURED_AGAIN.values()])
 def test_the_kernel_counted_the_bytes_that_formulas_state(trials_of, run: str) -> None:
     trials = trials_of(run)
