@@ -39,10 +39,10 @@ def tests(session: nox.Session) -> None:
     if session.posargs:
         run(session, "pytest", *session.posargs, env=ONE_THREAD)
         return
-    # Tests that measure networks mostly wait, so there are more processes than processors, and unit tests take what
-    # these leave: their longest file from the beginning, the others when networks are done.
-    beside = ("-n", str(3 + (os.cpu_count() or 1)), "--dist", "loadscope", "--no-loadscope-reorder")
-    order = ("tests/unit/test_trainings.py", "tests/netns", "tests/unit")
+    # Tests that measure networks mostly wait, so there are more processes than processors. Unit tests come after them,
+    # the longest file first, and take what the others leave.
+    beside = ("-n", str(2 + (os.cpu_count() or 1)), "--dist", "loadscope", "--no-loadscope-reorder")
+    order = ("tests/netns", "tests/unit/test_trainings.py", "tests/unit")
     run(session, "pytest", *order, "-m", "not job", *beside, env=ONE_THREAD)
 
 

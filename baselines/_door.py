@@ -52,6 +52,9 @@ class Handle:
         self._is_open = False
         """Whether gradients were synchronised since the last step."""
         self._watches: list[Any] = []
+        self._something_is_left: bool | None = None
+        """Whether gradients since the last round were added to others; None where none have come yet."""
+        self._synchronises_next = True
         self._regrouping: Regrouping | None = None
         self._rounds_to_cut = 0
         """Backward passes to come in which DDP's bucket may not be regrouped yet, though the resumed training's was."""
@@ -155,7 +158,7 @@ class Handle:
             )
         if self._is_open:  # the optimizer skipped the step before
             self.state.discard()
-            self._stop_watching()
+        self._stop_watching()
         self._is_open = True
         self.state.rounds += 1
         self._rounds_to_cut = max(0, self._rounds_to_cut - 1)
@@ -180,24 +183,43 @@ class Handle:
             self._rounds_to_cut = of_one_bucket
         if self._rounds_to_cut and self._regrouping is None and self.state.rounds >= of_one_bucket:
             self._regrouping = Regrouping(self._ddp)
-        if self._is_open and not self._watches and not self.state.accumulates and self._ddp.require_backward_grad_sync:
+        if self._is_open and not self.state.accumulates:
+            self._watch_what_is_left()
+
+    def _watch_what_is_left(self) -> None:
+        """Refuse to add to gradients that are synchronised already.
+
+        Of a step that was skipped none are left: the first gradients after it meet zeros. Later micro-batches of the
+        same step add to their own, under ``no_sync()``.
+        """
+        if self._something_is_left is False:
+            self._remove_watches()
+            return
+        self._synchronises_next = self._ddp.require_backward_grad_sync
+        if not self._watches:
             weights = [weight for weight in self._ddp.module.parameters() if weight.requires_grad]
-            self._watches = [weight.register_hook(self._refuse_accumulation_in(weight)) for weight in weights]
+            self._watches = [weight.register_hook(self._look_at(weight)) for weight in weights]
 
     def _stop_watching(self) -> None:
+        self._something_is_left = None
+        self._remove_watches()
+
+    def _remove_watches(self) -> None:
         for watch in self._watches:
             watch.remove()
         self._watches.clear()
 
-    def _refuse_accumulation_in(self, weight: torch.Tensor) -> Callable[[torch.Tensor], None]:
-        def refuse(_: torch.Tensor) -> None:
-            if weight.grad is not None and bool((weight.grad != 0).any()):
+    def _look_at(self, weight: torch.Tensor) -> Callable[[torch.Tensor], None]:
+        def look(_: torch.Tensor) -> None:
+            is_left = weight.grad is not None and bool((weight.grad != 0).any())
+            if is_left and self._synchronises_next:
                 raise RuntimeError(
                     f"{self.state.name} would compress gradients again that are synchronised already: run all "
                     "micro-batches of a step but the last under ddp.no_sync(), or call zero_grad() after a skipped step"
                 )
+            self._something_is_left = is_left or bool(self._something_is_left)
 
-        return refuse
+        return look
 
 
 def _take_place(ddp: DistributedDataParallel) -> Place:

@@ -29,7 +29,7 @@ VARIANTS += [("streaming_diloco", {"delay": 1}), ("streaming_diloco", {"delay": 
 VARIANTS += [("pactrain", {"variant": "local", "local_period": 2})]
 VARIANTS += [("zeroone_adam", {"warmup_steps": 3, "gap_doubles_after": 1})]
 EVERY_VARIANT = pytest.mark.parametrize(("name", "parameters"), VARIANTS, ids=lambda value: str(value).strip("{}"))
-KINDS = [*VARIANTS, ("pactrain", {"adaptive": True})]
+KINDS = [*VARIANTS, ("pactrain", {"adaptive": True}), ("pactrain", {"scope": "layer"})]
 EVERY_KIND = pytest.mark.parametrize(("name", "parameters"), KINDS, ids=lambda value: str(value).strip("{}"))
 NOTHING = object()
 
@@ -59,11 +59,12 @@ class Scaled:
         self.state, self.training = state, Training(state, settings=SETTINGS, **options)
         self.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
 
-    def step(self, step: int, overflow: str = "", new_scale: float | None = None) -> bool:
+    def step(self, step: int, overflow: str = "", new_scale: float | None = None, first_batch: bool = False) -> bool:
         """Whether all gradients are finite on this rank.
 
         Args:
             overflow: one of ``OVERFLOWS``; nowhere if it is empty.
+            first_batch: whether a micro-batch comes first that is not synchronised, and does not overflow.
         """
         training = self.training
         given = gradients(step, dist.get_rank())
@@ -76,6 +77,9 @@ class Scaled:
             given[place].view(-1)[greatest] = math.inf
         training.layouts.append([])
         training.optimizer.zero_grad()
+        if first_batch:
+            with training.ddp.no_sync():
+                self.scaler.scale(training.ddp(gradients(100 + step, dist.get_rank()))).backward()
         self.scaler.scale(training.ddp(given)).backward()
         finite = bool(flat([w.grad for w in training.weights]).isfinite().all())
         self.scaler.step(training.optimizer)
