@@ -290,7 +290,7 @@ def _notes_on_rates(scenario: Scenario) -> list[str]:
         return []
     if scenario.tuned:
         return [f"Learning rates were tuned for each method, at the same cost for all: {scenario.tuned}."]
-    return ["Learning rates were not tuned for each method; `pacbench tune` does so, at the same cost for all."]
+    return ["Learning rates were not tuned for each method; pacbench tune does so, at the same cost for all."]
 
 
 def measured_by(trials: pd.DataFrame, provenance: Sequence[Mapping[str, Any]]) -> str:

@@ -103,7 +103,8 @@ class Outcome:
                 self.events.extend(rows)
                 if rank == 0 and rows:
                     self.steps_seen = rows[-1].step + 1
-                    watch(_progress(trial, rows))
+                    if steps_s := [row.value for row in rows if row.kind == "step_s"]:  # others evaluate
+                        watch(_progress(trial, self.steps_seen, steps_s))
             case Trained():
                 self.results[worker_number(message.node)] = message
                 self.queues[message.node] = message.queues
@@ -190,10 +191,9 @@ class Outcome:
         return total / len(self.results) / max(first.steps - first.steady_from_step, 1)
 
 
-def _progress(trial: Trial, rows: list[Event]) -> Progress:
-    steps = [row.value for row in rows if row.kind == "step_s"]
+def _progress(trial: Trial, made: int, steps_s: list[float]) -> Progress:
     samples = trial.case.train.samples_per_step * trial.case.cluster.workers
-    return Progress(trial, rows[-1].step + 1, samples * len(steps) / sum(steps) if steps else 0.0)
+    return Progress(trial, made, samples * len(steps_s) / sum(steps_s))
 
 
 def _earlier(event: Event, off_s: list[float], until_s: list[float], ends_s: list[float]) -> Event:

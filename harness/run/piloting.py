@@ -24,7 +24,7 @@ def pilot(request: Request, tell: Tell) -> Pilot:
         UsageError: the command is not there, or this machine cannot carry the links.
         MeasurementError: the script cannot be attached to, it fails, or there is no time for one look.
     """
-    bench = Bench(request, tell)
+    started, bench = provenance.collect([*request.command_line]), Bench(request, tell)
     job = bench.job()
     found = Found(request, job)
     ranked = forecast.predictions(found.forecast)
@@ -33,7 +33,8 @@ def pilot(request: Request, tell: Tell) -> Pilot:
     dense = [training for training in found.trainings if training.label == request.plain]
     if not dense:
         raise MeasurementError(
-            "the budget has no room for a training by the plain all-reduce, which all is compared with"
+            f"the budget has no room for a training by {request.plain}, which all is compared with: the same command "
+            "again goes on, and a greater --budget has more room"
         )
     if not any(training.has_learnt for training in dense):
         raise MeasurementError(
@@ -64,7 +65,7 @@ def pilot(request: Request, tell: Tell) -> Pilot:
         phases=phases(decided, outcomes, request.tolerance),
         left_out=tuple(bench.left_out),
         took_s=bench.passed_s,
-        provenance=provenance.collect([*request.command_line]),
+        provenance=started,
     )
 
 

@@ -47,6 +47,15 @@ def test_nobody_is_kept_out_of_a_page(browser: webdriver.Chrome, page: str) -> N
     assert keeps_out(browser) == []
 
 
+def test_of_a_console_the_command_alone_is_copied(browser: webdriver.Chrome) -> None:
+    browser.get((SITE / "tutorials" / "gate-in-ci.html").as_uri())
+    browser.execute_script("document.addEventListener('copy', event => { window.copied = event.target.value })")
+    button = browser.find_elements(By.CSS_SELECTOR, ".md-clipboard, .md-code__button[data-md-type=copy]")[0]
+    browser.execute_script("arguments[0].click()", button)
+    copied = WebDriverWait(browser, 20).until(lambda _: browser.execute_script("return window.copied"))
+    assert copied == "pacbench run ci --method topk --rounds 3 --out before"
+
+
 def test_search_finds_a_page_without_a_server(browser: webdriver.Chrome) -> None:
     browser.get((SITE / "index.html").as_uri())
     browser.execute_script("document.querySelector('[data-md-toggle=search]').click()")

@@ -83,7 +83,9 @@ def _leave_it(
     forecast: Forecast,
 ) -> Verdict:
     others = [each for each in outcomes if each.label not in plain]
+    sentence = f"Do not compress: {base.label} is as good as anything that was tested on this network."
     if not others:
+        sentence = f"Do not compress yet: nothing that compresses was tested. Of what was, {base.label} is soonest."
         reasons = ["No method that compresses was trained, so none can be recommended."]
     elif best is None or best.sooner is None:
         reasons = [
@@ -112,7 +114,7 @@ def _leave_it(
         label=base.label,
         method=base.method,
         compress=False,
-        sentence=f"Do not compress: {base.label} is as good as anything that was tested on this network.",
+        sentence=sentence,
         sureness=_sureness_of_leaving(best, others),
         reasons=tuple(reasons),
         changes=tuple(changes),
@@ -137,7 +139,7 @@ def _sureness_of_leaving(best: Outcome | None, others: Sequence[Outcome]) -> Sur
 
 def _about_loss(outcome: Outcome, tolerance: float) -> str:
     found = outcome.loss_difference
-    words = {"yes": "kept", "no": "not kept", "unknown": "perhaps kept"}[outcome.keeps]
+    words = {"yes": "kept", "no": "not kept", "unknown": "not known to be kept"}[outcome.keeps]
     if found is None:
         return f"Its loss at equal steps is {words}: it cannot be compared."
     ends = "" if found.low is None or found.high is None else f" [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
