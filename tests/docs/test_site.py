@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from chromium import keeps_out, started
 from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
@@ -26,6 +27,8 @@ PAGES = (
 )
 LIKE_OTHERS = re.compile(r"(404|JSON|results/reference/.+/(report|claims)|explorer-page)\.html")
 """Pages like one of these: the same at another place, or of another run; the explorer, which tests/browser looks at."""
+
+COPY_BUTTONS = ".md-code__button[data-md-type=copy]"
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +52,9 @@ def test_nobody_is_kept_out_of_a_page(browser: webdriver.Chrome, page: str) -> N
 
 def test_of_a_console_the_command_alone_is_copied(browser: webdriver.Chrome) -> None:
     browser.get((SITE / "tutorials" / "gate-in-ci.html").as_uri())
-    browser.execute_script("document.addEventListener('copy', event => { window.copied = event.target.value })")
-    button = browser.find_elements(By.CSS_SELECTOR, ".md-clipboard, .md-code__button[data-md-type=copy]")[0]
-    browser.execute_script("arguments[0].click()", button)
+    browser.execute_script("document.addEventListener('copy', event => { window.copied = `${getSelection()}` })")
+    buttons = WebDriverWait(browser, 20).until(lambda _: browser.find_elements(By.CSS_SELECTOR, COPY_BUTTONS))
+    ActionChains(browser).move_to_element(buttons[0]).click(buttons[0]).perform()
     copied = WebDriverWait(browser, 20).until(lambda _: browser.execute_script("return window.copied"))
     assert copied == "pacbench run ci --method topk --rounds 3 --out before"
 

@@ -117,11 +117,13 @@ def test_what_is_hardly_sooner_is_not_worth_it() -> None:
 def test_one_seed_makes_nothing_sure() -> None:
     found = pilot(trainings(seeds=1))
     assert (found.verdict.label, found.verdict.sureness) == (TOPK.label, "unsure")
+    assert any("is not known to be kept" in reason for reason in found.verdict.reasons)
 
 
 def test_where_nothing_but_the_plain_ones_was_trained_nothing_is_recommended() -> None:
     found = pilot([each for each in trainings() if each.label != TOPK.label])
     assert (found.verdict.label, found.verdict.sureness) == ("bf16", "unsure")
+    assert "nothing that compresses was tested" in found.verdict.sentence
 
 
 def test_a_training_that_diverged_keeps_nothing() -> None:

@@ -16,11 +16,12 @@ from synthetic import only
 
 from harness.cli.progress import ProgressBar
 from harness.cluster.fake import FakeCluster
+from harness.messages import Events
 from harness.plan.estimate import time_s
 from harness.plan.plan import Plan, make
 from harness.plan.status import DISTURBED
 from harness.plan.trial import Trial
-from harness.run.outcome import Progress
+from harness.run.outcome import Outcome, Progress
 from harness.run.session import Outlook
 from harness.scenario.load import load
 from harness.units import format_time
@@ -115,3 +116,12 @@ def test_without_a_terminal_it_tells_only_what_went_wrong(plan: Plan) -> None:
         bar.progress(Progress(first(plan, "topk"), step=5, samples_per_s=123.4))
         bar.ended(first(plan, "topk"), "crashed", "it \x1b[31m fell")
     assert pipe.getvalue() == "topk, round 0: crashed: it \\x1b[31m fell\n"
+
+
+def test_an_evaluation_says_nothing_of_the_pace(plan: Plan) -> None:
+    outcome, seen = Outcome(), list[Progress]()
+    trial = plan.trials[0]
+    outcome.take(Events(node="w0", rows=[(0, 0.5, "step_s", 0.5), (0, 0.5, "loss", 2.0)]), trial, seen.append)
+    outcome.take(Events(node="w0", rows=[(0, 0.5, "accuracy", 0.25)]), trial, seen.append)
+    samples = trial.case.train.samples_per_step * trial.case.cluster.workers
+    assert seen == [Progress(trial, 1, samples / 0.5)]
