@@ -91,7 +91,7 @@ def outcomes(found: Pilot) -> Rows:
             "step to step": text.time(each.pace_s),
             "predicted": text.time(each.predicted_pace_s),
             "measured ÷ predicted": text.fixed(each.pace_s / each.predicted_pace_s, 2),
-            "communication, of a step": text.percent(each.exposed_share),
+            "exposed share of a step": text.percent(each.exposed_share),
             "loss at equal steps": _percent(each.loss_difference),
             "loss at equal time": _percent(each.timely_difference),
             "loss kept": each.keeps,
