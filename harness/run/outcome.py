@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,9 @@ RESUMED = "resumed"
 
 ADDED_TO = ("step_s", "comm_s")
 """Kinds of events that hold what this machine adds: it is no computation that a worker was seen to do."""
+
+A_FAILURE, A_KILL, A_LOST_NODE = 1, 2, 3
+"""How much a reason explains. Who lost its peer fails, too, and may be heard first: what became of the peer is why."""
 
 MIN_SHARE_SEEN = 0.5
 """Share of the bytes a method must send below which they cannot have crossed the shaped link."""
@@ -71,10 +75,12 @@ class Outcome:
     added_s: float | None = None
     """Real seconds that this machine added to a step, which were taken off; None: nothing was looked for."""
     log: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_TAIL_LINES))
+    explained: int = 0
+    """How much the reason explains; see ``A_FAILURE``."""
 
-    def fail(self, status: Status, reason: str) -> None:
+    def fail(self, status: Status, reason: str, explains: int = A_KILL) -> None:
         """It did not finish."""
-        self.status, self.reason = status, reason
+        self.status, self.reason, self.explained = status, reason, explains
 
     def go_on_from(self, steps: int, events: Iterable[Event]) -> None:
         """So many steps were made before, and this was measured."""
@@ -95,7 +101,7 @@ class Outcome:
         return bool(self.results) or self.status in (TIMEOUT, DISTURBED) or fell
 
     def take(self, message: Message, trial: Trial, watch: Watch) -> None:
-        """Add what was said. The first failure counts, but that a node was lost explains more than any other."""
+        """Add what was said. The first failure counts, unless a later one explains more."""
         match message:
             case Events():
                 rank = worker_number(message.node)
@@ -114,11 +120,17 @@ class Outcome:
                 self.changes.append(message)
             case Log():
                 self.log.append(f"{message.node}: {message.text}")
-            case Failed() if self.status == DONE or message.lost:
-                self.fail("crashed", f"{message.node}: {message.reason}")
-            case Exit() if message.code and self.status == DONE:
-                how = f"signal {-message.code}" if message.code < 0 else f"exit code {message.code}"
-                self.fail("crashed", f"{message.node} ended with {how}")
+            case Failed():
+                self._crash(f"{message.node}: {message.reason}", A_LOST_NODE if message.lost else A_FAILURE)
+            case Exit() if message.code < 0:
+                aborted = message.code == -signal.SIGABRT  # as a process ends that failed by itself
+                self._crash(f"{message.node} ended with signal {-message.code}", A_FAILURE if aborted else A_KILL)
+            case Exit() if message.code:
+                self._crash(f"{message.node} ended with exit code {message.code}", A_FAILURE)
+
+    def _crash(self, reason: str, explains: int) -> None:
+        if explains > self.explained:
+            self.fail("crashed", reason, explains)
 
     @property
     def step_s(self) -> list[float]:
