@@ -158,7 +158,7 @@ class Handle:
             )
         if self._is_open:  # the optimizer skipped the step before
             self.state.discard()
-        self._stop_watching()
+            self._stop_watching()
         self._is_open = True
         self.state.rounds += 1
         self._rounds_to_cut = max(0, self._rounds_to_cut - 1)
@@ -169,6 +169,7 @@ class Handle:
         with self.state.stopwatch("end_step"):
             self.state.commit()
             self.state.end_step()
+        self._stop_watching()
         self._is_open = False
 
     def _before_forward(self, *_: object) -> None:

@@ -24,7 +24,8 @@ def pilot(request: Request, tell: Tell) -> Pilot:
         UsageError: the command is not there, or this machine cannot carry the links.
         MeasurementError: the script cannot be attached to, it fails, or there is no time for one look.
     """
-    started, bench = provenance.collect([*request.command_line]), Bench(request, tell)
+    made_by = provenance.collect([*request.command_line])  # it says when the pilot began
+    bench = Bench(request, tell)
     job = bench.job()
     found = Found(request, job)
     ranked = forecast.predictions(found.forecast)
@@ -65,7 +66,7 @@ def pilot(request: Request, tell: Tell) -> Pilot:
         phases=phases(decided, outcomes, request.tolerance),
         left_out=tuple(bench.left_out),
         took_s=bench.passed_s,
-        provenance=started,
+        provenance=made_by,
     )
 
 

@@ -49,7 +49,7 @@ def run_in(
         env={**environment, "PYTHONPATH": str(ROOT), **given, **more},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=120,
     )
 
 

@@ -166,7 +166,7 @@ def test_a_run_finds_dilations_and_a_warm_up_on_links_that_change_learns_the_sam
     assert numbered["added_s_per_step"].isna().all()
     assert found["dilation"].isna().all()
     assert found["trial_dilation"].isin(LADDER).all()
-    assert found["added_s_per_step"].between(0, found["step_time_median_s"]).all()
+    assert found["added_s_per_step"].between(0, 0.1 * found["step_time_median_s"]).all()
     assert found["drift"].isna().all(), "what a warm-up changed was put right"
     kept = json.loads((tmp_path / "found" / "dilations.json").read_text())
     assert {each["label"] for each in kept.values()} == {"dense", "pactrain"}

@@ -20,7 +20,7 @@ SERVER.set_forkserver_preload(
     [
         *("baselines", "hypothesis", "pytest", "torch._dynamo"),
         *("harness.cli.main", "harness.analysis.compare", "harness.run.execute", "harness.report.export"),
-        *("harness.analysis.gate", "harness.report.page", "frozen"),
+        *("harness.analysis.gate", "harness.report.page"),
     ]
 )
 

@@ -46,7 +46,7 @@ def refused(done: subprocess.CompletedProcess[str], *says: str) -> None:
         assert each in done.stderr, done.stderr
 
 
-@pytest.mark.parametrize("name", ["exp[1]", "what? all* [!a] 50 % of é"])
+@pytest.mark.parametrize("name", ["exp[1]", "what?", "all*", "[!a]", "50 % of é"])
 def test_a_run_of_any_name_is_resumed(pacbench: Pacbench, tmp_path: Path, name: str) -> None:
     (tmp_path / f"{name}.toml").write_text(SCENARIO)
     command = ("run", f"{name}.toml", "--on", "fake")

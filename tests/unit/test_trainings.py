@@ -213,17 +213,19 @@ def test_gradients_without_any_variance_are_no_trouble(on_ranks, name, parameter
     assert not_so(on_ranks(p, without_anything_to_say, name, parameters)) == []
 
 
-ODD_SHAPES = ((2, 0, 3), (), (1,), (1, 1), (1, 9), (3, 1, 5), (129,), (16, 17))
+ODD_SHAPES = ((0,), (), (1,), (1, 1), (1, 9), (3, 1, 5), (129,), (16, 17))
+ONE_ENTRY, BESIDE_AN_EMPTY_MATRIX = ((1,),), ((2, 0, 3), (3, 2))
 A_BUCKET_EACH_MB = 1 / 2**20
 
 MANY = 7
-"""From so many workers on, which take most time, a model of a single entry is no other matter than with fewer."""
+"""From so many workers on, which take most time, models of few entries are no other matter than with fewer."""
 
 
 def train_odd_models(name: str, parameters: dict[str, Any]) -> Facts:
     """Whether all ranks hold the same finite weights whenever they should: in one bucket, then in one for each."""
     facts: Facts = {}
-    for shapes in (ODD_SHAPES, ((1,),)) if dist.get_world_size() < MANY else (ODD_SHAPES,):
+    of_few = () if dist.get_world_size() >= MANY else (ONE_ENTRY, BESIDE_AN_EMPTY_MATRIX)
+    for shapes in (ODD_SHAPES, *of_few):
         state = brisk(name, **parameters)
         training = Training(state, shapes=shapes, settings=LR, bucket_cap_mb=A_BUCKET_EACH_MB)
         for step in range(4):
