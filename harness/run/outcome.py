@@ -79,7 +79,7 @@ class Outcome:
     """How much the reason explains; see ``A_FAILURE``."""
 
     def fail(self, status: Status, reason: str, explains: int = A_KILL) -> None:
-        """It did not finish."""
+        """It did not finish; of all that workers may still say, only that a node was lost explains more by default."""
         self.status, self.reason, self.explained = status, reason, explains
 
     def go_on_from(self, steps: int, events: Iterable[Event]) -> None:
