@@ -11,6 +11,7 @@ from scipy.special import stdtrit
 
 from harness.analysis.estimates import CONFIDENCE, Estimate
 from harness.analysis.noise import Noise
+from harness.analysis.spreads import Usual, Variance
 
 FEWEST_VALUES = 2
 """Rounds that each side must have: one value has no spread."""
@@ -80,18 +81,34 @@ def log_shift(
     return Shift(log, *_welch(variances, [len(side) - 1 for side in sides]), n)
 
 
-def paired_shift(ratios: np.ndarray[Any, Any]) -> Shift:
-    """The shift that ratios of pairs show."""
-    logs, n = np.log(ratios), len(ratios)
-    error = float(logs.std(ddof=1)) / math.sqrt(n) if n > 1 else None
-    return Shift(float(logs.mean()), error, n - 1, n)
+def paired_shift(ratios: np.ndarray[Any, Any], usual: Usual | None = None) -> Shift:
+    """The shift that ratios of pairs show.
+
+    Args:
+        ratios: one a round.
+        usual: what is known of the variance of logarithms of such ratios.
+    """
+    return Shift(*mean_difference(np.log(ratios), usual))
 
 
-def mean_difference(values: np.ndarray[Any, Any]) -> Difference:
-    """The mean of values, such as the differences of pairs."""
-    n = len(values)
-    error = float(values.std(ddof=1)) / math.sqrt(n) if n > 1 else None
-    return Difference(float(values.mean()), error, n - 1, n)
+def mean_difference(values: np.ndarray[Any, Any], usual: Usual | None = None) -> Difference:
+    """The mean of values, such as the differences of pairs.
+
+    Args:
+        values: one a round.
+        usual: what is known of the variance of such values.
+    """
+    mean, n = float(values.mean()), len(values)
+    if n < FEWEST_VALUES:
+        return Difference(mean, None, 0.0, n)
+    own = variance_of(values)
+    variance = usual.beside(own) if usual else own
+    return Difference(mean, math.sqrt(variance.value / n), variance.freedom, n)
+
+
+def variance_of(values: np.ndarray[Any, Any]) -> Variance:
+    """The variance of one of two or more values."""
+    return Variance(float(values.var(ddof=1)), len(values) - 1)
 
 
 def product(one: Shift, two: Shift) -> Shift:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from baselines import MethodState
+from baselines._calls import AllGather
 from harness.methods import blamed, method_named
 from harness.network.topology import Topology
 from harness.plan import predict
@@ -102,7 +103,10 @@ def shapes_of(model: str) -> list[tuple[int, ...]]:
 def _memory_bytes(case: Case, state: MethodState, profile: Profile | None) -> int | None:
     if profile is None or not case.train.replay:
         return None
-    return replay.memory_bytes(profile.shrunk(case.train.shrink), case.cluster.workers, state.most_copies)
+    workers, shrunk = case.cluster.workers, profile.shrunk(case.train.shrink)
+    calls = state.calls(shapes_of(case.train.model), workers)
+    gathered = sum(workers * call.payload_bytes for call in calls if isinstance(call, AllGather)) / case.train.shrink
+    return replay.memory_bytes(shrunk, workers, state.most_copies, round(gathered))
 
 
 def _predicted_step_s(case: Case, method: MethodSpec, dilation: float, profile: Profile) -> float | None:

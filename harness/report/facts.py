@@ -209,7 +209,10 @@ def _notes_on_savings(cases: Sequence[CaseResult], scenario: Scenario) -> list[s
 def _notes_on_times(case: CaseResult) -> list[str]:
     """Where this machine was too slow, and where too little was timed."""
     notes = []
+    taken_off = {result.label for result in _dilated(case)}
     for result in case.methods:
+        if result.label in taken_off:
+            continue
         if (overrun := result.mean("overrun_s_per_step") / result.mean("step_time_median_s")) > OVERRUN:
             notes.append(
                 f"{result.label} ({case.title}): for up to {100 * overrun:.0f} % of a step this machine was slower "

@@ -1,9 +1,10 @@
 """What claims need is run in waves: two rounds of all, then one round after the other of what is not decided yet.
 
-A claim that is decided asks for nothing more (``analysis/claims/sequential.py``), nor does a case of it that is. What
-is opened later, since others have not decided a claim, has its earlier rounds run then. A
-trial that several claims need runs once. Within a wave those scenarios come first that may decide most claims in the
-shortest time.
+A claim that is decided asks for nothing more (``analysis/claims/sequential.py``), nor does a case of it that is, nor
+one that the rounds there are will hardly decide. What is opened later, since others have not decided a claim, has its
+earlier rounds run then. Trainings run with all their seeds at once: steps to a target differ so much that two tell
+little, and meanwhile a replay's further rounds would be run in vain. A trial that several claims need runs once. Within
+a wave those scenarios come first that may decide most claims in the shortest time.
 """
 
 from __future__ import annotations
@@ -84,9 +85,10 @@ def needed(
     open_parts = [
         (each.claim, part) for each in judged for part in (each.undecided_parts if at_most else each.open_parts)
     ]
+    is_training = any(claim.convergence == name for claim, _ in open_parts)
 
     def is_needed(trial: Trial) -> bool:
-        if trial.round >= rounds.stop or trial.id in tried:
+        if trial.id in tried or (trial.round >= rounds.stop and not is_training):
             return False
         return any(_asks_for(trial, name, claim, part) for claim, part in open_parts)
 

@@ -139,12 +139,13 @@ PROCESS_BYTES = 120_000_000
 """What a worker holds of its own beside tensors, about."""
 
 
-def memory_bytes(profile: Profile, workers: int, most_copies: float) -> int:
+def memory_bytes(profile: Profile, workers: int, most_copies: float, gathered_bytes: int = 0) -> int:
     """What all workers of a replay need together: an estimate, rather too high.
 
     Args:
         most_copies: of the model, in each worker; see ``MethodState.most_copies``.
+        gathered_bytes: what each worker holds besides, of what all of them sent to all.
     """
     model = 4 * profile.numel
     pool = 4 * (max(gradient.numel for gradient in profile.gradients) + SPARE)
-    return round(model + pool + workers * (PROCESS_BYTES + most_copies * model))
+    return round(model + pool + workers * (PROCESS_BYTES + most_copies * model + gathered_bytes))

@@ -284,6 +284,13 @@ def test_a_machine_too_slow_for_what_it_replays_decides_no_throughput(tmp_path: 
     assert judged(run, quantity="bytes", range=(1.0, 1e6)).verdict == "reproduced", "bytes do not depend on it"
 
 
+def test_what_was_measured_as_added_was_taken_off_and_spoils_nothing(tmp_path: Path) -> None:
+    taken_off = {"overrun_s_per_step": 0.02, "added_s_per_step": 0.02}
+    store = make_store(tmp_path / "quickstart-late", ends={("topk", number): taken_off for number in range(3)})
+    found = judged(Run(on_netns(load("quickstart")), store))
+    assert found.verdict != "inconclusive"
+
+
 def test_one_round_is_inconclusive(tmp_path: Path) -> None:
     store = make_store(tmp_path / "quickstart-1", ["rounds=1"])
     judgement = judged(Run(on_netns(load("quickstart", ["rounds=1"])), store))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -12,9 +13,10 @@ from harness.analysis.claims.figures import Finding
 from harness.analysis.claims.judgements import Verdict, verdict_on
 from harness.analysis.claims.schema import Claim
 from harness.analysis.claims.sequential import ERROR, FIRST_LOOK, confidence, rounds_to_decide
-from harness.analysis.shifts import half_width, paired_shift
+from harness.analysis.shifts import half_width, paired_shift, variance_of
+from harness.analysis.spreads import usual
 
-ROUNDS, STUDIES = 5, 1000
+ROUNDS, STUDIES, BESIDE = 5, 1000, 50
 LOW, HIGH = 1.25, 8.72
 NOISE = 0.05
 """Standard deviation of the logarithm of a round's ratio."""
@@ -80,6 +82,42 @@ def test_what_is_clear_is_decided_before_all_rounds_are_run(truth: float) -> Non
     assert np.mean([rounds for _, rounds in studies]) < ROUNDS - 1.5
 
 
+def studies_beside_others(truth: float, dice: np.random.Generator) -> list[Verdict]:
+    """The verdicts of as many claims as are judged together, of this truth, some far more restless than others."""
+    noise = NOISE / 2 * np.where(dice.random(BESIDE) < 0.2, 4, 1)
+    ratios = truth * np.exp(noise[:, None] * dice.standard_normal((BESIDE, ROUNDS)))
+    verdicts: list[Verdict] = ["inconclusive"] * BESIDE
+    for rounds in range(FIRST_LOOK, ROUNDS + 1):
+        known = usual([variance_of(np.log(each[:rounds])) for each in ratios])
+        for number, each in enumerate(ratios):
+            if verdicts[number] == "inconclusive":
+                found = Finding(paired_shift(each[:rounds], known), ROUNDS).estimate
+                assert found is not None
+                verdicts[number], _ = verdict_on(found, CLAIM)
+    return verdicts
+
+
+@pytest.mark.parametrize("truth", TRUTHS)
+def test_no_more_are_wrong_where_like_cases_tell_the_spread(truth: float) -> None:
+    dice = np.random.default_rng(4)
+    verdicts = [each for _ in range(STUDIES // BESIDE) for each in studies_beside_others(truth, dice)]
+    assert len(verdicts) == STUDIES
+    wrong = sum(verdict not in ("inconclusive", TRUTHS[truth]) for verdict in verdicts)
+    assert wrong / STUDIES < ERROR
+
+
+def test_two_rounds_decide_what_is_clear_where_like_cases_tell_the_spread() -> None:
+    ratios = 3.0 * np.exp(NOISE / 2 * np.random.default_rng(5).standard_normal((BESIDE, FIRST_LOOK)))
+    known = usual([variance_of(np.log(each)) for each in ratios])
+    decided = dict.fromkeys((None, known), 0)
+    for each, usually in itertools.product(ratios, decided):
+        found = Finding(paired_shift(each, usually), ROUNDS).estimate
+        assert found is not None
+        decided[usually] += verdict_on(found, CLAIM)[0] == "reproduced"
+    assert decided[known] == BESIDE
+    assert decided[None] < 0.8 * BESIDE
+
+
 def ever_outside(level: float) -> float:
     """The share of studies in which some look's interval, wrong in so many cases, does not hold the truth."""
     values = np.random.default_rng(3).standard_normal((100_000, ROUNDS))
@@ -104,11 +142,14 @@ def test_the_error_is_shared_by_looks_and_comparisons(rounds: int, comparisons: 
     assert 1 - confidence(rounds, comparisons) == pytest.approx(each)
 
 
+@pytest.mark.parametrize("freedom", [0.0, 2.7, math.inf])
 @pytest.mark.parametrize("distance", [0.01, 0.03, 0.1, 1.0])
-def test_rounds_to_decide_are_the_fewest_that_do(distance: float) -> None:
-    rounds = rounds_to_decide(distance, NOISE, confidence(ROUNDS))
+def test_rounds_to_decide_are_the_fewest_that_do(distance: float, freedom: float) -> None:
+    rounds = rounds_to_decide(distance, NOISE, confidence(ROUNDS), freedom)
     assert rounds is not None
-    reach = [half_width(NOISE / math.sqrt(n), n - 1, confidence(ROUNDS)) for n in (rounds - 1, rounds) if n > 1]
+    reach = [
+        half_width(NOISE / math.sqrt(n), freedom + n - 1, confidence(ROUNDS)) for n in (rounds - 1, rounds) if n > 1
+    ]
     assert reach[-1] < distance
     assert all(each >= distance for each in reach[:-1])
 

@@ -9,12 +9,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from in_process import call_pacbench
 from synthetic import make_store
 
 from harness.cli import app, verbs
+from harness.cli.verbs import reproduce
 from harness.record.store import Store
 from harness.report import facts, page
 from harness.report.figures import registry
@@ -194,6 +196,29 @@ def test_claims_are_reproduced_resumed_and_judged(pacbench: Pacbench, tmp_path: 
     assert whole.returncode == 0, whole.stderr
     assert set(Store.open(folder).attempts()["trial_id"]) >= before, "a quick run is a part of the whole one"
     assert list((tmp_path / "results").glob("byteps-*")) == [folder]
+
+
+def test_what_has_run_is_judged_when_the_rest_is_interrupted(
+    pacbench: Pacbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carry_out, begun = reproduce._carry_out, []
+
+    def interrupted(*arguments: Any) -> Any:
+        begun.append(arguments)
+        if len(begun) > 1:
+            raise KeyboardInterrupt
+        return carry_out(*arguments)
+
+    monkeypatch.setattr(reproduce, "_carry_out", interrupted)
+    done = pacbench(
+        "reproduce", "--on", "fake", "--claim", "byteps-25gbit-topk/dense", "--claim", "dgc-bytes/dense/wire"
+    )
+    assert done.returncode == 130
+    assert "interrupted; what had finished is kept" in done.stderr
+    told = json.loads((tmp_path / "results" / "claims" / "claims.json").read_text())["claims"]
+    run, left = sorted(told, key=lambda each: not each["origins"])
+    assert run["found"]["n"] == 2
+    assert (left["verdict"], left["origins"]) == ("inconclusive", [])
 
 
 def test_rounds_end_when_every_interval_is_narrow_and_the_same_command_runs_no_more(

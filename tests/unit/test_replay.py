@@ -17,8 +17,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 import baselines
 from baselines import pactrain
+from baselines._state import numel
 from harness.cluster.fake import FakeCluster
 from harness.errors import UsageError
+from harness.plan.expected import shapes_of
 from harness.plan.plan import make
 from harness.record.store import Store
 from harness.run import execute
@@ -122,6 +124,18 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_starts(
 def test_memory_grows_with_workers_and_with_what_methods_hold() -> None:
     few, many = (memory_bytes(profile(), workers, most_copies=1) for workers in (2, 32))
     assert few < many < memory_bytes(profile(), 32, most_copies=4)
+
+
+def test_memory_grows_with_what_all_workers_send_to_each() -> None:
+    few, many = (
+        trial.expected.memory_bytes
+        for trial in make(load("paper/datacenter-bert-base", ["rounds=1"], ["topk"]), "netns").trials
+        if trial.method.label in ("topk-ratio=0.01", "topk-ratio=0.2")
+    )
+    assert few is not None
+    assert many is not None
+    sent = 8 * 8 * numel(shapes_of("bert-base"))  # to each of eight workers by each of eight, a value and its place
+    assert many - few == pytest.approx(0.19 * 8 * sent, rel=0.01)
 
 
 def test_an_id_knows_the_content_of_the_profile(tmp_path: Path) -> None:

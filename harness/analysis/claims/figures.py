@@ -15,8 +15,17 @@ from harness.analysis.claims.schema import Cell, Claim, Quantity
 from harness.analysis.claims.sequential import confidence, rounds_to_decide
 from harness.analysis.estimates import Estimate
 from harness.analysis.pairs import paired_ratios
-from harness.analysis.shifts import Difference, Shift, mean_difference, paired_shift, product
-from harness.analysis.trials import leave_out_disturbed
+from harness.analysis.shifts import (
+    FEWEST_VALUES,
+    Difference,
+    Shift,
+    mean_difference,
+    paired_shift,
+    product,
+    variance_of,
+)
+from harness.analysis.spreads import Usual, Variance, usual
+from harness.analysis.trials import CASE_COLUMNS, leave_out_disturbed
 from harness.plan.expected import shapes_of, state_of
 from harness.plan.plan import Plan
 from harness.plan.status import DIVERGED, DONE, LEARNT, MISSES
@@ -27,6 +36,9 @@ MOST_OVERRUN = 0.1
 
 LESS_IS_BETTER = {"bytes": "wire_bytes_per_step", "communication time": "comm_s_per_step"}
 """Columns of which the baseline's is divided by the method's."""
+
+VARYING: tuple[Quantity, ...] = ("throughput", "communication time")
+"""Ratios that differ from one round to the next: bytes do not."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,21 @@ class Run:
         """The last attempt of each, in the columns of ``TRIAL_SCHEMA``; none without a run."""
         return self.store.trials() if self.store else pd.DataFrame(columns=["trial_id", "status"])
 
+    @cached_property
+    def variances(self) -> dict[Quantity, list[Variance]]:
+        """Of each replayed case and each method that has rounds enough: that of the logarithm of its ratio."""
+        found: dict[Quantity, list[Variance]] = {quantity: [] for quantity in VARYING}
+        if self.trials.empty:
+            return found
+        replayed = leave_out_disturbed(self.trials[self.trials["replay"].notna()])
+        baseline = self.plan.scenario.baseline
+        for _, of_case in replayed.groupby(list(CASE_COLUMNS), dropna=False):
+            for label, quantity in itertools.product(set(of_case["label"]) - {baseline}, VARYING):
+                logs = np.log(ratios(quantity, of_case, label, baseline).to_numpy())
+                if len(logs) >= FEWEST_VALUES:
+                    found[quantity].append(variance_of(logs))
+        return found
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -62,6 +89,8 @@ class Finding:
     more_rounds_help: bool = True
     comparisons: int = 1
     """Intervals at each look that must all hold."""
+    steps: Shift | None = None
+    """Of a time to accuracy: the part of it that is told by trainings, which have all been run by then."""
 
     @property
     def confidence(self) -> float:
@@ -77,10 +106,20 @@ class Finding:
         """After about how many rounds its interval would no longer hold a value; None: after too many."""
         if self.measured is None or self.measured.error is None:
             return None
+        if self.steps and self._is_held_by_steps(end):
+            return None
         is_log = isinstance(self.measured, Shift)
         place = (math.log(end) if end > 0 else -math.inf) if is_log else end
         distance = abs(self.measured[0] - place)
-        return rounds_to_decide(distance, self.measured.error * math.sqrt(self.measured.n), self.confidence)
+        n, error, freedom = self.measured.n, self.measured.error, self.measured.freedom
+        return rounds_to_decide(distance, error * math.sqrt(n), self.confidence, freedom - (n - 1))
+
+    def _is_held_by_steps(self, end: float) -> bool:
+        """Whether the interval would hold a value even if the throughput were known exactly."""
+        assert self.measured is not None
+        assert self.steps is not None
+        alone = self.steps._replace(log=self.measured[0]).estimate(self.confidence)
+        return alone.low is None or alone.high is None or alone.low <= end <= alone.high
 
 
 def find(claim: Claim, cell: Cell, device: float, runs: Mapping[str, Run]) -> Finding:
@@ -108,9 +147,20 @@ def _found(claim: Claim, cell: Cell, device: float, runs: Mapping[str, Run]) -> 
     if claim.quantity == "accuracy":
         return _points_lost(claim, trials, rounds)
     if claim.quantity == "ablation":
-        return _share_of_the_gain(claim, trials, run)
-    found = _ratio(claim, cell, trials, run)
+        return _share_of_the_gain(claim, trials, run, usual_of(claim.of, trials, runs))
+    usually = usual_of("throughput" if claim.convergence else claim.ratio, trials, runs)
+    found = _ratio(claim, cell, trials, run, usually)
     return _with_fewer_steps(found, fewer_steps(claim, runs[claim.convergence])) if claim.convergence else found
+
+
+def usual_of(quantity: Quantity, trials: pd.DataFrame, runs: Mapping[str, Run]) -> Usual | None:
+    """How much such a ratio of trials usually varies from round to round: as those of all replays of the runs do.
+
+    None of what is not replayed, or does not vary, or where too little was replayed to tell.
+    """
+    if quantity not in VARYING or trials["replay"].isna().any():
+        return None
+    return usual([each for run in runs.values() for each in run.variances[quantity]])
 
 
 def _with_fewer_steps(found: Finding, fewer: Finding) -> Finding:
@@ -123,7 +173,7 @@ def _with_fewer_steps(found: Finding, fewer: Finding) -> Finding:
         return fewer
     both = product(found.measured, fewer.measured)
     # It is looked at again after each round of either, the first of both together.
-    return replace(found, measured=both, rounds=found.rounds + fewer.rounds - 1)
+    return replace(found, measured=both, rounds=found.rounds + fewer.rounds - 1, steps=fewer.measured)
 
 
 def _not_run(claim: Claim, run: Run, why: str) -> Finding:
@@ -147,13 +197,13 @@ def ratios(quantity: Quantity, trials: pd.DataFrame, better: str, worse: str) ->
     return found[(found > 0) & np.isfinite(found)]
 
 
-def _ratio(claim: Claim, cell: Cell, trials: pd.DataFrame, run: Run) -> Finding:
+def _ratio(claim: Claim, cell: Cell, trials: pd.DataFrame, run: Run, usual: Usual | None) -> Finding:
     rounds, found = run.plan.scenario.rounds, ratios(claim.ratio, trials, cell.method, claim.baseline)
     if found.empty:
         return _unfinished(cell.method, claim.baseline, rounds)
     if claim.counted == "gradient":
         found = found * gradient_share(claim.baseline, cell, run) / gradient_share(cell.method, cell, run)
-    measured = paired_shift(found.to_numpy())
+    measured = paired_shift(found.to_numpy(), usual)
     if claim.ratio != "bytes" and (late := _late(trials, (cell.method, claim.baseline))):
         return _too_late(measured, rounds, late)
     return Finding(measured, rounds)
@@ -179,9 +229,13 @@ def gradient_share(label: str, cell: Cell, run: Run) -> float:
 
 
 def _late(trials: pd.DataFrame, labels: tuple[str, ...]) -> str:
-    """Which method this machine was too slow to replay, and by how much; nothing if none."""
+    """Which method this machine was too slow to replay, and by how much; nothing if none.
+
+    Where what the machine adds was measured, it was taken off.
+    """
+    left_in = trials[(trials["status"] == DONE) & trials["added_s_per_step"].isna()]
     for label in labels:
-        done = trials[(trials["label"] == label) & (trials["status"] == DONE)]
+        done = left_in[left_in["label"] == label]
         overrun = done["overrun_s_per_step"].mean() / done["step_time_median_s"].mean()
         if overrun > MOST_OVERRUN:
             return (
@@ -204,7 +258,7 @@ def _points_lost(claim: Claim, trials: pd.DataFrame, rounds: int) -> Finding:
     return Finding(mean_difference(lost.to_numpy()), rounds) if len(lost) else _unfinished(method, baseline, rounds)
 
 
-def _share_of_the_gain(claim: Claim, trials: pd.DataFrame, run: Run) -> Finding:
+def _share_of_the_gain(claim: Claim, trials: pd.DataFrame, run: Run, usual: Usual | None) -> Finding:
     """The share of the gain's logarithm that goes with one part of the method, by rounds."""
     rounds, (method,), without = run.plan.scenario.rounds, claim.method, str(claim.without)
     if claim.of != "bytes" and (late := _late(trials, (method, without, claim.baseline))):
@@ -214,11 +268,16 @@ def _share_of_the_gain(claim: Claim, trials: pd.DataFrame, run: Run) -> Finding:
     both = pd.DataFrame({"whole": whole, "part": part}).dropna()
     if both.empty:
         return _unfinished(method, without, rounds)
-    gain = paired_shift(np.exp(both["whole"].to_numpy())).estimate(confidence(rounds))
-    if gain.low is not None and gain.low <= 1:
+    gain = mean_difference(both["whole"].to_numpy(), usual)
+    surely = gain.estimate(confidence(rounds))
+    if surely.low is not None and surely.low <= 0:
         problem = f"{method} is not surely better than {claim.baseline}: there is no gain to be shared out"
         return Finding(None, rounds, problem, "a slower link, on which there is a gain")
-    return Finding(mean_difference((both["part"] / both["whole"]).to_numpy()), rounds)
+    share = float(both["part"].mean()) / gain.mean
+    # By the delta method: of three trials' logarithms, each with half a ratio's variance, the share of the gain holds
+    # the method's 1 - share times, the baseline's share times, and the third's once.
+    varies = usual.times(((1 - share) ** 2 + share**2 + 1) / 2 / gain.mean**2) if usual else None
+    return Finding(mean_difference((both["part"] / both["whole"]).to_numpy(), varies), rounds)
 
 
 def fewer_steps(claim: Claim, training: Run) -> Finding:
@@ -257,14 +316,18 @@ def steps_along(claim: Claim, device: float, runs: Mapping[str, Run]) -> list[Fi
     findings = [find(claim, cell, device, runs) for cell in claim.cells]
     if problems := [each for each in findings if each.measured is None or each.problem]:
         return [min(problems, key=lambda each: each.more_rounds_help)]
-    logs = []
-    for cell in claim.cells:
-        trials = trials_of(cell, device, runs[cell.scenario])
-        logs.append(ratios(claim.of, trials, cell.method, claim.baseline).map(math.log))
+    trials = [trials_of(cell, device, runs[cell.scenario]) for cell in claim.cells]
+    logs = [
+        ratios(claim.of, own, cell.method, claim.baseline).map(math.log)
+        for own, cell in zip(trials, claim.cells, strict=True)
+    ]
     rounds = runs[claim.cells[0].scenario].plan.scenario.rounds
     changes = [(sign * (after - before)).dropna() for before, after in itertools.pairwise(logs)]
     if any(change.empty for change in changes):
         return [Finding(None, rounds, "no round has all cases of the axis", "trials that finish")]
-    measured = [paired_shift(np.exp(change.to_numpy())) for change in changes]
+    # What changes from one case to the next varies as two ratios do.
+    usually = usual_of(claim.of, pd.concat(trials), runs)
+    twice = usually.times(2) if usually else None
+    measured = [Shift(*mean_difference(change.to_numpy(), twice)) for change in changes]
     helps = all(each.more_rounds_help for each in findings)
     return [Finding(each, rounds, more_rounds_help=helps, comparisons=len(measured)) for each in measured]

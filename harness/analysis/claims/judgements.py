@@ -13,8 +13,8 @@ looked at it (``sequential.py``):
 
 Where a source leaves open which part of a device its workers had, several are judged. A verdict holds if it does for
 all. Those at both ends come first. As the device gets slower, each part of two steps that is computed gets longer in
-proportion: so their ratio moves one way, and where both ends agree, what lies between them does as well. It is run
-where they differ, to tell where the verdict turns.
+proportion: so their ratio moves one way, and where both ends hold or both do not, what lies between them does the same.
+It is run where one end holds and the other does not, to tell where the verdict turns.
 """
 
 from __future__ import annotations
@@ -51,6 +51,11 @@ VERDICTS: tuple[Verdict, ...] = (
 HOLDING: frozenset[Verdict] = frozenset({"reproduced", "exceeded"})
 
 DEVICES = {1.0: "a whole", 0.5: "a half", 0.25: "a quarter"}
+
+
+IN_SIGHT = 2
+"""A verdict that would need so many times the rounds there are is not worth those: the estimate of how many it needs,
+which is made from few, is seldom so wrong."""
 
 
 @dataclass(frozen=True)
@@ -171,14 +176,24 @@ def _decided(claim: Claim, device: float, finding: Finding) -> Part:
     verdict, reason = verdict_on(found, claim)
     if verdict != "inconclusive":
         return Part(device, verdict, found, reason)
-    return Part(device, verdict, found, reason, _more_rounds(finding, claim, found), left)
-
-
-def _more_rounds(finding: Finding, claim: Claim, found: Estimate) -> str:
     if found.low is None:
-        return "a second round"
-    rounds = finding.rounds_to_leave(_reached_over(found, claim))
-    return f"about {rounds} rounds as even as these" if rounds else "no number of rounds: it lies too near to the end"
+        return Part(device, verdict, found, reason, "a second round", left)
+    end = _reached_over(found, claim)
+    needed = finding.rounds_to_leave(end)
+    return Part(device, verdict, found, reason, _more(finding, needed), left if _is_in_sight(finding, needed) else ())
+
+
+def _is_in_sight(finding: Finding, needed: int | None) -> bool:
+    """Whether so many rounds may turn out to be few enough."""
+    return needed is not None and needed <= IN_SIGHT * finding.rounds
+
+
+def _more(finding: Finding, needed: int | None) -> str:
+    """What would decide it."""
+    if needed:
+        return f"about {needed} rounds as even as these"
+    what = "trainings of more seeds" if finding.steps else "no number of rounds"
+    return f"{what}: it lies too near to the end"
 
 
 def _weakest(steps: Sequence[Finding]) -> Finding:
@@ -201,7 +216,7 @@ def _part_of_share(claim: Claim, device: float, runs: Mapping[str, Run]) -> Part
     left = tuple(
         cell
         for cell, finding, better in zip(claim.cells, findings, betters, strict=True)
-        if better is None and finding.more_rounds_help
+        if better is None and finding.more_rounds_help and _may_turn_out(finding)
     )
     if unknown == n:
         problem = next((each.problem for each in findings if each.problem), "no case is decided")
@@ -222,6 +237,12 @@ def _is_better(finding: Finding) -> bool | None:
     if finding.problem or found is None or found.low is None or found.high is None:
         return None
     return True if found.low > 1 else False if found.high <= 1 else None
+
+
+def _may_turn_out(finding: Finding) -> bool:
+    """Whether the rounds that there are may still tell that a method is better, or is not."""
+    found = finding.estimate
+    return not found or found.low is None or _is_in_sight(finding, finding.rounds_to_leave(1.0))
 
 
 def share_of(wins: int, unknown: int, n: int) -> Estimate:
@@ -247,15 +268,18 @@ def _more_cases(claim: Claim, share: float) -> str:
 
 
 def _without_what_follows(parts: Sequence[Part]) -> tuple[Part, ...]:
-    """Those at the ends alone, where they agree and what lies between was not run far enough to say anything else."""
+    """Those at the ends alone, where both hold or both do not, and what lies between was not run far enough."""
     first, last = parts[0], parts[-1]
-    if first.verdict != last.verdict or first.open_cells or last.open_cells:
+    is_open = first.open_cells or last.open_cells
+    if is_open or (first.verdict in HOLDING) != (last.verdict in HOLDING):
         return tuple(parts)
     return tuple(part for part in parts if part in (first, last) or not part.open_cells)
 
 
-def _together(parts: Sequence[Part]) -> tuple[Verdict, str, str]:
+def _together(judged: Sequence[Part]) -> tuple[Verdict, str, str]:
     """The verdict over all shares of a device, its reason, and what would decide it."""
+    ends = (judged[0], judged[-1])
+    parts = [part for part in judged if part in ends or part.found or not part.open_cells]
     verdicts = {part.verdict for part in parts}
     if len(parts) == 1:
         return parts[0].verdict, parts[0].reason, parts[0].decides

@@ -35,14 +35,15 @@ def confidence(rounds: int, comparisons: int = 1) -> float:
     return 1 - ERROR / (looks * comparisons)
 
 
-def rounds_to_decide(distance: float, spread: float, confidence: float) -> int | None:
+def rounds_to_decide(distance: float, spread: float, confidence: float, usual_freedom: float = 0.0) -> int | None:
     """After how many rounds of this spread an interval would not reach so far any more; None: after too many.
 
     Args:
         distance: from the mean to what the interval must not hold.
         spread: standard deviation of a round.
+        usual_freedom: degrees of freedom of the spread beside those of these rounds.
     """
     for rounds in range(FIRST_LOOK, MOST_LOOKED_AHEAD + 1):
-        if half_width(spread / math.sqrt(rounds), rounds - 1, confidence) < distance:
+        if half_width(spread / math.sqrt(rounds), usual_freedom + rounds - 1, confidence) < distance:
             return rounds
     return None

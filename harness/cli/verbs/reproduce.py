@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -41,7 +41,7 @@ def verb(
 ) -> None:
     """Judge claims of papers: run what they need, resume, and give each its verdict with interval and explanation."""
     from harness import provenance
-    from harness.analysis.claims import judgements, plans, schema
+    from harness.analysis.claims import plans, schema
     from harness.analysis.claims.figures import Run
     from harness.cluster import registry
     from harness.report import claims_page
@@ -60,13 +60,14 @@ def verb(
         _announce(chosen, runs, machine)
         if plan:
             return
-        runs, failed = reproduce(chosen, runs, lambda name, run, part: _carry_out(run, part, kind, why), machine)
-        judged = [judgements.judge(each, runs) for each in chosen]
-        _report_runs(runs)
         collected = provenance.collect(command())
-        page = claims_page.write(judged, out, collected, _draw(judged, planned, out))
-        _print(judged)
-        say(f"verdicts, reasons, origins: {page}")
+        try:
+            runs, failed = reproduce(chosen, runs, lambda name, run, part: _carry_out(run, part, kind, why), machine)
+        except KeyboardInterrupt:
+            kept = {name: replace(run, store=latest_run(run.plan)) for name, run in runs.items()}
+            _conclude(chosen, kept, collected, out)
+            raise
+        judged = _conclude(chosen, runs, collected, out)
     if as_json:
         print_json(claims_page.as_json(judged, collected))
     if failed:
@@ -127,6 +128,21 @@ def _carry_out(run: Run, part: Plan, kind: str, why: str) -> tuple[Run, int]:
         return replace(run, store=store, problem=str(error)), len(part.pending(store.attempts()))
 
 
+def _conclude(
+    chosen: Sequence[Claim], runs: Mapping[str, Run], collected: Mapping[str, Any], out: Path
+) -> list[Judgement]:
+    """Judge the claims by what has run, and write it all down."""
+    from harness.analysis.claims.judgements import judge
+    from harness.report import claims_page
+
+    judged = [judge(claim, runs) for claim in chosen]
+    _report_runs(runs)
+    page = claims_page.write(judged, out, collected, _draw(judged, runs, out))
+    _print(judged)
+    say(f"verdicts, reasons, origins: {page}")
+    return judged
+
+
 def _report_runs(runs: Mapping[str, Run]) -> None:
     from harness.cli.reporting import write_report
 
@@ -135,7 +151,7 @@ def _report_runs(runs: Mapping[str, Run]) -> None:
             write_report(run.store)
 
 
-def _draw(judged: Sequence[Judgement], plans: Mapping[str, Plan], out: Path) -> list[Drawing]:
+def _draw(judged: Sequence[Judgement], runs: Mapping[str, Run], out: Path) -> list[Drawing]:
     import pandas as pd
 
     from harness.analysis import crossover
@@ -143,9 +159,9 @@ def _draw(judged: Sequence[Judgement], plans: Mapping[str, Plan], out: Path) -> 
     from harness.report.figures.crossover import write_crossover
 
     drawings = write_claims(judged, out)
-    frames = [crossover.speedups(each) for each in plans.values()]
+    frames = [crossover.speedups(run.plan) for run in runs.values()]
     if frames and len(predicted := pd.concat(frames)):
-        methods = {method.label: method for each in plans.values() for method in each.scenario.methods}
+        methods = {method.label: method for run in runs.values() for method in run.plan.scenario.methods}
         drawings.append(write_crossover(predicted, list(methods.values()), out))
     return drawings
 
