@@ -23,6 +23,10 @@ DEPENDENCIES = ("pyproject.toml", "constraints.txt")
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
+BESIDE = ("-n", str(2 + (os.cpu_count() or 1)), "--dist", "loadscope", "--no-loadscope-reorder")
+"""Tests that measure networks mostly wait, so there are more processes than processors. ``tests/conftest.py`` says what
+goes first."""
+
 nox.options.sessions = ["lint", "tests"]
 nox.options.default_venv_backend = "none"
 
@@ -39,11 +43,16 @@ def tests(session: nox.Session) -> None:
     if session.posargs:
         run(session, "pytest", *session.posargs, env=ONE_THREAD)
         return
-    # Tests that measure networks mostly wait, so there are more processes than processors. Unit tests come after them,
-    # the longest file first, and take what the others leave.
-    beside = ("-n", str(2 + (os.cpu_count() or 1)), "--dist", "loadscope", "--no-loadscope-reorder")
-    order = ("tests/netns", "tests/unit/test_trainings.py", "tests/unit")
-    run(session, "pytest", *order, "-m", "not job", *beside, env=ONE_THREAD)
+    run(session, "pytest", "tests/netns", "tests/unit", "-m", "not job and not methods", *BESIDE, env=ONE_THREAD)
+
+
+@nox.session
+def methods(session: nox.Session) -> None:
+    """Pass the tests that train with the methods on real ranks: what they learn, send, keep and go on from."""
+    if session.posargs:
+        run(session, "pytest", *session.posargs, env=ONE_THREAD)
+        return
+    run(session, "pytest", "tests/netns", "tests/unit", "-m", "methods", *BESIDE, env=ONE_THREAD)
 
 
 @nox.session
@@ -52,8 +61,7 @@ def slow(session: nox.Session) -> None:
     if session.posargs:
         run(session, "pytest", *session.posargs, env=ONE_THREAD)
         return
-    beside = ("-n", str(2 + (os.cpu_count() or 1)), "--dist", "loadscope", "--no-loadscope-reorder")
-    run(session, "pytest", "tests/netem", "tests/netns", "-m", "netem or job", *beside, env=ONE_THREAD)
+    run(session, "pytest", "tests/netem", "tests/netns", "-m", "netem or job", *BESIDE, env=ONE_THREAD)
 
 
 @nox.session

@@ -1,5 +1,7 @@
 """Hooks do not wait for a GPU, but where they declare it; what they compute on one is what they compute on a CPU.
 
+pytestmark = pytest.mark.methods
+
 Without a GPU the tensors of a CPU pose as one's; where there is one, torch itself counts.
 """
 

@@ -25,6 +25,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import baselines
 
+pytestmark = pytest.mark.methods
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 EVERY_P = pytest.mark.parametrize("p", [2, 3, 4])
 EVERY_METHOD = pytest.mark.parametrize("name", baselines.names())

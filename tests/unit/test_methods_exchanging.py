@@ -23,6 +23,8 @@ from baselines._quantise import Dice
 from baselines.spardl import rounds
 from baselines.zen import place_in, server_of
 
+pytestmark = pytest.mark.methods
+
 EVERY_P = pytest.mark.parametrize("p", [2, 3, 4])
 MANY_P = pytest.mark.parametrize("p", [2, 3, 5, 8])
 DOUBLE = {"dtype": torch.float64}

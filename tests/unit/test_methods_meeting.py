@@ -15,6 +15,8 @@ from trainings import EVERY_VARIANT, SETTINGS, Facts, agree, brisk, not_so
 import baselines
 from baselines._pruning import hessian_gradient
 
+pytestmark = pytest.mark.methods
+
 
 def flushed_again(name: str, parameters: dict[str, object], steps: int) -> Facts:
     state = brisk(name, **parameters)

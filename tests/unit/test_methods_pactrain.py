@@ -26,6 +26,8 @@ from baselines._pruning import most_important, prove_equal
 from baselines._quantise import Dice, own_scales, refuse_overflow, ternarise
 from baselines.pactrain import State
 
+pytestmark = pytest.mark.methods
+
 EVERY_P = pytest.mark.parametrize("p", [2, 3, 4])
 EVERY_KIND = pytest.mark.parametrize("values", ["fp32", "ternary"])
 

@@ -15,6 +15,8 @@ import baselines
 from baselines._state import ring_all_reduce_bytes
 from baselines.pactrain import State
 
+pytestmark = pytest.mark.methods
+
 EVERY_P = pytest.mark.parametrize("p", [2, 3])
 KEPT = round(0.3 * int(PRUNABLE.sum()))
 

@@ -22,6 +22,8 @@ from baselines._choice import EXPLORATION, WINDOW_STEPS, Mode, Policy, Sample
 from baselines._pruning import cubic_density, hessian_gradient
 from baselines.pactrain import State
 
+pytestmark = pytest.mark.methods
+
 EVERY_P = pytest.mark.parametrize("p", [2, 3, 4])
 DOUBLE = {"dtype": torch.float64}
 

@@ -19,6 +19,8 @@ from baselines.efsignsgd import add_and_measure, put_signs, take_signs
 from baselines.onebit import add_bits, take_bits
 from baselines.qsgd import add_levels, quantise
 
+pytestmark = pytest.mark.methods
+
 EVERY_P = pytest.mark.parametrize("p", [2, 3, 4])
 DOUBLE = {"dtype": torch.float64}
 CPU = torch.device("cpu")

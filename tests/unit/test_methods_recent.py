@@ -21,6 +21,8 @@ from baselines.demo import State as DemoState
 from baselines.demo import restored, transformed
 from baselines.sparseloco import CHUNK, packed_twelves, sent_of, unpacked_twelves
 
+pytestmark = pytest.mark.methods
+
 SOME_P = pytest.mark.parametrize("p", [1, 2, 5])
 DOUBLE = {"dtype": torch.float64}
 SHAPES = ((70, 90), (5,), (12, 3, 2, 2), (13,))

@@ -18,6 +18,8 @@ from baselines._sparse import pack, sampled_top, sampling_stride, share, unpack
 from baselines._state import BucketMemory
 from baselines.dgc import State
 
+pytestmark = pytest.mark.methods
+
 EVERY_P = pytest.mark.parametrize("p", [2, 3, 4])
 DOUBLE = {"dtype": torch.float64}
 

@@ -21,6 +21,8 @@ from harness.worker import meter
 from harness.worker.meter import Recorder, Transport, WireBytes
 from harness.worker.training import Training
 
+pytestmark = pytest.mark.methods
+
 SMALL = (
     "rounds=1",
     "link.rate=unshaped",

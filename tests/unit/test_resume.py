@@ -27,6 +27,8 @@ from trainings import (
     saved,
 )
 
+pytestmark = pytest.mark.methods
+
 STEPS = 7
 
 

@@ -29,6 +29,8 @@ from trainings import (
 
 import baselines
 
+pytestmark = pytest.mark.methods
+
 
 def overflow_before_each_step(name: str, parameters: dict[str, Any]) -> Facts:
     """Of each kind of overflows, a training meets one before every step, in another place; a calm one only at first.
