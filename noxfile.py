@@ -40,28 +40,19 @@ def quickstart(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Pass the tests that need nothing but Linux. Arguments go to pytest: ``nox -s tests -- tests/unit -k plan``."""
-    if session.posargs:
-        run(session, "pytest", *session.posargs, env=ONE_THREAD)
-        return
-    run(session, "pytest", "tests/netns", "tests/unit", "-m", "not job and not methods", *BESIDE, env=ONE_THREAD)
+    run_beside(session, "tests/netns", "tests/unit", "-m", "not job and not methods")
 
 
 @nox.session
 def methods(session: nox.Session) -> None:
     """Pass the tests that train with the methods on real ranks: what they learn, send, keep and go on from."""
-    if session.posargs:
-        run(session, "pytest", *session.posargs, env=ONE_THREAD)
-        return
-    run(session, "pytest", "tests/netns", "tests/unit", "-m", "methods", *BESIDE, env=ONE_THREAD)
+    run_beside(session, "tests/netns", "tests/unit", "-m", "methods")
 
 
 @nox.session
 def slow(session: nox.Session) -> None:
     """Pass the tests that take long: whole jobs of users, and another kernel, with netem (Debian: user-mode-linux)."""
-    if session.posargs:
-        run(session, "pytest", *session.posargs, env=ONE_THREAD)
-        return
-    run(session, "pytest", "tests/netem", "tests/netns", "-m", "netem or job", *BESIDE, env=ONE_THREAD)
+    run_beside(session, "tests/netem", "tests/netns", "-m", "netem or job")
 
 
 @nox.session
@@ -253,6 +244,11 @@ def try_installed(session: nox.Session, package: Path, torch: str, python: str) 
 def pruning_scores(session: nox.Session) -> None:
     """Prune trainings by magnitude and by GraSP's scores, at three moments, and compare what they learn."""
     run(session, "python", "tests/bench/pruning_scores.py", *session.posargs, env=ONE_THREAD)
+
+
+def run_beside(session: nox.Session, *wanted: str) -> None:
+    """Run these tests beside one another, or what pytest is told by the session's own arguments."""
+    run(session, "pytest", *(session.posargs or [*wanted, *BESIDE]), env=ONE_THREAD)
 
 
 def run(session: nox.Session, program: str, *arguments: str, env: dict[str, str] | None = None) -> None:

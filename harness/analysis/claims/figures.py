@@ -197,13 +197,13 @@ def ratios(quantity: Quantity, trials: pd.DataFrame, better: str, worse: str) ->
     return found[(found > 0) & np.isfinite(found)]
 
 
-def _ratio(claim: Claim, cell: Cell, trials: pd.DataFrame, run: Run, usual: Usual | None) -> Finding:
+def _ratio(claim: Claim, cell: Cell, trials: pd.DataFrame, run: Run, usually: Usual | None) -> Finding:
     rounds, found = run.plan.scenario.rounds, ratios(claim.ratio, trials, cell.method, claim.baseline)
     if found.empty:
         return _unfinished(cell.method, claim.baseline, rounds)
     if claim.counted == "gradient":
         found = found * gradient_share(claim.baseline, cell, run) / gradient_share(cell.method, cell, run)
-    measured = paired_shift(found.to_numpy(), usual)
+    measured = paired_shift(found.to_numpy(), usually)
     if claim.ratio != "bytes" and (late := _late(trials, (cell.method, claim.baseline))):
         return _too_late(measured, rounds, late)
     return Finding(measured, rounds)
@@ -258,7 +258,7 @@ def _points_lost(claim: Claim, trials: pd.DataFrame, rounds: int) -> Finding:
     return Finding(mean_difference(lost.to_numpy()), rounds) if len(lost) else _unfinished(method, baseline, rounds)
 
 
-def _share_of_the_gain(claim: Claim, trials: pd.DataFrame, run: Run, usual: Usual | None) -> Finding:
+def _share_of_the_gain(claim: Claim, trials: pd.DataFrame, run: Run, usually: Usual | None) -> Finding:
     """The share of the gain's logarithm that goes with one part of the method, by rounds."""
     rounds, (method,), without = run.plan.scenario.rounds, claim.method, str(claim.without)
     if claim.of != "bytes" and (late := _late(trials, (method, without, claim.baseline))):
@@ -268,7 +268,7 @@ def _share_of_the_gain(claim: Claim, trials: pd.DataFrame, run: Run, usual: Usua
     both = pd.DataFrame({"whole": whole, "part": part}).dropna()
     if both.empty:
         return _unfinished(method, without, rounds)
-    gain = mean_difference(both["whole"].to_numpy(), usual)
+    gain = mean_difference(both["whole"].to_numpy(), usually)
     surely = gain.estimate(confidence(rounds))
     if surely.low is not None and surely.low <= 0:
         problem = f"{method} is not surely better than {claim.baseline}: there is no gain to be shared out"
@@ -276,7 +276,7 @@ def _share_of_the_gain(claim: Claim, trials: pd.DataFrame, run: Run, usual: Usua
     share = float(both["part"].mean()) / gain.mean
     # By the delta method: of three trials' logarithms, each with half a ratio's variance, the share of the gain holds
     # the method's 1 - share times, the baseline's share times, and the third's once.
-    varies = usual.times(((1 - share) ** 2 + share**2 + 1) / 2 / gain.mean**2) if usual else None
+    varies = usually.times(((1 - share) ** 2 + share**2 + 1) / 2 / gain.mean**2) if usually else None
     return Finding(mean_difference((both["part"] / both["whole"]).to_numpy(), varies), rounds)
 
 
