@@ -56,6 +56,8 @@ class Topology(Section):
     """How many times slower than it was asked for it is: what TCP waits for at least must be as many times longer."""
     shrink: float = 1.0
     """How many times fewer bytes its links carry than it was asked for."""
+    slows_by: float = Field(default=1.0, ge=1)
+    """How many times slower its links become while it is used: the smallest of their buckets must take a segment."""
 
     def __hash__(self) -> int:
         return hash((self.workers, self.link, self.fabric))
@@ -202,7 +204,7 @@ class Topology(Section):
         pipes = [queue.pipe for queue in self.queues()]
         rates_bps = {pipe.rate_bps for pipe in pipes if pipe.rate_bps and not pipe.burst_bytes}
         rates_bps |= {row.rate_bps for row in self.link.trace.rows} if self.link.trace else set()
-        return packets_in_a_segment(rates_bps, self.link.mtu_bytes)
+        return packets_in_a_segment((int(rate_bps / self.slows_by) for rate_bps in rates_bps), self.link.mtu_bytes)
 
     def shape(self) -> list[Command]:
         """Commands that give every direction of every link its queue."""

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from harness.scenario.section import Section
 
-LADDER = tuple(factor * 2.0**power for power in range(-4, 9) for factor in (1.0, 1.5) if factor * 2.0**power <= 256)
+LADDER = tuple(factor * 2.0**power for power in range(-7, 9) for factor in (1.0, 1.5) if factor * 2.0**power <= 256)
 """The dilations that a run chooses from: not too many, since each takes a network that is built and measured."""
 
 AIM, CALM = 0.8, 0.6
@@ -68,6 +68,8 @@ class Dilation(Section):
     phases: Annotated[tuple[Phase, ...], Field(strict=False)] = ()
     """Where parts of the warm-up run at another one: all parts, from step 0 on, the steady state last."""
     look: Look | None = None
+    far: float | None = Field(default=None, gt=0)
+    """Where it is put beside another trial that runs slower still: how much that one is slowed."""
 
     @property
     def changes(self) -> bool:
@@ -76,9 +78,9 @@ class Dilation(Section):
 
     @property
     def greatest(self) -> float:
-        """How many times slower its slowest step runs."""
+        """How many times slower its slowest step runs, or that of the trial that it is put beside."""
         looked_at = self.look.dilation if self.look else 0.0
-        return max(self.steady, looked_at, *(phase.dilation for phase in self.phases))
+        return max(self.steady, looked_at, self.far or 0.0, *(phase.dilation for phase in self.phases))
 
     def at(self, step: int) -> float:
         """How many times slower a step runs."""
@@ -138,6 +140,11 @@ def look(first: int, end: int, dilation: float, step_s: float, period: int = 1) 
         return None
     beside = min(beside, whole_periods(BESIDE, period))
     return Look(from_step=first + beside, steps=steps, dilation=farther * dilation, beside=beside)
+
+
+def probed_at(dilation: float) -> Dilation:
+    """That of a trial whose dilation short trials find, and of the faster one of these."""
+    return Dilation(steady=dilation, far=FAR * dilation)
 
 
 def probe_steps(dilation: float, step_s: float, period: int) -> int:

@@ -58,14 +58,24 @@ all-reduces of a few numbers. Where links are short that is nothing; six ranks o
 took 415 s for it, with two evaluations, and 10 s for such an all-reduce."""
 
 
+LINK_S = 0.22
+"""To build a worker's links, and to measure them twice. (Eight workers' networks took 4.4 s, 2.9 s of it before the
+first trial; ``pacbench run paper/pactrain-resnet152``.)"""
+
+AGAIN = 0.25
+"""Of the first trials of each method on each case: the part of their time for which they are run again, or slower than
+usual, until their dilation is found."""
+
+
 def total_s(trials: Sequence[Trial], machine: Machine) -> float:
     """Estimated wall time of these trials on a fresh cluster."""
     networks = {(trial.case, trial.round, _usual_slowing(trial, machine).steady): trial for trial in trials}
     networks_s = sum(_network_s(trial, steady, machine) for (_, _, steady), trial in networks.items())
     kinds = {(trial.case, trial.method.label): trial for trial in trials}
     probing_s = sum(_probing_s(trial, machine) for trial in kinds.values())
+    again_s = sum(AGAIN * time_s(trial, machine) for trial in kinds.values() if machine.finds_dilation(trial.case))
     trials_s = sum(time_s(trial, machine) for trial in trials)
-    return machine.bring_up_s + networks_s + probing_s + trials_s
+    return machine.bring_up_s + networks_s + probing_s + again_s + trials_s
 
 
 def total_as_text(trials: Sequence[Trial], machine: Machine) -> str:
@@ -179,7 +189,8 @@ def _probing_s(trial: Trial, machine: Machine) -> float:
 def _network_s(trial: Trial, dilation: float, machine: Machine) -> float:
     """Wall time for which a network is built, and measured before and after."""
     delay_s = max(pipe.delay_s for pipe in trial.expected.topology.pipes)
-    return machine.network_s + MEASURED_ROUND_TRIPS * dilation * 2 * delay_s
+    measured_s = MEASURED_ROUND_TRIPS * dilation * 2 * delay_s
+    return machine.network_s + LINK_S * trial.case.cluster.workers + measured_s
 
 
 def _baseline_s(trial: Trial, machine: Machine) -> float:
@@ -211,12 +222,13 @@ def _ramp_on_the_links_s(trial: Trial) -> list[float]:
 
 
 def _step_s(trial: Trial, on_the_links_s: float) -> float:
-    """Seconds of a step in which the links are busy for so long; longer where packets are late on purpose."""
+    """Seconds of a step in which the links are busy for so long: as predicted, or with nothing at the same time."""
     undelayed_s = _undelayed_s(trial, on_the_links_s)
     predicted_s = trial.expected.predicted_step_s
-    if predicted_s is None or not trial.expected.topology.needs_netem:
+    if predicted_s is None:
         return undelayed_s
-    return undelayed_s + max(0.0, predicted_s - _undelayed_s(trial, trial.expected.lower_bound_s_per_step))
+    steady_undelayed_s = _undelayed_s(trial, trial.expected.lower_bound_s_per_step)
+    return max(on_the_links_s, undelayed_s + predicted_s - steady_undelayed_s)
 
 
 def _undelayed_s(trial: Trial, on_the_links_s: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from harness.network.readings import Readings
+from harness.network.topology import Topology
 from harness.plan.code import PluginCode
 from harness.plan.dilation import Dilation
 from harness.plan.expected import Expected, expect
@@ -46,6 +47,12 @@ class Trial(Section):
     def dilation(self) -> float:
         """How many times slower than it is told everything runs in the steady state."""
         return self.slowing.steady
+
+    @property
+    def network(self) -> Topology:
+        """What it runs on, for steps as slow as its slowest. Segments too long for their buckets would be split then,
+        which takes long, and other steps would be put beside those than they are."""
+        return self.expected.built_topology.model_copy(update={"slows_by": self.slowing.greatest / self.dilation})
 
     def told(self, readings: Readings) -> Readings:
         """What was measured of the links that were built, as the case speaks of them."""

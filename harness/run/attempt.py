@@ -40,7 +40,7 @@ def attempt(
         begun: what it goes on from.
     """
     train = trial.case.train
-    outcome.readings = cluster.use(trial.expected.built_topology, trial.case.cluster.resources)
+    outcome.readings = cluster.use(trial.network, trial.case.cluster.resources)
     spec: dict[str, Any] = {"trial": trial.model_dump(mode="json", by_alias=True), "port": port}
     if trial.slowing.changes:
         spec["undilated"] = as_json(trial.expected.thinned)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import statistics
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -23,7 +24,7 @@ from harness.cluster.protocol import Cluster
 from harness.errors import MeasurementError, UsageError
 from harness.files import NoRoomError, UnwritableError, write_whole
 from harness.plan import estimate
-from harness.plan.dilation import AIM, CALM, LADDER, Dilation, look, rung, tolerated
+from harness.plan.dilation import AIM, CALM, LADDER, Dilation, look, probed_at, rung, tolerated
 from harness.plan.expected import state_of
 from harness.plan.status import UNSETTLED_STEPS
 from harness.plan.trial import Trial
@@ -86,7 +87,7 @@ class Dilations:
             return trial
         slowing = self._looking(trial)
         if slowing is None:
-            slowing = Dilation(steady=self._probed(trial).dilation)
+            slowing = probed_at(self._probed(trial).dilation)
         return trial.model_copy(update={"found": slowing})
 
     def added_to(self, trial: Trial, outcome: Outcome) -> Added | None:
@@ -162,12 +163,19 @@ class Dilations:
         return Dilation(steady=dilation, phases=estimate.phases(trial, dilation, real_s), look=looked)
 
     def _likely(self, trial: Trial) -> float:
-        """What was found, else a guess: what is usual, or more where others of the case were all found to need more."""
+        """What was found, else a guess: what is usual, or more where the method's like or the case's need more."""
         if found := self._found.get(_key(trial)):
             return max(found.dilation, self._lowest(trial))
-        of_the_case = [each.over_usual for key, each in self._found.items() if key.startswith(_case_key(trial.case))]
-        slower = max(1.0, min(of_the_case)) if len(of_the_case) >= OTHERS else 1.0
+        slower = self._over_usual(trial)
         return max(self._lowest(trial), rung(estimate.usual_dilation(trial, self._cluster.machine, slower)))
+
+    def _over_usual(self, trial: Trial) -> float:
+        """What this machine adds over what is usual, guessed by what was found of the method, and of the case."""
+        case, method = _case_key(trial.case), _method_key(trial.method)
+        of_the_case = [each.over_usual for key, each in self._found.items() if key.startswith(case)]
+        of_the_method = [each.over_usual for key, each in self._found.items() if key.endswith(method)]
+        least = min(of_the_case) if len(of_the_case) >= OTHERS else 1.0
+        return max(1.0, least, statistics.median(of_the_method or [1.0]))
 
     def _lowest(self, trial: Trial) -> float:
         """The least dilation that may do, by what is known so far."""
@@ -242,8 +250,12 @@ def _next(dilation: float) -> float:
 
 
 def _key(trial: Trial) -> str:
-    method = without_warmup(trial.method)
-    return f"{_case_key(trial.case)}-{_digest([method.name, method.params])}"
+    return f"{_case_key(trial.case)}-{_method_key(trial.method)}"
+
+
+def _method_key(method: MethodSpec) -> str:
+    steady = without_warmup(method)
+    return _digest([steady.name, steady.params])
 
 
 def _case_key(case: Case) -> str:

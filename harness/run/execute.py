@@ -226,7 +226,7 @@ def _materials_of(train: Train) -> tuple[object, ...]:
 
 def _network_and_round(trial: Trial) -> tuple[Topology, Resources, int]:
     """What trials that follow one another share until the links are measured again."""
-    return trial.expected.built_topology, trial.case.cluster.resources, trial.round
+    return trial.network, trial.case.cluster.resources, trial.round
 
 
 class _Runner:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from harness.errors import MeasurementError
 from harness.methods import method_named
-from harness.plan.dilation import FAR, Dilation, probe_steps, whole_periods
+from harness.plan.dilation import FAR, Dilation, probe_steps, probed_at, whole_periods
 from harness.plan.expected import state_of
 from harness.plan.status import DONE, UNSETTLED_STEPS
 from harness.plan.trial import Trial
@@ -35,12 +35,13 @@ class Prober:
             MeasurementError: a short trial did not come to its end.
         """
         period = state_of(trial.method).agrees_every
-        near, far = (self._steps(trial, each, period) for each in (dilation, FAR * dilation))
+        slowings = probed_at(dilation), Dilation(steady=FAR * dilation)
+        near, far = (self._steps(trial, slowing, period) for slowing in slowings)
         return added(near.step_s, dilation, far.step_s, FAR * dilation), near.overrun_s
 
-    def _steps(self, trial: Trial, dilation: float, period: int) -> _Probe:
-        steps = probe_steps(dilation, trial.expected.predicted_step_s or 1.0, period)
-        outcome = self._attempt(_short(trial, steps, Dilation(steady=dilation)))
+    def _steps(self, trial: Trial, slowing: Dilation, period: int) -> _Probe:
+        steps = probe_steps(slowing.steady, trial.expected.predicted_step_s or 1.0, period)
+        outcome = self._attempt(_short(trial, steps, slowing))
         if outcome.status != DONE:
             raise MeasurementError(f"{trial.method.label}: no dilation can be found: {outcome.reason}")
         return _together(_steady_steps(outcome)[-steps:])

@@ -150,7 +150,8 @@ def test_a_machine_that_adds_little_runs_faster_than_real_time_and_no_faster_tha
             run_until_it_counts(found, trial, machine)
         return found.settle(trial).dilation
 
-    assert settled(0.3e-3) == LADDER[0]
+    assert settled(0.3e-4) == LADDER[0]
+    assert settled(0.3e-3) == 0.0625
     assert settled(4e-3) in (0.5, 0.75)
     assert settled(4e-3, "train.most_added=0.2") in (0.125, 0.1875), "a quarter of that"
     assert settled(0.4e-3, "link.delay=1ms") == 1.0, "netem's timers are this kernel's"
@@ -167,6 +168,18 @@ def test_the_next_trial_of_a_kind_runs_as_slow_as_the_last_one_says_also_in_a_ru
     assert again.settle(a_trial(tmp_path, "train.steps=200")).dilation == settled.dilation
     assert again.is_known(guessed)
     assert not again.is_known(a_trial(tmp_path, label="topk"))
+
+
+def test_a_guess_knows_what_the_method_needed_elsewhere(tmp_path: Path) -> None:
+    trial, other = a_trial(tmp_path, label="topk"), a_trial(tmp_path, "link.rate=1001mbit", label="topk")
+    first = dilations(tmp_path, Machine(added_s=0.0)).settle(trial)
+    machine = Machine(added_s=1.8 * trial.case.train.most_added * TRUE_S * first.dilation)
+    found = dilations(tmp_path, machine)
+    assert found.take_off(first, machine(first)), "a guess that knew of nothing"
+    run_until_it_counts(found, trial, machine)
+    assert not found.is_known(other)
+    guessed = found.settle(other)
+    assert found.take_off(guessed, machine(guessed)) is None
 
 
 def test_one_trial_to_the_next_changes_by_two_at_most(tmp_path: Path) -> None:
@@ -281,6 +294,29 @@ def test_some_steps_run_slower_still_and_are_put_beside_those_around_them(tmp_pa
     assert slower == list(range(looked.from_step, looked.from_step + looked.steps))
     assert looked.from_step - looked.beside >= 8, "after the warm-up"
     assert looked.end <= steps
+
+
+@pytest.mark.parametrize("within", [True, False])
+def test_what_is_put_beside_slower_steps_sends_segments_that_are_no_longer_than_theirs(
+    tmp_path: Path, within: bool
+) -> None:
+    """Else the slower ones would be split on their way, which takes the processor as much time as it saves."""
+    would_differ = False
+    for rate in ("100mbit", "300mbit", "1gbit", "3gbit"):
+        machine, folder = Machine(0.01), tmp_path / rate
+        folder.mkdir()
+        trial = a_trial(folder, f"link.rate={rate}")
+        found = dilations(folder, machine, FakeCluster() if within else fixed_links())
+        settled, thinned = found.settle(trial), trial.expected.thinned
+        longest = _segments(thinned.slowed(settled.slowing.greatest))
+        assert all(_segments(each.network) == longest for each in (settled, *machine.ran))
+        would_differ |= _segments(settled.expected.built_topology) != longest
+    assert would_differ
+
+
+def _segments(topology: Topology) -> str:
+    up = next(str(each) for each in topology.build() if "link set eth0" in str(each))
+    return up.partition("gso_max_segs")[2]
 
 
 def test_where_steps_are_too_few_none_run_slower_still() -> None:

@@ -96,6 +96,9 @@ def test_segments_fit_into_the_smallest_bucket_that_a_link_ever_has() -> None:
     assert packets_in_a_segment([10**7], 9000) == 1
     built = [str(command) for command in Topology(workers=2, link=link("20mbit")).build()]
     assert sum("gso_max_segs 6" in line for line in built) == 4
+    for slows_by, limited in ((1.0, False), (4.0, True)):
+        lines = map(str, Topology(workers=2, link=link("300mbit"), slows_by=slows_by).build())
+        assert any("gso_max_segs 6" in line for line in lines) == limited
     assert not any("gso_max" in str(command) for command in Topology(workers=2, link=link("1gbit")).build())
 
 
