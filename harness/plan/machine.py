@@ -23,7 +23,7 @@ class Machine(NamedTuple):
     bring_up_s: float = 6.0
     """Until a cluster is there, with torch."""
     network_s: float = NETWORK_S
-    trial_s: float = 0.6
+    trial_s: float = 1.0
     """What a trial takes beside its steps: processes that start, meet, evaluate and end."""
     error_s: float = 0.0
     """How uncertain it stays what the machine adds to a step, in real seconds: see ``run/added.py``."""

@@ -24,7 +24,7 @@ from harness.cluster.protocol import Cluster
 from harness.errors import MeasurementError, UsageError
 from harness.files import NoRoomError, UnwritableError, write_whole
 from harness.plan import estimate
-from harness.plan.dilation import AIM, CALM, LADDER, Dilation, look, probed_at, rung, tolerated
+from harness.plan.dilation import AIM, CALM, LADDER, LITTLE, Dilation, look, probed_at, rung, tolerated
 from harness.plan.expected import state_of
 from harness.plan.status import UNSETTLED_STEPS
 from harness.plan.trial import Trial
@@ -136,7 +136,9 @@ class Dilations:
             # A trial that shows nearly too much is a good one, but the next of its kind may show too much. Nor may it
             # be so fast that what is added would be known too little.
             most = 2 * now if within.share(now) > AIM * most_added else now
-            chosen = min(most, max(_needed(within, CALM * most_added), within.known_from(most_added), now / 2))
+            chosen = min(
+                most, max(_needed(within, CALM * min(LITTLE, most_added)), within.known_from(most_added), now / 2)
+            )
         self._keep(trial, rung(min(LADDER[-1], max(self._lowest(trial), chosen))), within)
         return why
 

@@ -95,7 +95,7 @@ def test_a_slower_link_costs_time_but_no_bytes() -> None:
 def test_what_a_kernel_within_a_machine_carries_and_needs_is_planned_for() -> None:
     trial = make(load("edge-100m", ["rounds=1"]), "fake").trials[0]
     plain, kernel = time_s(trial, TWO_CPUS), Machine(cpu_count=1, carried_bps=4e8 / 16)
-    assert time_s(trial, TWO_CPUS._replace(trial_s=20.6)) == pytest.approx(plain + 20)
+    assert time_s(trial, TWO_CPUS._replace(trial_s=21.0)) == pytest.approx(plain + 20)
     assert usual_dilation(trial, kernel) == 16, "four links of 100 Mbit/s"
     unsure = TWO_CPUS._replace(error_s=0.32 * steady_s(trial))
     assert usual_dilation(trial, unsure) == pytest.approx(32), "so that it is 1 % of a step"
