@@ -82,9 +82,14 @@ class Dilation(Section):
 
     @property
     def greatest(self) -> float:
-        """How many times slower its slowest step runs, or that of the trial that it is put beside."""
+        """How many times slower its slowest step runs."""
         looked_at = self.look.dilation if self.look else 0.0
-        return max(self.steady, looked_at, self.far or 0.0, *(phase.dilation for phase in self.phases))
+        return max(self.steady, looked_at, *(phase.dilation for phase in self.phases))
+
+    @property
+    def slows_by(self) -> float:
+        """How many times slower than in the steady state links become, in it or in the trial that it is put beside."""
+        return max(self.greatest, self.far or 0.0) / self.steady
 
     def at(self, step: int) -> float:
         """How many times slower a step runs."""

@@ -8,6 +8,7 @@ from functools import cache
 
 from baselines._calls import AllReduce
 from baselines._state import numel
+from harness.network.bounds import wire_share
 from harness.plan.collectives import ENTRY_BYTES
 from harness.plan.dilation import (
     CALM,
@@ -57,10 +58,9 @@ OFF_THE_CLOCK, OFF_THE_CLOCK_BY_EVALUATION = 24, 8
 all-reduces of a few numbers. Where links are short that is nothing; six ranks on three continents, 24 times slower,
 took 415 s for it, with two evaluations, and 10 s for such an all-reduce."""
 
-
 LINK_S = 0.36
-"""To build a worker's links, and to measure them twice. (Networks of eight workers took 5.3 s, 3.4 s of it before their
-first trial; ``pacbench run paper/pactrain-resnet152``.)"""
+"""To build the links of one more worker, and to measure them twice. (Networks of eight workers took 5.3 s, 3.4 s of it
+before their first trial; ``pacbench run paper/pactrain-resnet152``.)"""
 
 AGAIN = 2.5
 """Of the first trials of each method on each case: for so much of their time, times ``train.most_added``, they are run
@@ -73,11 +73,7 @@ def total_s(trials: Sequence[Trial], machine: Machine) -> float:
     networks_s = sum(_network_s(trial, steady, machine) for (_, _, steady), trial in networks.items())
     kinds = {(trial.case, trial.method.label): trial for trial in trials}
     probing_s = sum(_probing_s(trial, machine) for trial in kinds.values())
-    again_s = sum(
-        AGAIN * trial.case.train.most_added * time_s(trial, machine)
-        for trial in kinds.values()
-        if machine.finds_dilation(trial.case)
-    )
+    again_s = sum(_again_s(trial, machine) for trial in kinds.values())
     trials_s = sum(time_s(trial, machine) for trial in trials)
     return machine.bring_up_s + networks_s + probing_s + again_s + trials_s
 
@@ -190,11 +186,16 @@ def _probing_s(trial: Trial, machine: Machine) -> float:
     )
 
 
+def _again_s(trial: Trial, machine: Machine) -> float:
+    """Wall time of a kind's first trials that do not count, or run slower than usual, until its dilation is found."""
+    return AGAIN * trial.case.train.most_added * time_s(trial, machine) if machine.finds_dilation(trial.case) else 0.0
+
+
 def _network_s(trial: Trial, dilation: float, machine: Machine) -> float:
     """Wall time for which a network is built, and measured before and after."""
     delay_s = max(pipe.delay_s for pipe in trial.expected.topology.pipes)
     measured_s = MEASURED_ROUND_TRIPS * dilation * 2 * delay_s
-    return machine.network_s + LINK_S * trial.case.cluster.workers + measured_s
+    return machine.network_s + LINK_S * (trial.case.cluster.workers - 2) + measured_s
 
 
 def _baseline_s(trial: Trial, machine: Machine) -> float:
@@ -227,12 +228,11 @@ def _ramp_on_the_links_s(trial: Trial) -> list[float]:
 
 def _step_s(trial: Trial, on_the_links_s: float) -> float:
     """Seconds of a step in which the links are busy for so long: as predicted, or with nothing at the same time."""
-    undelayed_s = _undelayed_s(trial, on_the_links_s)
-    predicted_s = trial.expected.predicted_step_s
+    predicted_s, headers = trial.expected.predicted_step_s, wire_share(trial.case.link)
     if predicted_s is None:
-        return undelayed_s
-    steady_undelayed_s = _undelayed_s(trial, trial.expected.lower_bound_s_per_step)
-    return max(on_the_links_s, undelayed_s + predicted_s - steady_undelayed_s)
+        return _undelayed_s(trial, on_the_links_s)
+    more_s = predicted_s - _undelayed_s(trial, headers * trial.expected.lower_bound_s_per_step)
+    return max(on_the_links_s, _undelayed_s(trial, headers * on_the_links_s) + more_s)
 
 
 def _undelayed_s(trial: Trial, on_the_links_s: float) -> float:

@@ -52,7 +52,7 @@ class Trial(Section):
     def network(self) -> Topology:
         """What it runs on, for steps as slow as its slowest. Segments too long for their buckets would be split then,
         which takes long, and other steps would be put beside those than they are."""
-        return self.expected.built_topology.model_copy(update={"slows_by": self.slowing.greatest / self.dilation})
+        return self.expected.built_topology.model_copy(update={"slows_by": self.slowing.slows_by})
 
     def told(self, readings: Readings) -> Readings:
         """What was measured of the links that were built, as the case speaks of them."""

@@ -165,7 +165,7 @@ class Dilations:
         return Dilation(steady=dilation, phases=estimate.phases(trial, dilation, real_s), look=looked)
 
     def _likely(self, trial: Trial) -> float:
-        """What was found, else a guess: what is usual, or more where the method's like or the case's need more."""
+        """What was found, else a guess, by what is usual and what others were found to need."""
         if found := self._found.get(_key(trial)):
             return max(found.dilation, self._lowest(trial))
         slower = self._over_usual(trial)

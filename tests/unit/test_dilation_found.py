@@ -308,7 +308,7 @@ def test_what_is_put_beside_slower_steps_sends_segments_that_are_no_longer_than_
         trial = a_trial(folder, f"link.rate={rate}")
         found = dilations(folder, machine, FakeCluster() if within else fixed_links())
         settled, thinned = found.settle(trial), trial.expected.thinned
-        longest = _segments(thinned.slowed(settled.slowing.greatest))
+        longest = _segments(thinned.slowed(settled.dilation * settled.slowing.slows_by))
         assert all(_segments(each.network) == longest for each in (settled, *machine.ran))
         would_differ |= _segments(settled.expected.built_topology) != longest
     assert would_differ
