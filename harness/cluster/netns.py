@@ -94,12 +94,12 @@ class NetnsCluster(EmulatedCluster):
     def __enter__(self) -> Self:
         command = [*universe_command(), *programs.python(UNIVERSE_MODULE)]
         self._agent = AgentConnection(command, ONE_THREAD)
-        self._current = None  # what was built before went with the process that had it
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._current = None  # it goes with the process that has it
         self._agent.close()
 
     def check_kind(self, topology: Topology, resources: Resources = NO_LIMITS) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from harness.cluster.emulated import MOST_MEASUREMENTS, measured_again
 from harness.cluster.uml import UmlCluster
 from harness.errors import UsageError
 from harness.network.readings import Readings
@@ -58,16 +59,27 @@ def test_a_link_that_is_something_else_is_found_out(
     cluster: UmlCluster, built: dict[str, Any], asked: dict[str, Any], says: str
 ) -> None:
     cluster._build(pair(**built), NO_LIMITS)
-    readings = Readings.model_validate_json(cluster._probe("probe_links", pair(**asked)).readings)
-    assert any(says in complaint for complaint in readings.complaints()), readings.complaints()
+    for _ in range(MOST_MEASUREMENTS):  # on a busy machine a link may seem to be the one that was asked
+        readings = Readings.model_validate_json(cluster._probe("probe_links", pair(**asked)).readings)
+        if found_out := any(says in complaint for complaint in readings.complaints()):
+            break
+    assert found_out, readings.complaints()
 
 
 def test_a_loss_is_counted_by_a_receiver_that_falls_behind_its_senders(cluster: UmlCluster) -> None:
     """Four directions at once and one CPU for all of it: whatever waits must find room."""
     topology = pair(delay="1ms", loss="0.1%")
-    readings = cluster.measure(topology, counted=20_000)
+    readings = measured_again(lambda: cluster.measure(topology, counted=20_000))
     assert [link.counts.sent for link in readings.links if link.counts] == [20_000] * 4
     assert readings.complaints() == []
+
+
+def test_a_kernel_that_is_booted_again_has_no_network_until_one_is_built() -> None:
+    cluster, topology = UmlCluster(), pair(delay="1ms")
+    for _ in range(2):
+        with cluster:
+            cluster.use(topology)
+            assert {traffic.node for traffic in cluster.count()} == set(topology.nodes)
 
 
 def test_regions_are_as_far_apart_as_their_matrix_says(cluster: UmlCluster) -> None:
