@@ -101,6 +101,9 @@ class Training(Section):
     """What the trial took here."""
     record: str
     """Folder of its own record, within the pilot's."""
+    learnt_in: str | None = None
+    """That of the same training on another network, whose losses these are, where only the pace was measured: its steps
+    learnt bit for bit what that one's first ones did. None: its own."""
 
     def until_s(self, steps: int) -> float:
         """Seconds to the end of so many steps, the warm-up's among them."""

@@ -52,6 +52,7 @@ def write(found: Pilot, worth: Worth, folder: Path) -> Path:
         "gradients": gradients(found),
         "predictions": predictions(found),
         "probes": probes(found),
+        "learnt_elsewhere": learnt_elsewhere(found),
         "snippet": snippet(found),
         "tables": tables(found),
         "reproduce": reproduce(found),
@@ -236,6 +237,15 @@ def tables(found: Pilot) -> str:
     lines += ["", "[[methods]]", *entries({"name": verdict.method.name, "label": verdict.label})]
     lines += entries(verdict.method.params)
     return "\n".join(lines) + "\n"
+
+
+def learnt_elsewhere(found: Pilot) -> str:
+    """Which losses are another network's; empty where none are."""
+    count = sum(1 for each in found.trainings if each.learnt_in)
+    if not count:
+        return ""
+    whose = f"{count} of {len(found.trainings)} trainings"
+    return f"Of {whose} only the pace was measured here: losses are another network's, the first bit for bit."
 
 
 def reproduce(found: Pilot) -> list[str]:

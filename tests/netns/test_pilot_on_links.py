@@ -13,6 +13,7 @@ import pytest
 from harness import attach
 from harness.cli import json_reference
 from harness.errors import EXIT_REGRESSION, MeasurementError
+from harness.record.execution import Execution
 from harness.record.pilot import FILE, load
 from harness.run.attached import FINDINGS
 
@@ -55,6 +56,16 @@ def test_a_pilot_decides_goes_on_and_finds_what_has_drifted(script: Path, pacben
     assert told["recommended"] == found.verdict.label
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "found" / "runs").glob("*/exec.json")} == records
     assert load(tmp_path / "found" / FILE).trainings == found.trainings
+
+    elsewhere = pacbench(*["40mbit" if word == "20mbit" else word for word in asked])
+    assert elsewhere.returncode == 0, elsewhere.stderr
+    learnt = {each.label: each.losses for each in found.trainings}
+    for each in load(tmp_path / "found" / FILE).trainings:
+        assert each.learnt_in is not None
+        assert each.record != each.learnt_in
+        assert each.losses == learnt[each.label][: each.steps]
+        assert len(Execution.load(tmp_path / "found" / each.record).training.curve) < each.steps
+    assert "Of 3 of 3 trainings only the pace was measured" in (tmp_path / "found" / "pilot.html").read_text()
 
     script.write_text(script.read_text().replace("256", "288"))
     drifted = pacbench("pilot", "--recheck", "found/pilot.json", "--json")

@@ -1,11 +1,13 @@
 """Where a pilot's commands are run, one after the other, within its budget.
 
 Every command that runs has a folder of its own, named by all that makes it this experiment: what is there already is
-not run again. Before each the time that is left is looked at; what has no room is left out, and said so.
+not run again. Of a training that is there on another network the losses are known, and only its pace is measured.
+Before each command the time that is left is looked at; what has no room is left out, and said so.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import math
 import os
@@ -24,12 +26,13 @@ from harness.errors import MeasurementError, UsageError
 from harness.files import as_name, make_folder
 from harness.messages import Output
 from harness.network.topology import Topology
+from harness.plan.expected import state_of
 from harness.plan.machine import NETWORK_S
 from harness.plugins import file_of
 from harness.record.execution import FILE as RECORD
 from harness.record.execution import Execution
 from harness.record.pilot import Job, Training
-from harness.run.attached import FINDINGS, execute_attached
+from harness.run.attached import FINDINGS, FIRST_STEADY_STEP, execute_attached
 from harness.run.command import Job as CommandJob
 from harness.run.pilot.found import Found
 from harness.run.pilot.look import job_of
@@ -47,6 +50,9 @@ OF_SESSIONS = re.compile(
 
 MOST_LONGER = 5.0
 """Times the steps of the plain all-reduces that a method with shorter ones makes at most."""
+
+STEPS_OF_PACE = 20
+"""Steady steps, at least, that tell the pace of a training whose losses are known."""
 
 
 class Bench:
@@ -94,8 +100,8 @@ class Bench:
         attachment = Attachment(seed=attempt, steps=LOOK_STEPS, look=look)
         unshaped = Topology.model_validate({"workers": ATTACHED_WORKERS, "link": {"rate": UNSHAPED}})
         self._tell(f"looking at the job: {LOOK_STEPS} steps on {ATTACHED_WORKERS} workers, unshaped")
-        folder = self._folder("job", unshaped, 1, attachment)
-        found = _done(folder) or self._run(folder, unshaped, 1, attachment)
+        folder = self._folder("job", attachment, unshaped)
+        found = _done(folder) or self._run(folder, attachment, unshaped)
         if found.ending == "timed out":
             raise MeasurementError(
                 f"the budget of {format_time(request.budget_s or 0.0)} ended while the script was looked at: "
@@ -123,8 +129,7 @@ class Bench:
         Raises:
             MeasurementError: it failed as the user has it, without a method.
         """
-        request = self._request
-        is_plain = method.label == request.plain
+        is_plain = method.label == self._request.plain
         attachment = Attachment(
             method=None if is_plain else method.name,
             params={} if is_plain else method.params,
@@ -132,15 +137,46 @@ class Bench:
             shifts_seeds=True,
             steps=steps or self._steps(method, job),
         )
-        what = f"{method.label}, seed {seed}"
-        where = request.network, request.per_node
-        folder = self._folder(method.label, *where, attachment)
-        needs_s, known = self._expected_s(method, job), _done(folder)
+        learnt = self._learnt_elsewhere(method, attachment)
+        if learnt is None:
+            return self._made(method, attachment, job)
+        record, losses = learnt
+        paced = self._made(method, attachment.model_copy(update={"steps": _steps_of_pace(method)}), job)
+        if paced is None:
+            return None
+        if paced.losses != losses[: paced.steps]:
+            return self._made(method, attachment, job)
+        known = {"steps": len(losses), "losses": losses, "learnt_in": str(record.relative_to(self._request.out))}
+        return paced.model_copy(update=known)
+
+    def _learnt_elsewhere(
+        self, method: MethodSpec, attachment: Attachment
+    ) -> tuple[Path, tuple[float | None, ...]] | None:
+        """A folder where the same training has run on another network, and the losses of as many steps.
+
+        None: there is none, it has run on this network, or it is as soon run as its pace is measured.
+        """
+        steps, folder = attachment.steps or 0, self._folder(method.label, attachment)
+        if steps <= _steps_of_pace(method) or state_of(method).learns_by_the_links or _done(folder):
+            return None
+        of_training, _, _ = folder.name.rpartition("-")
+        for other in sorted(folder.parent.glob(f"{glob.escape(of_training)}-*")):
+            known = _done(other)
+            if known and known.training and len(known.training.curve) >= steps:
+                return other, tuple(step.loss for step in known.training.curve[:steps])
+        return None
+
+    def _made(self, method: MethodSpec, attachment: Attachment, job: Job) -> Training | None:
+        """A training as it runs, or has run, on the emulated network; see ``train``."""
+        seed, steps = attachment.seed or 0, attachment.steps or 0
+        is_plain, what = attachment.method is None, f"{method.label}, seed {seed}"
+        folder = self._folder(method.label, attachment)
+        needs_s, known = self._expected_s(method, job, steps), _done(folder)
         if known is None and needs_s > self._left_s:
             self._without_room.setdefault(method.label, []).append(seed)
             return None
-        self._tell(f"training: {what}, about {format_time(needs_s)}")
-        found = known or self._run(folder, *where, attachment)
+        self._tell(f"training: {what}, {steps} steps, about {format_time(needs_s)}")
+        found = known or self._run(folder, attachment)
         why = _why_not(found)
         if found.ending == "timed out":
             self._without_room.setdefault(method.label, []).append(seed)
@@ -152,7 +188,7 @@ class Bench:
             self._failed.append(f"{what}: {why}.")
             return None
         try:
-            training = training_of(method, seed, found, folder.relative_to(request.out))
+            training = training_of(method, seed, found, folder.relative_to(self._request.out))
         except MeasurementError as error:
             if is_plain:
                 raise
@@ -167,14 +203,19 @@ class Bench:
         is_plain = method.label in (self._request.plain, self._request.sixteen)
         return self._request.steps if is_plain else round(self._request.steps * min(MOST_LONGER, max(1.0, shorter)))
 
-    def _expected_s(self, method: MethodSpec, job: Job) -> float:
-        """What a training will take about: its steps as predicted, and the rest as it was until now."""
+    def _expected_s(self, method: MethodSpec, job: Job, steps: int) -> float:
+        """What so many steps will take about: as predicted, and the rest as it was until now."""
         overhead_s = fmean(self._overheads_s) if self._overheads_s else job.overhead_s
-        return overhead_s + self._steps(method, job) * self._request.forecast(job).pace_s(method)
+        return overhead_s + steps * self._request.forecast(job).pace_s(method)
 
-    def _run(self, folder: Path, network: Topology, per_node: int, attachment: Attachment) -> Execution:
-        """Run a command in a folder of its own; its record."""
+    def _run(self, folder: Path, attachment: Attachment, unshaped: Topology | None = None) -> Execution:
+        """Run a command in a folder of its own; its record.
+
+        Args:
+            unshaped: a network with a rank behind each link; None: the one that is asked for.
+        """
         request = self._request
+        network, per_node = self._where(unshaped)
         _put_aside(folder)
         make_folder(folder)
         timeout_s = None if request.budget_s is None else max(1.0, self._left_s)
@@ -191,21 +232,38 @@ class Bench:
             raise KeyboardInterrupt
         return found
 
-    def _folder(self, label: str, network: Topology, per_node: int, attachment: Attachment) -> Path:
+    def _where(self, unshaped: Topology | None) -> tuple[Topology, int]:
+        """A network, and the ranks behind each of its links."""
+        return (unshaped, 1) if unshaped else (self._request.network, self._request.per_node)
+
+    def _folder(self, label: str, attachment: Attachment, unshaped: Topology | None = None) -> Path:
+        """Its name ends with what the training is, and with where it runs and how long."""
         request = self._request
-        parts = (
+        network, per_node = self._where(unshaped)
+        of_training = _digest(
             provenance.code_digest(),
             request.on,
             *(f"{name}={value}" for name, value in sorted(request.environment.items()) if not OF_SESSIONS.match(name)),
             *request.command,
             str(request.folder),
             *files_digest(request.command, request.folder),
-            network.model_dump_json(),
+            str(network.workers),
             str(per_node),
-            attachment.model_dump_json(),
+            attachment.model_dump_json(exclude={"steps"}),
         )
-        digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
-        return request.out / "runs" / f"{as_name(label)[:60]}-{digest}"
+        of_place = _digest(network.model_dump_json(), str(attachment.steps))
+        return request.out / "runs" / f"{as_name(label)[:60]}-{of_training}-{of_place}"
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+
+
+def _steps_of_pace(method: MethodSpec) -> int:
+    """How many tell it: the warm-up, and whole periods from one synchronisation to the next."""
+    state = state_of(method)
+    warmup = max(FIRST_STEADY_STEP, state.steady_from_step)
+    return warmup + math.ceil(STEPS_OF_PACE / state.agrees_every) * state.agrees_every
 
 
 def files_digest(command: Sequence[str], folder: Path) -> list[str]:
