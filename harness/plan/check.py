@@ -11,7 +11,7 @@ from baselines._state import numel
 from harness import plugins
 from harness.errors import UsageError
 from harness.methods import blamed
-from harness.plan.expected import shapes_of, state_of, topology_of, wire_bytes
+from harness.plan.expected import MOST_UNLIKE, shapes_of, state_of, topology_of, unlike_bytes
 from harness.plan.status import UNSETTLED_STEPS
 from harness.scenario.schema import MOST_EMULATED, NONE, SELF, Case, MethodSpec, Scenario, Train
 from harness.workload import optimizers
@@ -77,30 +77,20 @@ def _check_replay(scenario: Scenario, case: Case) -> None:
             raise UsageError.at(
                 scenario.name, f"train.{field}", given if isinstance(given, str) else "a table", allowed
             )
-    for method in scenario.methods if train.shrink > 1 else ():
-        _check_shrinks(scenario, case, method)
+    if train.shrink not in (None, 1):
+        for method in scenario.methods:
+            _check_shrinks(scenario, case, method, train.shrink)
     if train.target:
         raise UsageError.at(
             scenario.name, "train.target", str(train.target), "'none' with train.replay: nothing is learnt or evaluated"
         )
 
 
-MOST_UNLIKE = 0.02
-"""Share by which a step's bytes may differ from what they are told to be, where tensors are smaller than they are told.
-
-Some differ: of tensors whose sizes cannot be divided, and of what a method sends for each of them.
-"""
-
-
-def _check_shrinks(scenario: Scenario, case: Case, method: MethodSpec) -> None:
+def _check_shrinks(scenario: Scenario, case: Case, method: MethodSpec, shrink: int) -> None:
     """What a method sends must be as many times smaller as tensors are."""
-    train, workers = case.train, case.cluster.workers
-    shrunk = profiles.read(str(train.replay)).shrunk(train.shrink)
-    with blamed(method.name):
-        told = train.shrink * state_of(method).wire_bytes(shrunk.shapes, workers)
-    if abs(told / wire_bytes(case, method) - 1) > MOST_UNLIKE:
+    if unlike_bytes(case, method, shrink) > MOST_UNLIKE:
         allowed = f"1 with {method.label}: what it sends does not shrink with its tensors"
-        raise UsageError.at(scenario.name, "train.shrink", train.shrink, allowed)
+        raise UsageError.at(scenario.name, "train.shrink", shrink, allowed)
 
 
 def _check_training(scenario: Scenario, case: Case) -> None:

@@ -69,8 +69,10 @@ again, or slower than usual. Who allows much begins where what is added grows fa
 
 def total_s(trials: Sequence[Trial], machine: Machine) -> float:
     """Estimated wall time of these trials on a fresh cluster."""
-    networks = {(trial.case, trial.round, _usual_slowing(trial, machine).steady): trial for trial in trials}
-    networks_s = sum(_network_s(trial, steady, machine) for (_, _, steady), trial in networks.items())
+    networks = {
+        (trial.case, trial.shrink, trial.round, _usual_slowing(trial, machine).steady): trial for trial in trials
+    }
+    networks_s = sum(_network_s(trial, steady, machine) for (*_, steady), trial in networks.items())
     kinds = {(trial.case, trial.method.label): trial for trial in trials}
     probing_s = sum(_probing_s(trial, machine) for trial in kinds.values())
     again_s = sum(_again_s(trial, machine) for trial in kinds.values())
@@ -144,7 +146,7 @@ def usually_added_s(trial: Trial, machine: Machine) -> float:
     calls = state.calls(shapes_of(case.train.model), case.cluster.workers)
     collectives = len(calls) * (1 if state.syncs_in_end_step else buckets) / state.agrees_every
     shared = case.cluster.workers / machine.cpu_count
-    sent_bytes = trial.expected.wire_bytes_per_step / case.train.shrink
+    sent_bytes = trial.expected.wire_bytes_per_step / trial.shrink
     return shared * (ADDED_S * collectives + ADDED_S_PER_BYTE * sent_bytes)
 
 

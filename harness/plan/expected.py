@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import takewhile
 
 from baselines import MethodState
 from baselines._calls import AllGather
@@ -11,11 +12,24 @@ from harness.methods import blamed, method_named
 from harness.network.topology import Topology
 from harness.plan import predict
 from harness.plan.collectives import MESSAGE_S, Network
-from harness.scenario.schema import Case, MethodSpec
+from harness.scenario.schema import Case, MethodSpec, Train
 from harness.workload import profile as profiles
 from harness.workload import replay
 from harness.workload.models import MODELS
 from harness.workload.profile import Profile
+
+SHRINKS = (1, 2, 4, 8, 16, 32, 64)
+"""How many times smaller tensors may be where nobody says."""
+
+MOST_BENT = 0.025
+"""Share by which a predicted step may be longer or shorter with smaller tensors on thinner links. Small messages do not
+shrink: they are still cut into segments of the same size."""
+
+MOST_UNLIKE = 0.02
+"""Share by which a step's bytes may differ from what they are told to be, where tensors are smaller than they are told.
+
+Some differ: of tensors whose sizes cannot be divided, and of what a method sends for each of them.
+"""
 
 
 @dataclass(frozen=True)
@@ -48,7 +62,8 @@ def expect(case: Case, method: MethodSpec, dilation: float) -> Expected:
     Raises:
         UsageError: the profile cannot be read.
     """
-    state, thinned = state_of(method), thinned_topology_of(case)
+    shrink = shrink_of(case, method)
+    thinned = thinned_topology_of(case, shrink)
     profile = profiles.read(known) if (known := case.train.known_profile) else None
     return Expected(
         topology=topology_of(case),
@@ -57,9 +72,42 @@ def expect(case: Case, method: MethodSpec, dilation: float) -> Expected:
         profile=profile,
         wire_bytes_per_step=wire_bytes(case, method),
         lower_bound_s_per_step=lower_bound_s(case, method),
-        predicted_step_s=_predicted_step_s(case, method, dilation, profile) if profile else None,
-        memory_bytes=_memory_bytes(case, state, profile),
+        predicted_step_s=_predicted_step_s(case, method, profile, shrink, dilation) if profile else None,
+        memory_bytes=_memory_bytes(case, method, profile, shrink),
     )
+
+
+def train_of(case: Case, method: MethodSpec) -> Train:
+    """What a method trains with on a case: its own learning rate and optimizer, and tensors of the size they have."""
+    return method.settings(case.train).model_copy(update={"shrink": shrink_of(case, method)})
+
+
+@cache
+def shrink_of(case: Case, method: MethodSpec) -> int:
+    """How many times smaller than is told tensors, buckets and links' rates are."""
+    if case.train.shrink is not None:
+        return case.train.shrink
+    profile = profiles.read(known) if (known := case.train.known_profile) else None
+    if profile is None or not case.can_shrink:
+        return 1
+    whole_s = _predicted_step_s(case, method, profile)
+
+    def is_like_the_whole(shrink: int) -> bool:
+        return (
+            case.complaint_of_thinner_links(shrink) is None
+            and unlike_bytes(case, method, shrink) <= MOST_UNLIKE
+            and abs(_predicted_step_s(case, method, profile, shrink) / whole_s - 1) <= MOST_BENT
+        )
+
+    return max(takewhile(is_like_the_whole, SHRINKS))
+
+
+def unlike_bytes(case: Case, method: MethodSpec, shrink: int) -> float:
+    """Share by which a replay's bytes differ from what they are told to be, with tensors so many times smaller."""
+    shrunk = profiles.read(str(case.train.replay)).shrunk(shrink)
+    with blamed(method.name):
+        told = shrink * state_of(method).wire_bytes(shrunk.shapes, case.cluster.workers)
+    return abs(told / wire_bytes(case, method) - 1)
 
 
 def wire_bytes(case: Case, method: MethodSpec, step: int | None = None) -> float:
@@ -89,9 +137,9 @@ def topology_of(case: Case) -> Topology:
 
 
 @cache
-def thinned_topology_of(case: Case) -> Topology:
+def thinned_topology_of(case: Case, shrink: int) -> Topology:
     """The same with links as much thinner as a replay's tensors are smaller."""
-    return topology_of(case).slowed(1.0, case.train.shrink)
+    return topology_of(case).slowed(1.0, shrink)
 
 
 @cache
@@ -100,22 +148,24 @@ def shapes_of(model: str) -> list[tuple[int, ...]]:
     return MODELS[model].shapes()
 
 
-def _memory_bytes(case: Case, state: MethodState, profile: Profile | None) -> int | None:
+def _memory_bytes(case: Case, method: MethodSpec, profile: Profile | None, shrink: int) -> int | None:
     if profile is None or not case.train.replay:
         return None
-    workers, shrunk = case.cluster.workers, profile.shrunk(case.train.shrink)
+    state, workers, shrunk = state_of(method), case.cluster.workers, profile.shrunk(shrink)
     calls = state.calls(shapes_of(case.train.model), workers)
-    gathered = sum(workers * call.payload_bytes for call in calls if isinstance(call, AllGather)) / case.train.shrink
+    gathered = sum(workers * call.payload_bytes for call in calls if isinstance(call, AllGather)) / shrink
     return replay.memory_bytes(shrunk, workers, state.most_copies, round(gathered))
 
 
-def _predicted_step_s(case: Case, method: MethodSpec, dilation: float, profile: Profile) -> float | None:
+def _predicted_step_s(
+    case: Case, method: MethodSpec, profile: Profile, shrink: int = 1, dilation: float = 1.0
+) -> float:
     """What a step of the steady state is expected to take, with the tensors and on the links that it really has."""
     train = case.train
     earlier_s = (train.accumulate - 1) * (profile.forward_s + profile.backward_s)  # passes that send nothing
-    network = network_of(thinned_topology_of(case), dilation)
-    shrunk = profile.shrunk(train.shrink)
-    return earlier_s + predict.step_s(shrunk, method, state_of(method), network, train.sent_bucket_bytes)
+    network = network_of(thinned_topology_of(case, shrink), dilation)
+    bucket_bytes = round(train.bucket_bytes / shrink)
+    return earlier_s + predict.step_s(profile.shrunk(shrink), method, state_of(method), network, bucket_bytes)
 
 
 @cache

@@ -6,7 +6,7 @@ from harness.network.readings import Readings
 from harness.network.topology import Topology
 from harness.plan.code import PluginCode
 from harness.plan.dilation import Dilation
-from harness.plan.expected import Expected, expect
+from harness.plan.expected import Expected, expect, shrink_of, train_of
 from harness.scenario.schema import Case, MethodSpec, Train
 from harness.scenario.section import Section
 
@@ -36,7 +36,12 @@ class Trial(Section):
     @property
     def train(self) -> Train:
         """What it trains with, the method's own learning rate and optimizer among it."""
-        return self.method.settings(self.case.train)
+        return train_of(self.case, self.method)
+
+    @property
+    def shrink(self) -> int:
+        """How many times smaller than they are told its tensors, its buckets and its links' rates are."""
+        return shrink_of(self.case, self.method)
 
     @property
     def slowing(self) -> Dilation:
@@ -56,7 +61,7 @@ class Trial(Section):
 
     def told(self, readings: Readings) -> Readings:
         """What was measured of the links that were built, as the case speaks of them."""
-        return readings.undilated(self.dilation, self.case.train.shrink)
+        return readings.undilated(self.dilation, self.shrink)
 
     @property
     def expected(self) -> Expected:

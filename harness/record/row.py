@@ -71,6 +71,8 @@ class TrialRow:
     """How many times slower everything ran than is told here, as the case asks; null: the run found it."""
     trial_dilation: float | None = None
     """How many times slower it really ran, in the steady state."""
+    shrink: Int32 | None = None
+    """How many times smaller than they are told a replay's tensors, buckets and links' rates were; null: it trained."""
     added_s_per_step: float | None = None
     """What this machine adds to a step, found by running slower, and taken off all times; null: not looked for."""
     workers: Int32

@@ -172,7 +172,7 @@ class Outcome:
 
     def note_changes_of_links(self, trial: Trial) -> None:
         """Add the links' changes as events of no rank, in the step and at the training time of rank 0 then."""
-        self.events.extend(_changes_by_step(self.events, self.changes, trial.dilation, trial.case.train.shrink))
+        self.events.extend(_changes_by_step(self.events, self.changes, trial.dilation, trial.shrink))
 
     def check(self, trial: Trial) -> None:
         """The proofs that make a finished trial count."""

@@ -88,6 +88,7 @@ def _asked(trial: Trial) -> dict[str, Any]:
         "replay_source": replayed and replayed.source,
         "dilation": train.dilation,
         "trial_dilation": trial.dilation,
+        "shrink": trial.shrink if train.replay else None,
         "workers": case.cluster.workers,
         "batch_size": train.samples_per_step,
         "training": _training_extras(train),
@@ -116,7 +117,8 @@ def _what_is_fed(trial: Trial) -> str:
     train, replayed = trial.case.train, trial.expected.profile
     if not train.replay or not replayed:
         return short(train.dataset)
-    made_up = "made-up gradients" if train.shrink == 1 else f"made-up gradients, 1 entry in {train.shrink}"
+    shares = {1: "", None: ", as few entries as take as long"}
+    made_up = f"made-up gradients{shares.get(train.shrink, f', 1 entry in {train.shrink}')}"
     return f"{made_up} (replay of {Path(train.replay).stem}, {replayed.origin})"
 
 
@@ -266,7 +268,7 @@ def _queues(trial: Trial, outcome: Outcome) -> dict[str, Any]:
     fullest = max(uses, key=lambda name: uses[name].most_backlog_bytes)
     return {
         "queue_drops": sum(use.drops for use in uses.values()),
-        "queue_backlog_bytes": trial.case.train.shrink * uses[fullest].most_backlog_bytes,
+        "queue_backlog_bytes": trial.shrink * uses[fullest].most_backlog_bytes,
         "fullest_queue": fullest,
     }
 

@@ -51,6 +51,7 @@ MOST_EMULATED, MOST_WORKERS = 128, 16_384
 """Workers that a run may have, and those of which a plan may predict what they would do."""
 
 MOST_DILATION = 10_000
+MOST_SHRINK = 64
 
 MOST_CPUS = 8192
 """Linux's own limit."""
@@ -134,6 +135,18 @@ def _dilation_as_text(dilation: float | None) -> float | str:
     return AUTO if dilation is None else dilation
 
 
+def _read_shrink(given: object) -> int | None:
+    if given is None or given == AUTO:
+        return None
+    if isinstance(given, bool) or not isinstance(given, int) or not 1 <= given <= MOST_SHRINK:
+        raise ValueError(f"a whole number from 1 to {MOST_SHRINK}, or {AUTO!r}")
+    return given
+
+
+def _shrink_as_text(shrink: int | None) -> int | str:
+    return AUTO if shrink is None else shrink
+
+
 class Train(Section):
     """What each worker computes, and for how long."""
 
@@ -166,10 +179,11 @@ class Train(Section):
     """Replays only: the share of a gradient's entries that are not zero."""
     gradient_overlap: Literal["random", "full"] = "random"
     """Replays only: whether each worker has a gradient of its own, or all have the same one."""
-    shrink: int = Field(1, ge=1, le=64)
+    shrink: Annotated[int | None, BeforeValidator(_read_shrink), PlainSerializer(_shrink_as_text)] = 1
     """Replays only: tensors, DDP's buckets and the links' rates are so many times smaller, so that all times stay what
     they are, and bytes are multiplied before they are told. A machine carries larger models so, and sooner. Refused for
-    methods whose bytes do not shrink with their tensors."""
+    methods whose bytes do not shrink with their tensors. None, which files write ``auto``: as small for each method as
+    leaves its predicted step as it is, within 2.5 % (``plan/expected.py``)."""
     steps: int = Field(100, ge=4, le=MOST_STEPS)
     """The cap: every trial goes on to it, whether it has reached the target or not, so that final accuracies are those
     of the same step."""
@@ -216,7 +230,13 @@ class Train(Section):
     @property
     def sent_bucket_bytes(self) -> int:
         """DDP's bucket size where tensors are smaller than they are told."""
-        return round(self.bucket_bytes / self.shrink)
+        return round(self.bucket_bytes / self.times_smaller)
+
+    @property
+    def times_smaller(self) -> int:
+        """``shrink``, as a trial's own settings have it: theirs is a number."""
+        assert self.shrink is not None, "see plan/expected.py"
+        return self.shrink
 
     @property
     def profile(self) -> str | None:
@@ -316,19 +336,27 @@ class Case(Section):
         if self.train.dilation not in (None, 1.0) and not self.can_be_dilated:
             where = "where links are unshaped" if self.train.profile else "without train.pace or train.replay"
             raise ValueError(f"train.dilation: found {self.train.dilation:g}; allowed: 1 {where}")
-        if self.train.shrink > 1:
-            self._check_shrink()
+        if (shrink := self.train.shrink or 1) > 1:
+            self._check_shrink(shrink)
         return self
 
-    def _check_shrink(self) -> None:
+    def _check_shrink(self, shrink: int) -> None:
         """Only links with a rate shrink with a replay's tensors, and they must still let a frame pass."""
-        shrink = self.train.shrink
-        if not (self.train.replay and self.can_be_dilated):
+        if not self.can_shrink:
             where = "where links are unshaped" if self.train.replay else "without train.replay: what learns is whole"
             raise ValueError(f"train.shrink: found {shrink}; allowed: 1 {where}")
-        link, fabric = self.link.slowed(1.0, shrink), self.fabric.slowed(1.0, shrink)
-        if complaint := limits.complaint(link, fabric, self.cluster.workers):
+        if complaint := self.complaint_of_thinner_links(shrink):
             raise ValueError(f"train.shrink: found {shrink}; allowed: less, since links would have {complaint}")
+
+    @property
+    def can_shrink(self) -> bool:
+        """Whether its tensors are made up, and all links have a rate that can be less."""
+        return self.train.replay is not None and self.can_be_dilated
+
+    def complaint_of_thinner_links(self, shrink: int) -> str | None:
+        """Why links could not be so many times thinner; None: they could."""
+        link, fabric = self.link.slowed(1.0, shrink), self.fabric.slowed(1.0, shrink)
+        return limits.complaint(link, fabric, self.cluster.workers)
 
     @property
     def can_be_emulated(self) -> bool:

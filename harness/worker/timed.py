@@ -26,7 +26,7 @@ class Timed(Training):
     stopwatch: PacedStopwatch
 
     def _prepare(self, trial: Trial) -> None:
-        self.profile = profiles.read(str(self.settings.profile)).shrunk(self.settings.shrink)
+        self.profile = profiles.read(str(self.settings.profile)).shrunk(self.settings.times_smaller)
         self.codec = self.profile.codec(trial.method, self.world_size)
         self.optimizer_s = self.codec.optimizer_s if self.codec else self.profile.optimizer_s
         self.pace = Pace(self.slowing.at(0))
@@ -73,7 +73,7 @@ class Replay(Timed):
     def _prepare(self, trial: Trial) -> None:
         super()._prepare(trial)
         settings = self.settings
-        made = replay.materials(str(settings.replay), settings.gradient_density, settings.shrink)
+        made = replay.materials(str(settings.replay), settings.gradient_density, settings.times_smaller)
         model = Replayed(self.profile, made, self.pace, self.rank, settings.gradient_overlap)
         # All ranks have the same weights already; to send them would take a copy of its own from each.
         self.ddp = DistributedDataParallel(model, **self._ddp_settings, init_sync=False)

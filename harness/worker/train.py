@@ -42,7 +42,7 @@ REPETITIONS = 3
 def preload(settings: Train) -> None:
     """Load a data set, or make what a replay is made of, before the fork, so that all workers share one copy."""
     if settings.replay:
-        replay.materials(settings.replay, settings.gradient_density, settings.shrink)
+        replay.materials(settings.replay, settings.gradient_density, settings.times_smaller)
     else:
         data_of(settings.dataset, settings.data_dir)
 

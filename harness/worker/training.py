@@ -154,8 +154,8 @@ class Training:
                 steady_from_step=self.steady_from_step,
                 first_non_finite=self.first_non_finite,
                 diverged=steps < self.settings.steps or not test_loss < float("inf"),
-                payload_bytes=self.settings.shrink * sent.payload,
-                header_bytes=self.settings.shrink * sent.headers,
+                payload_bytes=self.settings.times_smaller * sent.payload,
+                header_bytes=self.settings.times_smaller * sent.headers,
                 **vars(transport.undilated(self.slowing.steady)),
                 queues=queues.uses,
                 train_time_s=self.recorder.clock_s,
@@ -307,7 +307,7 @@ class Training:
         }
         self.recorder.advance(step, seconds)
         for kind, value in self.method.take_notes():
-            self.recorder.note(step, kind, self.settings.shrink * value if kind == "formula_bytes" else value)
+            self.recorder.note(step, kind, self.settings.times_smaller * value if kind == "formula_bytes" else value)
             if kind == "non_finite_gradient" and self.first_non_finite is None:
                 name, _ = list(self.ddp.module.named_parameters())[int(value)]
                 self.first_non_finite = (step, name)

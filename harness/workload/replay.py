@@ -24,7 +24,7 @@ SPARE = 1 << 20
 
 WEIGHT_SCALE = 0.02
 
-STRIDES = {"worker": 104_729, "step": 7_919, "parameter": 1_299_709}
+WORKER_STRIDE, STEP_STRIDE, PARAMETER_STRIDE = 104_729, 7_919, 1_299_709
 """How far apart gradients begin in the pool; primes, so that no two of a run's begin at the same place."""
 
 
@@ -54,9 +54,8 @@ class Materials:
         Args:
             place: of the parameter in the profile.
         """
-        numbers = {"worker": worker, "step": step, "parameter": place}
-        start = sum(STRIDES[name] * number for name, number in numbers.items()) % SPARE
-        return self.pool[start : start + gradient.numel].view(gradient.shape)
+        far = WORKER_STRIDE * worker + STEP_STRIDE * step + PARAMETER_STRIDE * place
+        return self.pool.narrow(0, far % SPARE, gradient.numel).view(gradient.shape)
 
 
 def materials(name_or_path: str, density: float, shrink: int = 1) -> Materials:
@@ -102,15 +101,15 @@ class Replayed(nn.Module):
         self.weights = nn.ParameterList(nn.Parameter(weight) for weight in reversed(made.weights))
         numbered = list(enumerate(profile.gradients))
         self._groups = [list(group) for _, group in groupby(numbered, key=lambda each: each[1].ready_s)]
+        parameters = [*reversed(list(self.weights))]
+        self._members = [[parameters[place] for place, _ in group] for group in self._groups]
 
     def forward(self) -> Tensor:
         """A scalar, always zero, after the time of the forward pass."""
         self._pace.work(self._profile.forward_s)
         signal = torch.zeros((), device=self._materials.pool.device)
-        last = len(self._profile.gradients) - 1
         for number in reversed(range(len(self._groups))):
-            members = [self.weights[last - place] for place, _ in self._groups[number]]
-            signal = _Ready.apply(signal, self, number, *members)
+            signal = _Ready.apply(signal, self, number, *self._members[number])
         self.step += 1
         return signal
 

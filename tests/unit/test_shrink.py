@@ -10,7 +10,9 @@ from abacus import profile, replayed, written
 from harness.errors import UsageError
 from harness.network.readings import Readings
 from harness.network.topology import Topology
+from harness.plan.expected import MOST_BENT, SHRINKS
 from harness.plan.plan import Plan, make
+from harness.run.row import case_of
 from harness.scenario.load import load
 
 VGG = ("link.rate=500mbit", "train.replay=vgg19-a40", "rounds=1")
@@ -79,3 +81,49 @@ def test_methods_whose_bytes_do_not_shrink_and_what_learns_are_refused(tmp_path:
         replayed(Path(written(tmp_path / "p.json")), "train.shrink=8", "link.burst=10kB")
     with pytest.raises(UsageError, match=r"train\.shrink: found 2; allowed: 1 where links are unshaped"):
         replayed(Path(written(tmp_path / "p.json")), "train.shrink=2", "link.rate=unshaped")
+
+
+def shrinks(scenario: str, *overrides: str) -> dict[str, int]:
+    return {trial.method.label: trial.shrink for trial in planned(scenario, "rounds=1", *overrides).trials}
+
+
+def test_auto_shrinks_each_method_as_far_as_its_step_stays_what_it_is() -> None:
+    asked = ("link.rate=100mbit", "train.replay=resnet152-a40")
+    found = shrinks("paper/pactrain-resnet152", *asked)
+    assert found["dense"] == SHRINKS[-1] > found["topk"] > found["pactrain-ternary"] > 1
+    whole = {
+        trial.method.label: trial for trial in planned("paper/pactrain-resnet152", *asked, "train.shrink=1").trials
+    }
+    for trial in planned("paper/pactrain-resnet152", *asked).trials:
+        told, real = trial.expected, whole[trial.method.label].expected
+        assert told.predicted_step_s == pytest.approx(real.predicted_step_s, rel=MOST_BENT)
+        assert told.wire_bytes_per_step == real.wire_bytes_per_step
+        assert trial.train.times_smaller == trial.shrink
+
+
+def test_auto_leaves_whole_what_does_not_shrink() -> None:
+    found = shrinks("paper/datacenter-resnet50")
+    assert {label: times for label, times in found.items() if times == 1}.keys() == {
+        f"powersgd-rank={rank}" for rank in (4, 8, 16)
+    }
+    assert set(shrinks("quickstart", "train.shrink=auto").values()) == {1}
+    assert set(shrinks("paper/pactrain-vgg19", *VGG, "link.rate=unshaped").values()) == {1}
+
+
+def test_auto_keeps_links_that_let_a_frame_pass(tmp_path: Path) -> None:
+    whole = ("train.shrink=auto", "link.rate=2gbit")
+    small_buckets = replayed(Path(written(tmp_path / "p.json")), *whole, "link.burst=10kB")
+    assert all(1 <= trial.shrink < 8 for trial in small_buckets.trials), "where 8 is refused"
+
+
+def test_methods_of_a_case_are_compared_however_much_each_is_shrunk() -> None:
+    trials = planned("paper/pactrain-resnet152", "rounds=1", "link.rate=100mbit", "train.replay=resnet152-a40").trials
+    assert len({trial.shrink for trial in trials}) > 1
+    assert len({case_of(trial) for trial in trials}) == 1
+
+
+def test_a_shrink_that_is_neither_a_number_nor_auto_is_refused() -> None:
+    with pytest.raises(
+        UsageError, match=r"train\.shrink: found 'most'; allowed: a whole number from 1 to 64, or 'auto'"
+    ):
+        planned("paper/pactrain-vgg19", *VGG, "train.shrink=most")
