@@ -28,6 +28,7 @@ from harness.plan.status import UNSETTLED_STEPS
 from harness.plan.trial import Trial
 from harness.scenario.schema import MethodSpec
 from harness.units import format_time
+from harness.workload import profile as profiles
 from harness.workload.data import DATASETS
 from harness.workload.models import MODELS
 
@@ -37,6 +38,13 @@ ASSUMED_FLOPS_PER_CORE = 2e10
 ADDED_S, ADDED_S_PER_BYTE = 2e-3, 1e-10
 """What a machine adds to a step for each worker that shares a core: for each collective, whose threads it wakes, and
 for each byte on the wire, which it copies."""
+
+CODECS_OF_A_CPU, OTHER_CODEC_S_PER_ENTRY = "digits-cnn-epyc", 5e-9
+"""The profile that says how long a CPU encodes and decodes an entry, which it does in replays of any device; and for a
+method that is not in it."""
+
+START_S = 1.0
+"""What a trial takes beside its steps for each worker that shares a core with others."""
 
 BUSIER = 2.2
 """How much longer workers compute that share cores, beyond taking turns: threads of one core, caches, and what is no
@@ -94,12 +102,17 @@ def time_s(trial: Trial, machine: Machine) -> float:
     """Estimated wall time of a trial, from the method's byte formula and the model's operation count."""
     train = trial.case.train
     compute_s, evaluation_s = (0.0, 0.0) if train.replay else _training_s(trial, machine)
-    slowing = _usual_slowing(trial, machine)
+    slowing, start_s = _usual_slowing(trial, machine), machine.trial_s + START_S * max(0.0, _shared(trial, machine) - 1)
     dilated_s = sum(slowing.at(step) * seconds for step, seconds in enumerate(_all_steps_s(trial)))
     meeting_s = _meeting_s(trial, slowing.steady)
     if train.profile:
-        return machine.trial_s + meeting_s + max(dilated_s, compute_s) + evaluation_s
-    return machine.trial_s + meeting_s + dilated_s + compute_s + evaluation_s
+        return start_s + meeting_s + max(dilated_s, compute_s) + evaluation_s
+    return start_s + meeting_s + dilated_s + compute_s + evaluation_s
+
+
+def _shared(trial: Trial, machine: Machine) -> float:
+    """How many workers have a core together."""
+    return trial.case.cluster.workers / machine.cpu_count
 
 
 def _meeting_s(trial: Trial, dilation: float) -> float:
@@ -145,9 +158,17 @@ def usually_added_s(trial: Trial, machine: Machine) -> float:
     buckets = math.ceil(4 * numel(shapes_of(case.train.model)) / case.train.bucket_bytes)
     calls = state.calls(shapes_of(case.train.model), case.cluster.workers)
     collectives = len(calls) * (1 if state.syncs_in_end_step else buckets) / state.agrees_every
-    shared = case.cluster.workers / machine.cpu_count
     sent_bytes = trial.expected.wire_bytes_per_step / trial.shrink
-    return shared * (ADDED_S * collectives + ADDED_S_PER_BYTE * sent_bytes)
+    moved_s = ADDED_S * collectives + ADDED_S_PER_BYTE * sent_bytes
+    return _shared(trial, machine) * (moved_s + (_codec_s(trial) if case.train.replay else 0.0))
+
+
+def _codec_s(trial: Trial) -> float:
+    """What a CPU encodes and decodes in a step of a replay."""
+    cpu = profiles.read(CODECS_OF_A_CPU)
+    codec, entries = cpu.codec(trial.method, trial.case.cluster.workers), numel(shapes_of(trial.case.train.model))
+    s_per_entry = codec.took_s / cpu.numel if codec else OTHER_CODEC_S_PER_ENTRY
+    return s_per_entry * entries / trial.shrink
 
 
 def phases(trial: Trial, dilation: float, real_s: float) -> tuple[Phase, ...]:
@@ -242,7 +263,7 @@ def _undelayed_s(trial: Trial, on_the_links_s: float) -> float:
     if profile is None:
         return on_the_links_s + (_device_s(trial) if trial.case.train.profile else 0.0)
     codec = profile.codec(trial.method, trial.case.cluster.workers)
-    codec_s = codec.encode_s + codec.beside_s + codec.decode_s if codec else 0.0
+    codec_s = codec.took_s if codec else 0.0
     passes_s = trial.case.train.accumulate * (profile.forward_s + profile.backward_s)
     return on_the_links_s + passes_s + profile.optimizer_s + codec_s
 

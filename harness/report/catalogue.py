@@ -142,7 +142,7 @@ def copies(profile: Profile, codec: Codec) -> float:
     """A codec's time over the time in which the profile's device copies the gradient: reads and writes fp32."""
     device = next(hardware for hardware in HARDWARE.values() if hardware.name == profile.device)
     copy_s = 2 * 4 * profile.numel / device.memory_bytes_per_s
-    return (codec.encode_s + codec.beside_s + codec.decode_s) / copy_s
+    return codec.took_s / copy_s
 
 
 def shipped_profiles() -> list[Profile]:

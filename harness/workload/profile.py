@@ -65,6 +65,11 @@ class Codec(Section):
     optimizer_s: float = Field(ge=0)
     """The optimizer's step with what the method does before and after it."""
 
+    @property
+    def took_s(self) -> float:
+        """All encoding and decoding."""
+        return self.encode_s + self.beside_s + self.decode_s
+
 
 class Profile(Section):
     """A training step of a model on a device, without a network."""

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from harness.errors import UsageError
 from harness.plan import plan as planning
-from harness.plan.estimate import steady_s, time_s, total_as_text, total_s, usual_dilation
+from harness.plan.estimate import steady_s, time_s, total_as_text, total_s, usual_dilation, usually_added_s
 from harness.plan.machine import Machine
 from harness.plan.plan import Plan, make
 from harness.scenario.load import load
@@ -99,6 +99,28 @@ def test_what_a_kernel_within_a_machine_carries_and_needs_is_planned_for() -> No
     assert usual_dilation(trial, kernel) == 16, "four links of 100 Mbit/s"
     unsure = TWO_CPUS._replace(error_s=0.32 * steady_s(trial))
     assert usual_dilation(trial, unsure) == pytest.approx(32), "so that it is 1 % of a step"
+
+
+def test_what_a_cpu_encodes_in_a_replay_is_planned_for_and_less_of_smaller_tensors() -> None:
+    def usual(*overrides: str) -> dict[str, float]:
+        trials = make(load("paper/pactrain-resnet152", ["rounds=1", "link.rate=100mbit", *overrides]), "netns").trials
+        return {trial.method.label: usually_added_s(trial, TWO_CPUS) for trial in trials}
+
+    whole, shrunk = usual("train.shrink=1"), usual("train.shrink=8")
+    entries = 60_192_808
+    assert whole["pactrain-ternary"] - whole["pactrain-fp32"] > 4 * 5e-9 * entries, "four workers share a core"
+    for label, whole_s in whole.items():
+        assert whole_s >= shrunk[label] > 0
+    assert whole["pactrain-ternary"] > 3 * shrunk["pactrain-ternary"]
+
+
+def test_workers_that_share_cores_start_one_after_the_other() -> None:
+    def more_s(workers: int) -> float:
+        overrides = ["rounds=1", "train.dilation=1.0", f"cluster.workers={workers}"]
+        trial = make(load("replay", overrides), "netns").trials[0]
+        return time_s(trial, TWO_CPUS) - time_s(trial, Machine(cpu_count=8))
+
+    assert [more_s(2), more_s(8)] == pytest.approx([0, 3])
 
 
 def test_packets_that_are_late_on_purpose_make_steps_longer() -> None:
