@@ -151,6 +151,12 @@ def replays(session: nox.Session) -> None:
 
 
 @nox.session
+def plans(session: nox.Session) -> None:
+    """Run shipped scenarios, and compare what they take with what was planned: hours."""
+    run(session, "python", "tests/bench/plans.py", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
 def flow_model(session: nox.Session) -> None:
     """Compare predicted collectives with emulation, or with SimGrid's fluid model."""
     run(session, "python", "tests/bench/flow_model.py", *session.posargs, env=ONE_THREAD)

@@ -1,0 +1,66 @@
+"""What a plan says a run takes, and what it takes: shipped scenarios, one after the other.
+
+    nox -s plans -- --rounds 1 --out results/plans                  # hours, on a machine that does nothing else
+    nox -s plans -- --scenarios quickstart racks                    # minutes
+
+A scenario that was run is not run again. Where its links need netem, it runs in a kernel that has it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+
+SCENARIOS = Path(__file__).resolve().parents[2] / "scenarios"
+SHIPPED = sorted(file.stem for file in SCENARIOS.glob("*.toml"))
+NEAR = 0.2
+"""Share by which a plan may be off."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Compare what runs take with what was planned.")
+    parser.add_argument("--out", type=Path, default=Path("results/plans"))
+    parser.add_argument("--scenarios", nargs="+", default=SHIPPED, metavar="SCENARIO")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--on", default="auto")
+    options = parser.parse_args()
+    out = options.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    rows = [compared(out, scenario, options) for scenario in options.scenarios]
+    table = pd.DataFrame(rows)
+    table.to_csv(out / "plans.csv", index=False, float_format="%.4g")
+    print(table.to_string(index=False))
+    near = (table["taken_over_planned"] - 1).abs() <= NEAR
+    print(f"planned within {NEAR:.0%}: {near.sum()} of {len(table)}")
+
+
+def compared(out: Path, scenario: str, options: argparse.Namespace) -> dict[str, object]:
+    asked = (scenario, "--on", options.on, "--rounds", str(options.rounds))
+    kept = out / f"{scenario.replace('/', '-')}.json"
+    if not kept.exists():
+        planned_s = json.loads(pacbench("plan", *asked, "--json"))["total_s"]
+        began_s = time.monotonic()
+        pacbench("run", *asked, "--out", str(out / scenario))
+        kept.write_text(json.dumps({"planned_s": planned_s, "taken_s": time.monotonic() - began_s}))
+    found = json.loads(kept.read_text())
+    return {"scenario": scenario, **found, "taken_over_planned": found["taken_s"] / found["planned_s"]}
+
+
+def pacbench(*words: str) -> str:
+    """What a command prints.
+
+    Raises:
+        subprocess.CalledProcessError: it failed; what it said is on stderr.
+    """
+    command = [sys.executable, "-m", "harness", *words]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+if __name__ == "__main__":
+    main()
