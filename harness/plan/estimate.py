@@ -35,13 +35,17 @@ from harness.workload.models import MODELS
 ASSUMED_FLOPS_PER_CORE = 2e10
 """For estimates before anything has run; what a trial computes in is measured, never assumed."""
 
-ADDED_S, ADDED_S_PER_BYTE = 2e-3, 1e-10
-"""What a machine adds to a step for each worker that shares a core: for each collective, whose threads it wakes, and
-for each byte on the wire, which it copies."""
+ADDED_S, MORE_ADDED_S, ADDED_S_PER_BYTE = 2e-3, 0.6e-3, 1e-10
+"""What a machine adds to a step for each worker that shares a core: for its first collective, whose threads it wakes;
+for each further one, which the first ones keep busy anyway; and for each byte on the wire, which it copies."""
 
 CODECS_OF_A_CPU, OTHER_CODEC_S_PER_ENTRY = "digits-cnn-epyc", 5e-9
 """The profile that says how long a CPU encodes and decodes an entry, which it does in replays of any device; and for a
 method that is not in it."""
+
+CODEC_SHARE = 0.6
+"""Of that time, the part in which nothing waits for the links or the device anyway. (ResNet152 and ViT-B/16, ternary
+codes and top-k: 0.2 to 0.9; ``pacbench reproduce``.)"""
 
 START_S = 1.0
 """What a trial takes beside its steps for each worker that shares a core with others."""
@@ -159,8 +163,9 @@ def usually_added_s(trial: Trial, machine: Machine) -> float:
     calls = state.calls(shapes_of(case.train.model), case.cluster.workers)
     collectives = len(calls) * (1 if state.syncs_in_end_step else buckets) / state.agrees_every
     sent_bytes = trial.expected.wire_bytes_per_step / trial.shrink
-    moved_s = ADDED_S * collectives + ADDED_S_PER_BYTE * sent_bytes
-    return _shared(trial, machine) * (moved_s + (_codec_s(trial) if case.train.replay else 0.0))
+    moved_s = ADDED_S * min(1.0, collectives) + MORE_ADDED_S * max(0.0, collectives - 1)
+    coded_s = CODEC_SHARE * _codec_s(trial) if case.train.replay else 0.0
+    return _shared(trial, machine) * (moved_s + ADDED_S_PER_BYTE * sent_bytes + coded_s)
 
 
 def _codec_s(trial: Trial) -> float:
