@@ -78,11 +78,11 @@ def _rows(trials: dict[str, Trial], baseline: str, workers: int, rate_bps: float
 
 
 def _moved(trial: Trial, workers: int, rate_bps: float) -> Trial:
-    """The trial on so many workers with links of this rate, which really are as fast."""
+    """The trial, whole, on so many workers with links of this rate, which really are as fast."""
     case = trial.case
     moved = {
         "cluster": case.cluster.model_copy(update={"workers": workers}),
         "link": case.link.model_copy(update={"rate_bps": round(rate_bps)}),
-        "train": case.train.model_copy(update={"dilation": None}),
+        "train": case.train.model_copy(update={"dilation": None, "shrink": 1}),
     }
     return trial.model_copy(update={"case": case.model_copy(update=moved)})

@@ -169,11 +169,11 @@ def usually_added_s(trial: Trial, machine: Machine) -> float:
 
 
 def _codec_s(trial: Trial) -> float:
-    """What a CPU encodes and decodes in a step of a replay."""
+    """What a CPU encodes and decodes in a step of a replay, the mean over all."""
     cpu = profiles.read(CODECS_OF_A_CPU)
     codec, entries = cpu.codec(trial.method, trial.case.cluster.workers), numel(shapes_of(trial.case.train.model))
     s_per_entry = codec.took_s / cpu.numel if codec else OTHER_CODEC_S_PER_ENTRY
-    return s_per_entry * entries / trial.shrink
+    return s_per_entry * entries / trial.shrink / state_of(trial.method).agrees_every
 
 
 def phases(trial: Trial, dilation: float, real_s: float) -> tuple[Phase, ...]:

@@ -18,12 +18,12 @@ from harness.workload import replay
 from harness.workload.models import MODELS
 from harness.workload.profile import Profile
 
-SHRINKS = (1, 2, 4, 8, 16, 32, 64)
+SHRINKS = (2, 4, 8, 16, 32, 64)
 """How many times smaller tensors may be where nobody says."""
 
 MOST_BENT = 0.025
-"""Share by which a predicted step may be longer or shorter with smaller tensors on thinner links. Small messages do not
-shrink: they are still cut into segments of the same size."""
+"""Share by which a predicted step may be longer or shorter with smaller tensors on thinner links: messages' headers do
+not shrink with them."""
 
 MOST_UNLIKE = 0.02
 """Share by which a step's bytes may differ from what they are told to be, where tensors are smaller than they are told.
@@ -64,7 +64,7 @@ def expect(case: Case, method: MethodSpec, dilation: float) -> Expected:
     """
     shrink = shrink_of(case, method)
     thinned = thinned_topology_of(case, shrink)
-    profile = profiles.read(known) if (known := case.train.known_profile) else None
+    profile = _profile_of(case)
     return Expected(
         topology=topology_of(case),
         thinned=thinned,
@@ -77,6 +77,10 @@ def expect(case: Case, method: MethodSpec, dilation: float) -> Expected:
     )
 
 
+def _profile_of(case: Case) -> Profile | None:
+    return profiles.read(known) if (known := case.train.known_profile) else None
+
+
 def train_of(case: Case, method: MethodSpec) -> Train:
     """What a method trains with on a case: its own learning rate and optimizer, and tensors of the size they have."""
     return method.settings(case.train).model_copy(update={"shrink": shrink_of(case, method)})
@@ -87,7 +91,7 @@ def shrink_of(case: Case, method: MethodSpec) -> int:
     """How many times smaller than is told tensors, buckets and links' rates are."""
     if case.train.shrink is not None:
         return case.train.shrink
-    profile = profiles.read(known) if (known := case.train.known_profile) else None
+    profile = _profile_of(case)
     if profile is None or not case.can_shrink:
         return 1
     whole_s = _predicted_step_s(case, method, profile)
@@ -99,7 +103,7 @@ def shrink_of(case: Case, method: MethodSpec) -> int:
             and abs(_predicted_step_s(case, method, profile, shrink) / whole_s - 1) <= MOST_BENT
         )
 
-    return max(takewhile(is_like_the_whole, SHRINKS))
+    return max(takewhile(is_like_the_whole, SHRINKS), default=1)
 
 
 def unlike_bytes(case: Case, method: MethodSpec, shrink: int) -> float:
@@ -107,7 +111,8 @@ def unlike_bytes(case: Case, method: MethodSpec, shrink: int) -> float:
     shrunk = profiles.read(str(case.train.replay)).shrunk(shrink)
     with blamed(method.name):
         told = shrink * state_of(method).wire_bytes(shrunk.shapes, case.cluster.workers)
-    return abs(told / wire_bytes(case, method) - 1)
+    whole = wire_bytes(case, method)
+    return abs(told - whole) / whole if whole else told
 
 
 def wire_bytes(case: Case, method: MethodSpec, step: int | None = None) -> float:

@@ -44,6 +44,12 @@ class Trial(Section):
         return shrink_of(self.case, self.method)
 
     @property
+    def for_workers(self) -> Trial:
+        """The same with its shrink in the case, as a number: workers need not find it."""
+        train = self.case.train.model_copy(update={"shrink": self.shrink})
+        return self.model_copy(update={"case": self.case.model_copy(update={"train": train})})
+
+    @property
     def slowing(self) -> Dilation:
         """How time runs in it."""
         return self.found or Dilation(steady=self.case.train.dilation or 1.0)

@@ -178,8 +178,8 @@ class _Account:
             "first_loss": curve[0].loss,
             "last_loss": curve[-1].loss,
             "formula": short(self._method),
-            "sent_bytes": _mean(step.sent_bytes for step in steady),
-            "formula_bytes": _mean(step.formula_bytes for step in steady),
+            "sent_bytes": mean_of_known(step.sent_bytes for step in steady),
+            "formula_bytes": mean_of_known(step.formula_bytes for step in steady),
             "curve": curve[:: -(-len(curve) // MOST_POINTS)],
         }
 
@@ -210,7 +210,7 @@ class _Account:
             step=number,
             time_s=fmean(one.at_s - (start.at_s - start.step_s) for one, start in zip(each, first, strict=True)),
             step_s=fmean(one.step_s for one in each),
-            loss=_mean(one.loss for one in each),
+            loss=mean_of_known(one.loss for one in each),
             sent_bytes=self._sent_bytes(number),
             formula_bytes=self._formula_bytes(number),
         )
@@ -218,7 +218,7 @@ class _Account:
     def _sent_bytes(self, number: int) -> float | None:
         if not self._has_own_links or number == 0:
             return None
-        return _mean(_payload_bytes(steps[number - 1], steps[number]) for steps in self._steps)
+        return mean_of_known(_payload_bytes(steps[number - 1], steps[number]) for steps in self._steps)
 
     def _formula_bytes(self, number: int) -> float:
         """Of a method whose bytes depend on the gradients' values, what it noted for those it met."""
@@ -237,7 +237,9 @@ class _Account:
 
     def _mean(self, name: str) -> float | None:
         """Of a time of each step."""
-        return _mean(getattr(step, name) for steps in self._steps for step in steps[self._steady_from : self._count])
+        return mean_of_known(
+            getattr(step, name) for steps in self._steps for step in steps[self._steady_from : self._count]
+        )
 
 
 def _payload_bytes(before: Step, after: Step) -> float | None:
@@ -248,6 +250,7 @@ def _payload_bytes(before: Step, after: Step) -> float | None:
     return float(bytes_after - bytes_before - FRAME_HEADER_BYTES * (packets_after - packets_before))
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
+def mean_of_known(values: Iterable[float | None]) -> float | None:
+    """None where none is known."""
     known = [value for value in values if value is not None]
     return fmean(known) if known else None

@@ -41,7 +41,7 @@ def attempt(
     """
     train = trial.case.train
     outcome.readings = cluster.use(trial.network, trial.case.cluster.resources)
-    spec: dict[str, Any] = {"trial": trial.model_dump(mode="json", by_alias=True), "port": port}
+    spec: dict[str, Any] = {"trial": trial.for_workers.model_dump(mode="json", by_alias=True), "port": port}
     if trial.slowing.changes:
         spec["undilated"] = as_json(trial.expected.thinned)
     if begun:

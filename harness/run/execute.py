@@ -156,7 +156,8 @@ def _prepare(plan: Plan, pending: Sequence[Trial], cluster: Cluster) -> None:
         cluster.share_file(Path(checkpoint))
     for profile in {named for trial in pending if (named := trial.case.train.profile)}:
         cluster.share_file(Path(profile))
-    for train in {_materials_of(trial.train): trial.train for trial in pending}.values():
+    trains = [trial.for_workers.case.train for trial in pending]
+    for train in {_materials_of(each): each for each in trains}.values():
         cluster.preload(train)
     check_networks(pending, cluster, cluster.check)
 

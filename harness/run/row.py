@@ -117,8 +117,11 @@ def _what_is_fed(trial: Trial) -> str:
     train, replayed = trial.case.train, trial.expected.profile
     if not train.replay or not replayed:
         return short(train.dataset)
-    shares = {1: "", None: ", as few entries as take as long"}
-    made_up = f"made-up gradients{shares.get(train.shrink, f', 1 entry in {train.shrink}')}"
+    made_up = "made-up gradients"
+    if train.shrink is None:
+        made_up += ", shrunk by method"
+    elif train.shrink > 1:
+        made_up += f", 1 entry in {train.shrink}"
     return f"{made_up} (replay of {Path(train.replay).stem}, {replayed.origin})"
 
 

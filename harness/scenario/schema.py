@@ -182,8 +182,8 @@ class Train(Section):
     shrink: Annotated[int | None, BeforeValidator(_read_shrink), PlainSerializer(_shrink_as_text)] = 1
     """Replays only: tensors, DDP's buckets and the links' rates are so many times smaller, so that all times stay what
     they are, and bytes are multiplied before they are told. A machine carries larger models so, and sooner. Refused for
-    methods whose bytes do not shrink with their tensors. None, which files write ``auto``: as small for each method as
-    leaves its predicted step as it is, within 2.5 % (``plan/expected.py``)."""
+    methods whose bytes do not shrink with their tensors. At most 64. None, which files write ``auto``: as small for
+    each method as leaves its predicted step as it is, within 2.5 % (``plan/expected.py``)."""
     steps: int = Field(100, ge=4, le=MOST_STEPS)
     """The cap: every trial goes on to it, whether it has reached the target or not, so that final accuracies are those
     of the same step."""

@@ -6,8 +6,8 @@
 The links are drawn and written to ``links.csv`` before anything runs: their rates alone, since delays need netem,
 which not every kernel has. On each a pilot decides by one seed; then further seeds are trained, and these alone judge
 it. What was run is not run again, and a pilot that failed is wrong there, until the same command finds that it did not.
-The look at a script is made once. The fastest links come first: what is learnt there is known on the others, where only
-the pace of each training is measured.
+The look at a script is made once. The slowest links come first, since trainings have most steps there: what is learnt
+there is known on the others, where only the pace of each training is measured.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> None:
     links = listed(out / "links.csv")
     rows = []
     for script in options.scripts:
-        for number, link in links.head(options.links).sort_values("rate_mbps", ascending=False).iterrows():
+        for number, link in links.head(options.links).sort_values("rate_mbps").iterrows():
             rows.append(
                 {"script": script, "link": number, **link, **judged(out / script, script, number, link, options)}
             )

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import shutil
 import subprocess
 import sys
 import time
@@ -32,22 +34,39 @@ def main() -> None:
     options = parser.parse_args()
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    rows = [compared(out, scenario, options) for scenario in options.scenarios]
+    rows: list[dict[str, object]] = []
+    for scenario in options.scenarios:
+        rows.append(compared(out, scenario, options))
+        pd.DataFrame(rows).to_csv(out / "plans.csv", index=False, float_format="%.4g")
     table = pd.DataFrame(rows)
-    table.to_csv(out / "plans.csv", index=False, float_format="%.4g")
     print(table.to_string(index=False))
     near = (table["taken_over_planned"] - 1).abs() <= NEAR
     print(f"planned within {NEAR:.0%}: {near.sum()} of {len(table)}")
 
 
 def compared(out: Path, scenario: str, options: argparse.Namespace) -> dict[str, object]:
+    """A run that failed has no time; what was cut short is begun anew, or it would take too little."""
     asked = (scenario, "--on", options.on, "--rounds", str(options.rounds))
-    kept = out / f"{scenario.replace('/', '-')}.json"
+    folder = out / f"{scenario.replace('/', '-')}-{options.on}-{options.rounds}"
+    kept = folder.with_suffix(".json")
     if not kept.exists():
-        planned_s = json.loads(pacbench("plan", *asked, "--json"))["total_s"]
+        shutil.rmtree(folder, ignore_errors=True)
+        plan = json.loads(pacbench("plan", *asked, "--json"))
+        if plan["more_seeds"]:
+            raise SystemExit(
+                f"--rounds: found {options.rounds}; allowed: fewer, since {scenario} trains more seeds then"
+            )
         began_s = time.monotonic()
-        pacbench("run", *asked, "--out", str(out / scenario))
-        kept.write_text(json.dumps({"planned_s": planned_s, "taken_s": time.monotonic() - began_s}))
+        try:
+            pacbench("run", *asked, "--out", str(folder))
+        except subprocess.CalledProcessError as error:
+            return {
+                "scenario": scenario,
+                "planned_s": plan["total_s"],
+                "taken_over_planned": math.nan,
+                "code": error.returncode,
+            }
+        kept.write_text(json.dumps({"planned_s": plan["total_s"], "taken_s": time.monotonic() - began_s}))
     found = json.loads(kept.read_text())
     return {"scenario": scenario, **found, "taken_over_planned": found["taken_s"] / found["planned_s"]}
 

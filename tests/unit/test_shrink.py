@@ -7,13 +7,17 @@ from pathlib import Path
 import pytest
 from abacus import profile, replayed, written
 
+from harness.cluster.emulated import preload_request
 from harness.errors import UsageError
 from harness.network.readings import Readings
 from harness.network.topology import Topology
 from harness.plan.expected import MOST_BENT, SHRINKS
 from harness.plan.plan import Plan, make
+from harness.plan.trial import Trial
 from harness.run.row import case_of
 from harness.scenario.load import load
+from harness.scenario.optimisation import Optimizer
+from harness.scenario.schema import Train
 
 VGG = ("link.rate=500mbit", "train.replay=vgg19-a40", "rounds=1")
 
@@ -127,3 +131,17 @@ def test_a_shrink_that_is_neither_a_number_nor_auto_is_refused() -> None:
         UsageError, match=r"train\.shrink: found 'most'; allowed: a whole number from 1 to 64, or 'auto'"
     ):
         planned("paper/pactrain-vgg19", *VGG, "train.shrink=most")
+
+
+def test_workers_are_told_their_shrink_as_a_number_and_the_rest_as_the_case_has_it() -> None:
+    """A method's own optimizer goes with its trial: beside the case's momentum it could not be read."""
+    own = ("rounds=1", "link.rate=100mbit", "train.replay=resnet152-a40")
+    for trial in planned("paper/pactrain-resnet152", *own).trials:
+        sent = Trial.model_validate(trial.for_workers.model_dump(mode="json", by_alias=True))
+        assert (sent.id, sent.case.train.shrink, sent.shrink) == (trial.id, trial.shrink, trial.shrink)
+        assert Train.model_validate(preload_request(sent.case.train).train) == sent.case.train
+    scenario = load("quickstart", ["rounds=1"], ["dense"])
+    adamw = scenario.methods[0].model_copy(update={"optimizer": Optimizer.model_validate({"name": "adamw"})})
+    (trial,) = make(scenario.model_copy(update={"methods": (adamw,)}), "netns").trials
+    assert trial.train.optimizer.name == "adamw"
+    Train.model_validate(preload_request(trial.for_workers.case.train).train)

@@ -107,7 +107,7 @@ def train(trial: Trial, name: str, port: int) -> None:
     from harness.worker import train
 
     heard: list[Message] = []
-    spec = {"trial": trial.model_dump(mode="json", by_alias=True), "port": port, **MEETING_PLACE}
+    spec = {"trial": trial.for_workers.model_dump(mode="json", by_alias=True), "port": port, **MEETING_PLACE}
     train.train(spec, name, heard.append)
     if worker_number(name):
         return

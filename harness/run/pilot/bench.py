@@ -37,7 +37,7 @@ from harness.run.command import Job as CommandJob
 from harness.run.pilot.found import Found
 from harness.run.pilot.look import job_of
 from harness.run.pilot.request import ATTACHED_WORKERS, Request, Tell
-from harness.run.pilot.trained import training_of
+from harness.run.pilot.trained import cut, training_of
 from harness.scenario.properties import UNSHAPED
 from harness.scenario.schema import MethodSpec
 from harness.units import format_time
@@ -137,33 +137,35 @@ class Bench:
             shifts_seeds=True,
             steps=steps or self._steps(method, job),
         )
-        learnt = self._learnt_elsewhere(method, attachment)
-        if learnt is None:
+        known = self._learnt(method, attachment)
+        if known is None:
             return self._made(method, attachment, job)
-        record, losses = learnt
+        learnt, is_paced_here = known
+        if is_paced_here:
+            return learnt
         paced = self._made(method, attachment.model_copy(update={"steps": _steps_of_pace(method)}), job)
         if paced is None:
             return None
-        if paced.losses != losses[: paced.steps]:
+        if paced.losses != learnt.losses[: paced.steps]:
             return self._made(method, attachment, job)
-        known = {"steps": len(losses), "losses": losses, "learnt_in": str(record.relative_to(self._request.out))}
-        return paced.model_copy(update=known)
+        same = {name: getattr(learnt, name) for name in ("steps", "losses", "sent_bytes", "formula_bytes")}
+        return paced.model_copy(update={**same, "learnt_in": learnt.record})
 
-    def _learnt_elsewhere(
-        self, method: MethodSpec, attachment: Attachment
-    ) -> tuple[Path, tuple[float | None, ...]] | None:
-        """A folder where the same training has run on another network, and the losses of as many steps.
+    def _learnt(self, method: MethodSpec, attachment: Attachment) -> tuple[Training, bool] | None:
+        """The same training, as a longer one or one on another network has begun; and whether it was on this network.
 
-        None: there is none, it has run on this network, or it is as soon run as its pace is measured.
+        None: there is none, it has run itself, or it is as soon run as its pace is measured.
         """
         steps, folder = attachment.steps or 0, self._folder(method.label, attachment)
         if steps <= _steps_of_pace(method) or state_of(method).learns_by_the_links or _done(folder):
             return None
         of_training, _, _ = folder.name.rpartition("-")
         for other in sorted(folder.parent.glob(f"{glob.escape(of_training)}-*")):
-            known = _done(other)
-            if known and known.training and len(known.training.curve) >= steps:
-                return other, tuple(step.loss for step in known.training.curve[:steps])
+            found = _done(other)
+            if found and found.training and len(found.training.curve) >= steps:
+                record = other.relative_to(self._request.out)
+                is_here = found.network == self._request.network.model_dump(mode="json", by_alias=True)
+                return training_of(method, attachment.seed or 0, cut(found, steps), record), is_here
         return None
 
     def _made(self, method: MethodSpec, attachment: Attachment, job: Job) -> Training | None:

@@ -9,7 +9,7 @@ from harness.errors import MeasurementError
 from harness.record.execution import Execution
 from harness.record.observed import ObservedStep
 from harness.record.pilot import Training
-from harness.run.attached import FIRST_STEADY_STEP
+from harness.run.attached import FIRST_STEADY_STEP, mean_of_known
 from harness.scenario.schema import MethodSpec
 
 FEWEST_STEADY = 3
@@ -51,6 +51,21 @@ def training_of(method: MethodSpec, seed: int, found: Execution, record: Path) -
         wall_s=found.wall_time_s,
         record=str(record),
     )
+
+
+def cut(found: Execution, steps: int) -> Execution:
+    """A record as if its training had ended after so many steps; its times are those of all steps."""
+    seen = found.training
+    assert seen is not None, "nothing was observed"
+    curve = seen.curve[:steps]
+    steady = curve[seen.steady_from_step or 0 :]
+    shorter = {
+        "steps": len(curve),
+        "curve": curve,
+        "sent_bytes": mean_of_known(step.sent_bytes for step in steady),
+        "formula_bytes": mean_of_known(step.formula_bytes for step in steady),
+    }
+    return found.model_copy(update={"training": seen.model_copy(update=shorter)})
 
 
 def _pace_s(steps: Sequence[ObservedStep]) -> float:
