@@ -47,10 +47,10 @@ def test_slow_links_give_what_the_bytes_allow_and_faster_ones_less(found: pd.Dat
         assert curve.iloc[-1] < 0.8 * most
 
 
-def test_the_sweep_has_what_is_predicted_for_a_trial(found: pd.DataFrame, plan: Plan) -> None:
+def test_the_sweep_has_what_is_predicted_for_a_trial(found: pd.DataFrame) -> None:
     rows = found[(found["workers"] == 8) & (found["rate_bps"] == 1e9)].set_index("label")["step_s"]
     (replayed,) = set(found["replay"])
-    for trial in plan.trials:
+    for trial in make(load(REPLAYED, ["train.shrink=1"]), "fake").trials:
         if trial.case.link.rate_bps == 10**9 and trial.case.train.replay == replayed:
             assert rows[trial.method.label] == trial.expected.predicted_step_s
 

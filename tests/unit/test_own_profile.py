@@ -187,7 +187,8 @@ def test_workers_get_a_named_profile_as_a_file_and_rows_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = Path(written(tmp_path / "abacus.json"))
-    monkeypatch.setattr(profiles, "available", lambda: {"abacus": file})
+    shipped = profiles.available()
+    monkeypatch.setattr(profiles, "available", lambda: {**shipped, "abacus": file})
     for number, (field, more) in enumerate({"pace": (), "replay": ("train.target=none",)}.items()):
         plan = planned(f"train.{field}=abacus", *more)
         store = Store.create(tmp_path / f"run{number}", plan.scenario)

@@ -251,7 +251,7 @@ def test_what_is_reused_was_run_with_the_same_environment_and_cluster(tmp_path: 
 
     def folder(on: str = "netns", **environment: str) -> Path:
         asked = replace(_request(["true"], network(), on, "convergence", ()), out=tmp_path, environment=environment)
-        return Bench(asked, print)._folder("job", network(), 1, Attachment())
+        return Bench(asked, print)._folder("job", Attachment())
 
     assert folder(LR="0.1") == folder(LR="0.1", TERM="xterm", SSH_TTY="/dev/pts/1")
     assert len({folder(LR="0.1"), folder(LR="0.01"), folder("docker", LR="0.1")}) == 3
