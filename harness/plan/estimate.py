@@ -44,8 +44,8 @@ CODECS_OF_A_CPU, OTHER_CODEC_S_PER_ENTRY = "digits-cnn-epyc", 5e-9
 method that is not in it."""
 
 CODEC_SHARE = 0.6
-"""Of that time, the part in which nothing waits for the links or the device anyway. (ResNet152 and ViT-B/16, ternary
-codes and top-k: 0.2 to 0.9; ``pacbench reproduce``.)"""
+"""The part of that time by which a step gets longer: the rest passes while links or the device are waited for.
+(ResNet152 and ViT-B/16, ternary codes and top-k: 0.2 to 0.9; ``pacbench reproduce``.)"""
 
 START_S = 1.0
 """What a trial takes beside its steps for each worker that shares a core with others."""
