@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -144,6 +145,12 @@ def start_for_user(command: list[str], environment: Mapping[str, str], **options
         OSError: it cannot be started.
     """
     return subprocess.Popen(command, env=dict(environment), **options)
+
+
+def how_it_ended(code: int) -> str:
+    """What a process ended with, by its exit code as `subprocess` has it: ``exit code 1``, ``SIGKILL``."""
+    known = {each.value: each.name for each in signal.Signals}
+    return f"exit code {code}" if code >= 0 else known.get(-code, f"signal {-code}")
 
 
 def python(module: str, *arguments: str) -> list[str]:

@@ -80,7 +80,7 @@ def described(root: Path) -> Described:
     else:
         if done.returncode == 0 and (found := done.stdout.strip()):
             return Described(found, None)
-        problem = " ".join((done.stderr.strip() or f"git ended with {done.returncode}").split())
+        problem = " ".join((done.stderr.strip() or f"git ended with {programs.how_it_ended(done.returncode)}").split())
     return Described(f"unknown, {release}", f"the commit of {root} is unknown: {problem}")
 
 

@@ -59,6 +59,11 @@ def workload_of(row: Mapping[Any, Any] | pd.Series[Any]) -> tuple[Any, ...]:
     return tuple(None if pd.isna(row[column]) else row[column] for column in WORKLOAD_COLUMNS)
 
 
+def case_of(row: Mapping[Any, Any] | pd.Series[Any]) -> tuple[Any, ...]:
+    """Likewise, of ``CASE_COLUMNS``."""
+    return tuple(None if pd.isna(row[column]) else row[column] for column in CASE_COLUMNS)
+
+
 def target_of(row: Mapping[Any, Any] | pd.Series[Any]) -> Target | None:
     """A row's target."""
     return None if pd.isna(row["target"]) else Target.parse(row["target"])

@@ -236,7 +236,8 @@ class ReproduceJson(TypedDict):
     provenance: dict[str, Any]
     claims: list[dict[str, Any]]
     """Each as claims.toml has it, with ``verdict``, ``found``, ``by_device`` (the verdict with each share of the
-    source's device), ``reason``, ``decides`` (what would, where it is open), ``explanation`` and ``origins``."""
+    source's device), ``reason``, ``decides`` (what would, where it is open), ``explanation``, ``origins`` and
+    ``in_one_piece``: of a time to accuracy what was measured beside the product."""
 
 
 class Share(TypedDict):

@@ -285,4 +285,4 @@ class AgentConnection(Conversation):
         self._stderr.seek(0)
         lines = self._stderr.read().decode(errors="replace").strip().splitlines()
         last_words = lines[-1][:MOST_LAST_WORDS] if lines else "it said nothing"
-        return f"the cluster's agent ended with {self._process.returncode}: {last_words}"
+        return f"the cluster's agent ended with {programs.how_it_ended(self._process.returncode)}: {last_words}"

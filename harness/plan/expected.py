@@ -130,6 +130,13 @@ def lower_bound_s(case: Case, method: MethodSpec, step: int | None = None) -> fl
     return topology_of(case).bound_s(wire_bytes(case, method, step), busiest_bytes)
 
 
+def communication_over_computation(case: Case) -> float:
+    """How many times as long as the profile's passes and optimizer a dense step's bytes take on the case's links."""
+    profile, dense = profiles.read(str(case.train.known_profile)), MethodSpec(name="dense", label="dense", lr=None)
+    computed_s = case.train.accumulate * (profile.forward_s + profile.backward_s) + profile.optimizer_s
+    return lower_bound_s(case, dense) / computed_s
+
+
 def state_of(method: MethodSpec) -> MethodState:
     """A fresh, unbound state with the method's parameters."""
     return method_named(method.name).State(**method.params)

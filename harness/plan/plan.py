@@ -50,6 +50,10 @@ class Plan:
         others = {trial.id for trial in self.trials} - {trial.id for trial in kept}
         return Plan(self.scenario, kept, self.left_out | others, self.more_seeds)
 
+    def renamed(self, id_of: Callable[[Trial], str]) -> Plan:
+        """The same trials under other ids, without more seeds."""
+        return Plan(self.scenario, tuple(trial.model_copy(update={"id": id_of(trial)}) for trial in self.trials))
+
     def pending(self, attempts: pd.DataFrame) -> list[Trial]:
         """The trials whose last attempt is not done, in order; ``attempts`` are those of the store."""
         return _not_done(self.trials, attempts)

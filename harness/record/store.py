@@ -379,10 +379,15 @@ def with_targets(trials: pd.DataFrame) -> pd.DataFrame:
 
 def runs(results: Path, scenario: Scenario) -> Iterator[Store]:
     """The runs of exactly this scenario under ``results``, newest first."""
-    for folder in sorted(results.glob(f"{escape(scenario.name)}-*"), reverse=True):
+    return (store for store in runs_named(results, scenario.name) if store.scenario().is_same_run(scenario))
+
+
+def runs_named(results: Path, name: str) -> Iterator[Store]:
+    """The runs of scenarios of this name under ``results``, newest first, whatever they say."""
+    for folder in sorted(results.glob(f"{escape(name)}-*"), reverse=True):
         try:
             store = Store.open(folder)
-            if store.scenario().is_same_run(scenario):
+            if store.scenario().name == name:
                 yield store
         except UsageError:
             continue

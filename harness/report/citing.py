@@ -61,7 +61,18 @@ def _measured(known: Sequence[Gain]) -> list[str]:
     ratios = [_ratio(gain) + (f" ({place})" if (place := _where(gain.measured)) != where else "") for gain in known]
     training = first.measured[0].claim.convergence
     steps = [f"Steps to the target are those of {training}."] if training else []
-    return [f"{first.method} {COMPARED[first.quantity][0]} {'; '.join(ratios)}.", f"That is with {where}.", *steps]
+    said = f"{first.method} {COMPARED[first.quantity][0]} {'; '.join(ratios)}."
+    return [said, f"That is with {where}.", *steps, *_in_one_piece(known)]
+
+
+def _in_one_piece(known: Sequence[Gain]) -> list[str]:
+    """What was measured beside products, over each baseline."""
+    ratios = [
+        f"{min(ends):.3g} to {max(ends):.3g} times {COMPARED[gain.quantity][1]} {gain.baseline}"
+        for gain in known
+        if (ends := gain.in_one_piece)
+    ]
+    return [f"In one piece, warm-up included: {'; '.join(ratios)}."] if ratios else []
 
 
 def _ratio(gain: Gain) -> str:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from harness.analysis.claims.judgements import VERDICTS, Judgement, named
+from harness.analysis.claims.one_piece import OnePiece
 from harness.analysis.claims.schema import Claim, Quantity
 from harness.report import text
 from harness.units import format_rate
@@ -27,7 +28,26 @@ def why(judgement: Judgement) -> str:
 def more(judgement: Judgement) -> str:
     """What would decide it, and what the bytes alone allow."""
     decides = f"What would decide it: {judgement.decides}. " if judgement.decides else ""
-    return f"{decides}{judgement.explanation}".strip()
+    beside = " ".join(_in_one_piece(judgement.claim, each) for each in judgement.in_one_piece if each.found)
+    return f"{decides}{judgement.explanation} {beside}".strip()
+
+
+def _in_one_piece(claim: Claim, beside: OnePiece) -> str:
+    """What was measured beside the product, where, and whether both say the same."""
+    device = f" ({named(beside.device)})" if len(claim.devices) > 1 else ""
+    told = (
+        f"In one piece it was {text.times_better(beside.found)} times as soon{device}: {beside.model}, really trained, "
+        f"whose dense step communicates {beside.ratio:.3g} times as long as it computes, as here "
+        f"{beside.claimed_ratio:.3g} times."
+    )
+    if beside.over_product is None:
+        return told
+    over = text.times_better(beside.over_product)
+    if not beside.differs:
+        return f"{told} The product of the same seeds says the same ({over} times as much)."
+    left_out = " and ".join(f"the {steps} steps before {label} compresses" for label, steps in beside.warm_up.items())
+    because = f": it leaves out {left_out}" if left_out else ""
+    return f"{told} That is {over} times what the product of the same seeds says{because}."
 
 
 TOLD: dict[Quantity, str] = {

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.analysis.claims.judgements import VERDICTS, Judgement, Part, Verdict, families
+from harness.analysis.claims.one_piece import OnePiece
 from harness.analysis.claims.summary import papers
 from harness.files import make_folder, write_whole
 from harness.plain import markdown
@@ -42,6 +43,12 @@ def write(
     write_whole(folder / "claims.json", content + "\n")
     write_whole(folder / "claims.md", as_markdown(judgements, provenance, drawings))
     return render_html(folder / "claims.html", _content(judgements, provenance, drawings))
+
+
+def run_by(entries: Sequence[Mapping[str, Any]]) -> str:
+    """Which code made a run, and when it began."""
+    started = entries[0].get("started", "when is unknown") if entries else "when is unknown"
+    return f"{made_by(entries)}, {started}"
 
 
 def _content(
@@ -98,6 +105,7 @@ def as_json(judgements: Sequence[Judgement], provenance: Mapping[str, Any]) -> d
                 "reason": judgement.reason,
                 "decides": judgement.decides,
                 "explanation": judgement.explanation,
+                "in_one_piece": [_one_piece_as_json(each) for each in judgement.in_one_piece],
                 "origins": list(judgement.origins),
             }
             for judgement in judgements
@@ -111,6 +119,20 @@ def _part_as_json(part: Part) -> dict[str, Any]:
     return {**told, "reason": part.reason, "decides": part.decides}
 
 
+def _one_piece_as_json(beside: OnePiece) -> dict[str, Any]:
+    """What was measured beside a product."""
+    told = {
+        "device": beside.device,
+        "model": beside.model,
+        "communication_over_computation": beside.ratio,
+        "claimed_communication_over_computation": beside.claimed_ratio,
+        "warm_up_steps": dict(beside.warm_up),
+        "found": beside.found and beside.found._asdict(),
+        "over_product": beside.over_product and beside.over_product._asdict(),
+    }
+    return {**told, "differs": beside.differs}
+
+
 def as_markdown(
     judgements: Sequence[Judgement], provenance: Mapping[str, Any], drawings: Sequence[Drawing] = ()
 ) -> str:
@@ -118,6 +140,8 @@ def as_markdown(
     by_family = families(judgements)
     head = f"Judged by {made_by([provenance])}, {provenance.get('started', 'when is unknown')}."
     lines = ["# Claims, judged", "", markdown(head), ""]
+    if runs := provenance.get("runs"):
+        lines += ["Runs:", "", *(f"* {markdown(name)}: {markdown(told)}" for name, told in runs.items()), ""]
     lines += [f"> {markdown(each)}\n" for own in papers(judgements).values() for each in citing.citable(own)]
     lines += [f"**{markdown(gap)}**\n" for gap in [citing.gaps(judgements)] if gap]
     lines += [f"![{markdown(drawing.title)}]({drawing.name}.png)\n" for drawing in drawings]

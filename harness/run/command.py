@@ -20,6 +20,7 @@ from harness.messages import CommandEnded, Exit, Failed, Message, Output, RankEn
 from harness.network.readings import Readings
 from harness.network.topology import Topology
 from harness.plain import visible
+from harness.programs import how_it_ended
 from harness.record.execution import Ending, Execution, WorkerUse
 from harness.run.counting import Counting
 from harness.units import format_time
@@ -205,7 +206,7 @@ class _Course:
             case Failed():
                 raise MeasurementError(f"{message.node}: {message.reason}")
             case Exit() if message.code:
-                self._lose(message.node, f"the process that pacbench has there ended with {_how(message.code)}")
+                self._lose(message.node, f"the process that pacbench has there ended with {how_it_ended(message.code)}")
 
     def _lose(self, node: str, reason: str) -> None:
         """A node is lost, by no fault of the command's: its ranks have no end that could be told."""
@@ -240,12 +241,7 @@ class _Course:
 
 
 def _why(ended: RankEnded) -> str:
-    return f"rank {ended.rank} on {ended.node}: {_how(ended.code)}"
-
-
-def _how(code: int) -> str:
-    known = {each.value: each.name for each in signal.Signals}
-    return f"exit code {code}" if code > 0 else known.get(-code, f"signal {-code}")
+    return f"rank {ended.rank} on {ended.node}: {how_it_ended(ended.code)}"
 
 
 def _in_words(topology: Topology) -> str:

@@ -17,6 +17,7 @@ from harness.plan.dilation import Dilation
 from harness.plan.expected import wire_bytes
 from harness.plan.status import DISTURBED, DONE, TIMEOUT, Status
 from harness.plan.trial import Trial
+from harness.programs import how_it_ended
 from harness.record.row import Event
 from harness.run.interference import Interference
 
@@ -122,11 +123,10 @@ class Outcome:
                 self.log.append(f"{message.node}: {message.text}")
             case Failed():
                 self._crash(f"{message.node}: {message.reason}", A_LOST_NODE if message.lost else A_FAILURE)
-            case Exit() if message.code < 0:
-                aborted = message.code == -signal.SIGABRT  # as a process ends that failed by itself
-                self._crash(f"{message.node} ended with signal {-message.code}", A_FAILURE if aborted else A_KILL)
             case Exit() if message.code:
-                self._crash(f"{message.node} ended with exit code {message.code}", A_FAILURE)
+                by_itself = message.code > 0 or message.code == -signal.SIGABRT
+                reason = f"{message.node} ended with {how_it_ended(message.code)}"
+                self._crash(reason, A_FAILURE if by_itself else A_KILL)
 
     def _crash(self, reason: str, explains: int) -> None:
         if explains > self.explained:

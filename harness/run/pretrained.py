@@ -71,5 +71,7 @@ def _make(trial: Trial, file: Path) -> None:
         programs.python("harness.worker.pretraining"), input=json.dumps(asked).encode(), capture_output=True
     )
     if done.returncode:
-        reason = done.stderr.decode().splitlines()[-1:] or [f"pre-training ended with {done.returncode}"]
+        reason = done.stderr.decode().splitlines()[-1:] or [
+            f"pre-training ended with {programs.how_it_ended(done.returncode)}"
+        ]
         raise MeasurementError(reason[0])

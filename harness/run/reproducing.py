@@ -4,7 +4,8 @@ A claim that is decided asks for nothing more (``analysis/claims/sequential.py``
 one that the rounds there are will hardly decide. What is opened later, since others have not decided a claim, has its
 earlier rounds run then. Trainings run with all their seeds at once: steps to a target differ so much that two tell
 little, and meanwhile a replay's further rounds would be run in vain. A trial that several claims need runs once. Within
-a wave those scenarios come first that may decide most claims in the shortest time.
+a wave those scenarios come first that may decide most claims in the shortest time. What measures a time to accuracy in
+one piece comes last, since it decides nothing: it stands beside the verdicts, whatever they are.
 """
 
 from __future__ import annotations
@@ -48,7 +49,16 @@ def reproduce(
                 failed += lost
                 asking = [each.claim for each in judged.values() if name in each.claim.needs]
                 judged |= {claim.id: judge(claim, runs) for claim in asking}
+    for name, run in runs.items():
+        if measures_in_one_piece(name, judged.values()) and pending(run, run.plan):
+            runs[name], lost = carry_out(name, run, run.plan)
+            failed += lost
     return runs, failed
+
+
+def measures_in_one_piece(name: str, judged: Iterable[Judgement]) -> bool:
+    """Whether a scenario is run for what stands beside verdicts: all of it, and it decides none."""
+    return any(each.claim.in_one_piece == name for each in judged)
 
 
 def _in_order(judged: Collection[Judgement], runs: Mapping[str, Run], rounds: range, machine: Machine) -> list[str]:
@@ -96,7 +106,7 @@ def needed(
 
 
 def _asks_for(trial: Trial, name: str, claim: Claim, part: Part) -> bool:
-    return is_asked_for(trial, name, claim, part.device, part.open_cells)
+    return name != claim.in_one_piece and is_asked_for(trial, name, claim, part.device, part.open_cells)
 
 
 def pending(run: Run, part: Plan) -> list[Trial]:

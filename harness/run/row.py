@@ -71,6 +71,12 @@ def case_of(trial: Trial) -> tuple[Any, ...]:
     return tuple(asked[column] for column in CASE_COLUMNS)
 
 
+def told_replay(trial: Trial) -> str | None:
+    """The profile that it replays, if any, as rows tell it."""
+    replay = trial.case.train.replay
+    return replay and Path(replay).stem
+
+
 def _asked(trial: Trial) -> dict[str, Any]:
     """What was asked of the trial, and who asked."""
     case, train, replayed = trial.case, trial.case.train, trial.expected.profile
@@ -83,7 +89,7 @@ def _asked(trial: Trial) -> dict[str, Any]:
         "params": json.dumps(trial.method.params),
         "model": short(train.model),
         "dataset": _what_is_fed(trial),
-        "replay": train.replay and Path(train.replay).stem,
+        "replay": told_replay(trial),
         "pace": train.pace and Path(train.pace).stem,
         "replay_source": replayed and replayed.source,
         "dilation": train.dilation,

@@ -1,9 +1,13 @@
-"""Profiles derived from what is published of a device that is not here."""
+"""Profiles derived from what is published of a device that is not here, or from the profile of a larger model."""
 
 from __future__ import annotations
 
+import bisect
+import itertools
+import math
 import statistics
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +21,7 @@ from harness.worker.codecs import measure_codecs
 from harness.worker.layers import LayerWatch, owner_of
 from harness.worker.profile_request import ProfileRequest
 from harness.workload.models import MODELS, Model
-from harness.workload.profile import SCHEMA, Profile
+from harness.workload.profile import SCHEMA, Gradient, Profile
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,46 @@ def derive(request: ProfileRequest, hardware: Hardware, efficiency: float) -> Pr
     return profile.model_copy(update={"codecs": tuple(codecs)})
 
 
+def liken(request: ProfileRequest, other: Profile, times_faster: float) -> Profile:
+    """A step that takes as long as another model's, each part of it and each codec, but all so many times faster.
+
+    So a small model that really learns has the other's ratio of communication to computation, where a link's rate is
+    less by as much as the model is smaller, and so many times more. A gradient is ready as soon as the other's are of
+    which as large a part of all entries has been ready by then.
+    """
+    made = other.at(100 * times_faster)
+    return made.model_copy(
+        update={
+            "model": short(request.model),
+            "batch_size": request.batch_size,
+            "device": f"{other.device}, {times_faster:g} times as fast",
+            "source": "modelled",
+            "made_by": request.made_by,
+            "assumptions": f"each part takes as long as one of {other.model}, batch {other.batch_size}; there: "
+            f"{other.assumptions or other.origin}",
+            "gradients": tuple(_ready_in_proportion(MODELS[request.model], made)),
+            "layers": (),
+        }
+    )
+
+
+def _ready_in_proportion(model: Model, other: Profile) -> Iterator[Gradient]:
+    """Gradients of a model, the last parameter's first, at the times of another one's."""
+    shapes = _shapes(model)
+    whole, entries = numel(list(shapes.values())), 0
+    ready_by = [*itertools.accumulate(gradient.numel for gradient in other.gradients)]
+    for name, shape in reversed(shapes.items()):
+        entries += math.prod(shape)
+        place = bisect.bisect_left(ready_by, entries * other.numel / whole)
+        yield Gradient(parameter=name, shape=shape, ready_s=other.gradients[min(place, len(ready_by) - 1)].ready_s)
+
+
+def _shapes(model: Model) -> dict[str, tuple[int, ...]]:
+    """The shape of each parameter, by name. Nothing is computed."""
+    with torch.device("meta"):
+        return {name: tuple(weight.shape) for name, weight in model.build().named_parameters()}
+
+
 def flops_by_layer(model: Model) -> dict[str, int]:
     """Floating point operations of a forward pass on one sample, by layer in the order in which layers begin.
 
@@ -109,9 +153,7 @@ def copy_bytes_per_s(size: int = 1 << 26, repetitions: int = 9) -> float:
 
 def _modelled(model: Model, forward_s: dict[str, float], hardware: Hardware) -> dict[str, Any]:
     """The timed fields of a profile, of layers that follow one another."""
-    with torch.device("meta"):
-        shapes = {name: tuple(weight.shape) for name, weight in model.build().named_parameters()}
-    ready_s, now_s = {}, 0.0
+    shapes, ready_s, now_s = _shapes(model), {}, 0.0
     for layer in reversed(forward_s):
         now_s += 2 * forward_s[layer]
         ready_s[layer] = now_s

@@ -126,12 +126,12 @@ class Profile(Section):
         """In words: ``measured on`` or ``modelled for`` which device."""
         return f"{self.source} {'on' if self.source == 'measured' else 'for'} {self.device}"
 
-    def at(self, percent: int) -> Profile:
+    def at(self, percent: float) -> Profile:
         """The same step for who has so many percent of the device: everything takes as many times longer."""
         longer = 100 / percent
         return self.model_copy(
             update={
-                "device": f"{percent} % of {self.device}",
+                "device": f"{percent:g} % of {self.device}",
                 "forward_s": longer * self.forward_s,
                 "backward_s": longer * self.backward_s,
                 "optimizer_s": longer * self.optimizer_s,

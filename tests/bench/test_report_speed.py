@@ -17,7 +17,7 @@ from harness.report import page
 
 WRITTEN_WITHIN_S, USABLE_WITHIN_S, BELOW_BYTES = 20.0, 2.0, 5_000_000
 
-CRASHED = {"status": "crashed", "reason": "w1 ended with signal 9", "log_tail": "a line of a traceback\n" * 40}
+CRASHED = {"status": "crashed", "reason": "w1 ended with SIGKILL", "log_tail": "a line of a traceback\n" * 40}
 
 SHAPES = {
     "one case, 84 rounds": (["rounds=84"], []),

@@ -200,7 +200,7 @@ def test_a_worker_that_is_killed_costs_one_trial(run_scenario: RunScenario, tmp_
     rows = store.trials()
     assert sorted(rows["status"]) == ["crashed", "done", "done"]
     crashed = rows[rows["status"] == "crashed"].iloc[0]
-    assert "signal 9" in crashed["reason"], "whoever fails for want of its peer may be heard first"
+    assert "SIGKILL" in crashed["reason"], "whoever fails for want of its peer may be heard first"
     page.write(store, [])
     assert "crashed" in (store.folder / "report.md").read_text()
 

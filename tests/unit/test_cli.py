@@ -197,6 +197,19 @@ def test_claims_are_reproduced_resumed_and_judged(pacbench: Pacbench, tmp_path: 
     assert set(Store.open(folder).attempts()["trial_id"]) >= before, "a quick run is a part of the whole one"
     assert list((tmp_path / "results").glob("byteps-*")) == [folder]
 
+    held = contents(folder)
+    again = pacbench("reproduce", "--judge", "results", "--on", "fake", *wanted, "--out", "again", "--json")
+    assert again.returncode == 0, again.stderr
+    told = json.loads(again.stdout)
+    assert [each["id"] for each in told["claims"]] == [each["id"] for each in content["claims"]]
+    assert told["claims"][1]["found"] == content["claims"][1]["found"]
+    assert folder.name in told["provenance"]["runs"]
+    assert contents(folder) == held, "what is judged is only read"
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
 
 def test_what_has_run_is_judged_when_the_rest_is_interrupted(
     pacbench: Pacbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -372,6 +385,12 @@ def test_of_two_kinds_of_cluster_there_is_a_page_and_no_json(pacbench: Pacbench,
         (["plan"], 2, "SCENARIO"),
         (["plan", *FAST, "--show-tc", "--json"], 2, "--json: found 'with --show-tc'"),
         (["list", "methods", "-v", "--json"], 2, "--json: found 'with -v'"),
+        (
+            ["reproduce", "--judge", ".", "--quick"],
+            2,
+            "--quick: found 'with --judge'; allowed: --claim, --out and --json",
+        ),
+        (["reproduce", "--judge", "."], 2, "--judge: found '.'; allowed: a folder with runs of pactrain-resnet152, "),
         (["reproduce", "--claim", "nosuch"], 2, "--claim: found 'nosuch'; allowed: pactrain-throughput"),
         (["list", "models", "-v"], 2, "found 'list models'; allowed: list methods -v"),
         (["list", "beer"], 2, "found 'beer'; allowed: scenarios, methods, models, datasets"),

@@ -226,7 +226,7 @@ def hang(trial: Trial, messages: Iterator[Message]) -> Iterator[Message]:
 @pytest.mark.parametrize(
     ("script", "status", "reason"),
     [
-        (only_topk(crash), "crashed", "w2 ended with signal 9"),
+        (only_topk(crash), "crashed", "w2 ended with SIGKILL"),
         (only_topk(complain), "crashed", "w1: ValueError: no such thing"),
         (only_topk(lose), "crashed", "w2: its container has ended"),
         (only_topk(hang), "timeout", "longer than 300 s"),

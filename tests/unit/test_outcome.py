@@ -37,7 +37,7 @@ def reason_of(trial: Trial, *said: Message) -> str | None:
 
 @pytest.mark.parametrize("said", [*itertools.permutations((PEER_IS_GONE, FAILED_ITSELF, KILLED, ENDED_WELL))])
 def test_who_was_killed_is_named_whoever_is_heard_first(trial: Trial, said: tuple[Message, ...]) -> None:
-    assert reason_of(trial, *said) == "w1 ended with signal 9"
+    assert reason_of(trial, *said) == "w1 ended with SIGKILL"
 
 
 @pytest.mark.parametrize("said", [*itertools.permutations((PEER_IS_GONE, KILLED, LOST))])

@@ -214,3 +214,18 @@ def test_a_plan_says_what_would_run_at_least_and_at_most(rounds: range, count: i
     part = needed(name, run, [judge(asked, {name: run})], rounds)
     assert len(pending(run, part)) == count
     assert {trial.method.label for trial in part.trials} == {"dense", "bf16"}
+
+
+def test_what_is_measured_in_one_piece_comes_last_and_whole_whatever_the_verdicts_are(tmp_path: Path) -> None:
+    changes = {"model": "resnet152", "rate": "1gbit", "scenario": "paper/pactrain-resnet152", "range": (0.1, 9.0)}
+    trainings = {"convergence": "paper/convergence-vision", "in_one_piece": "paper/convergence-vision-paced"}
+    asked = claim("asked", method="topk", baseline="fp16", **changes, quantity="time to accuracy", **trainings)
+    recorded, others = Recorded(tmp_path), claim("other")
+    runs, _ = reproduce([asked, others], runs_of([asked, others]), recorded, MACHINE)
+    assert recorded.scenarios[-1] == "paper/convergence-vision-paced"
+    paced = [trial for trial in recorded.trials if trial.scenario == "convergence-vision-paced"]
+    assert Counter(trial.method.label for trial in paced) == {"topk": 6, "fp16": 6}, "three seeds at each of two ratios"
+    assert judge(asked, runs).in_one_piece
+    again = Recorded(tmp_path)
+    reproduce([asked, others], runs, again, MACHINE)
+    assert again.trials == []

@@ -163,8 +163,8 @@ def test_provenance_grows_by_one_entry_a_start(store: Store) -> None:
 def test_nothing_measured_is_its_own_error(store: Store) -> None:
     with pytest.raises(MeasurementError, match="the run is empty"):
         require_done(store.trials(), store.folder)
-    store.append(row("a", "crashed", reason="w1 ended with signal 9"), [])
-    with pytest.raises(MeasurementError, match="w1 ended with signal 9"):
+    store.append(row("a", "crashed", reason="w1 ended with SIGKILL"), [])
+    with pytest.raises(MeasurementError, match="w1 ended with SIGKILL"):
         require_done(store.trials(), store.folder)
 
 

@@ -148,9 +148,18 @@ def _found(claim: Claim, cell: Cell, device: float, runs: Mapping[str, Run]) -> 
         return _points_lost(claim, trials, rounds)
     if claim.quantity == "ablation":
         return _share_of_the_gain(claim, trials, run, usual_of(claim.of, trials, runs))
-    usually = usual_of("throughput" if claim.convergence else claim.ratio, trials, runs)
-    found = _ratio(claim, cell, trials, run, usually)
+    found = _ratio(claim, cell, trials, run, usual_of("throughput" if claim.convergence else claim.ratio, trials, runs))
     return _with_fewer_steps(found, fewer_steps(claim, runs[claim.convergence])) if claim.convergence else found
+
+
+def throughput(claim: Claim, cell: Cell, device: float, runs: Mapping[str, Run]) -> Shift | None:
+    """Of a time to accuracy the part that replays tell: how many times faster; None where none is known."""
+    run = runs[cell.scenario]
+    trials = trials_of(cell, device, run)
+    if trials.empty:
+        return None
+    measured = _ratio(claim, cell, trials, run, usual_of("throughput", trials, runs)).measured
+    return measured if isinstance(measured, Shift) else None
 
 
 def usual_of(quantity: Quantity, trials: pd.DataFrame, runs: Mapping[str, Run]) -> Usual | None:

@@ -29,6 +29,7 @@ from scipy.special import betaincinv  # the Beta distribution's quantile, withou
 
 from harness.analysis.claims.explanations import explain, in_seconds
 from harness.analysis.claims.figures import Finding, Run, find, steps_along, trials_of
+from harness.analysis.claims.one_piece import OnePiece, in_one_piece
 from harness.analysis.claims.schema import LIMITED, Cell, Claim
 from harness.analysis.claims.sequential import ERROR
 from harness.analysis.estimates import Estimate
@@ -91,6 +92,8 @@ class Judgement:
     """What would decide it, where it is inconclusive."""
     parts: tuple[Part, ...] = ()
     """One for each share of the device."""
+    in_one_piece: tuple[OnePiece, ...] = ()
+    """Of a time to accuracy: what was measured beside the product; no verdict depends on it."""
 
     @property
     def estimates(self) -> tuple[Estimate, ...]:
@@ -129,7 +132,8 @@ def judge(claim: Claim, runs: Mapping[str, Run]) -> Judgement:
     parts = _without_what_follows([_part(claim, device, runs) for device in claim.devices])
     verdict, reason, decides = _together(parts)
     explanation = explain(claim, runs) + in_seconds(claim, runs)
-    return Judgement(claim, verdict, parts[0].found, reason, explanation, _origins(claim, runs), decides, parts)
+    origins, beside = _origins(claim, runs), in_one_piece(claim, runs)
+    return Judgement(claim, verdict, parts[0].found, reason, explanation, origins, decides, parts, beside)
 
 
 def verdict_on(found: Estimate, claim: Claim) -> tuple[Verdict, str]:
@@ -319,9 +323,10 @@ def _origins(claim: Claim, runs: Mapping[str, Run]) -> tuple[str, ...]:
         frames = [trials_of(cell, device, runs[name]) for cell in own for device in claim.devices]
         trials = pd.concat(frames).drop_duplicates("trial_id")
         origins.append(_origin(figure, runs[name], _of_methods(claim, trials)))
-    if claim.convergence:
-        training = runs[claim.convergence]
-        origins.append(_origin("steps to the target", training, _of_methods(claim, training.trials)))
+    trainings = {"steps to the target": claim.convergence, "in one piece": claim.in_one_piece}
+    for what, training in trainings.items():
+        if training:
+            origins.append(_origin(what, runs[training], _of_methods(claim, runs[training].trials)))
     return tuple(filter(None, origins))
 
 

@@ -16,7 +16,7 @@ from harness.plan.expected import shapes_of, state_of
 from harness.plan.plan import Plan
 from harness.plan.trial import Trial
 from harness.scenario import load as scenarios
-from harness.scenario.schema import MethodSpec, Scenario
+from harness.scenario.schema import Case, MethodSpec, Scenario
 from harness.units import format_rate
 
 QUICK_ROUNDS = 3
@@ -57,7 +57,10 @@ def is_asked_for(trial: Trial, scenario: str, claim: Claim, device: float, cells
     label, compared = trial.method.label, (claim.baseline, claim.without)
     return any(
         label in (cell.method, *compared)
-        and (scenario == claim.convergence or (scenario == cell.scenario and cell.is_about(trial.case, device)))
+        and (
+            scenario in (claim.convergence, claim.in_one_piece)
+            or (scenario == cell.scenario and cell.is_about(trial.case, device))
+        )
         for cell in cells
     )
 
@@ -117,6 +120,26 @@ def _check_alike(chosen: Sequence[Claim], found: Mapping[str, Plan]) -> None:
             if difference := _difference(*methods):
                 allowed = f"the same {label} as in {measured} ({difference})"
                 raise UsageError.at(schema.FILE, f"{claim.id}: convergence", trained, allowed)
+        if claim.in_one_piece:
+            _check_same_trainings(claim, found[trained].scenario, found[claim.in_one_piece].scenario)
+
+
+def _check_same_trainings(claim: Claim, trained: Scenario, paced: Scenario) -> None:
+    """What is measured in one piece must be the trainings that the steps to the target come from, with their seeds."""
+    same = _training(trained.cases[0])
+    differing = [key for case in paced.cases for key, value in _training(case).items() if value != same[key]]
+    differing += [label for label in claim.labels if _method(trained, label) != _method(paced, label)]
+    differing += ["seed"] if trained.seed != paced.seed else []
+    if differing or not all(case.train.pace and case.link.rate_bps for case in paced.cases):
+        why = f"differs in {differing[0]}" if differing else "has no pace, or links without a rate"
+        allowed = f"paced trainings like those of {trained.name}, on links with a rate ({paced.name} {why})"
+        raise UsageError.at(schema.FILE, f"{claim.id}: in_one_piece", claim.in_one_piece, allowed)
+
+
+def _training(case: Case) -> dict[str, object]:
+    """What decides what is learnt."""
+    keeps_time = {"pace", "dilation", "most_added", "timeout_s", "save_every"}
+    return {"workers": case.cluster.workers, **case.train.model_dump(exclude=keeps_time)}
 
 
 def _difference(replayed: MethodSpec, trained: MethodSpec) -> str:

@@ -173,6 +173,10 @@ class Claim(Section):
     """The scenario in which it is measured; ``{model}`` stands for the model. None where it cannot be."""
     convergence: str | None = None
     """A scenario of real training, where the steps to the target come from."""
+    in_one_piece: str | None = None
+    """A scenario of the same trainings, paced, on links where the small model has the larger one's ratio of
+    communication to computation: there a time to accuracy is measured as it is, beside the product. None where nobody
+    did."""
     quick: bool = False
     """Whether ``--quick`` judges it."""
     not_testable: str = ""
@@ -200,6 +204,8 @@ class Claim(Section):
         if (self.quantity == "time to accuracy") != (self.convergence is not None) and not self.not_testable:
             allowed = "a scenario for 'time to accuracy', and nothing for the others"
             raise ValueError(f"convergence: found {self.convergence or 'none'}; allowed: {allowed}")
+        if self.in_one_piece and not self.convergence:
+            raise ValueError(f"in_one_piece: found {self.in_one_piece}; allowed: nothing without convergence")
         whole = all(0 < share <= 1 and math.isclose(100 * share, round(100 * share)) for share in self.devices)
         if not whole or any(one <= other for one, other in itertools.pairwise(self.devices)):
             allowed = "shares up to 1, in whole percent, the largest first"
@@ -263,8 +269,8 @@ class Claim(Section):
         """All scenarios that it is judged by; none where nothing would help."""
         if self.not_testable or self.arithmetic:
             return []
-        convergence = [self.convergence] if self.convergence else []
-        return [*dict.fromkeys(cell.scenario for cell in self.cells), *convergence]
+        trainings = [name for name in (self.convergence, self.in_one_piece) if name]
+        return [*dict.fromkeys(cell.scenario for cell in self.cells), *trainings]
 
     @property
     def labels(self) -> tuple[str, ...]:

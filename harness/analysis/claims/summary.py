@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from harness.analysis.claims.judgements import Judgement, Part
 from harness.analysis.claims.schema import Quantity
+from harness.analysis.estimates import Estimate
 from harness.methods import is_known, method_named
 
 GAINS: tuple[Quantity, ...] = ("throughput", "time to accuracy", "bytes", "communication time")
@@ -28,14 +29,19 @@ class Gain:
     """Cases of which nothing is known yet."""
 
     @property
+    def in_one_piece(self) -> list[float]:
+        """Both ends of each interval that was measured in one piece."""
+        return _ends(beside.found for case in self.measured for beside in case.in_one_piece if beside.found)
+
+    @property
     def low(self) -> float:
         """The least that it may have been anywhere: of all intervals the lowest end, devices of all shares included."""
-        return min(_ends(self.measured))
+        return min(_ends(each for case in self.measured for each in case.estimates))
 
     @property
     def high(self) -> float:
         """Likewise, the most."""
-        return max(_ends(self.measured))
+        return max(_ends(each for case in self.measured for each in case.estimates))
 
     @property
     def ahead(self) -> tuple[Judgement, ...]:
@@ -97,7 +103,6 @@ def _case(judgement: Judgement) -> tuple[object, ...]:
     return judgement.claim.model, judgement.claim.rate_bps, judgement.claim.workers
 
 
-def _ends(cases: Sequence[Judgement]) -> list[float]:
+def _ends(estimates: Iterable[Estimate]) -> list[float]:
     """Both ends of each interval; of one round, which has none, its value."""
-    ends = ((each.low, each.high, each.value) for case in cases for each in case.estimates)
-    return [end for low, high, value in ends for end in (low, high, value) if end is not None]
+    return [end for each in estimates for end in (each.low, each.high, each.value) if end is not None]

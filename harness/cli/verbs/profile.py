@@ -10,14 +10,23 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from harness.cli.console import say
-from harness.cli.options import command, write
+from harness.cli.options import command, refuse_beside, write
 from harness.errors import UsageError
 
 if TYPE_CHECKING:
     from harness.workload.profile import Profile
 
+TIMED_OR_DERIVED = (
+    *("device", "workers", "steps", "repeat", "codecs", "dataset", "derive_for", "in_processor_time", "efficiency"),
+    *("optimizer", "autocast"),
+)
+"""Parameters that say what is timed, or derived, and how."""
+
+MOST_TIMES_FASTER = 1e6
+
 
 def verb(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A name from `pacbench list models`, or FILE.py:NAME.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The profile, a .json file.")],
     device: Annotated[str, typer.Option(help="Where to time it: cpu or cuda.")] = "cpu",
@@ -35,6 +44,13 @@ def verb(
     derive_for: Annotated[
         str | None, typer.Option(metavar="DEVICE", help="Derive it from a device's published figures: a40, a100, ...")
     ] = None,
+    like: Annotated[
+        str | None,
+        typer.Option(metavar="PROFILE", help="Its steps and codecs take as long as those of another model's profile."),
+    ] = None,
+    times_faster: Annotated[
+        float | None, typer.Option("--faster", help="With --like: all of it is so many times faster.")
+    ] = None,
     in_processor_time: Annotated[
         bool,
         typer.Option("--processor-time", help="Of one worker alone, the best of all steps, in the processor's time."),
@@ -48,9 +64,11 @@ def verb(
     from harness.scenario.load import load
     from harness.worker import derived, profiler
     from harness.worker.profile_request import ProfileRequest
+    from harness.workload import profile as profiles
 
     model, dataset = anchored(model, Path()), anchored(dataset, Path())
     _check(model, device, dataset, derive_for, efficiency, out)
+    _check_like(context, like, times_faster)
     if in_processor_time and (device != "cpu" or derive_for):
         raise UsageError.at("command line", "--processor-time", device, "on a CPU that is here")
     methods = tuple(method for scenario in codecs or () for method in load(scenario).methods)
@@ -59,7 +77,9 @@ def verb(
         model, batch_size, device, workers, steps, methods, made_by, dataset, in_processor_time, repeats=repeat
     )
     request = replace(request, **_asked_of_steps(optimizer, autocast, derive_for))
-    if derive_for:
+    if like:
+        made = derived.liken(request, profiles.read(like), times_faster or 1.0)
+    elif derive_for:
         hardware = derived.HARDWARE[derive_for]
         made = derived.derive(request, hardware, efficiency or derived.EFFICIENCY)
     else:
@@ -95,6 +115,16 @@ def _check(
     if out.suffix != ".json":
         raise UsageError.at("command line", "-o", str(out), "a file whose name ends in .json")
     check_writable(out)
+
+
+def _check_like(context: typer.Context, like: str | None, times_faster: float | None) -> None:
+    """Another model's profile says all that would be timed, or derived."""
+    if like is None and times_faster is not None:
+        raise UsageError.at("command line", "--faster", times_faster, "nothing without --like")
+    if like is not None:
+        refuse_beside(context, "--like", TIMED_OR_DERIVED, "--batch-size and --faster")
+    if times_faster is not None and not 0 < times_faster <= MOST_TIMES_FASTER:
+        raise UsageError.at("command line", "--faster", times_faster, f"above 0, up to {MOST_TIMES_FASTER}")
 
 
 def _asked_of_steps(optimizer: str, autocast: str, derive_for: str | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import typer
 
 from harness.cli.console import print_table, say
 from harness.cli.json_output import print_json, words_aside
-from harness.cli.options import AsJson, On, command
+from harness.cli.options import AsJson, On, command, refuse_beside
 from harness.errors import MeasurementError, UsageError
 from harness.files import NoRoomError
 from harness.run import RESULTS
@@ -28,6 +28,7 @@ ALL_ROUNDS = range(1000)
 
 
 def verb(
+    context: typer.Context,
     claim: Annotated[
         list[str] | None, typer.Option("--claim", metavar="ID", help="Only this one; default: all.")
     ] = None,
@@ -35,43 +36,77 @@ def verb(
         bool, typer.Option("--quick", help="Only what can be judged in minutes, in three rounds.")
     ] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Say what would run, and for how long. Starts nothing.")] = False,
+    judge: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Judge by the runs there, whatever code made them; run none.")
+    ] = None,
     on: On = "auto",
     out: Annotated[Path, typer.Option(help="Where the verdicts go.")] = RESULTS / "claims",
     as_json: AsJson = False,
 ) -> None:
     """Judge claims of papers: run what they need, resume, and give each its verdict with interval and explanation."""
     from harness import provenance
-    from harness.analysis.claims import plans, schema
-    from harness.analysis.claims.figures import Run
+    from harness.analysis.claims import schema
     from harness.cluster import registry
-    from harness.report import claims_page
-    from harness.run.planning import plan_on
-    from harness.run.reproducing import reproduce
-    from harness.run.session import latest_run
+    from harness.run.stored import stored_runs
 
     if plan and as_json:
         raise UsageError.at("command line", "--json", "with --plan", "verdicts as JSON, which a plan has none of")
-    chosen = schema.select(schema.load(), claim or [], quick)
+    if judge:
+        refuse_beside(context, "--judge", ["quick", "plan"], "--claim, --out and --json")
+    chosen, collected = schema.select(schema.load(), claim or [], quick), provenance.collect(command())
     kind, why = registry.choose(on)
-    planned = plans.plans(chosen, lambda scenario: plan_on(scenario, registry.make(kind)), quick)
-    runs = {name: Run(each, latest_run(each), too_large=_too_large(each)) for name, each in planned.items()}
     with words_aside(as_json):
-        machine = registry.make(kind).machine
-        _announce(chosen, runs, machine)
-        if plan:
-            return
-        collected = provenance.collect(command())
-        try:
-            runs, failed = reproduce(chosen, runs, lambda name, run, part: _carry_out(run, part, kind, why), machine)
-        except KeyboardInterrupt:
-            kept = {name: replace(run, store=latest_run(run.plan)) for name, run in runs.items()}
-            _conclude(chosen, kept, collected, out)
-            raise
-        judged = _conclude(chosen, runs, collected, out)
+        if judge:
+            runs, failed = stored_runs(chosen, judge, registry.make(kind)), 0
+        else:
+            runs = _planned(chosen, kind, quick)
+            _announce(chosen, runs, registry.make(kind).machine)
+            if plan:
+                return
+            runs, failed = _carried_out(chosen, runs, kind, why, collected, out)
+        found = _conclude(chosen, runs, collected, out)
     if as_json:
-        print_json(claims_page.as_json(judged, collected))
+        print_json(found)
     if failed:
         raise MeasurementError(f"{failed} of the trials did not finish; each run's report lists them with their reason")
+
+
+def _planned(chosen: Sequence[Claim], kind: str, quick: bool) -> dict[str, Run]:
+    """Of each scenario that the claims need its plan, and what there is of it already."""
+    from harness.analysis.claims import plans
+    from harness.analysis.claims.figures import Run
+    from harness.cluster import registry
+    from harness.run.planning import plan_on
+    from harness.run.session import latest_run
+
+    planned = plans.plans(chosen, lambda scenario: plan_on(scenario, registry.make(kind)), quick)
+    return {name: Run(each, latest_run(each), too_large=_too_large(each)) for name, each in planned.items()}
+
+
+def _carried_out(
+    chosen: Sequence[Claim],
+    runs: Mapping[str, Run],
+    kind: str,
+    why: str,
+    collected: Mapping[str, Any],
+    out: Path,
+) -> tuple[dict[str, Run], int]:
+    """Run what the claims need; what had finished is judged when it is interrupted."""
+    from harness.cluster import registry
+    from harness.run.reproducing import reproduce
+    from harness.run.session import latest_run
+
+    try:
+        runs, failed = reproduce(
+            chosen, runs, lambda name, run, part: _carry_out(run, part, kind, why), registry.make(kind).machine
+        )
+    except KeyboardInterrupt:
+        kept = {name: replace(run, store=latest_run(run.plan)) for name, run in runs.items()}
+        _report_runs(kept)
+        _conclude(chosen, kept, collected, out)
+        raise
+    _report_runs(runs)
+    return runs, failed
 
 
 def _too_large(plan: Plan) -> dict[str, str]:
@@ -86,7 +121,7 @@ def _announce(chosen: Sequence[Claim], runs: Mapping[str, Run], machine: Machine
     from harness.analysis.claims.judgements import judge
     from harness.analysis.claims.sequential import FIRST_LOOK
     from harness.plan.estimate import total_s
-    from harness.run.reproducing import needed, pending
+    from harness.run.reproducing import measures_in_one_piece, needed, pending
     from harness.units import format_time
 
     judged = [judge(claim, runs) for claim in chosen]
@@ -94,7 +129,8 @@ def _announce(chosen: Sequence[Claim], runs: Mapping[str, Run], machine: Machine
     for name, run in runs.items():
         least = needed(name, run, judged, range(FIRST_LOOK))
         most = needed(name, run, judged, ALL_ROUNDS, at_most=True)
-        left = [pending(run, part) for part in (least, most)]
+        is_beside = measures_in_one_piece(name, judged)
+        left = [pending(run, run.plan if is_beside else part) for part in (least, most)]
         seconds = [total_s(trials, machine) if trials else 0.0 for trials in left]
         least_s, most_s = least_s + seconds[0], most_s + seconds[1]
         counts = [str(len(each)) for each in (run.plan.trials, *left)]
@@ -130,17 +166,18 @@ def _carry_out(run: Run, part: Plan, kind: str, why: str) -> tuple[Run, int]:
 
 def _conclude(
     chosen: Sequence[Claim], runs: Mapping[str, Run], collected: Mapping[str, Any], out: Path
-) -> list[Judgement]:
-    """Judge the claims by what has run, and write it all down."""
+) -> dict[str, Any]:
+    """Judge the claims by what has run, and write it all down; returns it as JSON has it."""
     from harness.analysis.claims.judgements import judge
     from harness.report import claims_page
 
     judged = [judge(claim, runs) for claim in chosen]
-    _report_runs(runs)
-    page = claims_page.write(judged, out, collected, _draw(judged, runs, out))
+    stores = [run.store for run in runs.values() if run.store]
+    origin = {**collected, "runs": {store.folder.name: claims_page.run_by(store.provenance()) for store in stores}}
+    page = claims_page.write(judged, out, origin, _draw(judged, runs, out))
     _print(judged)
     say(f"verdicts, reasons, origins: {page}")
-    return judged
+    return claims_page.as_json(judged, origin)
 
 
 def _report_runs(runs: Mapping[str, Run]) -> None:

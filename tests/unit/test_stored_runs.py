@@ -1,0 +1,70 @@
+"""Runs that other code made are judged as they are, and their folders are only read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from synthetic import invent, make_store
+
+from harness.analysis.claims.figures import Run
+from harness.analysis.claims.judgements import judge
+from harness.analysis.claims.schema import Claim
+from harness.analysis.trials import CASE_COLUMNS
+from harness.cluster import registry
+from harness.errors import UsageError
+from harness.plan import plan
+from harness.plan.trial import Trial
+from harness.record.row import TrialRow
+from harness.record.store import Store
+from harness.run.row import case_of, told_replay
+from harness.run.stored import plan_of, stored_runs
+from harness.scenario.load import load
+
+SWEEP = ['link.rate=["10mbit", "100mbit"]']
+
+
+def claim(**changes: Any) -> Claim:
+    fields: dict[str, Any] = {"id": "a-claim", "source": "Somebody", "place": "abstract", "wording": "faster"}
+    fields |= {"quantity": "throughput", "model": "digits-cnn", "rate": "100mbit", "workers": 3, "baseline": "dense"}
+    fields |= {"method": "topk", "range": (1.0, 12.0), "scenario": "quickstart"}
+    return Claim.model_validate({**fields, **changes})
+
+
+def stored(trial: Trial, **changes: Any) -> TrialRow:
+    """The row of a trial as a run tells its case."""
+    told = dict(zip(CASE_COLUMNS, case_of(trial), strict=True))
+    return TrialRow(**{**invent(trial)[0], **told, "replay": told_replay(trial), **changes})
+
+
+@pytest.fixture
+def by_other_code(tmp_path: Path) -> Store:
+    """A run each of whose trials has an id that code of now would not give it."""
+    scenario = load("quickstart", SWEEP)
+    store = Store.create(tmp_path / "runs" / "quickstart-20250101-000000", scenario)
+    for trial in plan.make(scenario, "netns").trials:
+        store.append(stored(trial, trial_id=trial.id[::-1]), [])
+    return store
+
+
+def test_trials_are_known_by_what_they_are_whatever_code_made_them(by_other_code: Store, tmp_path: Path) -> None:
+    now = Run(plan.make(load("quickstart", SWEEP), "netns"), make_store(tmp_path / "now", SWEEP))
+    assert not {trial.id for trial in now.plan.trials} & set(by_other_code.trials()["trial_id"])
+    found = stored_runs([claim()], by_other_code.folder.parent, registry.make("netns"))
+    assert judge(claim(), found).found == judge(claim(), {"quickstart": now}).found
+    whole = plan_of(by_other_code, registry.make("netns"))
+    assert {trial.id for trial in whole.trials} == set(by_other_code.trials()["trial_id"])
+
+
+def test_a_replay_is_known_whatever_words_tell_what_it_is_fed(tmp_path: Path) -> None:
+    scenario = load("paper/datacenter-resnet50")
+    store = Store.create(tmp_path / "datacenter-resnet50-1", scenario)
+    first = plan.make(scenario, "netns").trials[0]
+    store.append(stored(first, trial_id="older", dataset="gradients in words of long ago"), [])
+    assert plan_of(store, registry.make("netns")).trials[0].id == "older"
+
+
+def test_a_case_that_is_not_stored_is_refused(by_other_code: Store) -> None:
+    with pytest.raises(UsageError, match=r"found 'digits-cnn, 1 Gbit/s, 3 workers'; allowed: the cases of quickstart"):
+        stored_runs([claim(rate="1gbit")], by_other_code.folder.parent, registry.make("netns"))
