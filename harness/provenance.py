@@ -103,6 +103,12 @@ def made_by(entries: Sequence[Mapping[str, Any]]) -> str:
     return f"pacbench version {told('version')}, code digest {told('code_digest')}, commit {told('commit')}"
 
 
+def run_by(entries: Sequence[Mapping[str, Any]]) -> str:
+    """Which code made a run, and when it began, by the entries of all that started and resumed it."""
+    started = entries[0].get("started") if entries else None
+    return f"{made_by(entries)}, {started or 'when is unknown'}"
+
+
 def collect(command: list[str]) -> dict[str, Any]:
     """Everything about this machine and code that a reader of a figure may ask for.
 

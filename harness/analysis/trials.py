@@ -59,7 +59,7 @@ def workload_of(row: Mapping[Any, Any] | pd.Series[Any]) -> tuple[Any, ...]:
     return tuple(None if pd.isna(row[column]) else row[column] for column in WORKLOAD_COLUMNS)
 
 
-def case_of(row: Mapping[Any, Any] | pd.Series[Any]) -> tuple[Any, ...]:
+def case_of_row(row: Mapping[Any, Any] | pd.Series[Any]) -> tuple[Any, ...]:
     """Likewise, of ``CASE_COLUMNS``."""
     return tuple(None if pd.isna(row[column]) else row[column] for column in CASE_COLUMNS)
 

@@ -237,7 +237,8 @@ class ReproduceJson(TypedDict):
     claims: list[dict[str, Any]]
     """Each as claims.toml has it, with ``verdict``, ``found``, ``by_device`` (the verdict with each share of the
     source's device), ``reason``, ``decides`` (what would, where it is open), ``explanation``, ``origins`` and
-    ``in_one_piece``: of a time to accuracy what was measured beside the product."""
+    ``in_one_piece``: of a time to accuracy what was measured beside the product, with ``found``, ``over_product`` and
+    ``answer`` (differs, the same, unknown)."""
 
 
 class Share(TypedDict):

@@ -67,21 +67,29 @@ def _measured(known: Sequence[Gain]) -> list[str]:
 
 def _in_one_piece(known: Sequence[Gain]) -> list[str]:
     """What was measured beside products, over each baseline."""
+    measured = [each for gain in known for case in gain.measured for each in case.in_one_piece if each.found]
+    if not measured:
+        return []
+    models = ", ".join(dict.fromkeys(each.model for each in measured))
     ratios = [
-        f"{min(ends):.3g} to {max(ends):.3g} times {COMPARED[gain.quantity][1]} {gain.baseline}"
+        f"{_range(min(ends), max(ends))} times {COMPARED[gain.quantity][1]} {gain.baseline} "
+        f"(in {sum(bool(case.in_one_piece) for case in gain.measured)} of {len(gain.measured)} cases)"
         for gain in known
         if (ends := gain.in_one_piece)
     ]
-    return [f"In one piece, warm-up included: {'; '.join(ratios)}."] if ratios else []
+    return [f"Measured in one piece, with what comes before the steady state ({models}): {'; '.join(ratios)}."]
+
+
+def _range(low: float, high: float) -> str:
+    ends = f"{low:.3g}", f"{high:.3g}"
+    return " to ".join(dict.fromkeys(ends))
 
 
 def _ratio(gain: Gain) -> str:
     """How much, over whom, and in how many cases surely any."""
-    low, high = (f"{end:.3g}" for end in (gain.low, gain.high))
     kind = ", a 16-bit all-reduce" if summary.is_sixteen_bit(gain.baseline) else ""
-    ratio = f"{low} to {high}" if low != high else low
     ahead = f"surely ahead in {len(gain.ahead)} of {len(gain.measured)} cases"
-    return f"{ratio} times {COMPARED[gain.quantity][1]} {gain.baseline}{kind} ({ahead})"
+    return f"{_range(gain.low, gain.high)} times {COMPARED[gain.quantity][1]} {gain.baseline}{kind} ({ahead})"
 
 
 def _where(cases: Sequence[Judgement]) -> str:

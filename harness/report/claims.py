@@ -28,26 +28,38 @@ def why(judgement: Judgement) -> str:
 def more(judgement: Judgement) -> str:
     """What would decide it, and what the bytes alone allow."""
     decides = f"What would decide it: {judgement.decides}. " if judgement.decides else ""
-    beside = " ".join(_in_one_piece(judgement.claim, each) for each in judgement.in_one_piece if each.found)
+    beside = " ".join(_in_one_piece(judgement.claim, each) for each in judgement.in_one_piece)
     return f"{decides}{judgement.explanation} {beside}".strip()
 
 
 def _in_one_piece(claim: Claim, beside: OnePiece) -> str:
     """What was measured beside the product, where, and whether both say the same."""
     device = f" ({named(beside.device)})" if len(claim.devices) > 1 else ""
+    if beside.problem:
+        return f"In one piece{device}: {beside.problem}."
+    if beside.found is None:
+        return ""
     told = (
-        f"In one piece it was {text.times_better(beside.found)} times as soon{device}: {beside.model}, really trained, "
-        f"whose dense step communicates {beside.ratio:.3g} times as long as it computes, as here "
-        f"{beside.claimed_ratio:.3g} times."
+        f"In one piece{device}: {beside.model}, really trained, was {text.times_better(beside.found)} times as soon at "
+        f"the target (seeds: {beside.found.n}). There a dense step communicates {beside.ratio:.3g} times as long as it "
+        f"computes; in this claim's case {beside.claimed_ratio:.3g} times."
     )
-    if beside.over_product is None:
-        return told
     over = text.times_better(beside.over_product)
-    if not beside.differs:
+    if beside.answer == "the same":
         return f"{told} The product of the same seeds says the same ({over} times as much)."
-    left_out = " and ".join(f"the {steps} steps before {label} compresses" for label, steps in beside.warm_up.items())
-    because = f": it leaves out {left_out}" if left_out else ""
-    return f"{told} That is {over} times what the product of the same seeds says{because}."
+    if beside.answer == "differs":
+        return f"{told} That is {over} times what the product of the same seeds says: {_factors(beside)}."
+    return f"{told} Whether the product of the same seeds says the same cannot be told ({over} times as much)."
+
+
+def _factors(beside: OnePiece) -> str:
+    """Why it is not what the product says."""
+    steps = ", ".join(f"{count} of {label}" for label, count in beside.warm_up.items())
+    before = f" ({steps})" if steps else ""
+    return (
+        f"{beside.steady_over_replay:.2f} times by the steady state, which is a smaller model's; "
+        f"{beside.beyond_steady:.2f} times by steps before it{before}"
+    )
 
 
 TOLD: dict[Quantity, str] = {

@@ -45,12 +45,6 @@ def write(
     return render_html(folder / "claims.html", _content(judgements, provenance, drawings))
 
 
-def run_by(entries: Sequence[Mapping[str, Any]]) -> str:
-    """Which code made a run, and when it began."""
-    started = entries[0].get("started", "when is unknown") if entries else "when is unknown"
-    return f"{made_by(entries)}, {started}"
-
-
 def _content(
     judgements: Sequence[Judgement], provenance: Mapping[str, Any], drawings: Sequence[Drawing]
 ) -> dict[str, Any]:
@@ -128,9 +122,12 @@ def _one_piece_as_json(beside: OnePiece) -> dict[str, Any]:
         "claimed_communication_over_computation": beside.claimed_ratio,
         "warm_up_steps": dict(beside.warm_up),
         "found": beside.found and beside.found._asdict(),
+        "problem": beside.problem,
         "over_product": beside.over_product and beside.over_product._asdict(),
+        "steady_over_replay": beside.steady_over_replay,
+        "beyond_steady": beside.beyond_steady,
     }
-    return {**told, "differs": beside.differs}
+    return {**told, "answer": beside.answer}
 
 
 def as_markdown(

@@ -106,7 +106,7 @@ def needed(
 
 
 def _asks_for(trial: Trial, name: str, claim: Claim, part: Part) -> bool:
-    return name != claim.in_one_piece and is_asked_for(trial, name, claim, part.device, part.open_cells)
+    return is_asked_for(trial, name, claim, part.device, part.open_cells)
 
 
 def pending(run: Run, part: Plan) -> list[Trial]:

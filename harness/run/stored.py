@@ -9,43 +9,63 @@ from typing import Any
 from harness.analysis.claims import plans
 from harness.analysis.claims.figures import Run
 from harness.analysis.claims.schema import Claim
-from harness.analysis.trials import CASE_COLUMNS, on_links
-from harness.analysis.trials import case_of as case_of_row
-from harness.cluster.protocol import Cluster
+from harness.analysis.trials import CASE_COLUMNS, case_of_row, on_links
 from harness.errors import UsageError
+from harness.plan import plan
 from harness.plan.plan import Plan
+from harness.plan.status import DONE
 from harness.record.store import Store, runs_named
-from harness.run.planning import plan_on
 from harness.run.row import case_of, told_replay
+from harness.scenario.load import load
 from harness.scenario.schema import Scenario
 
+UNKNOWN_KIND = "netns"
+"""Kind of cluster of a plan whose trials are stored nowhere: nothing of it is run."""
 
-def stored_runs(chosen: Sequence[Claim], folder: Path, cluster: Cluster) -> dict[str, Run]:
+
+def stored_runs(chosen: Sequence[Claim], folder: Path) -> dict[str, Run]:
     """Of each scenario that claims need its newest run in a folder, if there is one.
 
-    Args:
-        cluster: the kind on which what is not there would run.
-
     Raises:
-        UsageError: there is none at all; or a run lacks a case or a method that a claim asks for.
+        UsageError: there is none at all; or one lacks a case or a method that a claim asks for.
     """
-    stores: dict[str, Store] = {}
+    scenarios = {name: load(name) for claim in chosen for name in claim.needs}
+    newest = {name: _newest(folder, name, scenario, chosen) for name, scenario in scenarios.items()}
+    stores = {scenarios[name].name: store for name, store in newest.items() if store}
+    if scenarios and not stores:
+        allowed = f"a folder with runs of {', '.join(each.name for each in scenarios.values())}"
+        raise UsageError.at("command line", "--judge", str(folder), allowed)
 
-    def plan(scenario: Scenario) -> Plan:
-        store = next(runs_named(folder, scenario.name), None)
-        if store is None:
-            return plan_on(scenario, cluster)
-        stores[scenario.name] = store
-        return plan_of(store, cluster)
+    def plan_by(scenario: Scenario) -> Plan:
+        store = stores.get(scenario.name)
+        return plan_of(store) if store else plan.make(scenario, UNKNOWN_KIND)
 
-    planned = plans.plans(chosen, plan)
-    if not stores:
-        names = ", ".join(each.scenario.name for each in planned.values())
-        raise UsageError.at("command line", "--judge", str(folder), f"a folder with runs of {names}")
+    planned = plans.plans(chosen, plan_by)
     return {name: Run(each, stores.get(each.scenario.name)) for name, each in planned.items()}
 
 
-def plan_of(store: Store, cluster: Cluster) -> Plan:
+def _newest(folder: Path, name: str, scenario: Scenario, chosen: Sequence[Claim]) -> Store | None:
+    """The newest run of a scenario in which something is done, by all methods that claims ask for.
+
+    Raises:
+        UsageError: runs of it are there, but each lacks a method.
+    """
+    asked = {label for claim in chosen if name in claim.needs for label in claim.labels}
+    lacking: list[tuple[Store, set[str]]] = []
+    for store in runs_named(folder, scenario.name):
+        if (store.attempts()["status"] == DONE).any():
+            missing = asked - {each.label for each in store.scenario().methods}
+            if not missing:
+                return store
+            lacking.append((store, missing))
+    if lacking:
+        store, missing = lacking[0]
+        allowed = f"a run with {', '.join(sorted(missing))} in it"
+        raise UsageError.at("command line", "--judge", str(store.folder), allowed)
+    return None
+
+
+def plan_of(store: Store) -> Plan:
     """The plan of a run's scenario, in which trials have the ids under which they are stored.
 
     An id is of the code, too, that made the trial. So trials are known by their case as rows tell it, their method's
@@ -55,8 +75,7 @@ def plan_of(store: Store, cluster: Cluster) -> Plan:
     ids = {
         _key(case_of_row(row), row["replay"], row["label"], row["round"]): row["trial_id"] for _, row in rows.iterrows()
     }
-    plan = plan_on(store.scenario(), cluster)
-    return plan.renamed(
+    return plan.make(store.scenario(), rows["cluster"].iloc[0]).renamed(
         lambda trial: ids.get(_key(case_of(trial), told_replay(trial), trial.method.label, trial.round), trial.id)
     )
 

@@ -87,8 +87,8 @@ def liken(request: ProfileRequest, other: Profile, times_faster: float) -> Profi
     """A step that takes as long as another model's, each part of it and each codec, but all so many times faster.
 
     So a small model that really learns has the other's ratio of communication to computation, where a link's rate is
-    less by as much as the model is smaller, and so many times more. A gradient is ready as soon as the other's are of
-    which as large a part of all entries has been ready by then.
+    less by as much as the model is smaller, and so many times more. A gradient is ready when the same part of the other
+    model's numbers is.
     """
     made = other.at(100 * times_faster)
     return made.model_copy(
@@ -114,7 +114,7 @@ def _ready_in_proportion(model: Model, other: Profile) -> Iterator[Gradient]:
     for name, shape in reversed(shapes.items()):
         entries += math.prod(shape)
         place = bisect.bisect_left(ready_by, entries * other.numel / whole)
-        yield Gradient(parameter=name, shape=shape, ready_s=other.gradients[min(place, len(ready_by) - 1)].ready_s)
+        yield Gradient(parameter=name, shape=shape, ready_s=other.gradients[place].ready_s)
 
 
 def _shapes(model: Model) -> dict[str, tuple[int, ...]]:

@@ -198,7 +198,7 @@ def test_claims_are_reproduced_resumed_and_judged(pacbench: Pacbench, tmp_path: 
     assert list((tmp_path / "results").glob("byteps-*")) == [folder]
 
     held = contents(folder)
-    again = pacbench("reproduce", "--judge", "results", "--on", "fake", *wanted, "--out", "again", "--json")
+    again = pacbench("reproduce", "--judge", "results", *wanted, "--out", "again", "--json")
     assert again.returncode == 0, again.stderr
     told = json.loads(again.stdout)
     assert [each["id"] for each in told["claims"]] == [each["id"] for each in content["claims"]]
@@ -389,6 +389,11 @@ def test_of_two_kinds_of_cluster_there_is_a_page_and_no_json(pacbench: Pacbench,
             ["reproduce", "--judge", ".", "--quick"],
             2,
             "--quick: found 'with --judge'; allowed: --claim, --out and --json",
+        ),
+        (
+            ["reproduce", "--judge", ".", "--on", "fake"],
+            2,
+            "--on: found 'with --judge'; allowed: --claim, --out and --js",
         ),
         (["reproduce", "--judge", "."], 2, "--judge: found '.'; allowed: a folder with runs of pactrain-resnet152, "),
         (["reproduce", "--claim", "nosuch"], 2, "--claim: found 'nosuch'; allowed: pactrain-throughput"),

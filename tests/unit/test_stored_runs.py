@@ -12,7 +12,6 @@ from harness.analysis.claims.figures import Run
 from harness.analysis.claims.judgements import judge
 from harness.analysis.claims.schema import Claim
 from harness.analysis.trials import CASE_COLUMNS
-from harness.cluster import registry
 from harness.errors import UsageError
 from harness.plan import plan
 from harness.plan.trial import Trial
@@ -51,9 +50,9 @@ def by_other_code(tmp_path: Path) -> Store:
 def test_trials_are_known_by_what_they_are_whatever_code_made_them(by_other_code: Store, tmp_path: Path) -> None:
     now = Run(plan.make(load("quickstart", SWEEP), "netns"), make_store(tmp_path / "now", SWEEP))
     assert not {trial.id for trial in now.plan.trials} & set(by_other_code.trials()["trial_id"])
-    found = stored_runs([claim()], by_other_code.folder.parent, registry.make("netns"))
+    found = stored_runs([claim()], by_other_code.folder.parent)
     assert judge(claim(), found).found == judge(claim(), {"quickstart": now}).found
-    whole = plan_of(by_other_code, registry.make("netns"))
+    whole = plan_of(by_other_code)
     assert {trial.id for trial in whole.trials} == set(by_other_code.trials()["trial_id"])
 
 
@@ -62,9 +61,36 @@ def test_a_replay_is_known_whatever_words_tell_what_it_is_fed(tmp_path: Path) ->
     store = Store.create(tmp_path / "datacenter-resnet50-1", scenario)
     first = plan.make(scenario, "netns").trials[0]
     store.append(stored(first, trial_id="older", dataset="gradients in words of long ago"), [])
-    assert plan_of(store, registry.make("netns")).trials[0].id == "older"
+    assert plan_of(store).trials[0].id == "older"
 
 
 def test_a_case_that_is_not_stored_is_refused(by_other_code: Store) -> None:
     with pytest.raises(UsageError, match=r"found 'digits-cnn, 1 Gbit/s, 3 workers'; allowed: the cases of quickstart"):
-        stored_runs([claim(rate="1gbit")], by_other_code.folder.parent, registry.make("netns"))
+        stored_runs([claim(rate="1gbit")], by_other_code.folder.parent)
+
+
+def test_claims_that_nothing_was_run_for_are_judged_all_the_same(tmp_path: Path) -> None:
+    untestable = Claim.model_validate(
+        {**claim().model_dump(by_alias=True, exclude_none=True, exclude={"scenario"}), "not_testable": "no such device"}
+    )
+    assert judge(untestable, stored_runs([untestable], tmp_path)).verdict == "not testable here"
+
+
+def test_a_newer_run_that_is_empty_or_lacks_a_method_hides_none(by_other_code: Store) -> None:
+    folder = by_other_code.folder.parent
+    Store.create(folder / "quickstart-20260101-000000", load("quickstart", SWEEP))
+    make_store(folder / "quickstart-20260102-000000", SWEEP, methods=("bf16",))
+    assert stored_runs([claim()], folder)["quickstart"].store.folder == by_other_code.folder
+    with pytest.raises(UsageError, match=r"found '.*quickstart-20260102-000000'; allowed: a run with nosuch in it"):
+        stored_runs([claim(method="nosuch")], folder)
+
+
+def test_no_cluster_is_needed_of_the_kind_that_ran(by_other_code: Store) -> None:
+    """Trials are of the kind of cluster that their rows say, whatever this machine can have."""
+    (plan_kind,) = {trial.cluster for trial in plan_of(by_other_code).trials}
+    assert plan_kind == "netns"
+    scenario = load("quickstart")
+    store = Store.create(by_other_code.folder.parent / "quickstart-20260103-000000", scenario)
+    for trial in plan.make(scenario, "docker").trials:
+        store.append(stored(trial, trial_id=trial.id[::-1]), [])
+    assert {trial.id for trial in plan_of(store).trials} == set(store.trials()["trial_id"])

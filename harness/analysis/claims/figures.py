@@ -158,8 +158,8 @@ def throughput(claim: Claim, cell: Cell, device: float, runs: Mapping[str, Run])
     trials = trials_of(cell, device, run)
     if trials.empty:
         return None
-    measured = _ratio(claim, cell, trials, run, usual_of("throughput", trials, runs)).measured
-    return measured if isinstance(measured, Shift) else None
+    found = _ratio(claim, cell, trials, run, usual_of("throughput", trials, runs))
+    return found.measured if isinstance(found.measured, Shift) and not found.problem else None
 
 
 def usual_of(quantity: Quantity, trials: pd.DataFrame, runs: Mapping[str, Run]) -> Usual | None:

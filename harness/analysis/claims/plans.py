@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,7 +13,7 @@ from harness.analysis.claims import schema
 from harness.analysis.claims.schema import Cell, Claim
 from harness.errors import UsageError
 from harness.methods import method_named
-from harness.plan.expected import shapes_of, state_of
+from harness.plan.expected import communication_over_computation, shapes_of, state_of
 from harness.plan.plan import Plan
 from harness.plan.trial import Trial
 from harness.scenario import load as scenarios
@@ -21,6 +22,9 @@ from harness.units import format_rate
 
 QUICK_ROUNDS = 3
 """How many ``--quick`` runs: the fewest whose interval says something."""
+
+NEAR = 0.1
+"""Share by which two ratios of communication to computation may differ, to be taken for the same."""
 
 
 def plans(chosen: Sequence[Claim], make: Callable[[Scenario], Plan], quick: bool = False) -> dict[str, Plan]:
@@ -33,21 +37,29 @@ def plans(chosen: Sequence[Claim], make: Callable[[Scenario], Plan], quick: bool
     Raises:
         UsageError: a claim asks for a case or method that its scenario does not have.
     """
+    names = dict.fromkeys(name for claim in chosen for name in claim.needs)
+    made = {name: make(scenarios.load(name)) for name in names}
+    for name, plan in made.items():
+        for claim in chosen:
+            if name in claim.needs:
+                _check(claim, name, plan.scenario)
+    _check_alike(chosen, made)
+    known = {name: plan.scenario for name, plan in made.items()}
     found = {}
-    for name in dict.fromkeys(name for claim in chosen for name in claim.needs):
-        plan, asking = make(scenarios.load(name)), [claim for claim in chosen if name in claim.needs]
-        for claim in asking:
-            _check(claim, name, plan.scenario)
-        wanted = partial(_is_wanted, scenario=name, asking=asking, quick=quick)
+    for name, plan in made.items():
+        asking = [claim for claim in chosen if name in claim.needs]
+        beside = _asked_for_beside(name, asking, known)
+        wanted = partial(_is_wanted, scenario=name, asking=asking, beside=beside, quick=quick)
         found[name] = replace(plan.only(wanted), more_seeds=())
-    _check_alike(chosen, found)
     return found
 
 
-def _is_wanted(trial: Trial, scenario: str, asking: Sequence[Claim], quick: bool) -> bool:
+def _is_wanted(
+    trial: Trial, scenario: str, asking: Sequence[Claim], beside: Sequence[tuple[Case, str]], quick: bool
+) -> bool:
     if quick and trial.round >= QUICK_ROUNDS:
         return False
-    return any(
+    return (trial.case, trial.method.label) in beside or any(
         is_asked_for(trial, scenario, claim, device, claim.cells) for claim in asking for device in claim.devices
     )
 
@@ -57,12 +69,41 @@ def is_asked_for(trial: Trial, scenario: str, claim: Claim, device: float, cells
     label, compared = trial.method.label, (claim.baseline, claim.without)
     return any(
         label in (cell.method, *compared)
-        and (
-            scenario in (claim.convergence, claim.in_one_piece)
-            or (scenario == cell.scenario and cell.is_about(trial.case, device))
-        )
+        and (scenario == claim.convergence or (scenario == cell.scenario and cell.is_about(trial.case, device)))
         for cell in cells
     )
+
+
+def _asked_for_beside(name: str, asking: Sequence[Claim], known: Mapping[str, Scenario]) -> list[tuple[Case, str]]:
+    """The cases and labels of a scenario that are run to be told beside verdicts."""
+    return [
+        (found[0], label)
+        for claim in asking
+        if claim.in_one_piece == name
+        for device in claim.devices
+        if (found := case_beside(claim, device, known))
+        for label in claim.labels
+    ]
+
+
+def case_beside(claim: Claim, device: float, known: Mapping[str, Scenario]) -> tuple[Case, Case] | None:
+    """The case in which a claim is measured in one piece, and the claim's own: their ratios are about the same.
+
+    Args:
+        known: by names, at least the scenarios that the claim needs.
+
+    Returns:
+        None where there is none.
+    """
+    (cell,) = claim.cells
+    own = next(each for each in known[cell.scenario].cases if cell.is_about(each, device))
+    ratio = communication_over_computation(own)
+
+    def apart(case: Case) -> float:
+        return abs(math.log(communication_over_computation(case) / ratio))
+
+    nearest = min(known[str(claim.in_one_piece)].cases, key=apart)
+    return (nearest, own) if apart(nearest) <= math.log1p(NEAR) else None
 
 
 def _check(claim: Claim, name: str, scenario: Scenario) -> None:
@@ -121,19 +162,27 @@ def _check_alike(chosen: Sequence[Claim], found: Mapping[str, Plan]) -> None:
                 allowed = f"the same {label} as in {measured} ({difference})"
                 raise UsageError.at(schema.FILE, f"{claim.id}: convergence", trained, allowed)
         if claim.in_one_piece:
-            _check_same_trainings(claim, found[trained].scenario, found[claim.in_one_piece].scenario)
+            scenarios_of = (found[name].scenario for name in (measured, trained, claim.in_one_piece))
+            _check_same_trainings(claim, *scenarios_of)
 
 
-def _check_same_trainings(claim: Claim, trained: Scenario, paced: Scenario) -> None:
-    """What is measured in one piece must be the trainings that the steps to the target come from, with their seeds."""
+def _check_same_trainings(claim: Claim, measured: Scenario, trained: Scenario, paced: Scenario) -> None:
+    """What is measured in one piece must be the trainings that the steps to the target come from, with their seeds.
+
+    And all has a ratio of communication to computation by which it is put beside the claim's own case.
+    """
     same = _training(trained.cases[0])
     differing = [key for case in paced.cases for key, value in _training(case).items() if value != same[key]]
     differing += [label for label in claim.labels if _method(trained, label) != _method(paced, label)]
     differing += ["seed"] if trained.seed != paced.seed else []
-    if differing or not all(case.train.pace and case.link.rate_bps for case in paced.cases):
-        why = f"differs in {differing[0]}" if differing else "has no pace, or links without a rate"
-        allowed = f"paced trainings like those of {trained.name}, on links with a rate ({paced.name} {why})"
+    if differing:
+        allowed = f"the trainings of {trained.name}, paced ({paced.name} differs in {differing[0]})"
         raise UsageError.at(schema.FILE, f"{claim.id}: in_one_piece", claim.in_one_piece, allowed)
+    for scenario in (measured, paced):
+        for case in scenario.cases:
+            if not (case.train.known_profile and case.link.rate_bps):
+                allowed = f"none, unless all cases of {scenario.name} have a rate, and a profile that is known before"
+                raise UsageError.at(schema.FILE, f"{claim.id}: in_one_piece", claim.in_one_piece, allowed)
 
 
 def _training(case: Case) -> dict[str, object]:

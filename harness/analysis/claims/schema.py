@@ -204,8 +204,9 @@ class Claim(Section):
         if (self.quantity == "time to accuracy") != (self.convergence is not None) and not self.not_testable:
             allowed = "a scenario for 'time to accuracy', and nothing for the others"
             raise ValueError(f"convergence: found {self.convergence or 'none'}; allowed: {allowed}")
-        if self.in_one_piece and not self.convergence:
-            raise ValueError(f"in_one_piece: found {self.in_one_piece}; allowed: nothing without convergence")
+        if self.in_one_piece and self.convergence in (None, self.in_one_piece):
+            allowed = "beside convergence, and another scenario than that"
+            raise ValueError(f"in_one_piece: found {self.in_one_piece}; allowed: {allowed}")
         whole = all(0 < share <= 1 and math.isclose(100 * share, round(100 * share)) for share in self.devices)
         if not whole or any(one <= other for one, other in itertools.pairwise(self.devices)):
             allowed = "shares up to 1, in whole percent, the largest first"

@@ -22,7 +22,7 @@ TIMED_OR_DERIVED = (
 )
 """Parameters that say what is timed, or derived, and how."""
 
-MOST_TIMES_FASTER = 1e6
+MOST_TIMES_FASTER = 1_000_000
 
 
 def verb(
@@ -119,12 +119,17 @@ def _check(
 
 def _check_like(context: typer.Context, like: str | None, times_faster: float | None) -> None:
     """Another model's profile says all that would be timed, or derived."""
+    from harness.workload import profile as profiles
+
     if like is None and times_faster is not None:
         raise UsageError.at("command line", "--faster", times_faster, "nothing without --like")
     if like is not None:
         refuse_beside(context, "--like", TIMED_OR_DERIVED, "--batch-size and --faster")
-    if times_faster is not None and not 0 < times_faster <= MOST_TIMES_FASTER:
-        raise UsageError.at("command line", "--faster", times_faster, f"above 0, up to {MOST_TIMES_FASTER}")
+        if like not in (known := profiles.available()) and not like.endswith(".json"):
+            raise UsageError.at("command line", "--like", like, f"a profile's .json file, or {', '.join(known)}")
+    least, most = 1 / MOST_TIMES_FASTER, MOST_TIMES_FASTER
+    if times_faster is not None and not least <= times_faster <= most:
+        raise UsageError.at("command line", "--faster", times_faster, f"from {least:g} to {most:,}")
 
 
 def _asked_of_steps(optimizer: str, autocast: str, derive_for: str | None) -> dict[str, Any]:

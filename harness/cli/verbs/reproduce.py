@@ -52,13 +52,13 @@ def verb(
     if plan and as_json:
         raise UsageError.at("command line", "--json", "with --plan", "verdicts as JSON, which a plan has none of")
     if judge:
-        refuse_beside(context, "--judge", ["quick", "plan"], "--claim, --out and --json")
+        refuse_beside(context, "--judge", ["quick", "plan", "on"], "--claim, --out and --json")
     chosen, collected = schema.select(schema.load(), claim or [], quick), provenance.collect(command())
-    kind, why = registry.choose(on)
     with words_aside(as_json):
         if judge:
-            runs, failed = stored_runs(chosen, judge, registry.make(kind)), 0
+            runs, failed = stored_runs(chosen, judge), 0
         else:
+            kind, why = registry.choose(on)
             runs = _planned(chosen, kind, quick)
             _announce(chosen, runs, registry.make(kind).machine)
             if plan:
@@ -168,12 +168,13 @@ def _conclude(
     chosen: Sequence[Claim], runs: Mapping[str, Run], collected: Mapping[str, Any], out: Path
 ) -> dict[str, Any]:
     """Judge the claims by what has run, and write it all down; returns it as JSON has it."""
+    from harness import provenance
     from harness.analysis.claims.judgements import judge
     from harness.report import claims_page
 
     judged = [judge(claim, runs) for claim in chosen]
     stores = [run.store for run in runs.values() if run.store]
-    origin = {**collected, "runs": {store.folder.name: claims_page.run_by(store.provenance()) for store in stores}}
+    origin = {**collected, "runs": {store.folder.name: provenance.run_by(store.provenance()) for store in stores}}
     page = claims_page.write(judged, out, origin, _draw(judged, runs, out))
     _print(judged)
     say(f"verdicts, reasons, origins: {page}")
