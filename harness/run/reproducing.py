@@ -95,7 +95,7 @@ def needed(
     open_parts = [
         (each.claim, part) for each in judged for part in (each.undecided_parts if at_most else each.open_parts)
     ]
-    is_training = any(claim.convergence == name for claim, _ in open_parts)
+    is_training = any(_is_training(name, claim) for claim, _ in open_parts)
 
     def is_needed(trial: Trial) -> bool:
         if trial.id in tried or (trial.round >= rounds.stop and not is_training):
@@ -103,6 +103,11 @@ def needed(
         return any(_asks_for(trial, name, claim, part) for claim, part in open_parts)
 
     return replace(run.plan.only(is_needed), more_seeds=())
+
+
+def _is_training(name: str, claim: Claim) -> bool:
+    """Whether a claim looks at a scenario's trainings: once, with all of their seeds."""
+    return name == claim.convergence or (claim.quantity == "accuracy" and name in claim.needs)
 
 
 def _asks_for(trial: Trial, name: str, claim: Claim, part: Part) -> bool:

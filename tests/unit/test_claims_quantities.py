@@ -72,7 +72,7 @@ def test_accuracy_is_the_points_lost_to_the_baseline_by_seeds(sweep: Run) -> Non
     lost = 100 * (column(sweep, "final_accuracy", "dense") - column(sweep, "final_accuracy", "topk"))
     judgement = judged(sweep, quantity="accuracy", range=(-math.inf, 50.0))
     assert judgement.found is not None
-    assert judgement.found[:3] == pytest.approx(textbook(lost, confidence(ROUNDS)))
+    assert judgement.found[:3] == pytest.approx(textbook(lost, 0.95)), "it is looked at once"
     assert judgement.verdict == "reproduced"
     worse = judged(sweep, quantity="accuracy", range=(-math.inf, lost.mean() - 10))
     assert worse.verdict == "not reproduced"

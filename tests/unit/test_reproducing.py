@@ -93,7 +93,7 @@ def test_trainings_run_whole_so_that_replays_are_not_run_for_want_of_them(tmp_pa
     recorded = Recorded(tmp_path)
     runs, _ = reproduce([asked], runs_of([asked]), recorded, MACHINE)
     rounds = Counter((trial.scenario, trial.method.label) for trial in recorded.trials)
-    assert {count for (scenario, _), count in rounds.items() if scenario == "convergence-vision"} == {5}
+    assert {count for (scenario, _), count in rounds.items() if scenario == "convergence-vision"} == {12}
     judgement = judge(asked, runs)
     replayed = {count for (scenario, _), count in rounds.items() if scenario != "convergence-vision"}
     assert replayed == {2}, "either they are decided, or the seeds leave too much open"

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from harness.analysis.claims.schema import Cell, Claim, Quantity
-from harness.analysis.claims.sequential import confidence, rounds_to_decide
+from harness.analysis.claims.sequential import FIRST_LOOK, confidence, rounds_to_decide
 from harness.analysis.estimates import Estimate
 from harness.analysis.pairs import paired_ratios
 from harness.analysis.shifts import (
@@ -80,7 +80,7 @@ class Finding:
     measured: Shift | Difference | None
     """Of ratios the logarithm has shifted; all else is a mean."""
     rounds: int
-    """How many there will be at most, with a look after each."""
+    """How many there will be at most, with a look after each; trainings have one look, with all of their seeds."""
     problem: str = ""
     decides: str = ""
     """What would help, where the figure is not known or means nothing."""
@@ -91,11 +91,13 @@ class Finding:
     """Intervals at each look that must all hold."""
     steps: Shift | None = None
     """Of a time to accuracy: the part of it that is told by trainings, which have all been run by then."""
+    is_training: bool = False
+    """Whether trainings alone tell it."""
 
     @property
     def confidence(self) -> float:
         """That of its interval at each look."""
-        return confidence(self.rounds, self.comparisons)
+        return confidence(FIRST_LOOK if self.is_training else self.rounds, self.comparisons)
 
     @property
     def estimate(self) -> Estimate | None:
@@ -141,11 +143,11 @@ def find(claim: Claim, cell: Cell, device: float, runs: Mapping[str, Run]) -> Fi
 
 def _found(claim: Claim, cell: Cell, device: float, runs: Mapping[str, Run]) -> Finding:
     run = runs[cell.scenario]
-    rounds, trials = run.plan.scenario.rounds, trials_of(cell, device, run)
+    trials = trials_of(cell, device, run)
     if trials.empty:
         return _not_run(claim, run, "nothing of it was run")
     if claim.quantity == "accuracy":
-        return _points_lost(claim, trials, rounds)
+        return _points_lost(claim, trials, run)
     if claim.quantity == "ablation":
         return _share_of_the_gain(claim, trials, run, usual_of(claim.of, trials, runs))
     found = _ratio(claim, cell, trials, run, usual_of("throughput" if claim.convergence else claim.ratio, trials, runs))
@@ -180,9 +182,7 @@ def _with_fewer_steps(found: Finding, fewer: Finding) -> Finding:
         return found
     if not isinstance(fewer.measured, Shift):
         return fewer
-    both = product(found.measured, fewer.measured)
-    # It is looked at again after each round of either, the first of both together.
-    return replace(found, measured=both, rounds=found.rounds + fewer.rounds - 1, steps=fewer.measured)
+    return replace(found, measured=product(found.measured, fewer.measured), steps=fewer.measured)
 
 
 def _not_run(claim: Claim, run: Run, why: str) -> Finding:
@@ -254,9 +254,11 @@ def _late(trials: pd.DataFrame, labels: tuple[str, ...]) -> str:
     return ""
 
 
-def _points_lost(claim: Claim, trials: pd.DataFrame, rounds: int) -> Finding:
+def _points_lost(claim: Claim, trials: pd.DataFrame, run: Run) -> Finding:
     """Points of final accuracy that the method has less than its baseline, paired by seeds."""
-    (method,), baseline = claim.method, claim.baseline
+    (method,), baseline, rounds = claim.method, claim.baseline, run.plan.scenario.rounds
+    if left := _left(trials, (method, baseline), run):
+        return _not_run(claim, run, left)
     own = trials[trials["label"] == method]
     if diverged := int((own["status"] == DIVERGED).sum()):
         problem = f"{method} diverged in {diverged} of {len(own)} trainings"
@@ -264,7 +266,18 @@ def _points_lost(claim: Claim, trials: pd.DataFrame, rounds: int) -> Finding:
     learnt = trials[trials["status"].isin(LEARNT)]
     of = [learnt[learnt["label"] == label].set_index("round")["final_accuracy"] for label in (baseline, method)]
     lost = (100 * (of[0] - of[1])).dropna().astype(float).sort_index()
-    return Finding(mean_difference(lost.to_numpy()), rounds) if len(lost) else _unfinished(method, baseline, rounds)
+    if lost.empty:
+        return _unfinished(method, baseline, rounds)
+    return Finding(mean_difference(lost.to_numpy()), rounds, is_training=True)
+
+
+def _left(trials: pd.DataFrame, labels: tuple[str, ...], run: Run) -> str:
+    """What is left to run of trainings, which are looked at once, when all have run; nothing if nothing is."""
+    for label in labels:
+        planned = {trial.round for trial in run.plan.trials if trial.method.label == label}
+        if left := planned - set(trials.loc[trials["label"] == label, "round"]):
+            return f"{len(planned) - len(left)} of {len(planned)} trainings by {label} have run"
+    return ""
 
 
 def _share_of_the_gain(claim: Claim, trials: pd.DataFrame, run: Run, usually: Usual | None) -> Finding:
@@ -292,9 +305,9 @@ def _share_of_the_gain(claim: Claim, trials: pd.DataFrame, run: Run, usually: Us
 def fewer_steps(claim: Claim, training: Run) -> Finding:
     """How many times fewer steps to the target the method takes, paired by seeds."""
     (method,), rounds = claim.method, training.plan.scenario.rounds
+    if left := _left(training.trials, (method, claim.baseline), training) if training.store else "no training has run":
+        return _not_run(claim, training, left)
     by_label = {label: steps_to_target(training, label) for label in (method, claim.baseline)}
-    if any(steps.empty for steps in by_label.values()):
-        return _not_run(claim, training, "its training was not run")
     for label in (claim.baseline, method):
         steps = by_label[label]
         if missed := int(steps.isna().sum()):

@@ -5,7 +5,8 @@ interval says. Repeated confidence intervals (Jennison and Turnbull, J. R. Stat.
 looks at once, whenever one stops and for whatever reason. Here the error is spent evenly over the looks (Bonferroni's
 inequality; the simplest of the spending rules of Lan and DeMets, Biometrika 70, 1983): with t intervals that is exact
 from the second round on. Pocock's level (Biometrika 64, 1977), which is for a known variance, would be wrong in 5.5 %
-of studies of five rounds where it says 5 % (``tests/unit/test_claims_sequential.py``).
+of studies of five rounds where it says 5 % (``tests/unit/test_claims_sequential.py``). Trainings run with all their
+seeds, and are looked at once.
 """
 
 from __future__ import annotations
