@@ -23,8 +23,11 @@ UNKNOWN_KIND = "netns"
 """Kind of cluster of a plan whose trials are stored nowhere: nothing of it is run."""
 
 
-def stored_runs(chosen: Sequence[Claim], folder: Path) -> dict[str, Run]:
+def stored_runs(chosen: Sequence[Claim], folder: Path) -> tuple[list[Claim], dict[str, Run]]:
     """Of each scenario that claims need its newest run in a folder, if there is one.
+
+    Returns:
+        The claims, without what was to stand beside a verdict where no run of it is stored; and the runs.
 
     Raises:
         UsageError: there is none at all; or one lacks a case or a method that a claim asks for.
@@ -40,8 +43,13 @@ def stored_runs(chosen: Sequence[Claim], folder: Path) -> dict[str, Run]:
         store = stores.get(scenario.name)
         return plan_of(store) if store else plan.make(scenario, UNKNOWN_KIND)
 
-    planned = plans.plans(chosen, plan_by)
-    return {name: Run(each, stores.get(each.scenario.name)) for name, each in planned.items()}
+    claims = [each if newest.get(str(each.in_one_piece)) else _without_beside(each) for each in chosen]
+    planned = plans.plans(claims, plan_by)
+    return claims, {name: Run(each, stores.get(each.scenario.name)) for name, each in planned.items()}
+
+
+def _without_beside(claim: Claim) -> Claim:
+    return claim.model_copy(update={"in_one_piece": None})
 
 
 def _newest(folder: Path, name: str, scenario: Scenario, chosen: Sequence[Claim]) -> Store | None:

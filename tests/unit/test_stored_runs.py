@@ -50,7 +50,7 @@ def by_other_code(tmp_path: Path) -> Store:
 def test_trials_are_known_by_what_they_are_whatever_code_made_them(by_other_code: Store, tmp_path: Path) -> None:
     now = Run(plan.make(load("quickstart", SWEEP), "netns"), make_store(tmp_path / "now", SWEEP))
     assert not {trial.id for trial in now.plan.trials} & set(by_other_code.trials()["trial_id"])
-    found = stored_runs([claim()], by_other_code.folder.parent)
+    _, found = stored_runs([claim()], by_other_code.folder.parent)
     assert judge(claim(), found).found == judge(claim(), {"quickstart": now}).found
     whole = plan_of(by_other_code)
     assert {trial.id for trial in whole.trials} == set(by_other_code.trials()["trial_id"])
@@ -73,14 +73,14 @@ def test_claims_that_nothing_was_run_for_are_judged_all_the_same(tmp_path: Path)
     untestable = Claim.model_validate(
         {**claim().model_dump(by_alias=True, exclude_none=True, exclude={"scenario"}), "not_testable": "no such device"}
     )
-    assert judge(untestable, stored_runs([untestable], tmp_path)).verdict == "not testable here"
+    assert judge(untestable, stored_runs([untestable], tmp_path)[1]).verdict == "not testable here"
 
 
 def test_a_newer_run_that_is_empty_or_lacks_a_method_hides_none(by_other_code: Store) -> None:
     folder = by_other_code.folder.parent
     Store.create(folder / "quickstart-20260101-000000", load("quickstart", SWEEP))
     make_store(folder / "quickstart-20260102-000000", SWEEP, methods=("bf16",))
-    assert stored_runs([claim()], folder)["quickstart"].store.folder == by_other_code.folder
+    assert stored_runs([claim()], folder)[1]["quickstart"].store.folder == by_other_code.folder
     with pytest.raises(UsageError, match=r"found '.*quickstart-20260102-000000'; allowed: a run with nosuch in it"):
         stored_runs([claim(method="nosuch")], folder)
 
@@ -94,3 +94,16 @@ def test_no_cluster_is_needed_of_the_kind_that_ran(by_other_code: Store) -> None
     for trial in plan.make(scenario, "docker").trials:
         store.append(stored(trial, trial_id=trial.id[::-1]), [])
     assert {trial.id for trial in plan_of(store).trials} == set(store.trials()["trial_id"])
+
+
+def test_what_is_not_stored_stands_beside_no_verdict(tmp_path: Path) -> None:
+    """Trainings of other seeds than now are judged, though what would run beside them now is other trainings."""
+    changes = {"model": "resnet152", "rate": "1gbit", "workers": 8, "method": "topk", "baseline": "fp16"}
+    trainings = {"convergence": "paper/convergence-vision", "in_one_piece": "paper/convergence-vision-paced"}
+    asked = claim(**changes, quantity="time to accuracy", scenario="paper/pactrain-resnet152", **trainings)
+    older = ["rounds=2", "seed=0"]
+    make_store(tmp_path / "convergence-vision-20250101-000000", older, "paper/convergence-vision")
+    (judged,), runs = stored_runs([asked], tmp_path)
+    assert judged.in_one_piece is None
+    assert runs["paper/convergence-vision"].plan.scenario.seed == 0
+    assert judge(judged, runs).in_one_piece == ()

@@ -56,7 +56,7 @@ def verb(
     chosen, collected = schema.select(schema.load(), claim or [], quick), provenance.collect(command())
     with words_aside(as_json):
         if judge:
-            runs, failed = stored_runs(chosen, judge), 0
+            (chosen, runs), failed = stored_runs(chosen, judge), 0
         else:
             kind, why = registry.choose(on)
             runs = _planned(chosen, kind, quick)
