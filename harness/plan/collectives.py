@@ -40,8 +40,11 @@ SEGMENT_BYTES = 1 << 20
 ENTRY_BYTES = 4
 """No segment is shorter than a number."""
 
-MESSAGE_BYTES = 3 * (48 + FRAME_HEADER_BYTES)
-"""What a message costs each direction beside its payload, if one comes for each that goes.
+OWN_BYTES = 3 * 48
+"""What Gloo itself sends with a message, each direction, if one comes for each that goes: to links it is payload."""
+
+MESSAGE_BYTES = OWN_BYTES + 3 * FRAME_HEADER_BYTES
+"""What a message costs each direction beside its payload, with headers.
 
 Three times ``Op::preamble``, six numbers (gloo/transport/tcp/pair.h): that of the message, the note that it will come,
 and the readiness for the other one (``Pair::sendNotifySendReady``, ``sendNotifyRecvReady`` in pair.cc). Each is taken
@@ -51,6 +54,13 @@ all-gathers, all-reduces and all-to-alls were found to add 318 to 372 bytes a me
 
 INITIAL_WINDOW_BYTES = 10 * 1448
 """The least that is left of it (RFC 6928)."""
+
+
+def own_bytes(call: Call, workers: int) -> int:
+    """What Gloo itself sends of a worker in a collective, about: its rings pass two segments at once."""
+    if isinstance(call, (AllReduce, AllGather, ReduceScatter)):
+        return (4 if isinstance(call, AllReduce) else 2) * (workers - 1) * OWN_BYTES
+    return (workers - 1) * OWN_BYTES
 
 
 class Timing(NamedTuple):

@@ -11,7 +11,7 @@ from baselines._calls import AllGather
 from harness.methods import blamed, method_named
 from harness.network.topology import Topology
 from harness.plan import predict
-from harness.plan.collectives import MESSAGE_S, Network
+from harness.plan.collectives import MESSAGE_S, Network, own_bytes
 from harness.scenario.schema import Case, MethodSpec, Train
 from harness.workload import profile as profiles
 from harness.workload import replay
@@ -28,7 +28,8 @@ not shrink with them."""
 MOST_UNLIKE = 0.02
 """Share by which a step's bytes may differ from what they are told to be, where tensors are smaller than they are told.
 
-Some differ: of tensors whose sizes cannot be divided, and of what a method sends for each of them.
+Some differ: of tensors whose sizes cannot be divided, of what a method sends for each of them, and of Gloo's own
+messages.
 """
 
 
@@ -94,16 +95,25 @@ def shrink_of(case: Case, method: MethodSpec) -> int:
     profile = _profile_of(case)
     if profile is None or not case.can_shrink:
         return 1
-    whole_s = _predicted_step_s(case, method, profile)
+    whole_s, sent_bytes = _predicted_step_s(case, method, profile), wire_bytes(case, method)
+    gloo_share = gloo_bytes(case, method, profile) / sent_bytes if sent_bytes else 0.0
 
     def is_like_the_whole(shrink: int) -> bool:
         return (
             case.complaint_of_thinner_links(shrink) is None
-            and unlike_bytes(case, method, shrink) <= MOST_UNLIKE
+            and unlike_bytes(case, method, shrink) + shrink * gloo_share <= MOST_UNLIKE
             and abs(_predicted_step_s(case, method, profile, shrink) / whole_s - 1) <= MOST_BENT
         )
 
     return max(takewhile(is_like_the_whole, SHRINKS), default=1)
+
+
+def gloo_bytes(case: Case, method: MethodSpec, profile: Profile) -> float:
+    """What Gloo itself sends of a worker in a step, beside the method's bytes: it does not shrink with tensors."""
+    workers = case.cluster.workers
+    step = predict.schedule(profile, method, state_of(method), workers, case.train.bucket_bytes)
+    calls = (call for jobs in step.jobs for job in jobs for call in job.calls)
+    return sum(own_bytes(call, workers) for call in calls) / step.every
 
 
 def unlike_bytes(case: Case, method: MethodSpec, shrink: int) -> float:

@@ -19,7 +19,7 @@ PAGES = (
     *("METHODS.html", "scenarios/index.html", "results/index.html", "reference/verbs.html", "reference/json.html"),
     *("reference/columns.html", "reference/exit-codes.html", "reference/library.html", "explorer.html"),
     *("results/reference/quickstart/report.html", "results/reference/map/map.html", "SECURITY.html"),
-    *("results/reference/claims/quick/claims.html", "tutorials/your-own-job.html", "CONTRIBUTING.html"),
+    *("results/reference/claims/claims.html", "tutorials/your-own-job.html", "CONTRIBUTING.html"),
     *("tutorials/pilot.html", "tutorials/pilot.ja.html", "tutorials/figure-for-a-paper.html"),
     *("tutorials/gate-in-ci.html", "tutorials/method-of-your-own.html", "tutorials/cluster.html", "CHANGELOG.html"),
     *("harness/index.html", "docker/index.html", "docker/wheels/index.html"),

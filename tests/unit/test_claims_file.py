@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from pathlib import Path
 
-from harness.analysis.claims import judgements, schema
+import pytest
+
+from harness.analysis.claims import schema
+from harness.analysis.claims.judgements import Judgement, judge
 from harness.analysis.claims.plans import plans
 from harness.plan import plan
 from harness.plan.estimate import total_s
 from harness.plan.machine import Machine
 from harness.plan.plan import Plan
+from harness.run.stored import stored_runs
 from harness.scenario.schema import Scenario
+
+CLAIMS = Path(__file__).parents[2] / "results" / "reference" / "claims"
 
 
 def on_netns(scenario: Scenario) -> Plan:
@@ -47,10 +55,26 @@ def test_headlines_are_told_over_the_16_bit_all_reduce_first() -> None:
         assert own[0].baseline in ("fp16", "bf16"), family
 
 
-def test_verdicts_of_before_are_still_read() -> None:
-    stored = sorted((Path(__file__).parents[2] / "results" / "reference" / "claims").glob("*/claims.json"))
-    assert stored
-    for path in stored:
-        told = json.loads(path.read_text())["claims"]
-        assert {each["verdict"] for each in told} <= set(judgements.VERDICTS)
-        assert all(each["source"] and each["wording"] and each["reason"] for each in told)
+@pytest.fixture(scope="module")
+def judged_anew() -> list[Judgement]:
+    chosen, runs = stored_runs(schema.load(), CLAIMS / "runs")
+    return [judge(claim, runs) for claim in chosen]
+
+
+def test_the_page_that_is_kept_says_what_the_runs_that_are_kept_give(judged_anew: list[Judgement]) -> None:
+    """``pacbench reproduce --judge results/reference/claims/runs --out results/reference/claims`` makes it anew."""
+    kept = json.loads((CLAIMS / "claims.json").read_text())["claims"]
+    told = {each["id"]: (each["verdict"], each["found"]) for each in kept}
+    found = {each.claim.id: (each.verdict, each.found and each.found._asdict()) for each in judged_anew}
+    assert set(told) == set(found)
+    for identity, (verdict, figure) in found.items():
+        assert told[identity][0] == verdict, identity
+        assert told[identity][1] == pytest.approx(figure), identity
+
+
+def test_the_results_page_counts_the_verdicts(judged_anew: list[Judgement]) -> None:
+    page = (CLAIMS.parents[1] / "README.md").read_text(encoding="utf-8")
+    counts = Counter(each.verdict for each in judged_anew)
+    assert f"{len(judged_anew)} verdicts with their reasons: " in page
+    for verdict, count in counts.items():
+        assert re.search(rf"\b{count}\s+{verdict}", page), (verdict, count)
