@@ -66,7 +66,7 @@ class Run:
         replayed = leave_out_disturbed(self.trials[self.trials["replay"].notna()])
         baseline = self.plan.scenario.baseline
         for _, of_case in replayed.groupby(list(CASE_COLUMNS), dropna=False):
-            for label, quantity in itertools.product(set(of_case["label"]) - {baseline}, VARYING):
+            for label, quantity in itertools.product(sorted(set(of_case["label"]) - {baseline}), VARYING):
                 logs = np.log(ratios(quantity, of_case, label, baseline).to_numpy())
                 if len(logs) >= FEWEST_VALUES:
                     found[quantity].append(variance_of(logs))
