@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -56,12 +56,16 @@ def rounds_asked_for(trials: pd.DataFrame, scenario: Scenario, provenance: Seque
 
 def workload_of(row: Mapping[Any, Any] | pd.Series[Any]) -> tuple[Any, ...]:
     """A row's values of ``WORKLOAD_COLUMNS``, None where nothing is said."""
-    return tuple(None if pd.isna(row[column]) else row[column] for column in WORKLOAD_COLUMNS)
+    return _said(row, WORKLOAD_COLUMNS)
 
 
 def case_of_row(row: Mapping[Any, Any] | pd.Series[Any]) -> tuple[Any, ...]:
     """Likewise, of ``CASE_COLUMNS``."""
-    return tuple(None if pd.isna(row[column]) else row[column] for column in CASE_COLUMNS)
+    return _said(row, CASE_COLUMNS)
+
+
+def _said(row: Mapping[Any, Any] | pd.Series[Any], columns: Iterable[str]) -> tuple[Any, ...]:
+    return tuple(None if pd.isna(row[column]) else row[column] for column in columns)
 
 
 def target_of(row: Mapping[Any, Any] | pd.Series[Any]) -> Target | None:

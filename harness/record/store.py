@@ -379,18 +379,19 @@ def with_targets(trials: pd.DataFrame) -> pd.DataFrame:
 
 def runs(results: Path, scenario: Scenario) -> Iterator[Store]:
     """The runs of exactly this scenario under ``results``, newest first."""
-    return (store for store in runs_named(results, scenario.name) if store.scenario().is_same_run(scenario))
+    return (store for store, found in runs_named(results, scenario.name) if found.is_same_run(scenario))
 
 
-def runs_named(results: Path, name: str) -> Iterator[Store]:
-    """The runs of scenarios of this name under ``results``, newest first, whatever they say."""
+def runs_named(results: Path, name: str) -> Iterator[tuple[Store, Scenario]]:
+    """The runs of scenarios of this name under ``results``, newest first, and what each scenario says."""
     for folder in sorted(results.glob(f"{escape(name)}-*"), reverse=True):
         try:
             store = Store.open(folder)
-            if store.scenario().name == name:
-                yield store
+            found = store.scenario()
         except UsageError:
             continue
+        if found.name == name:
+            yield store, found
 
 
 def new_folder(results: Path, scenario: Scenario) -> Path:

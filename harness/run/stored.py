@@ -60,9 +60,9 @@ def _newest(folder: Path, name: str, scenario: Scenario, chosen: Sequence[Claim]
     """
     asked = {label for claim in chosen if name in claim.needs for label in claim.labels}
     lacking: list[tuple[Store, set[str]]] = []
-    for store in runs_named(folder, scenario.name):
+    for store, found in runs_named(folder, scenario.name):
         if (store.attempts()["status"] == DONE).any():
-            missing = asked - {each.label for each in store.scenario().methods}
+            missing = asked - {each.label for each in found.methods}
             if not missing:
                 return store
             lacking.append((store, missing))

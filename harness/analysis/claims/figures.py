@@ -150,17 +150,16 @@ def _found(claim: Claim, cell: Cell, device: float, runs: Mapping[str, Run]) -> 
         return _points_lost(claim, trials, run)
     if claim.quantity == "ablation":
         return _share_of_the_gain(claim, trials, run, usual_of(claim.of, trials, runs))
-    found = _ratio(claim, cell, trials, run, usual_of("throughput" if claim.convergence else claim.ratio, trials, runs))
+    found = _ratio(claim, cell, trials, runs)
     return _with_fewer_steps(found, fewer_steps(claim, runs[claim.convergence])) if claim.convergence else found
 
 
 def throughput(claim: Claim, cell: Cell, device: float, runs: Mapping[str, Run]) -> Shift | None:
     """Of a time to accuracy the part that replays tell: how many times faster; None where none is known."""
-    run = runs[cell.scenario]
-    trials = trials_of(cell, device, run)
+    trials = trials_of(cell, device, runs[cell.scenario])
     if trials.empty:
         return None
-    found = _ratio(claim, cell, trials, run, usual_of("throughput", trials, runs))
+    found = _ratio(claim, cell, trials, runs)
     return found.measured if isinstance(found.measured, Shift) and not found.problem else None
 
 
@@ -206,7 +205,9 @@ def ratios(quantity: Quantity, trials: pd.DataFrame, better: str, worse: str) ->
     return found[(found > 0) & np.isfinite(found)]
 
 
-def _ratio(claim: Claim, cell: Cell, trials: pd.DataFrame, run: Run, usually: Usual | None) -> Finding:
+def _ratio(claim: Claim, cell: Cell, trials: pd.DataFrame, runs: Mapping[str, Run]) -> Finding:
+    """Of trials of a case; of a time to accuracy the throughput."""
+    run, usually = runs[cell.scenario], usual_of("throughput" if claim.convergence else claim.ratio, trials, runs)
     rounds, found = run.plan.scenario.rounds, ratios(claim.ratio, trials, cell.method, claim.baseline)
     if found.empty:
         return _unfinished(cell.method, claim.baseline, rounds)

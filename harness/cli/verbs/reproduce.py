@@ -47,15 +47,17 @@ def verb(
     from harness import provenance
     from harness.analysis.claims import schema
     from harness.cluster import registry
+    from harness.report import claims_page
     from harness.run.stored import stored_runs
 
     if plan and as_json:
         raise UsageError.at("command line", "--json", "with --plan", "verdicts as JSON, which a plan has none of")
     if judge:
         refuse_beside(context, "--judge", ["quick", "plan", "on"], "--claim, --out and --json")
-    chosen, collected = schema.select(schema.load(), claim or [], quick), provenance.collect(command())
+    chosen = schema.select(schema.load(), claim or [], quick)
     with words_aside(as_json):
         if judge:
+            collected = provenance.collect(command())
             (chosen, runs), failed = stored_runs(chosen, judge), 0
         else:
             kind, why = registry.choose(on)
@@ -63,10 +65,11 @@ def verb(
             _announce(chosen, runs, registry.make(kind).machine)
             if plan:
                 return
+            collected = provenance.collect(command())
             runs, failed = _carried_out(chosen, runs, kind, why, collected, out)
-        found = _conclude(chosen, runs, collected, out)
+        judged, origin = _conclude(chosen, runs, collected, out)
     if as_json:
-        print_json(found)
+        print_json(claims_page.as_json(judged, origin))
     if failed:
         raise MeasurementError(f"{failed} of the trials did not finish; each run's report lists them with their reason")
 
@@ -166,8 +169,8 @@ def _carry_out(run: Run, part: Plan, kind: str, why: str) -> tuple[Run, int]:
 
 def _conclude(
     chosen: Sequence[Claim], runs: Mapping[str, Run], collected: Mapping[str, Any], out: Path
-) -> dict[str, Any]:
-    """Judge the claims by what has run, and write it all down; returns it as JSON has it."""
+) -> tuple[list[Judgement], dict[str, Any]]:
+    """Judge the claims by what has run, and write it all down; returns that, and where it comes from."""
     from harness import provenance
     from harness.analysis.claims.judgements import judge
     from harness.report import claims_page
@@ -178,7 +181,7 @@ def _conclude(
     page = claims_page.write(judged, out, origin, _draw(judged, runs, out))
     _print(judged)
     say(f"verdicts, reasons, origins: {page}")
-    return claims_page.as_json(judged, origin)
+    return judged, origin
 
 
 def _report_runs(runs: Mapping[str, Run]) -> None:
