@@ -44,12 +44,14 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from baselines._door import Handle, checked, of_a_training
-from baselines._state import MethodState, SavingBound, parameters
+from baselines._parameters import ParameterError, parameters
+from baselines._state import MethodState, SavingBound
 
 __all__ = [
     "Handle",
     "Method",
     "MethodState",
+    "ParameterError",
     "SavingBound",
     "describe",
     "get",
@@ -145,11 +147,13 @@ def register(
     """Synchronise ``ddp``'s gradients by the method of ``state`` from the next backward pass on.
 
     Call it once, on every rank, before training. The optimizer is needed because methods act at step boundaries
-    (pruning, averaging) and own some of its state (momentum correction, masks). ``loss`` gives the loss, a scalar, of
-    ``ddp.module`` on this rank's batch of the moment: for what gradients alone do not tell (GraSP's Hessian).
+    (pruning, averaging) and own some of its state (momentum correction, masks). It must hold all that the model trains.
+    ``loss`` gives the loss, a scalar, of ``ddp.module`` on this rank's batch of the moment: for what gradients alone do
+    not tell (GraSP's Hessian).
 
-    The scale of a ``torch.amp.GradScaler`` is found out by itself. A step that it skips, on all ranks as soon as one
-    rank's gradient overflows, leaves what the method remembers as it was.
+    The scale of a ``torch.amp.GradScaler`` is found out by itself, from the first loss that leads back to the model. A
+    step that it skips, on all ranks as soon as one rank's gradient overflows, leaves what the method remembers as it
+    was.
 
     Returns:
         A handle with ``remove()`` and ``flush()``; as a context it does both at its end.

@@ -13,6 +13,18 @@ from baselines._quantise import Dice
 
 VERSION = 3
 
+PARTS: dict[str, type] = {
+    "version": int,
+    "method": str,
+    "parameters": Mapping,
+    "model": Mapping,
+    "rank": int,
+    "world_size": int,
+    "step": int,
+    "remembered": Mapping,
+}
+"""What a checkpoint has, and of which kind it is."""
+
 
 class Checkpointed:
     """The part of a method's state that saves and resumes."""
@@ -83,6 +95,8 @@ class Checkpointed:
             ValueError: it is of another method, version or model, other parameters, another rank or number of workers.
         """
         refuse_foreign(saved, self.name, self.parameters, self.adjustable)
+        if lacking := [name for name in self.remembers if name not in saved["remembered"]]:
+            raise ValueError(f"the checkpoint is damaged: nothing is remembered as {lacking[0]}")
         self._loaded = saved
         if self.is_bound:
             self.take_what_was_loaded()
@@ -100,7 +114,11 @@ class Checkpointed:
         for name in self.remembers:
             current = getattr(self, name)
             if same_place or not isinstance(current, Dice):  # a worker of another place keeps dice of its own
-                setattr(self, name, loaded_into(current, saved["remembered"][name], self.names))
+                try:
+                    setattr(self, name, loaded_into(current, saved["remembered"][name], self.names))
+                except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+                    reason = " ".join(str(error).split())
+                    raise ValueError(f"the checkpoint is damaged: {name} cannot be taken: {reason}") from error
 
     @property
     def has_residuals(self) -> bool:
@@ -133,12 +151,15 @@ def refuse_foreign(
     """Raises:
     ValueError: what was saved is not of this method with these parameters, or not by this version.
     """
-    if not isinstance(saved, Mapping) or not {"version", "method", "parameters", "model"} <= set(saved):
+    if not isinstance(saved, Mapping) or not {"version", "method"} <= set(saved):
         raise ValueError(f"this is no checkpoint of {method}: it takes what state_dict() of its state gave")
     if saved["version"] != VERSION:
         raise ValueError(f"the checkpoint has version {saved['version']!r}; this pacbench reads version {VERSION}")
     if saved["method"] != method:
         raise ValueError(f"the checkpoint is of {saved['method']}; load it into that method's state, not {method}'s")
+    for part, kind in PARTS.items():
+        if not isinstance(found := saved.get(part), kind):
+            raise ValueError(f"the checkpoint is damaged: {part} is {type(found).__name__}, not {kind.__name__}")
     for name, value in parameters.items():
         if name not in adjustable and saved["parameters"].get(name, value) != value:
             there = saved["parameters"][name]

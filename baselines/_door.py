@@ -20,6 +20,7 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from baselines._lane import settled
+from baselines._names import plain_name, sparse_embeddings
 from baselines._regroup import Bucket, Regrouping, rounds_of_one_bucket, will_regroup
 from baselines._state import UNBOUND, MethodState
 
@@ -65,7 +66,7 @@ class Handle:
         except ValueError:
             state.leave()
             raise
-        state.loss_scale.listen(optimizer, state.agree)
+        state.loss_scale.listen(ddp.module.parameters(), optimizer, state.agree)
         self._removable = [
             optimizer.register_step_post_hook(self._after_step),
             # Not as a decorator, which would import the compiler with this module: seconds, where no worker is made.
@@ -263,6 +264,11 @@ def checked(
     held = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
     if held.isdisjoint(map(id, ddp.module.parameters())):
         raise ValueError("optimizer: it holds none of the model's parameters; make it from ddp.parameters()")
+    if state.remembers and (others := _trained_by_others(ddp, held)):
+        raise ValueError(
+            f"optimizer: it lacks {len(others)} of the model's trained parameters, such as {others[0]}; {state.name} "
+            "must know when all have made their step: put them into a group of it, or freeze them before DDP is made"
+        )
     if state.is_bound:
         raise ValueError(
             f"this state of {state.name} belongs to another training, with what it remembers of it; make a new one: "
@@ -280,6 +286,19 @@ def checked(
         raise ValueError("this DDP has a communication hook already, and takes one only; wrap the model in a new DDP")
     state.check(ddp, optimizer, loss)
     return ddp, optimizer
+
+
+def _trained_by_others(ddp: DistributedDataParallel, held: set[int]) -> list[str]:
+    """Names of the parameters that hooks are handed gradients of, and that are not among those held, by their ids."""
+    sparse = sparse_embeddings(ddp.module)
+    return [
+        plain_name(name)
+        for name, weight in ddp.module.named_parameters()
+        if weight.requires_grad
+        and id(weight) not in held
+        and weight not in sparse
+        and name not in ddp.parameters_to_ignore
+    ]
 
 
 def of_a_training(hook: Hook) -> Hook:

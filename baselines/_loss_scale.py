@@ -1,9 +1,9 @@
 """By what a ``torch.amp.GradScaler`` has multiplied the loss, and so every gradient.
 
 Methods remember parts of gradients, whose unit must not change when the scale does. Hooks are handed scaled gradients
-and nobody tells them the scale, so it is overheard: a scaler's ``scale`` tells it to all who listen. A loss that is
-multiplied by hand is not noticed. Where ranks keep their gradients to themselves, they agree in the same way on whether
-a step is skipped, as FSDP's own scaler does.
+and nobody tells them the scale, so it is overheard: a scaler's ``scale`` tells it to all whose weights the loss leads
+back to. A loss that is multiplied by hand is not noticed. Where ranks keep their gradients to themselves, they agree in
+the same way on whether a step is skipped, as FSDP's own scaler does.
 """
 
 from __future__ import annotations
@@ -18,22 +18,30 @@ from torch.amp import GradScaler
 
 
 class LossScale:
-    """What the losses of this process are multiplied by, from the first call of a scaler's ``scale`` on."""
+    """What a model's losses are multiplied by, from the first of them on that a scaler's ``scale`` is called with."""
 
     def __init__(self) -> None:
         self.factor: torch.Tensor | None = None
         """A scalar, which the scaler changes in place; None while no scaler was used."""
         self._optimizer: torch.optim.Optimizer | None = None
+        self._weights: frozenset[torch.Tensor] = frozenset()
         self._agree: Callable[[torch.Tensor], None] = _keep
 
-    def listen(self, optimizer: torch.optim.Optimizer, agree: Callable[[torch.Tensor], None]) -> None:
+    def listen(
+        self,
+        weights: Iterable[torch.Tensor],
+        optimizer: torch.optim.Optimizer,
+        agree: Callable[[torch.Tensor], None],
+    ) -> None:
         """Be told from now on.
 
         Args:
+            weights: the model's. What a scaler does to losses of other models is not this one's.
             agree: called with what the scaler found in the optimizer's gradients, a scalar, 0 if all are finite; it may
                 change it.
         """
-        self._optimizer, self._agree = optimizer, agree
+        self._weights, self._optimizer, self._agree = frozenset(weights), optimizer, agree
+        self._scalers: WeakSet[GradScaler] = WeakSet()  # those that have multiplied a loss of the model
         if not _listeners:
             GradScaler.scale = _scale_and_tell  # type: ignore[method-assign,assignment]
             GradScaler._unscale_grads_ = _look_and_agree  # type: ignore[method-assign,assignment]
@@ -41,15 +49,44 @@ class LossScale:
 
     def ignore(self) -> None:
         """Be told no more."""
+        self._weights = frozenset()
         _listeners.discard(self)
         if not _listeners:
             GradScaler.scale, GradScaler._unscale_grads_ = _scale, _look  # type: ignore[method-assign,assignment]
+
+    def heard(self, scaler: GradScaler, losses: Any) -> None:
+        """A scaler has multiplied losses, maybe another model's."""
+        if scaler in self._scalers or leads_back(losses, self._weights):
+            self._scalers.add(scaler)
+            self.factor = scaler._scale
 
     def found(self, optimizer: torch.optim.Optimizer, flags: Iterable[torch.Tensor]) -> None:
         """A scaler has looked for overflows."""
         if optimizer is self._optimizer:
             for flag in flags:
                 self._agree(flag)
+
+
+def leads_back(losses: Any, weights: frozenset[torch.Tensor]) -> bool:
+    """Whether a backward pass from a tensor, or a list of them, would come to one of the weights.
+
+    So it may be, for all that can be known, where a checkpoint hides what it computes again, and of what else a scaler
+    takes: a generator, which can be looked at once only.
+    """
+    if not isinstance(losses, (torch.Tensor, list, tuple)):
+        return True
+    if not isinstance(losses, torch.Tensor):
+        return any(leads_back(loss, weights) for loss in losses)
+    pending, seen = [losses.grad_fn], set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if "Checkpoint" in node.name() or getattr(node, "variable", None) in weights:
+            return True
+        pending.extend(following for following, _ in node.next_functions)
+    return False
 
 
 def _keep(found: torch.Tensor) -> None:
@@ -66,7 +103,7 @@ def _scale_and_tell(scaler: GradScaler, outputs: Any) -> Any:
     scaled = _scale(scaler, outputs)
     if scaler.is_enabled():
         for listener in _listeners:
-            listener.factor = scaler._scale
+            listener.heard(scaler, scaled)
     return scaled
 
 

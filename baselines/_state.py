@@ -8,14 +8,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import get_ident
 from time import perf_counter
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, cast
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
-from pydantic import ConfigDict, ValidationError
-from pydantic.dataclasses import dataclass as validated_dataclass
 from torch.nn.parallel import DistributedDataParallel
-from typing_extensions import dataclass_transform
 
 from baselines._calls import AllReduce, Call
 from baselines._checkpoint import Checkpointed
@@ -25,18 +22,7 @@ from baselines._names import plain_name
 
 UNBOUND = ": it belongs to no training yet; hand it to baselines.register(ddp, state, optimizer=optimizer)"
 
-T = TypeVar("T")
 Shapes = Sequence[Sequence[int]]
-
-
-@dataclass_transform(kw_only_default=True)
-def parameters(cls: type[T]) -> type[T]:
-    """Make a state's annotated fields its checked, keyword-only parameters.
-
-    An unknown name, a wrong type or a value out of range raises pydantic's ``ValidationError``, a ``ValueError``.
-    """
-    checked: Any = validated_dataclass(kw_only=True, config=ConfigDict(extra="forbid", strict=True))(cls)
-    return cast(type[T], checked)
 
 
 class Lap(NamedTuple):
@@ -233,10 +219,7 @@ class MethodState(Checkpointed):
         if self.is_bound and name not in self.adjustable:
             may = f"only {', '.join(self.adjustable)} may change then" if self.adjustable else "nothing may change then"
             raise ValueError(f"{self.name}.{name}: {value!r} comes too late, training has begun; {may}")
-        try:
-            return getattr(type(self)(**{**self.parameters, name: value}), name)
-        except ValidationError as error:
-            raise ValueError(f"{self.name}.{name}: {value!r}: {error.errors()[0]['msg']}") from None
+        return getattr(type(self)(**{**self.parameters, name: value}), name)
 
     @property
     def accumulates(self) -> bool:

@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 from torch.futures import Future
 
-from baselines._state import MethodState, Shapes, numel, parameters, ring_all_reduce_bytes
+from baselines._parameters import parameters
+from baselines._state import MethodState, Shapes, numel, ring_all_reduce_bytes
 from baselines.fp16 import half_all_reduce
 
 LABEL = "BF16"

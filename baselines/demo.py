@@ -33,7 +33,8 @@ from torch.futures import Future
 from baselines._calls import AllGather, Call
 from baselines._memory import BucketMemory
 from baselines._momentum import MomentumState
-from baselines._state import Shapes, all_gather_bytes, parameters
+from baselines._parameters import parameters
+from baselines._state import Shapes, all_gather_bytes
 from baselines._streams import used_here
 
 LABEL = "DeMo"

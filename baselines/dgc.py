@@ -38,8 +38,9 @@ from baselines._calls import AllGather, AllReduce, Call
 from baselines._memory import BucketMemory, Draft, WeightMemory
 from baselines._momentum import MomentumState
 from baselines._names import refuse_sparse_embeddings
+from baselines._parameters import parameters
 from baselines._sparse import all_gather_mean, padded, sampled_top, share, sparse_bytes
-from baselines._state import Shapes, numel, parameters, ring_all_reduce_bytes
+from baselines._state import Shapes, numel, ring_all_reduce_bytes
 
 LABEL = "DGC"
 COLOR = "#D55E00"

@@ -24,8 +24,9 @@ from baselines._calls import AllReduce, Call, sent_bytes
 from baselines._lane import settled
 from baselines._local import LocalState, all_reduce_mean, average_in_place
 from baselines._outer import Outer
+from baselines._parameters import parameters
 from baselines._ring import int8_ring_calls, int8_ring_mean
-from baselines._state import Shapes, numel, parameters
+from baselines._state import Shapes, numel
 
 LABEL = "DiLoCo"
 COLOR = "#997700"

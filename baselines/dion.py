@@ -37,7 +37,8 @@ from baselines._lane import settled
 from baselines._low_rank import LowRankState, Shape, columns, power_iteration, split
 from baselines._memory import BucketMemory, Draft
 from baselines._momentum import MomentumState
-from baselines._state import numel, parameters
+from baselines._parameters import parameters
+from baselines._state import numel
 
 LABEL = "Dion"
 COLOR = "#AA3377"

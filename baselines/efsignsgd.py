@@ -20,6 +20,7 @@ from torch.nn.functional import pad
 
 from baselines._calls import AllGather, Call
 from baselines._memory import BucketMemory
+from baselines._parameters import parameters
 from baselines._pieces import ENTRIES, pieces, scratch
 from baselines._quantise import (
     by_byte,
@@ -33,7 +34,7 @@ from baselines._quantise import (
     spread,
     unpacked_bits,
 )
-from baselines._state import MethodState, Shapes, all_gather_bytes, parameters
+from baselines._state import MethodState, Shapes, all_gather_bytes
 from baselines._streams import used_here
 
 LABEL = "EF-signSGD"

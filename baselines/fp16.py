@@ -10,8 +10,9 @@ import torch
 import torch.distributed as dist
 from torch.futures import Future
 
+from baselines._parameters import parameters
 from baselines._pieces import pieces
-from baselines._state import MethodState, Shapes, numel, parameters, ring_all_reduce_bytes
+from baselines._state import MethodState, Shapes, numel, ring_all_reduce_bytes
 
 LABEL = "FP16"
 COLOR = "#0072B2"

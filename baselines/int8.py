@@ -18,8 +18,9 @@ from torch.futures import Future
 
 from baselines._calls import Call
 from baselines._lane import LaneState, settled
+from baselines._parameters import parameters
 from baselines._ring import int8_ring_bytes, int8_ring_calls, int8_ring_mean
-from baselines._state import Shapes, numel, parameters
+from baselines._state import Shapes, numel
 
 LABEL = "INT8 ring"
 COLOR = "#AA7744"

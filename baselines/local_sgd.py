@@ -19,7 +19,8 @@ from torch.futures import Future
 
 from baselines._lane import settled
 from baselines._local import LocalState, average_in_place
-from baselines._state import MethodState, Shapes, numel, parameters, ring_all_reduce_bytes
+from baselines._parameters import parameters
+from baselines._state import MethodState, Shapes, numel, ring_all_reduce_bytes
 from baselines.dense import dense_hook
 
 LABEL = "Local SGD"

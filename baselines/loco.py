@@ -29,9 +29,10 @@ from baselines._calls import AllToAll, Call, sent_bytes
 from baselines._exchange import from_records, reduced_by_owners, shard_sizes, to_records
 from baselines._lane import LaneState, settled
 from baselines._memory import BucketMemory, Draft
+from baselines._parameters import parameters
 from baselines._pieces import pieces
 from baselines._quantise import packed_fields, unpacked_fields
-from baselines._state import Shapes, numel, parameters
+from baselines._state import Shapes, numel
 
 LABEL = "LoCo"
 COLOR = "#4477AA"

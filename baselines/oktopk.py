@@ -46,8 +46,9 @@ from baselines._exchange import (
 )
 from baselines._lane import LaneState, settled
 from baselines._memory import BucketMemory, Drafts
+from baselines._parameters import parameters
 from baselines._sparse import INDEX, at_most_places_of, exact_top, places_of, sampled_top, share, sparse_bytes
-from baselines._state import Shapes, all_gather_bytes, numel, parameters, ring_all_reduce_bytes
+from baselines._state import Shapes, all_gather_bytes, numel, ring_all_reduce_bytes
 from baselines.dense import dense_hook
 
 LABEL = "Ok-Topk"
@@ -69,6 +70,9 @@ SAMPLED = 4096
 
 SKETCH_BYTES = 4 * (1 + QUANTILES)
 """What an owner tells each other of its sums: how many there are, and their quantiles."""
+
+BORDER_BYTES = 8
+"""Where a region ends."""
 
 UNEVEN = 4.0
 """Times the mean that one owner may have of the entries that passed, before they are spread evenly."""
@@ -115,12 +119,19 @@ class State(LaneState):
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
         """If thresholds fit: k entries but for a p-th leave for their owners, and a p-th of k goes to p - 1 others.
 
-        Quantiles are counted once, as of a single bucket.
+        Once in 32 steps all gather the sums instead of quantiles, as many as if the selected were anywhere. Quantiles
+        and borders are counted once, as of a single bucket.
         """
+        n, p = numel(shapes), world_size
         if step is not None and step < self.warmup_steps:
-            return ring_all_reduce_bytes(4 * numel(shapes), world_size)
-        entries = 2 * sparse_bytes(self.ratio, shapes, world_size) / world_size
-        return entries + all_gather_bytes(SKETCH_BYTES, world_size)
+            return ring_all_reduce_bytes(4 * n, p)
+        entries = 2 * sparse_bytes(self.ratio, shapes, p) / p
+        sums = 4 * n * (1 - (1 - self.ratio) ** p)
+        renewal = all_gather_bytes(sums / p, p) + ring_all_reduce_bytes(BORDER_BYTES * (p - 1), p)
+        sketch = all_gather_bytes(SKETCH_BYTES, p)
+        if step is None:
+            return entries + (renewal + (REUSED_STEPS - 1) * sketch) / REUSED_STEPS
+        return entries + (sketch if (step - self.warmup_steps) % REUSED_STEPS else renewal)
 
     def calls(self, shapes: Shapes, world_size: int) -> list[Call]:
         """But for what 31 of 32 steps leave out."""

@@ -37,8 +37,9 @@ from baselines._exchange import (
 )
 from baselines._lane import LaneState, settled
 from baselines._memory import BucketMemory, Draft
+from baselines._parameters import parameters
 from baselines._sparse import INDEX, places_of, share
-from baselines._state import Shapes, numel, parameters
+from baselines._state import Shapes, numel
 
 LABEL = "OmniReduce"
 COLOR = "#D55E9A"

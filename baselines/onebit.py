@@ -19,8 +19,9 @@ from torch.nn.functional import pad
 
 from baselines._calls import AllGather, Call
 from baselines._memory import BucketMemory
+from baselines._parameters import parameters
 from baselines._quantise import by_byte, not_negative, numbers, packed_bits, packed_size
-from baselines._state import MethodState, Shapes, all_gather_bytes, numel, parameters
+from baselines._state import MethodState, Shapes, all_gather_bytes, numel
 from baselines._streams import used_here
 
 LABEL = "1-bit SGD"

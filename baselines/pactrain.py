@@ -68,9 +68,10 @@ from baselines._masked_local import MaskedLocalState
 from baselines._masks import MaskTracker, Survivors
 from baselines._memory import BucketMemory, Draft
 from baselines._names import sparse_embeddings
+from baselines._parameters import parameters
 from baselines._pruning import cubic_density, hessian_gradient, mean_over_ranks, most_important, prove_equal
 from baselines._quantise import Dice, add_scaled, own_scales, refuse_overflow, ternarise
-from baselines._state import SavingBound, Shapes, numel, parameters, ring_all_reduce_bytes
+from baselines._state import SavingBound, Shapes, numel, ring_all_reduce_bytes
 from baselines._streams import used_here
 
 LABEL = "PacTrain"

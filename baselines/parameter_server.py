@@ -21,7 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 from baselines._calls import Call, Pull, Push
 from baselines._exchange import shard_sizes
 from baselines._lane import LaneState, settled
-from baselines._state import Shapes, numel, parameters
+from baselines._parameters import parameters
+from baselines._state import Shapes, numel
 
 LABEL = "Parameter server"
 COLOR = "#BB5566"

@@ -25,8 +25,9 @@ from torch.futures import Future
 from baselines._lane import settled
 from baselines._low_rank import LowRankState, Shape, columns, power_iteration, split
 from baselines._memory import BucketMemory, Draft
+from baselines._parameters import parameters
 from baselines._pieces import by_rows
-from baselines._state import Shapes, numel, parameters, ring_all_reduce_bytes
+from baselines._state import Shapes, numel, ring_all_reduce_bytes
 from baselines.dense import dense_hook
 
 LABEL = "PowerSGD"

@@ -24,9 +24,10 @@ from torch.nn.parallel import DistributedDataParallel
 from baselines._calls import AllToAll, Call, sent_bytes
 from baselines._exchange import from_records, reduced_by_owners, shard_sizes, to_records
 from baselines._lane import LaneState, settled
+from baselines._parameters import parameters
 from baselines._pieces import ENTRIES, pieces
 from baselines._quantise import Dice, packed_fields, unpacked_fields
-from baselines._state import Shapes, numel, parameters
+from baselines._state import Shapes, numel
 
 LABEL = "QSGD"
 COLOR = "#CC79A7"

@@ -23,8 +23,9 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from baselines._memory import BucketMemory
+from baselines._parameters import parameters
 from baselines._sparse import share
-from baselines._state import MethodState, Shapes, numel, parameters, ring_all_reduce_bytes
+from baselines._state import MethodState, Shapes, numel, ring_all_reduce_bytes
 from baselines._streams import used_here
 
 LABEL = "Random-k"

@@ -34,9 +34,10 @@ from torch.futures import Future
 from baselines._calls import AllGather, Call, Shift
 from baselines._lane import LaneState, settled
 from baselines._memory import BucketMemory
+from baselines._parameters import parameters
 from baselines._ring import exchange
 from baselines._sparse import pack, padded, sampled_top, share, sparse_bytes, unpack
-from baselines._state import Shapes, parameters
+from baselines._state import Shapes
 
 LABEL = "SparDL"
 COLOR = "#117733"

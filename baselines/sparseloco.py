@@ -36,9 +36,10 @@ from baselines._lane import settled
 from baselines._local import LocalState
 from baselines._memory import WeightMemory
 from baselines._outer import Outer
+from baselines._parameters import parameters
 from baselines._quantise import packed_fields, unpacked_fields
 from baselines._sparse import share
-from baselines._state import Shapes, all_gather_bytes, parameters
+from baselines._state import Shapes, all_gather_bytes
 
 LABEL = "SparseLoCo"
 COLOR = "#661100"

@@ -39,8 +39,9 @@ from baselines._calls import AllGather, AllReduce, Call, sent_bytes
 from baselines._lane import settled
 from baselines._local import LocalState
 from baselines._outer import Outer, wide_dtype
+from baselines._parameters import parameters
 from baselines._quantise import by_byte, norms, numbers, packed_fields
-from baselines._state import MethodState, Shapes, numel, parameters
+from baselines._state import MethodState, Shapes, numel
 
 LABEL = "Streaming DiLoCo"
 COLOR = "#225555"

@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from baselines._calls import AllReduce, AllToAll, Call, sent_bytes
 from baselines._exchange import reduced_by_owners, shard_sizes
 from baselines._lane import LaneState, settled
+from baselines._parameters import parameters
 from baselines._quantise import (
     Dice,
     add_scaled,
@@ -33,7 +34,7 @@ from baselines._quantise import (
     ternarise,
     unpacked_fields,
 )
-from baselines._state import Shapes, numel, parameters
+from baselines._state import Shapes, numel
 
 LABEL = "TernGrad"
 COLOR = "#882255"

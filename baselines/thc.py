@@ -36,9 +36,10 @@ from baselines._calls import AllReduce, AllToAll, Call
 from baselines._exchange import shard_sizes
 from baselines._lane import LaneState, settled
 from baselines._memory import BucketMemory, Draft
+from baselines._parameters import parameters
 from baselines._pieces import pieces
 from baselines._quantise import Dice, by_byte, packed_fields
-from baselines._state import Shapes, numel, parameters
+from baselines._state import Shapes, numel
 
 LABEL = "THC"
 COLOR = "#AA4499"

@@ -19,8 +19,9 @@ from torch.futures import Future
 
 from baselines._calls import AllGather, Call
 from baselines._memory import BucketMemory
+from baselines._parameters import parameters
 from baselines._sparse import all_gather_mean, exact_top, padded, sampled_top, share, sparse_bytes
-from baselines._state import MethodState, Shapes, parameters
+from baselines._state import MethodState, Shapes
 
 LABEL = "Top-k"
 COLOR = "#E69F00"

@@ -36,9 +36,10 @@ from baselines._exchange import (
 )
 from baselines._lane import LaneState, settled
 from baselines._memory import BucketMemory, Draft
+from baselines._parameters import parameters
 from baselines._quantise import packed_bits, unpacked_bits
 from baselines._sparse import INDEX, places_of, sampled_top, share
-from baselines._state import Shapes, numel, parameters, ring_all_reduce_bytes
+from baselines._state import Shapes, numel, ring_all_reduce_bytes
 
 LABEL = "Zen"
 COLOR = "#6699CC"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,10 +24,16 @@ NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 """Of a disk that knows no hard links. Nothing can be shared on it, so that looking first will do."""
 
-NAMES = re.compile(r"(?!\.)[^/\x00-\x1f\x7f]{1,100}")
+NAMES = re.compile(r"(?!\.)[^/\x00-\x1f\x7f]+")
 """Names that folders are made of, as a whole. One that begins with a dot would be hidden, or lead out of its folder."""
 
-NAMES_IN_WORDS = "1 to 100 signs, without '/' and control signs, and no '.' as the first one"
+MOST_NAME_BYTES = 200
+"""Of a name in UTF-8; what is put behind it, such as a time, has room in the 255 that a folder's may have."""
+
+NAMES_IN_WORDS = f"1 to {MOST_NAME_BYTES} bytes, without '/' and control signs, and no '.' as the first one"
+
+MOST_READ_BYTES = 64 * 2**20
+"""Of a file that users write, or have written."""
 
 
 class NoRoomError(MeasurementError):
@@ -185,6 +193,29 @@ def make_folder(folder: Path) -> None:
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+
+
+def is_name(text: str) -> bool:
+    """Whether a folder may have this name; see ``NAMES_IN_WORDS``."""
+    return NAMES.fullmatch(text) is not None and len(text.encode(errors="surrogateescape")) <= MOST_NAME_BYTES
+
+
+def read_given(path: Path) -> bytes:
+    """What is in a file that a user names, without the byte order mark that some editors write.
+
+    Pipes and devices, of which some never end and others never begin, are refused, and files that are far too large.
+
+    Raises:
+        OSError, ValueError: it cannot be read; the message says why, without the path.
+    """
+    kind = os.stat(path)
+    if stat.S_ISDIR(kind.st_mode):
+        raise ValueError("it is a folder")
+    if not stat.S_ISREG(kind.st_mode):
+        raise ValueError("it is no regular file")
+    if kind.st_size > MOST_READ_BYTES:
+        raise ValueError(f"it has {kind.st_size} bytes, and {MOST_READ_BYTES} is the most")
+    return path.read_bytes().removeprefix(codecs.BOM_UTF8)
 
 
 def is_file(path: Path) -> bool:

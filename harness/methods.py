@@ -14,8 +14,6 @@ from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
 from harness import plugins
 from harness.plugins import Plugin
 
@@ -50,10 +48,19 @@ def allowed() -> str:
 
 @contextmanager
 def blamed(name: str) -> Iterator[None]:
-    """What a plug-in's ``State`` raises becomes a ``UsageError`` that names the line; a ``ValidationError`` stays."""
+    """What a plug-in's ``State`` raises becomes a ``UsageError`` that names the line.
+
+    Raises:
+        ValidationError: of a parameter, as pydantic found it, for messages that name the user's file.
+    """
+    from baselines import ParameterError
+
     plugin = None if name in names() else plugins.load(KIND, name)
-    with plugin.blamed("State", passing=ValidationError) if plugin else nullcontext():
-        yield
+    try:
+        with plugin.blamed("State", passing=ParameterError) if plugin else nullcontext():
+            yield
+    except ParameterError as error:
+        raise error.validation from None
 
 
 @cache

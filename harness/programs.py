@@ -153,6 +153,12 @@ def how_it_ended(code: int) -> str:
     return f"exit code {code}" if code >= 0 else known.get(-code, f"signal {-code}")
 
 
+def why_it_failed(done: subprocess.CompletedProcess[bytes]) -> str:
+    """The last line that a process said on stderr, or how it ended if it said nothing."""
+    said = done.stderr.decode(errors="replace").splitlines()
+    return said[-1] if said else f"ended with {how_it_ended(done.returncode)}"
+
+
 def python(module: str, *arguments: str) -> list[str]:
     """The command that runs ``main()`` of one of our modules in a Python of its own."""
     return [sys.executable, str(START), module, *arguments]

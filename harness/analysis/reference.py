@@ -20,7 +20,7 @@ from harness.analysis.cases import CaseResult, case_results
 from harness.analysis.noise import Noise, noise_of_cases
 from harness.analysis.trials import CASE_COLUMNS
 from harness.errors import MeasurementError, UsageError, short_repr
-from harness.files import make_folder, write_whole
+from harness.files import make_folder, read_given, write_whole
 from harness.methods import declared
 from harness.plugins import short
 from harness.provenance import ROOT
@@ -194,7 +194,7 @@ def _read_run(store: Store) -> Measured:
 
 def _read_file(path: Path) -> Measured:
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_given(path))
         found_format = content["format"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f"{path}: not the file of a reference ({type(error).__name__}: {error})") from None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pydantic import ValidationError
-
 import baselines
 from harness.methods import declared
 from harness.scenario.schema import MethodSpec
@@ -21,6 +19,6 @@ def saving_bound(method: MethodSpec) -> baselines.SavingBound | None:
     known = found.State().parameters
     try:
         state = found.State(**{name: value for name, value in method.params.items() if name in known})
-    except ValidationError:
+    except ValueError:
         return None
     return state.saving_bound

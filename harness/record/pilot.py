@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
+from typing_extensions import Self
 
 from harness.errors import UsageError
-from harness.files import write_whole
+from harness.files import read_given, write_whole
 from harness.network.topology import Topology
 from harness.scenario.schema import MethodSpec
 from harness.scenario.section import Section, in_words
@@ -194,35 +195,50 @@ class Pilot(Section):
     """See the module."""
 
     version: Annotated[int, Field(alias="schema", ge=1, le=SCHEMA)] = SCHEMA
-    command: tuple[str, ...]
-    folder: str
+    command: tuple[Annotated[str, Field(pattern=r"^[^\x00]*$")], ...] = Field(min_length=1)
+    folder: Annotated[str, Field(pattern=r"^[^\x00]+$")]
     """In which it runs."""
     cluster: str
     """Kind of cluster that emulates."""
     network: Topology
-    per_node: int = 1
+    per_node: int = Field(1, ge=1)
     """Ranks behind each link."""
-    tolerance: float
-    steps: int
+    tolerance: float = Field(ge=0)
+    steps: int = Field(ge=1)
     """Of each training."""
-    seeds: int
+    seeds: int = Field(ge=1)
     plain_label: str
     """Label of the all-reduce in 32 bits."""
     sixteen_label: str
     """Label of the 16-bit one."""
     job: Job
     predictions: tuple[Predicted, ...]
-    trainings: tuple[Training, ...]
+    trainings: tuple[Training, ...] = Field(min_length=1)
     beyond_s: float = 0.0
     """What a step that synchronises took beyond the step model, by the trainings with the plain all-reduces."""
     probes: tuple[Probe, ...] = ()
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[Outcome, ...] = Field(min_length=1)
     verdict: Verdict
     phases: tuple[Phase, ...]
     left_out: tuple[str, ...]
     """What had no room in the budget, or failed, a sentence each."""
     took_s: float
     provenance: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        """What a recheck looks up must be there."""
+        fits, trained = (
+            {each.label for each in parts} for parts in ([fit.method for fit in self.job.fits], self.trainings)
+        )
+        for field, label in (("plain_label", self.plain_label), ("sixteen_label", self.sixteen_label)):
+            if label not in fits:
+                raise ValueError(f"{field}: found {label!r}; allowed: a method of job.fits")
+        if self.verdict.label not in fits & trained:
+            raise ValueError(
+                f"verdict.label: found {self.verdict.label!r}; allowed: a method of job.fits that was trained"
+            )
+        return self
 
     def outcome(self, label: str) -> Outcome | None:
         """That of a method; None where it was not trained."""
@@ -242,8 +258,10 @@ def load(path: Path) -> Pilot:
         UsageError: there is none, or it is not one of this version's.
     """
     try:
-        return Pilot.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+        return Pilot.model_validate_json(read_given(path))
     except ValidationError as error:
         raise UsageError(f"{path}: not a pilot of this version: {in_words(error)}") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from None

@@ -90,8 +90,7 @@ def _made(request: ProfileRequest) -> str:
     asked = REQUEST.dump_json(request)
     done = programs.run(programs.python(__name__), input=asked, capture_output=True)
     if done.returncode:
-        reason = done.stderr.decode().splitlines()[-1:] or [f"it ended with {programs.how_it_ended(done.returncode)}"]
-        raise MeasurementError(f"the profile of this machine cannot be made: {reason[0]}")
+        raise MeasurementError(f"the profile of this machine cannot be made: {programs.why_it_failed(done)}")
     profiles.read.cache_clear()  # a run that was removed may have had a folder of the same name
     expect.cache_clear()
     made: str = done.stdout.decode()

@@ -71,7 +71,4 @@ def _make(trial: Trial, file: Path) -> None:
         programs.python("harness.worker.pretraining"), input=json.dumps(asked).encode(), capture_output=True
     )
     if done.returncode:
-        reason = done.stderr.decode().splitlines()[-1:] or [
-            f"pre-training ended with {programs.how_it_ended(done.returncode)}"
-        ]
-        raise MeasurementError(reason[0])
+        raise MeasurementError(f"pre-training: {programs.why_it_failed(done)}")

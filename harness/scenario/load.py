@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from harness import methods, plugins
 from harness.errors import UsageError
-from harness.files import is_file
+from harness.files import is_file, read_given
 from harness.scenario.schema import OWN_SETTINGS, SLOWED_TO, Case, MethodSpec, Scenario
 from harness.scenario.section import checked_section, explain
 
@@ -80,7 +80,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         UsageError: it cannot be read, or is not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        return tomllib.loads(read_given(path).decode())
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}: not valid TOML: {error}") from None
     except (OSError, ValueError) as error:

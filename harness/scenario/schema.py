@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 from typing_extensions import Self
 
-from harness.files import NAMES, NAMES_IN_WORDS
+from harness.files import NAMES_IN_WORDS, is_name
 from harness.methods import declared
 from harness.scenario import limits
 from harness.scenario.links import Fabric, Link
@@ -376,7 +376,7 @@ class Case(Section):
 
 
 def _check_name(name: str) -> str:
-    if not NAMES.fullmatch(name):
+    if not is_name(name):
         raise ValueError(NAMES_IN_WORDS)
     return name
 

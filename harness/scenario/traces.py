@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import short_repr
+from harness.files import read_given
 
 SLOT_S = 0.2
 
@@ -36,9 +37,9 @@ def read(path: Path) -> dict[str, Any]:
         ValueError: it cannot be read, or is neither of the two formats; the message says where.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_given(path).decode().splitlines()
     except (OSError, ValueError) as error:
-        raise ValueError(f"a file that can be read ({error})") from None
+        raise ValueError(f"a file that can be read ({error}: {path})") from None
     lines = [line for line in lines if line.strip() and not line.startswith("#")]
     if not lines:
         raise ValueError(f"a trace with at least one row; {path} is empty")
@@ -49,20 +50,44 @@ def read(path: Path) -> dict[str, Any]:
 
 def _read_csv(lines: list[str], path: Path) -> dict[str, Any]:
     head, *lines = lines
+    if not lines:
+        raise ValueError(f"a trace with at least one row; {path} has a head alone")
     names = [name.strip() for name in _cells(head)]
     if not {"t_s", "rate_bps"} <= set(names) <= set(COLUMNS) or len(names) != len(set(names)):
         raise ValueError(f"columns t_s, rate_bps and maybe delay_s, loss, each once; {path} has {short_repr(head)}")
     if len(lines) > MOST_ROWS:
         raise ValueError(f"up to {MOST_ROWS} rows; {path} has {len(lines)}")
-    rows = []
+    rows: list[dict[str, float]] = []
     for number, line in enumerate(lines, start=1):
         try:
             row = dict(zip(names, map(_number, _cells(line)), strict=True))
         except (ValueError, csv.Error):
             allowed = f"a number in each column; {path} has {short_repr(line)} in row {number}"
             raise ValueError(allowed) from None
-        rows.append({**row, "rate_bps": round(row["rate_bps"])})
+        row["rate_bps"] = round(row["rate_bps"])
+        if complaint := _complaint(row, rows[-1]["t_s"] if rows else None):
+            raise ValueError(f"{complaint}; {path} has {short_repr(line)} in row {number}")
+        rows.append(row)
     return {"rows": rows, "period_s": None}
+
+
+def _complaint(row: dict[str, float], before_s: float | None) -> str | None:
+    """What is allowed, where a row is not; None where it is.
+
+    Args:
+        before_s: the time of the row before; None for the first.
+    """
+    if before_s is None and row["t_s"] != 0:
+        return "times from 0 on"
+    if before_s is not None and row["t_s"] <= before_s:
+        return "times that grow from row to row"
+    if row["rate_bps"] <= 0:
+        return "a rate above 0"
+    if row.get("delay_s", 0) < 0:
+        return "a delay of at least 0"
+    if not 0 <= row.get("loss", 0) < 1:
+        return "a loss from 0 on, below 1"
+    return None
 
 
 def _cells(line: str) -> list[str]:

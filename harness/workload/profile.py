@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from harness.errors import UsageError
+from harness.files import read_given
 from harness.methods import method_named
 from harness.plugins import short
 from harness.scenario.schema import MethodSpec
@@ -26,13 +27,21 @@ from harness.scenario.section import Section, checked_section
 
 SCHEMA = 1
 
+MOST_S = 86_400.0
+"""That a part of a step may take: a day."""
+
+MOST_NUMEL = 10**13
+"""Numbers that a model may have, some times as many as the largest has."""
+
+Seconds = Annotated[float, Field(ge=0, le=MOST_S)]
+
 
 class Gradient(Section):
     """A parameter, and when its gradient is ready: seconds from the start of the backward pass."""
 
     parameter: str
-    shape: Annotated[tuple[int, ...], Field(strict=False)]
-    ready_s: float = Field(ge=0)
+    shape: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
+    ready_s: Seconds
 
     @property
     def numel(self) -> int:
@@ -44,8 +53,8 @@ class Layer(Section):
     """Seconds that a layer with parameters takes in each direction, what follows it up to the next one included."""
 
     layer: str
-    forward_s: float = Field(ge=0)
-    backward_s: float = Field(ge=0)
+    forward_s: Seconds
+    backward_s: Seconds
 
 
 class Codec(Section):
@@ -57,12 +66,12 @@ class Codec(Section):
     method: str
     params: dict[str, Any]
     workers: int = Field(ge=1)
-    encode_s: float = Field(ge=0)
+    encode_s: Seconds
     """Encoding that holds up the backward pass."""
-    beside_s: float = Field(ge=0)
+    beside_s: Seconds
     """Encoding on another thread than the backward pass."""
-    decode_s: float = Field(ge=0)
-    optimizer_s: float = Field(ge=0)
+    decode_s: Seconds
+    optimizer_s: Seconds
     """The optimizer's step with what the method does before and after it."""
 
     @property
@@ -85,10 +94,10 @@ class Profile(Section):
     """What a modelled one takes for granted."""
     workers: int = Field(1, ge=1)
     """How many computed at once on the device when it was measured."""
-    forward_s: float = Field(gt=0)
-    backward_s: float = Field(gt=0)
+    forward_s: float = Field(gt=0, le=MOST_S)
+    backward_s: float = Field(gt=0, le=MOST_S)
     """Time of the whole backward pass, with DDP's copies into its buckets."""
-    optimizer_s: float = Field(ge=0)
+    optimizer_s: Seconds
     """Time of a step of the optimizer."""
     optimizer: str = "sgd"
     """The optimizer that was timed, by its name in scenarios."""
@@ -106,6 +115,8 @@ class Profile(Section):
             raise ValueError("gradients: found times that do not grow; allowed: gradients in the order of ready_s")
         if self.backward_s < ready_s[-1]:
             raise ValueError(f"backward_s: found {self.backward_s}; allowed: at least {ready_s[-1]}, the last gradient")
+        if self.numel > MOST_NUMEL:
+            raise ValueError(f"gradients: found {self.numel} numbers in all; allowed: up to {MOST_NUMEL}")
         return self
 
     def __hash__(self) -> int:
@@ -242,7 +253,7 @@ def read(name_or_path: str) -> Profile:
     """
     path, (_, percent) = find(name_or_path), split(name_or_path)
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_given(path))
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not a profile: {str(error).splitlines()[0]}") from None
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:

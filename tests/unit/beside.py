@@ -56,18 +56,14 @@ def clipped(make: Method) -> Facts:
 
 
 def clipped_under_a_scaler(make: Method) -> Facts:
-    """The scale is a power of two, so that nothing is rounded otherwise than without one.
-
-    Training by hand comes first: a scaler tells its scale to all trainings of a process.
-    """
+    """The scale is a power of two, so that nothing is rounded otherwise than without one."""
     by_hand, one = (Training(make(), settings=SETTINGS) for _ in range(2))
-    steps = [[gradients(2 * step + each, dist.get_rank()) for each in range(2)] for step in range(5)]
-    for batches in steps:
-        backward(by_hand, *batches)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for step in range(5):
+        first, last = (gradients(2 * step + each, dist.get_rank()) for each in range(2))
+        backward(by_hand, first, last)
         nn.utils.clip_grad_norm_(by_hand.weights, max_norm=0.5)
         by_hand.optimizer.step()
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    for first, last in steps:
         one.layouts.append([])
         one.optimizer.zero_grad()
         with one.ddp.no_sync():
@@ -78,6 +74,31 @@ def clipped_under_a_scaler(make: Method) -> Facts:
         scaler.step(one.optimizer)
         scaler.update()
     return {"weights": torch.equal(flat(one.weights), flat(by_hand.weights))}
+
+
+def beside_a_scaled_model(make: Method) -> Facts:
+    """Another model of the process has a scaler, whose scale changes; that is nothing to this one, which has none."""
+    one, by_hand = (Training(make(), settings=SETTINGS) for _ in range(2))
+    other = Training(baselines.get("topk").State(), settings=SETTINGS)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for step in range(5):
+        given = gradients(step, dist.get_rank())
+        one.layouts.append([])
+        one.optimizer.zero_grad()
+        loss = one.ddp(given)
+        other.layouts.append([])
+        other.optimizer.zero_grad()
+        scaler.scale(other.ddp(given)).backward()
+        scaler.step(other.optimizer)
+        scaler.update(1024.0 if step < 2 else 16.0)
+        loss.backward()
+        one.optimizer.step()
+        by_hand.step(given)
+    scales = [each.handle.state.loss_scale.factor for each in (one, other)]
+    return {
+        "scales": scales[0] is None and float(scales[1]) == 16.0,
+        "weights": torch.equal(flat(one.weights), flat(by_hand.weights)),
+    }
 
 
 FROZEN = (1, 4)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ from in_process import call_pacbench
 
 from harness.record.store import Store
 from harness.report import page
+from harness.workload.profile import find
 
 Pacbench = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -46,7 +49,7 @@ def refused(done: subprocess.CompletedProcess[str], *says: str) -> None:
         assert each in done.stderr, done.stderr
 
 
-@pytest.mark.parametrize("name", ["exp[1]", "what?", "all*", "[!a]", "50 % of é"])
+@pytest.mark.parametrize("name", ["exp[1]", "what?", "all*", "[!a]", "50 % of é", 66 * "測"])
 def test_a_run_of_any_name_is_resumed(pacbench: Pacbench, tmp_path: Path, name: str) -> None:
     (tmp_path / f"{name}.toml").write_text(SCENARIO)
     command = ("run", f"{name}.toml", "--on", "fake")
@@ -58,12 +61,12 @@ def test_a_run_of_any_name_is_resumed(pacbench: Pacbench, tmp_path: Path, name: 
 
 
 @pytest.mark.parametrize(
-    "name", ["/tmp/x", "../x", "..", ".", ".hidden", "a/b", "", "x" * 101, "a\\u0000b", "a\\nb", "mine\\n"]
+    "name", ["/tmp/x", "../x", "..", ".", ".hidden", "a/b", "", "x" * 201, "a\\u0000b", "a\\nb", "mine\\n"]
 )
 def test_a_name_that_leads_out_of_the_results_is_refused(pacbench: Pacbench, tmp_path: Path, name: str) -> None:
     (tmp_path / "mine.toml").write_text(f'name = "{name}"\n{SCENARIO}')
     for command in (("plan", "mine.toml"), ("run", "mine.toml"), ("reference", "mine.toml")):
-        refused(pacbench(*command, "--on", "fake"), "mine.toml: name: found", "allowed: 1 to 100 signs, without '/'")
+        refused(pacbench(*command, "--on", "fake"), "mine.toml: name: found", "allowed: 1 to 200 bytes, without '/'")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.toml"]
 
 
@@ -211,7 +214,12 @@ TRACES = [
     ("t_s,rate_bps\n0,1000000\n100000,1000000\n", "row 2: t_s: found 100000; allowed: up to 86400, a day"),
     ("t_s,rate_bps,delay_s\n0,1000000,1\n1,1000000,100\n", "row 2: delay_s: found '100 s'"),
     ("t_s,rate_bps,loss\n0,1000000,0.9\n", "row 1: loss: found '90%'"),
-    ("t_s,rate_bps,delay_s\n0,1000000,-1\n", "delay_s"),
+    ("t_s,rate_bps,delay_s\n0,1000000,-1\n", "a delay of at least 0; x.trace has '0,1000000,-1' in row 1"),
+    ("t_s,rate_bps,loss\n0,1000000,1\n", "a loss from 0 on, below 1; x.trace has '0,1000000,1' in row 1"),
+    ("t_s,rate_bps\n0,1000000\n1,-5\n", "a rate above 0; x.trace has '1,-5' in row 2"),
+    ("t_s,rate_bps\n1,1000000\n", "times from 0 on; x.trace has '1,1000000' in row 1"),
+    ("t_s,rate_bps\n0,1000000\n2,1000000\n1,1000000\n", "in row 3"),
+    ("t_s,rate_bps\n", "x.trace has a head alone"),
     ("t_s,rate_bps\n" + "".join(f"{number},1000000\n" for number in range(100_001)), "up to 100000 rows"),
 ]
 
@@ -222,6 +230,56 @@ def test_a_trace_that_cannot_be_is_one_line_with_its_row(
 ) -> None:
     (tmp_path / "x.trace").write_text(text)
     refused(pacbench("plan", "mine.toml", "--on", "fake", "--set", "link.trace=x.trace"), "link.trace", says)
+
+
+def a_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def a_device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def far_too_large(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(10**12)
+
+
+def a_folder(path: Path) -> None:
+    path.mkdir()
+
+
+@pytest.mark.parametrize("make", [a_pipe, a_device, far_too_large, a_folder], ids=lambda make: make.__name__)
+def test_what_never_ends_or_never_begins_is_not_read(
+    pacbench: Pacbench, tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    for name in ("x.toml", "x.json", "x.trace"):
+        make(tmp_path / name)
+    for command in (
+        ("plan", "x.toml", "--on", "fake"),
+        ("plan", "mine.toml", "--on", "fake", "--link", "x.toml"),
+        ("plan", "mine.toml", "--on", "fake", "--set", "link.trace=x.trace"),
+        ("plan", "mine.toml", "--on", "fake", "--set", "train.replay=x.json"),
+        ("pilot", "--link", "x.toml", "--", "true"),
+        ("pilot", "--recheck", "x.json"),
+        ("gate", "x.json", "--against", "x.json"),
+    ):
+        refused(pacbench(*command))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"forward_s": 1e300}, "forward_s: found 1e+300; allowed: less than or equal to 86400"),
+        ({"gradients": [{"parameter": "w", "shape": [10**12, 10**12], "ready_s": 0}]}, "gradients: found 1" + 24 * "0"),
+        ({"gradients": [{"parameter": "w", "shape": [-1], "ready_s": 0}]}, "found -1; allowed: greater than or equal"),
+    ],
+    ids=["a time", "a shape", "a size"],
+)
+def test_a_profile_has_limits(pacbench: Pacbench, tmp_path: Path, change: dict[str, object], says: str) -> None:
+    content = json.loads(find("resnet152-a40").read_bytes())
+    (tmp_path / "x.json").write_text(json.dumps({**content, **change}))
+    refused(pacbench("plan", "mine.toml", "--on", "fake", "--set", "train.replay=x.json"), "x.json", says)
 
 
 def test_all_scenarios_are_checked_before_the_first_one_runs(pacbench: Pacbench, tmp_path: Path) -> None:

@@ -153,6 +153,30 @@ def test_an_optimizer_in_shards_is_as_a_whole_one_or_refused(on_ranks, name):
     assert not_so(on_ranks(2, by_a_sharded_optimizer, name)) == []
 
 
+def with_a_second_optimizer(name: str) -> str:
+    """What ``register`` says where it is given one of two optimizers of a model."""
+    is_sparse = brisk(name).takes_sparse_embeddings
+    model = nn.Sequential(nn.Embedding(4, 3, sparse=is_sparse), nn.Linear(3, 2), nn.Linear(2, 2))
+    model[0].requires_grad_(is_sparse)
+    ddp = DistributedDataParallel(model)
+    first = torch.optim.SGD(model[1].parameters(), lr=0.1, momentum=0.9)
+    alone = complaint_of(lambda: baselines.register(ddp, brisk(name), optimizer=first))
+    first.add_param_group({"params": model[2].parameters()})  # of the sparse embedding no hook is handed anything
+    together = complaint_of(lambda: baselines.register(ddp, brisk(name), optimizer=first))
+    return f"{alone}; then {together}"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_one_optimizer_must_hold_all_that_a_method_remembers_something_of(on_ranks, name):
+    for answer in on_ranks(2, with_a_second_optimizer, name):
+        if brisk(name).remembers:
+            assert answer.startswith("optimizer: it lacks 2 of the model's trained parameters, such as 2.weight")
+            assert "\n" not in answer
+            assert answer.endswith("then taken")
+        else:
+            assert answer.startswith("taken")
+
+
 def gathered_before(name: str) -> Facts:
     """A method comes to an optimizer that has gathered momentum, and goes again."""
     training = Training(baselines.get("dense").State(), settings=SETTINGS)
@@ -202,6 +226,20 @@ def assigned_in_training(name: str, parameter: str) -> Facts:
 @pytest.mark.parametrize(("name", "parameter"), ADJUSTABLE)
 def test_what_may_change_in_training_acts_from_the_next_step_on(on_ranks, name, parameter):
     assert not_so(on_ranks(2, assigned_in_training, name, parameter)) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"ratio": 0.0}, "topk.ratio: 0.0: Input should be greater than 0"),
+        ({"rato": 0.1}, "topk.rato: unknown parameter; allowed: ratio, selection, error_feedback"),
+        ({"selection": 3}, "topk.selection: 3: Input should be 'sampled' or 'exact'"),
+    ],
+)
+def test_a_parameter_that_is_not_allowed_is_one_line(given, complaint):
+    with pytest.raises(baselines.ParameterError) as refused:
+        baselines.get("topk").State(**given)
+    assert str(refused.value) == complaint
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if brisk(name).parameters])

@@ -1,7 +1,5 @@
 """Hooks do not wait for a GPU, but where they declare it; what they compute on one is what they compute on a CPU.
 
-pytestmark = pytest.mark.methods
-
 Without a GPU the tensors of a CPU pose as one's; where there is one, torch itself counts.
 """
 
@@ -21,6 +19,8 @@ import baselines
 from baselines._regroup import Bucket
 from baselines.spardl import apply_all, apply_some
 from harness.worker.profiler import _keep_to_oneself
+
+pytestmark = pytest.mark.methods
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

@@ -27,6 +27,7 @@ from harness.errors import MeasurementError, UsageError
 from harness.network.readings import Readings
 from harness.record import pilot as pilots
 from harness.record.execution import Execution, LinkTraffic, Sample, WorkerUse
+from harness.run.pilot.request import again
 from harness.scenario.load import load
 from harness.workload import profile
 from harness.workload.data import DATASETS
@@ -403,7 +404,9 @@ def test_any_record_of_a_command(tmp_path: Path, content: bytes) -> None:
 def test_any_record_of_a_pilot(tmp_path: Path, content: bytes) -> None:
     (tmp_path / pilots.FILE).write_bytes(content)
     with suppress(UsageError):
-        pilots.load(tmp_path / pilots.FILE)
+        known = pilots.load(tmp_path / pilots.FILE)
+        again(known, known.network, {}, tmp_path)
+        assert any(each.label == known.verdict.label for each in known.trainings)
 
 
 def test_what_is_nested_deeply_is_one_line(tmp_path: Path) -> None:

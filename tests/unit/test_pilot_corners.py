@@ -9,8 +9,10 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from in_process import call_pacbench
 from piloted import BF16, DENSE, TOLERANCE, TOPK, falling, job, network, pilot, training, trainings
 
 from harness.analysis.pilot import drift, learning
@@ -272,3 +274,56 @@ def test_what_was_run_with_other_code_of_the_scripts_own_does_not_count(tmp_path
         _put_aside(folder)
         folder.mkdir()
     assert sorted(each.name for each in folder.parent.iterdir()) == ["job", "job.1", "job.2"]
+
+
+DAMAGES: dict[str, tuple[dict[str, Any], str]] = {
+    "the folder is gone": (
+        {"folder": "/nonexistent"},
+        "folder: found '/nonexistent'; allowed: a folder of this machine",
+    ),
+    "another kind of cluster": ({"cluster": "nosuch"}, "cluster: found 'nosuch'; allowed: netns"),
+    "no command": ({"command": []}, "command: "),
+    "a command with a NUL": ({"command": ["tr\0ue"]}, "command.0: "),
+    "no ranks": ({"per_node": 0}, "per_node: "),
+    "steps below zero": ({"steps": -1}, "steps: "),
+    "no trainings": ({"trainings": []}, "trainings: "),
+    "no outcomes": ({"outcomes": []}, "outcomes: "),
+    "an unknown all-reduce": ({"plain_label": "nope"}, "plain_label: found 'nope'"),
+    "an unknown 16-bit one": ({"sixteen_label": "nope"}, "sixteen_label: found 'nope'"),
+}
+
+
+@pytest.mark.parametrize(("damage", "told"), DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_record_is_one_line_before_anything_starts(tmp_path: Path, damage: dict[str, Any], told: str) -> None:
+    content = pilot().model_dump(mode="json", by_alias=True) | {"folder": str(tmp_path), **damage}
+    file = tmp_path / FILE
+    file.write_text(json.dumps(content))
+    done = call_pacbench(("pilot", "--recheck", str(file)), tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"pacbench: {file}: ")
+    assert told in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("part", ["verdict", "job"])
+def test_a_record_whose_verdict_is_of_no_method_that_was_looked_at_is_refused(tmp_path: Path, part: str) -> None:
+    content = json.loads(pilot().model_dump_json(by_alias=True))
+    if part == "verdict":
+        content["verdict"]["label"] = "nope"
+    else:
+        content["job"]["fits"] = content["job"]["fits"][:2]
+    (tmp_path / FILE).write_text(json.dumps(content))
+    with pytest.raises(UsageError, match="verdict.label: found"):
+        load(tmp_path / FILE)
+
+
+def test_a_record_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_bytes(b"\xef\xbb\xbf" + pilot().model_dump_json(by_alias=True).encode())
+    assert load(tmp_path / FILE) == pilot()
+
+
+def test_a_link_file_of_another_schema_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "link.toml").write_text('schema = 99\n[link]\nrate = "10mbit"\n')
+    done = call_pacbench(("pilot", "--plan", "--link", "link.toml", "--", "true"), tmp_path)
+    assert (done.returncode, done.stderr) == (2, "pacbench: link.toml: schema: unknown key; allowed: link, fabric\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -26,6 +27,8 @@ from trainings import (
     resumed,
     saved,
 )
+
+import baselines
 
 pytestmark = pytest.mark.methods
 
@@ -110,15 +113,42 @@ def test_a_training_is_resumed_that_has_made_no_step_yet(on_ranks):
     assert not_so(on_ranks(2, resume_after_an_overflow, "topk")) == []
 
 
-def refusals(changes: dict[str, Any]) -> str:
-    state = brisk("topk")
-    training = Training(state)
+def go_back(name: str, parameters: dict[str, Any]) -> Facts:
+    """A training takes an earlier checkpoint of its own and goes on from there, without another ``register``."""
+    one = Training(brisk(name, **parameters), settings=SETTINGS)
+    for step in range(3):
+        one.step(gradients(step, dist.get_rank()))
+    checkpoint = saved(one)
+    results = [one.step(gradients(step, dist.get_rank())) for step in range(3, STEPS)]
+    last = loaded(saved(one))
+    for part, earlier in zip((one.model, one.optimizer, one.handle.state), loaded(checkpoint), strict=True):
+        part.load_state_dict(earlier)
+    again = [one.step(gradients(step, dist.get_rank())) for step in range(3, STEPS)]
+    return {"results": all(map(torch.equal, results, again)), "checkpoint": equal(loaded(saved(one)), last)}
+
+
+@EVERY_VARIANT
+def test_a_training_goes_back_in_place(on_ranks, name, parameters):
+    assert not_so(on_ranks(2, go_back, name, parameters)) == []
+
+
+def refusals(changes: dict[str, Any], name: str = "topk") -> tuple[str, str]:
+    """What is said of a changed checkpoint, before ``register``, and what is the optimizer's then; and after it."""
+    training = Training(brisk(name), settings=SETTINGS)
     training.step(gradients(0, dist.get_rank()))
-    try:
-        state.load_state_dict({**state.state_dict(), **changes})
-    except ValueError as error:
-        return str(error)
-    return "taken"
+    state = training.handle.state
+    changed = {key: value for key, value in {**state.state_dict(), **changes}.items() if value != "left out"}
+    after = complaint_of(lambda: state.load_state_dict(changed))
+    training.handle.remove()
+
+    def begin() -> None:
+        fresh = brisk(name)
+        fresh.load_state_dict(changed)
+        baselines.register(training.ddp, fresh, optimizer=training.optimizer)
+
+    before = complaint_of(begin)
+    assert training.optimizer.param_groups[0]["momentum"] == SETTINGS["momentum"]
+    return before, after
 
 
 @pytest.mark.parametrize(
@@ -129,11 +159,38 @@ def refusals(changes: dict[str, Any]) -> str:
         ({"model": {"weights.0": [2, 2]}}, "another model: weights.0: \\[2, 2\\] there, \\[7, 11\\] here"),
         ({"world_size": 4}, "rank . of 4, and this is rank . of 2"),
         ({"parameters": {"error_feedback": False}}, "error_feedback=False, and this state has True"),
+        ({"method": "left out"}, "this is no checkpoint of topk"),
     ],
 )
 def test_a_foreign_checkpoint_is_one_line(on_ranks, changes, complaint):
-    for answer in on_ranks(2, refusals, changes):
+    for answer in chain(*on_ranks(2, refusals, changes)):
         assert re.search(complaint, answer)
+        assert "\n" not in answer
+
+
+OTHERS: dict[str, Any] = {"v": {}, "m": {}, "decay": 0.9}
+"""What DGC remembers beside ``u``."""
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"rank": "left out"}, "rank is NoneType, not int"),
+        ({"remembered": "left out"}, "remembered is NoneType, not Mapping"),
+        ({"parameters": None}, "parameters is NoneType, not Mapping"),
+        ({"model": [1]}, "model is list, not Mapping"),
+        ({"step": "1"}, "step is str, not int"),
+        ({"remembered": {}}, "nothing is remembered as u"),
+        ({"remembered": {"u": {"weights.9": torch.ones(2)}, **OTHERS}}, "u cannot be taken"),
+        ({"remembered": {"u": {"weights.1": torch.ones(2)}, **OTHERS}}, "u cannot be taken"),
+        ({"remembered": {"u": 7, **OTHERS}}, "u cannot be taken"),
+    ],
+    ids=str,
+)
+def test_a_damaged_checkpoint_is_one_line_and_changes_no_optimizer(on_ranks, changes, complaint):
+    for answer in chain(*on_ranks(2, refusals, changes, "dgc")):
+        assert answer.startswith("the checkpoint is damaged: ")
+        assert complaint in answer
         assert "\n" not in answer
 
 

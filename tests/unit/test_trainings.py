@@ -11,6 +11,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import SHAPES, SMALL_BUCKETS_MB, Given, Training, flat, gradients
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 from trainings import (
     EVERY_KIND,
     KINDS,
@@ -28,6 +30,7 @@ from trainings import (
 )
 
 import baselines
+from baselines._loss_scale import leads_back
 
 pytestmark = pytest.mark.methods
 
@@ -166,6 +169,7 @@ def test_uneven_inputs_are_refused_where_ranks_would_get_out_of_step(on_ranks, n
 
 BESIDE = (
     *(beside.accumulated, beside.clipped, beside.clipped_under_a_scaler, beside.frozen, beside.frozen_later),
+    beside.beside_a_scaled_model,
     *(beside.in_groups, beside.unused, beside.in_a_static_graph, beside.of_sparse_rows),
 )
 
@@ -243,3 +247,18 @@ def train_odd_models(name: str, parameters: dict[str, Any]) -> Facts:
 @pytest.mark.parametrize("p", [1, 2, 5, 7, 8])
 def test_any_number_of_workers_and_any_shape(on_ranks, name, parameters, p):
     assert not_so(on_ranks(p, train_odd_models, name, parameters)) == []
+
+
+# Whose scaler it is
+
+
+def test_a_scaler_is_a_model_s_if_its_loss_leads_back_to_it():
+    own, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    weights, given = frozenset(own.parameters()), torch.ones(1, 3, requires_grad=True)
+    hidden = checkpoint(own, given, use_reentrant=True).sum()
+    assert leads_back(own(given).sum(), weights)
+    assert leads_back(hidden, weights)  # as far as can be known
+    assert leads_back([other(given).sum(), own(given).sum()], weights)
+    assert leads_back(iter([other(given).sum()]), weights)
+    assert not leads_back(other(given).sum(), weights)
+    assert not leads_back(own(given).sum().detach(), weights)

@@ -45,7 +45,7 @@ def verb(
     ] = None,
     dataset: Annotated[str | None, typer.Option(metavar="DATASET", help="What it is trained on, likewise.")] = None,
     link: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A .toml file with a [link] table; instead of --rate and --set.")
+        Path | None, typer.Option(metavar="FILE", help="A .toml file of a [link] table; instead of --rate and --set.")
     ] = None,
     workers: Workers = 4,
     per_node: PerNode = 1,
@@ -199,6 +199,8 @@ def _network(file: Path, workers: int) -> Topology:
     from harness.scenario.section import checked_section
 
     tables = read_toml(file)
+    if others := tables.keys() - {"link", "fabric"}:
+        raise UsageError(f"{file}: {min(others)}: unknown key; allowed: link, fabric")
     if not isinstance(tables.get("link"), dict):
         raise UsageError.at(file, "link", tables.get("link"), "a table [link], as in scenarios")
     values: dict[str, object] = {
@@ -249,11 +251,16 @@ def _about(known: Pilot | None, count: int, steps: int) -> str:
 def _recheck(file: Path, words: Sequence[str] | None, link: Path | None, as_json: bool) -> None:
     """Look whether a pilot still holds, and end with what was found."""
     from harness.analysis.pilot import drift
+    from harness.cluster import registry
     from harness.record.pilot import load
     from harness.run import piloting
     from harness.run.pilot.request import again
 
     before = load(file)
+    if before.cluster not in registry.KINDS:
+        raise UsageError.at(file, "cluster", before.cluster, ", ".join(registry.KINDS))
+    if not os.path.isdir(before.folder):
+        raise UsageError.at(file, "folder", before.folder, "a folder of this machine, in which its command runs")
     if words and tuple(words) != before.command:
         raise UsageError.at("command line", "COMMAND", " ".join(words), f"that of {file}: {' '.join(before.command)}")
     network = _network(link, before.network.workers) if link else before.network
