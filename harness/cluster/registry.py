@@ -173,15 +173,19 @@ def make(kind: str, keep: bool = False, image: str | None = None) -> Cluster:
     return made
 
 
+def kinds_for_commands() -> list[str]:
+    """Those whose workers run any command."""
+    return [name for name, kind in KINDS.items() if kind.runs_commands]
+
+
 def make_for_commands(kind: str, keep: bool = False, image: str | None = None) -> CommandCluster:
     """The same, of a kind whose workers run any command.
 
     Raises:
         UsageError: this kind's do not.
     """
-    if not KINDS[kind].runs_commands:
-        able = ", ".join(name for name, other in KINDS.items() if other.runs_commands)
-        raise UsageError.at("command line", "--on", kind, f"{AUTO}, {able}: what can run a command")
+    if kind not in (able := kinds_for_commands()):
+        raise UsageError.at("command line", "--on", kind, f"{AUTO}, {', '.join(able)}: what can run a command")
     return cast("CommandCluster", make(kind, keep, image))
 
 

@@ -173,7 +173,7 @@ def drawn(number: int) -> Drawn:
     """
     dice = random.Random(number)
     shape = dice.choice(list(FABRICS))
-    workers = dice.choice([4, 6, 8, 12, 16, 24])
+    workers = dice.choice([4, 6, 8, 12, 16, 24, 32, 64, 128])
     rate_mbps = round(5 * workers * 10 ** dice.uniform(0.3, 0.8))
     delay_ms = dice.choice([0, 0, 1, 5, 20]) if shape == "star" else 0
     lines = ["rounds = 1", f"[cluster]\nworkers = {workers}", f'[link]\nrate = "{rate_mbps}mbit"']
@@ -206,7 +206,8 @@ def regions(dice: random.Random, workers: int, rate_mbps: int) -> list[str]:
 
 def nodes(dice: random.Random, workers: int, rate_mbps: int) -> list[str]:
     """Two or four ranks a node, which share its card."""
-    names = " ".join("abcdefghijkl"[: workers // (4 if workers % 4 == 0 and workers > 4 else 2)])
+    ranks = 4 if workers % 4 == 0 and workers > 4 else 2
+    names = " ".join(f"n{node}" for node in range(workers // ranks))
     return [f'[fabric]\ngroups = "{names}"\ntrunk = {{ rate = "{rate_mbps}mbit" }}']
 
 

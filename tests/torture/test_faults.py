@@ -7,11 +7,12 @@ import os
 import random
 import resource
 import shlex
+import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -282,12 +283,28 @@ def mounted(command: str) -> tuple[str, ...]:
 SMALL_DISK = "mkdir -p disk && mount -t tmpfs -o size=20M tmpfs disk"
 
 
-def on_disk(ordeal: Ordeal, command: str) -> None:
-    """Run a shell's line where the run's disk is seen, and keep what is on it before and after."""
-    entering = ("nsenter", "--target", str(ordeal.pid), "--mount", "sh", "-c")
+def where_it_is_seen(ordeal: Ordeal, command: str) -> tuple[str, ...]:
+    """The command that runs a shell's line in the run's folder, where its disk is seen."""
     there = f"cd {shlex.quote(str(ordeal.folder))} && {{ {command}; }}"
-    done = subprocess.run([*entering, there], capture_output=True, text=True, timeout=30)
+    return ("nsenter", "--target", str(ordeal.pid), "--mount", "sh", "-c", there)
+
+
+def on_disk(ordeal: Ordeal, command: str) -> None:
+    """Run a shell's line there."""
+    done = subprocess.run(where_it_is_seen(ordeal, command), capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stderr
+
+
+@contextmanager
+def holding(ordeal: Ordeal) -> Iterator[Path]:
+    """The run's disk as it was mounted, whatever becomes of the mount and of the run."""
+    with subprocess.Popen(where_it_is_seen(ordeal, "cd disk && exec sleep 1000")) as holder:
+        disk = Path(f"/proc/{holder.pid}/cwd")
+        try:
+            wait_until(lambda: (disk / "run").is_dir())
+            yield disk
+        finally:
+            holder.kill()
 
 
 DISKS = {
@@ -308,12 +325,16 @@ def test_disks(ordeal: Ordeal, undisturbed: Undisturbed, fault: str) -> None:
     ordeal.prefix, ordeal.out = mounted(SMALL_DISK), Path("disk/run")
     ordeal.start()
     ordeal.wait_for_a_moment()
-    on_disk(ordeal, f"cp -r disk/run kept; {(DISKS | FOLDERS)[fault]}")
-    assert ordeal.end() in {ENDED_WELL, FAILED, 2}, ordeal.output
-    assert ordeal.output.count("pacbench: ") <= 1, ordeal.output
-    # What was on the disk is there again, when it is put right.
+    with holding(ordeal) as disk:
+        on_disk(ordeal, f"cp -r disk/run before; {(DISKS | FOLDERS)[fault]}")
+        assert ordeal.end() in {ENDED_WELL, FAILED, 2}, ordeal.output
+        assert ordeal.output.count("pacbench: ") <= 1, ordeal.output
+        # The disk is put right, or what was deleted is brought back: everything from before is still there.
+        shutil.copytree(disk / "run" if fault in DISKS else ordeal.folder / "before", ordeal.folder / "kept")
+    ordeal.out = Path("before")
+    before = verified(ordeal)
     ordeal.out = Path("kept")
-    check_what_was_kept(ordeal, verified(ordeal), calm)
+    check_what_was_kept(ordeal, before, calm)
 
 
 # A quota, a disk that breaks, and a clock that is set: what is preloaded does what no kernel does on demand.

@@ -164,6 +164,7 @@ def test_the_command_to_reproduce_has_the_links_and_parameters_of_the_pilot() ->
             "--rate: found 'with --link'; allowed: the links of",
         ),
         (("--link", "link.toml", "--set", "link.delay=5ms", "--", "true"), "--set: found 'with --link'"),
+        (("--plan", "--on", "fake", "--", "true"), "--on: found 'fake'; allowed: auto, netns, uml, docker"),
     ],
 )
 def test_what_does_not_go_together_is_one_line(arguments: tuple[str, ...], told: str) -> None:

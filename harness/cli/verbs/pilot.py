@@ -68,7 +68,7 @@ def verb(
     steps: Annotated[
         int, typer.Option(min=24, max=4000, help="Steps of dense here; methods whose steps are shorter make more.")
     ] = 60,
-    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each method.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Trainings of each method.")] = 3,
     tested: Annotated[int, typer.Option(min=1, help="Methods that are put to the test, beside dense and bf16.")] = 3,
     scenario: Annotated[str, typer.Option(metavar="SCENARIO", help="Whose methods are looked at.")] = "convergence",
     method: Method = None,
@@ -100,7 +100,9 @@ def verb(
     words, name = _training(command_ or (), model, dataset)
     network = _network(link, workers) if link else topology(workers, rate, set_)
     _check_ranks(network, per_node)
-    asked = _request(words, network, registry.choose(on)[0], scenario, method or ())
+    kind, _ = registry.choose(on)
+    registry.make_for_commands(kind)
+    asked = _request(words, network, kind, scenario, method or ())
     asked = replace(
         asked,
         per_node=per_node,
@@ -257,8 +259,8 @@ def _recheck(file: Path, words: Sequence[str] | None, link: Path | None, as_json
     from harness.run.pilot.request import again
 
     before = load(file)
-    if before.cluster not in registry.KINDS:
-        raise UsageError.at(file, "cluster", before.cluster, ", ".join(registry.KINDS))
+    if before.cluster not in (able := registry.kinds_for_commands()):
+        raise UsageError.at(file, "cluster", before.cluster, ", ".join(able))
     if not os.path.isdir(before.folder):
         raise UsageError.at(file, "folder", before.folder, "a folder of this machine, in which its command runs")
     if words and tuple(words) != before.command:
