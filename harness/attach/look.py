@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 
 import baselines
 from baselines import MethodState
-from baselines._state import Clock
+from baselines._stopwatch import Clock
 from harness import methods
 from harness.attach.findings import Distribution, Gradients, Looked
 from harness.attach.orders import COPIED_STEPS, SETTLING_STEPS, TIMED_STEPS, Orders, Viewed

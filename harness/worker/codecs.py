@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import baselines
 from baselines import MethodState
-from baselines._state import Stopwatch
+from baselines._stopwatch import Stopwatch
 from harness.plan.expected import state_of
 from harness.plan.status import UNSETTLED_STEPS
 from harness.plugins import short

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from baselines._state import Clock
+from baselines._stopwatch import Clock
 from harness import programs
 from harness.messages import Events, Send
 from harness.network.bounds import FRAME_HEADER_BYTES

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from baselines._state import Clock
+from baselines._stopwatch import Clock
 from harness.scenario.optimisation import Optimizer
 from harness.scenario.schema import MethodSpec
 from harness.worker.meter import CudaClock

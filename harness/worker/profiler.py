@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import baselines
 from baselines._lane import settled
-from baselines._state import Clock
+from baselines._stopwatch import Clock
 from harness.errors import UsageError
 from harness.plugins import short
 from harness.provenance import cpu_model

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from baselines._state import Clock, Stopwatch
+from baselines._stopwatch import Clock, Stopwatch
 from harness.workload.profile import Codec
 
 
