@@ -7,7 +7,8 @@ A method is a module of this package that defines
 * ``<module name>_hook(state, bucket) -> Future[Tensor]``: a DDP communication hook,
 * ``SENDS``, ``ALL_REDUCE``, ``SOURCE``, for the overview of METHODS.md: what a worker sends, whether an all-reduce sums
   it, and the paper or code that it follows,
-* ``MOST_LOSS``, if it is known: the final accuracy that it may lose to dense in ``scenarios/convergence.toml``.
+* ``MOST_LOSS``, if it is known: the final accuracy that it may lose to dense in ``scenarios/convergence.toml``,
+* ``PAPER_SAYS``, if it is known: what the paper, or its authors, say of that loss, and in which setting.
 
 What else figures, reports and claims should know of a method its ``State`` says, by attributes of ``MethodState``:
 ``swept`` (which parameters a sweep goes over), ``saving_bound`` (what its parameters bound the saving by),
@@ -68,7 +69,8 @@ class Method:
 
     ``summary`` is the first line of the file's docstring, ``details`` the rest of it; ``color`` and ``marker`` are
     matplotlib's; ``all_reduce`` tells whether an all-reduce sums what workers send, None where the file does not say;
-    ``most_loss`` is a share of all test samples, None where it was not measured.
+    ``most_loss`` is a share of all test samples, None where it was not measured; ``paper_says`` is empty where nothing
+    was found.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Method:
     summary: str
     details: str
     most_loss: float | None
+    paper_says: str
     State: type[MethodState]
     hook: Callable[[Any, Any], Future[torch.Tensor]]
 
@@ -131,6 +134,7 @@ def describe(module: ModuleType, name: str) -> Method:
         summary=summary,
         details=details.strip(),
         most_loss=getattr(module, "MOST_LOSS", None),
+        paper_says=getattr(module, "PAPER_SAYS", ""),
         State=module.State,
         hook=of_a_training(getattr(module, f"{name}_hook")),
     )

@@ -35,6 +35,7 @@ SENDS = "the same random entries on every worker, without indices"
 ALL_REDUCE = True
 SOURCE = "Stich et al., NeurIPS 2018 (arXiv 1809.07599)"
 MOST_LOSS = 0.5
+PAPER_SAYS = "theory, and logistic regression: with a memory the rate of SGD"
 
 
 @parameters

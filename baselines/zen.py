@@ -48,6 +48,7 @@ SENDS = "non-zero entries to their owners, with indices, and their sums back, wi
 ALL_REDUCE = False
 SOURCE = "Wang et al., OSDI 2025 (arXiv 2309.13254)"
 MOST_LOSS = 0.03
+PAPER_SAYS = "none, since it loses nothing"
 
 SAMPLE_RATIO = 0.01
 COUNT_BYTES = 8

@@ -177,10 +177,13 @@ def parameters(method: Method) -> str:
 
 
 def accuracy(method: Method) -> str:
-    """What training by the method may cost in accuracy."""
-    if method.most_loss is None:
-        return ""
-    return f"Final accuracy in `scenarios/convergence.toml`: at most {points(method.most_loss)} below dense."
+    """What training by the method may cost in accuracy: here, and as its paper has it."""
+    lines = []
+    if method.most_loss is not None:
+        lines.append(f"Final accuracy in `scenarios/convergence.toml`: at most {points(method.most_loss)} below dense.")
+    if method.paper_says:
+        lines.append(f"Loss of accuracy in the paper: {method.paper_says}.")
+    return textwrap.fill(" ".join(lines), 120, break_on_hyphens=False, break_long_words=False)
 
 
 def refused_optimizers(method: Method) -> str:
