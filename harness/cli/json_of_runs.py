@@ -71,6 +71,9 @@ class StatusJson(TypedDict):
     failed: int
     """Those whose last attempt did not finish."""
     at_work: list[AtWork]
+    """Of a run that processes share."""
+    is_locked: bool
+    """Whether one process is at work that shares it with nobody."""
     left_s: float | None
     """None: nobody goes on, or no trial has told yet."""
 

@@ -209,6 +209,18 @@ class Store:
                     raise UsageError.at("command line", "--out", str(self.folder), allowed) from None
             yield
 
+    @property
+    def is_locked(self) -> bool:
+        """Whether a run that shares the folder with nobody is using it at this moment."""
+        try:
+            with (self.folder / ".lock").open() as handle:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # there is no such file, or its disk has no locks
+            return False
+        return False
+
     def scenario(self) -> Scenario:
         """The scenario of this run.
 

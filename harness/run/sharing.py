@@ -112,7 +112,7 @@ def as_the_last(store: Store) -> Iterator[bool]:
 
 @dataclass(frozen=True)
 class Standing:
-    """How far a run is that processes share."""
+    """How far a run is."""
 
     trials: int
     """How many it has, seeds beyond the rounds aside."""
@@ -120,7 +120,9 @@ class Standing:
     failed: int
     """Those whose last attempt did not finish."""
     at_work: tuple[Claim, ...]
-    """What is being run, and by whom."""
+    """What is being run, and by whom, of a run that processes share."""
+    is_locked: bool
+    """Whether one process is at work that shares it with nobody."""
     left_s: float | None
     """What the rest may take if they go on; None where nobody does, or no trial has told yet."""
 
@@ -136,5 +138,7 @@ def standing_of(store: Store) -> Standing:
         claims = Claims(store.folder)
         at_work = tuple(each for each in claims.latest(of_any_code=True).values() if claims.is_alive(each))
     each_s = ended.loc[ended["status"] == DONE, "wall_time_s"].mean() if done else None
-    left_s = (trials - done) * float(each_s) / len(at_work) if at_work and each_s else None
-    return Standing(trials, done, len(ended) - done, at_work, left_s)
+    is_locked = store.is_locked
+    processes = len(at_work) or int(is_locked)
+    left_s = (trials - done) * float(each_s) / processes if processes and each_s else None
+    return Standing(trials, done, len(ended) - done, at_work, is_locked, left_s)

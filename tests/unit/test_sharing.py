@@ -39,6 +39,7 @@ SHARED = (
     *(word for setting in SETTINGS for word in ("--set", setting)),
     *("--join", "--out", "run"),
 )
+ALONE = tuple(word for word in SHARED if word != "--join")
 TRIALS = ROUNDS * len(RATES) * 3
 
 pytestmark = pytest.mark.usefixtures("without_figures")
@@ -235,6 +236,16 @@ def test_status_says_who_is_at_work_and_what_is_left(tmp_path: Path) -> None:
     assert "m7" in said.stdout
     assert "round-9-0123abcd" in said.stdout
     assert "the rest may take" in said.stdout
+
+
+def test_status_says_whether_a_run_that_is_not_shared_goes_on(tmp_path: Path) -> None:
+    assert call_pacbench(ALONE, tmp_path).returncode == 0
+    next((tmp_path / "run" / "trials.parquet").glob("*.parquet")).unlink()
+    assert "nobody is at work on it" in call_pacbench(("status", "run"), tmp_path).stdout
+    with Store.open(tmp_path / "run").locked():
+        said = call_pacbench(("status", "run"), tmp_path).stdout
+    assert "a process is at work on it" in said
+    assert "the rest may take" in said
 
 
 def test_what_is_done_once_for_all_is_done_by_one_and_when_none_is_at_work(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Say how far a run is that several processes share."""
+"""Say how far a run is."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ def _as_json(standing: Standing) -> StatusJson:
             {"machine": claim.holder.machine, "pid": claim.holder.pid, "part": claim.part, "age_s": claim.age_s}
             for claim in standing.at_work
         ],
+        "is_locked": standing.is_locked,
         "left_s": standing.left_s,
     }
 
@@ -49,6 +50,8 @@ def _tell(standing: Standing) -> None:
             for claim in standing.at_work
         ]
         print_table("at work", ["machine", "process", "round and case", "seen ago"], rows, words=["round and case"])
+    elif standing.is_locked:
+        say("a process is at work on it, which shares it with nobody")
     elif standing.done < standing.trials:
         say("nobody is at work on it")
     if standing.left_s is not None:
