@@ -36,7 +36,8 @@ import torch.distributed as dist
 from pydantic import Field
 
 from baselines import MethodState, SavingBound
-from baselines._state import numel, parameters, ring_all_reduce_bytes
+from baselines._parameters import parameters
+from baselines._state import numel, ring_all_reduce_bytes
 
 LABEL, COLOR, MARKER = "Toy", "#112233", "o"
 

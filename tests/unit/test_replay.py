@@ -163,7 +163,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> MadeUpTime:
     """What replays take for the time."""
     made_up = MadeUpTime()
     monkeypatch.setattr("harness.workload.pace.time", made_up)
-    monkeypatch.setattr("baselines._state.perf_counter", made_up.perf_counter)
+    monkeypatch.setattr("baselines._stopwatch.perf_counter", made_up.perf_counter)
     return made_up
 
 

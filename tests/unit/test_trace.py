@@ -51,10 +51,10 @@ def test_mahimahis_chances_become_rates_in_slots_and_begin_anew(tmp_path: Path) 
         ("t_s,speed\n0,1\n", "columns t_s, rate_bps"),
         ("t_s,rate_bps\n0,fast\n", "row 1"),
         ("0\nsoon\n", "a millisecond in each line"),
-        ("t_s,rate_bps\n1,5000000\n", "do not begin at 0"),
-        ("t_s,rate_bps\n0,5000000\n0,6000000\n", "do not begin at 0 and grow"),
+        ("t_s,rate_bps\n1,5000000\n", "times from 0 on"),
+        ("t_s,rate_bps\n0,5000000\n0,6000000\n", "times that grow from row to row"),
         ("t_s,rate_bps,delay_s\n0,5000000,0\n1,5000000,0.1\n", "rows with and without"),
-        ("t_s,rate_bps\n0,0\n", "greater than 0"),
+        ("t_s,rate_bps\n0,0\n", "a rate above 0"),
     ],
 )
 def test_what_is_no_trace_is_one_line(tmp_path: Path, text: str, says: str) -> None:

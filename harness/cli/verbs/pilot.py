@@ -201,10 +201,10 @@ def _network(file: Path, workers: int) -> Topology:
     from harness.scenario.section import checked_section
 
     tables = read_toml(file)
-    if others := tables.keys() - {"link", "fabric"}:
-        raise UsageError(f"{file}: {min(others)}: unknown key; allowed: link, fabric")
     if not isinstance(tables.get("link"), dict):
         raise UsageError.at(file, "link", tables.get("link"), "a table [link], as in scenarios")
+    if others := tables.keys() - {"link", "fabric"}:
+        raise UsageError(f"{file}: {min(others)}: unknown key; allowed: link, fabric")
     values: dict[str, object] = {
         "workers": workers,
         **{key: tables[key] for key in ("link", "fabric") if key in tables},
@@ -259,12 +259,12 @@ def _recheck(file: Path, words: Sequence[str] | None, link: Path | None, as_json
     from harness.run.pilot.request import again
 
     before = load(file)
+    if words and tuple(words) != before.command:
+        raise UsageError.at("command line", "COMMAND", " ".join(words), f"that of {file}: {' '.join(before.command)}")
     if before.cluster not in (able := registry.kinds_for_commands()):
         raise UsageError.at(file, "cluster", before.cluster, ", ".join(able))
     if not os.path.isdir(before.folder):
         raise UsageError.at(file, "folder", before.folder, "a folder of this machine, in which its command runs")
-    if words and tuple(words) != before.command:
-        raise UsageError.at("command line", "COMMAND", " ".join(words), f"that of {file}: {' '.join(before.command)}")
     network = _network(link, before.network.workers) if link else before.network
     _check_ranks(network, before.per_node)
     asked = again(before, network, dict(os.environ), file.parent / f"recheck-{time.strftime('%Y%m%d-%H%M%S')}")
