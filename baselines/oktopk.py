@@ -120,8 +120,8 @@ class State(LaneState):
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
         """If thresholds fit: k entries but for a p-th leave for their owners, and a p-th of k goes to p - 1 others.
 
-        Once in 32 steps all gather the sums instead of quantiles, as many as if the selected were anywhere. Quantiles
-        and borders are counted once, as of a single bucket.
+        Once in 32 steps all gather the sums instead of quantiles, as many as if the selected were anywhere: that is
+        spread over the steps. Quantiles and borders are counted once, as of a single bucket.
         """
         n, p = numel(shapes), world_size
         if step is not None and step < self.warmup_steps:
@@ -130,9 +130,7 @@ class State(LaneState):
         sums = 4 * n * (1 - (1 - self.ratio) ** p)
         renewal = all_gather_bytes(sums / p, p) + ring_all_reduce_bytes(BORDER_BYTES * (p - 1), p)
         sketch = all_gather_bytes(SKETCH_BYTES, p)
-        if step is None:
-            return entries + (renewal + (REUSED_STEPS - 1) * sketch) / REUSED_STEPS
-        return entries + (sketch if (step - self.warmup_steps) % REUSED_STEPS else renewal)
+        return entries + (renewal + (REUSED_STEPS - 1) * sketch) / REUSED_STEPS
 
     def calls(self, shapes: Shapes, world_size: int) -> list[Call]:
         """But for what 31 of 32 steps leave out."""
