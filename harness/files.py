@@ -206,7 +206,8 @@ def read_given(path: Path) -> bytes:
     Pipes and devices, of which some never end and others never begin, are refused, and files that are far too large.
 
     Raises:
-        OSError, ValueError: it cannot be read; the message says why, without the path.
+        OSError: the system refuses it.
+        ValueError: it is no such file; the message says why, without the path.
     """
     kind = os.stat(path)
     if stat.S_ISDIR(kind.st_mode):
