@@ -87,7 +87,8 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def piloted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a pilot whose script, method and labels are hostile."""
-    said: dict[str, Any] = {"command": ("sh", "-c", LOG), "folder": LABEL, "cluster": LABEL, "left_out": (LOG,)}
+    script = LOG.replace("\0", "")  # which no command holds
+    said: dict[str, Any] = {"command": ("sh", "-c", script), "folder": LABEL, "cluster": LABEL, "left_out": (LOG,)}
     found = hostile(LABEL, **said, provenance={"commit": LABEL, "command": [LOG, LABEL], LABEL: LOG})
     return pilot_page.write(found, worth(found, 1000, None, None), tmp_path_factory.mktemp("pilot"))
 
