@@ -112,13 +112,16 @@ class Checkpointed:
         self.was_resumed = self.rounds > 0
         same_place = (saved["rank"], saved["world_size"]) == (self.own_rank, self.world_size)
         for name in self.remembers:
-            current = getattr(self, name)
-            if same_place or not isinstance(current, Dice):  # a worker of another place keeps dice of its own
-                try:
-                    setattr(self, name, loaded_into(current, saved["remembered"][name], self.names))
-                except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-                    reason = " ".join(str(error).split())
-                    raise ValueError(f"the checkpoint is damaged: {name} cannot be taken: {reason}") from error
+            if same_place or not isinstance(getattr(self, name), Dice):  # elsewhere a worker keeps dice of its own
+                self._take(name, saved["remembered"][name])
+
+    def _take(self, name: str, saved: Any) -> None:
+        """Put what was saved of something that is remembered in its place."""
+        try:
+            setattr(self, name, loaded_into(getattr(self, name), saved, self.names))
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"the checkpoint is damaged: {name} cannot be taken: {reason}") from error
 
     @property
     def has_residuals(self) -> bool:
