@@ -30,16 +30,34 @@ SYSCTLS = (
 )
 
 
+LOOKING_ON = ("harness/analysis", "harness/report", "harness/cli")
+"""Stages that judge and show what trials have left, and change nothing of what a trial does."""
+
+
 @cache
 def code_digest() -> str:
-    """A hash of every Python file of harness/ and baselines/: what makes two trials the same experiment.
+    """A hash of every Python file of harness/ and baselines/: which code made a page or a row.
 
     Unlike a commit it is right in a dirty tree and in an installed package, and an edit of the README leaves it alone.
     """
+    return _digest_of(())
+
+
+@cache
+def trial_digest() -> str:
+    """A hash of those of them that a trial depends on: what makes two trials the same experiment.
+
+    A new sentence in a report does not make anybody train again.
+    """
+    return _digest_of(LOOKING_ON)
+
+
+def _digest_of(without: Sequence[str]) -> str:
     digest = hashlib.sha256()
     for package in ("baselines", "harness"):
         for path in sorted((ROOT / package).rglob("*.py")):
-            digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
+            if not any(path.is_relative_to(ROOT / stage) for stage in without):
+                digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
 
 

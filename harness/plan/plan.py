@@ -19,7 +19,7 @@ from harness.plan.code import code_of
 from harness.plan.expected import state_of
 from harness.plan.status import ACCURACY, DONE
 from harness.plan.trial import Trial
-from harness.provenance import code_digest
+from harness.provenance import trial_digest
 from harness.scenario.links import Link
 from harness.scenario.properties import UNSHAPED
 from harness.scenario.schema import Case, MethodSpec, Scenario
@@ -138,7 +138,7 @@ def _trial(
         "seed": seed,
         "round": round_number,
         "for_accuracy": for_accuracy,
-        "code": code_digest(),
+        "code": trial_digest(),
         "plugins": plugins.model_dump(),
         "checkpoint": _content_digest(case.train.checkpoint),
         "profile": profiles.digest(known) if (known := case.train.known_profile) else None,

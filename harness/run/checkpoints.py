@@ -13,7 +13,7 @@ from harness.files import NoRoomError, UnwritableError, make_folder, writing
 from harness.messages import Message, Saved
 from harness.network.addresses import worker_number
 from harness.plan.trial import Trial
-from harness.provenance import code_digest, machine
+from harness.provenance import machine, trial_digest
 from harness.record import checkpoint
 from harness.record.checkpoint import About, Checkpoint
 from harness.record.row import Event
@@ -82,7 +82,7 @@ class Checkpoints:
 
     def _why_not(self, about: About, trial: Trial) -> str | None:
         """Why a trial cannot go on from it."""
-        own = {"trial": trial.id, "code": code_digest(), "workers": trial.case.cluster.workers}
+        own = {"trial": trial.id, "code": trial_digest(), "workers": trial.case.cluster.workers}
         found = {"trial": about.trial_id, "code": about.code, "workers": about.workers}
         if self._only_machine:
             own["machine"], found["machine"] = self._only_machine, about.machine
@@ -137,7 +137,7 @@ class Keeper:
     def _write(self, steps: int, events: Sequence[Event]) -> None:
         about = About(
             trial_id=self._trial.id,
-            code=code_digest(),
+            code=trial_digest(),
             machine=machine(),
             workers=self._trial.case.cluster.workers,
             steps=steps,

@@ -230,6 +230,11 @@ def _network_and_round(trial: Trial) -> tuple[Topology, Resources, int]:
     return trial.network, trial.case.cluster.resources, trial.round
 
 
+def _how_slowed(trial: Trial) -> tuple[float, float]:
+    """An order in which those of one network follow one another."""
+    return trial.dilation, trial.slowing.slows_by
+
+
 class _Runner:
     """Runs trials one after another, and stores what becomes of each."""
 
@@ -272,15 +277,15 @@ class _Runner:
                 self.run(trials)
 
     def run(self, alike: Iterable[Trial]) -> None:
-        """Run trials of one round and one network, those of one dilation together, until none is to be run again."""
+        """Run trials of one round and network, those that are slowed alike together, until none is to be run again."""
         left = list(alike)
         while left:
             some = self._next_of(left)
             left = [trial for trial in left if trial not in some]
-            trials = sorted(self._settled(some), key=lambda trial: trial.dilation, reverse=bool(some[0].round % 2))
+            trials = sorted(self._settled(some), key=_how_slowed, reverse=bool(some[0].round % 2))
             left += [
                 trial
-                for _, together in itertools.groupby(trials, key=lambda trial: trial.dilation)
+                for _, together in itertools.groupby(trials, key=lambda trial: trial.network)
                 for trial in self._run_between_verifications(together)
             ]
 

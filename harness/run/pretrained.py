@@ -14,7 +14,7 @@ from harness.errors import MeasurementError
 from harness.files import as_name, make_folder
 from harness.plan.trial import Trial
 from harness.plugins import short
-from harness.provenance import code_digest
+from harness.provenance import trial_digest
 from harness.workload.data import cache
 
 DECIDE = {"model", "dataset", "data_dir", "batch_size", "accumulate", "augment", "optimizer", "momentum"} | {
@@ -47,7 +47,7 @@ def weights_file(trial: Trial) -> Path:
         "train": train.model_dump(mode="json", include=DECIDE),
         "workers": trial.case.cluster.workers,
         "seed": trial.seed,
-        "code": code_digest(),
+        "code": trial_digest(),
         "data": _listing(train.data_dir),
         "versions": [platform.python_version(), version("torch"), version("torchvision")],
     }

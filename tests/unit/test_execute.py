@@ -370,7 +370,7 @@ def test_what_ends_the_run_leaves_a_row_and_what_came_before(
 
 def test_trials_of_other_code_are_not_mixed_in(plan: Plan, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     run(plan, store)
-    monkeypatch.setattr("harness.plan.plan.code_digest", lambda: "edited")
+    monkeypatch.setattr("harness.plan.plan.trial_digest", lambda: "edited")
     with pytest.raises(UsageError, match="not to be mixed"):
         run(make(plan.scenario, "fake"), store)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,27 @@ def test_what_is_collected_tells_it() -> None:
     found = provenance.made_by([provenance.collect([])])
     assert "unknown" not in found.partition("commit")[0]
     assert provenance.code_digest() in found
+
+
+@pytest.mark.parametrize(
+    ("edited", "is_another"),
+    [
+        ("harness/report/text.py", False),
+        ("harness/analysis/claims/summary.py", False),
+        ("harness/cli/main.py", False),
+        ("harness/worker/training.py", True),
+        ("harness/run/added.py", True),
+        ("baselines/topk.py", True),
+    ],
+)
+def test_an_edit_of_what_looks_on_makes_no_other_experiment(
+    edited: str, is_another: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("harness", "baselines"):
+        shutil.copytree(provenance.ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    before = provenance.trial_digest.__wrapped__(), provenance.code_digest.__wrapped__()
+    with (tmp_path / edited).open("a") as file:
+        file.write("# edited\n")
+    after = provenance.trial_digest.__wrapped__(), provenance.code_digest.__wrapped__()
+    assert (before[0] != after[0], before[1] != after[1]) == (is_another, True)

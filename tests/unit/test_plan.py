@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +15,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.errors import UsageError
+import scenarios
+from harness.errors import EXIT_REGRESSION, UsageError
 from harness.plan import plan as planning
 from harness.plan.estimate import steady_s, time_s, total_as_text, total_s, usual_dilation, usually_added_s
 from harness.plan.machine import Machine
@@ -55,7 +60,7 @@ def test_ids_are_stable_and_unique_and_know_the_cluster_and_the_code(monkeypatch
     assert ids == [trial.id for trial in quickstart().trials]
     assert len(set(ids)) == len(ids)
     assert not set(ids) & {trial.id for trial in make(load("quickstart"), "netns").trials}
-    monkeypatch.setattr(planning, "code_digest", lambda: "other")
+    monkeypatch.setattr(planning, "trial_digest", lambda: "other")
     assert not set(ids) & {trial.id for trial in quickstart().trials}
 
 
@@ -224,3 +229,28 @@ def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(kind: str, tmp_pa
     with pytest.raises(UsageError, match=r"train\.checkpoint: found .*state_dict of digits-cnn \(.+\)") as refused:
         quickstart(f"train.checkpoint={file}")
     assert "\n" not in str(refused.value)
+
+
+STUDY = Path(__file__).parents[1] / "bench" / "plans.py"
+
+
+def test_the_study_of_plans_is_of_all_that_is_shipped() -> None:
+    shipped = runpy.run_path(str(STUDY))["SHIPPED"]
+    assert {"quickstart", "paper/pactrain-vgg19"} <= set(shipped)
+    assert "paper/claims" not in shipped, "which is no scenario"
+    root = Path(scenarios.__file__).parent
+    assert len(shipped) == len(list(root.rglob("*.toml"))) - 1
+
+
+@pytest.mark.parametrize(
+    ("other", "code"), [("paper/near", 0), ("paper/late", EXIT_REGRESSION), ("no-such", EXIT_REGRESSION)]
+)
+def test_the_study_of_plans_fails_where_one_was_far_off_or_cannot_be_run(other: str, code: int, tmp_path: Path) -> None:
+    for name, taken_s in (("quickstart", 110.0), ("paper-near", 81.0), ("paper-late", 121.0)):
+        kept = {"planned_s": 100.0, "taken_s": taken_s}  # so that it is not run again
+        (tmp_path / f"{name}-fake-1.json").write_text(json.dumps(kept))
+    asked = ("--on", "fake", "--out", tmp_path, "--scenarios", "quickstart", other)
+    done = subprocess.run([sys.executable, STUDY, *asked], capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert f"planned within 20%: {2 if code == 0 else 1} of 2" in done.stdout
+    assert len((tmp_path / "plans.csv").read_text().splitlines()) == 3
