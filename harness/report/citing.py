@@ -73,11 +73,16 @@ def _in_one_piece(known: Sequence[Gain]) -> list[str]:
     models = ", ".join(dict.fromkeys(each.model for each in measured))
     ratios = [
         f"{_range(min(ends), max(ends))} times {COMPARED[gain.quantity][1]} {gain.baseline} "
-        f"(in {sum(bool(case.in_one_piece) for case in gain.measured)} of {len(gain.measured)} cases)"
+        f"(in {_pieces(gain)} of {len(gain.measured)} cases)"
         for gain in known
         if (ends := gain.in_one_piece)
     ]
     return [f"Measured in one piece, with what comes before the steady state ({models}): {'; '.join(ratios)}."]
+
+
+def _pieces(gain: Gain) -> int:
+    """In how many cases a figure was measured in one piece."""
+    return sum(any(each.found for each in case.in_one_piece) for case in gain.measured)
 
 
 def _range(low: float, high: float) -> str:

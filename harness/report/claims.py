@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from harness.analysis.claims.judgements import VERDICTS, Judgement, named
+from harness.analysis.claims.judgements import VERDICTS, Judgement, Part, named
 from harness.analysis.claims.one_piece import OnePiece
 from harness.analysis.claims.schema import Claim, Quantity
 from harness.report import text
@@ -68,10 +68,13 @@ TOLD: dict[Quantity, str] = {
     "bytes": "{method} sent {found} times fewer bytes than {baseline}",
     "communication time": "{method} waited {found} times less for its links than {baseline}",
     "accuracy": "{method} lost {found} points to {baseline}",
-    "share": "Of the cases a share of {found} was better than {baseline}, open ones counted by halves",
+    "share": "Of models and methods, all strengths of one together, a share of {found} was better than {baseline}, "
+    "open ones counted by halves",
     "trend": "The weakest step along the axis changed the gain over {baseline} by a factor of {found}",
     "ablation": "A share of {found} of the gain over {baseline} goes with that part",
 }
+
+TOLD_OF_GRADIENTS = "One worker's gradient by {method} takes {found} times fewer bytes than by {baseline}"
 
 
 def _told(judgement: Judgement) -> str:
@@ -79,9 +82,12 @@ def _told(judgement: Judgement) -> str:
     if not judgement.estimates:
         return ""
     claim, parts = judgement.claim, judgement.parts
-    of_devices = [f"{text.times_better(part.found)} ({named(part.device)})" for part in parts if part.found]
+    trusted = [part for part in parts if part.found and part.is_trusted]
+    of_devices = [f"{text.times_better(part.found)} ({named(part.device)})" for part in trusted]
     figures = ", ".join(of_devices) if len(parts) > 1 else text.times_better(judgement.found)
-    told = TOLD[claim.quantity].format(method=", ".join(claim.method), found=figures, baseline=claim.baseline)
+    told = (TOLD_OF_GRADIENTS if claim.counted == "gradient" else TOLD[claim.quantity]).format(
+        method=", ".join(claim.method), found=figures, baseline=claim.baseline
+    )
     return f"{told}. "
 
 
@@ -130,4 +136,9 @@ def found(judgement: Judgement) -> str:
     """The figure with its interval, for each share of the device where there are several."""
     if len(judgement.parts) < 2 or not judgement.estimates:
         return text.times_better(judgement.found)
-    return "; ".join(f"{named(part.device)}: {text.times_better(part.found)}" for part in judgement.parts)
+    return "; ".join(f"{named(part.device)}: {_figure(part)}" for part in judgement.parts)
+
+
+def _figure(part: Part) -> str:
+    spoilt = ", not to be trusted" if part.found and not part.is_trusted else ""
+    return text.times_better(part.found) + spoilt

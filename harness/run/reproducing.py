@@ -2,7 +2,7 @@
 
 A claim that is decided asks for nothing more (``analysis/claims/sequential.py``), nor does a case of it that is, nor
 one that the rounds there are will hardly decide. What is opened later, since others have not decided a claim, has its
-earlier rounds run then. Trainings run with all their seeds at once: steps to a target differ so much that two tell
+rounds so far run at once. Trainings run with all their seeds at once: steps to a target differ so much that two tell
 little, and meanwhile a replay's further rounds would be run in vain. A trial that several claims need runs once. Within
 a wave those scenarios come first that may decide most claims in the shortest time. What measures a time to accuracy in
 one piece comes last, since it decides nothing: it stands beside the verdicts, whatever they are.
@@ -38,17 +38,19 @@ def reproduce(
     Returns:
         The runs as they are then, and how many trials did not finish.
     """
-    runs, failed, tried = dict(runs), 0, set[str]()
-    judged = {claim.id: judge(claim, runs) for claim in chosen if claim.needs}
+    asking, runs, failed, tried = [claim for claim in chosen if claim.needs], dict(runs), 0, set[str]()
+    judged = _judged(asking, runs)
     for rounds in waves(runs):
-        for name in _in_order(judged.values(), runs, rounds, machine):
-            part = needed(name, runs[name], judged.values(), rounds, tried)
-            if left := pending(runs[name], part):
-                tried |= {trial.id for trial in left}
-                runs[name], lost = carry_out(name, runs[name], part)
-                failed += lost
-                asking = [each.claim for each in judged.values() if name in each.claim.needs]
-                judged |= {claim.id: judge(claim, runs) for claim in asking}
+        while names := _in_order(judged.values(), runs, rounds, machine, tried):
+            for name in names:
+                part = needed(name, runs[name], judged.values(), rounds, tried)
+                if left := pending(runs[name], part):
+                    tried |= {trial.id for trial in left}
+                    runs[name], lost = carry_out(name, runs[name], part)
+                    failed += lost
+                    judged |= _judged([claim for claim in asking if name in claim.needs], runs)
+            # How much cases usually vary is known from all scenarios: so what one brought may decide another's claims.
+            judged = _judged(asking, runs)
     for name, run in runs.items():
         if measures_in_one_piece(name, judged.values()) and pending(run, run.plan):
             runs[name], lost = carry_out(name, run, run.plan)
@@ -56,16 +58,22 @@ def reproduce(
     return runs, failed
 
 
+def _judged(claims: Iterable[Claim], runs: Mapping[str, Run]) -> dict[str, Judgement]:
+    return {claim.id: judge(claim, runs) for claim in claims}
+
+
 def measures_in_one_piece(name: str, judged: Iterable[Judgement]) -> bool:
     """Whether a scenario is run for what stands beside verdicts: all of it, and it decides none."""
     return any(each.claim.in_one_piece == name for each in judged)
 
 
-def _in_order(judged: Collection[Judgement], runs: Mapping[str, Run], rounds: range, machine: Machine) -> list[str]:
+def _in_order(
+    judged: Collection[Judgement], runs: Mapping[str, Run], rounds: range, machine: Machine, tried: Collection[str]
+) -> list[str]:
     """The scenarios that are still needed in these rounds: those first that may decide most claims in a second."""
     claims_per_s = {}
     for name, run in runs.items():
-        if left := pending(run, needed(name, run, judged, rounds)):
+        if left := pending(run, needed(name, run, judged, rounds, tried)):
             deciding = sum(name in each.claim.needs for each in judged if each.open_parts)
             claims_per_s[name] = deciding / total_s(left, machine)
     return sorted(claims_per_s, key=lambda name: claims_per_s[name], reverse=True)

@@ -139,6 +139,17 @@ def test_a_list_stands_for_every_combination(write: Callable[[str], Path]) -> No
         ('"throughput"', '"throughput"\nwithout = "bf16"', r"without: .*nothing for the others"),
         ("12.0]", "12.0]\ndevices = [0.5, 1.5]", r"devices: found \[0.5, 1.5\]; allowed: shares up to 1"),
         ("12.0]", "12.0]\ndevices = [0.5, 1.0]", r"devices: found \[0.5, 1.0\]; allowed: .* the largest first"),
+        ("12.0]", "12.0]\nof = 'bytes'", r"of: found 'bytes'; allowed: nothing, but for ablation, share, trend"),
+        (
+            '"throughput"\nmodel',
+            '"share"\ngrid = ["rate"]\nmodel',
+            r"rate: found 1; allowed: a list of several",
+        ),
+        (
+            '"throughput"\nmodel = "digits-cnn"\nrate = "100mbit"',
+            '"share"\ngrid = ["rate"]\nmodel = "digits-cnn"\nrate = ["1gbit", "1000mbit"]',
+            r"rate: found 1000000000 more than once; allowed: each once",
+        ),
         ("12.0]", "12.0]\ncounted = 'gradient'", r"counted: found 'gradient'; allowed: 'wire', but for 'bytes'"),
         ('"table 1"', '"  "', r"topk: place: found '  '; allowed: String should have at least 1"),
         ('method = "topk"', "method = []", r"topk: method: found 'an empty list'; allowed: one or more"),
@@ -291,6 +302,27 @@ def test_what_was_measured_as_added_was_taken_off_and_spoils_nothing(tmp_path: P
     assert found.verdict != "inconclusive"
 
 
+@pytest.mark.parametrize("status", ["crashed", "failed", "interrupted"])
+@pytest.mark.parametrize(
+    "asked", [{"quantity": "accuracy"}, {"quantity": "time to accuracy", "convergence": "quickstart"}]
+)
+def test_a_training_that_did_not_end_is_run_again_before_there_is_a_verdict(
+    status: str, asked: dict[str, str], tmp_path: Path
+) -> None:
+    store = make_store(tmp_path / "quickstart-1", ends={("dense", 2): {"status": status}})
+    judgement = judged(Run(on_netns(load("quickstart")), store), range=(0, 99), **asked)
+    assert (judgement.verdict, judgement.found) == ("inconclusive", None)
+    assert judgement.reason == "2 of 3 trainings by dense have run"
+    assert judgement.open_parts, "it is asked for again"
+
+
+def test_what_only_others_have_run_was_not_run(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "quickstart-1", methods=["bf16"])
+    judgement = judged(Run(on_netns(load("quickstart")), store))
+    assert (judgement.verdict, judgement.reason) == ("inconclusive", "nothing of topk was run")
+    assert judgement.decides == "pacbench reproduce --claim topk"
+
+
 def test_one_round_is_inconclusive(tmp_path: Path) -> None:
     store = make_store(tmp_path / "quickstart-1", ["rounds=1"])
     judgement = judged(Run(on_netns(load("quickstart", ["rounds=1"])), store))
@@ -407,6 +439,14 @@ def test_only_what_is_asked_for_is_run_and_quick_is_a_part_of_it() -> None:
         (
             {"quantity": "time to accuracy", "convergence": "bandwidth_sweep"},
             r"convergence: found 'bandwidth_sweep'; allowed: a scenario with a single case",
+        ),
+        (
+            {"quantity": "time to accuracy", "convergence": "paper/datacenter-resnet50", "method": "dgc"},
+            r"convergence: found 'datacenter-resnet50'; allowed: a scenario that trains: who replays learns nothing",
+        ),
+        (
+            {"quantity": "accuracy", "scenario": "ci"},
+            r"scenario: found 'ci'; allowed: a scenario that trains: who replays learns nothing",
         ),
         (
             {"quantity": "time to accuracy", "convergence": "ci", "method": "dgc"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ from hypothesis import strategies as st
 
 from harness.analysis.claims import summary
 from harness.analysis.claims.judgements import VERDICTS, Judgement, Part, Verdict, verdict_on
+from harness.analysis.claims.one_piece import OnePiece
 from harness.analysis.claims.schema import Claim
 from harness.analysis.estimates import Estimate
 from harness.report import citing, claims_page
-from harness.report.claims import why
+from harness.report.claims import cells, why
 from harness.report.figures.claims import VERDICT_LOOKS, draw_all, write_claims
 from harness.report.figures.drawing import style
 
@@ -73,6 +75,13 @@ def test_a_gain_reaches_over_the_intervals_of_all_cases_and_devices() -> None:
     assert over_16_bits.open == (own[2],)
 
 
+def test_what_lies_between_two_devices_that_are_ahead_is_ahead_though_it_was_not_run() -> None:
+    own = judgement((2.0, 1.9, 2.1), None, (1.5, 1.4, 1.6))
+    assert summary.gains([own])[0].ahead == (own,)
+    behind = judgement((2.0, 1.9, 2.1), (1.9, 1.8, 2.0), None)
+    assert summary.gains([behind])[0].ahead == ()
+
+
 def test_a_case_that_two_claims_are_about_counts_once() -> None:
     found = summary.gains([judgement((2.0, 1.9, 2.1)), judgement((2.0, 1.9, 2.1), id="other", range=(1.0, math.inf))])
     assert [len(gain.measured) for gain in found] == [1]
@@ -86,7 +95,8 @@ def test_what_is_cited_is_what_was_found(found: list[tuple[float, float, float]]
     (said,) = citing.citable([judgement(*found)])
     low, high = min(low for _, low, _ in found), max(high for *_, high in found)
     assert f"topk had {low:.3g} to {high:.3g} times the throughput of bf16, a 16-bit all-reduce" in said
-    assert f"surely ahead in {int(low > 1)} of 1 cases" in said
+    is_ahead = found[0][1] > 1 and found[-1][1] > 1
+    assert f"surely ahead in {int(is_ahead)} of 1 cases" in said
 
 
 def test_the_sentence_says_over_whom_where_and_at_what_accuracy() -> None:
@@ -124,6 +134,25 @@ def test_time_to_accuracy_says_whose_steps_they_are() -> None:
     (said,) = citing.citable([judgement((2.0, 1.9, 2.1), quantity="time to accuracy", convergence="small-training")])
     assert "topk was at the target accuracy 1.9 to 2.1 times as soon as bf16" in said
     assert "Steps to the target are those of small-training." in said
+
+
+def test_only_what_has_a_figure_counts_as_measured_in_one_piece() -> None:
+    piece = OnePiece(device=1.0, model="small", ratio=2.0, claimed_ratio=2.0, warm_up={})
+    pieces = [replace(piece, found=Estimate(3.0, 2.9, 3.1, 3)), replace(piece, problem="topk missed the target")]
+    training = {"quantity": "time to accuracy", "convergence": "small-training"}
+    own = [
+        replace(judgement((2.0, 1.9, 2.1), rate=rate, **training), in_one_piece=(each,))
+        for rate, each in zip(("100mbit", "1gbit"), pieces, strict=True)
+    ]
+    (said,) = citing.citable(own)
+    assert "2.9 to 3.1 times as soon as bf16 (in 1 of 2 cases)" in said
+
+
+def test_a_figure_that_is_not_to_be_trusted_is_not_told_as_found() -> None:
+    own = judgement((2.0, 1.9, 2.1), (9.0, 8.9, 9.1))
+    spoilt = replace(own, parts=(own.parts[0], replace(own.parts[1], is_trusted=False)))
+    assert "9.0" not in why(spoilt)
+    assert cells(spoilt)["found"].endswith("a half device: 9.00 [8.90, 9.10], not to be trusted")
 
 
 def test_who_failed_for_good_is_not_told_as_unknown() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from harness.analysis.claims.figures import Run, steps_to_target, trials_of
+from harness.analysis.claims.figures import Run, gradient_share, steps_to_target, trials_of
 from harness.analysis.claims.schema import Cell, Claim
 from harness.plan.plan import Plan
 from harness.plan.status import DONE
@@ -20,7 +20,7 @@ def explain(claim: Claim, runs: Mapping[str, Run]) -> str:
     cells = claim.cells
     if len(cells) == 1:
         return _of_cell(claim, cells[0], runs[cells[0].scenario].plan)
-    told = "; ".join(f"{_name(claim, cell)} {_shortly(claim, cell, runs[cell.scenario].plan)}" for cell in cells)
+    told = "; ".join(f"{case_name(claim, cell)} {_shortly(claim, cell, runs[cell.scenario].plan)}" for cell in cells)
     return f"Where nothing but the links takes time, and as predicted with computation and codec: {told}."
 
 
@@ -56,6 +56,13 @@ def _pair(claim: Claim, cell: Cell, plan: Plan) -> tuple[Trial, Trial]:
 def _of_cell(claim: Claim, cell: Cell, plan: Plan) -> str:
     own, base = _pair(claim, cell, plan)
     own_bytes, base_bytes = (trial.expected.wire_bytes_per_step for trial in (own, base))
+    if claim.counted == "gradient":
+        own_bytes *= gradient_share(cell.method, cell, plan)
+        base_bytes *= gradient_share(claim.baseline, cell, plan)
+        return (
+            f"One worker's gradient takes {format_size(base_bytes)} by {claim.baseline} and {format_size(own_bytes)} "
+            f"by {cell.method}: {_plain(base_bytes / own_bytes)} times as much."
+        )
     text = (
         f"In a step a worker sends {format_size(base_bytes)} by {claim.baseline} and {format_size(own_bytes)} by "
         f"{cell.method}"
@@ -83,7 +90,8 @@ def _of_cell(claim: Claim, cell: Cell, plan: Plan) -> str:
     return text
 
 
-def _name(claim: Claim, cell: Cell) -> str:
+def case_name(claim: Claim, cell: Cell) -> str:
+    """What tells a case from a claim's others."""
     varied = {cell.model: claim.model, cell.method: claim.method}
     names = [name for name, values in varied.items() if len(values) > 1]
     names += [format_rate(cell.rate_bps)] if len(claim.rate_bps) > 1 and cell.rate_bps else []

@@ -58,12 +58,17 @@ class Run:
         return self.store.trials() if self.store else pd.DataFrame(columns=["trial_id", "status"])
 
     @cached_property
+    def counted(self) -> pd.DataFrame:
+        """The same, those that are left out as disturbed told as such."""
+        return self.trials if self.trials.empty else leave_out_disturbed(self.trials)
+
+    @cached_property
     def variances(self) -> dict[Quantity, list[Variance]]:
         """Of each replayed case and each method that has rounds enough: that of the logarithm of its ratio."""
         found: dict[Quantity, list[Variance]] = {quantity: [] for quantity in VARYING}
         if self.trials.empty:
             return found
-        replayed = leave_out_disturbed(self.trials[self.trials["replay"].notna()])
+        replayed = self.counted[self.counted["replay"].notna()]
         baseline = self.plan.scenario.baseline
         for _, of_case in replayed.groupby(list(CASE_COLUMNS), dropna=False):
             for label, quantity in itertools.product(sorted(set(of_case["label"]) - {baseline}), VARYING):
@@ -132,12 +137,12 @@ def find(claim: Claim, cell: Cell, device: float, runs: Mapping[str, Run]) -> Fi
     """
     run = runs[cell.scenario]
     found = _found(claim, cell, device, runs)
-    lacking = [label for label in (cell.method, claim.baseline, claim.without) if label in run.too_large]
+    lacking = [label for label in (cell.method, *claim.compared) if label in run.too_large]
     if not lacking:
         return found
     if found.measured is not None:
         return replace(found, more_rounds_help=False)
-    problem = f"{lacking[0]} does not fit into memory: {run.too_large[str(lacking[0])]}"
+    problem = f"{lacking[0]} does not fit into memory: {run.too_large[lacking[0]]}"
     return replace(found, problem=problem, decides="a machine with more memory", more_rounds_help=False)
 
 
@@ -146,6 +151,8 @@ def _found(claim: Claim, cell: Cell, device: float, runs: Mapping[str, Run]) -> 
     trials = trials_of(cell, device, run)
     if trials.empty:
         return _not_run(claim, run, "nothing of it was run")
+    if left := {cell.method, *claim.compared} - set(trials["label"]):
+        return _not_run(claim, run, f"nothing of {min(left)} was run")
     if claim.quantity == "accuracy":
         return _points_lost(claim, trials, run)
     if claim.quantity == "ablation":
@@ -192,8 +199,7 @@ def _not_run(claim: Claim, run: Run, why: str) -> Finding:
 def trials_of(cell: Cell, device: float, run: Run) -> pd.DataFrame:
     """The run's trials of a case, those that are left out as disturbed told as such."""
     own = {trial.id for trial in run.plan.trials if cell.is_about(trial.case, device)}
-    of_case = run.trials[run.trials["trial_id"].isin(own)]
-    return of_case if of_case.empty else leave_out_disturbed(of_case)
+    return run.counted[run.counted["trial_id"].isin(own)]
 
 
 def ratios(quantity: Quantity, trials: pd.DataFrame, better: str, worse: str) -> pd.Series[float]:
@@ -212,7 +218,7 @@ def _ratio(claim: Claim, cell: Cell, trials: pd.DataFrame, runs: Mapping[str, Ru
     if found.empty:
         return _unfinished(cell.method, claim.baseline, rounds)
     if claim.counted == "gradient":
-        found = found * gradient_share(claim.baseline, cell, run) / gradient_share(cell.method, cell, run)
+        found = found * gradient_share(claim.baseline, cell, run.plan) / gradient_share(cell.method, cell, run.plan)
     measured = paired_shift(found.to_numpy(), usually)
     if claim.ratio != "bytes" and (late := _late(trials, (cell.method, claim.baseline))):
         return _too_late(measured, rounds, late)
@@ -229,11 +235,9 @@ def _unfinished(method: str, baseline: str, rounds: int) -> Finding:
     return Finding(None, rounds, problem, "trials that finish; each run's report lists why these did not")
 
 
-def gradient_share(label: str, cell: Cell, run: Run) -> float:
+def gradient_share(label: str, cell: Cell, plan: Plan) -> float:
     """What one worker's gradient takes, for each byte that the worker sends: its part of an all-gather or a ring."""
-    trial = next(
-        trial for trial in run.plan.trials if trial.method.label == label and cell.model == trial.case.train.model
-    )
+    trial = next(trial for trial in plan.trials if trial.method.label == label and cell.model == trial.case.train.model)
     calls = state_of(trial.method).calls(shapes_of(cell.model), cell.workers)
     return sum(call.payload_bytes for call in calls) / sum(call.sent_bytes(cell.workers) for call in calls)
 
@@ -260,10 +264,13 @@ def _points_lost(claim: Claim, trials: pd.DataFrame, run: Run) -> Finding:
     (method,), baseline, rounds = claim.method, claim.baseline, run.plan.scenario.rounds
     if left := _left(trials, (method, baseline), run):
         return _not_run(claim, run, left)
-    own = trials[trials["label"] == method]
-    if diverged := int((own["status"] == DIVERGED).sum()):
-        problem = f"{method} diverged in {diverged} of {len(own)} trainings"
-        return Finding(None, rounds, problem, "more seeds", missed=diverged == len(own), more_rounds_help=False)
+    for label in (method, baseline):
+        own = trials.loc[trials["label"] == label, "status"]
+        if missed := int(own.isin(MISSES).sum()):
+            problem = f"{label} diverged or ran out of time in {missed} of {len(own)} trainings"
+            has_failed = label == method and bool((own == DIVERGED).all())
+            decides = "trainings that come to their end: with a lower learning rate, or a longer train.timeout"
+            return Finding(None, rounds, problem, decides, missed=has_failed, more_rounds_help=False)
     learnt = trials[trials["status"].isin(LEARNT)]
     of = [learnt[learnt["label"] == label].set_index("round")["final_accuracy"] for label in (baseline, method)]
     lost = (100 * (of[0] - of[1])).dropna().astype(float).sort_index()
@@ -273,10 +280,14 @@ def _points_lost(claim: Claim, trials: pd.DataFrame, run: Run) -> Finding:
 
 
 def _left(trials: pd.DataFrame, labels: tuple[str, ...], run: Run) -> str:
-    """What is left to run of trainings, which are looked at once, when all have run; nothing if nothing is."""
+    """What is left to run of trainings, which are looked at once, when all have run; nothing if nothing is.
+
+    One that crashed or was interrupted tells nothing of what it would have learnt: it has not run.
+    """
+    ended = trials[trials["status"].isin([*LEARNT, *MISSES])]
     for label in labels:
         planned = {trial.round for trial in run.plan.trials if trial.method.label == label}
-        if left := planned - set(trials.loc[trials["label"] == label, "round"]):
+        if left := planned - set(ended.loc[ended["label"] == label, "round"]):
             return f"{len(planned) - len(left)} of {len(planned)} trainings by {label} have run"
     return ""
 
@@ -327,7 +338,7 @@ def steps_to_target(run: Run, label: str) -> pd.Series[float]:
     if run.store is None:
         return pd.Series(dtype=float)
     own_ids = {trial.id for trial in run.plan.trials}
-    own = run.trials[(run.trials["label"] == label) & run.trials["status"].isin([DONE, *MISSES])]
+    own = run.trials[(run.trials["label"] == label) & run.trials["status"].isin([*LEARNT, *MISSES])]
     own = own[own["trial_id"].isin(own_ids)]
     steps = own["steps_to_target"].where(~own["status"].isin(MISSES)).astype(float)
     return steps.set_axis(own["round"]).sort_index()
@@ -338,7 +349,8 @@ def steps_along(claim: Claim, device: float, runs: Mapping[str, Run]) -> list[Fi
     sign = 1 if claim.direction == "grows" else -1
     findings = [find(claim, cell, device, runs) for cell in claim.cells]
     if problems := [each for each in findings if each.measured is None or each.problem]:
-        return [min(problems, key=lambda each: each.more_rounds_help)]
+        # What was measured there is one case's ratio, and no change of it.
+        return [replace(min(problems, key=lambda each: each.more_rounds_help), measured=None)]
     trials = [trials_of(cell, device, runs[cell.scenario]) for cell in claim.cells]
     logs = [
         ratios(claim.of, own, cell.method, claim.baseline).map(math.log)

@@ -27,7 +27,7 @@ from typing import Literal
 import pandas as pd
 from scipy.special import betaincinv  # the Beta distribution's quantile, without the slow import of scipy.stats
 
-from harness.analysis.claims.explanations import explain, in_seconds
+from harness.analysis.claims.explanations import case_name, explain, in_seconds
 from harness.analysis.claims.figures import Finding, Run, find, steps_along, trials_of
 from harness.analysis.claims.one_piece import OnePiece, in_one_piece
 from harness.analysis.claims.schema import LIMITED, Cell, Claim
@@ -217,6 +217,7 @@ def _part_of_share(claim: Claim, device: float, runs: Mapping[str, Run]) -> Part
     findings = [find(claim, cell, device, runs) for cell in claim.cells]
     betters = [_is_better(finding) for finding in findings]
     wins, unknown, n = betters.count(True), betters.count(None), len(betters)
+    won = [case_name(claim, cell) for cell, better in zip(claim.cells, betters, strict=True) if better]
     left = tuple(
         cell
         for cell, finding, better in zip(claim.cells, findings, betters, strict=True)
@@ -226,13 +227,28 @@ def _part_of_share(claim: Claim, device: float, runs: Mapping[str, Run]) -> Part
         problem = next((each.problem for each in findings if each.problem), "no case is decided")
         decides = next((each.decides for each in findings if each.decides), "more rounds")
         return Part(device, "inconclusive", None, problem, decides, left)
-    found = share_of(wins, unknown, n)
+    draws = _draws(claim, betters, runs)
+    surely, perhaps = draws.count(True), draws.count(None)
+    found = share_of(surely, perhaps, len(draws))
     verdict, reason = verdict_on(found, claim)
-    counted = f"{claim.of} is better in {wins} of {n} cases" + (f", open in {unknown}" if unknown else "")
+    counted = f"{claim.of} is better in {wins} of {n} cases" + (f" ({'; '.join(won)})" if won else "")
+    counted += f", open in {unknown}" if unknown else ""
     if verdict != "inconclusive":
         return Part(device, verdict, found, f"{counted}: {reason}")
-    decides = f"the {unknown} open cases" if unknown else _more_cases(claim, wins / n)
+    decides = f"the {unknown} open cases" if unknown else _more_cases(len(draws), surely / len(draws), claim)
     return Part(device, verdict, found, f"{counted}: {reason}", decides, left)
+
+
+def _draws(claim: Claim, betters: Sequence[bool | None], runs: Mapping[str, Run]) -> list[bool | None]:
+    """Whether a method is better in a model's case, at all of its strengths or at none; None where that is open.
+
+    Strengths of one method are no draws of their own: where one of them gains, the next one mostly does.
+    """
+    found: dict[tuple[str, int | None, str], set[bool | None]] = {}
+    for cell, better in zip(claim.cells, betters, strict=True):
+        methods = {each.label: each.name for each in runs[cell.scenario].plan.scenario.methods}
+        found.setdefault((cell.model, cell.rate_bps, methods[cell.method]), set()).add(better)
+    return [next(iter(each)) if len(each) == 1 else None for each in found.values()]
 
 
 def _is_better(finding: Finding) -> bool | None:
@@ -250,9 +266,9 @@ def _may_turn_out(finding: Finding) -> bool:
 
 
 def share_of(wins: int, unknown: int, n: int) -> Estimate:
-    """A share of cases, with the interval of Clopper and Pearson (Biometrika 26, 1934).
+    """A share of draws, with the interval of Clopper and Pearson (Biometrika 26, 1934).
 
-    Cases that are open count against the interval on both sides: as lost below, as won above.
+    Those that are open count against the interval on both sides: as lost below, as won above.
     """
     most = wins + unknown
     low = float(betaincinv(wins, n - wins + 1, ERROR / 2)) if wins else 0.0
@@ -263,21 +279,21 @@ def share_of(wins: int, unknown: int, n: int) -> Estimate:
 MOST_CASES = 1000
 
 
-def _more_cases(claim: Claim, share: float) -> str:
-    """How large a grid would do, if as many of its cases were won."""
-    for cases in range(len(claim.cells) + 1, MOST_CASES):
+def _more_cases(known: int, share: float, claim: Claim) -> str:
+    """How large a grid would do, if as large a share of it were won."""
+    for cases in range(known + 1, MOST_CASES):
         if verdict_on(share_of(round(share * cases), 0, cases), claim)[0] != "inconclusive":
-            return f"a grid of about {cases} cases, of which as large a share is won"
-    return f"no grid of fewer than {MOST_CASES} cases: the share lies too near to the end"
+            return f"a grid of about {cases} models and methods, of which as large a share is won"
+    return f"no grid of fewer than {MOST_CASES} models and methods: the share lies too near to the end"
 
 
 def _without_what_follows(parts: Sequence[Part]) -> tuple[Part, ...]:
-    """Those at the ends alone, where both hold or both do not, and what lies between was not run far enough."""
+    """Without what lies between two ends that both hold or both do not, unless that has a verdict of its own."""
     first, last = parts[0], parts[-1]
     is_open = first.open_cells or last.open_cells
     if is_open or (first.verdict in HOLDING) != (last.verdict in HOLDING):
         return tuple(parts)
-    return tuple(part for part in parts if part in (first, last) or not part.open_cells)
+    return tuple(part for part in parts if part in (first, last) or part.verdict != "inconclusive")
 
 
 def _together(judged: Sequence[Part]) -> tuple[Verdict, str, str]:

@@ -22,7 +22,6 @@ from harness.analysis.claims.plans import case_beside
 from harness.analysis.claims.schema import Claim
 from harness.analysis.estimates import Estimate
 from harness.analysis.shifts import Shift, paired_shift, product
-from harness.analysis.trials import leave_out_disturbed
 from harness.plan.expected import communication_over_computation, state_of
 from harness.plan.status import DONE, MISSES
 from harness.scenario.schema import Case
@@ -112,8 +111,7 @@ def _beside_product(found: OnePiece, ratios: pd.DataFrame, replayed: Shift | Non
 
 def _trials_of(case: Case, paced: Run) -> pd.DataFrame:
     own_ids = {trial.id for trial in paced.plan.trials if trial.case == case}
-    trials = paced.trials[paced.trials["trial_id"].isin(own_ids)]
-    return trials if trials.empty else leave_out_disturbed(trials)
+    return paced.counted[paced.counted["trial_id"].isin(own_ids)]
 
 
 def _missed(trials: pd.DataFrame, labels: tuple[str, ...]) -> str:

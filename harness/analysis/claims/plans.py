@@ -66,9 +66,9 @@ def _is_wanted(
 
 def is_asked_for(trial: Trial, scenario: str, claim: Claim, device: float, cells: Sequence[Cell]) -> bool:
     """Whether some of a claim's cases need a scenario's trial, with such a share of the device."""
-    label, compared = trial.method.label, (claim.baseline, claim.without)
+    label = trial.method.label
     return any(
-        label in (cell.method, *compared)
+        label in (cell.method, *claim.compared)
         and (scenario == claim.convergence or (scenario == cell.scenario and cell.is_about(trial.case, device)))
         for cell in cells
     )
@@ -111,7 +111,15 @@ def _check(claim: Claim, name: str, scenario: Scenario) -> None:
     _check_counted(claim, scenario)
     if name == claim.convergence and len(scenario.cases) != 1:
         raise UsageError.at(schema.FILE, f"{claim.id}: convergence", scenario.name, "a scenario with a single case")
+    _check_trains(claim, name, scenario)
     _check_cases(claim, name, scenario)
+
+
+def _check_trains(claim: Claim, name: str, scenario: Scenario) -> None:
+    learns = "convergence" if name == claim.convergence else "scenario" if claim.quantity == "accuracy" else ""
+    if learns and any(case.train.replay for case in scenario.cases):
+        allowed = "a scenario that trains: who replays learns nothing"
+        raise UsageError.at(schema.FILE, f"{claim.id}: {learns}", scenario.name, allowed)
 
 
 def _check_labels(claim: Claim, scenario: Scenario) -> None:

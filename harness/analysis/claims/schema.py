@@ -240,9 +240,13 @@ class Claim(Section):
             if bool(getattr(self, field)) != (self.quantity == owner):
                 found = getattr(self, field) or "none"
                 raise ValueError(f"{field}: found {found}; allowed: {what}, for '{owner}'; nothing for the others")
+        if self.quantity not in LIMITED and self.of != "throughput":
+            raise ValueError(f"of: found {self.of!r}; allowed: nothing, but for {', '.join(sorted(LIMITED))}")
         together = {*self.grid, *([self.axis] if self.axis else [])}
         held = {"model": self.model, "rate": self.rate_bps, "method": self.method}
         for field, values in held.items():
+            if repeated := [value for value, count in Counter(values).items() if count > 1]:
+                raise ValueError(f"{field}: found {repeated[0]} more than once; allowed: each once")
             if (len(values) > 1) != (field in together):
                 allowed = "a list of several" if field in together else "one value"
                 raise ValueError(f"{field}: found {len(values)}; allowed: {allowed}")
@@ -274,9 +278,14 @@ class Claim(Section):
         return [*dict.fromkeys(cell.scenario for cell in self.cells), *trainings]
 
     @property
+    def compared(self) -> tuple[str, ...]:
+        """Labels of what its methods are measured against."""
+        return (self.baseline, *([self.without] if self.without else []))
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """Labels of all methods that take part."""
-        return (*self.method, self.baseline, *([self.without] if self.without else []))
+        return (*self.method, *self.compared)
 
 
 def load(path: Path = FILE) -> list[Claim]:

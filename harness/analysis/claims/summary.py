@@ -45,8 +45,12 @@ class Gain:
 
     @property
     def ahead(self) -> tuple[Judgement, ...]:
-        """The cases in which it was surely better at all, with every share of the device that decides."""
-        return tuple(case for case in self.measured if case.parts and all(map(_is_surely_better, case.parts)))
+        """The cases in which it was surely better at all, with the largest share of the device and with the least.
+
+        From the one to the other a ratio moves one way (``judgements.py``): so it was with all between them.
+        """
+        ends = [(case, case.parts[0], case.parts[-1]) for case in self.measured if case.parts]
+        return tuple(case for case, *parts in ends if all(map(_is_surely_better, parts)))
 
 
 def _is_surely_better(part: Part) -> bool:

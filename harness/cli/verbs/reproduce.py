@@ -125,22 +125,23 @@ def _announce(chosen: Sequence[Claim], runs: Mapping[str, Run], machine: Machine
     from harness.analysis.claims.sequential import FIRST_LOOK
     from harness.plan.estimate import total_s
     from harness.run.reproducing import measures_in_one_piece, needed, pending
-    from harness.units import format_time
 
     judged = [judge(claim, runs) for claim in chosen]
-    rows, least_s, most_s = [], 0.0, 0.0
+    rows, times = [], {"replays": (0.0, 0.0), "trainings": (0.0, 0.0)}
     for name, run in runs.items():
         least = needed(name, run, judged, range(FIRST_LOOK))
         most = needed(name, run, judged, ALL_ROUNDS, at_most=True)
         is_beside = measures_in_one_piece(name, judged)
         left = [pending(run, run.plan if is_beside else part) for part in (least, most)]
         seconds = [total_s(trials, machine) if trials else 0.0 for trials in left]
-        least_s, most_s = least_s + seconds[0], most_s + seconds[1]
+        what = "replays" if all(trial.case.train.replay for trial in run.plan.trials) else "trainings"
+        times[what] = times[what][0] + seconds[0], times[what][1] + seconds[1]
         counts = [str(len(each)) for each in (run.plan.trials, *left)]
-        rows.append([name, *counts, " to ".join(dict.fromkeys(map(format_time, seconds)))])
+        rows.append([name, *counts, _from_to(seconds)])
     is_open = [bool(each.open_parts) for each in judged]
+    told = [f"{_from_to(seconds)} of {what}" for what, seconds in times.items() if any(seconds)]
     title = (
-        f"{len(chosen)} claims: about {format_time(least_s)} to {format_time(most_s)} "
+        f"{len(chosen)} claims: about {' and '.join(told) or _from_to([0.0])} "
         f"({is_open.count(True)} are open; for {is_open.count(False)} nothing is to run)"
     )
     headings = ["scenario", "trials", "left at least", "left at most", "time left"]
@@ -148,6 +149,12 @@ def _announce(chosen: Sequence[Claim], runs: Mapping[str, Run], machine: Machine
     for name, run in runs.items():
         for label, allowed in run.too_large.items():
             say(f"{name}: claims about {label} stay open; allowed: {allowed}")
+
+
+def _from_to(seconds: Sequence[float]) -> str:
+    from harness.units import format_time
+
+    return " to ".join(dict.fromkeys(map(format_time, seconds)))
 
 
 def _carry_out(run: Run, part: Plan, kind: str, why: str) -> tuple[Run, int]:
