@@ -14,11 +14,12 @@ class OutcomeJson(TypedDict):
 
     label: str
     seeds: int
+    """With which dense has learnt, too; those that learnt the same count as one."""
     pace_s: float
     """From the end of a step to the end of the next."""
     predicted_pace_s: float
-    exposed_share: float
-    """Share of a step that is communication, and decoding, which hides behind nothing."""
+    exposed_share: float | None
+    """Share of a step that is communication which hides behind nothing. None: it comes, untimed, as a step ends."""
     end_loss: float | None
     loss_difference: Interval | None
     """At dense's number of steps, over dense's, as a share of it. Its rounds are seeds."""
@@ -30,7 +31,7 @@ class OutcomeJson(TypedDict):
     """Steps to dense's loss over those of dense; None: a seed did not come there."""
     time_to_loss_s: float | None
     sooner: Interval | None
-    """How many times sooner it is there than the faster of dense and the 16-bit all-reduce."""
+    """How many times sooner than the sooner of dense and the 16-bit all-reduce, by seeds with which both came there."""
     codec_s: float
     held_bytes: int | None
     """What it holds between steps."""
@@ -53,7 +54,7 @@ class PilotJson(TypedDict):
     changes: list[str]
     """What would change it."""
     break_even_bps: float | None
-    """Rate of the links from which on the 16-bit all-reduce is as soon there."""
+    """Rate of the links from which on an all-reduce is as soon as what compresses (predicted)."""
     methods: list[OutcomeJson]
     left_out: list[str]
     took_s: float
@@ -132,7 +133,7 @@ class ObservedTraining(TypedDict):
     step_s: float | None
     forward_s: float | None
     exposed_s: float | None
-    """Communication, and decoding, that hid behind nothing."""
+    """Communication, and decoding, that hid behind nothing. None also where it comes as a step ends."""
     encode_s: float | None
     decode_s: float | None
     first_loss: float | None

@@ -33,7 +33,7 @@ class PlannedTrial(TypedDict):
     model: str
     steps: int
     wire_bytes_per_step: float
-    """On the busiest link, by the method's formula."""
+    """Payload of the mean worker, by the method's formula."""
     lower_bound_s_per_step: float
     time_s: float | None
     """What it may take on this machine; None: it can only be predicted."""

@@ -46,7 +46,7 @@ class Job(Section):
     """From the end of a step to the next one's beginning: reading data, say."""
     bucket_bytes: int
     """At which DDP closes a bucket."""
-    compute_s: tuple[float, ...]
+    compute_s: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(min_length=1)
     """What each timed step computed: forward and backward passes and the optimizer."""
     non_zero: float
     """Share of a gradient's entries that are not zero."""
@@ -85,8 +85,9 @@ class Training(Section):
     """From the end of a step to the end of the next, the mean of the steady steps."""
     lead_s: float = 0.0
     """What the method's warm-up took longer than as many steady steps."""
-    exposed_s: float
-    """Communication, and decoding, that hid behind nothing, in a step."""
+    exposed_s: float | None
+    """Communication, and decoding, that hid behind nothing, in a step. None: it comes at the step's end, where nobody
+    times it apart."""
     compute_s: float
     """The rest of a step, without what lies between steps."""
     encode_s: float | None
@@ -135,10 +136,11 @@ class Outcome(Section):
     label: str
     method: MethodSpec
     seeds: int
+    """With which dense has learnt, too; those that learnt the same count as one."""
     pace_s: float
     predicted_pace_s: float
-    exposed_share: float
-    """Of a step."""
+    exposed_share: float | None
+    """Of a step; None: see ``Training.exposed_s``."""
     end_loss: float | None
     """Mean of the last steps, over seeds."""
     loss_difference: Interval | None
@@ -149,8 +151,12 @@ class Outcome(Section):
     steps_factor: float | None
     """Steps to dense's loss, within the tolerance, over those of dense; None where a seed did not come there."""
     time_to_loss_s: float | None
+    tried_for: float | None = None
+    """Of seeds that did not come there: the least time that one trained for, over what the sooner of dense and the
+    16-bit all-reduce took until that loss. None: there is no such seed."""
     sooner: Interval | None
-    """How many times sooner than the faster of dense and the 16-bit all-reduce."""
+    """How many times sooner than the sooner of dense and the 16-bit all-reduce, by seeds with which both came there;
+    than dense, where the other one never did."""
     codec_s: float
     held_bytes: int | None
     peak_memory_bytes: int | None
@@ -169,7 +175,8 @@ class Verdict(Section):
     changes: tuple[str, ...]
     """What would change it."""
     break_even_bps: float | None
-    """Rate of the links from which on the 16-bit all-reduce is as soon there; None: at no rate that was looked at."""
+    """Rate of the links from which on an all-reduce is as soon as what compresses (predicted): the 16-bit one, or that
+    which is recommended. None: at no rate that was looked at, or what is predicted of these links was not found."""
 
 
 class Probe(Section):
@@ -205,7 +212,7 @@ class Pilot(Section):
     """Ranks behind each link."""
     tolerance: float = Field(ge=0)
     steps: int = Field(ge=1)
-    """Of each training."""
+    """Of trainings with the all-reduce in 32 bits."""
     seeds: int = Field(ge=1)
     plain_label: str
     """Label of the all-reduce in 32 bits."""
@@ -228,8 +235,9 @@ class Pilot(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         """What a recheck looks up must be there."""
-        fits, trained = (
-            {each.label for each in parts} for parts in ([fit.method for fit in self.job.fits], self.trainings)
+        fits, trained, shown = (
+            {each.label for each in parts}
+            for parts in ([fit.method for fit in self.job.fits], self.trainings, self.outcomes)
         )
         for field, label in (("plain_label", self.plain_label), ("sixteen_label", self.sixteen_label)):
             if label not in fits:
@@ -238,6 +246,8 @@ class Pilot(Section):
             raise ValueError(
                 f"verdict.label: found {self.verdict.label!r}; allowed: a method of job.fits that was trained"
             )
+        if lacking := {self.plain_label, self.verdict.label} - shown:
+            raise ValueError(f"outcomes: found none of {min(lacking)!r}; allowed: one of each method that was trained")
         return self
 
     def outcome(self, label: str) -> Outcome | None:

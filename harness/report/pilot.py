@@ -80,6 +80,7 @@ def describe_network(found: Pilot) -> str:
 def communication(found: Pilot) -> str:
     """Communication against computation, with the script as it is."""
     plain = next(each for each in found.outcomes if each.label == found.plain_label)
+    assert plain.exposed_share is not None, "what DDP itself does is timed"
     return f"With {plain.label}, {plain.exposed_share:.0%} of a step is communication that hides behind no computation."
 
 

@@ -166,7 +166,7 @@ class _Account:
     def _seen(self) -> dict[str, object]:
         if not self._model or not self._count:
             return {}
-        buckets, curve, steady = self._ranks[0].buckets, self._curve, self._curve[self._steady_from :]
+        buckets, curve, steady = self._ranks[0].buckets, self._curve, self._curve[self._means_from :]
         return {
             "world_size": self._model.world_size,
             "device": self._model.device,
@@ -174,7 +174,8 @@ class _Account:
             "parameters": sum(map(math.prod, self._shapes)),
             "buckets_bytes": tuple(buckets.sizes_bytes) if buckets else (),
             "steady_from_step": self._steady_from,
-            **{name: self._mean(name) for name in ("step_s", "forward_s", "exposed_s", "encode_s", "decode_s")},
+            **{name: self._mean(name) for name in ("step_s", "forward_s", "encode_s", "decode_s")},
+            "exposed_s": None if self._state.syncs_in_end_step else self._mean("exposed_s"),
             "first_loss": curve[0].loss,
             "last_loss": curve[-1].loss,
             "formula": short(self._method),
@@ -199,6 +200,10 @@ class _Account:
     @cached_property
     def _steady_from(self) -> int:
         return max(FIRST_STEADY_STEP, self._state.steady_from_step)
+
+    @cached_property
+    def _means_from(self) -> int:
+        return means_from(self._steady_from, self._count, self._state.agrees_every)
 
     @cached_property
     def _curve(self) -> tuple[ObservedStep, ...]:
@@ -238,7 +243,7 @@ class _Account:
     def _mean(self, name: str) -> float | None:
         """Of a time of each step."""
         return mean_of_known(
-            getattr(step, name) for steps in self._steps for step in steps[self._steady_from : self._count]
+            getattr(step, name) for steps in self._steps for step in steps[self._means_from : self._count]
         )
 
 
@@ -248,6 +253,15 @@ def _payload_bytes(before: Step, after: Step) -> float | None:
         return None
     (bytes_before, packets_before), (bytes_after, packets_after) = before.sent, after.sent
     return float(bytes_after - bytes_before - FRAME_HEADER_BYTES * (packets_after - packets_before))
+
+
+def means_from(steady_from: int, steps: int, period: int) -> int:
+    """From which step on means are taken: the last ones, in whole periods from one meeting of all ranks to the next.
+
+    Else those who meet seldom would have met too often in them, or too rarely. Where there is no whole one, all are.
+    """
+    steady = steps - steady_from
+    return steps - (steady // period * period or steady)
 
 
 def mean_of_known(values: Iterable[float | None]) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from harness import provenance
 from harness.analysis.pilot import drift, forecast
 from harness.analysis.pilot.drift import Check
+from harness.analysis.pilot.learning import told_of_repeats
 from harness.analysis.pilot.verdict import phases, verdict
 from harness.errors import MeasurementError
 from harness.record.pilot import Job, Pilot
@@ -29,14 +30,13 @@ def pilot(request: Request, tell: Tell) -> Pilot:
     job = bench.job()
     found = Found(request, job)
     ranked = forecast.predictions(found.forecast)
-    labels = forecast.to_be_tested(ranked, (request.plain, request.sixteen), request.tested)
+    in_reach = {method.label for method in bench.in_reach(request.methods)}
+    promising = [each for each in ranked if each.label in in_reach]
+    labels = forecast.to_be_tested(promising, (request.plain, request.sixteen), request.tested)
     bench.train_in_turns(found, [request.method(label) for label in labels])
     dense = [training for training in found.trainings if training.label == request.plain]
     if not dense:
-        raise MeasurementError(
-            f"the budget has no room for a training by {request.plain}, which all is compared with: the same command "
-            "again goes on, and a greater --budget has more room"
-        )
+        raise _without_dense(bench, request, job)
     if not any(training.has_learnt for training in dense):
         raise MeasurementError(
             f"{request.plain} has no loss that others could be compared with: it diverged with every seed, "
@@ -64,9 +64,19 @@ def pilot(request: Request, tell: Tell) -> Pilot:
         outcomes=tuple(outcomes),
         verdict=decided,
         phases=phases(decided, outcomes, request.tolerance),
-        left_out=tuple(bench.left_out),
+        left_out=(*bench.left_out, *told_of_repeats(found.trainings)),
         took_s=bench.passed_s,
         provenance=made_by,
+    )
+
+
+def _without_dense(bench: Bench, request: Request, job: Job) -> MeasurementError:
+    """What is said where there is nothing to compare with. A training that no budget holds is not begun next time."""
+    goes_on = bench.is_in_budget(request.method(request.plain), job)
+    helps = "the same command again, which goes on" if goes_on else "only a greater --budget: one training takes longer"
+    reasons = " ".join(bench.left_out)
+    return MeasurementError(
+        f"no training by {request.plain}, which all is compared with: {reasons} What helps: {helps}"
     )
 
 
@@ -89,8 +99,9 @@ def recheck(before: Pilot, request: Request, tell: Tell) -> list[Check]:
             break
     if request.network != before.network:
         checks += drift.of_network(before.network, request.network)
-    sixteen = next((each.method for each in before.trainings if each.label == before.sixteen_label), None)
-    wanted = {each.label: each for each in (before.verdict.method, sixteen) if each is not None}
+        checks += drift.of_break_even(before, request.network)
+    both = before.verdict.method, drift.compared_with(before).method
+    wanted = {each.label: each for each in both}
     seed = min(each.seed for each in before.trainings if each.label == before.verdict.label)
     made = {each.label: each.steps for each in before.trainings if each.seed == seed}
     again = [bench.train(method, seed, attempts[-1], made.get(method.label)) for method in wanted.values()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from harness.analysis.pilot import learning
@@ -10,12 +11,15 @@ from harness.analysis.pilot.forecast import Forecast, predictions
 from harness.analysis.pilot.verdict import phases, verdict
 from harness.network.topology import Topology
 from harness.record.pilot import Fit, Job, Pilot, Training
+from harness.run.pilot.request import Request
 from harness.scenario.schema import MethodSpec
 from harness.workload.profile import Codec, Profile
 
 DENSE, BF16 = (MethodSpec(name=name, label=name, lr=None) for name in ("dense", "bf16"))
 TOPK = MethodSpec(name="topk", label="topk, 1 %", params={"ratio": 0.01}, lr=None)
 METHODS = (DENSE, BF16, TOPK)
+LOCAL = MethodSpec(name="local_sgd", label="local_sgd", params={"period": 7}, lr=None)
+"""Its ranks meet once in seven steps."""
 TOLERANCE = 0.02
 
 
@@ -141,6 +145,29 @@ def pilot(own: Sequence[Training] | None = None, **changes: Any) -> Pilot:
         "provenance": {"command": ["pacbench", "pilot"], "commit": "abc"},
     }
     return Pilot(**{**plain, **changes})
+
+
+def request(out: Path, **changes: Any) -> Request:
+    """What a pilot of this job may be asked for."""
+    plain: dict[str, Any] = {
+        "command": ("python", "train.py"),
+        "folder": out,
+        "environment": {},
+        "network": network(),
+        "per_node": 1,
+        "on": "netns",
+        "methods": METHODS,
+        "plain": "dense",
+        "sixteen": "bf16",
+        "tolerance": TOLERANCE,
+        "steps": 60,
+        "seeds": 3,
+        "tested": 3,
+        "budget_s": None,
+        "out": out,
+        "command_line": ("pacbench", "pilot"),
+    }
+    return Request(**{**plain, **changes})
 
 
 def hostile(label: str, **changes: Any) -> Pilot:

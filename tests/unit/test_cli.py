@@ -15,6 +15,7 @@ import pytest
 from in_process import call_pacbench
 from synthetic import make_store
 
+import baselines
 from harness.cli import app, verbs
 from harness.cli.verbs import reproduce
 from harness.record.store import Store
@@ -85,6 +86,11 @@ def test_verbs_are_listed_in_the_order_in_which_one_needs_them_and_others_follow
 def test_methods_md_is_what_the_code_says(pacbench: Pacbench) -> None:
     written = (Path(__file__).resolve().parents[2] / "METHODS.md").read_text()
     assert written == pacbench("list", "methods", "-v").stdout, "run: pacbench list methods -v > METHODS.md"
+
+
+def test_the_readme_counts_the_methods() -> None:
+    written = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    assert f"It compares {len(baselines.names())} methods" in written
 
 
 def test_list_shows_what_can_be_named(pacbench: Pacbench) -> None:

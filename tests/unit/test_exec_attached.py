@@ -87,6 +87,23 @@ def test_the_warm_up_is_no_part_of_means_and_the_formula_goes_by_steps(tmp_path:
     assert found.formula_bytes == ring_all_reduce_bytes(4 * (0.2 * 200 + 10), 2)
 
 
+def test_of_ranks_that_meet_seldom_means_are_of_whole_periods_and_nothing_exposed_is_told(tmp_path: Path) -> None:
+    """They meet in every third step, which takes 3.5 s; of eight steps two periods are the last six."""
+    slow = [
+        [
+            Model(2, "cpu", "SGD", SHAPES),
+            *(step(number, rank, step_s=3.5 if number % 3 == 2 else 0.5) for number in range(8)),
+            Ended(8),
+        ]
+        for rank in range(2)
+    ]
+    found = training(tmp_path, slow, method="local_sgd", params={"period": 3})
+    assert found.step_s == pytest.approx(1.5)
+    assert found.formula_bytes == pytest.approx(DENSE_BYTES / 3)
+    assert found.exposed_s is None
+    assert dict(training_rows(found))["exposed communication"] == "–"
+
+
 def test_what_a_method_noted_of_its_bytes_goes_before_its_expectation(tmp_path: Path) -> None:
     ranks = [[*findings_of(rank), *(Note(3, "formula_bytes", 100.0 + rank) for _ in range(2))] for rank in range(2)]
     found = training(tmp_path, ranks, method="omnireduce")

@@ -9,16 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from in_process import call_pacbench
-from piloted import BF16, DENSE, TOPK, falling, job, network, pilot, training, trainings
+from piloted import BF16, DENSE, LOCAL, TOPK, falling, job, network, pilot, training, trainings
 
 import baselines
 from harness.analysis.pilot import drift, search
 from harness.analysis.pilot.forecast import UTILISATIONS, Forecast, beyond_s, predictions, to_be_tested
-from harness.analysis.pilot.learning import end_loss, steps_to
+from harness.analysis.pilot.learning import end_loss, steps_to, told_of_repeats
 from harness.analysis.pilot.worth import Price, cost, money, parse_price, worth
 from harness.errors import UsageError
-from harness.record.pilot import FILE, Pilot, load
+from harness.record.pilot import FILE, Pilot, Training, load
 from harness.report import pilot as report
+from harness.report.figures.pilot import pilot as figures
 from harness.scenario.load import read_toml
 from harness.scenario.schema import MethodSpec
 
@@ -114,6 +115,42 @@ def test_what_is_hardly_sooner_is_not_worth_it() -> None:
     assert (found.verdict.label, found.verdict.sureness) == ("bf16", "sure")
 
 
+def test_not_compressing_is_sure_only_where_no_rival_may_yet_be_worth_it() -> None:
+    """The other one is slower in the mean, and with one of three seeds as soon again."""
+    other = TOPK.model_copy(update={"label": "topk, 5 %", "params": {"ratio": 0.05}})
+    uneven = [training(other, seed, 0.27, falling(80, 1 + 0.01 * seed, by)) for seed, by in enumerate((15, 40, 40))]
+    assert pilot(trainings(topk_s=0.265)).verdict.sureness == "sure"
+    found = pilot([*trainings(topk_s=0.265), *uneven])
+    assert (found.verdict.compress, found.verdict.sureness) == (False, "likely")
+
+
+def test_seeds_that_compare_nothing_are_not_counted() -> None:
+    """Of dense and bf16 there is one seed alone."""
+    own = [each for each in trainings() if each.label == TOPK.label or each.seed == 0]
+    found = pilot(own)
+    topk = found.outcome(TOPK.label)
+    assert topk
+    assert topk.seeds == 1
+    assert (found.verdict.label, found.verdict.sureness) == (TOPK.label, "unsure")
+    assert "with one seed." in found.verdict.reasons[0]
+    ended = [each for each in trainings(topk_s=0.265) if each.label != "bf16" or each.seed == 0]
+    assert pilot(ended).verdict.sureness == "unsure", "bf16 has one seed, so nothing compares by the others"
+
+
+def test_seeds_that_learn_the_same_are_one_training_and_this_is_said() -> None:
+    alike = [
+        training(method, seed, pace_s, falling(40, 1.0, 30))
+        for seed in range(3)
+        for method, pace_s in ((DENSE, 0.5), (BF16, 0.27), (TOPK, 0.05))
+    ]
+    found = pilot(alike)
+    assert [each.seeds for each in found.outcomes] == [1, 1, 1]
+    assert (found.verdict.label, found.verdict.sureness) == (TOPK.label, "unsure")
+    (told,) = told_of_repeats(alike)
+    assert told.startswith("Seeds with which dense, bf16, topk, 1 % learnt the same to the last bit count as one:")
+    assert told_of_repeats(trainings()) == []
+
+
 def test_one_seed_makes_nothing_sure() -> None:
     found = pilot(trainings(seeds=1))
     assert (found.verdict.label, found.verdict.sureness) == (TOPK.label, "unsure")
@@ -171,6 +208,32 @@ def test_hours_and_money_are_products() -> None:
     )
 
 
+def test_rates_for_a_utilisation_and_lines_have_in_them_what_steps_take_beyond_the_model() -> None:
+    found = pilot(beyond_s=0.02)
+    known = Forecast(job(), network(), beyond_s=0.02)
+    needed = next(each for each in worth(found, 100_000, None, None).needed if each.label == "dense")
+    assert needed.rates_bps == tuple(known.rate_for(DENSE, share) for share in UTILISATIONS)
+    _, drawn = figures(found)
+    dense = drawn.data[drawn.data["label"] == "dense"]
+    assert list(dense["pace_s"]) == [known.pace_s(DENSE, rate_bps) for rate_bps in dense["rate_bps"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "times"),
+    [("dense", 1), ("topk", 1), ("qsgd", 2 * 6 / 7), ("terngrad", 2 * 6 / 7)],
+    ids=["a ring", "a ring that gathers", "to all", "to all, after a short ring"],
+)
+def test_what_leaves_over_a_link_of_several_ranks_is_what_does_not_stay_on_their_node(name: str, times: float) -> None:
+    """Eight ranks: of seven others one is on the same node, and two ranks send."""
+    method = MethodSpec(name=name, label=name, lr=None)
+    own = [training(method, seed, 0.1, falling(40, 1 + 0.01 * seed, 30), sent_bytes=None) for seed in range(3)]
+    found = pilot([*(each for each in trainings() if each.label != name), *own], per_node=2)
+    outcome = found.outcome(name)
+    assert outcome
+    told = cost(outcome, found, 1000, None, Price(1.0, "$"))
+    assert told.egress_money == pytest.approx(times * 4 * 1000 * 1e6 / 1e9, rel=0.01)
+
+
 @pytest.mark.parametrize(
     ("text", "unit", "expected"),
     [
@@ -216,6 +279,39 @@ def test_links_that_are_half_as_fast_have_drifted() -> None:
         drift.of_network(network(), network(rate))[0].answer for rate in ("100mbit", "90mbit", "50mbit", "200mbit")
     ]
     assert answers == ["holds", "holds", "drifted", "drifted"]
+
+
+@pytest.mark.parametrize(
+    ("topk_s", "codec_s", "label", "answers"),
+    [(0.05, 0.02, TOPK.label, ["holds", "drifted"]), (0.265, 0.5, "bf16", ["drifted", "holds"])],
+    ids=["compress", "do not"],
+)
+def test_links_that_have_crossed_the_break_even_rate_have_drifted(
+    topk_s: float, codec_s: float, label: str, answers: list[str]
+) -> None:
+    """The pilot's links are a little slower than that rate where it says to compress; else a little faster."""
+    decided = pilot(trainings(topk_s=topk_s), job=job(codec_s=codec_s))
+    rate_bps = decided.verdict.break_even_bps
+    assert decided.verdict.label == label
+    assert rate_bps
+    links = [network(f"{round(share * rate_bps)}bit") for share in (0.9, 1.1)]
+    found = decided.model_copy(update={"network": links[answers.index("holds")]})
+    checks = [drift.of_break_even(found, each) for each in links]
+    assert [each.answer for (each,) in checks] == answers
+    unknown = found.model_copy(update={"verdict": found.verdict.model_copy(update={"break_even_bps": None})})
+    assert drift.of_break_even(unknown, links[0]) == []
+
+
+def test_a_single_pair_that_is_hardly_slower_tells_nothing_of_the_advantage() -> None:
+    found = pilot(trainings(topk_s=0.255))
+    assert found.verdict.compress
+    own, plain = (next(each for each in found.trainings if each.label == label) for label in (TOPK.label, "bf16"))
+
+    def told(pace_s: float) -> drift.Answer:
+        checks = drift.of_verdict(found, [own.model_copy(update={"pace_s": pace_s}), plain])
+        return next(check.answer for check in checks if check.what == "advantage")
+
+    assert [told(0.255), told(0.28), told(0.29)] == ["holds", "cannot tell", "drifted"]
 
 
 def test_a_method_that_is_broken_has_drifted() -> None:
@@ -326,3 +422,102 @@ def test_a_seed_that_only_one_plain_all_reduce_has_trained_compares_with_nothing
     assert dense
     assert dense.sooner
     assert (dense.sooner.value, dense.sooner.n) == (pytest.approx(0.27 / 0.5), 1)
+
+
+# All-reduces that miss dense's loss, and what the model does not expect
+
+
+def with_bf16(*ends: float | None, steps: int = 40, topk_s: float = 0.27) -> list[Training]:
+    """Dense and top-k learn alike; bf16 ends at so many times dense's loss, seed by seed. None: it diverges."""
+    others = [each for each in trainings(topk_s=topk_s) if each.label != "bf16"]
+    losses = [
+        [math.nan] * steps if end is None else falling(steps, end * (1 + 0.01 * seed), 30)
+        for seed, end in enumerate(ends)
+    ]
+    return [*others, *(training(BF16, seed, 0.27, own) for seed, own in enumerate(losses))]
+
+
+def test_a_seed_with_which_the_faster_all_reduce_missed_the_loss_is_no_win_over_the_slower_one() -> None:
+    """It takes top-k's time, and ended 2.5 % too high with one of three."""
+    found = pilot(with_bf16(1, 1, 1.025))
+    topk = found.outcome(TOPK.label)
+    assert topk
+    assert topk.sooner
+    assert (topk.sooner.value, topk.sooner.n) == (pytest.approx(1), 2)
+    assert (found.verdict.label, found.verdict.sureness) == ("bf16", "unsure")
+    assert "bf16 did not come to dense's loss with every seed." in found.verdict.reasons
+
+
+@pytest.mark.parametrize(
+    ("ends", "steps", "sureness"),
+    [((1.3, 1.3, 1.3), 40, "unsure"), ((1.3, 1.3, 1.3), 74, "sure"), ((1, 1, None), 40, "sure")],
+    ids=["it had not dense's time", "it had", "it diverges"],
+)
+def test_where_16_bits_never_came_to_the_loss_dense_is_what_is_compared_with(
+    ends: tuple[float | None, ...], steps: int, sureness: str
+) -> None:
+    found = pilot(with_bf16(*ends, steps=steps, topk_s=0.05))
+    told = found.verdict
+    assert (told.label, told.sureness) == (TOPK.label, sureness)
+    assert told.sentence.endswith("10.00 times as soon at the same loss as dense.")
+    assert told.break_even_bps == Forecast(job(), network()).break_even_bps(TOPK, DENSE, 1.0)
+    assert "dense is as soon there" in told.changes[0]
+    own, dense = (next(each for each in found.trainings if each.label == label) for label in (TOPK.label, "dense"))
+    assert drift.compared_with(found).label == "dense"
+    assert "10.00 times as soon as dense" in [check.found for check in drift.of_verdict(found, [own, dense])]
+
+
+def test_where_all_reduces_take_turns_at_being_sooner_both_are_named() -> None:
+    dear = [
+        each.model_copy(update={"pace_s": 0.9}) if (each.label, each.seed) == ("bf16", 1) else each
+        for each in trainings()
+    ]
+    assert "as the sooner of dense and bf16" in pilot(dear).verdict.sentence
+
+
+def test_a_break_even_rate_below_the_pilots_own_links_is_not_stated() -> None:
+    """The codec takes so long that the model expects nothing of top-k here; but it was sooner."""
+    found = pilot(job=job(codec_s=0.9))
+    assert (found.verdict.label, found.verdict.break_even_bps) == (TOPK.label, None)
+    assert "The model does not expect it to be sooner than bf16 on these links, but it was" in found.verdict.changes[0]
+
+
+def test_a_method_that_ended_too_soon_leaves_it_unsure_whether_to_compress() -> None:
+    """Its 40 steps took 2 s, and bf16 was at dense's loss after 10: with more steps it may come there sooner."""
+    slow = [each for each in trainings() if each.label != TOPK.label]
+    short, whole = (
+        pilot([*slow, *(training(TOPK, seed, 0.05, falling(steps, 1.3 + 0.01 * seed, steps)) for seed in range(3))])
+        for steps in (40, 216)
+    )
+    assert (short.verdict.label, short.verdict.sureness) == ("bf16", "unsure")
+    assert any(reason.startswith("topk, 1 % ended before the time was over") for reason in short.verdict.reasons)
+    assert (whole.verdict.label, whole.verdict.sureness) == ("bf16", "likely")
+    assert not any("ended before" in reason for reason in whole.verdict.reasons)
+
+
+# Methods whose ranks meet once in several steps
+
+
+def test_ranks_that_have_not_met_and_gone_on_have_no_loss_to_compare() -> None:
+    """They meet every seven steps; each alone is at dense's loss at once."""
+    losses = falling(42, 1.0, 3)
+    assert steps_to(losses, 1.01, window=3) == 5
+    assert steps_to(losses, 1.01, window=3, period=7) == 14
+    assert steps_to(losses[:13], 1.01, window=3, period=7) is None
+    own = [training(LOCAL, seed, 0.05, falling(49, 1 + 0.01 * seed, 30)) for seed in range(3)]
+    seldom = LOCAL.model_copy(update={"label": "seldom", "params": {"period": 21}})
+    own += [training(seldom, seed, 0.05, falling(63, 1 + 0.01 * seed, 3)) for seed in range(3)]
+    found = pilot([*trainings(), *own])
+    local, alone = found.outcome(LOCAL.label), found.outcome("seldom")
+    assert local
+    assert alone
+    assert local.time_to_loss_s == pytest.approx(0.05 * 42), "dense is there after 40: the next meeting"
+    assert alone.time_to_loss_s == pytest.approx(0.05 * 42), "their second meeting, however soon each was there alone"
+    assert (local.keeps, alone.keeps, alone.timely_difference) == ("yes", "unknown", None)
+
+
+def test_of_what_is_sent_as_a_step_ends_no_exposed_share_is_told() -> None:
+    own = [training(LOCAL, seed, 0.05, falling(49, 1 + 0.01 * seed, 30), exposed_s=None) for seed in range(3)]
+    found = pilot([*trainings(), *own])
+    rows = {row["method"]: row["exposed share of a step"] for row in report.outcomes(found)}
+    assert (rows[LOCAL.label], rows["dense"]) == ("–", "93.8 %")

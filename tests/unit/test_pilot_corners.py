@@ -12,22 +12,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from executed import execution
 from in_process import call_pacbench
-from piloted import BF16, DENSE, TOLERANCE, TOPK, falling, job, network, pilot, training, trainings
+from piloted import BF16, DENSE, LOCAL, TOLERANCE, TOPK, falling, job, network, pilot, request, training, trainings
 
 from harness.analysis.pilot import drift, learning
 from harness.analysis.pilot.forecast import Forecast
 from harness.analysis.pilot.verdict import verdict
 from harness.attach.sources import hash_of, own_sources
 from harness.cli.app import make_app
-from harness.errors import UsageError
+from harness.errors import MeasurementError, UsageError
 from harness.network.topology import Topology
+from harness.record.execution import Execution
 from harness.record.observed import ObservedStep
-from harness.record.pilot import FILE, Outcome, Training, load
+from harness.record.observed import Training as Observed
+from harness.record.pilot import FILE, Job, Outcome, Training, load
 from harness.report.pilot import reproduce
 from harness.run.attached import FINDINGS
-from harness.run.pilot.trained import _lead_s
+from harness.run.pilot import bench as benches
+from harness.run.pilot.bench import Bench
+from harness.run.pilot.found import Found
+from harness.run.pilot.trained import _lead_s, cut, training_of
+from harness.run.piloting import _without_dense
 from harness.scenario.load import value_of
+from harness.scenario.schema import MethodSpec
 
 
 def outcome(own: list[Training], label: str) -> Outcome:
@@ -110,17 +118,25 @@ def changed(**link: object) -> Topology:
 
 
 @pytest.mark.parametrize(
-    ("now", "drifted"),
+    ("before", "now", "drifted"),
     [
-        (changed(), []),
-        (changed(delay="0.1ms"), []),
-        (changed(delay="100ms"), ["round trip of the links"]),
-        (changed(loss="1%"), ["packets on the links"]),
-        (network("40mbit"), ["rate of the links"]),
+        (network(), changed(), []),
+        (network(), changed(delay="0.1ms"), []),
+        (network(), changed(delay="100ms"), ["round trip of the links"]),
+        (network(), changed(loss="1%"), ["packets on the links"]),
+        (network(), changed(loss="0.03%"), []),
+        (changed(loss="0.03%"), network(), []),
+        (changed(loss="1%"), changed(loss="1.2%"), []),
+        (changed(loss="1%"), changed(loss="3%"), ["packets on the links"]),
+        (changed(loss="3%"), changed(loss="1%"), ["packets on the links"]),
+        (network(), changed(trace={"rows": [{"t_s": 0.0, "rate_bps": 10**8, "loss": 0.01}]}), ["packets on the links"]),
+        (network(), network("40mbit"), ["rate of the links"]),
     ],
 )
-def test_links_that_are_farther_or_lose_packets_have_drifted(now: Topology, drifted: list[str]) -> None:
-    checks = drift.of_network(network(), now)
+def test_links_that_are_farther_or_lose_packets_have_drifted(
+    before: Topology, now: Topology, drifted: list[str]
+) -> None:
+    checks = drift.of_network(before, now)
     assert [check.what for check in checks if check.answer == "drifted"] == drifted
 
 
@@ -250,7 +266,6 @@ def test_a_scripts_own_code_is_what_is_neither_installed_nor_ours(
 def test_what_is_reused_was_run_with_the_same_environment_and_cluster(tmp_path: Path) -> None:
     from harness.attach.attachment import Attachment
     from harness.cli.verbs.pilot import _request
-    from harness.run.pilot.bench import Bench
 
     def folder(on: str = "netns", **environment: str) -> Path:
         asked = replace(_request(["true"], network(), on, "convergence", ()), out=tmp_path, environment=environment)
@@ -277,6 +292,16 @@ def test_what_was_run_with_other_code_of_the_scripts_own_does_not_count(tmp_path
     assert sorted(each.name for each in folder.parent.iterdir()) == ["job", "job.1", "job.2"]
 
 
+def computing(*compute_s: float) -> dict[str, Any]:
+    """A job whose steps compute so long."""
+    return job().model_dump(mode="json", by_alias=True) | {"compute_s": compute_s}
+
+
+def told_of(label: str) -> list[dict[str, Any]]:
+    """What a pilot shows of one method alone."""
+    return [each.model_dump(mode="json", by_alias=True) for each in pilot().outcomes if each.label == label]
+
+
 DAMAGES: dict[str, tuple[dict[str, Any], str]] = {
     "the folder is gone": (
         {"folder": "/nonexistent"},
@@ -291,6 +316,11 @@ DAMAGES: dict[str, tuple[dict[str, Any], str]] = {
     "no outcomes": ({"outcomes": []}, "outcomes: "),
     "an unknown all-reduce": ({"plain_label": "nope"}, "plain_label: found 'nope'"),
     "an unknown 16-bit one": ({"sixteen_label": "nope"}, "sixteen_label: found 'nope'"),
+    "no step was timed": ({"job": computing()}, "job.compute_s: "),
+    "a step that takes no time": ({"job": computing(0.0)}, "job.compute_s.0: "),
+    "one that takes for ever": ({"job": computing(0.03, math.inf)}, "job.compute_s.1: "),
+    "nothing of dense": ({"outcomes": told_of(TOPK.label)}, "outcomes: found none of 'dense'"),
+    "nothing of the recommended one": ({"outcomes": told_of("dense")}, "outcomes: found none of 'topk, 1 %'"),
 }
 
 
@@ -328,3 +358,142 @@ def test_a_link_file_of_another_schema_is_refused(tmp_path: Path) -> None:
     (tmp_path / "link.toml").write_text('schema = 99\n[link]\nrate = "10mbit"\n')
     done = call_pacbench(("pilot", "--plan", "--link", "link.toml", "--", "true"), tmp_path)
     assert (done.returncode, done.stderr) == (2, "pacbench: link.toml: schema: unknown key; allowed: link, fabric\n")
+
+
+def test_in_a_folder_that_is_gone_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.cli.verbs.pilot import _request, _training
+
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    for ask in (
+        lambda: _request(["true"], network(), "netns", "convergence", ()),
+        lambda: _training([], "digits-cnn", "digits"),
+    ):
+        with pytest.raises(UsageError, match="current folder: found 'none'; allowed: one that exists"):
+            ask()
+
+
+def test_a_file_that_cannot_be_read_is_no_part_of_what_is_run(tmp_path: Path) -> None:
+    """Nobody, root neither, reads the first page of a process's memory."""
+    script = tmp_path / "train.py"
+    script.write_text("1")
+    named = benches.files_digest(["python", str(script)], tmp_path)
+    assert len(named) == 1
+    assert benches.files_digest(["python", str(script), "--key", "/proc/self/mem"], tmp_path) == named
+
+
+# How many steps, and whose
+
+
+def quiet(line: str) -> None:
+    """Nobody listens."""
+
+
+@pytest.mark.parametrize("rate", ["20mbit", "1gbit"])
+def test_16_bits_make_as_many_steps_as_fit_into_denses_time_and_others_into_that_of_as_many_16_bit_ones(
+    rate: str, tmp_path: Path
+) -> None:
+    asked = request(tmp_path, network=network(rate))
+    known, bench = asked.forecast(job()), Bench(asked, quiet)
+    steps = {each.label: bench._steps(each, job()) for each in asked.methods}
+    dense_s, bf16_s = (60 * known.pace_s(each) for each in (DENSE, BF16))
+    assert steps["dense"] == 60
+    assert steps["bf16"] == round(dense_s / known.pace_s(BF16)) > 60
+    assert steps[TOPK.label] == min(300, round(bf16_s / known.pace_s(TOPK)))
+
+
+def test_ranks_that_meet_seldom_make_whole_periods_or_are_left_out(tmp_path: Path) -> None:
+    diloco = MethodSpec(name="diloco", label="diloco", lr=None)
+    asked = request(tmp_path, methods=(DENSE, BF16, LOCAL, diloco), network=network("10gbit"))
+    bench = Bench(asked, quiet)
+    assert bench._steps(LOCAL, job()) % 7 == 0
+    assert bench._steps(LOCAL, job()) >= 60
+    assert bench.in_reach(asked.methods) == [DENSE, BF16, LOCAL]
+    assert bench.left_out == [
+        "diloco: its ranks meet every 500 steps, and must meet twice; it makes 300 at most, 5 times --steps."
+    ]
+    twice = request(tmp_path, methods=(DENSE, BF16, diloco), steps=200)
+    assert Bench(twice, quiet)._steps(diloco, job()) == 1000
+
+
+def meeting(steps: int, period: int) -> Execution:
+    """Each step takes 0.1 s, and that in which ranks meet 0.8 s; then they send 700 bytes."""
+    met = [(step + 1) % period == 0 for step in range(steps)]
+    ends_s = [0.1 * (step + 1) + 0.7 * sum(met[: step + 1]) for step in range(steps)]
+    curve = tuple(
+        ObservedStep(step=step, time_s=end_s, step_s=0.1, loss=1.0, sent_bytes=700.0 * now, formula_bytes=700.0 * now)
+        for step, (end_s, now) in enumerate(zip(ends_s, met, strict=True))
+    )
+    plain = {"method": "local_sgd", "params": {}, "seed": 0, "steps_asked": steps, "steps": steps, "shortfall": None}
+    return execution(training=Observed(**plain, step_s=0.2, steady_from_step=2, curve=curve))  # type: ignore[arg-type]
+
+
+def test_a_pace_is_of_whole_periods_and_so_are_bytes_of_a_part() -> None:
+    for steps in (9, 14, 20, 24):
+        found = training_of(LOCAL, 0, meeting(steps, 7), Path("runs"))
+        assert found.pace_s == pytest.approx(0.2)
+        assert (found.exposed_s, found.compute_s) == (None, 0.2)
+    for steps in (9, 14, 20):
+        part = cut(meeting(24, 7), LOCAL, steps).training
+        assert part
+        assert part.sent_bytes == pytest.approx(100)
+    with pytest.raises(MeasurementError, match="8 steps are too few: .* and ranks meet every 7 steps"):
+        training_of(LOCAL, 0, meeting(8, 7), Path("runs"))
+
+
+# What a training that does not count leaves
+
+
+class Told(Bench):
+    """Trains nothing: dense has no second seed."""
+
+    def train(self, method: MethodSpec, seed: int, job: Job, steps: int | None = None) -> Training | None:
+        return None if (method, seed) == (DENSE, 1) else training(method, seed, 0.1, falling(40, 1.0, 30))
+
+
+def test_with_a_seed_that_dense_lacks_no_other_method_trains(tmp_path: Path) -> None:
+    asked = request(tmp_path)
+    bench, found = Told(asked, quiet), Found(asked, job())
+    bench.train_in_turns(found, asked.methods)
+    assert {(each.label, each.seed) for each in found.trainings} == {
+        (method.label, seed) for method in asked.methods for seed in (0, 2)
+    }
+    assert bench.left_out == ["With seeds that dense lacks no method was trained: nothing compares."]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"drift": ("w0 up: rate 5 Mbit/s",)}, None),
+        ({"ending": "failed", "reason": "exit code 1", "drift": ("w0 up: rate 5 Mbit/s",)}, None),
+        ({"ending": "failed", "reason": "exit code 1"}, "the script fails on this network: failed, exit code 1"),
+    ],
+    ids=["links that changed", "links that changed, and a failure", "a failure"],
+)
+def test_links_that_changed_are_no_fault_of_the_script(
+    changes: dict[str, Any], told: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benches, "execute_attached", lambda *_: execution(**changes))
+    asked = request(tmp_path)
+    bench = Bench(asked, quiet)
+    if told is not None:
+        with pytest.raises(MeasurementError, match=told):
+            bench.train(DENSE, 0, job())
+        return
+    assert bench.train(DENSE, 0, job()) is None
+    assert bench.links_changed
+    (sentence,) = bench.left_out
+    assert sentence.startswith("dense, seed 0: ")
+    error = str(_without_dense(bench, asked, job()))
+    assert error.endswith("What helps: the same command again, which goes on")
+
+
+def test_a_training_that_no_budget_holds_is_not_said_to_go_on(tmp_path: Path) -> None:
+    asked = request(tmp_path, budget_s=5.0)
+    bench = Bench(asked, quiet)
+    assert bench.train(DENSE, 0, job()) is None
+    error = str(_without_dense(bench, asked, job()))
+    assert "No room in the budget had dense (seed 0)." in error
+    assert error.endswith("What helps: only a greater --budget: one training takes longer")

@@ -6,15 +6,17 @@ lies between nothing (1) and what must be found (1.3) by their logarithms. A sin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Literal
 
 from harness.analysis.pilot.learning import end_loss
+from harness.analysis.pilot.verdict import WORTH_IT, rival
 from harness.network.topology import Topology
-from harness.record.pilot import Job, Pilot, Training
-from harness.units import format_time
+from harness.record.pilot import Job, Outcome, Pilot, Training
+from harness.units import format_rate, format_time
 
 MOST_SLOWER = 1.14
 """How many times longer a step may compute: the middle between 1 and 1.3."""
@@ -26,6 +28,12 @@ MOST_RATE_CHANGE = 1.25
 
 LEAST_RTT_CHANGE_S = 0.0005
 """By less than this no round trip of links that were measured has drifted."""
+
+MOST_LOSS_CHANGE = MOST_RATE_CHANGE**2
+"""How many times as many packets links may lose, or as few: TCP's rate falls with the root of it (Mathis, 1997)."""
+
+LEAST_LOSS_CHANGE = 0.001
+"""By a share less than this no loss of packets has drifted."""
 
 MOST_BYTES_OFF = 0.05
 """Share by which a step may send other than in the pilot."""
@@ -68,8 +76,25 @@ def _computing(before: Job, attempts: Sequence[Job]) -> Check:
 
 
 def of_network(before: Topology, now: Topology) -> list[Check]:
-    """Whether links that were measured anew are what the pilot had: how fast, how far apart, and whether they lose."""
+    """Whether links that were measured anew are what the pilot had: how fast, how far apart, and what they lose."""
     return [_rate(before, now), _round_trip(before, now), _loss_of_packets(before, now)]
+
+
+def of_break_even(pilot: Pilot, now: Topology) -> list[Check]:
+    """Whether links that were measured anew are on the verdict's side of the rate at which both are as soon.
+
+    They may have crossed it, and be almost as fast as they were. Nothing is known where the verdict names no rate.
+    """
+    rate_bps = pilot.verdict.break_even_bps
+    if rate_bps is None:
+        return []
+    was_below, is_below = (_rate_bps(each) < rate_bps for each in (pilot.network, now))
+    found = f"links are {'below' if is_below else 'at or above'} {format_rate(rate_bps)}"
+    return [Check("break-even rate", "holds" if is_below == was_below else "drifted", found)]
+
+
+def _rate_bps(network: Topology) -> float:
+    return math.inf if network.slowest_bps is None else network.slowest_bps
 
 
 def _rate(before: Topology, now: Topology) -> Check:
@@ -95,16 +120,23 @@ def _longest_rtt_s(network: Topology) -> float:
 
 
 def _loss_of_packets(before: Topology, now: Topology) -> Check:
-    same = before.loses_packets == now.loses_packets
-    found = "they lose some" if now.loses_packets else "they lose none"
-    return Check("packets on the links", "holds" if same else "drifted", found)
+    was, is_ = (_most_loss(each) for each in (before, now))
+    within = max(was, is_) <= MOST_LOSS_CHANGE * min(was, is_) + LEAST_LOSS_CHANGE
+    found = f"{is_:.2%} are lost; of the pilot's {was:.2%}"
+    return Check("packets on the links", "holds" if within else "drifted", found)
+
+
+def _most_loss(network: Topology) -> float:
+    """The share of packets that the worst direction of any link loses, now or later."""
+    later = network.link.trace.rows if network.link.trace else ()
+    return max(*(pipe.mean_loss for pipe in network.pipes), *(row.loss or 0.0 for row in later), 0.0)
 
 
 def of_verdict(pilot: Pilot, again: Sequence[Training]) -> list[Check]:
     """Whether the recommended method still does what it did: its bytes, its loss, and sooner than what it replaces.
 
     Args:
-        again: trainings of it, and of the 16-bit all-reduce, with a seed that the pilot had.
+        again: trainings of it, and of what it is compared with, with a seed that the pilot had.
     """
     own = [each for each in again if each.label == pilot.verdict.label]
     before = [each for each in pilot.trainings if each.label == pilot.verdict.label and each.seed == own[0].seed]
@@ -137,15 +169,26 @@ def _loss(pilot: Pilot, own: Training, before: Sequence[Training]) -> Check:
 
 
 def _advantage(pilot: Pilot, own: Sequence[Training], others: Sequence[Training]) -> Check:
-    """By times from step to step: how many steps it takes is not looked at again."""
+    """By times from step to step: how many steps it takes is not looked at again.
+
+    A single pair is as noisy as what is not worth it: by so little less than 1 nothing is told.
+    """
+    other = compared_with(pilot)
     if not others:
-        return Check("advantage", "cannot tell", f"there is no training with {pilot.sixteen_label} to compare with")
-    outcome, base = pilot.outcome(pilot.verdict.label), pilot.outcome(others[0].label)
+        return Check("advantage", "cannot tell", f"there is no training with {other.label} to compare with")
+    outcome = pilot.outcome(pilot.verdict.label)
     assert outcome
-    factor = (outcome.steps_factor or 1.0) / ((base.steps_factor if base else None) or 1.0)
+    factor = (outcome.steps_factor or 1.0) / (other.steps_factor or 1.0)
     sooner = fmean(each.pace_s for each in others) / fmean(each.pace_s for each in own) / factor
-    found = f"{sooner:.2f} times as soon as {others[0].label}"
-    return Check("advantage", "holds" if sooner > 1 else "drifted", found)
+    found = f"{sooner:.2f} times as soon as {other.label}"
+    if sooner > 1:
+        return Check("advantage", "holds", found)
+    return Check("advantage", "cannot tell" if WORTH_IT * sooner > 1 else "drifted", found)
+
+
+def compared_with(pilot: Pilot) -> Outcome:
+    """The all-reduce that the recommended method is trained beside again."""
+    return rival(pilot.outcomes, pilot.plain_label, pilot.sixteen_label)
 
 
 def answer(checks: Sequence[Check]) -> Answer:

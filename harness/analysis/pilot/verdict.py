@@ -24,40 +24,87 @@ def verdict(outcomes: Sequence[Outcome], plain: str, sixteen: str, tolerance: fl
 
     A method may need more steps, which are shorter: what it lacks at equal steps is told, and decides nothing.
     """
-    base = _soonest([each for each in outcomes if each.label in (plain, sixteen)])
+    base = _base(outcomes, plain, sixteen)
     others = [each for each in outcomes if each.label not in (plain, sixteen) and each.time_to_loss_s is not None]
     best = _soonest(others) if others else None
     if best is not None and best.sooner is not None and best.sooner.value >= WORTH_IT:
-        return _compress(best, base, _sixteen_or(outcomes, sixteen, base), tolerance, forecast)
+        return _compress(best, base, outcomes, (plain, sixteen), tolerance, forecast)
     return _leave_it(base, best, outcomes, (plain, sixteen), tolerance, forecast)
+
+
+def rival(outcomes: Sequence[Outcome], plain: str, sixteen: str) -> Outcome:
+    """The all-reduce that a method must beat on any links: in 16 bits; dense, where that one's steps are not known."""
+    known = {each.label: each for each in outcomes}
+    own = known.get(sixteen)
+    return known[plain] if own is None or own.steps_factor is None else own
+
+
+def _base(outcomes: Sequence[Outcome], plain: str, sixteen: str) -> Outcome:
+    """The sooner all-reduce; one that missed dense's loss with some seed is compared by the others."""
+    known = {each.label: each for each in outcomes}
+    dense, own = known[plain], known.get(sixteen)
+    if own is None:
+        return dense
+    if own.time_to_loss_s is None:
+        return own if dense.sooner is not None and dense.sooner.value < 1 else dense
+    return _soonest([dense, own])
 
 
 def _soonest(outcomes: Sequence[Outcome]) -> Outcome:
     return min(outcomes, key=lambda each: float("inf") if each.time_to_loss_s is None else each.time_to_loss_s)
 
 
-def _sixteen_or(outcomes: Sequence[Outcome], sixteen: str, otherwise: Outcome) -> Outcome:
-    return next((each for each in outcomes if each.label == sixteen), otherwise)
+def _bar(base: Outcome, plain: tuple[str, str]) -> str:
+    """What methods were held against, seed by seed: where that was not always the same all-reduce, both are named."""
+    was_always_base = base.sooner is None or base.sooner.value == 1
+    return base.label if was_always_base else f"the sooner of {' and '.join(plain)}"
 
 
-def _compress(best: Outcome, base: Outcome, sixteen: Outcome, tolerance: float, forecast: Forecast) -> Verdict:
+def _cut_short(outcomes: Sequence[Outcome]) -> list[str]:
+    """Those that had not come to dense's loss when they ended, so soon that they might yet have been worth it."""
+    return [each.label for each in outcomes if each.tried_for is not None and WORTH_IT * each.tried_for < 1]
+
+
+def _about_steps(outcomes: Sequence[Outcome], plain: tuple[str, str]) -> list[str]:
+    """What of the comparison more steps might change."""
+    missed = [each.label for each in outcomes if each.label in plain and each.time_to_loss_s is None]
+    found = [f"{label} did not come to dense's loss with every seed." for label in missed]
+    if short := _cut_short(outcomes):
+        found.append(
+            f"{', '.join(short)} ended before the time was over in which an all-reduce came to dense's loss, and had "
+            "not come there: more steps might tell otherwise."
+        )
+    return found
+
+
+def _compress(
+    best: Outcome,
+    base: Outcome,
+    outcomes: Sequence[Outcome],
+    plain: tuple[str, str],
+    tolerance: float,
+    forecast: Forecast,
+) -> Verdict:
     assert best.sooner is not None
-    sooner, factor = best.sooner, (best.steps_factor or 1.0) / (sixteen.steps_factor or 1.0)
-    break_even_bps = forecast.break_even_bps(best.method, sixteen.method, factor)
+    sooner, bar, other = best.sooner, _bar(base, plain), rival(outcomes, *plain)
+    factor = (best.steps_factor or 1.0) / (other.steps_factor or 1.0)
     reasons = [
-        f"At dense's loss it was {sooner.value:.2f} times as soon as {base.label}{_ends(sooner.low, sooner.high)}, "
-        f"with {_seeds(best.seeds)}.",
+        f"At dense's loss it was {sooner.value:.2f} times as soon as {bar}{_ends(sooner.low, sooner.high)}, "
+        f"with {_seeds(sooner.n)}.",
         f"It needs {best.steps_factor or 1.0:.2f} times dense's steps. {_about_loss(best, tolerance)}",
         f"A step takes {format_time(best.pace_s)}, and {format_time(base.pace_s)} with {base.label}.",
+        *_about_steps([each for each in outcomes if each.label in plain], plain),
     ]
+    is_expected = forecast.is_sooner(best.method, other.method, factor)
+    break_even_bps = forecast.break_even_bps(best.method, other.method, factor) if is_expected else None
     changes = []
     if break_even_bps is not None:
-        changes.append(f"Links of {format_rate(break_even_bps)} or more: {sixteen.label} is as soon there (predicted).")
-    elif forecast.is_sooner(best.method, sixteen.method, factor):
-        changes.append(f"No rate of the links alone: it is predicted to be sooner than {sixteen.label} at every one.")
+        changes.append(f"Links of {format_rate(break_even_bps)} or more: {other.label} is as soon there (predicted).")
+    elif is_expected:
+        changes.append(f"No rate of the links alone: it is predicted to be sooner than {other.label} at every one.")
     else:
         changes.append(
-            f"The model does not expect it to be sooner than {sixteen.label} on these links, but it was: measure again."
+            f"The model does not expect it to be sooner than {other.label} on these links, but it was: measure again."
         )
     changes.append(f"Steps to the same loss that grow by {sooner.value - 1:.0%} or more later in the training.")
     if best.codec_s:
@@ -66,8 +113,8 @@ def _compress(best: Outcome, base: Outcome, sixteen: Outcome, tolerance: float, 
         label=best.label,
         method=best.method,
         compress=True,
-        sentence=f"Use {best.label}: here it is {sooner.value:.2f} times as soon at the same loss as {base.label}.",
-        sureness=_sureness(best),
+        sentence=f"Use {best.label}: here it is {sooner.value:.2f} times as soon at the same loss as {bar}.",
+        sureness=_sureness(best, base, [each for each in outcomes if each.label in plain]),
         reasons=tuple(reasons),
         changes=tuple(changes),
         break_even_bps=break_even_bps,
@@ -87,20 +134,27 @@ def _leave_it(
     if not others:
         sentence = f"Do not compress yet: nothing that compresses was tested. Of what was, {base.label} is soonest."
         reasons = ["No method that compresses was trained, so none can be recommended."]
-    elif best is None or best.sooner is None:
+    elif best is None:
         reasons = [
             f"None of {', '.join(each.label for each in others)} came to dense's loss in the steps that were made."
         ]
+    elif best.sooner is None:
+        reasons = [f"{best.label} came to dense's loss, but with no seed with which the all-reduces did, too."]
     else:
         reasons = [
             f"The soonest of the others at dense's loss, {best.label}, was {best.sooner.value:.2f} times as soon "
-            f"as {base.label}{_ends(best.sooner.low, best.sooner.high)}; less than {WORTH_IT} is not worth it."
+            f"as {_bar(base, plain)}{_ends(best.sooner.low, best.sooner.high)}; less than {WORTH_IT} is not worth it."
         ]
         reasons.append(_about_loss(best, tolerance))
-    reasons.append(f"With {base.label}, communication that hides behind nothing is {base.exposed_share:.0%} of a step.")
-    changes = []
-    if best is not None:
-        factor = (best.steps_factor or 1.0) / (base.steps_factor or 1.0)
+    reasons += _about_steps(outcomes, plain)
+    if base.exposed_share is not None:
+        reasons.append(
+            f"With {base.label}, communication that hides behind nothing is {base.exposed_share:.0%} of a step."
+        )
+    changes: list[str] = []
+    break_even_bps: float | None = None
+    if best is not None and base.steps_factor is not None:
+        factor = (best.steps_factor or 1.0) / base.steps_factor
         slower_bps, own_bps = forecast.break_even_bps(best.method, base.method, factor), forecast.network.slowest_bps
         if slower_bps is not None and own_bps is not None and slower_bps > own_bps:
             changes.append(
@@ -109,32 +163,40 @@ def _leave_it(
             )
         elif slower_bps is not None:
             changes.append(f"Links below {format_rate(slower_bps)}: {best.label} is sooner there (predicted).")
+            break_even_bps = slower_bps
     changes.append("A faster device on the same links: communication becomes a larger part of a step.")
     return Verdict(
         label=base.label,
         method=base.method,
         compress=False,
         sentence=sentence,
-        sureness=_sureness_of_leaving(best, others),
+        sureness=_sureness_of_leaving(base, others, outcomes),
         reasons=tuple(reasons),
         changes=tuple(changes),
-        break_even_bps=None,
+        break_even_bps=break_even_bps,
     )
 
 
-def _sureness(best: Outcome) -> Sureness:
+def _sureness(best: Outcome, base: Outcome, plain: Sequence[Outcome]) -> Sureness:
     assert best.sooner is not None
-    if best.seeds < NO_SEEDS_SURE or best.sooner.low is None:
+    if best.sooner.n < NO_SEEDS_SURE or best.sooner.low is None or base.time_to_loss_s is None or _cut_short(plain):
         return "unsure"
     return "sure" if best.sooner.low > 1 else "likely"
 
 
-def _sureness_of_leaving(best: Outcome | None, others: Sequence[Outcome]) -> Sureness:
-    if not others or min(each.seeds for each in others) < NO_SEEDS_SURE:
+def _sureness_of_leaving(base: Outcome, others: Sequence[Outcome], outcomes: Sequence[Outcome]) -> Sureness:
+    """Sure is what holds of every rival, not of the soonest alone: one that differs by seeds may yet be worth it."""
+    if min(map(_compared, others), default=0) < NO_SEEDS_SURE or base.time_to_loss_s is None or _cut_short(outcomes):
         return "unsure"
-    if best is None or best.sooner is None:
-        return "likely"
-    return "sure" if best.sooner.high is not None and best.sooner.high < WORTH_IT else "likely"
+    highs = [each.sooner.high for each in others if each.sooner]
+    return "sure" if highs and all(high is not None and high < WORTH_IT for high in highs) else "likely"
+
+
+def _compared(other: Outcome) -> int:
+    """Seeds by which it was held against the all-reduces; all of its own, where it did not come to dense's loss."""
+    if other.sooner is not None:
+        return other.sooner.n
+    return other.seeds if other.time_to_loss_s is None else 0
 
 
 def _about_loss(outcome: Outcome, tolerance: float) -> str:

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from baselines._calls import AllGather, AllReduce, Call, ReduceScatter, Shift
 from harness.analysis.pilot.forecast import UTILISATIONS, Forecast, upgrades
+from harness.plan.expected import state_of
 from harness.record.pilot import Outcome, Pilot
 
 SECONDS_AN_HOUR = 3600.0
@@ -85,8 +87,6 @@ def cost(
 ) -> Cost:
     """What a training that takes dense so many steps takes with a method, if it goes on as in the pilot.
 
-    Ranks that share a link send about as much over it as one of them by formula: a ring passes each link once.
-
     Args:
         pace_s: from step to step; None: as in the pilot's trainings.
     """
@@ -94,7 +94,7 @@ def cost(
         return Cost(outcome.label, None, None, None)
     steps, workers = dense_steps * outcome.steps_factor, pilot.network.workers
     hours = steps * (pace_s or outcome.pace_s) / SECONDS_AN_HOUR
-    sent_bytes = _sent_bytes(pilot, outcome.label)
+    sent_bytes = _sent_bytes(pilot, outcome)
     return Cost(
         outcome.label,
         hours,
@@ -103,10 +103,34 @@ def cost(
     )
 
 
-def _sent_bytes(pilot: Pilot, label: str) -> float | None:
-    """Payload of a rank in a step, counted; by formula where nobody could count."""
-    own = next((each for each in pilot.trainings if each.label == label), None)
-    return None if own is None else own.sent_bytes or own.formula_bytes
+def _sent_bytes(pilot: Pilot, outcome: Outcome) -> float | None:
+    """Payload that leaves over a link in a step, counted; by formula where nobody could count."""
+    own = next((each for each in pilot.trainings if each.label == outcome.label), None)
+    of_a_rank = None if own is None else own.sent_bytes or own.formula_bytes
+    return None if of_a_rank is None else of_a_rank * _times_what_a_rank_sends(pilot, outcome)
+
+
+def _times_what_a_rank_sends(pilot: Pilot, outcome: Outcome) -> float:
+    """How many times that leaves over the link which its ranks share."""
+    if pilot.per_node == 1:
+        return 1.0
+    ranks = pilot.network.workers * pilot.per_node
+    calls = state_of(outcome.method).calls(pilot.job.profile.shapes, ranks)
+    sent_bytes = sum(call.sent_bytes(ranks) for call in calls)
+    leaving_bytes = sum(call.sent_bytes(ranks) * _times_leaving(call, ranks, pilot.per_node) for call in calls)
+    return leaving_bytes / sent_bytes if sent_bytes else 1.0
+
+
+def _times_leaving(call: Call, ranks: int, per_node: int) -> float:
+    """The same of one collective. A ring leaves each node once; what is for all others is for some on the node itself.
+
+    A tree is taken to be like the latter: which of its messages leave a node hangs on ranks' numbers.
+    """
+    if isinstance(call, (AllReduce, AllGather, ReduceScatter)):
+        return 1.0
+    if isinstance(call, Shift):
+        return min(per_node, call.distance % ranks, -call.distance % ranks)
+    return per_node * (ranks - per_node) / (ranks - 1)
 
 
 class FasterLink(NamedTuple):
@@ -121,8 +145,8 @@ def faster_links(
 ) -> list[FasterLink]:
     """Hours and money with these methods on links of several times the rate.
 
-    What steps took on the pilot's own links beyond what was predicted, they take on faster ones too: it is none of the
-    links'. Where they took less, predicted times are scaled.
+    What a method's own steps took on the pilot's links beyond what was predicted, they take on faster ones too: it is
+    none of the links'. Where they took less, predicted times are scaled.
     """
     forecast = Forecast(pilot.job, pilot.network, pilot.per_node)
 
@@ -194,7 +218,7 @@ def worth(pilot: Pilot, dense_steps: int, price: Price | None, egress: Price | N
     labels = dict.fromkeys((pilot.plain_label, pilot.sixteen_label, pilot.verdict.label))
     chosen = [outcome for label in labels if (outcome := pilot.outcome(label))]
     costs = [cost(outcome, pilot, dense_steps, price, egress) for outcome in pilot.outcomes]
-    forecast = Forecast(pilot.job, pilot.network, pilot.per_node)
+    forecast = Forecast(pilot.job, pilot.network, pilot.per_node, pilot.beyond_s)
     saved = _saved(costs, pilot)
     return Worth(
         dense_steps=dense_steps,

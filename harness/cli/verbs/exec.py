@@ -85,7 +85,7 @@ def verb(
         raise UsageError.at(
             "command line", "COMMAND", "nothing", "what to run, such as: pacbench exec -- python train.py"
         )
-    asked, here = topology(workers, rate, with_link(link, set_)), _current_folder()
+    asked, here = topology(workers, rate, with_link(link, set_)), current_folder()
     into_scripts = attachment(method, param, observe, seed, steps, metric, here)
     tell_of_unknown_commit()
     job = Job(command_, here, environment, per_node, _seconds("--timeout", timeout))
@@ -103,7 +103,7 @@ def verb(
         raise MeasurementError(found.training.shortfall)
 
 
-def _current_folder() -> Path:
+def current_folder() -> Path:
     """As the user's shell names it, where that is right: a link is not resolved for him."""
     try:
         here, named = Path.cwd(), os.environ.get("PWD", "")

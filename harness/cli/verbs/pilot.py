@@ -15,6 +15,7 @@ from harness.cli.console import print_table, say
 from harness.cli.json_of_jobs import OutcomeJson, PilotJson, RecheckJson
 from harness.cli.json_output import print_json, words_aside
 from harness.cli.options import AsJson, Method, On, PerNode, Rate, SetLinks, Workers, command, refuse_beside, topology
+from harness.cli.verbs.exec import current_folder
 from harness.errors import EXIT_INCONCLUSIVE, EXIT_REGRESSION, MeasurementError, UsageError
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def _training(words: Sequence[str], model: str | None, dataset: str | None) -> t
     from harness.programs import python
     from harness.worker import script
 
-    here = Path.cwd()
+    here = current_folder()
     options = ["--model", anchored(model, here), "--dataset", anchored(dataset, here), *words]
     script.parsed(options)
     return python(script.__name__, *options), plain(model)
@@ -175,7 +176,7 @@ def _request(words: Sequence[str], network: Topology, on: str, scenario: str, on
     ]
     return Request(
         command=tuple(words),
-        folder=Path.cwd(),
+        folder=current_folder(),
         environment=dict(os.environ),
         network=network,
         per_node=1,

@@ -51,7 +51,7 @@ def _losses(found: Pilot, styles: dict[str, Look]) -> Drawing:
 
 
 def _paces(found: Pilot, styles: dict[str, Look]) -> Drawing:
-    forecast = Forecast(found.job, found.network, found.per_node)
+    forecast = Forecast(found.job, found.network, found.per_node, found.beyond_s)
     rows = [
         {"label": own.label, "rate_bps": rate_bps, "pace_s": forecast.pace_s(own.method, rate_bps)}
         for own in found.outcomes
@@ -70,7 +70,10 @@ def _paces(found: Pilot, styles: dict[str, Look]) -> Drawing:
     axes.xaxis.set_major_formatter(EngFormatter("bit/s"))
     axes.yaxis.set_major_formatter(EngFormatter("s"))
     axes.set_ylabel("from step to step")
-    caption = "Lines are predicted by the step model, for links that are all alike; points were measured by this pilot."
+    caption = (
+        "Lines are predicted by the step model, with what steps with all-reduces took beyond it here, for links that "
+        "are all alike; points were measured by this pilot."
+    )
     return Drawing("bandwidth", "A step on other links", caption, drawn, table)
 
 

@@ -14,6 +14,7 @@ import os
 import re
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
 
@@ -26,6 +27,7 @@ from harness.errors import MeasurementError, UsageError
 from harness.files import as_name, make_folder
 from harness.messages import Output
 from harness.network.topology import Topology
+from harness.plan.dilation import whole_periods
 from harness.plan.expected import state_of
 from harness.plan.machine import NETWORK_S
 from harness.plugins import file_of
@@ -49,7 +51,7 @@ OF_SESSIONS = re.compile(
 """Variables of the environment that differ from one terminal to the next, and that no training should depend on."""
 
 MOST_LONGER = 5.0
-"""Times the steps of the plain all-reduces that a method with shorter ones makes at most."""
+"""Times the steps of the 32-bit all-reduce that a method with shorter ones makes at most."""
 
 STEPS_OF_PACE = 20
 """Steady steps, at least, that tell the pace of a training whose losses are known."""
@@ -64,6 +66,8 @@ class Bench:
         self._overheads_s: list[float] = []
         self._without_room: dict[str, list[int]] = {}
         self._failed: list[str] = []
+        self._has_skipped = False
+        """Whether methods were not trained with some seed, since dense was not."""
         self.links_changed = False
         """Whether a training does not count because of that."""
         make_folder(request.out)
@@ -75,7 +79,10 @@ class Bench:
             f"{label} ({'seed' if len(own) == 1 else 'seeds'} {', '.join(map(str, own))})"
             for label, own in self._without_room.items()
         ]
-        return [*([f"No room in the budget had {'; '.join(seeds)}."] if seeds else []), *self._failed]
+        found = [*([f"No room in the budget had {'; '.join(seeds)}."] if seeds else []), *self._failed]
+        if self._has_skipped:
+            found.append(f"With seeds that {self._request.plain} lacks no method was trained: nothing compares.")
+        return found
 
     @property
     def passed_s(self) -> float:
@@ -111,10 +118,29 @@ class Bench:
             raise MeasurementError(f"the script cannot be looked at: {why}")
         return job_of(attach.read(folder / FINDINGS), request.methods, found.wall_time_s)
 
+    def in_reach(self, methods: Sequence[MethodSpec]) -> list[MethodSpec]:
+        """Those whose ranks meet twice in the steps that they may make; the others are told as left out."""
+        found = []
+        for method in methods:
+            period = state_of(method).agrees_every
+            if 2 * period <= self._most_steps:
+                found.append(method)
+            else:
+                self._failed.append(
+                    f"{method.label}: its ranks meet every {period} steps, and must meet twice; it makes "
+                    f"{self._most_steps} at most, {MOST_LONGER:g} times --steps."
+                )
+        return found
+
     def train_in_turns(self, found: Found, methods: Sequence[MethodSpec]) -> None:
-        """Train with each method, seed by seed, as long as there is room."""
+        """Train with each method, seed by seed, as long as there is room; with those seeds alone that dense has."""
+        plain = self._request.plain
         for seed in range(self._request.seeds):
             for method in methods:
+                has_dense = any((each.label, each.seed) == (plain, seed) for each in found.trainings)
+                if method.label != plain and not has_dense:
+                    self._has_skipped = True
+                    continue
                 training = self.train(method, seed, found.job)
                 if training is not None:
                     found.trainings.append(training)
@@ -123,11 +149,10 @@ class Bench:
         """The script with a method on the emulated network; None where there is no room, or it failed.
 
         Args:
-            steps: how many; None: as many as the 16-bit all-reduce makes in that time, or what was asked for if that is
-                more.
+            steps: how many; None: as many as fit into the time of what the method must beat, see ``_steps``.
 
         Raises:
-            MeasurementError: it failed as the user has it, without a method.
+            MeasurementError: it failed as the user has it, without a method, on links that stayed what they were.
         """
         is_plain = method.label == self._request.plain
         attachment = Attachment(
@@ -165,7 +190,7 @@ class Bench:
             if found and found.training and len(found.training.curve) >= steps:
                 record = other.relative_to(self._request.out)
                 is_here = found.network == self._request.network.model_dump(mode="json", by_alias=True)
-                return training_of(method, attachment.seed or 0, cut(found, steps), record), is_here
+                return training_of(method, attachment.seed or 0, cut(found, method, steps), record), is_here
         return None
 
     def _made(self, method: MethodSpec, attachment: Attachment, job: Job) -> Training | None:
@@ -183,7 +208,7 @@ class Bench:
         if found.ending == "timed out":
             self._without_room.setdefault(method.label, []).append(seed)
             return None
-        if why and is_plain:
+        if why and is_plain and not found.drift:
             raise MeasurementError(f"the script fails on this network: {why}")
         self.links_changed = self.links_changed or bool(found.drift)
         if why:
@@ -200,10 +225,26 @@ class Bench:
         return training
 
     def _steps(self, method: MethodSpec, job: Job) -> int:
-        known = self._request.forecast(job)
-        shorter = known.pace_s(self._request.method(self._request.sixteen)) / known.pace_s(method)
-        is_plain = method.label in (self._request.plain, self._request.sixteen)
-        return self._request.steps if is_plain else round(self._request.steps * min(MOST_LONGER, max(1.0, shorter)))
+        """As many as fit into the time of what it must beat, and as dense makes at least; in whole periods.
+
+        What the 16-bit all-reduce must beat is dense.
+        """
+        asked, period = self._request, state_of(method).agrees_every
+        if method.label == asked.plain:
+            return asked.steps
+        known, rival = asked.forecast(job), asked.plain if method.label == asked.sixteen else asked.sixteen
+        longer = known.pace_s(asked.method(rival)) / known.pace_s(method)
+        steps = round(asked.steps * min(MOST_LONGER, max(1.0, longer)))
+        return max(2 * period, min(whole_periods(steps, period), self._most_steps // period * period))
+
+    @property
+    def _most_steps(self) -> int:
+        return int(MOST_LONGER * self._request.steps)
+
+    def is_in_budget(self, method: MethodSpec, job: Job) -> bool:
+        """Whether a training would have room if nothing else were run."""
+        budget_s = self._request.budget_s
+        return budget_s is None or self._expected_s(method, job, self._steps(method, job)) <= budget_s
 
     def _expected_s(self, method: MethodSpec, job: Job, steps: int) -> float:
         """What so many steps will take about: as predicted, and the rest as it was until now."""
@@ -243,7 +284,7 @@ class Bench:
         request = self._request
         network, per_node = self._where(unshaped)
         of_training = _digest(
-            provenance.code_digest(),
+            provenance.trial_digest(),
             request.on,
             *(f"{name}={value}" for name, value in sorted(request.environment.items()) if not OF_SESSIONS.match(name)),
             *request.command,
@@ -273,8 +314,9 @@ def files_digest(command: Sequence[str], folder: Path) -> list[str]:
     found = []
     for word in command:
         path = folder / (file_of(word) or word)
-        if len(word) < 4096 and os.path.isfile(path) and path.stat().st_size < 10_000_000:
-            found.append(hashlib.sha256(path.read_bytes()).hexdigest())
+        with suppress(OSError):  # what we may not read, its ranks do not read either
+            if len(word) < 4096 and os.path.isfile(path) and path.stat().st_size < 10_000_000:
+                found.append(hashlib.sha256(path.read_bytes()).hexdigest())
     return found
 
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.errors import MeasurementError
+from harness.plan.expected import state_of
 from harness.record.execution import Execution
 from harness.record.observed import ObservedStep
 from harness.record.pilot import Training
-from harness.run.attached import FIRST_STEADY_STEP, mean_of_known
+from harness.run.attached import FIRST_STEADY_STEP, mean_of_known, means_from
 from harness.scenario.schema import MethodSpec
 
 FEWEST_STEADY = 3
@@ -22,16 +23,18 @@ def training_of(method: MethodSpec, seed: int, found: Execution, record: Path) -
     Raises:
         MeasurementError: it ended before its steady state.
     """
-    seen = found.training
-    if seen is None or seen.step_s is None or seen.exposed_s is None or seen.steady_from_step is None:
+    seen, period = found.training, state_of(method).agrees_every
+    if seen is None or seen.step_s is None or seen.steady_from_step is None:
         steps = seen.steps if seen else 0
         raise MeasurementError(f"{method.label}: the script ended after {steps} steps, before its steady state")
     steady = seen.curve[seen.steady_from_step - 1 :]
-    if len(steady) < FEWEST_STEADY:
+    if len(steady) < max(FEWEST_STEADY, period + 1):
+        meeting = f", and ranks meet every {period} steps" if period > 1 else ""
         raise MeasurementError(
-            f"{method.label}: {seen.steps} steps have no steady state, which begins at step {seen.steady_from_step}"
+            f"{method.label}: {seen.steps} steps are too few: its steady state begins at step "
+            f"{seen.steady_from_step}{meeting}"
         )
-    pace_s = _pace_s(steady)
+    pace_s = _pace_s(steady[(len(steady) - 1) % period :])  # whole periods: ranks meet equally often in each
     memory = [use.peak_memory_bytes for use in found.uses if use.peak_memory_bytes is not None]
     return Training(
         label=method.label,
@@ -41,7 +44,7 @@ def training_of(method: MethodSpec, seed: int, found: Execution, record: Path) -
         pace_s=pace_s,
         lead_s=_lead_s(seen.curve, seen.steady_from_step, pace_s),
         exposed_s=seen.exposed_s,
-        compute_s=seen.step_s - seen.exposed_s,
+        compute_s=seen.step_s - (seen.exposed_s or 0.0),
         encode_s=seen.encode_s,
         decode_s=seen.decode_s,
         sent_bytes=seen.sent_bytes,
@@ -53,12 +56,12 @@ def training_of(method: MethodSpec, seed: int, found: Execution, record: Path) -
     )
 
 
-def cut(found: Execution, steps: int) -> Execution:
+def cut(found: Execution, method: MethodSpec, steps: int) -> Execution:
     """A record as if its training had ended after so many steps; its times are those of all steps."""
     seen = found.training
     assert seen is not None, "nothing was observed"
     curve = seen.curve[:steps]
-    steady = curve[seen.steady_from_step or 0 :]
+    steady = curve[means_from(seen.steady_from_step or 0, len(curve), state_of(method).agrees_every) :]
     shorter = {
         "steps": len(curve),
         "curve": curve,
