@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from harness.workload import optimizers
 from harness.workload import profile as profiles
 from harness.workload.data import DATASETS, Dataset
 from harness.workload.models import MODELS, Model, check_scores
+from harness.workload.operations import WithoutValues
 from harness.workload.profile import Profile
 
 
@@ -42,7 +44,7 @@ def _check_profile(scenario: Scenario, case: Case, field: str) -> None:
     """A profile is of a CPU's workers, and faster than real time is only what this kernel need not time."""
     train = case.train
     if train.known_profile:
-        _check_contents(scenario, train, profiles.read(train.known_profile), field)
+        _check_contents(scenario, train, profiles.read(train.known_profile, f"train.{field}"), field)
     if case.cluster.device != "cpu":
         allowed = f"cpu with train.{field}: the profile's device is what counts"
         raise UsageError.at(scenario.name, "cluster.device", case.cluster.device, allowed)
@@ -58,6 +60,9 @@ def _check_contents(scenario: Scenario, train: Train, profile: Profile, field: s
         found = f"{train.profile}, of {profile.model} with {profile.numel} parameters"
         allowed = f"a profile of {plugins.short(train.model)} (train.model) with {numel(shapes_of(model.name))}"
         raise UsageError.at(scenario.name, f"train.{field}", found, allowed)
+    if train.pace and (lacking := _lacking(profile, model.name)):
+        allowed = f"a profile of each parameter of {plugins.short(train.model)} (train.model); it lacks {lacking}"
+        raise UsageError.at(scenario.name, "train.pace", train.pace, allowed)
     if profile.batch_size != train.batch_size:
         allowed = f"{profile.batch_size}, with which {train.profile} was made"
         raise UsageError.at(scenario.name, "train.batch_size", train.batch_size, allowed)
@@ -67,6 +72,23 @@ def _check_contents(scenario: Scenario, train: Train, profile: Profile, field: s
     if profile.autocast != train.autocast:
         allowed = f"{profile.autocast or NONE}, as {train.profile} was made"
         raise UsageError.at(scenario.name, "train.autocast", train.autocast or NONE, allowed)
+
+
+def _lacking(profile: Profile, model: str) -> str | None:
+    """A parameter of a model that a profile lacks: workers that are paced ask it by names when gradients are ready.
+
+    Replays do not: their parameters are the profile's own.
+    """
+    known = {(gradient.parameter, gradient.shape) for gradient in profile.gradients}
+    lacking = (each for each in _parameters_of(model) if each not in known)
+    return next((f"{name} of shape {shape}" for name, shape in lacking), None)
+
+
+@cache
+def _parameters_of(model: str) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of all parameters. Nothing is allocated."""
+    with torch.device("meta"), WithoutValues():
+        return [(name, tuple(weight.shape)) for name, weight in MODELS[model].build().named_parameters()]
 
 
 def _check_replay(scenario: Scenario, case: Case) -> None:

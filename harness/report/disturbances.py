@@ -20,12 +20,14 @@ ALIKE = 1.1
 def notes_on_disturbances(
     cases: Sequence[CaseResult], attempts: pd.DataFrame, provenance: Sequence[Mapping[str, Any]]
 ) -> list[str]:
-    """A sentence for each trial that was disturbed or too fast, and for each way in which the whole run was."""
+    """A sentence for each trial that was disturbed or too fast, for each case whose links would hide that, and for each
+    way in which the whole run was."""
     disturbed = attempts[attempts["disturbed_share"] > MOST_DISTURBED]
     by_trial = {str(trial_id): own for trial_id, own in disturbed.groupby("trial_id")}
     return [
         *(note for case in cases for note in _notes_on_case(case, by_trial)),
         *(note for case in cases for note in _notes_on_trials_too_fast(case)),
+        *(note for case in cases for note in _notes_on_steps_not_judged(case)),
         *_notes_on_time_lost(attempts),
         *_notes_on_cpus(attempts, provenance),
         *_notes_on_machines(cases, attempts),
@@ -43,6 +45,17 @@ def _notes_on_trials_too_fast(case: CaseResult) -> Iterator[str]:
     calm = ~(case.trials["disturbed_share"] > MOST_DISTURBED)
     for trial in case.trials[calm & case.trials["status"].isin(LEARNT) & case.trials["reason"].notna()].itertuples():
         yield f"Unsure: {trial.label}, round {trial.round} ({case.title}): {trial.reason}. {_fate(trial)}"
+
+
+def _notes_on_steps_not_judged(case: CaseResult) -> Iterator[str]:
+    """Of a case in which no step can be found to be far out."""
+    learnt = case.trials[case.trials["status"].isin(LEARNT)]
+    looked = learnt["usable_cpus"].notna().any()  # not at trials of runs from before steps were judged
+    if looked and learnt["disturbed_share"].isna().all():
+        yield (
+            f"Not judged: {case.title}: links that change, lose or disturb packets, or jitter make single steps long "
+            "by themselves. A worker that stood still is not told from that: what it took stays in all times."
+        )
 
 
 def _told(attempt: Mapping[Any, Any]) -> str:

@@ -210,13 +210,14 @@ def _notes_on_times(case: CaseResult) -> list[str]:
     """Where this machine was too slow, and where too little was timed."""
     notes = []
     taken_off = {result.label for result in _dilated(case)}
+    remedy = "; a greater dilation (train.dilation, or auto) takes that away" if case.rate_bps else ""
     for result in case.methods:
         if result.label in taken_off:
             continue
         if (overrun := result.mean("overrun_s_per_step") / result.mean("step_time_median_s")) > OVERRUN:
             notes.append(
                 f"{result.label} ({case.title}): for up to {100 * overrun:.0f} % of a step this machine was slower "
-                "than the profile's device; a greater dilation (train.dilation, or auto) takes that away."
+                f"than the profile's device{remedy}."
             )
     notes += _notes_on_dilations(case) + _notes_on_seeds(case)
     if short := [result.label for result in case.methods if len(result.done) and not result.samples_per_s]:

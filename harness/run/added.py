@@ -101,9 +101,23 @@ def added_within(outcome: Outcome, trial: Trial) -> Added | None:
         return None
     far = range(look.from_step, look.from_step + look.steps)
     near = [*range(far.start - look.beside, far.start), *range(far.stop, far.stop + look.beside)]
-    step_s = outcome.step_s
-    near_s, far_s = ([step_s[step] for step in steps] for steps in _of_one_kind(outcome, trial, near, far))
+    settled, step_s = _settled(outcome, trial, near, far), outcome.step_s
+    near_s, far_s = ([step_s[step] for step in steps] for steps in _of_one_kind(outcome, trial, *settled))
     return added(near_s, trial.dilation, far_s, look.dilation)
+
+
+def _settled(
+    outcome: Outcome, trial: Trial, near: Sequence[int], far: Sequence[int]
+) -> tuple[Sequence[int], Sequence[int]]:
+    """Those steps with which the trial did not go on from a checkpoint, in whole periods; all where few are left."""
+    period, unsettled = state_of(trial.method).agrees_every, outcome.resumed_with
+
+    def without(steps: Sequence[int]) -> list[int]:
+        periods = (steps[first : first + period] for first in range(0, len(steps), period))
+        return [step for each in periods if unsettled.isdisjoint(each) for step in each]
+
+    left = without(near), without(far)
+    return left if min(map(len, left)) >= FEWEST else (near, far)
 
 
 def _of_one_kind(

@@ -25,17 +25,19 @@ from harness.errors import MeasurementError, UsageError
 from harness.files import NoRoomError, UnwritableError, write_whole
 from harness.plan import estimate
 from harness.plan.dilation import AIM, CALM, LADDER, LITTLE, Dilation, look, probed_at, rung, tolerated
-from harness.plan.expected import state_of
+from harness.plan.expected import state_of, wire_bytes
 from harness.plan.status import UNSETTLED_STEPS
 from harness.plan.trial import Trial
 from harness.run.added import Added, added_within
 from harness.run.outcome import Outcome
-from harness.run.probe import Prober, metered_s, without_warmup
+from harness.run.probe import Prober, at_their_fastest, metered_s, without_warmup
 from harness.scenario.schema import Case, MethodSpec
 from harness.scenario.section import in_words
 
 OTHERS = 3
 """So many methods must have been found to need more than is usual before all are taken to do so."""
+
+DENSE = MethodSpec(name="dense", label="dense", lr=None)
 
 
 @dataclass(frozen=True)
@@ -113,11 +115,22 @@ class Dilations:
         if trial.found is None:
             return None
         if within := self.added_to(trial, outcome):
-            outcome.take_off(within.added_s, trial.found)
+            outcome.take_off(within.added_s, trial.found, self._added_before_steady(trial, within.added_s))
             return self._learn(trial, within)
         found = self._found[_key(trial)]
-        outcome.take_off(found.added_s, trial.found)
+        outcome.take_off(found.added_s, trial.found, self._added_before_steady(trial, found.added_s))
         return self._why_probes_were_wrong(trial, outcome, found)
+
+    def _added_before_steady(self, trial: Trial, added_s: float) -> list[float]:
+        """What this machine adds to each step of a warm-up, none of which is looked at, in real seconds.
+
+        To a step that sends as much as dense ones it adds what was found of those, else what it adds to later ones.
+        """
+        dense = self._found.get(_key(trial.model_copy(update={"method": DENSE})))
+        dense_bytes, added_to_dense_s = wire_bytes(trial.case, DENSE), dense.added_s if dense else added_s
+        steps = range(min(state_of(trial.method).steady_from_step, trial.case.train.steps))
+        sent_bytes = (wire_bytes(trial.case, trial.method, step) for step in steps)
+        return [added_to_dense_s if each == dense_bytes else added_s for each in sent_bytes]
 
     def _learn(self, trial: Trial, within: Added) -> str | None:
         """Choose for the next trial of this kind; why this one is to be run again, if it is."""
@@ -162,7 +175,10 @@ class Dilations:
             return None
         baseline = trial.model_copy(update={"method": self._baseline})
         real_s = max(dilation * step_s, self._likely(baseline) * estimate.steady_s(baseline))
-        return Dilation(steady=dilation, phases=estimate.phases(trial, dilation, real_s), look=looked)
+        phases = estimate.phases(trial, dilation, real_s)
+        if trial.expected.topology.needs_netem:  # its timers know real time alone
+            phases = tuple(each.model_copy(update={"dilation": max(1.0, each.dilation)}) for each in phases)
+        return Dilation(steady=dilation, phases=phases, look=looked)
 
     def _likely(self, trial: Trial) -> float:
         """What was found, else a guess, by what is usual and what others were found to need."""
@@ -208,7 +224,8 @@ class Dilations:
 
     def _carried(self, trial: Trial, dilation: float) -> float:
         """The least dilation, from this one on, at which the cluster carries the trial's links."""
-        topology, resources = trial.expected.thinned, trial.case.cluster.resources
+        fastest = trial.model_copy(update={"case": at_their_fastest(trial.case)})
+        topology, resources = fastest.expected.thinned, trial.case.cluster.resources
         for each in (each for each in LADDER if each >= dilation):
             try:
                 self._cluster.check(topology.slowed(each), resources)

@@ -7,7 +7,7 @@ import itertools
 import math
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from harness.messages import Events, Exit, Failed, LinksChanged, Log, Message, QueuesSeen, QueueUse, Trained
@@ -15,7 +15,7 @@ from harness.network.addresses import worker_number
 from harness.network.readings import Readings
 from harness.plan.dilation import Dilation
 from harness.plan.expected import wire_bytes
-from harness.plan.status import DISTURBED, DONE, TIMEOUT, Status
+from harness.plan.status import DISTURBED, DONE, TIMEOUT, UNSETTLED_STEPS, Status
 from harness.plan.trial import Trial
 from harness.programs import how_it_ended
 from harness.record.row import Event
@@ -96,6 +96,11 @@ class Outcome:
         return [event.step for event in self.events if event.kind == RESUMED]
 
     @property
+    def resumed_with(self) -> set[int]:
+        """The steps with which it went on each time, which have not settled."""
+        return {step for first in self.resumed_at for step in range(first, first + UNSETTLED_STEPS)}
+
+    @property
     def is_over(self) -> bool:
         """Whether nothing is to go on: it has ended by itself, or fell over at once where it went on."""
         fell = self.status == "crashed" and self.steps_seen == self.resumed_from
@@ -108,10 +113,10 @@ class Outcome:
                 rank = worker_number(message.node)
                 rows = [Event(rank, *row) for row in message.rows]
                 self.events.extend(rows)
-                if rank == 0 and rows:
-                    self.steps_seen = rows[-1].step + 1
-                    if steps_s := [row.value for row in rows if row.kind == "step_s"]:  # others evaluate
-                        watch(_progress(trial, self.steps_seen, steps_s))
+                steps = [row for row in rows if row.kind == "step_s"]  # what evaluations find is of the next step
+                if rank == 0 and steps:
+                    self.steps_seen = steps[-1].step + 1
+                    watch(_progress(trial, self.steps_seen, [step.value for step in steps]))
             case Trained():
                 self.results[worker_number(message.node)] = message
                 self.queues[message.node] = message.queues
@@ -151,10 +156,14 @@ class Outcome:
             for step in range(len(self.step_s))
         ]
 
-    def take_off(self, added_s: float, slowing: Dilation) -> None:
+    def take_off(self, added_s: float, slowing: Dilation, before_s: Sequence[float] = ()) -> None:
         """Take real seconds that this machine added to each step off all times: of steps, and of training clocks.
 
         Events of no rank, changes of links, are on rank 0's clock.
+
+        Args:
+            added_s: what it added to a step of the steady state.
+            before_s: what it added to each step before that.
         """
         self.added_s = added_s
         ends_s: dict[int, list[float]] = {}
@@ -162,7 +171,7 @@ class Outcome:
             if event.kind == "step_s":
                 ends_s.setdefault(event.rank, []).append(event.time_s)
         steps = max(map(len, ends_s.values()), default=0)
-        off_s = [added_s / slowing.at(step) for step in range(steps)]
+        off_s = [(before_s[step] if step < len(before_s) else added_s) / slowing.at(step) for step in range(steps)]
         until_s = list(itertools.accumulate(off_s, initial=0.0))
         self.events = [_earlier(event, off_s, until_s, ends_s[max(event.rank, 0)]) for event in self.events]
         self.results = {

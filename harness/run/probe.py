@@ -15,7 +15,9 @@ from harness.plan.trial import Trial
 from harness.record.row import Event
 from harness.run.added import Added, added
 from harness.run.outcome import Outcome
-from harness.scenario.schema import MethodSpec
+from harness.scenario.limits import MOST_TRACE_S
+from harness.scenario.links import Trace
+from harness.scenario.schema import Case, MethodSpec
 
 
 class Prober:
@@ -58,7 +60,10 @@ class _Probe(NamedTuple):
 
 def metered_s(outcome: Outcome) -> float:
     """What workers metered of their lateness in a steady step of a trial, in the mean."""
-    return _together(_steady_steps(outcome)).overrun_s
+    steps, unsettled = _steady_steps(outcome), outcome.resumed_with
+    first = outcome.results[0].steady_from_step
+    settled = [each for step, each in enumerate(steps, start=first) if step not in unsettled]
+    return _together(settled or steps).overrun_s
 
 
 class _Step(NamedTuple):
@@ -86,17 +91,39 @@ def _together(steps: list[_Step]) -> _Probe:
 
 
 def _short(trial: Trial, steps: int, slowing: Dilation) -> Trial:
-    """The trial without its warm-up, with at least so many steady steps."""
+    """The trial without its warm-up, with at least so many steady steps, on links that stay as they are."""
     method = without_warmup(trial.method)
     state = state_of(method)
     wanted = max(state.steady_from_step, UNSETTLED_STEPS) + steps
     total = whole_periods(wanted, state.agrees_every)
     train = trial.case.train.model_copy(update={"steps": total, "eval_every": total, "target": None})
-    case = trial.case.model_copy(update={"train": train})
+    case = at_their_fastest(trial.case).model_copy(update={"train": train})
     return trial.model_copy(update={"case": case, "method": method, "found": slowing, "is_probe": True})
 
 
+def at_their_fastest(case: Case) -> Case:
+    """The case with links that stay as fast as they ever become, where they change.
+
+    So all short trials have the same ones, and what this machine adds is a greater share of no step of the trial.
+    The slowest rate, which comes into force when a short trial has long ended, says how long segments may be.
+    """
+    if case.link.trace is None:
+        return case
+    rows = sorted(case.link.trace.rows, key=lambda row: row.rate_bps)
+    fastest, slowest = rows[-1].model_copy(update={"t_s": 0.0}), rows[0].model_copy(update={"t_s": MOST_TRACE_S})
+    link = case.link.model_copy(update={"trace": Trace(rows=(fastest, slowest))})
+    return case.model_copy(update={"link": link})
+
+
 def without_warmup(method: MethodSpec) -> MethodSpec:
-    """The method as it is in its steady state. Every parameter of a warm-up is a number of steps."""
+    """The method as it is in its steady state; one that needs its warm-up keeps it.
+
+    Every parameter of a warm-up is a number of steps.
+    """
     names = method_named(method.name).State.warmup_parameters
-    return method.model_copy(update={"params": {**method.params, **dict.fromkeys(names, 0)}})
+    without = method.model_copy(update={"params": {**method.params, **dict.fromkeys(names, 0)}})
+    try:
+        state_of(without)
+    except ValueError:
+        return method
+    return without

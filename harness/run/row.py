@@ -17,7 +17,7 @@ from harness.plan.status import ACCURACY, UNSETTLED_STEPS
 from harness.plan.trial import Trial
 from harness.plugins import short
 from harness.provenance import code_digest, commit, machine
-from harness.record.far_out import far_out
+from harness.record.far_out import FIRST_S, far_out
 from harness.record.row import TrialRow
 from harness.record.steady import is_long_enough, settling_steps
 from harness.record.store import WORKLOAD_COLUMNS
@@ -237,9 +237,22 @@ def _disturbance(trial: Trial, outcome: Outcome, steady_from: int, unsettled: Co
     if trial.expected.topology.is_uneven:
         return {}
     step_s, kinds = outcome.step_s, outcome.kinds_of_steps(trial)
-    judged = [step for step in range(len(step_s)) if step not in unsettled]
-    found = far_out([step_s[step] for step in judged], [kinds[step] for step in judged], steady_from)
+    begun = {begin + step for begin in (0, *outcome.resumed_at) for step in range(UNSETTLED_STEPS)}
+    first = {step: FIRST_S / trial.slowing.at(step) for step in begun if step < len(step_s)}
+    own_s = _of_all_workers(outcome, first)
+    judged_s = [seconds - own_s.get(step, 0.0) for step, seconds in enumerate(step_s)]
+    found = far_out(judged_s, kinds, steady_from, first, {*unsettled} - {*first})
     return {"far_out_steps": found.steps, "disturbed_share": found.extra_s / sum(step_s) if found.steps else 0.0}
+
+
+def _of_all_workers(outcome: Outcome, steps: Collection[int]) -> dict[int, float]:
+    """What every worker took for itself in each of these steps, at least: all but its communication."""
+    own_s: dict[int, dict[int, float]] = {step: {} for step in steps}
+    for event in outcome.events:
+        if event.step in steps and (sign := {"step_s": 1, "comm_s": -1}.get(event.kind)):
+            of_ranks = own_s[event.step]
+            of_ranks[event.rank] = of_ranks.get(event.rank, 0.0) + sign * event.value
+    return {step: min(of_ranks.values()) for step, of_ranks in own_s.items()}
 
 
 def _learnt(trial: Trial, outcome: Outcome) -> dict[str, Any]:

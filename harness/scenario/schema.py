@@ -170,8 +170,9 @@ class Train(Section):
     dilation: Annotated[float | None, BeforeValidator(_read_dilation), PlainSerializer(_dilation_as_text)] = None
     """With ``pace`` or ``replay``: links, delays and the profile's device are so many times slower than what is said
     here, and all times are divided by it before they are told. So a machine can carry rates that are beyond it. Below 1
-    all is faster than real time, for links without a delay. None, which files write ``auto``: the run finds the least
-    one for each method, by short trials (``run/dilation.py``); where time cannot be dilated it is 1."""
+    all is faster than real time, on links without delay or loss. None, which files write ``auto``: the run finds the
+    least one for each method, by steps that run slower still, or by short trials (``run/dilation.py``); where time
+    cannot be dilated it is 1."""
     most_added: float = Field(0.05, ge=0.01, le=0.2)
     """Where a run finds dilations: share of a step that this machine may add to it. It is measured, to a fifth of this
     or 1 % of the step, and taken off. The more it may be, the sooner a run is done, and the wider its intervals are."""

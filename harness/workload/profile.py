@@ -230,28 +230,31 @@ def split(name_or_path: str) -> tuple[str, int]:
     return (found[1], int(found[2])) if found else (name_or_path, 100)
 
 
-def find(name_or_path: str) -> Path:
+def find(name_or_path: str, field: str = "train.replay") -> Path:
     """The file of a profile: of one that comes with pacbench, or at a path that ends in ``.json``.
+
+    Args:
+        field: where it is named.
 
     Raises:
         UsageError: there is none.
     """
-    name_or_path, _ = split(name_or_path)
-    path = Path(name_or_path) if name_or_path.endswith(".json") else available().get(name_or_path)
+    name, _ = split(name_or_path)
+    path = Path(name) if name.endswith(".json") else available().get(name)
     if path is None or not path.is_file():
         known = ", ".join(available()) or "none come with pacbench"
-        raise UsageError.at("scenario", "train.replay", name_or_path, f"a profile's .json file, or a name ({known})")
+        raise UsageError.at("scenario", field, name_or_path, f"a profile's .json file, or a name ({known})")
     return path
 
 
 @cache
-def read(name_or_path: str) -> Profile:
+def read(name_or_path: str, field: str = "train.replay") -> Profile:
     """A profile, by its name or file; with ``@50%`` behind it, for who has half of its device.
 
     Raises:
         UsageError: there is none, or it is not one of this version's.
     """
-    path, (_, percent) = find(name_or_path), split(name_or_path)
+    path, (_, percent) = find(name_or_path, field), split(name_or_path)
     try:
         content = json.loads(read_given(path))
     except (OSError, ValueError, RecursionError) as error:

@@ -138,3 +138,12 @@ def test_killed_trainings_go_on_to_the_last_bit(
     columns = ["trial_id", "rank", "step", "kind", "value"]
     same = [learnt(*each)[columns].reset_index(drop=True) for each in ((store, resumed), (whole, trained))]
     pd.testing.assert_frame_equal(*same, check_exact=True)
+
+
+def test_a_checkpoint_and_an_evaluation_after_each_step_suit_a_dilation_that_is_found(
+    run_scenario: RunScenario,
+) -> None:
+    often = ["train.save_every=1", "train.eval_every=1", "train.steps=16", "baseline_16bit=dense"]
+    trials = run_scenario("quickstart", often, ["dense"]).trials()
+    assert trials["label"].tolist() == ["dense"]
+    assert trials["added_s_per_step"].notna().all()

@@ -13,6 +13,10 @@ from harness.workload.profile import Profile
 SHAPES = ((10,), (10, 448), (448,), (448, 512), (128, 64, 3, 3), (128,), (64, 1, 3, 3), (64,))
 
 
+NAMES = [f"classifier.{layer}.{part}" for layer in (3, 1) for part in ("bias", "weight")]
+NAMES += [f"features.{layer}.{part}" for layer in (3, 0) for part in ("weight", "bias")]
+
+
 READY_S = (0.001, 0.001, 0.002, 0.002, 0.011, 0.011, 0.015, 0.015)
 
 
@@ -29,8 +33,8 @@ def profile(**changes: Any) -> Profile:
         "backward_s": 0.016,
         "optimizer_s": 0.001,
         "gradients": [
-            {"parameter": f"p{place}", "shape": shape, "ready_s": ready_s}
-            for place, (shape, ready_s) in enumerate(zip(SHAPES, READY_S, strict=True))
+            {"parameter": name, "shape": shape, "ready_s": ready_s}
+            for name, shape, ready_s in zip(NAMES, SHAPES, READY_S, strict=True)
         ],
         "codecs": [
             {"method": "dense", "params": {}, "workers": 4}

@@ -18,19 +18,21 @@ from harness.cluster.fake import ADDED_S, FakeCluster, recite
 from harness.errors import MeasurementError, UsageError
 from harness.files import NoRoomError
 from harness.messages import Events, Message, Trained
+from harness.network.readings import Readings
 from harness.network.topology import Topology
+from harness.plan import estimate
 from harness.plan.dilation import AIM, LADDER, Look, look, tolerated
-from harness.plan.plan import Plan
+from harness.plan.plan import Plan, make
 from harness.plan.trial import Trial
 from harness.record.row import Event
 from harness.record.store import Store
 from harness.report import facts
 from harness.run import dilation, execute
-from harness.run.added import Added, _difference, added
+from harness.run.added import Added, _difference, _settled, added
 from harness.run.dilation import Dilations
-from harness.run.outcome import Ended, Outcome
+from harness.run.outcome import NO_RANK, RESUMED, Ended, Outcome
 from harness.scenario.load import load
-from harness.scenario.schema import NO_LIMITS, Resources
+from harness.scenario.schema import NO_LIMITS, MethodSpec, Resources
 
 TRUE_S = 0.2
 
@@ -43,6 +45,8 @@ class Machine:
 
     def __init__(self, added_s: float, noise_s: float = 0.0, rounds_of: int = 0, spread_s: float = 0.0) -> None:
         self.added_s, self.noise_s, self.spread_s = added_s, noise_s, spread_s
+        self.added_to_dense_s = added_s
+        """What it adds to each step of a warm-up, if that is dense."""
         self.rounds_of = rounds_of
         """Of a method that chooses: once in so many steps it tries what sends four times the bytes."""
         self.ran: list[Trial] = []
@@ -52,11 +56,12 @@ class Machine:
         self.ran.append(trial)
         outcome = Outcome()
         outcome.results[0] = next(message for message in recite(trial) if isinstance(message, Trained))
-        clock_s, steps = 0.0, trial.case.train.steps
+        clock_s, steps, warm_up = 0.0, trial.case.train.steps, trial.method.params.get("warmup_steps", 0)
         for step in range(steps):
-            late_s = (self.added_s + self._dice.gauss(0.0, self.noise_s)) / trial.slowing.at(step)
+            added_s = self.added_s if step >= warm_up else self.added_to_dense_s
+            late_s = (added_s + self._dice.gauss(0.0, self.noise_s)) / trial.slowing.at(step)
             tries = 4 if self.rounds_of and step % self.rounds_of == 0 else 1
-            true_s = tries * TRUE_S + self._dice.gauss(0.0, self.spread_s)
+            true_s = tries * TRUE_S * _times_slower(trial, clock_s) + self._dice.gauss(0.0, self.spread_s)
             told = {"step_s": true_s + late_s, "overrun_s": self.added_s / 10 / trial.slowing.at(step)}
             clock_s += told["step_s"]
             for kind, value in (told | ({"formula_bytes": tries * 1e6} if self.rounds_of else {})).items():
@@ -65,6 +70,12 @@ class Machine:
         outcome.steps_seen = steps
         outcome.results[0] = dataclasses.replace(outcome.results[0], train_time_s=clock_s)
         return outcome
+
+
+def _times_slower(trial: Trial, clock_s: float) -> float:
+    """How many times slower links are by now than they become at best."""
+    trace = trial.case.link.trace
+    return max(row.rate_bps for row in trace.rows) / trace.at(clock_s).rate_bps if trace else 1.0
 
 
 def a_trial(folder: Path, *overrides: str, label: str = "dense") -> Trial:
@@ -139,6 +150,50 @@ def test_what_is_taken_off_leaves_the_training_clock_as_it_would_be(tmp_path: Pa
     assert outcome.results[0].train_time_s == pytest.approx(ends_s[-1])
     (evaluation,) = (event for event in outcome.events if event.kind == "accuracy")
     assert evaluation.time_s == pytest.approx(TRUE_S * evaluation.step)
+
+
+@pytest.mark.parametrize("dense_was_found", [True, False])
+def test_what_is_taken_off_a_dense_warm_up_was_found_of_dense_steps_if_it_was(
+    tmp_path: Path, dense_was_found: bool
+) -> None:
+    dense, machine = Machine(added_s=4e-3), Machine(added_s=20e-3)
+    found = dilations(tmp_path, machine)
+    if dense_was_found:
+        run_until_it_counts(found, a_trial(tmp_path), dense)
+        machine.added_to_dense_s = dense.added_s
+    trial, outcome = run_until_it_counts(found, a_trial(tmp_path, label="pactrain-fp32"), machine)
+    assert outcome.step_s == pytest.approx([TRUE_S] * trial.train.steps)
+    assert outcome.added_s == pytest.approx(machine.added_s)
+
+
+@pytest.mark.parametrize("within", [True, False])
+@pytest.mark.parametrize("place", [-1, 1])
+def test_steps_with_which_a_trial_went_on_say_nothing_of_what_a_machine_adds(
+    tmp_path: Path, within: bool, place: int
+) -> None:
+    machine = Machine(added_s=4e-3)
+    found = dilations(tmp_path, machine, FakeCluster() if within else fixed_links())
+    trial = found.settle(a_trial(tmp_path))
+    outcome = machine(trial)
+    at = place + (trial.slowing.look.from_step if trial.slowing.look else trial.train.steps // 2)
+    outcome.events = [
+        event._replace(value=event.value + 1.0 * (event.step in (at, at + 1) and event.kind in ("step_s", "overrun_s")))
+        for event in outcome.events
+    ]
+    outcome.events.append(Event(NO_RANK, at, 0.0, RESUMED, float(at)))
+    assert found.take_off(trial, outcome) is None
+    assert outcome.added_s == pytest.approx(machine.added_s)
+
+
+def test_of_a_method_that_sends_once_in_a_period_no_part_of_one_is_left_out(tmp_path: Path) -> None:
+    seldom = MethodSpec(name="local_sgd", label="local_sgd", params={"period": 4}, lr=None)
+    trial, outcome = a_trial(tmp_path).model_copy(update={"method": seldom}), Outcome()
+    near, far = [*range(8, 16), *range(24, 32)], range(16, 24)
+    assert _settled(outcome, trial, near, far) == (near, [*far])
+    outcome.events.append(Event(NO_RANK, 15, 0.0, RESUMED, 15.0))
+    assert _settled(outcome, trial, near, far) == ([8, 9, 10, 11, *range(24, 32)], [20, 21, 22, 23])
+    outcome.events.append(Event(NO_RANK, 22, 0.0, RESUMED, 22.0))
+    assert _settled(outcome, trial, near, far) == (near, far), "else nothing slower would be left"
 
 
 def test_a_machine_that_adds_little_runs_faster_than_real_time_and_no_faster_than_it_can(tmp_path: Path) -> None:
@@ -319,6 +374,30 @@ def _segments(topology: Topology) -> str:
     return up.partition("gso_max_segs")[2]
 
 
+def test_a_network_of_its_own_is_measured_again_before_another_takes_its_place(tmp_path: Path) -> None:
+    """Trials of one dilation, of which one looks at steps that are four times slower, and one at twice as slow ones."""
+    seen: list[str] = []
+
+    class Listening(FakeCluster):
+        def use(self, topology: Topology, resources: Resources = NO_LIMITS) -> Readings:
+            seen.append(f"slowed by {topology.slows_by:g}")
+            return super().use(topology, resources)
+
+        def verify(self) -> Readings:
+            seen.append("measured again")
+            return super().verify()
+
+    plan = replayed(Path(written(tmp_path / "p.json")), "rounds=1")
+    plan = plan.only(lambda trial: trial.method.label in ("dense", "topk", "dgc"))
+    store = Store.create(tmp_path / "run", plan.scenario)
+    known = dilations(store.folder, Machine(0.0))
+    for trial in plan.trials:
+        known._keep(trial, 4.0, Added(estimate.steady_s(trial), ADDED_S, 0.0))
+    execute.run(plan, store, Listening(), lambda _: None, lambda *_: None)
+    assert set(store.trials()["trial_dilation"]) == {4.0}
+    assert seen == ["slowed by 2", "measured again", "slowed by 4", "slowed by 4", "measured again"]
+
+
 def test_where_steps_are_too_few_none_run_slower_still() -> None:
     assert look(first=2, end=5, dilation=1.0, step_s=0.1) is None
     assert look(first=2, end=8, dilation=1.0, step_s=0.1) == Look(from_step=4, steps=2, dilation=4.0, beside=2)
@@ -336,6 +415,67 @@ def test_short_trials_have_no_warm_up_and_evaluate_nothing(tmp_path: Path) -> No
     assert {trial.method.params["warmup_steps"] for trial in machine.ran if trial.method.label == "dgc"} == {0}
 
 
+def test_short_trials_on_links_that_change_have_them_at_their_fastest(tmp_path: Path) -> None:
+    """Else one of them would see more of the changes than the other, and these be what the machine adds."""
+    (tmp_path / "x.csv").write_text("t_s,rate_bps\n0,500000000\n1,1000000000\n4,50000000\n")
+    machine = Machine(added_s=4e-3)
+    found = dilations(tmp_path, machine)
+    trial = found.settle(a_trial(tmp_path, f"link.trace={tmp_path / 'x.csv'}"))
+    assert {each.case.link.pipe("w0", "up").rate_bps for each in machine.ran} == {10**9}
+    assert len({_segments(each.network) for each in (trial, *machine.ran)}) == 1
+    outcome = machine(trial)
+    assert found.take_off(trial, outcome) is None
+    assert outcome.added_s == pytest.approx(machine.added_s)
+
+
+NEEDS_ITS_WARM_UP = '''
+"""Needy: an all-reduce that cannot be without its first steps."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from baselines import MethodState, parameters
+from baselines._state import numel, ring_all_reduce_bytes
+
+LABEL, COLOR, MARKER = "Needy", "#112233", "o"
+
+
+@parameters
+class State(MethodState):
+    """What it keeps.
+
+    Args:
+        patience: its first steps.
+    """
+
+    warmup_parameters = ("patience",)
+
+    patience: Annotated[int, Field(ge=2)] = 8
+
+    @property
+    def steady_from_step(self):
+        return self.patience
+
+    def wire_bytes(self, shapes, world_size, step=None):
+        return ring_all_reduce_bytes(4 * numel(shapes), world_size)
+
+
+def needy_hook(state, bucket):
+    raise NotImplementedError
+'''
+
+
+def test_short_trials_of_a_method_that_needs_its_warm_up_have_it(tmp_path: Path) -> None:
+    (tmp_path / "needy.py").write_text(NEEDS_ITS_WARM_UP)
+    needy = MethodSpec(name=f"{tmp_path / 'needy.py'}:needy", label="needy", params={"patience": 5}, lr=None)
+    machine = Machine(added_s=4e-3)
+    trial = dilations(tmp_path, machine, fixed_links()).settle(a_trial(tmp_path).model_copy(update={"method": needy}))
+    assert trial.found
+    assert machine.ran
+    assert all(each.method == needy and each.train.steps > 5 for each in machine.ran)
+
+
 def test_a_warm_up_runs_less_slowed_where_its_steps_are_longer(tmp_path: Path) -> None:
     machine = Machine(added_s=0.05)
     found = dilations(tmp_path, machine)
@@ -350,6 +490,17 @@ def test_a_warm_up_runs_less_slowed_where_its_steps_are_longer(tmp_path: Path) -
     assert trial.slowing.at(0) == phases[0].dilation
     assert trial.slowing.at(8) == trial.slowing.at(999) == trial.dilation
     assert not found.settle(a_trial(tmp_path, label="topk")).slowing.phases
+
+
+def test_no_part_of_a_warm_up_is_faster_than_netems_timers(tmp_path: Path) -> None:
+    scenario, cluster = load("edge-100m", ["link.rate=10mbit", "baseline=bf16"]), FakeCluster()
+    cluster.machine = cluster.machine._replace(cpu_count=2)
+    bf16 = next(method for method in scenario.methods if method.label == "bf16")
+    found = Dilations(tmp_path / "dilations.json", cluster, bf16, Machine(0.0))
+    warmed_up = [trial for trial in make(scenario, "fake").trials if trial.method.name == "pactrain"]
+    slowings = [found.settle(trial).slowing for trial in warmed_up]
+    assert all(slowing.phases for slowing in slowings)
+    assert {slowing.phases[0].dilation for slowing in slowings} == {1.0}
 
 
 @pytest.mark.parametrize("within", [True, False])
@@ -387,6 +538,12 @@ def test_links_are_as_slow_as_the_cluster_needs(tmp_path: Path) -> None:
     (tmp_path / "dilations.json").unlink(missing_ok=True)
     with pytest.raises(UsageError, match=r"link\.rate: found \d+; allowed: up to 1000"):
         dilations(tmp_path, Machine(1e-3), Narrow(1000)).settle(trial)
+
+
+def test_links_that_change_are_as_slow_as_the_cluster_needs_for_the_fastest_of_them(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("t_s,rate_bps\n0,10000000\n1,100000000\n")
+    trial = a_trial(tmp_path, f"link.trace={tmp_path / 'x.csv'}")
+    assert dilations(tmp_path, Machine(1e-3), Narrow(40_000_000)).settle(trial).dilation == 3.0
 
 
 def test_where_time_cannot_be_slowed_nothing_is_looked_for_and_nothing_taken_off(tmp_path: Path) -> None:
@@ -510,6 +667,23 @@ def test_a_trial_ends_early_by_what_decides_at_its_end(tmp_path: Path) -> None:
     plan = replayed(Path(written(tmp_path / "p.json")), "rounds=3", "train.steps=40")
     recited(tmp_path, plan, FakeCluster(restless), lambda _, __, reason: reasons.append(reason))
     assert not any(reasons)
+
+
+def test_evaluations_after_each_step_are_none_of_the_steps_that_are_looked_at(tmp_path: Path) -> None:
+    def told_at_once(trial: Trial) -> Iterator[Message]:
+        """What a step measured, and the evaluation after it: as where a checkpoint is made after each."""
+        for message in recite(trial):
+            if isinstance(message, Events):
+                for made in range(1, trial.train.steps + 1):
+                    rows = [row for row in message.rows if row[0] + (row[2] not in ("accuracy", "test_loss")) == made]
+                    yield dataclasses.replace(message, rows=rows)
+            else:
+                yield message
+
+    plan = replayed(Path(written(tmp_path / "p.json")), "rounds=1", "train.eval_every=1")
+    store = recited(tmp_path, plan, FakeCluster(told_at_once))
+    assert set(store.trials()["trial_id"]) == {trial.id for trial in plan.trials}
+    assert set(store.trials()["status"]) == {"done"}
 
 
 def test_a_scenario_that_says_a_number_gets_it(tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ from harness.analysis.cases import case_results
 from harness.analysis.trials import leave_out_disturbed
 from harness.cluster.fake import FakeCluster, Script, recite
 from harness.messages import Events, Message
+from harness.network.addresses import worker_name
 from harness.plan.plan import Plan, make
+from harness.plan.status import UNSETTLED_STEPS
 from harness.plan.trial import Trial
 from harness.record.store import Store
 from harness.report import facts
@@ -31,17 +33,22 @@ def plan_of(*overrides: str) -> Plan:
     )
 
 
-def standing_still(times: Mapping[tuple[str, int], int]) -> Script:
-    """The usual script, but that a worker stands still for so many attempts of these methods in these rounds."""
+def standing_still(times: Mapping[tuple[str, int], int], step: int = 30) -> Script:
+    """The usual script, but that the last worker stands still for so many attempts of these methods in these rounds.
+
+    The others wait for it.
+    """
     begun: Counter[tuple[str, int]] = Counter()
 
     def script(trial: Trial) -> Iterator[Message]:
         which = trial.method.label, trial.round
         begun[which] += 1
         late = begun[which] <= times.get(which, 0)
+        last = worker_name(trial.case.cluster.workers - 1)
         for message in recite(trial):
             if late and isinstance(message, Events):
-                extra_s = {(30, "step_s"): STOOD_STILL_S}
+                longer = ("step_s", "compute_s" if message.node == last else "comm_s")
+                extra_s = {(step, kind): STOOD_STILL_S for kind in longer}
                 rows = [(*row[:3], row[3] + extra_s.get((row[0], row[2]), 0.0)) for row in message.rows]
                 message = replace(message, rows=rows)
             yield message
@@ -74,7 +81,7 @@ def test_a_trial_in_which_nothing_stood_still_runs_once(tmp_path: Path) -> None:
     assert (trials["disturbed_share"] == 0).all()
     assert (trials["usable_cpus"] > 0).all()
     assert (trials[["stolen_s", "throttled_s"]] >= 0).all(axis=None)
-    assert "Disturbed" not in notes(store)
+    assert not any(word in notes(store) for word in ("Disturbed", "Not judged"))
 
 
 def test_a_disturbed_trial_is_run_again_and_figures_are_those_of_the_second(tmp_path: Path) -> None:
@@ -91,6 +98,30 @@ def test_a_disturbed_trial_is_run_again_and_figures_are_those_of_the_second(tmp_
     assert "Disturbed: dense, round 1" in notes(store)
     assert "run again, and all figures are those of its last attempt" in notes(store)
     assert not facts.collect(store).unfinished
+
+
+@pytest.mark.parametrize("step", range(UNSETTLED_STEPS))
+def test_a_worker_that_stands_still_in_a_first_step_is_found_as_well(tmp_path: Path, step: int) -> None:
+    """It is on the training clock, though in no throughput."""
+    store = run(plan_of(), tmp_path, standing_still({("topk", 1): 1}, step))
+    assert attempts_of(store, "topk", 1) == ["disturbed", "done"]
+    first = store.attempts().query("status == 'disturbed'").iloc[0]
+    assert first["far_out_steps"] == 1
+    assert first["disturbed_share"] > 0.9
+
+
+def test_what_all_workers_prepare_in_their_first_step_disturbs_nothing(tmp_path: Path) -> None:
+    def preparing(trial: Trial) -> Iterator[Message]:
+        for message in recite(trial):
+            if isinstance(message, Events):
+                extra_s = {(0, "step_s"): STOOD_STILL_S, (0, "compute_s"): STOOD_STILL_S}
+                rows = [(*row[:3], row[3] + extra_s.get((row[0], row[2]), 0.0)) for row in message.rows]
+                message = replace(message, rows=rows)
+            yield message
+
+    store = run(plan_of(), tmp_path, preparing)
+    assert len(store.attempts()) == 6
+    assert (store.attempts()["disturbed_share"] == 0).all()
 
 
 def test_it_is_run_again_twice_and_not_for_ever_also_when_resumed(tmp_path: Path) -> None:
@@ -140,10 +171,11 @@ def test_where_too_few_rounds_would_remain_all_are_used_and_told(tmp_path: Path)
     assert notes(store).count("used all the same: fewer than 2 undisturbed rounds remain") == 2
 
 
-def test_links_that_change_or_lose_packets_are_not_judged(tmp_path: Path) -> None:
+def test_links_that_change_or_lose_packets_are_not_judged_and_the_report_says_so(tmp_path: Path) -> None:
     store = run(plan_of("link.loss=0.01"), tmp_path, standing_still({("dense", 1): 1}))
     assert len(store.attempts()) == 6
     assert store.attempts()[["far_out_steps", "disturbed_share"]].isna().all(axis=None)
+    assert notes(store).count("Not judged: 100 Mbit/s, 1 % loss, 3 workers") == 1
 
 
 def test_runs_from_before_are_taken_as_undisturbed(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from abacus import READY_S, profile, written
-from synthetic import row_again
+from abacus import READY_S, profile, replayed, written
+from synthetic import make_store, row_again
 
 from harness.analysis.cases import case_results
 from harness.cluster.fake import FakeCluster
@@ -59,6 +59,26 @@ def test_what_cannot_be_paced_is_refused_before_anything_starts(
 ) -> None:
     with pytest.raises(UsageError, match=says):
         paced(tmp_path / "abacus.json", *overrides)
+
+
+def test_a_profile_whose_parameters_have_other_names_can_be_replayed_and_is_no_pace(tmp_path: Path) -> None:
+    """Workers that are paced look parameters up by their names."""
+    gradients = [each.model_dump(mode="json") for each in profile().gradients]
+    other = [{**each, "parameter": f"net.{each['parameter']}"} for each in gradients]
+    file = written(tmp_path / "other.json", gradients=other)
+    says = r"train\.pace: found .*; allowed: .*; it lacks features\.0\.weight of shape \(64, 1, 3, 3\)$"
+    with pytest.raises(UsageError, match=says) as refused:
+        make(load("quickstart", [f"train.pace={file}"]), "fake")
+    assert "\n" not in str(refused.value)
+    assert replayed(Path(file)).trials
+
+
+@pytest.mark.parametrize("name", ["digits-cnn-epic", "self@50%", "nothing.json"])
+@pytest.mark.parametrize("field", ["pace", "replay"])
+def test_a_profile_that_is_not_there_is_told_where_it_was_named(field: str, name: str) -> None:
+    says = rf"train\.{field}: found '{name}'; allowed: a profile's \.json file, or a name"
+    with pytest.raises(UsageError, match=says):
+        make(load("quickstart", ["train.pace=none", "train.target=none", f"train.{field}={name}"]), "fake")
 
 
 def test_without_a_profile_there_is_nothing_to_dilate() -> None:
@@ -174,3 +194,14 @@ def test_a_report_says_whether_seeds_or_steps_make_the_intervals_of_times_to_a_t
         store.append(row_again(row, attempt=row["attempt"] + 1, steps_to_target=steps), [])
     assert "steps to the target differ by 6.7 %" in note(), "log 1.1, over the root of two"
     assert note().endswith("What is left in the intervals of times to the target is the seeds' spread.")
+
+
+def test_a_greater_dilation_is_advised_only_where_links_have_a_rate(tmp_path: Path) -> None:
+    """Elsewhere it would be refused."""
+    late = {("topk", 0): {"overrun_s_per_step": 1.0}}
+    overrides = ['link.rate=["100mbit", "unshaped"]', "rounds=1"]
+    store = make_store(tmp_path / "run", overrides, methods=["topk"], ends=late)
+    shaped, unshaped = (note for note in facts.collect(store).notes if "than the profile's device" in note)
+    assert shaped.endswith("; a greater dilation (train.dilation, or auto) takes that away.")
+    assert "unshaped links" in unshaped
+    assert "dilation" not in unshaped
