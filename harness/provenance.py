@@ -72,6 +72,17 @@ def machine() -> str:
     return socket.gethostname()
 
 
+def boot() -> str:
+    """Which start of its kernel this machine runs on, by a name that no other has; empty where kernels tell of none."""
+    return _read("/proc/sys/kernel/random/boot_id")
+
+
+def namespace(kind: str) -> int:
+    """This process's namespace of a kind, by its number; 0 where the kernel knows none."""
+    place = Path("/proc/self/ns") / kind
+    return place.stat().st_ino if place.exists() else 0
+
+
 class Described(NamedTuple):
     """What is known of the commit."""
 

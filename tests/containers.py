@@ -1,4 +1,4 @@
-"""What tests of containers share: what there is of ours in the engine, and a way to it that can be cut."""
+"""What tests of containers share: what of ours the engine has, a way to it that can be cut, and a node without one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,23 @@ from pathlib import Path
 from docker.client import DockerClient
 
 from harness.cluster.docker import engine
+
+NODE = """
+import json, sys
+from harness.cluster.docker.node import Node
+from harness.messages import Build
+from harness.network.iproute import run, run_lines
+
+run_lines("ip", None, ["link add eth0 type veth peer name to0", "link set to0 up"])
+node = Node("w0", {})
+for link in sys.argv[1:]:
+    node.build(Build(topology={"workers": 2, "link": json.loads(link)}))
+    (queue,) = (each for each in json.loads(run(["tc", "-j", "qdisc", "show", "dev", "eth0"])) if each.get("root"))
+    (interface,) = json.loads(run(["ip", "-d", "-j", "link", "show", "eth0"]))
+    print(queue["kind"], queue["handle"], interface["gso_max_segs"], flush=True)
+"""
+"""What a worker's container does in a network of its own: it takes its part in one topology after another, and tells
+what its interface has then. Its arguments are the links."""
 
 
 def labelled(client: DockerClient) -> list[str]:

@@ -39,6 +39,10 @@ def run(command: list[str], text: str | None = None) -> str:
     return str(done.stdout)
 
 
+MOST_LINES = 1000
+"""After so many commands another tc(8) takes over: it keeps 4 kB of each that it has read."""
+
+
 class TcConsole:
     """A tc(8) that stays and reads its commands one by one: each takes part of a millisecond.
 
@@ -50,10 +54,13 @@ class TcConsole:
     def __init__(self, node: str | None = None, *options: str) -> None:
         self._name = f"tc on {node}" if node else "tc"
         on_node = ["-n", node] if node else []
+        self._command = ["stdbuf", "-oL", "tc", *on_node, *options, "-batch", "-"]
+        self._start()
+
+    def _start(self) -> None:
         pipe = subprocess.PIPE
-        self._process = programs.start(
-            ["stdbuf", "-oL", "tc", *on_node, *options, "-batch", "-"], stdin=pipe, stdout=pipe, stderr=pipe, text=True
-        )
+        self._process = programs.start(self._command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        self._lines = 0
 
     def __enter__(self) -> Self:
         return self
@@ -67,6 +74,7 @@ class TcConsole:
         """Give it a command that prints nothing; it may wait until the next one that is asked."""
         assert self._process.stdin
         self._process.stdin.write(line + "\n")
+        self._lines += 1
 
     def ask(self, line: str) -> str:
         """What a command prints, in one line; all that it was told before is done by then.
@@ -81,6 +89,9 @@ class TcConsole:
         if not (answer := self._process.stdout.readline()):
             complaint = self._process.stderr.read().strip() if self._process.stderr else ""
             raise OSError(f"{self._name} ended: {complaint}")
+        if self._lines >= MOST_LINES:
+            self._process.communicate()
+            self._start()
         return str(answer)
 
 

@@ -83,7 +83,9 @@ def qdisc(pipe: Pipe, mtu_bytes: int = 1500, dilation: float = 1.0) -> str:
     if pipe.rate_bps is None:
         return "pfifo limit 10000"
     burst = burst_bytes(pipe)
-    return f"tbf rate {pipe.rate_bps}bit burst {burst} limit {burst + queue_bytes(pipe, dilation)}"
+    # A queue that is asked for is as short as that: what waits for tokens is in no bucket.
+    limit = pipe.queue_bytes or burst + queue_bytes(pipe, dilation)
+    return f"tbf rate {pipe.rate_bps}bit burst {burst} limit {limit}"
 
 
 def queue_bytes(pipe: Pipe, dilation: float = 1.0) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 from pydantic import Field
@@ -38,6 +38,10 @@ SEGMENT_S = 0.25e-3
 
 OFFLOADED_SEGMENTS = 44
 """Packets in the largest segment that offloads build, at an MTU of 1500."""
+
+ANY_SEGMENT = 65535
+"""Packets in a segment where nothing limits them: the most that the kernel takes. It is said, too, since an interface
+that carried another topology before may have been told less."""
 
 SHORTEST_RTO_S = 0.2
 """How long TCP waits at least, beside a round trip, before it sends again what was not acknowledged (tcp(7)). After so
@@ -152,6 +156,8 @@ class Topology(Section):
     @property
     def most_in_flight_bytes(self) -> float:
         """What a flow has on its way at most, by rate and round trip: to a neighbour, or over one link."""
+        if self.link.trace and len(self.link.trace.rows) > 1:
+            return self._longest.most_in_flight_bytes
         neighbours = [(worker, (worker + 1) % self.workers) for worker in range(self.workers)]
         ways = [(self.path(*pair), self.path(*reversed(pair))) for pair in neighbours]
         ways += [([up], [down]) for up, down in (wire.queues() for wire in self.wires)]
@@ -187,14 +193,13 @@ class Topology(Section):
                 )
             )
         ends = [end for wire in self.wires for end in (wire.near, wire.far)]
-        most = self.segments or self._packets_in_a_segment
-        segments = f"gso_max_segs {most} " if most else ""
+        most = self.most_segments or min(filter(None, (self.segments, self._packets_in_a_segment)), default=ANY_SEGMENT)
         for node in [*self.switches, *self.worker_nodes]:
             commands.append(Command("ip", node, "link set lo up"))
             for end in ends:
                 if end.node == node:
                     commands.append(Command("ip", node, f"addr add {end.address}/30 dev {end.interface}"))
-                    commands.append(Command("ip", node, f"link set {end.interface} {segments}up"))
+                    commands.append(Command("ip", node, f"link set {end.interface} gso_max_segs {most} up"))
             commands.extend(Command("ip", node, line) for line in self._routes_of(node))
         return commands
 
@@ -202,6 +207,8 @@ class Topology(Section):
     def _packets_in_a_segment(self) -> int | None:
         """How many packets may go through a token bucket as one; see ``packets_in_a_segment``."""
         pipes = [queue.pipe for queue in self.queues()]
+        if any(pipe.queue_bytes for pipe in pipes):
+            return 1  # a queue as short as it was asked for might have no room for a longer one
         rates_bps = {pipe.rate_bps for pipe in pipes if pipe.rate_bps and not pipe.burst_bytes}
         rates_bps |= {row.rate_bps for row in self.link.trace.rows} if self.link.trace else set()
         return packets_in_a_segment((int(rate_bps / self.slows_by) for rate_bps in rates_bps), self.link.mtu_bytes)
@@ -308,11 +315,21 @@ class Topology(Section):
     @cached_property
     def at_best(self) -> Topology:
         """The same with links that stay as good as they ever become: what a changing network cannot beat either."""
+        return self._fastest(min)
+
+    @property
+    def _longest(self) -> Topology:
+        """The same with links of the greatest rate and the longest delay that they ever have: those that hold most."""
+        return self._fastest(max)
+
+    def _fastest(self, of_delays: Callable[[list[float]], float]) -> Topology:
         assert self.link.trace
         rows = self.link.trace.rows
         delays_s = [row.delay_s for row in rows if row.delay_s is not None]
-        best = TraceRow(t_s=0.0, rate_bps=max(row.rate_bps for row in rows), delay_s=min(delays_s, default=None))
-        return self.model_copy(update={"link": self.link.model_copy(update={"trace": Trace(rows=(best,))})})
+        row = TraceRow(
+            t_s=0.0, rate_bps=max(row.rate_bps for row in rows), delay_s=of_delays(delays_s) if delays_s else None
+        )
+        return self.model_copy(update={"link": self.link.model_copy(update={"trace": Trace(rows=(row,))})})
 
     def describe(self) -> str:
         """The links in words, such as ``at 100 Mbit/s, 50 ms a way``; with what ``describe_extras`` tells."""
@@ -346,6 +363,8 @@ class Topology(Section):
 
         In a ring those within a group wait for those between groups. By itself any queue must be carried as well.
         """
+        if self.link.trace and len(self.link.trace.rows) > 1:
+            return self.at_best.at_once_bps
         rates = [(queue.worker is None, queue.pipe.rate_bps) for queue in self.queues()]
         links_bps = max((rate for is_trunk, rate in rates if rate and not is_trunk), default=math.inf)
         trunks_bps = max((rate or math.inf for is_trunk, rate in rates if is_trunk), default=math.inf)

@@ -25,7 +25,7 @@ from pydantic import TypeAdapter
 
 from harness.errors import MeasurementError, UsageError
 from harness.files import link, make_folder, write_whole, writing
-from harness.provenance import code_digest, machine
+from harness.provenance import boot, code_digest, machine, namespace
 
 LEASE_S, RENEWED_AFTER_S = 120.0, 15.0
 """How old a claim may be, and after how long its holder touches it."""
@@ -58,12 +58,11 @@ class Holder:
     @classmethod
     def this(cls) -> Holder:
         """This process."""
-        boot = Path("/proc/sys/kernel/random/boot_id")
         return cls(
             name=uuid4().hex[:12],
             machine=machine(),
-            boot=f"{boot.read_text().strip()}/{_namespace('time')}" if boot.exists() else "",
-            pids=_namespace("pid"),
+            boot=f"{boot()}/{namespace('time')}" if boot() else "",
+            pids=namespace("pid"),
             pid=os.getpid(),
             started_s=_started_s(os.getpid()) or 0.0,
             code=code_digest(),
@@ -74,12 +73,6 @@ class Holder:
         if not self.boot or (self.boot, self.pids) != (seen_by.boot, seen_by.pids):
             return False
         return _started_s(self.pid) != self.started_s
-
-
-def _namespace(kind: str) -> int:
-    """This process's namespace of a kind, by its number; 0 where the kernel knows none."""
-    place = Path("/proc/self/ns") / kind
-    return place.stat().st_ino if place.exists() else 0
 
 
 def _started_s(pid: int) -> float | None:

@@ -201,6 +201,11 @@ class Link(Pipe):
         return self
 
 
+NO_GROUP = re.compile(r"w\d+|switch|player|trial|.{65,}")
+"""Names that no group may have: those of our own nodes (workers, ``SWITCH``, and beside the network ``PLAYER`` and
+``TRIAL``), and what is too long for a host, whose name a group's switch has (sethostname(2))."""
+
+
 class Fabric(Section):
     """What connects the switches. Without groups there is one switch, and the network is a star.
 
@@ -264,8 +269,9 @@ class Fabric(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         names = self.names
-        if len(names) == 1 or len(names) != len(set(names)) or any(re.fullmatch(r"w\d+|switch", n) for n in names):
-            raise ValueError(f"groups: found {self.groups!r}; allowed: two or more names, all different, no worker's")
+        if len(names) == 1 or len(names) != len(set(names)) or any(map(NO_GROUP.fullmatch, names)):
+            allowed = "two or more names of up to 64 letters, all different, none of w0, w1, ..., switch, player, trial"
+            raise ValueError(f"groups: found {self.groups!r}; allowed: {allowed}")
         if self.mesh and self.oversubscription is not None:
             raise ValueError("oversubscription: found with mesh; allowed: trunks to a core only")
         for trunk in self.trunks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import json
 import os
 import re
@@ -64,6 +65,23 @@ def test_a_congestion_control_that_the_kernel_lacks_is_refused_with_those_it_has
     assert cluster.use(star(2, "50mbit")).complaints() == []
 
 
+def test_an_interface_has_nothing_of_an_earlier_topology(cluster: ComposeCluster, client: DockerClient) -> None:
+    for rate, segments in (("20mbit", 6), ("500mbit", 65535), ("20mbit", 6)):
+        cluster._build(star(2, rate), NO_LIMITS)
+        (worker,) = (container for container in client.containers.list() if container.name.endswith("-w0"))
+        (shown,) = json.loads(worker.exec_run(["ip", "-d", "-j", "link", "show", "eth0"]).output)
+        assert shown["gso_max_segs"] == segments
+
+
+def test_subnets_that_somebody_takes_before_us_are_chosen_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else has the first one, which is not seen at the first look."""
+    seen, looks = engine.subnets, itertools.count()
+    monkeypatch.setattr(engine, "subnets", lambda client: seen(client) if next(looks) else iter(()))
+    with ComposeCluster() as opened:
+        assert opened.use(star(2, "50mbit")).complaints() == []
+        assert next(looks) == 2
+
+
 def test_probe_says_what_the_cluster_is_worth(tmp_path: Path) -> None:
     """To a user, on whose PATH the system's own programs are not, wherever that is."""
     here = traps.lay(tmp_path / "here")
@@ -117,6 +135,7 @@ def test_the_file_by_hand_is_the_cluster_that_pacbench_makes() -> None:
     deployment = Deployment(star(4, "100mbit"), NO_LIMITS, mounts={}, subnets=subnets, gpus=0)
     made = project("x", deployment, image=engine.IMAGE, labels={})
     assert set(by_hand["services"]) == set(made["services"])
+    assert not any(engine.OWNER_LABEL in each["labels"] for each in by_hand["services"].values()), "to be left by clean"
     for node, service in by_hand["services"].items():
         ours = made["services"][node]
         for field in ("image", "hostname", "init", "cap_add", "cap_drop", "security_opt", "read_only", "tmpfs"):

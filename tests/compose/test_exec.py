@@ -52,3 +52,15 @@ def test_a_command_runs_in_the_users_image_and_folder(
     done = pacbench(*options[:-1], "second", "--", sys.executable + "-that-no-image-has")
     assert done.returncode == 5
     assert "it cannot be run: No such file or directory" in done.stderr
+
+
+def test_the_folder_is_the_users_whatever_its_name(
+    pacbench: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    """What stands behind a dollar sign would be a variable for compose."""
+    folder = tmp_path / "project$HOME"
+    folder.mkdir()
+    options = ("exec", "--on", "docker", "--workers", "2", "--rate", "100mbit", "--out", "record")
+    done = pacbench(*options, "--", "touch", "was-here", prefix=("env", "-C", str(folder)))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (folder / "was-here").exists()

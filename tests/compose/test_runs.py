@@ -34,6 +34,9 @@ SMALL = (
 )
 TWO_METHODS = (*SMALL, "--set", "baseline_16bit=dense", "--method", "pactrain-ternary", "--rounds", "1")
 
+ELSEWHERE = ("unshare", "--pid", "--fork", "--mount-proc")
+"""Where processes have other numbers, as in another container that has the engine's socket."""
+
 
 def trials(folder: Path) -> pd.DataFrame:
     return Store.open(folder).trials()
@@ -120,7 +123,8 @@ def test_a_run_that_is_stopped_leaves_nothing_in_the_end(
     process = start("run", *TWO_METHODS, "--rounds", "2", "--on", "docker", "--out", str(tmp_path / "run"))
     wait_until(lambda: rows_stored(tmp_path / "run") >= 1)
     assert len(labelled(client)) == 4 + 3
-    assert pacbench("clean").stdout == "nothing was left\n", "it belongs to a run that goes on"
+    for who in ((), ELSEWHERE):
+        assert pacbench("clean", prefix=who).stdout == "nothing was left\n", "it belongs to a run that goes on"
     os.kill(process.pid, sent)
     output, _ = process.communicate(timeout=480)
 
@@ -132,6 +136,20 @@ def test_a_run_that_is_stopped_leaves_nothing_in_the_end(
         assert len(labelled(client)) == 4 + 3
         assert pacbench("clean").stdout.count("removed") == 4 + 3
         assert labelled(client) == []
+
+
+@pytest.mark.parametrize("fault", ["kill -HUP $PPID", "echo it cannot be done >&2; exit 1"])
+def test_a_removal_that_is_disturbed_leaves_nothing(
+    pacbench: Run, client: DockerClient, tmp_path: Path, fault: str
+) -> None:
+    """The terminal goes away just then; or compose fails."""
+    shim = tmp_path / "docker"
+    shim.write_text(f'#!/bin/sh\ncase " $* " in *" down "*) {fault};; esac\nexec {shutil.which("docker")} "$@"\n')
+    shim.chmod(0o755)
+    path = os.pathsep.join([str(tmp_path), os.environ["PATH"]])
+    done = pacbench("probe", "--on", "docker", "--workers", "2", PATH=path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert labelled(client) == []
 
 
 def test_a_cluster_that_is_kept_can_be_entered_until_it_is_cleaned(pacbench: Run, client: DockerClient) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
 
 import pytest
+from containers import NODE
 
 from harness.cluster.uml import UmlCluster
 from harness.messages import Output
@@ -47,3 +49,14 @@ def test_a_command_runs_behind_delays_and_its_code_is_passed_on(ends_with: int, 
     assert float(line.split()[-1]) >= 0.9 * 4 * 0.025, "it cannot be answered before it has crossed four links"
     assert (tmp_path / "ready").exists(), "files are this machine's"
     assert found.before.complaints() == []
+
+
+def test_a_containers_queue_has_nothing_of_an_earlier_topology(tmp_path: Path) -> None:
+    """Netem that is replaced by netem keeps what is not said anew; the node reads its queue back each time."""
+    links = [{"rate": "20mbit", "delay": "5ms", "jitter": "1ms", "corrupt": "1%"}, {"rate": "unshaped", "delay": "1ms"}]
+    command = ["unshare", "--net", sys.executable, "-c", NODE, *map(json.dumps, links)]
+    heard: list[Output] = []
+    found = execute(UmlCluster(), DELAYED, Job(command, tmp_path, {**os.environ}), heard.append, ["pacbench", "exec"])
+    assert found.exit_code == 0, heard
+    lines = [line for said in heard if said.rank == 0 for line in said.lines]
+    assert [line.split()[0] for line in lines] == ["netem", "netem"]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 
 import pytest
+from containers import NODE
 
-from harness.cluster.netns import NetnsCluster
+from harness import programs
+from harness.cluster.netns import NetnsCluster, universe_command
 from harness.errors import MeasurementError, UsageError
 from harness.messages import Build, Exit, Failed, Log
 from harness.network.topology import Topology
@@ -108,6 +111,19 @@ def test_a_build_that_fails_midway_leaves_nothing_in_the_way_of_the_next_one(clu
         with pytest.raises(MeasurementError, match="gso_max_segs"):
             cluster._build(refused, NO_LIMITS)
     cluster._build(star(2, "50mbit"), NO_LIMITS)
+
+
+def test_a_containers_interface_has_nothing_of_an_earlier_topology() -> None:
+    """A queue that is replaced by one of its kind would be changed: only what is said of it."""
+    links = [json.dumps({"rate": rate}) for rate in ("20mbit", "1gbit", "20mbit", "unshaped")]
+    done = programs.run(
+        [*universe_command(), sys.executable, "-c", NODE, *links], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    kinds, handles, segments = zip(*(line.split() for line in done.stdout.splitlines()), strict=True)
+    assert kinds == ("tbf", "tbf", "tbf", "pfifo")
+    assert len(set(handles)) == 4
+    assert segments == ("6", "65535", "6", "65535")
 
 
 def probe_json(pacbench, *arguments, prefix=()):  # type: ignore[no-untyped-def]

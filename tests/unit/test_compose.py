@@ -1,8 +1,13 @@
-"""Containers as a file: wires, addresses, limits; and what an engine's complaints become. No engine is asked."""
+"""Containers as a file: wires, addresses, limits, owners; and what becomes of an engine's complaints. None is asked."""
 
 from __future__ import annotations
 
 import ipaddress
+import os
+import secrets
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +15,17 @@ import pytest
 
 from harness.attach.attachment import CODE
 from harness.cluster.docker import engine
-from harness.cluster.docker.compose import ComposeCluster
-from harness.cluster.docker.project import SUBNETS, Deployment, Plug, free_subnets, networks, project
+from harness.cluster.docker.compose import MOST_CHOICES, ComposeCluster
+from harness.cluster.docker.project import (
+    SUBNET_COUNT,
+    SUBNETS,
+    Deployment,
+    Plug,
+    as_text,
+    free_subnets,
+    networks,
+    project,
+)
 from harness.errors import MeasurementError
 from harness.messages import Build, Message
 from harness.network.readings import Readings
@@ -118,6 +132,15 @@ def test_a_commands_folders_and_our_code_are_there_by_their_own_names() -> None:
     assert {"SETUID", "KILL"} <= set(made["services"]["w1"]["cap_add"])
 
 
+def test_compose_finds_no_variable_in_the_name_of_a_folder() -> None:
+    subnets = {network.name: subnet for network, subnet in zip(networks(star(2)), free_subnets(2, []), strict=True)}
+    deployment = Deployment(star(2), NO_LIMITS, {Path("/data$HOME"): "/data"}, subnets, 0, (Path("/home/me/proj$old"),))
+    text = as_text(project("pacbench-test", deployment, image="pacbench", labels={}))
+    assert '"/data$$HOME"' in text
+    assert '"/home/me/proj$$old"' in text
+    assert "$" not in text.replace("$$", "")
+
+
 def test_a_larger_star_serves_a_smaller_one() -> None:
     made = Deployment(star(8), NO_LIMITS, {Path("/data"): "/data"}, {}, 0)
     assert made.covers(star(4, rate="20mbit"), NO_LIMITS, {})
@@ -158,13 +181,23 @@ class Containers(ComposeCluster):
         super().__init__()
         self._client = None
         self.agents: dict[str, Agent] = {}
+        self.composed: list[str] = []
+        self.chosen: list[ipaddress.IPv4Network] = []
+        """The first subnet of each deployment that was to be started."""
+        self.refusals: dict[str, list[engine.EngineError]] = {}
+        """How the engine answers the next commands of each kind, before it does what it is asked."""
 
     def _agent(self, node: str) -> Any:
         self.agents[node] = Agent()
         return self.agents[node]
 
     def _compose(self, *arguments: str) -> None:
-        pass
+        assert self._deployment
+        self.composed.append(arguments[0])
+        if arguments[0] == "up":
+            self.chosen.append(next(iter(self._deployment.subnets.values())))
+        if self.refusals.get(arguments[0]):
+            raise self.refusals[arguments[0]].pop(0)
 
     def _measured(self, topology: Topology, counted: int | None = None) -> Readings:
         return Readings(links=(), rtt_s=(), took_s=0.0)
@@ -201,6 +234,63 @@ def test_a_container_that_was_lost_before_data_were_read_gets_its_links_again(co
     assert len(containers.links_of("w0")) == 2, "both ends of a link are made together"
 
 
+TAKEN = engine.AddressesTakenError("`docker compose` failed: Pool overlaps with other one on this address space")
+
+
+def test_subnets_that_another_harness_took_first_are_chosen_elsewhere(
+    containers: Containers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(secrets, "randbelow", lambda count: count - 1)
+    containers.refusals["up"] = [TAKEN]
+    containers.use(star(2))
+    assert containers.composed == ["up", "down", "up"]
+    assert list(map(str, containers.chosen)) == ["198.19.0.0/29", "198.19.255.248/29"]
+    assert all(len(containers.links_of(node)) == 1 for node in ("w0", "w1", "switch"))
+
+
+def test_a_trial_that_finds_no_subnets_costs_the_next_one_nothing(containers: Containers) -> None:
+    containers.refusals["up"] = [TAKEN] * MOST_CHOICES
+    with pytest.raises(engine.EngineError, match="Pool overlaps"):
+        containers.use(star(2))
+    assert containers.composed == ["up", "down"] * MOST_CHOICES
+    containers.use(star(2))
+
+
+def test_containers_that_cannot_be_taken_down_together_are_removed_one_by_one(
+    containers: Containers, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    removed = []
+    monkeypatch.setattr(engine, "remove", lambda client, run: removed.append(run))
+    containers.use(star(2))
+    containers.refusals["down"] = [engine.EngineError("`docker compose` took longer than 180 s")]
+    containers.__exit__(None, None, None)
+    assert removed == [containers._run]
+    assert capsys.readouterr().err == "", "nothing is left"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_nothing_by_which_a_run_ends_also_ends_the_removal_of_its_containers(
+    containers: Containers, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """The command line has each of them be an interrupt."""
+    removed = []
+
+    def remove(client: object, run: str) -> None:
+        os.kill(os.getpid(), number)
+        removed.append(run)
+
+    monkeypatch.setattr(engine, "remove", remove)
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        containers.__exit__(None, None, None)
+    except KeyboardInterrupt:
+        pytest.fail("the removal was interrupted")
+    finally:
+        after = signal.signal(number, before)
+    assert removed == [containers._run]
+    assert after is signal.default_int_handler
+
+
 def test_subnets_avoid_those_of_others_and_run_out_with_one_line() -> None:
     others = ["198.19.0.0/29", "198.19.0.16/28", "10.0.0.0/8", "fd00::/64"]
     assert [str(subnet) for subnet in free_subnets(2, others)] == ["198.19.0.8/29", "198.19.0.32/29"]
@@ -208,6 +298,56 @@ def test_subnets_avoid_those_of_others_and_run_out_with_one_line() -> None:
     with pytest.raises(MeasurementError, match="leave 8191 subnets of 198.19.0.0/16, 8192 are needed"):
         free_subnets(8192, others[:1])
     assert ipaddress.ip_network("198.18.0.0/15").supernet_of(SUBNETS)
+
+
+def test_subnets_are_looked_for_from_any_of_them_on_and_round() -> None:
+    assert [str(subnet) for subnet in free_subnets(2, [], SUBNET_COUNT - 1)] == ["198.19.255.248/29", "198.19.0.0/29"]
+    assert set(free_subnets(SUBNET_COUNT, [], 17)) == set(free_subnets(SUBNET_COUNT, []))
+
+
+def test_addresses_that_another_network_has_are_told_from_all_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complaint = "Error response from daemon: Pool overlaps with other one on this address space"
+    (tmp_path / "docker").write_text(f"#!/bin/sh\necho '{complaint}' >&2\nexit 1\n")
+    (tmp_path / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(engine.AddressesTakenError, match="Pool overlaps .* -> another network has the addresses"):
+        engine.command(["compose", "up"])
+
+
+NO_PROCESS = str(2**22)
+"""More than the number of any process (proc_sys_kernel(5), pid_max)."""
+
+
+def is_orphan(maker: engine.Maker, *at_work: str) -> bool:
+    return engine._is_orphan({engine.RUN_LABEL: "run", engine.OWNER_LABEL: " ".join(maker)}, set(at_work))
+
+
+def test_what_was_made_is_left_where_its_maker_is_seen_to_be_gone_or_its_machine_was_started_anew() -> None:
+    here = engine.Maker.this()
+    gone = here._replace(pid=NO_PROCESS)
+    assert engine.labels("run")[engine.OWNER_LABEL] == " ".join(here)
+    assert is_orphan(gone, "run")
+    assert not is_orphan(here)
+    for elsewhere in ({"machine": "other"}, {"pids": "1"}, {"machine": "other", "boot": "other"}):
+        assert not is_orphan(gone._replace(**elsewhere)), elsewhere
+    assert is_orphan(here._replace(boot="earlier"))
+    assert not is_orphan(here._replace(boot="earlier"), "run"), "another machine may have the same name"
+
+
+@pytest.mark.parametrize("owner", [{}, {engine.OWNER_LABEL: f"host:{NO_PROCESS}"}])
+def test_what_names_no_maker_is_nobodys_to_remove(owner: dict[str, str]) -> None:
+    """The cluster by hand does not."""
+    assert not engine._is_orphan({engine.RUN_LABEL: "by-hand", **owner}, set())
+
+
+def test_a_run_is_left_alone_by_those_who_cannot_see_its_process() -> None:
+    """As in two containers of one host name that share the engine's socket."""
+    asks = f"from harness.cluster.docker import engine; print(engine._is_orphan({engine.labels('run')}, set()))"
+    there = ("unshare", "--user", "--map-root-user", "--pid", "--fork", sys.executable, "-c", asks)
+    done = subprocess.run(there, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "False\n", done.stderr
 
 
 @pytest.mark.parametrize(

@@ -95,11 +95,12 @@ def test_segments_fit_into_the_smallest_bucket_that_a_link_ever_has() -> None:
     assert packets_in_a_segment([10**9, 10**7], 1500) == 6
     assert packets_in_a_segment([10**7], 9000) == 1
     built = [str(command) for command in Topology(workers=2, link=link("20mbit")).build()]
-    assert sum("gso_max_segs 6" in line for line in built) == 4
+    assert sum("gso_max_segs 6 " in line for line in built) == 4
     for slows_by, limited in ((1.0, False), (4.0, True)):
         lines = map(str, Topology(workers=2, link=link("300mbit"), slows_by=slows_by).build())
-        assert any("gso_max_segs 6" in line for line in lines) == limited
-    assert not any("gso_max" in str(command) for command in Topology(workers=2, link=link("1gbit")).build())
+        assert any("gso_max_segs 6 " in line for line in lines) == limited
+    unlimited = [str(command) for command in Topology(workers=2, link=link("1gbit")).build()]
+    assert sum("gso_max_segs 65535 " in line for line in unlimited) == 4, "what an earlier topology said is taken back"
 
 
 def test_an_asked_bucket_is_taken() -> None:
@@ -125,6 +126,12 @@ def test_what_the_kernel_shows_must_be_what_was_asked() -> None:
     ]:
         with pytest.raises(ValueError, match=says):
             check_read_back(link(), UP, wrong)
+
+
+def test_what_may_wait_is_what_was_asked_and_no_segment_is_longer() -> None:
+    asked = link("100mbit", queue="15kB")
+    assert "limit 15000" in qdisc(asked)
+    assert any("gso_max_segs 1 " in str(command) for command in Topology(workers=2, link=asked).build())
 
 
 def test_a_full_segment_carries_1448_of_1514_bytes() -> None:

@@ -9,7 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.cluster.universe import TRIAL
 from harness.errors import UsageError
+from harness.network.addresses import SWITCH, worker_name
+from harness.network.player import PLAYER
 from harness.scenario.load import _combinations, available, load
 from harness.scenario.schema import Scenario
 
@@ -151,6 +154,14 @@ def test_links_that_cannot_be_are_refused_when_they_are_read(write: Any, overrid
     with pytest.raises(UsageError, match=says) as error:
         load(write(), [override])
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", [worker_name(0), SWITCH, PLAYER, TRIAL, "a" * 65])
+def test_no_group_has_the_name_of_another_node_or_one_too_long_for_a_host(write: Any, name: str) -> None:
+    allowed = "two or more names of up to 64 letters, all different, none of w0, w1, ..., switch, player, trial"
+    with pytest.raises(UsageError, match=rf"fabric\.groups: found '{name} b'; allowed: {allowed}"):
+        load(write(), [f"fabric.groups={name} b"])
+    assert load(write(), [f"fabric.groups={'a' * 64} players"]).cases
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,23 @@ def test_each_change_reaches_both_directions_of_every_link_by_a_command_that_kee
     ]
 
 
+def test_trunks_stay_as_they_are_and_segments_fit_the_slowest_row(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("t_s,rate_bps\n0,1000000000\n1,50000000\n")
+    settings = [f"link.trace={tmp_path / 'x.csv'}", "cluster.workers=2", "fabric.groups=a b", "fabric.trunk.delay=10ms"]
+    case = load("quickstart", settings).cases[0]
+    found = Topology(workers=2, link=case.link, fabric=case.fabric)
+    assert not any("trunk" in str(command) for command in found.change(1))
+    assert any("eth0 gso_max_segs 6 " in str(command) for command in found.build()), "a bucket of 50 Mbit/s"
+
+
+def test_windows_and_machines_are_judged_by_the_best_that_links_become(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("t_s,rate_bps,delay_s\n0,20000000,0.01\n1,400000000,0.025\n")
+    case = load("quickstart", [f"link.trace={tmp_path / 'x.csv'}", "cluster.workers=2"]).cases[0]
+    found = Topology(workers=2, link=case.link)
+    assert found.at_once_bps == 400e6
+    assert found.most_in_flight_bytes == pytest.approx(400e6 / 8 * 4 * 0.025)
+
+
 def test_nothing_beats_the_best_that_the_links_ever_are(changing: Topology) -> None:
     assert changing.bound_s(1e6, 1e6) == pytest.approx(0.1)
     assert changing.ring_bound_s(1e6) == pytest.approx(0.1)

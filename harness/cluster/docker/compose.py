@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import signal
 import sys
 import uuid
@@ -23,7 +24,16 @@ from typing_extensions import Self
 
 from harness.cluster.connection import AgentConnection
 from harness.cluster.docker import engine
-from harness.cluster.docker.project import CACHE, WORKDIR, Deployment, free_subnets, networks, project
+from harness.cluster.docker.project import (
+    CACHE,
+    SUBNET_COUNT,
+    WORKDIR,
+    Deployment,
+    as_text,
+    free_subnets,
+    networks,
+    project,
+)
 from harness.cluster.emulated import MEETING_PLACE, EmulatedCluster, as_json, preload_request, watchers
 from harness.cluster.fleet import Fleet
 from harness.cluster.protocol import EXECUTE
@@ -46,6 +56,12 @@ CONFINED = ("--network=none", "--read-only", "--cap-drop=ALL", "--security-opt=n
 
 INHERITED = ["HOME", "HOSTNAME"]
 """Variables that the engine gives to a container, beside those of its image."""
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""By what a run is asked to end."""
+
+MOST_CHOICES = 5
+"""How often subnets are chosen, where another harness takes the same ones before us."""
 
 HELLO_TIMEOUT_S = 60.0
 BUILD_TIMEOUT_S = 60.0
@@ -99,8 +115,9 @@ class ComposeCluster(EmulatedCluster):
                 enter = f"docker exec -it {self._name}-w0 bash (-w1, ..., -{SWITCH})"
                 print(f"kept: {enter}; removed by: pacbench clean", file=sys.stderr)
                 return
-            try:
+            with contextlib.suppress(engine.EngineError):  # what it leaves is removed piece by piece
                 self._take_down()
+            try:
                 engine.remove(self._client, self._run)  # also what a command that was cut short began
             except engine.EngineError as complaint:
                 print(f"pacbench: containers may be left: {complaint}; then: pacbench clean", file=sys.stderr)
@@ -184,22 +201,33 @@ class ComposeCluster(EmulatedCluster):
     def _task(self, task: str, nodes: list[str], spec: Mapping[str, Any], timeout_s: float) -> Iterator[Message]:
         return self._fleet.task(task, nodes, spec, timeout_s)
 
-    def _bring_up(self, topology: Topology, resources: Resources) -> list[str]:
+    def _bring_up(self, topology: Topology, resources: Resources, choices: int = MOST_CHOICES) -> list[str]:
         """Have the containers of a topology running, each with its agent, torch and data; what is there stays.
+
+        Args:
+            choices: how often subnets may be chosen yet.
 
         Returns:
             The nodes that were started.
         """
         if not self._deployment or not self._deployment.covers(topology, resources, self._mounts):
             self._take_down()
+            # Whoever took our first ones would also take the next ones at the same time as we.
+            first = 0 if choices == MOST_CHOICES else secrets.randbelow(SUBNET_COUNT)
             names = [network.name for network in networks(topology)]
-            subnets = dict(zip(names, free_subnets(len(names), list(engine.subnets(self._client))), strict=True))
+            subnets = dict(zip(names, free_subnets(len(names), [*engine.subnets(self._client)], first), strict=True))
             mounts, gpus = dict(self._mounts), engine.gpu_count()
             self._deployment = Deployment(topology, resources, mounts, subnets, gpus, self._folders)
         missing = [node for node in self._deployment.topology.nodes if not self._fleet.serves(node)]
         if missing:
             self._current = None  # its links ended with the containers
-            self._compose("up", "-d", "--no-build")
+            try:
+                self._compose("up", "-d", "--no-build")
+            except engine.AddressesTakenError:
+                self._take_down()
+                if choices == 1:
+                    raise
+                return self._bring_up(topology, resources, choices - 1)
             for node in missing:
                 self._fleet.add(node, self._agent(node))
             check = CheckCode(digest=code_digest())
@@ -225,7 +253,7 @@ class ComposeCluster(EmulatedCluster):
     def _compose(self, *arguments: str) -> None:
         assert self._deployment
         file = project(self._name, self._deployment, image=self._image, labels=engine.labels(self._run))
-        engine.command(["compose", "-p", self._name, "-f", "-", *arguments], json.dumps(file))
+        engine.command(["compose", "-p", self._name, "-f", "-", *arguments], as_text(file))
 
 
 def _inside(place: Path, data_dir: str | None) -> str:
@@ -237,8 +265,8 @@ def _inside(place: Path, data_dir: str | None) -> str:
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Let nothing interrupt the removal of what was made."""
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Let nothing interrupt the removal of what was made, neither whoever does so nor the terminal that goes away."""
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in ENDING}
     try:
         yield
     finally:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 from docker.client import DockerClient
@@ -19,6 +18,7 @@ from harness import programs
 from harness.cluster.protocol import Check
 from harness.errors import MeasurementError
 from harness.programs import MissingProgramError
+from harness.provenance import boot, machine, namespace
 from harness.units import format_size
 
 IMAGE = "pacbench"
@@ -28,7 +28,8 @@ RUN_LABEL = "pacbench.run"
 """The label of every object that pacbench makes, with the run's id. It removes nothing that lacks this label."""
 
 OWNER_LABEL = "pacbench.owner"
-"""The label that names host and process of the maker. What belongs to a process that lives is left alone."""
+"""The label that names the ``Maker``. What belongs to a process that lives, or that cannot be seen from here, is left
+alone; so is what names nobody, such as the cluster by hand."""
 
 MIN_ENGINE = (20, 10)
 COMMAND_TIMEOUT_S = 180.0
@@ -40,13 +41,16 @@ NO_BASE = (
     "no registry that can be reached has this image: make a base image (docker/offline_base.sh) and name it by --base"
 )
 
+OVERLAP = "overlap"
+"""What every engine says of a network that was to have the addresses of another one."""
+
 FIXES = {
     "permission denied": "add yourself to the group of the engine's socket (usermod -aG docker $USER, then log in "
     "again), or run pacbench with sudo",
     "no space left": "the engine's disk is full: free some (docker system df; docker builder prune)",
     "disk quota": "the engine's disk is full: free some (docker system df; docker builder prune)",
     "non-overlapping ipv4 address pool": "remove networks that nobody uses: docker network prune, pacbench clean",
-    "overlap": "another network has the addresses: see docker network ls; pacbench clean removes what runs left",
+    OVERLAP: "another network has the addresses: see docker network ls; pacbench clean removes what runs left",
     "incorrect label": "another project has a network of that name: see docker network ls",
     "is already in use by container": "another container has that name: see docker ps -a; pacbench clean removes what "
     "runs left",
@@ -67,6 +71,10 @@ FIXES = {
 
 class EngineError(MeasurementError):
     """The engine did not do what it was asked; one line that ends with what to do."""
+
+
+class AddressesTakenError(EngineError):
+    """A network of ours was to have the addresses of another one."""
 
 
 def connect() -> DockerClient:
@@ -137,6 +145,7 @@ def command(arguments: list[str], text: str | None = None, timeout_s: float = CO
     """What a ``docker`` command prints, given ``text`` on its stdin.
 
     Raises:
+        AddressesTakenError: it failed for that reason.
         EngineError: it is missing, failed, or took too long.
     """
     try:
@@ -153,7 +162,8 @@ def command(arguments: list[str], text: str | None = None, timeout_s: float = CO
     except subprocess.TimeoutExpired:
         raise EngineError(f"`docker {arguments[0]}` took longer than {timeout_s:g} s") from None
     if done.returncode:
-        raise EngineError(f"`docker {arguments[0]}` failed: {explain(done.stderr)}")
+        kind = AddressesTakenError if OVERLAP in done.stderr else EngineError
+        raise kind(f"`docker {arguments[0]}` failed: {explain(done.stderr)}")
     return str(done.stdout.strip())
 
 
@@ -167,9 +177,30 @@ def explain(complaint: str) -> str:
     return lines[-1] if lines else "it said nothing"
 
 
+class Maker(NamedTuple):
+    """The process that made an object."""
+
+    machine: str
+    boot: str
+    """Of its kernel; empty where kernels tell of none."""
+    pids: str
+    """The namespace in which ``pid`` says anything."""
+    pid: str
+
+    @classmethod
+    def this(cls) -> Maker:
+        """This process."""
+        return cls(machine(), boot(), str(namespace("pid")), str(os.getpid()))
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """Where its number is its own."""
+        return self[:-1]
+
+
 def labels(run: str) -> dict[str, str]:
     """What marks an object as made by this process for a run."""
-    return {RUN_LABEL: run, OWNER_LABEL: f"{socket.gethostname()}:{os.getpid()}"}
+    return {RUN_LABEL: run, OWNER_LABEL: " ".join(Maker.this())}
 
 
 def remove(client: DockerClient, run: str | None = None) -> list[str]:
@@ -184,12 +215,14 @@ def remove(client: DockerClient, run: str | None = None) -> list[str]:
     label = RUN_LABEL if run is None else f"{RUN_LABEL}={run}"
     removed = []
     try:
-        for container in client.containers.list(all=True, filters={"label": label}, ignore_removed=True):
-            if run or _is_orphan(container.labels):
+        containers = client.containers.list(all=True, filters={"label": label}, ignore_removed=True)
+        at_work = {container.labels[RUN_LABEL] for container in containers if container.status != "exited"}
+        for container in containers:
+            if run or _is_orphan(container.labels, at_work):
                 container.remove(force=True, v=True)
                 removed.append(f"removed container {container.name}")
         for network in client.networks.list(filters={"label": label}):
-            if run or _is_orphan(network.attrs["Labels"]):
+            if run or _is_orphan(network.attrs["Labels"], at_work):
                 network.remove()
                 removed.append(f"removed network {network.name}")
     except NotFound:
@@ -199,9 +232,20 @@ def remove(client: DockerClient, run: str | None = None) -> list[str]:
     return removed
 
 
-def _is_orphan(owned: Mapping[str, str]) -> bool:
-    host, _, process = owned.get(OWNER_LABEL, "").rpartition(":")
-    return not host or (host == socket.gethostname() and not psutil.pid_exists(int(process)))
+def _is_orphan(owned: Mapping[str, str], at_work: set[str]) -> bool:
+    """Whether the maker of an object is gone, as far as that can be seen from here.
+
+    Args:
+        at_work: runs with a container that has not ended.
+    """
+    told = owned.get(OWNER_LABEL, "").split(" ")
+    if len(told) != len(Maker._fields):
+        return False
+    maker, here = Maker(*told), Maker.this()
+    if maker.place == here.place:
+        return not psutil.pid_exists(int(maker.pid))
+    # What ran before this machine was started anew has ended with it; on another one of its name it would go on.
+    return maker.machine == here.machine and maker.boot != here.boot and owned[RUN_LABEL] not in at_work
 
 
 def subnets(client: DockerClient) -> Iterator[str]:

@@ -37,9 +37,7 @@ class Node:
         """Take the node's part in the topology that is asked for, and read back every queue."""
         topology = Topology.model_validate(request.topology)
         check_congestion_control(topology.link.congestion_control)
-        for entry in json.loads(run(["ip", "-j", "link", "show"])):
-            if entry["ifname"] != "lo":
-                run_lines("ip", None, [f"addr flush dev {entry['ifname']}"])  # routes go with the addresses
+        _clear_interfaces()
         self._apply(topology.build())
         self._apply(topology.shape())
         shown = json.loads(run(["tc", "-j", "qdisc", "show"]))
@@ -62,6 +60,16 @@ class Node:
         for command in commands:
             if command.node == self.name:
                 run_lines(command.program, None, [command.line])
+
+
+def _clear_interfaces() -> None:
+    """Take back what an earlier topology gave them: a queue replaced by one of its kind keeps what is not said anew."""
+    for entry in json.loads(run(["ip", "-j", "link", "show"])):
+        if entry["ifname"] != "lo":
+            run_lines("ip", None, [f"addr flush dev {entry['ifname']}"])  # routes go with the addresses
+    for queue in json.loads(run(["tc", "-j", "qdisc", "show"])):
+        if queue.get("root") and queue["handle"] != "0:":  # the kernel's own
+            run_lines("tc", None, [f"qdisc del dev {queue['dev']} root"])
 
 
 def _name_interfaces(wanted: Mapping[str, str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,8 @@ SUBNETS = ipaddress.IPv4Network("198.19.0.0/16")
 
 SUBNET_PREFIX = 29
 """Room for a bridge and the two ends of a wire."""
+
+SUBNET_COUNT = 2 ** (SUBNET_PREFIX - SUBNETS.prefixlen)
 
 
 class Plug(NamedTuple):
@@ -112,15 +115,19 @@ class Deployment:
         }
 
 
-def free_subnets(count: int, taken: list[str]) -> list[ipaddress.IPv4Network]:
+def free_subnets(count: int, taken: list[str], first: int = 0) -> list[ipaddress.IPv4Network]:
     """So many subnets for networks that overlap with nothing in ``taken``.
+
+    Args:
+        first: the number of the one to begin at.
 
     Raises:
         MeasurementError: there are not so many left.
     """
     used = [ipaddress.IPv4Network(text) for text in taken if ":" not in text]
     near = [network for network in used if network.overlaps(SUBNETS)]
-    free = (each for each in SUBNETS.subnets(new_prefix=SUBNET_PREFIX) if not any(map(each.overlaps, near)))
+    every = list(SUBNETS.subnets(new_prefix=SUBNET_PREFIX))
+    free = (each for each in every[first:] + every[:first] if not any(map(each.overlaps, near)))
     chosen = [subnet for _, subnet in zip(range(count), free, strict=False)]
     if len(chosen) < count:
         raise MeasurementError(
@@ -166,6 +173,11 @@ def project(name: str, deployment: Deployment, *, image: str, labels: Mapping[st
         for network in networks(deployment.topology)
     }
     return {"name": name, "services": services, "networks": made}
+
+
+def as_text(file: Mapping[str, Any]) -> str:
+    """A compose file as compose takes it: what stands behind a single ``$``, in a folder's name say, is a variable."""
+    return json.dumps(file).replace("$", "$$")
 
 
 def _common(deployment: Deployment, image: str, labels: Mapping[str, str]) -> dict[str, Any]:
