@@ -157,7 +157,7 @@ class Topology(Section):
     def most_in_flight_bytes(self) -> float:
         """What a flow has on its way at most, by rate and round trip: to a neighbour, or over one link."""
         if self.link.trace and len(self.link.trace.rows) > 1:
-            return self._longest.most_in_flight_bytes
+            return self._fastest(max).most_in_flight_bytes
         neighbours = [(worker, (worker + 1) % self.workers) for worker in range(self.workers)]
         ways = [(self.path(*pair), self.path(*reversed(pair))) for pair in neighbours]
         ways += [([up], [down]) for up, down in (wire.queues() for wire in self.wires)]
@@ -317,12 +317,8 @@ class Topology(Section):
         """The same with links that stay as good as they ever become: what a changing network cannot beat either."""
         return self._fastest(min)
 
-    @property
-    def _longest(self) -> Topology:
-        """The same with links of the greatest rate and the longest delay that they ever have: those that hold most."""
-        return self._fastest(max)
-
     def _fastest(self, of_delays: Callable[[list[float]], float]) -> Topology:
+        """With the least delay links are as good as they become; with the greatest they hold as much as ever."""
         assert self.link.trace
         rows = self.link.trace.rows
         delays_s = [row.delay_s for row in rows if row.delay_s is not None]

@@ -44,7 +44,8 @@ def _check_profile(scenario: Scenario, case: Case, field: str) -> None:
     """A profile is of a CPU's workers, and faster than real time is only what this kernel need not time."""
     train = case.train
     if train.known_profile:
-        _check_contents(scenario, train, profiles.read(train.known_profile, f"train.{field}"), field)
+        profiles.find(train.known_profile, f"train.{field}")
+        _check_contents(scenario, train, profiles.read(train.known_profile), field)
     if case.cluster.device != "cpu":
         allowed = f"cpu with train.{field}: the profile's device is what counts"
         raise UsageError.at(scenario.name, "cluster.device", case.cluster.device, allowed)

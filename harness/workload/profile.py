@@ -248,13 +248,13 @@ def find(name_or_path: str, field: str = "train.replay") -> Path:
 
 
 @cache
-def read(name_or_path: str, field: str = "train.replay") -> Profile:
+def read(name_or_path: str) -> Profile:
     """A profile, by its name or file; with ``@50%`` behind it, for who has half of its device.
 
     Raises:
         UsageError: there is none, or it is not one of this version's.
     """
-    path, (_, percent) = find(name_or_path, field), split(name_or_path)
+    path, (_, percent) = find(name_or_path), split(name_or_path)
     try:
         content = json.loads(read_given(path))
     except (OSError, ValueError, RecursionError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
@@ -82,8 +83,7 @@ def without_repeats(trainings: Sequence[Training]) -> list[Training]:
 
 def told_of_repeats(trainings: Sequence[Training]) -> list[str]:
     """A sentence where seeds were the same training."""
-    kept = [*map(id, without_repeats(trainings))]
-    labels = dict.fromkeys(each.label for each in trainings if id(each) not in kept)
+    labels = Counter(each.label for each in trainings) - Counter(each.label for each in without_repeats(trainings))
     if not labels:
         return []
     return [
