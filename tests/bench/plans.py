@@ -1,10 +1,11 @@
 """What a plan says a run takes, and what it takes: shipped scenarios, one after the other.
 
-    nox -s plans -- --rounds 1 --out results/plans                  # days, on a machine that does nothing else
-    nox -s plans -- --scenarios quickstart racks                    # minutes
+    nox -s plans -- --for 4min --out results/plans              # two hours, on a machine that does nothing else
+    nox -s plans -- --scenarios quickstart racks --for 1h       # minutes: both end by themselves
 
-A scenario that was run is not run again. Where its links need netem, it runs in a kernel that has it. The command ends
-with an exit code of 3 unless all plans are near what runs took; one that cannot be run is not.
+Of a scenario that would take longer, the trials are compared that end within this time, at least one. A trial is run
+with all of its steps. A scenario that was run is not run again. The command ends with an exit code of 3 unless all
+plans are near what runs took; one that cannot be run is not.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import json
 import math
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -20,26 +22,36 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness.errors import EXIT_REGRESSION
+from harness.cluster import registry
+from harness.cluster.protocol import Cluster
+from harness.errors import EXIT_REGRESSION, PacbenchError
+from harness.plan.estimate import total_s
+from harness.plan.plan import Plan
+from harness.plan.status import DONE
+from harness.record.store import TRIALS, Store
+from harness.run.planning import plan_run
 from harness.scenario.load import available
+from harness.units import parse_time_s
 
 SHIPPED = list(available())
 NEAR = 0.2
 """Share by which a plan may be off."""
+LOOK_EVERY_S = 0.5
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare what runs take with what was planned.")
     parser.add_argument("--out", type=Path, default=Path("results/plans"))
     parser.add_argument("--scenarios", nargs="+", default=SHIPPED, metavar="SCENARIO")
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--for", dest="for_s", type=parse_time_s, default=4 * 60.0, help="of each; 4min by default")
     parser.add_argument("--on", default="auto")
+    parser.add_argument("--netem-on", default="uml", help="where links are made that need netem; uml by default")
     options = parser.parse_args()
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, object]] = []
     for scenario in options.scenarios:
-        rows.append(compared(out, scenario, options))
+        rows.append({"scenario": scenario, **compared(out, scenario, options)})
         pd.DataFrame(rows).to_csv(out / "plans.csv", index=False, float_format="%.4g")
     table = pd.DataFrame(rows)
     print(table.to_string(index=False))
@@ -49,42 +61,67 @@ def main() -> None:
 
 
 def compared(out: Path, scenario: str, options: argparse.Namespace) -> dict[str, object]:
-    """A run that failed has no time; what was cut short is begun anew, or it would take too little."""
-    asked = (scenario, "--on", options.on, "--rounds", str(options.rounds))
-    folder = out / f"{scenario.replace('/', '-')}-{options.on}-{options.rounds}"
+    """A run that failed has no time; what was begun before and not ended is begun anew, or it would take too little."""
+    folder = out / scenario.replace("/", "-")
     kept = folder.with_suffix(".json")
     if not kept.exists():
         shutil.rmtree(folder, ignore_errors=True)
-        planned_s = math.nan
         try:
-            plan = json.loads(pacbench("plan", *asked, "--json"))
-            planned_s = plan["total_s"]
-            if plan["more_seeds"]:
-                raise SystemExit(
-                    f"--rounds: found {options.rounds}; allowed: fewer, since {scenario} trains more seeds then"
-                )
-            began_s = time.monotonic()
-            pacbench("run", *asked, "--out", str(folder))
-        except subprocess.CalledProcessError as error:
-            return {
-                "scenario": scenario,
-                "planned_s": planned_s,
-                "taken_over_planned": math.nan,
-                "code": error.returncode,
-            }
-        kept.write_text(json.dumps({"planned_s": planned_s, "taken_s": time.monotonic() - began_s}))
+            found = measured(folder, scenario, options)
+        except (PacbenchError, subprocess.CalledProcessError) as error:
+            return {"taken_over_planned": math.nan, "failed": str(error)}
+        kept.write_text(json.dumps(found))
     found = json.loads(kept.read_text())
-    return {"scenario": scenario, **found, "taken_over_planned": found["taken_s"] / found["planned_s"]}
+    return {**found, "taken_over_planned": found["taken_s"] / found["planned_s"]}
 
 
-def pacbench(*words: str) -> str:
-    """What a command prints.
+def measured(folder: Path, scenario: str, options: argparse.Namespace) -> dict[str, object]:
+    """Run one round of a scenario as far as its time goes, and plan what was run.
 
     Raises:
-        subprocess.CalledProcessError: it failed; what it said is on stderr.
+        PacbenchError: it cannot be planned here.
+        CalledProcessError: it cannot be run.
     """
-    command = [sys.executable, "-m", "harness", *words]
-    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    cluster, plan = planned(scenario, options)
+    began_s = time.time()
+    run_for(options.for_s, folder, ["run", scenario, "--on", cluster.name, "--rounds", "1", "--out", str(folder)])
+    trials = Store.open(folder).trials()
+    ended = trials[trials["status"] == DONE].set_index("trial_id")["attempt"]
+    ran = [trial for trial in plan.trials if trial.id in ended.index]
+    last_s = max((folder / TRIALS / f"{trial.id}-{ended[trial.id]}.parquet").stat().st_mtime for trial in ran)
+    return {
+        "on": cluster.name,
+        "trials": len(plan.trials),
+        "ran": len(ran),
+        "planned_s": total_s(ran, cluster.machine),
+        "taken_s": last_s - began_s,
+    }
+
+
+def planned(scenario: str, options: argparse.Namespace) -> tuple[Cluster, Plan]:
+    """One round of it, where it can be run."""
+    cluster = registry.make(registry.choose(options.on)[0])
+    plan = plan_run(scenario, cluster, rounds=1)
+    if cluster.name == "netns" and any(trial.expected.topology.needs_netem for trial in plan.trials):
+        cluster = registry.make(options.netem_on)
+        plan = plan_run(scenario, cluster, rounds=1)
+    return cluster, plan
+
+
+def run_for(least_s: float, folder: Path, words: list[str]) -> None:
+    """Run a command until it ends, or is interrupted: after so long, and with a trial in its folder.
+
+    Raises:
+        CalledProcessError: it failed by itself.
+    """
+    with subprocess.Popen([sys.executable, "-m", "harness", *words]) as running:
+        interrupted_at_s = time.monotonic() + least_s
+        while running.poll() is None and not (time.monotonic() > interrupted_at_s and any(folder.glob(f"{TRIALS}/*"))):
+            time.sleep(LOOK_EVERY_S)
+        if running.poll() is None:
+            running.send_signal(signal.SIGINT)
+        elif running.returncode:
+            raise subprocess.CalledProcessError(running.returncode, running.args)
 
 
 if __name__ == "__main__":

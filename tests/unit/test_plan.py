@@ -7,6 +7,7 @@ import math
 import runpy
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -248,9 +249,20 @@ def test_the_study_of_plans_is_of_all_that_is_shipped() -> None:
 def test_the_study_of_plans_fails_where_one_was_far_off_or_cannot_be_run(other: str, code: int, tmp_path: Path) -> None:
     for name, taken_s in (("quickstart", 110.0), ("paper-near", 81.0), ("paper-late", 121.0)):
         kept = {"planned_s": 100.0, "taken_s": taken_s}  # so that it is not run again
-        (tmp_path / f"{name}-fake-1.json").write_text(json.dumps(kept))
+        (tmp_path / f"{name}.json").write_text(json.dumps(kept))
     asked = ("--on", "fake", "--out", tmp_path, "--scenarios", "quickstart", other)
     done = subprocess.run([sys.executable, STUDY, *asked], capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stderr
     assert f"planned within 20%: {2 if code == 0 else 1} of 2" in done.stdout
     assert len((tmp_path / "plans.csv").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(("at_most", "ran"), [("1ms", range(1, 7)), ("1h", [6])])
+def test_the_study_of_plans_runs_what_its_time_allows(at_most: str, ran: Sequence[int], tmp_path: Path) -> None:
+    asked = ("--on", "fake", "--out", tmp_path, "--scenarios", "quickstart", "--for", at_most)
+    done = subprocess.run([sys.executable, STUDY, *asked], capture_output=True, text=True, check=False)
+    assert done.returncode == EXIT_REGRESSION, done.stderr
+    found = json.loads((tmp_path / "quickstart.json").read_text())
+    assert found["ran"] in ran
+    assert found["trials"] == 6
+    assert 0 < found["taken_s"] < found["planned_s"], "nothing real was run"
