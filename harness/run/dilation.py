@@ -30,7 +30,7 @@ from harness.plan.status import UNSETTLED_STEPS
 from harness.plan.trial import Trial
 from harness.run.added import Added, added_within
 from harness.run.outcome import Outcome
-from harness.run.probe import Prober, at_their_fastest, metered_s, without_warmup
+from harness.run.probe import Prober, metered_s, without_warmup
 from harness.scenario.schema import Case, MethodSpec
 from harness.scenario.section import in_words
 
@@ -224,8 +224,7 @@ class Dilations:
 
     def _carried(self, trial: Trial, dilation: float) -> float:
         """The least dilation, from this one on, at which the cluster carries the trial's links."""
-        fastest = trial.model_copy(update={"case": at_their_fastest(trial.case)})
-        topology, resources = fastest.expected.thinned, trial.case.cluster.resources
+        topology, resources = trial.expected.thinned, trial.case.cluster.resources
         for each in (each for each in LADDER if each >= dilation):
             try:
                 self._cluster.check(topology.slowed(each), resources)

@@ -97,11 +97,11 @@ def _short(trial: Trial, steps: int, slowing: Dilation) -> Trial:
     wanted = max(state.steady_from_step, UNSETTLED_STEPS) + steps
     total = whole_periods(wanted, state.agrees_every)
     train = trial.case.train.model_copy(update={"steps": total, "eval_every": total, "target": None})
-    case = at_their_fastest(trial.case).model_copy(update={"train": train})
+    case = _at_their_fastest(trial.case).model_copy(update={"train": train})
     return trial.model_copy(update={"case": case, "method": method, "found": slowing, "is_probe": True})
 
 
-def at_their_fastest(case: Case) -> Case:
+def _at_their_fastest(case: Case) -> Case:
     """The case with links that stay as fast as they ever become, where they change.
 
     So all short trials have the same ones, and what this machine adds is a greater share of no step of the trial.

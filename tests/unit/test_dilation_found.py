@@ -527,9 +527,8 @@ class Narrow(FakeCluster):
         self.most_bps = most_bps
 
     def check(self, topology: Topology, resources: Resources = NO_LIMITS) -> None:
-        rates = [queue.pipe.rate_bps or 0 for queue in topology.queues()]
-        if max(rates) > self.most_bps:
-            raise UsageError.at("scenario", "link.rate", max(rates), f"up to {self.most_bps}")
+        if topology.at_once_bps > self.most_bps:
+            raise UsageError.at("scenario", "link.rate", int(topology.at_once_bps), f"up to {self.most_bps}")
 
 
 def test_links_are_as_slow_as_the_cluster_needs(tmp_path: Path) -> None:
