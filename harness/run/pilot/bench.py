@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import fmean
 
 from harness import attach, provenance
+from harness.analysis.pilot.learning import first_common
 from harness.attach.attachment import Attachment
 from harness.attach.orders import LOOK_STEPS
 from harness.attach.sources import hash_of
@@ -123,7 +124,7 @@ class Bench:
         found = []
         for method in methods:
             period = state_of(method).agrees_every
-            if 2 * period <= self._most_steps:
+            if first_common(period) <= self._most_steps:
                 found.append(method)
             else:
                 self._failed.append(
@@ -235,7 +236,7 @@ class Bench:
         known, rival = asked.forecast(job), asked.plain if method.label == asked.sixteen else asked.sixteen
         longer = known.pace_s(asked.method(rival)) / known.pace_s(method)
         steps = round(asked.steps * min(MOST_LONGER, max(1.0, longer)))
-        return max(2 * period, min(whole_periods(steps, period), self._most_steps // period * period))
+        return max(first_common(period), min(whole_periods(steps, period), self._most_steps // period * period))
 
     @property
     def _most_steps(self) -> int:
