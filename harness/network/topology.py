@@ -192,14 +192,19 @@ class Topology(Section):
                     f"peer name {near.interface} mtu {mtu} netns {near.node}",
                 )
             )
-        ends = [end for wire in self.wires for end in (wire.near, wire.far)]
+        ends = [ways for wire in self.wires for ways in ((wire.near, wire.far), (wire.far, wire.near))]
         most = self.most_segments or min(filter(None, (self.segments, self._packets_in_a_segment)), default=ANY_SEGMENT)
         for node in [*self.switches, *self.worker_nodes]:
             commands.append(Command("ip", node, "link set lo up"))
-            for end in ends:
-                if end.node == node:
-                    commands.append(Command("ip", node, f"addr add {end.address}/30 dev {end.interface}"))
-                    commands.append(Command("ip", node, f"link set {end.interface} gso_max_segs {most} up"))
+            for own, other in ends:
+                if own.node == node:
+                    known = f"{other.address} lladdr {other.hardware_address} nud permanent"
+                    lines = (
+                        f"addr add {own.address}/30 dev {own.interface}",
+                        f"link set {own.interface} gso_max_segs {most} address {own.hardware_address} up",
+                        f"neigh replace {known} dev {own.interface}",
+                    )
+                    commands.extend(Command("ip", node, line) for line in lines)
             commands.extend(Command("ip", node, line) for line in self._routes_of(node))
         return commands
 

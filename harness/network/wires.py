@@ -29,6 +29,14 @@ class End(NamedTuple):
     interface: str
     address: str
 
+    @property
+    def hardware_address(self) -> str:
+        """A locally administered one (IEEE 802), made of the address: each end knows the other's without asking.
+
+        ARP gives up after three seconds (arp(7)), which a slowed link may take for the answer alone.
+        """
+        return ":".join(f"{byte:02x}" for byte in (2, 0, *map(int, self.address.split("."))))
+
 
 @dataclass(frozen=True)
 class Queue:

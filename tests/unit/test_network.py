@@ -328,8 +328,23 @@ def test_segments_are_short_only_where_netem_counts_or_holds_them() -> None:
     assert Topology(workers=2, link=link(loss="1%")).segments == 1
     assert Topology(workers=2, link=link("1gbit", delay="5ms")).segments == 20
     lines = [str(command) for command in Topology(workers=2, link=link(loss="1%")).build()]
-    assert "ip -n w0 link set eth0 gso_max_segs 1 up" in lines
-    assert "ip -n switch link set to0 gso_max_segs 1 up" in lines
+    for interface in ("w0 link set eth0", "switch link set to0"):
+        assert any(line.startswith(f"ip -n {interface} gso_max_segs 1 ") for line in lines)
+
+
+def test_both_ends_of_a_link_know_each_other_without_asking() -> None:
+    topology = Topology(workers=3, link=link())
+    lines = [str(command) for command in topology.build()]
+    for wire in topology.wires:
+        for own, other in ((wire.near, wire.far), (wire.far, wire.near)):
+            at = f"ip -n {own.node} "
+            assert any(
+                line.startswith(f"{at}link set {own.interface} ") and own.hardware_address in line for line in lines
+            )
+            known = f"{other.address} lladdr {other.hardware_address} nud permanent dev {own.interface}"
+            assert f"{at}neigh replace {known}" in lines
+    ends = [end.hardware_address for wire in topology.wires for end in (wire.near, wire.far)]
+    assert len(set(ends)) == len(ends)
 
 
 CHAIN = GilbertElliott(p=0.01, r=0.25)
