@@ -11,7 +11,7 @@ from harness.cluster.protocol import EXECUTE, SideTask
 from harness.errors import MeasurementError, UsageError
 from harness.messages import CeilingMeasured, Failed, LinksMeasured, Message, Preload, Traffic
 from harness.network.addresses import WORKER_INTERFACE, address
-from harness.network.measure import PACKET_COST, counting_s
+from harness.network.measure import PACKET_COST, measuring_s
 from harness.network.readings import Readings
 from harness.network.topology import Topology
 from harness.plan.machine import this_machine
@@ -155,7 +155,8 @@ class EmulatedCluster(ABC):
         """
         found: LinksMeasured | CeilingMeasured | None = None
         spec = {"topology": as_json(topology), "counted": counted}
-        timeout_s = self.probe_timeout_s * max(1.0, topology.dilation) + counting_s(topology, counted)
+        by_itself_s = measuring_s(topology, self.machine.cpu_count, counted)
+        timeout_s = self.probe_timeout_s * max(1.0, topology.dilation) + by_itself_s
         for message in self._task(task, topology.nodes, spec, timeout_s):
             match message:
                 case Failed():

@@ -2,9 +2,10 @@
 
 Every node answers (``responder.answer``); one of them asks (``measure``). Each direction of every link carries a bulk
 flow, timed by its receiver once the token bucket is spent; where packets are lost or disturbed on purpose, numbered
-datagrams are counted. Round trips are small datagrams over an idle link. It is the same in network namespaces and in
-containers, and needs no clock that two nodes share: of a round trip, the time for which the answering process held the
-datagram is taken off, as NTP does (RFC 5905, section 8), since it is that machine's and not the link's.
+datagrams are counted, and they are timed where TCP would be no measure of the rate, or take long to start. Round trips
+are small datagrams over an idle link. It is the same in network namespaces and in containers, and needs no clock that
+two nodes share: of a round trip, the time for which the answering process held the datagram is taken off, as NTP does
+(RFC 5905, section 8), since it is that machine's and not the link's.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 from harness.network.addresses import address, worker_name
 from harness.network.bounds import ETHERNET_HEADER_BYTES, wire_share
 from harness.network.datagrams import PACE_S
-from harness.network.probe_protocol import call
+from harness.network.probe_protocol import PING, PINGED, call
 from harness.network.qdisc import burst_bytes
 from harness.network.readings import Counts, LinkReading, Readings, RoundTrip, off
 from harness.network.tolerances import (
@@ -45,18 +46,29 @@ JITTER_PINGS = 60
 
 PING_GAP_S = 1e-3
 
+PING_BYTES = len(PING) + PINGED.size + UDP_IP_HEADER_BYTES + ETHERNET_HEADER_BYTES
+"""Of a datagram whose round trip is timed, on the wire."""
+
 FLOW_S = 0.4
 """How long a timed flow lasts at the rate that was asked; less where many must take turns."""
 
 TURNS_S = 1.6
 """The time for all flows that must take turns."""
 
-MIN_FLOW_BYTES = 64 * 1024
+MIN_FLOW_BYTES, MIN_FLOW_S = 64 * 1024, 10.0
+"""So much of a flow is timed at least, or for so long where the rate is low."""
 
 SETTLE_S = 0.05
 
 SETTLE_ROUND_TRIPS = 12
 """How much of a flow passes before it is timed, after the bucket is spent twice over: TCP's start-up."""
+
+MOST_SETTLE_S = 5.0
+"""Where that would take longer, datagrams tell the rate: they have no start-up, and netem lets no burst pass."""
+
+AGREEING_ROUND_TRIPS = 6
+"""In which a node is asked, finds its peer, and has its answer, beside what it is asked for: three, and as many in
+which their hardware addresses are found (ARP)."""
 
 COUNTED_PER_S = 10_000
 """Datagrams a second, over all links that are counted together."""
@@ -70,7 +82,9 @@ COUNTING_S = 60.0
 """Fewer are counted where it would take longer, beside many other links or at a low rate; then their interval is wider.
 """
 
-CONCURRENT_BPS = 250_000_000 * (os.cpu_count() or 1)
+CPU_BPS = 250_000_000
+
+CONCURRENT_BPS = CPU_BPS * (os.cpu_count() or 1)
 """Links are measured together up to this sum, so that their own traffic never makes the CPU the limit."""
 
 PACKET_COST = 4
@@ -96,8 +110,7 @@ def measure(topology: Topology, counted: int | None = None) -> Readings:
     """
     started = time.monotonic()
     try:
-        wires, workers = topology.wires, topology.workers
-        pairs = [(worker, (worker + 1) % workers) for worker in range(workers)]
+        wires, pairs = topology.wires, _neighbours(topology)
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # more of them would wait for one another's CPU
             round_trips = tuple(pool.map(lambda wire: _round_trip(topology, wire.queues()), wires))
             rtt_s = tuple(pool.map(lambda pair: _pair_rtt_s(topology, *pair), pairs))
@@ -122,7 +135,7 @@ def measure_ceiling(topology: Topology) -> float:
 
     def flood_bps(worker: int) -> float:
         request = {"op": "flood", "to": address((worker + 1) % topology.workers), "seconds": FLOW_S}
-        return float(_ask(topology, worker_name(worker), request))
+        return float(_ask(topology, worker_name(worker), _Work(request, FLOW_S)))
 
     try:
         with ThreadPoolExecutor(topology.workers) as pool:
@@ -183,7 +196,7 @@ def again_where_off(
     return last
 
 
-def _turns(queues: Sequence[Queue]) -> list[list[Queue]]:
+def _turns(queues: Sequence[Queue], at_once_bps: int = CONCURRENT_BPS) -> list[list[Queue]]:
     """Directions to measure together, one of each link in a turn."""
     turns: list[list[Queue]] = []
     for direction in ("up", "down"):
@@ -193,15 +206,10 @@ def _turns(queues: Sequence[Queue]) -> list[list[Queue]]:
             needs_bps = cost * (queue.pipe.rate_bps or CONCURRENT_BPS)
             if left_bps < needs_bps:
                 turns.append([])
-                left_bps = CONCURRENT_BPS
+                left_bps = at_once_bps
             turns[-1].append(queue)
             left_bps -= needs_bps
     return turns
-
-
-def _rate_bps(topology: Topology, queue: Queue, flow_s: float) -> float:
-    """What one direction of a link carries, in bits per second on the wire."""
-    return _burst_bps(topology, queue, flow_s) if queue.pipe.disturbs else _flow_bps(topology, queue, flow_s)
 
 
 def _reading(queue: Queue, rate_bps: float, counted: _Counted | None) -> LinkReading:
@@ -221,12 +229,10 @@ def _reading(queue: Queue, rate_bps: float, counted: _Counted | None) -> LinkRea
 def _round_trip(topology: Topology, both: tuple[Queue, Queue]) -> RoundTrip:
     """An idle link, there and back, measured again where it is off."""
     up, down = both
-    asked_s = up.pipe.delay_s + down.pipe.delay_s
-    jitter_s = math.hypot(up.pipe.jitter_s, down.pipe.jitter_s)
+    asked_s, jitter_s = _link_delay_s(both)
     normal = {pipe.jitter_distribution for pipe in (up.pipe, down.pipe) if pipe.jitter_s} == {"normal"}
-    pings = JITTER_PINGS if jitter_s else PINGS
     for _ in range(ATTEMPTS):
-        trips = _ping_s(topology, up.node, up.to.address, pings, asked_s, jitter_s)
+        trips = _ping_s(topology, up.node, _link_pings(both))
         typical_s, deviation_s = _typical_s(trips, [up.pipe, down.pipe]), _deviation_s(trips)
         complaints = []
         allowed_s = rtt_tolerance_s(asked_s) + median_spread_s(jitter_s, len(trips))
@@ -253,9 +259,8 @@ def _round_trip(topology: Topology, both: tuple[Queue, Queue]) -> RoundTrip:
 def _pair_rtt_s(topology: Topology, one: int, other: int) -> float:
     asked_s = topology.rtt_s(one, other)
     both_ways = topology.path(one, other) + topology.path(other, one)
-    jitter_s = max(queue.pipe.jitter_s for queue in both_ways)
     for _ in range(ATTEMPTS):
-        trips = _ping_s(topology, worker_name(one), address(other), PINGS, asked_s, jitter_s)
+        trips = _ping_s(topology, worker_name(one), _pair_pings(topology, one, other))
         measured_s = _typical_s(trips, [queue.pipe for queue in both_ways])
         if abs(measured_s - asked_s) <= pair_tolerance_s(topology, one, other):
             break
@@ -265,11 +270,17 @@ def _pair_rtt_s(topology: Topology, one: int, other: int) -> float:
 def _typical_s(trips: Sequence[float], pipes: Sequence[Pipe]) -> float:
     """The median where the delay varies; elsewhere the least, for what is above it was spent waiting for a CPU.
 
-    Where some packets overtake others, the least is theirs, and the lower quartile tells.
+    Where some packets overtake others, the least is theirs, and the lower quartile tells. What the rate adds is off.
     """
+    passing_s = _passing_s(pipes)
     if any(pipe.jitter_s for pipe in pipes):
-        return statistics.median(trips)
-    return statistics.quantiles(trips, n=4)[0] if any(pipe.reorder for pipe in pipes) else min(trips)
+        return statistics.median(trips) - passing_s
+    return (statistics.quantiles(trips, n=4)[0] if any(pipe.reorder for pipe in pipes) else min(trips)) - passing_s
+
+
+def _passing_s(pipes: Sequence[Pipe]) -> float:
+    """How long a timed datagram itself takes to pass: netem paces it by its length, a token bucket lets it through."""
+    return sum(8 * PING_BYTES / pipe.rate_bps for pipe in pipes if pipe.rate_bps and pipe.needs_netem)
 
 
 def _deviation_s(trips: Sequence[float]) -> float:
@@ -281,47 +292,101 @@ def _deviation_s(trips: Sequence[float]) -> float:
     return (marks[83] - marks[15]) / 2
 
 
-def _ping_s(topology: Topology, node: str, to: str, pings: int, asked_s: float, jitter_s: float) -> list[float]:
-    """Round trips from a node, far enough apart that none meets the one before."""
-    request = {
-        "op": "ping",
-        "to": to,
-        "pings": pings,
-        "gap_s": max(PING_GAP_S, 6 * jitter_s),
-        "wait_s": 1 + 2 * asked_s,
-    }
+class _Work(NamedTuple):
+    """What a node is asked to do."""
+
+    request: Mapping[str, Any]
+    takes_s: float
+    """How long it takes by itself, in real seconds."""
+
+
+def _link_delay_s(both: tuple[Queue, Queue]) -> tuple[float, float]:
+    """How long a link there and back takes, and its deviation."""
+    up, down = both
+    return up.pipe.delay_s + down.pipe.delay_s, math.hypot(up.pipe.jitter_s, down.pipe.jitter_s)
+
+
+def _link_pings(both: tuple[Queue, Queue]) -> _Work:
+    asked_s, jitter_s = _link_delay_s(both)
+    pings = JITTER_PINGS if jitter_s else PINGS
+    return _pings(both[0].to.address, pings, asked_s, jitter_s, _passing_s([queue.pipe for queue in both]))
+
+
+def _pair_pings(topology: Topology, one: int, other: int) -> _Work:
+    pipes = [queue.pipe for queue in topology.path(one, other) + topology.path(other, one)]
+    jitter_s = max(pipe.jitter_s for pipe in pipes)
+    return _pings(address(other), PINGS, topology.rtt_s(one, other), jitter_s, _passing_s(pipes))
+
+
+def _pings(to: str, pings: int, asked_s: float, jitter_s: float, passing_s: float) -> _Work:
+    """Round trips, far enough apart that none meets the one before."""
+    gap_s = max(PING_GAP_S, 6 * jitter_s, passing_s)
+    request = {"op": "ping", "to": to, "pings": pings, "gap_s": gap_s, "wait_s": 1 + 2 * asked_s}
+    return _Work(request, pings * gap_s + AGREEING_ROUND_TRIPS * asked_s)
+
+
+def _ping_s(topology: Topology, node: str, pings: _Work) -> list[float]:
+    """Round trips from a node."""
+    wanted = pings.request["pings"]
     trips: list[float] = []
     for _ in range(ATTEMPTS):
-        trips += _ask(topology, node, request)
-        if 2 * len(trips) >= pings:
+        trips += _ask(topology, node, pings)
+        if 2 * len(trips) >= wanted:
             break
     if len(trips) < 2:
-        raise ConnectionError(f"{node} reaches {to} with {len(trips)} of {pings} datagrams")
+        raise ConnectionError(f"{node} reaches {pings.request['to']} with {len(trips)} of {wanted} datagrams")
     return trips
 
 
-def _flow_bps(topology: Topology, queue: Queue, flow_s: float) -> float:
-    """One TCP flow over one direction of a link, in bits per second on the wire."""
+def _rate_work(topology: Topology, queue: Queue, flow_s: float) -> _Work:
+    """What tells the rate of one direction of a link."""
     pipe = queue.pipe
-    back = next(other for other in topology.queues() if other.link == queue.link and other.node != queue.node)
-    rtt_s = pipe.delay_s + back.pipe.delay_s
+    if pipe.disturbs or (pipe.needs_netem and SETTLE_ROUND_TRIPS * _rtt_s(topology, queue) > MOST_SETTLE_S):
+        return _burst(topology, queue, flow_s)
+    return _flow(topology, queue, flow_s)
+
+
+def _rtt_s(topology: Topology, queue: Queue) -> float:
+    """How long a link there and back takes."""
+    return next(wire.up.delay_s + wire.down.delay_s for wire in topology.wires if wire.name == queue.link)
+
+
+def _flow(topology: Topology, queue: Queue, flow_s: float) -> _Work:
+    """One TCP flow."""
+    pipe, rtt_s = queue.pipe, _rtt_s(topology, queue)
     rate_bps = pipe.rate_bps or CONCURRENT_BPS
     bucket = burst_bytes(pipe) if pipe.rate_bps and not pipe.needs_netem else 0
     skip = 2 * bucket + int(rate_bps / 8 * (SETTLE_S + SETTLE_ROUND_TRIPS * rtt_s))
-    total = skip + max(int(rate_bps / 8 * flow_s), MIN_FLOW_BYTES)
-    value = _ask(topology, queue.node, {"op": "flow", "to": queue.to.address, "skip": skip, "bytes": total})
-    return 8 * float(value) * wire_share(topology.link)
+    total = skip + max(int(rate_bps / 8 * flow_s), min(MIN_FLOW_BYTES, int(rate_bps / 8 * MIN_FLOW_S)))
+    at_rate_s = 8 * total * wire_share(topology.link) / rate_bps
+    request = {"op": "flow", "to": queue.to.address, "skip": skip, "bytes": total}
+    return _Work(request, at_rate_s + (SETTLE_ROUND_TRIPS + AGREEING_ROUND_TRIPS) * rtt_s)
 
 
-def _burst_bps(topology: Topology, queue: Queue, flow_s: float) -> float:
-    """Datagrams all at once, over one direction of a link: bits per second on the wire that arrive."""
-    pipe = queue.pipe
-    payload, frame = topology.link.mtu_bytes - UDP_IP_HEADER_BYTES, topology.link.mtu_bytes + ETHERNET_HEADER_BYTES
+def _burst(topology: Topology, queue: Queue, flow_s: float) -> _Work:
+    """Datagrams all at once."""
+    pipe, payload = queue.pipe, topology.link.mtu_bytes - UDP_IP_HEADER_BYTES
     rate_bps = pipe.rate_bps or CONCURRENT_BPS / PACKET_COST
-    packets = int(flow_s * rate_bps / 8 / frame / (1 - pipe.mean_loss)) + 50
+    packet_s = 8 * _frame_bytes(topology) / rate_bps
+    packets = int(flow_s / packet_s / (1 - pipe.mean_loss)) + 50
+    wait_s = _grace_s(pipe) + packets * packet_s  # none need have arrived when the last one is sent
     request = {"op": "count", "to": queue.to.address, "bytes": payload, "per_s": None, "packets": packets}
-    result = _ask(topology, queue.node, {**request, "wait_s": _grace_s(pipe) + flow_s})
-    return 8 * frame * float(result["arrived_per_s"]) / (1 - pipe.corrupt)
+    takes_s = packets * packet_s + wait_s + AGREEING_ROUND_TRIPS * _rtt_s(topology, queue)
+    return _Work({**request, "wait_s": wait_s}, takes_s)
+
+
+def _frame_bytes(topology: Topology) -> int:
+    """Of a packet of the largest size."""
+    return topology.link.mtu_bytes + ETHERNET_HEADER_BYTES
+
+
+def _rate_bps(topology: Topology, queue: Queue, flow_s: float) -> float:
+    """What one direction of a link carries, in bits per second on the wire."""
+    work = _rate_work(topology, queue, flow_s)
+    found = _ask(topology, queue.node, work)
+    if work.request["op"] == "count":
+        return 8 * _frame_bytes(topology) * float(found["arrived_per_s"]) / (1 - queue.pipe.corrupt)
+    return 8 * float(found) * wire_share(topology.link)
 
 
 class _Counted(NamedTuple):
@@ -333,15 +398,11 @@ class _Counted(NamedTuple):
 
 
 def _count(topology: Topology, queue: Queue, counted: int | None, beside: int) -> _Counted:
-    """Numbered datagrams, well below the rate, over one direction of a link."""
-    pipe, wait_s = queue.pipe, _grace_s(queue.pipe)
-    request = {"op": "count", "to": queue.to.address, "bytes": COUNTED_BYTES, "wait_s": wait_s}
+    """Numbered datagrams over one direction of a link."""
     for attempt in range(ATTEMPTS):
-        per_s = _counted_per_s(pipe, beside) / 2**attempt  # slower, where the receiver could not keep up
-        packets = counted or _to_count(pipe, per_s)
-        paced = {**request, "per_s": per_s, "packets": packets}
+        per_s = _counted_per_s(queue.pipe, beside) / 2**attempt  # slower, where the receiver could not keep up
         try:
-            result = _ask(topology, queue.node, paced, packets / per_s + wait_s)
+            result = _ask(topology, queue.node, _counting(topology, queue, counted, per_s))
             return _Counted(Counts.model_validate(result["counts"]), max(PACE_S, 1 / per_s))
         except ConnectionError:
             if attempt + 1 == ATTEMPTS:
@@ -349,15 +410,34 @@ def _count(topology: Topology, queue: Queue, counted: int | None, beside: int) -
     raise AssertionError
 
 
-def counting_s(topology: Topology, counted: int | None = None) -> float:
-    """For how long datagrams may be counted on a topology's links, until one that is off was counted again and again.
+def _counting(topology: Topology, queue: Queue, counted: int | None, per_s: float) -> _Work:
+    """Numbered datagrams, well below the rate."""
+    packets, wait_s = counted or _to_count(queue.pipe, per_s), _grace_s(queue.pipe)
+    request = {"op": "count", "to": queue.to.address, "bytes": COUNTED_BYTES, "per_s": per_s, "packets": packets}
+    takes_s = packets / per_s + wait_s + AGREEING_ROUND_TRIPS * _rtt_s(topology, queue)
+    return _Work({**request, "wait_s": wait_s}, takes_s)
+
+
+def measuring_s(topology: Topology, cpus: int, counted: int | None = None) -> float:
+    """For how long a topology's links hold up who measures them, until one that is off was measured again and again.
 
     Args:
+        cpus: of the machine that has the links.
         counted: as ``measure`` is told it.
     """
-    disturbed = [queue.pipe for queue in topology.queues() if queue.pipe.disturbs]
-    paces = [(pipe, _counted_per_s(pipe, len(disturbed))) for pipe in disturbed]
-    return ATTEMPTS * max(((counted or _to_count(pipe, per_s)) / per_s for pipe, per_s in paces), default=0.0)
+    link_s = max(_link_pings(wire.queues()).takes_s for wire in topology.wires)
+    pair_s = max(_pair_pings(topology, *pair).takes_s for pair in _neighbours(topology))
+    pings_s = math.ceil(len(topology.wires) / cpus) * link_s + math.ceil(topology.workers / cpus) * pair_s
+    turns = _turns([*topology.queues()], cpus * CPU_BPS)
+    rates_s = [max(_rate_work(topology, queue, FLOW_S).takes_s for queue in turn) for turn in turns]
+    return ATTEMPTS * (pings_s + max(rates_s)) + sum(rates_s) + counting_s(topology, counted)
+
+
+def counting_s(topology: Topology, counted: int | None = None) -> float:
+    """For how long datagrams may be counted on a topology's links; see ``measuring_s``."""
+    disturbed = [queue for queue in topology.queues() if queue.pipe.disturbs]
+    paces = [(queue, _counted_per_s(queue.pipe, len(disturbed))) for queue in disturbed]
+    return ATTEMPTS * max((_counting(topology, queue, counted, per_s).takes_s for queue, per_s in paces), default=0.0)
 
 
 def _counted_per_s(pipe: Pipe, beside: int) -> float:
@@ -379,12 +459,22 @@ def _grace_s(pipe: Pipe) -> float:
     return 0.3 + 2 * (pipe.delay_s + 4 * pipe.jitter_s)
 
 
-def _ask(topology: Topology, node: str, request: Mapping[str, Any], takes_s: float = 0.0) -> Any:
-    """What a node finds when it is told to measure what takes so long by itself."""
-    return call(topology.address_of(node), request, topology.dilation, takes_s)
+def _neighbours(topology: Topology) -> list[tuple[int, int]]:
+    """The pairs between which round trips are measured."""
+    return [(worker, (worker + 1) % topology.workers) for worker in range(topology.workers)]
+
+
+def _ask(topology: Topology, node: str, work: _Work) -> Any:
+    """What a node finds when it is told to measure."""
+    return call(topology.address_of(node), work.request, topology.dilation, work.takes_s)
 
 
 def _quit_all(topology: Topology) -> None:
-    for node in topology.nodes:
+    """Have all nodes end, at once: each answer takes a round trip."""
+
+    def end(node: str) -> None:
         with suppress(OSError):
-            call(topology.address_of(node), {"op": "quit"})
+            _ask(topology, node, _Work({"op": "quit"}, 0.0))
+
+    with ThreadPoolExecutor(len(topology.nodes)) as pool:
+        list(pool.map(end, topology.nodes))

@@ -17,12 +17,18 @@ SO_TIMESTAMPNS = 35
 """A socket option of <asm-generic/socket.h> that Python does not name."""
 
 TIMEOUT_S = 30.0
+"""How long a node may take to listen."""
 
 PATIENCE_S = 90.0
-"""How long a node may take for what it is asked to do, on a network that is not slowed."""
+"""How long a node may take for what it is asked to do, on a network that is not slowed, beside what it takes by itself.
+"""
 
-AGAIN_S = 0.1
-"""How often a node is asked until it answers."""
+SILENCE_S = 60.0
+"""How long its peer may say nothing meanwhile, likewise: less, so that the node can still say who it was."""
+
+AGAIN_S, LONGER, MOST_AGAIN_S = 0.1, 3.0, 1.0
+"""After how long a node is asked again that does not answer, how many times longer it is waited for each time, and for
+how long at most, on a network that is not slowed: the slowest links must carry more than the questions."""
 
 MOST_BYTES = 1 << 16
 
@@ -41,17 +47,20 @@ def call(to: str, request: Mapping[str, Any], dilation: float = 1.0, takes_s: fl
 
     Args:
         dilation: how many times slower the network is.
-        takes_s: what it is asked to wait for itself, in real seconds; it has this time beside ``PATIENCE_S``.
+        takes_s: what it is asked for takes by itself, in real seconds; it has this time beside ``PATIENCE_S``.
+
+    It is told both, since it may have to wait for others as long.
 
     Raises:
         ConnectionError: it does not answer, or could not do it.
     """
-    message = json.dumps({**request, "id": uuid.uuid4().hex}).encode()
-    deadline = time.monotonic() + PATIENCE_S * max(1.0, dilation) + takes_s
+    message = json.dumps({"dilation": dilation, "takes_s": takes_s, **request, "id": uuid.uuid4().hex}).encode()
+    slowness, again_s = max(1.0, dilation), AGAIN_S
+    deadline = time.monotonic() + PATIENCE_S * slowness + takes_s
     with socket.socket(type=socket.SOCK_DGRAM) as control:
         control.connect((to, PORT))
-        control.settimeout(AGAIN_S)
         while time.monotonic() < deadline:
+            control.settimeout(again_s)
             try:
                 control.send(message)
                 reply = json.loads(control.recv(MOST_BYTES))
@@ -60,7 +69,7 @@ def call(to: str, request: Mapping[str, Any], dilation: float = 1.0, takes_s: fl
                     return None
                 time.sleep(AGAIN_S / 10)
             except (TimeoutError, ValueError):
-                continue
+                again_s = min(LONGER * again_s, MOST_AGAIN_S * slowness)
             else:
                 if "error" in reply:
                     raise ConnectionError(reply["error"])
@@ -75,13 +84,18 @@ def receive(datagrams: socket.socket) -> tuple[bytes, float, Any]:
     return datagram, seconds + 1e-9 * nanoseconds, sender
 
 
+def silence_s(request: Mapping[str, Any]) -> float:
+    """How long a node's peer may say nothing while the node does what ``call`` has asked it for."""
+    return SILENCE_S * max(1.0, float(request["dilation"])) + float(request["takes_s"])
+
+
 @contextmanager
-def asking(to: str) -> Iterator[socket.socket]:
+def asking(to: str, most_silence_s: float) -> Iterator[socket.socket]:
     """A connection to a node that answers; waits until it listens."""
     deadline = time.monotonic() + TIMEOUT_S
     while True:
         try:
-            connection = socket.create_connection((to, PORT), timeout=2 * TIMEOUT_S)
+            connection = socket.create_connection((to, PORT), timeout=most_silence_s)
             break
         except ConnectionRefusedError:
             if time.monotonic() > deadline:
@@ -96,22 +110,35 @@ def say(connection: socket.socket, message: Mapping[str, Any]) -> None:
     connection.sendall(json.dumps(message).encode() + b"\n")
 
 
-def read_line(connection: socket.socket, most_bytes: int) -> bytes:
+def read_line(connection: socket.socket, most_bytes: int, within_s: float | None = None) -> bytes:
     """One line, byte by byte: what follows it on the connection is not ours to take.
+
+    Args:
+        within_s: for the whole of it, in place of the connection's own timeout, which is for each byte.
 
     Returns:
         The line; of a longer one its beginning, which has more than ``most_bytes``.
 
     Raises:
         ConnectionError: the peer hung up.
+        TimeoutError: it took too long.
     """
     line = bytearray()
+    deadline = None if within_s is None else time.monotonic() + within_s
     while not line.endswith(b"\n") and len(line) <= most_bytes:
+        if deadline is not None:
+            connection.settimeout(_left_s(deadline))
         byte = connection.recv(1)
         if not byte:
             raise ConnectionError("a peer hung up")
         line += byte
     return bytes(line)
+
+
+def _left_s(deadline: float) -> float:
+    if (left_s := deadline - time.monotonic()) <= 0:
+        raise TimeoutError("a peer takes too long")
+    return left_s
 
 
 def hear(connection: socket.socket, most_bytes: int = MOST_BYTES) -> dict[str, Any]:

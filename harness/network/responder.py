@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import socket
 import threading
 import time
@@ -10,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from harness.network.datagrams import Receiver, reply, round_trips, send_numbered, stamped
-from harness.network.probe_protocol import PING, PORT, TIMEOUT_S, asking, call, hear, receive, say
+from harness.network.probe_protocol import PING, PORT, SILENCE_S, asking, call, hear, receive, say, silence_s
 
 CHUNK_BYTES = 1 << 18
 
@@ -66,7 +67,7 @@ class _Answering:
             case "flow":
                 return _flow(request)
             case "flood":
-                return _flood_bps(request["to"], request["seconds"])
+                return _flood_bps(request)
             case "count":
                 return _send_numbered(request)
             case "receive":
@@ -90,21 +91,23 @@ def _accept_flows(server: socket.socket) -> None:
 
 def _take_flow(connection: socket.socket) -> None:
     with connection:
-        connection.settimeout(2 * TIMEOUT_S)
+        connection.settimeout(SILENCE_S)
         try:
             request = hear(connection)
         except ConnectionError:
             return  # it only looked whether somebody listens, or has ended; its own side says so
+        connection.settimeout(request["silence_s"])
         if request["op"] == "sink":
             say(connection, {"value": _sink(connection, request)})
         else:
-            while connection.recv(CHUNK_BYTES):
+            say(connection, {"value": _drain(connection, request["seconds"])})
+            while connection.recv(CHUNK_BYTES):  # until the sender has heard it
                 pass
 
 
 def _ping(request: Mapping[str, Any]) -> list[float]:
     """Round trips of datagrams to a peer, in seconds; those that are lost are left out."""
-    call(request["to"], {"op": "hello"})
+    call(request["to"], {"op": "hello"}, request["dilation"])
     with stamped(socket.socket(type=socket.SOCK_DGRAM)) as datagrams:
         datagrams.connect((request["to"], PORT))
         trips = round_trips(datagrams, request["pings"], request["gap_s"], request["wait_s"])
@@ -113,9 +116,10 @@ def _ping(request: Mapping[str, Any]) -> list[float]:
 
 def _flow(request: Mapping[str, Any]) -> float:
     """Send a bulk flow to a peer; payload bytes per second that it saw."""
-    chunk, left = bytes(CHUNK_BYTES), int(request["bytes"])
-    with asking(request["to"]) as connection:
-        say(connection, {"op": "sink", "skip": request["skip"], "bytes": request["bytes"]})
+    chunk, left, most_silence_s = bytes(CHUNK_BYTES), int(request["bytes"]), silence_s(request)
+    asked = {"op": "sink", "skip": request["skip"], "bytes": request["bytes"], "silence_s": most_silence_s}
+    with asking(request["to"], most_silence_s) as connection:
+        say(connection, asked)
         while left > 0:
             left -= connection.send(memoryview(chunk)[:left])
         return float(hear(connection)["value"])
@@ -126,36 +130,52 @@ def _sink(connection: socket.socket, flow: Mapping[str, Any]) -> float:
     buffer = bytearray(CHUNK_BYTES)
     received, started, counted_from = 0, 0.0, 0
     while received < flow["bytes"]:
-        count = connection.recv_into(buffer)
-        if not count:
-            raise ConnectionError("a flow ended early")
-        received += count
+        received += _taken(connection, buffer)
         if not started and received >= flow["skip"]:
             started, counted_from = time.perf_counter(), received
     return (received - counted_from) / (time.perf_counter() - started)
 
 
-def _flood_bps(to: str, seconds: float) -> float:
-    """Payload bits per second that get through to a peer when nothing holds them back."""
-    chunk = bytes(CHUNK_BYTES)
-    with asking(to) as connection:
-        say(connection, {"op": "drain"})
-        start = time.perf_counter()
-        sent = 0
-        while time.perf_counter() - start < seconds:
-            sent += connection.send(chunk)
-        return 8 * sent / (time.perf_counter() - start)
+def _flood_bps(request: Mapping[str, Any]) -> float:
+    """Payload bits per second that get through to a peer when nothing holds them back, by what it sees.
+
+    Of what was sent megabytes still lie in buffers on the way.
+    """
+    chunk, most_silence_s = bytes(CHUNK_BYTES), silence_s(request)
+    with asking(request["to"], most_silence_s) as connection:
+        say(connection, {"op": "drain", "seconds": request["seconds"], "silence_s": most_silence_s})
+        while not select.select([connection], [], [], 0)[0]:
+            connection.send(chunk)
+        return 8 * float(hear(connection)["value"])
+
+
+def _drain(connection: socket.socket, seconds: float) -> float:
+    """Receive for so long, from a flow's first bytes on; payload bytes per second of what came after those."""
+    buffer, received = bytearray(CHUNK_BYTES), 0
+    _taken(connection, buffer)
+    started = time.perf_counter()
+    while (passed_s := time.perf_counter() - started) < seconds:
+        received += _taken(connection, buffer)
+    return received / passed_s
+
+
+def _taken(connection: socket.socket, buffer: bytearray) -> int:
+    """How many bytes of a flow have arrived next."""
+    count = connection.recv_into(buffer)
+    if not count:
+        raise ConnectionError("a flow ended early")
+    return count
 
 
 def _send_numbered(request: Mapping[str, Any]) -> Any:
     """Send numbered datagrams to a peer at a steady pace, or all at once; what it received."""
-    packets = int(request["packets"])
-    port = call(request["to"], {"op": "receive", "packets": packets})
+    packets, dilation = int(request["packets"]), request["dilation"]
+    port = call(request["to"], {"op": "receive", "packets": packets}, dilation)
     with socket.socket(type=socket.SOCK_DGRAM) as datagrams:
         datagrams.connect((request["to"], port))
         send_numbered(datagrams, packets, int(request["bytes"]), request["per_s"])
         time.sleep(request["wait_s"])
-    return call(request["to"], {"op": "received", "port": port})
+    return call(request["to"], {"op": "received", "port": port}, dilation)
 
 
 class _Counting:

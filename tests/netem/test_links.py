@@ -23,6 +23,8 @@ def pair(**link: Any) -> Topology:
 LINKS: dict[str, dict[str, Any]] = {
     "delay": {"delay": "5ms"},
     "long": {"delay": "50ms", "rate": "5mbit"},
+    "longer than TCP would be waited for": {"delay": "500ms", "rate": "5mbit"},
+    "so slow that small datagrams take long": {"delay": "5ms", "rate": "100kbit"},
     "jitter": {"delay": "10ms", "jitter": "2ms"},
     "loss": {"delay": "1ms", "loss": "2%"},
     "bursts": {"delay": "1ms", "loss_bursts": {"p": 0.01, "r": 0.25}},

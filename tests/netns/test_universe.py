@@ -12,7 +12,7 @@ from containers import NODE
 from harness import programs
 from harness.cluster.netns import NetnsCluster, universe_command
 from harness.errors import MeasurementError, UsageError
-from harness.messages import Build, Exit, Failed, Log
+from harness.messages import Build, CeilingMeasured, Exit, Failed, Log
 from harness.network.topology import Topology
 from harness.scenario.links import Link
 from harness.scenario.schema import NO_LIMITS, Train
@@ -42,7 +42,7 @@ def star(workers: int, rate: str) -> Topology:
     return Topology(workers=workers, link=Link.model_validate({"rate": rate}))
 
 
-@pytest.mark.parametrize(("workers", "rate"), [(3, "37mbit"), (4, "100mbit"), (8, "20mbit")])
+@pytest.mark.parametrize(("workers", "rate"), [(3, "37mbit"), (4, "100mbit"), (8, "20mbit"), (2, "8kbit")])
 def test_every_direction_of_every_link_has_the_rate_that_was_asked(
     cluster: NetnsCluster, workers: int, rate: str
 ) -> None:
@@ -77,6 +77,14 @@ def test_a_link_that_is_not_what_was_asked_is_found_by_measuring(cluster: NetnsC
 def test_a_rate_beyond_the_machine_is_refused_with_what_it_carries(cluster: NetnsCluster) -> None:
     with pytest.raises(UsageError, match=r"link\.rate: found '1e\+03 Gbit/s'|link\.rate: found '1000 Gbit/s'"):
         cluster.check(star(2, "1000gbit"))
+
+
+def test_the_ceiling_is_what_gets_through_and_not_what_lies_in_buffers(cluster: NetnsCluster) -> None:
+    limited = star(2, "20mbit")
+    cluster._build(limited, NO_LIMITS)
+    found = cluster._probe("probe_ceiling", limited)
+    assert isinstance(found, CeilingMeasured)
+    assert 0 < found.ceiling_bps < 1.1 * 20e6
 
 
 def test_a_congestion_control_that_the_kernel_lacks_is_refused_with_those_it_has(cluster: NetnsCluster) -> None:

@@ -12,7 +12,7 @@ from harness.cluster.emulated import MOST_ANSWERS, EmulatedCluster, as_json
 from harness.cluster.universe import Universe
 from harness.errors import MeasurementError, UsageError
 from harness.messages import CeilingMeasured, Check, LinksMeasured, Message
-from harness.network.measure import counting_s
+from harness.network.measure import counting_s, measuring_s
 from harness.network.readings import LinkReading, Readings
 from harness.network.topology import Topology
 from harness.scenario.links import Link
@@ -134,13 +134,14 @@ def test_once_it_has_answered_so_often_it_is_asked_no_more() -> None:
             machine.check(star("1gbit"))
 
 
-def test_counting_lost_packets_has_its_time_beside_all_else() -> None:
+def test_what_links_take_by_themselves_is_waited_for_beside_all_else() -> None:
     lossy = Topology(workers=4, link=Link.model_validate({"rate": "100kbit", "loss": "0.5%"}))
-    for topology in (star("1gbit"), lossy):
+    for topology in (star("1gbit"), lossy, star("8kbit").slowed(2.0)):
         machine = Machine(GBIT)
         machine.use(topology)
-        assert machine.timeout_s == machine.probe_timeout_s + counting_s(topology)
-    assert counting_s(star("1gbit")) == 0
+        by_itself_s = measuring_s(topology, machine.machine.cpu_count)
+        assert machine.timeout_s == machine.probe_timeout_s * topology.dilation + by_itself_s
+    assert measuring_s(lossy, 2) > counting_s(lossy) > counting_s(star("1gbit")) == 0
 
 
 @pytest.mark.parametrize("measured_bps", [(GBIT,), (0.9 * GBIT, GBIT), (0.9 * GBIT, 0.8 * GBIT, GBIT)])

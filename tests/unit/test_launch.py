@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-import pytest
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 
-from harness.cluster.hosts import greeting
+import pytest
+from host import wait_until
+
+from harness.cluster.hosts import follower, greeting
 from harness.cluster.hosts.cluster import HostsCluster
+from harness.cluster.hosts.greeting import Reception, come, turn_away, welcome
 from harness.cluster.hosts.launch import Launch, first_host
-from harness.errors import UsageError
+from harness.errors import MeasurementError, UsageError
+from harness.messages import Hello, ProtocolError
 from harness.network.topology import Topology
 from harness.plan.plan import make
 from harness.scenario.links import Link
@@ -39,6 +48,134 @@ def test_the_first_of_slurms_hosts(nodes: str, first: str) -> None:
 def test_an_answer_to_one_side_is_none_to_the_other() -> None:
     assert greeting.proof(b"a", "n", "rank") != greeting.proof(b"b", "n", "rank")
     assert greeting.proof(b"a", "n", "rank") != greeting.proof(b"a", "n", "leader")
+
+
+TOKEN = b"of this job"
+
+
+def hello(rank: int = 1) -> Hello:
+    who = {"host": "h2", "address": "127.0.0.2", "interface": "lo", "problem": None, "nonce": "any", "proof": ""}
+    return Hello(rank=rank, world_size=3, code="c", torch="t", clock_s=0.0, **who)
+
+
+@pytest.fixture
+def listening() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as opened:
+        yield opened
+
+
+def connected(listening: socket.socket) -> socket.socket:
+    return socket.create_connection(listening.getsockname(), timeout=60)
+
+
+def test_whoever_says_a_byte_now_and_then_is_met_for_a_limited_time_in_all(
+    listening: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(greeting, "GREETING_S", 0.3)
+    sent: list[int] = []
+
+    def say_little_by_little() -> None:
+        with suppress(OSError):
+            for number in range(400):
+                stranger.sendall(b" ")
+                sent.append(number)
+                time.sleep(0.02)
+
+    with connected(listening) as stranger:
+        met, _ = listening.accept()
+        saying = threading.Thread(target=say_little_by_little)
+        saying.start()
+        with met, pytest.raises(TimeoutError):
+            greeting.receive(met, TOKEN)
+        saying.join()
+    assert len(sent) < 400
+
+
+def test_ranks_are_met_whoever_else_comes_and_whatever_rank_0_is_at(listening: socket.socket) -> None:
+    ended: dict[int, str] = {}
+
+    def be(rank: int) -> None:
+        with connected(listening) as connection:
+            try:
+                come(connection, TOKEN, hello(rank), patience_s=60.0)
+                ended[rank] = "welcome"
+            except UsageError as error:
+                ended[rank] = str(error)
+
+    reception = Reception(listening, TOKEN)
+    with ExitStack() as stack:
+        silent = [stack.enter_context(connected(listening)) for _ in range(3)]
+        ranks = [threading.Thread(target=be, args=(rank,)) for rank in (1, 2)]
+        for each in ranks:
+            each.start()
+        guests = {guest.hello.rank: guest for _ in ranks if (guest := reception.next(60.0))}
+        assert ended == {}, "they have been met, and wait for an answer"
+        welcome(guests[1].connection, TOKEN, guests[1].hello)
+        turn_away(guests[2].connection, UsageError("too many"))
+        for each in ranks:
+            each.join(60)
+        for each in silent:
+            each.close()
+        assert reception.next(0.0) is None
+        assert reception.close() == []
+        guests[1].connection.close()
+    assert ended == {1: "welcome", 2: "too many"}
+    assert all(guest.clock_off_s == pytest.approx(0, abs=60) for guest in guests.values()), "told when it was met"
+
+
+def test_who_waits_when_nobody_may_come_any_more_is_told_of(listening: socket.socket) -> None:
+    address, reception = listening.getsockname(), Reception(listening, TOKEN)
+
+    def be() -> None:
+        with connected(listening) as connection, suppress(OSError):
+            come(connection, TOKEN, hello(), patience_s=60.0)
+
+    rank = threading.Thread(target=be)
+    rank.start()
+    wait_until(lambda: not reception._guests.empty())
+    (guest,) = reception.close()
+    assert guest.hello.rank == 1
+    guest.connection.close()
+    rank.join(60)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address, timeout=60)
+
+
+def hang_up(connection: socket.socket) -> None:
+    connection.close()
+
+
+def say_nothing(connection: socket.socket) -> None:
+    """Until whoever came has gone."""
+    with connection, suppress(OSError):
+        connection.recv(1)
+
+
+@pytest.mark.parametrize("meet", [hang_up, say_nothing])
+def test_a_rank_that_finds_somebody_else_in_rank_0s_place_looks_for_it_for_a_limited_time(
+    listening: socket.socket, meet: Callable[[socket.socket], None]
+) -> None:
+    def answer() -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = listening.accept()
+                threading.Thread(target=meet, args=(connection,), daemon=True).start()
+
+    threading.Thread(target=answer, daemon=True).start()
+    launch = Launch(rank=1, world_size=2, leader="127.0.0.1", port=listening.getsockname()[1], token=TOKEN)
+    ended: list[Exception] = []
+
+    def look() -> None:
+        try:
+            follower.follow(launch, None, None, 0.5)
+        except (MeasurementError, ProtocolError) as error:
+            ended.append(error)
+
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    looking.join(60)
+    assert not looking.is_alive()
+    assert f"rank 0 is not to be found at 127.0.0.1, port {launch.port}: " in str(ended[0])
 
 
 def test_time_is_never_dilated_on_hosts() -> None:

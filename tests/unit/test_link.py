@@ -25,6 +25,7 @@ from scipy.stats import binom
 from harness.cli import json_of_links, json_reference
 from harness.errors import MeasurementError, UsageError
 from harness.network.datagrams import counts_of
+from harness.network.path import measuring
 from harness.network.path.bulk import END, WINDOW_S, send_flow, take_flow
 from harness.network.path.client import Peer
 from harness.network.path.findings import (
@@ -39,10 +40,12 @@ from harness.network.path.findings import (
     trace_csv,
     without_holes,
 )
-from harness.network.path.protocol import answer_challenge
+from harness.network.path.measuring import COUNT_S, FEWEST_COUNTED, FEWEST_FLOODING, FLOOD_S
+from harness.network.path.protocol import Request, answer_challenge
 from harness.network.path.server import Server
 from harness.network.probe_protocol import hear, say
 from harness.network.readings import Counts
+from harness.network.wires import Direction
 from harness.scenario import traces
 from harness.scenario.link_file import _inline, as_setting, link_text, read_link
 from harness.scenario.links import Link, Trace
@@ -282,6 +285,55 @@ def test_a_flow_ends_with_its_last_byte_and_leaves_what_follows_to_others() -> N
     assert 1 <= len(arrivals) <= 4
     assert all(isinstance(each, int) for each in arrivals)
     assert END[0] > 0x7F
+
+
+class Outages(Peer):
+    """A path that carries nothing up for most of some rounds' time; all else is as it is.
+
+    Args:
+        rounds: those from the first one on.
+    """
+
+    def __init__(self, server: Server, rounds: int) -> None:
+        super().__init__("127.0.0.1", server.port, server.token)
+        self._left = rounds
+
+    def flow(self, way: Direction, seconds: float) -> list[int]:
+        """See ``Peer.flow``."""
+        arrivals = super().flow(way, seconds)
+        if way == "up" and self._left:
+            self._left -= 1
+            return [*arrivals[:-3], 0, 0, 0]
+        return arrivals
+
+
+@pytest.mark.parametrize("trace", [False, True])
+def test_a_round_in_which_the_path_was_interrupted_is_left_out_and_told(
+    server: Server, monkeypatch: pytest.MonkeyPatch, trace: bool
+) -> None:
+    monkeypatch.setattr(measuring, "FLOW_S", 8 * WINDOW_S)
+    said: list[str] = []
+    with Outages(server, 1) as peer:
+        found = measuring.measure(peer, "127.0.0.1", server.port, 0.1, trace, said.append)
+    assert (len(found.rounds), found.rounds[0].at_s > 0) == (1, True), "time was over, but no round counted"
+    assert found.up.rate_bps.median > 0
+    assert re.fullmatch("the round at .* does not count: most of the time nothing arrived up", said[0])
+    assert said[0] in found.notes
+
+
+def test_a_path_that_carries_nothing_in_any_round_is_refused(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "FLOW_S", 4 * WINDOW_S)
+    with Outages(server, 99) as peer, pytest.raises(MeasurementError, match="carries nothing up, .* in 3 rounds"):
+        measuring.measure(peer, "127.0.0.1", server.port, 0.1, False, lambda line: None)
+
+
+@given(st.floats(0, 1e12), st.sampled_from([(COUNT_S, FEWEST_COUNTED), (FLOOD_S, FEWEST_FLOODING)]))
+def test_at_whatever_rate_no_more_datagrams_are_asked_for_than_a_server_sends(
+    wanted_per_s: float, kind: tuple[float, int]
+) -> None:
+    packets, per_s = measuring.pace(wanted_per_s, *kind)
+    assert packets >= kind[1]
+    Request(op="number", packets=packets, per_s=per_s)
 
 
 # What is made of it

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 import socket
 import sys
 import time
@@ -24,7 +23,7 @@ from harness.cluster.emulated import measured_again, preload_request
 from harness.cluster.fleet import Fleet
 from harness.cluster.hosts import agent, interface, shaper
 from harness.cluster.hosts.follower import NEEDED, RETURN_S
-from harness.cluster.hosts.greeting import receive, turn_away, welcome
+from harness.cluster.hosts.greeting import Guest, Reception, stands, turn_away, welcome
 from harness.cluster.hosts.launch import Launch
 from harness.cluster.netns import ONE_THREAD
 from harness.cluster.protocol import ClusterBrokenError
@@ -37,7 +36,6 @@ from harness.messages import (
     LinksMeasured,
     Message,
     Preload,
-    ProtocolError,
     ShapeLink,
     Trained,
 )
@@ -74,11 +72,7 @@ class HostConnection(Conversation):
     @property
     def alive(self) -> bool:
         """See ``Conversation.alive``: whether the connection stands, as far as the kernel knows."""
-        if self._is_cut_off:
-            return False
-        look = select.poll()
-        look.register(self._connection, select.POLLRDHUP)
-        return not look.poll(0)
+        return not self._is_cut_off and stands(self._connection)
 
     def _cut_off(self) -> None:
         self._is_cut_off = True
@@ -129,7 +123,7 @@ class HostsCluster:
         self._launch, self._asked, self._backend = launch, (asked_interface, asked_address), backend
         self._patience_s, self._shape = patience_s, shape
         self._hosts: dict[int, Host] = {}
-        self._listener: socket.socket | None = None
+        self._reception: Reception | None = None
         self._is_over = False
         self._current: tuple[Topology, Resources, Readings] | None = None
         self._used: list[Host] = []
@@ -143,14 +137,15 @@ class HostsCluster:
             UsageError: they are not alike, or one cannot take part.
             ClusterBrokenError: one does not come.
         """
-        if self._listener is None and not self._is_over:
+        if self._reception is None and not self._is_over:
             interface.check(*self._asked)
             programs.require(*NEEDED)
             try:
-                self._listener = socket.create_server(("", self._launch.port), backlog=self._launch.world_size)
+                listening = socket.create_server(("", self._launch.port), backlog=self._launch.world_size)
             except OSError as error:
                 allowed = f"a port whose next one is free on {machine()} ({error.strerror})"
                 raise UsageError.at("environment", "MASTER_PORT", self._launch.port - 1, allowed) from None
+            self._reception = Reception(listening, self._launch.token)
             self._await(self._launch.world_size, self._patience_s)
 
     def close(self) -> None:
@@ -158,22 +153,13 @@ class HostsCluster:
         for host in self._hosts.values():
             host.conversation.close()
         self._hosts = {}
-        if self._listener:
-            self._dismiss_who_waits(self._listener)
-            self._listener.close()
-            self._listener = None
+        if self._reception:
+            for guest in self._reception.close():  # ranks that came back, and were not needed any more, may end too
+                with suppress(OSError):
+                    welcome(guest.connection, self._launch.token, guest.hello)
+                    HostConnection(guest.connection).close()
+            self._reception = None
             self._is_over = True
-
-    def _dismiss_who_waits(self, listener: socket.socket) -> None:
-        """Ranks that came back, and were not needed any more, may end too."""
-        listener.setblocking(False)
-        with suppress(OSError):
-            while True:
-                connection, _ = listener.accept()
-                connection.settimeout(None)
-                with suppress(OSError, ProtocolError):
-                    welcome(connection, self._launch.token, receive(connection, self._launch.token))
-                    HostConnection(connection).close()
 
     def __enter__(self) -> Self:
         try:
@@ -354,29 +340,28 @@ class HostsCluster:
         return len({0, *self._hosts})
 
     def _accept(self, deadline: float, needed: int) -> None:
-        assert self._listener
-        self._listener.settimeout(max(0.01, deadline - time.monotonic()))
-        try:
-            connection, _ = self._listener.accept()
-        except TimeoutError:
+        assert self._reception
+        guest = self._reception.next(deadline - time.monotonic())
+        if guest is None:
             absent = [rank for rank in range(1, self._launch.world_size) if rank not in self._hosts]
             named = ", ".join(map(str, absent))
-            raise ClusterBrokenError(
-                f"rank {named} of {self._launch.world_size} is not there, and {needed} are needed"
-            ) from None
+            raise ClusterBrokenError(f"rank {named} of {self._launch.world_size} is not there, and {needed} are needed")
+        connection, hello = guest.connection, guest.hello
+        if not stands(connection):  # it has gone again
+            connection.close()
+            return
         try:
-            hello = receive(connection, self._launch.token)
             own = connection.getsockname()[0]
             if complaint := self._complaint(hello):
                 turn_away(connection, complaint)
                 raise complaint
             welcome(connection, self._launch.token, hello)
-        except (OSError, ProtocolError):  # whoever it was, it is none of us, or has gone again
+        except OSError:
             connection.close()
             return
         if self._asked == (None, None):
             self._asked = (None, own)
-        self._tell_of_clock(hello)
+        self._tell_of_clock(guest)
         self._add(Host(hello, HostConnection(connection)))
 
     def _begin_here(self) -> None:
@@ -419,8 +404,8 @@ class HostsCluster:
                 return UsageError(f"{who} has {what} {theirs}, and {here} has {ours}; all must have the same")
         return None
 
-    def _tell_of_clock(self, hello: Hello) -> None:
-        off_s = hello.clock_s - time.time()
+    def _tell_of_clock(self, guest: Guest) -> None:
+        hello, off_s = guest.hello, guest.clock_off_s
         if abs(off_s) > MOST_CLOCK_S:
             ahead = "ahead of" if off_s > 0 else "behind"
             line = f"rank {hello.rank} on {hello.host}: its clock is {abs(off_s):.0f} s {ahead} rank 0's; "

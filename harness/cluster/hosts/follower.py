@@ -29,13 +29,15 @@ def follow(
     """Be rank 0's agent. One that is lost, but for its host, is replaced.
 
     Args:
+        patience_s: how long rank 0 is looked for, whoever else may answer in its place.
         shape: whether this host's interface may be shaped.
 
     Raises:
         UsageError, MeasurementError: rank 0 says why this rank cannot take part, or is not there.
     """
+    deadline = time.monotonic() + patience_s
     while True:
-        with _connected(launch, asked_address, patience_s) as connection:
+        with _connected(launch, asked_address, deadline) as connection:
             try:
                 name, own = interface.chosen(asked_interface, asked_address, connection.getsockname()[0])
                 programs.require(*NEEDED)
@@ -45,34 +47,42 @@ def follow(
             except (UsageError, MeasurementError) as error:
                 name, own, problem = "", "", error
             try:
-                come(connection, launch.token, _hello(launch, name, own, problem))
+                come(connection, launch.token, _hello(launch, name, own, problem), deadline - time.monotonic())
             except ProtocolError:
                 raise
-            except OSError:  # rank 0 has ended, or has not waited: it is looked for again
-                time.sleep(AGAIN_S)
-                patience_s = RETURN_S
+            except OSError as error:  # rank 0 has ended, or it is none: it is looked for again
+                deadline = min(deadline, time.monotonic() + RETURN_S)
+                _try_again_until(deadline, launch, error)
                 continue
             if problem:
                 raise problem
             if _serve(connection, agent.command(name, own, shape)) == 0:
                 return
-            patience_s = RETURN_S
+            deadline = time.monotonic() + RETURN_S
 
 
-def _connected(launch: Launch, address: str | None, patience_s: float) -> socket.socket:
-    deadline = time.monotonic() + patience_s
+def _connected(launch: Launch, address: str | None, deadline: float) -> socket.socket:
     while True:
         try:
             source = (address, 0) if address and interface.interface_of(address) else None
             connection = socket.create_connection((launch.leader, launch.port), 10.0, source)
         except OSError as error:
-            if time.monotonic() > deadline:
-                where = f"{launch.leader}, port {launch.port}"
-                raise MeasurementError(f"rank 0 is not to be found at {where}: {error}") from None
-            time.sleep(AGAIN_S)
+            _try_again_until(deadline, launch, error)
         else:
             connection.settimeout(None)
             return connection
+
+
+def _try_again_until(deadline: float, launch: Launch, error: OSError) -> None:
+    """Pause before rank 0 is looked for again.
+
+    Raises:
+        MeasurementError: it was looked for long enough.
+    """
+    if time.monotonic() > deadline:
+        where = f"{launch.leader}, port {launch.port}"
+        raise MeasurementError(f"rank 0 is not to be found at {where}: {error}") from None
+    time.sleep(AGAIN_S)
 
 
 def _hello(launch: Launch, name: str, own: str, problem: Exception | None) -> Hello:

@@ -31,7 +31,13 @@ from harness.network.path.findings import (
     summed,
     without_holes,
 )
-from harness.network.path.protocol import MOST_DATAGRAM_BYTES, MOST_DATAGRAMS, MOST_FLOW_S, MOST_PER_S
+from harness.network.path.protocol import (
+    MOST_DATAGRAM_BYTES,
+    MOST_DATAGRAMS,
+    MOST_FLOW_S,
+    MOST_PER_S,
+    MOST_SENDING_S,
+)
 from harness.network.readings import Counts
 from harness.network.tolerances import COUNTED_BYTES
 from harness.network.wires import Direction
@@ -42,16 +48,21 @@ LEAST_S, MOST_S = 6.0, MOST_FLOW_S
 
 PINGS, PING_GAP_S, PING_WAIT_S = 40, 0.02, 1.0
 
+FEWEST_ROUNDS = 3
+"""So many are tried, longer than was asked if need be, before a path is said to carry nothing."""
+
 FLOW_S = 2.0
 """How long a flow lasts at least; its second half is what counts."""
 
-COUNT_S, COUNT_SHARE = 0.5, 0.25
-"""How long datagrams are counted in a round, and which share of the rate they take: so few crowd out none."""
+COUNT_S, COUNT_SHARE, FEWEST_COUNTED = 0.5, 0.25, 10
+"""How long datagrams are counted in a round, which share of the rate they take, so few that they crowd out none, and
+how many they are at least."""
 
 UDP_HEADER_BYTES = 8
 
-FLOOD_S, MORE = 1.0, 1.5
-"""How long each flood of datagrams lasts, and how many times more the next one has, until no more arrive."""
+FLOOD_S, MORE, FEWEST_FLOODING = 1.0, 1.5, 50
+"""How long each flood of datagrams lasts, how many times more the next one has, until no more arrive, and how many the
+first one has at least."""
 
 ENOUGH = 0.9
 """Below this share of what was sent, though those that are lost anyway are made up for, a flood has found the rate."""
@@ -97,19 +108,21 @@ class _Measuring:
         self._looks: list[_Looked] = []
         self._flow_s = FLOW_S
         self._notes: dict[str, None] = {}
+        self._silent: Direction | None = None
 
     def run(self, host: str, port: int, seconds: float, trace: bool) -> Findings:
         began_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        self._look()
-        one_more_s = self._now_s()
+        tried = 0
+        while self._wants_round(tried, seconds, trace):
+            self._look()
+            tried += 1
+        if not self._looks:
+            raise MeasurementError(f"the path carries nothing {self._silent}, most of the time, in {tried} rounds")
         traced: Direction | None = None
         samples: list[Sample] = []
         if trace:
             slower: Direction = min(WAYS, key=self._typical_bps)
             traced, samples = slower, self._follow(slower, max(seconds - self._now_s(), self._flow_s))
-        else:
-            while self._now_s() + one_more_s / 2 <= seconds:  # what ends nearest to the time
-                self._look()
         rounds = [look.trips for look in self._looks]
         trips = [trip.round_trip_s for trips in rounds for trip in trips]
         return Findings(
@@ -132,8 +145,17 @@ class _Measuring:
     def _now_s(self) -> float:
         return time.monotonic() - self._began_s
 
+    def _wants_round(self, tried: int, seconds: float, trace: bool) -> bool:
+        """Whether to try one more: until one counts, and without a trace until what ends nearest to the time."""
+        if not self._looks and tried < FEWEST_ROUNDS:
+            return True
+        if self._looks and trace:
+            return False
+        now_s = self._now_s()
+        return now_s + now_s / tried / 2 <= seconds
+
     def _look(self) -> None:
-        """One round."""
+        """One round. It does not count where a way carried nothing for most of the time: that is no rate."""
         at_s = self._now_s()
         trips = self._peer.round_trips(PINGS, PING_GAP_S, PING_WAIT_S)
         if not trips:
@@ -142,9 +164,13 @@ class _Measuring:
         self._flow_s = max(FLOW_S, 2 * (SETTLE_S + SETTLE_ROUND_TRIPS * rtt_s))
         flows = {way: self._rates_bps(self._peer.flow(way, self._flow_s)) for way in WAYS}
         steady = {way: rates[len(rates) // 2 :] for way, rates in flows.items()}
-        for way in WAYS:
-            if not any(steady[way]):
-                raise MeasurementError(f"the path carries nothing {way}: for {self._flow_s / 2:.2g} s nothing arrived")
+        self._silent = next((way for way in WAYS if not _median(steady[way])), None)
+        if self._silent:
+            at = format_time(at_s)
+            left_out = f"the round at {at} does not count: most of the time nothing arrived {self._silent}"
+            self._note(left_out)
+            self._tell(left_out)
+            return
         wait_s = _wait_s(trips)
         counts = {way: self._count(way, _median(steady[way]), wait_s) if trips else None for way in WAYS}
         floods = {
@@ -168,9 +194,9 @@ class _Measuring:
     def _count(self, way: Direction, rate_bps: float, wait_s: float) -> Counts | None:
         """Numbered datagrams, well below the rate; None where a host could not take them."""
         frame_bytes = COUNTED_BYTES + UDP_HEADER_BYTES + self._peer.ip_header_bytes + ETHERNET_HEADER_BYTES
-        per_s = min(COUNTED_PER_S / 2, COUNT_SHARE * rate_bps / 8 / frame_bytes)
+        packets, per_s = pace(min(COUNTED_PER_S / 2, COUNT_SHARE * rate_bps / 8 / frame_bytes), COUNT_S, FEWEST_COUNTED)
         try:
-            return self._peer.count(way, max(10, round(per_s * COUNT_S)), COUNTED_BYTES, per_s, wait_s).counts
+            return self._peer.count(way, packets, COUNTED_BYTES, per_s, wait_s).counts
         except UncountableError as error:
             self._note(f"some datagrams {way} are not counted: {error}")
             return None
@@ -182,8 +208,7 @@ class _Measuring:
         frame_bytes = packet_bytes + ETHERNET_HEADER_BYTES
         sent_bps, found_bps = MORE * least_bps, least_bps
         while True:
-            per_s = min(sent_bps / 8 / frame_bytes, MOST_PER_S)
-            packets = min(max(50, round(per_s * FLOOD_S)), MOST_DATAGRAMS)
+            packets, per_s = pace(sent_bps / 8 / frame_bytes, FLOOD_S, FEWEST_FLOODING)
             try:
                 arrived = self._peer.count(way, packets, size_bytes, per_s, wait_s).arrived_per_s
             except UncountableError as error:
@@ -235,6 +260,12 @@ class _Measuring:
         trip = f"round trip {format_time(found.rtt_s)}" if found.rtt_s is not None else "no round trip"
         at = format_time(found.at_s)
         self._tell(f"{at}: up {format_rate(found.up_bps)}, down {format_rate(found.down_bps)}, {trip}")
+
+
+def pace(wanted_per_s: float, seconds: float, fewest: int) -> tuple[int, float]:
+    """How many datagrams to send, and how many a second: what is wanted for so long, within what a server allows."""
+    per_s = min(max(wanted_per_s, fewest / MOST_SENDING_S), MOST_PER_S)
+    return min(max(fewest, round(per_s * seconds)), MOST_DATAGRAMS), per_s
 
 
 def _wait_s(trips: Sequence[Trip]) -> float:
