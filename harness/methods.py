@@ -15,6 +15,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from harness import plugins
+from harness.errors import short_repr
 from harness.plugins import Plugin
 
 if TYPE_CHECKING:
@@ -129,4 +130,4 @@ def _check_look(plugin: Plugin) -> None:
     for name, (is_good, allowed) in checks.items():
         given = plugin.get(name)
         if not isinstance(given, str) or not is_good(given):
-            raise plugin.error(f"{name}: found {given!r}; allowed: {allowed}", name)
+            raise plugin.error(f"{name}: found {short_repr(given)}; allowed: {allowed}", name)

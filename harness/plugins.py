@@ -28,7 +28,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
-from harness.errors import PacbenchError, UsageError
+from harness.errors import PacbenchError, UsageError, short_repr
 
 T = TypeVar("T")
 
@@ -93,9 +93,11 @@ class Plugin:
         """Refuse an ``input_shape`` that is neither an image's nor that of a row of tokens, and too few classes."""
         is_shape = isinstance(input_shape, tuple) and len(input_shape) in (1, 3)
         if not is_shape or not all(isinstance(each, int) and each > 0 for each in input_shape):  # type: ignore[attr-defined]
-            raise self.error(f"input_shape: found {input_shape!r}; allowed: (channels, rows, columns), or (tokens,)")
+            raise self.error(
+                f"input_shape: found {short_repr(input_shape)}; allowed: (channels, rows, columns), or (tokens,)"
+            )
         if not isinstance(classes, int) or classes < 2:
-            raise self.error(f"classes: found {classes!r}; allowed: a number from 2 on")
+            raise self.error(f"classes: found {short_repr(classes)}; allowed: a number from 2 on")
 
     @contextmanager
     def blamed(self, attribute: str | None = None, passing: type[Exception] = PacbenchError) -> Iterator[None]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 from typing_extensions import Self
 
-from harness.errors import UsageError
+from harness.errors import UsageError, short_repr
 from harness.files import read_given, write_whole
 from harness.network.topology import Topology
 from harness.scenario.schema import MethodSpec
@@ -241,10 +241,10 @@ class Pilot(Section):
         )
         for field, label in (("plain_label", self.plain_label), ("sixteen_label", self.sixteen_label)):
             if label not in fits:
-                raise ValueError(f"{field}: found {label!r}; allowed: a method of job.fits")
+                raise ValueError(f"{field}: found {short_repr(label)}; allowed: a method of job.fits")
         if self.verdict.label not in fits & trained:
             raise ValueError(
-                f"verdict.label: found {self.verdict.label!r}; allowed: a method of job.fits that was trained"
+                f"verdict.label: found {short_repr(self.verdict.label)}; allowed: a method of job.fits that was trained"
             )
         if lacking := {self.plain_label, self.verdict.label} - shown:
             raise ValueError(f"outcomes: found none of {min(lacking)!r}; allowed: one of each method that was trained")

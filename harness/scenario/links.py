@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationInfo, model_serializer, model_validator
 from typing_extensions import Self
 
+from harness.errors import short_repr
 from harness.files import is_file
 from harness.scenario import properties
 from harness.scenario.properties import slowed
@@ -271,13 +272,13 @@ class Fabric(Section):
         names = self.names
         if len(names) == 1 or len(names) != len(set(names)) or any(map(NO_GROUP.fullmatch, names)):
             allowed = "two or more names of up to 64 letters, all different, none of w0, w1, ..., switch, player, trial"
-            raise ValueError(f"groups: found {self.groups!r}; allowed: {allowed}")
+            raise ValueError(f"groups: found {short_repr(self.groups)}; allowed: {allowed}")
         if self.mesh and self.oversubscription is not None:
             raise ValueError("oversubscription: found with mesh; allowed: trunks to a core only")
         for trunk in self.trunks:
             if trunk not in self.trunk_names:
                 known = ", ".join(map(repr, self.trunk_names)) or "none without groups"
-                raise ValueError(f"trunks: found {trunk!r}; allowed: {known}")
+                raise ValueError(f"trunks: found {short_repr(trunk)}; allowed: {known}")
         for trunk in self.trunk_names:
             _refuse_contradictions({f"trunk {trunk} ({way}).": self.pipe(trunk, way, None) for way in ("up", "down")})
         return self

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 from typing_extensions import Self
 
+from harness.errors import short_repr
 from harness.files import NAMES_IN_WORDS, is_name
 from harness.methods import declared
 from harness.scenario import limits
@@ -331,9 +332,10 @@ class Case(Section):
             raise ValueError(complaint)
         names = {f"w{worker}" for worker in range(self.cluster.workers)}
         if unknown_workers := [name for name in self.link.workers if name not in names]:
-            raise ValueError(f"link.workers: found {unknown_workers[0]!r}; allowed: w0 to w{len(names) - 1}")
+            raise ValueError(f"link.workers: found {short_repr(unknown_workers[0])}; allowed: w0 to w{len(names) - 1}")
         if len(self.fabric.names) > len(names):
-            raise ValueError(f"fabric.groups: found {self.fabric.groups!r}; allowed: at most {len(names)}, the workers")
+            found, most = short_repr(self.fabric.groups), len(names)
+            raise ValueError(f"fabric.groups: found {found}; allowed: at most {most}, the workers")
         if self.train.dilation not in (None, 1.0) and not self.can_be_dilated:
             where = "where links are unshaped" if self.train.profile else "without train.pace or train.replay"
             raise ValueError(f"train.dilation: found {self.train.dilation:g}; allowed: 1 {where}")

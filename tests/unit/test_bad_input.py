@@ -165,6 +165,13 @@ def test_so_many_combinations_are_a_mistake(pacbench: Pacbench) -> None:
     refused(pacbench(*command), "lists: found '40000 combinations'; allowed: at most 10000")
 
 
+def test_of_what_is_very_long_the_beginning_is_shown(pacbench: Pacbench) -> None:
+    for groups in (" ".join(["a"] * 9999), " ".join(f"g{number}" for number in range(9999))):
+        done = pacbench("plan", "mine.toml", "--on", "fake", "--set", f"fabric.groups='{groups}'")
+        refused(done, f"groups: found '{groups[:150]}", "...; allowed: ")
+        assert len(done.stderr) < 500
+
+
 LONG_LABEL = "label = '" + "x" * 201 + "'"
 
 

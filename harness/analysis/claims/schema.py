@@ -29,7 +29,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BeforeValidator, Field, PlainSerializer, StringConstraints, model_validator
 from typing_extensions import Self
 
-from harness.errors import UsageError
+from harness.errors import UsageError, short_repr
 from harness.scenario import load as scenarios
 from harness.scenario.properties import UNSHAPED, rate_or_unshaped
 from harness.scenario.schema import Case
@@ -200,7 +200,9 @@ class Claim(Section):
             allowed = "one for what can be tested here, none with not_testable"
             raise ValueError(f"scenario: found {self.scenario or 'none'}; allowed: {allowed}")
         if re.search("[{}]", (self.scenario or "").replace("{model}", "")):
-            raise ValueError(f"scenario: found {self.scenario!r}; allowed: a name, in which {{model}} is the model")
+            raise ValueError(
+                f"scenario: found {short_repr(self.scenario)}; allowed: a name, in which {{model}} is the model"
+            )
         if (self.quantity == "time to accuracy") != (self.convergence is not None) and not self.not_testable:
             allowed = "a scenario for 'time to accuracy', and nothing for the others"
             raise ValueError(f"convergence: found {self.convergence or 'none'}; allowed: {allowed}")
@@ -212,7 +214,7 @@ class Claim(Section):
             allowed = "shares up to 1, in whole percent, the largest first"
             raise ValueError(f"devices: found {list(self.devices)}; allowed: {allowed}")
         if self.counted != "wire" and self.quantity != "bytes":
-            raise ValueError(f"counted: found {self.counted!r}; allowed: 'wire', but for 'bytes'")
+            raise ValueError(f"counted: found {short_repr(self.counted)}; allowed: 'wire', but for 'bytes'")
         return self
 
     def _check_range(self) -> None:
@@ -241,7 +243,7 @@ class Claim(Section):
                 found = getattr(self, field) or "none"
                 raise ValueError(f"{field}: found {found}; allowed: {what}, for '{owner}'; nothing for the others")
         if self.quantity not in LIMITED and self.of != "throughput":
-            raise ValueError(f"of: found {self.of!r}; allowed: nothing, but for {', '.join(sorted(LIMITED))}")
+            raise ValueError(f"of: found {short_repr(self.of)}; allowed: nothing, but for {', '.join(sorted(LIMITED))}")
         together = {*self.grid, *([self.axis] if self.axis else [])}
         held = {"model": self.model, "rate": self.rate_bps, "method": self.method}
         for field, values in held.items():
