@@ -31,6 +31,7 @@ from harness.report import claims_page
 from harness.report.figures.claims import write_claims
 from harness.scenario.load import load
 from harness.scenario.schema import Scenario
+from harness.workload.profile import Profile
 
 TOPK = """
 [[claims]]
@@ -413,6 +414,16 @@ def test_the_bytes_explain(method: str, claimed: tuple[float, float], says: str,
     )
     assert f"{base / own:.3g}x" in text
     assert case.link.rate_bps == 10**8
+
+
+def test_a_codec_that_no_profile_knows_is_told_to_be_this_machines(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = Profile.codec
+    assert "does not know" not in judged(run, method="topk").explanation
+    monkeypatch.setattr(
+        Profile, "codec", lambda self, method, workers: None if method.name == "topk" else known(self, method, workers)
+    )
+    text = judged(run, method="topk").explanation
+    assert "does not know the codec of topk: it took this machine's processor" in text
 
 
 def test_only_what_is_asked_for_is_run_and_quick_is_a_part_of_it() -> None:

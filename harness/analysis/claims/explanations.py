@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from harness.analysis.claims.figures import Run, gradient_share, steps_to_target, trials_of
 from harness.analysis.claims.schema import Cell, Claim
@@ -20,8 +20,13 @@ def explain(claim: Claim, runs: Mapping[str, Run]) -> str:
     cells = claim.cells
     if len(cells) == 1:
         return _of_cell(claim, cells[0], runs[cells[0].scenario].plan)
-    told = "; ".join(f"{case_name(claim, cell)} {_shortly(claim, cell, runs[cell.scenario].plan)}" for cell in cells)
-    return f"Where nothing but the links takes time, and as predicted with computation and codec: {told}."
+    plans = [runs[cell.scenario].plan for cell in cells]
+    told = "; ".join(
+        f"{case_name(claim, cell)} {_shortly(claim, cell, plan)}" for cell, plan in zip(cells, plans, strict=True)
+    )
+    pairs = [_pair(claim, cell, plan) for cell, plan in zip(cells, plans, strict=True)]
+    unknown = _codecs_of_this_machine(trial for pair in pairs for trial in pair)
+    return f"Where nothing but the links takes time, and as predicted with computation and codec: {told}.{unknown}"
 
 
 def in_seconds(claim: Claim, runs: Mapping[str, Run]) -> str:
@@ -87,7 +92,20 @@ def _of_cell(claim: Claim, cell: Cell, plan: Plan) -> str:
     own_s, base_s = own.expected.predicted_step_s, base.expected.predicted_step_s
     if own_s and base_s:
         text += f" With computation and codec as profiled, {_plain(base_s / own_s)}x is predicted."
-    return text
+    return text + _codecs_of_this_machine((base, own))
+
+
+def _codecs_of_this_machine(trials: Iterable[Trial]) -> str:
+    """Whose encoding and decoding no profile knows: it takes what it takes here, whatever the device is."""
+    unknown = dict.fromkeys(
+        trial.method.label
+        for trial in trials
+        if (profile := trial.expected.profile) and profile.codec(trial.method, trial.case.cluster.workers) is None
+    )
+    if not unknown:
+        return ""
+    named = " and ".join(unknown) if len(unknown) <= 2 else f"{len(unknown)} methods"
+    return f" The profile does not know the codec of {named}: it took this machine's processor, and none is predicted."
 
 
 def case_name(claim: Claim, cell: Cell) -> str:
