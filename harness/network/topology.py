@@ -330,7 +330,9 @@ class Topology(Section):
         row = TraceRow(
             t_s=0.0, rate_bps=max(row.rate_bps for row in rows), delay_s=of_delays(delays_s) if delays_s else None
         )
-        return self.model_copy(update={"link": self.link.model_copy(update={"trace": Trace(rows=(row,))})})
+        link = self.link.model_copy(update={"trace": Trace(rows=(row,))})
+        # A new one: a copy would have the wires of this one, once these are cached.
+        return Topology(**{name: getattr(self, name) for name in Topology.model_fields} | {"link": link})
 
     def describe(self) -> str:
         """The links in words, such as ``at 100 Mbit/s, 50 ms a way``; with what ``describe_extras`` tells."""

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import secrets
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.attach.attachment import CODE
-from harness.cluster.docker import engine
+from harness.cluster.docker import compose, engine, standalone
 from harness.cluster.docker.compose import MOST_CHOICES, ComposeCluster
 from harness.cluster.docker.project import (
     SUBNET_COUNT,
@@ -26,7 +28,7 @@ from harness.cluster.docker.project import (
     networks,
     project,
 )
-from harness.errors import MeasurementError
+from harness.errors import MeasurementError, UsageError
 from harness.messages import Build, Message
 from harness.network.readings import Readings
 from harness.network.topology import Topology
@@ -392,3 +394,41 @@ def test_an_engine_that_is_too_old_is_refused(version: str, ok: bool) -> None:
 def test_a_set_of_cpus_is_checked(cpuset: str) -> None:
     with pytest.raises(ValueError, match="cpuset"):
         Resources.model_validate({"cpuset": cpuset})
+
+
+BY_HAND = (Path(compose.__file__).parents[3] / "docker" / "compose.yaml").read_text()
+
+
+class ReachedError(Exception):
+    """A scenario came as far as the nodes."""
+
+
+def a_node(name: str, interfaces: Mapping[str, str]) -> None:
+    raise ReachedError
+
+
+@pytest.mark.parametrize("scenario", sorted(set(re.findall(r"SCENARIO(?:=|:-)([\w-]+)", BY_HAND))))
+def test_the_scenarios_that_the_file_by_hand_names_can_be_trained_there(
+    scenario: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEVICE", "cpu")
+    monkeypatch.setattr(standalone, "Node", a_node)
+    with pytest.raises(ReachedError):
+        standalone.take_part("w0", {}, scenario)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "field"),
+    [
+        ("ci", "train.replay"),
+        ("pretrained", "train.pretrain"),
+        ("changing-rate", "link.trace"),
+        ("racks", "fabric.groups"),
+    ],
+)
+def test_what_takes_a_harness_outside_is_refused_by_hand(
+    scenario: str, field: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEVICE", "cpu")
+    with pytest.raises(UsageError, match=rf"^{scenario}: {field}: found .*; allowed: none; "):
+        standalone.take_part("w0", {}, scenario)

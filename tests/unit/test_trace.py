@@ -17,6 +17,7 @@ from harness.network import player
 from harness.network.readings import Readings
 from harness.network.topology import Topology
 from harness.scenario import traces
+from harness.scenario.links import Link
 from harness.scenario.load import load
 from harness.scenario.schema import NO_LIMITS, Scenario
 
@@ -102,6 +103,16 @@ def test_trunks_stay_as_they_are_and_segments_fit_the_slowest_row(tmp_path: Path
     found = Topology(workers=2, link=case.link, fabric=case.fabric)
     assert not any("trunk" in str(command) for command in found.change(1))
     assert any("eth0 gso_max_segs 6 " in str(command) for command in found.build()), "a bucket of 50 Mbit/s"
+
+
+def test_the_best_of_links_that_change_is_the_same_whatever_was_asked_before() -> None:
+    rows = [{"t_s": 0, "rate_bps": 10**6}, {"t_s": 9, "rate_bps": 10**8}]
+    link = Link.model_validate({"delay": "5ms", "trace": {"rows": rows}})
+    fresh, asked = Topology(workers=2, link=link), Topology(workers=2, link=link)
+    assert {pipe.rate_bps for pipe in asked.pipes} == {10**6}
+    assert {pipe.rate_bps for pipe in asked.at_best.pipes} == {10**8}
+    assert asked.most_in_flight_bytes == fresh.most_in_flight_bytes
+    assert asked.bound_s(1e6, 1e6) == fresh.bound_s(1e6, 1e6) == pytest.approx(0.08 + 0.005)
 
 
 def test_windows_and_machines_are_judged_by_the_best_that_links_become(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from harness.network.topology import Topology
 from harness.plan.plan import make
 from harness.plan.trial import Trial
 from harness.scenario.load import load
-from harness.scenario.schema import SELF
+from harness.scenario.schema import Case
 from harness.units import format_rate, format_time
 
 FIRST_PORT = 29500
@@ -34,7 +34,7 @@ GONE_S = 10.0
 """How long a worker on a busy link may take to refuse a connection."""
 
 WORKERS = 4
-"""The number of workers in the compose file."""
+"""The number of workers in the compose file; a scenario's own does not count."""
 
 
 def main() -> None:
@@ -49,20 +49,13 @@ def take_part(name: str, interfaces: dict[str, str], scenario: str) -> None:
     """Become a node, and forward or train until the scenario's first round is over.
 
     Raises:
-        UsageError: the scenario is for other than four workers.
+        UsageError: the scenario asks for more than nodes can do by themselves.
         MeasurementError: a link is not what was asked.
     """
     own_pace = ("train.pace=none", f"cluster.device={os.environ['DEVICE']}")  # a GPU's, maybe
-    plan = make(load(scenario, ["rounds=1", *own_pace]), "docker")
+    plan = make(load(scenario, ["rounds=1", f"cluster.workers={WORKERS}", *own_pace]), "docker")
     case = plan.scenario.cases[0]
-    if case.cluster.workers != WORKERS:
-        raise UsageError.at(scenario, "cluster.workers", case.cluster.workers, f"{WORKERS}, as in the compose file")
-    if case.train.pace == SELF:
-        raise UsageError.at(scenario, "train.pace", SELF, "a profile, by name or file; nobody makes one here")
-    if case.train.pretrain:
-        raise UsageError.at(scenario, "train.pretrain", case.train.pretrain.steps, "none; nobody pre-trains here")
-    if case.train.save_every:
-        raise UsageError.at(scenario, "train.save_every", case.train.save_every, "none; nobody keeps checkpoints here")
+    check(scenario, case)
     topology = Topology(workers=WORKERS, link=case.link)
     node = Node(name, interfaces)
     node.build(Build(topology=as_json(topology)))
@@ -74,6 +67,25 @@ def take_part(name: str, interfaces: dict[str, str], scenario: str) -> None:
         responder.answer()
         for number, trial in enumerate(each for each in plan.trials if each.case == case):
             train(trial, name, FIRST_PORT + number)
+
+
+def check(scenario: str, case: Case) -> None:
+    """Refuse what takes a harness outside.
+
+    Raises:
+        UsageError: the scenario asks for it.
+    """
+    train = case.train
+    beyond = {
+        "train.replay": (train.replay, "nobody dilates time here"),
+        "train.pretrain": (train.pretrain and train.pretrain.steps, "nobody pre-trains here"),
+        "train.save_every": (train.save_every, "nobody keeps checkpoints here"),
+        "link.trace": (case.link.trace and f"{len(case.link.trace.rows)} rows", "nobody plays it here"),
+        "fabric.groups": (case.fabric.groups, "the compose file has one switch"),
+    }
+    for field, (found, why) in beyond.items():
+        if found:
+            raise UsageError.at(scenario, field, found, f"none; {why}")
 
 
 def measure_links(topology: Topology) -> None:
