@@ -20,6 +20,11 @@ def short_repr(found: object) -> str:
     return shown if len(shown) <= MOST_SHOWN else f"{shown[:MOST_SHOWN]}..."
 
 
+def in_one_line(error: BaseException) -> str:
+    """What an error of somebody else's says: its first line, or its kind where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 class PacbenchError(Exception):
     """Base of all errors that end a command with one clear line."""
 

@@ -74,7 +74,7 @@ def machine() -> str:
 
 def boot() -> str:
     """Which start of its kernel this machine runs on, by a name that no other has; empty where kernels tell of none."""
-    return _read("/proc/sys/kernel/random/boot_id")
+    return read_setting("/proc/sys/kernel/random/boot_id")
 
 
 def namespace(kind: str) -> int:
@@ -158,7 +158,7 @@ def collect(command: list[str]) -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "load_average": os.getloadavg(),
-        "sysctls": {name.replace("/", "."): value for name in SYSCTLS if (value := _read(f"/proc/sys/{name}"))},
+        "sysctls": {name.replace("/", "."): value for name in SYSCTLS if (value := read_setting(f"/proc/sys/{name}"))},
         "iproute2": _output("tc", "-V"),
     }
 
@@ -171,16 +171,19 @@ def _version(name: str) -> str | None:
 
 
 def _os_name() -> str:
-    lines = dict(line.split("=", 1) for line in _read("/etc/os-release").splitlines() if "=" in line)
+    lines = dict(line.split("=", 1) for line in read_setting("/etc/os-release").splitlines() if "=" in line)
     return lines.get("PRETTY_NAME", platform.platform()).strip('"')
 
 
 def cpu_model() -> str:
-    models = [line.partition(":")[2] for line in _read("/proc/cpuinfo").splitlines() if line.startswith("model name")]
+    models = [
+        line.partition(":")[2] for line in read_setting("/proc/cpuinfo").splitlines() if line.startswith("model name")
+    ]
     return models[0].strip() if models else platform.processor()
 
 
-def _read(path: str) -> str:
+def read_setting(path: str) -> str:
+    """What a file of the kernel says, or nothing where there is none."""
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace").strip()
     except OSError:

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from harness.analysis.cases import CaseResult, case_results
 from harness.analysis.noise import Noise, noise_of_cases
 from harness.analysis.trials import CASE_COLUMNS
-from harness.errors import MeasurementError, UsageError, short_repr
+from harness.errors import MeasurementError, UsageError, in_one_line, short_repr
 from harness.files import make_folder, read_given, write_whole
 from harness.methods import declared
 from harness.plugins import short
@@ -207,7 +207,7 @@ def _read_file(path: Path) -> Measured:
         _check_provenance(content["provenance"])
         return Measured(path, scenario, _frame(content["trials"]), content["provenance"])
     except (ValueError, KeyError, TypeError) as error:
-        reason = in_words(error) if isinstance(error, ValidationError) else str(error).splitlines()[0]
+        reason = in_words(error) if isinstance(error, ValidationError) else in_one_line(error)
         raise UsageError(f"{path}: not a reference that this version can read ({reason})") from None
 
 

@@ -77,9 +77,11 @@ def _wrap_backward(training: Training) -> None:
     @functools.wraps(plain_backward)
     def backward(tensors: Any, *arguments: Any, **options: Any) -> None:
         end = training.begin_backward(tensors)
-        plain_backward(tensors, *arguments, **options)
-        if end is not None:
-            end()
+        try:
+            plain_backward(tensors, *arguments, **options)
+        finally:  # a script may go on without it, such as after a batch that did not fit
+            if end is not None:
+                end()
 
     torch.autograd.backward = backward
 

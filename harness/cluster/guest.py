@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 import tty
 from pathlib import Path
 
@@ -32,6 +33,8 @@ def main() -> None:
         tty.setraw(console)
         os.write(console, GREETING)  # what is sent to a console before it is open is seen late, or never
         subprocess.run(settings["command"], stdin=console, stdout=console)
+    except BaseException:
+        traceback.print_exc()  # Python would after the kernel has ended
     finally:
         subprocess.run(["busybox", "poweroff", "-f"])
 

@@ -15,8 +15,9 @@ from harness.cluster.hosts import shaper
 from harness.cluster.netns import UNIVERSE_MODULE
 from harness.errors import MeasurementError, UsageError
 
-HALF_WRITTEN = re.compile(r"\..+\.(?:parquet|json)\.(?:\d+|\d+\.[0-9a-f]{12}|[0-9a-f]{32})")
-"""Names of files that are not whole yet (``files.py``): they end in their writer's number, or in one drawn for them."""
+HALF_WRITTEN = re.compile(r"\..+\.\d+\.[0-9a-f]{12}|\..+\.(?:parquet|json)\.(?:\d+|[0-9a-f]{32})")
+"""Names of files that are not whole yet: they end in their writer's number and one drawn for them (``files.py``), or in
+one of both, as older versions had it."""
 
 LEFT_S = 600.0
 """A file that nobody has written to for so long is left. Who writes it may be on another machine, and takes seconds."""

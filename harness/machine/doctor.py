@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from harness.cluster import registry
 from harness.cluster.protocol import Check
 from harness.cluster.universe import timer_resolution_s
+from harness.network.iproute import CONGESTION_CONTROLS
 from harness.plan.machine import this_machine
+from harness.provenance import read_setting
 from harness.units import format_time
 
 COARSE_S = 1e-3
@@ -59,19 +60,12 @@ def _cpus() -> Check:
 
 
 def _clock() -> Check:
-    source = _read("/sys/devices/system/clocksource/clocksource0/current_clocksource")
+    source = read_setting("/sys/devices/system/clocksource/clocksource0/current_clocksource")
     slow = source in ("hpet", "acpi_pm")
     return Check("clock", not slow, source or "unknown", "boot with tsc as clock source" if slow else "")
 
 
 def _congestion_controls() -> Check:
-    allowed = _read("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
-    current = _read("/proc/sys/net/ipv4/tcp_congestion_control")
-    return Check("TCP congestion control", bool(current), f"{current} (available: {allowed})")
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""
+    available = read_setting(str(CONGESTION_CONTROLS))
+    current = read_setting("/proc/sys/net/ipv4/tcp_congestion_control")
+    return Check("TCP congestion control", bool(current), f"{current} (available: {available})")

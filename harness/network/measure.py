@@ -66,9 +66,8 @@ SETTLE_ROUND_TRIPS = 12
 MOST_SETTLE_S = 5.0
 """Where that would take longer, datagrams tell the rate: they have no start-up, and netem lets no burst pass."""
 
-AGREEING_ROUND_TRIPS = 6
-"""In which a node is asked, finds its peer, and has its answer, beside what it is asked for: three, and as many in
-which their hardware addresses are found (ARP)."""
+AGREEING_ROUND_TRIPS = 3
+"""In which a node is asked, finds its peer, and has its answer, beside what it is asked for."""
 
 COUNTED_PER_S = 10_000
 """Datagrams a second, over all links that are counted together."""

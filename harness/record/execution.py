@@ -15,7 +15,7 @@ from harness.files import NoRoomError, UnwritableError, keep_elsewhere, make_fol
 from harness.network.readings import Readings
 from harness.network.wires import Direction
 from harness.record.observed import Metric, Training
-from harness.scenario.section import Section
+from harness.scenario.section import Section, in_words
 
 SCHEMA = 1
 """Version of the record. A field that changes its meaning makes a new one."""
@@ -160,8 +160,10 @@ class Execution(Section):
         path = folder / FILE
         try:
             return cls.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError) as error:
-            raise UsageError(f"{path}: not a record this version can read ({str(error).splitlines()[0]})") from None
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+        except ValidationError as error:
+            raise UsageError(f"{path}: not a record this version can read ({in_words(error)})") from None
 
 
 @contextmanager

@@ -3,12 +3,15 @@
     RUN/scenario.json           the scenario as it was resolved
     RUN/store.json              the version of what is stored (``row.SCHEMA``); runs from before there was one have none
     RUN/provenance.json         a list, one entry for each time the run was started or resumed
+    RUN/provenance-*.json       the same of each other process that shares the run
     RUN/profiles/*/self.json    profiles of this machine that trainings were paced by, one for each workload
     RUN/profiles/*@50%.json     profiles for who has a share of a device
     RUN/trials.parquet/         a folder, one file a trial; pandas reads it as one frame
-    RUN/checkpoints/*.zip       of trainings that were begun and are not done: what they go on from
     RUN/verified.parquet/       likewise: what the links were after it, known only once the last trial on them has ended
     RUN/events.parquet/         likewise: trial_id, rank, step, time_s, kind, value
+    RUN/checkpoints/*.zip       of trainings that were begun and are not done: what they go on from
+    RUN/dilations*.json         what was found of this machine, or of each that shares the run (``run/dilation.py``)
+    RUN/claims/                 who runs which trial, where processes share the run (``claims.py``)
 
 A trial's events are written before its row, and the row is what makes it count: whatever dies in between leaves
 nothing half-written that is read. A trial that failed keeps its row; when it is run again a further attempt is added.

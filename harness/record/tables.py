@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from harness.errors import UsageError
+from harness.errors import UsageError, in_one_line
 from harness.record.row import EVENT_SCHEMA, Event, TrialRow, VerificationRow
 
 ROW_DIGEST, EVENTS_DIGEST = b"pacbench_row", b"pacbench_events"
@@ -239,7 +239,7 @@ def _guarded(read: Callable[[], Any]) -> Any:
     try:
         return read()
     except (OSError, pa.ArrowException, ValueError, TypeError, KeyError, OverflowError, MemoryError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = in_one_line(error)
         raise DamagedError(reason) from None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from harness.scenario import limits
 from harness.scenario.links import Fabric, Link
 from harness.scenario.load import read_toml
 from harness.scenario.section import Section, checked_section
+from harness.scenario.writing import entries, inline
 
 
 class LinkFile(Section):
@@ -45,33 +45,15 @@ def as_setting(path: Path) -> str:
     beside = path.parent / str(table.get("trace"))
     if "trace" in table and is_file(beside):
         table = {**table, "trace": str(beside.absolute())}
-    return f"link={_inline(table)}"
+    return f"link={inline(table)}"
 
 
 def link_text(table: Mapping[str, Any], comments: Iterable[str] = ()) -> str:
     """A link as a file; comments come first, a line each."""
     plain = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
     lines = [f"# {visible(comment)}" for comment in comments]
-    lines += ["[link]", *_fields(plain)]
+    lines += ["[link]", *entries(plain)]
     for name, part in table.items():
         if isinstance(part, Mapping):
-            lines += ["", f"[link.{name}]", *_fields(part)]
+            lines += ["", f"[link.{name}]", *entries(part)]
     return "\n".join([*lines, ""])
-
-
-def _fields(table: Mapping[str, Any]) -> list[str]:
-    return [f"{key} = {_inline(value)}" for key, value in table.items()]
-
-
-def _inline(value: Any) -> str:
-    """A value as TOML, in one line."""
-    if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{_quoted(key)} = {_inline(part)}' for key, part in value.items())}}}"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return repr(value) if isinstance(value, (int, float)) else _quoted(str(value))
-
-
-def _quoted(text: str) -> str:
-    """A string of TOML. JSON's escapes are TOML's, too; TOML wants one more."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

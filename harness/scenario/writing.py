@@ -11,17 +11,24 @@ def entries(table: Mapping[str, Any]) -> Iterator[str]:
     """Lines of TOML, one for each key; tables in it are written in one line, and what is None is not there."""
     for key, value in table.items():
         if value is not None:
-            yield f"{_key(key)} = {_value(value)}"
+            yield f"{_key(key)} = {inline(value)}"
 
 
 def _key(key: str) -> str:
-    return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else json.dumps(key)
+    return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else _quoted(key)
 
 
-def _value(value: Any) -> str:
-    """A value as TOML, whose basic strings are JSON's."""
-    if isinstance(value, dict):
+def inline(value: Any) -> str:
+    """A value as TOML, in one line."""
+    if isinstance(value, Mapping):
         return "{ " + ", ".join(entries(value)) + " }"
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(_value, value)) + "]"
-    return json.dumps(value) if isinstance(value, (bool, str)) else repr(value)
+        return "[" + ", ".join(map(inline, value)) + "]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return _quoted(value) if isinstance(value, str) else repr(value)
+
+
+def _quoted(text: str) -> str:
+    """A string of TOML. JSON's escapes are TOML's, but for pairs of surrogates; TOML wants one more."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from harness import programs
-from harness.errors import MeasurementError
+from harness.errors import MeasurementError, in_one_line
 from harness.messages import GLOO
 from harness.worker.process import prepare_process
 
@@ -42,7 +42,7 @@ def in_processes(job: Callable[..., T], workers: int, *arguments: Any) -> list[T
             try:
                 return [each.result() for each in jobs]
             except Exception as error:
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                reason = in_one_line(error)
                 raise MeasurementError(f"the profile cannot be made: {reason}") from None
 
 

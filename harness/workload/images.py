@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from harness.errors import UsageError
+from harness.errors import UsageError, in_one_line
 from harness.workload.datasets import DATASETS, Data, Look, dataset
 from harness.workload.digits import split_digits
 
@@ -23,6 +23,8 @@ from harness.workload.digits import split_digits
 @dataset("digits", train_size=1437, test_size=360, input_shape=(1, 8, 8), classes=10)
 def digits(folder: Path | None) -> Data:
     """Handwritten digits, 8x8 grey (UCI ML, bundled with scikit-learn): 1437 to train on, 360 to test."""
+    if folder is not None:
+        raise UsageError.at("scenario", "train.data_dir", str(folder), "none; scikit-learn brings its digits along")
     return _as_data(*split_digits())
 
 
@@ -149,8 +151,7 @@ def _read_cifar(path: Path, labels: str) -> tuple[np.ndarray, np.ndarray]:
         classes = np.asarray(content[labels], np.int64)
         return content["data"].array.reshape(len(classes), 3072), classes
     except Exception as error:  # reading what is no such file may raise anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UsageError(f"{path}: not a readable CIFAR file: {reason}") from None
+        raise UsageError(f"{path}: not a readable CIFAR file: {in_one_line(error)}") from None
 
 
 def _download_cifar(kind: str) -> Path:
@@ -194,7 +195,7 @@ def _image_files(folder: Path | None, side: int) -> list[list[tuple[str, int]]]:
     try:
         train, test = (ImageFolder(str(part)) for part in parts)
     except (OSError, RuntimeError) as error:
-        raise UsageError(f"{folder}: not a folder of images: {str(error).splitlines()[0]}") from None
+        raise UsageError(f"{folder}: not a folder of images: {in_one_line(error)}") from None
     if train.classes != test.classes:
         allowed = f"those of {parts[0]}: {', '.join(train.classes)}"
         raise UsageError.at(parts[1], "classes", ", ".join(test.classes), allowed)
@@ -271,9 +272,9 @@ def _downloading(name: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
         raise UsageError(
-            f"scenario: train.dataset: {name} is not on this machine and its download failed ({reason}); {remedy}"
+            f"scenario: train.dataset: {name} is not on this machine and its download failed ({in_one_line(error)}); "
+            f"{remedy}"
         ) from None
 
 

@@ -1,6 +1,6 @@
 """Profiles: what a training step of a model takes on a device, as a file that replays wait by and predictions add up.
 
-A profile is measured (``profiler.measure``) or modelled from published figures (``profiler.derive``), and says which.
+A profile is measured (``profiler.measure``) or modelled from published figures (``derived.derive``), and says which.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from harness.errors import UsageError
+from harness.errors import UsageError, in_one_line
 from harness.files import read_given
 from harness.methods import method_named
 from harness.plugins import short
@@ -258,7 +258,7 @@ def read(name_or_path: str) -> Profile:
     try:
         content = json.loads(read_given(path))
     except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: not a profile: {str(error).splitlines()[0]}") from None
+        raise UsageError(f"{path}: not a profile: {in_one_line(error)}") from None
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         found = content.get("schema") if isinstance(content, dict) else content
         raise UsageError.at(path, "schema", found, f"{SCHEMA}, the profiles of this version of pacbench")

@@ -6,13 +6,17 @@ import os
 import re
 import textwrap
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 from attached import SCRIPTS, Ran, run, run_forked
 
 from harness import attach
+from harness.attach.training import Training, _wrap_backward
 
 SIGN = f"{SCRIPTS.parent / 'plugins' / 'block_sign.py'}:block_sign"
 CNN, LANGUAGE_MODEL = SCRIPTS / "ddp_cnn.py", SCRIPTS / "ddp_language_model.py"
@@ -179,3 +183,16 @@ def test_a_program_without_torch_pays_nothing_and_keeps_its_own_sitecustomize(tm
     assert ran.codes == [0], ran.stderr
     assert ran.stdout[0].splitlines() == [f"ran {tmp_path / 'sitecustomize.py'}", "[]"]
     assert "no rank made a step" in (attach.shortfall(ran.findings, 1) or "")
+
+
+def test_a_backward_pass_that_raises_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script may go on after a batch that did not fit into memory."""
+    monkeypatch.setattr(torch.autograd, "backward", torch.autograd.backward)
+    ended: list[str] = []
+    watching = SimpleNamespace(begin_backward=lambda tensors: partial(ended.append, "ended"))
+    _wrap_backward(cast("Training", watching))
+    weight = torch.ones(2, requires_grad=True)
+    with pytest.raises(RuntimeError, match="only for scalar outputs"):
+        (2 * weight).backward()
+    weight.sum().backward()
+    assert ended == ["ended", "ended"]

@@ -20,7 +20,8 @@ def test_files_are_deleted_that_were_left_half_written_for_long(tmp_path: Path) 
     """Also where their writer was on another machine; and none that one there writes just now."""
     folder = tmp_path / "results" / "run" / "trials.parquet"
     folder.mkdir(parents=True)
-    left = {".half-0.parquet.4194304", ".half-1.parquet.4194304.0123456789ab", f".half-0.json.{'0f' * 16}"}
+    own = {f".half-1.{kind}.4194304.0123456789ab" for kind in ("parquet", "zip", "html", "toml")}
+    left = own | {".half-0.parquet.4194304", f".half-0.json.{'0f' * 16}"}
     kept = {"whole-0.parquet", ".now-0.parquet.4194304", f".now-0.parquet.{'0f' * 16}", ".holder.parquet.part"}
     for name in left | kept:
         (folder / name).write_bytes(b"x")

@@ -68,6 +68,11 @@ def test_digits_are_split_as_scikit_learn_splits_them() -> None:
         assert np.array_equal(ours, theirs)
 
 
+def test_a_folder_for_digits_is_refused_since_they_are_not_read_from_it(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"train\.data_dir: found '.*'; allowed: none; scikit-learn"):
+        DATASETS["digits"].load(tmp_path)
+
+
 def test_cifar_is_read_as_torchvision_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cifar(tmp_path)
     for name, kind in (("cifar-10", torchvision.datasets.CIFAR10), ("cifar-100", torchvision.datasets.CIFAR100)):

@@ -46,7 +46,7 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "connect", refuse)
     monkeypatch.setattr(doctor, "timer_resolution_s", lambda: 1.0)
     monkeypatch.setattr(doctor, "this_machine", lambda: SimpleNamespace(cpu_count=1))
-    monkeypatch.setattr(doctor, "_read", lambda path: "hpet" if "clocksource" in path else "")
+    monkeypatch.setattr(doctor, "read_setting", lambda path: "hpet" if "clocksource" in path else "")
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from host import PACBENCH, wait_until
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from in_process import call_pacbench
 from scipy.stats import binom
@@ -47,9 +47,10 @@ from harness.network.probe_protocol import hear, say
 from harness.network.readings import Counts
 from harness.network.wires import Direction
 from harness.scenario import traces
-from harness.scenario.link_file import _inline, as_setting, link_text, read_link
+from harness.scenario.link_file import as_setting, link_text, read_link
 from harness.scenario.links import Link, Trace
 from harness.scenario.load import load, value_of
+from harness.scenario.writing import inline
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -474,9 +475,14 @@ def test_a_trace_is_played_back_as_it_was_measured(tmp_path: Path) -> None:
 plain_values = st.one_of(st.text(), st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False), st.booleans())
 
 
-@given(st.recursive(plain_values, lambda values: st.dictionaries(st.text(), values), max_leaves=8))
+@given(
+    st.recursive(
+        plain_values, lambda values: st.dictionaries(st.text(), values) | st.lists(values, max_size=3), max_leaves=8
+    )
+)
+@example("sorry, \U0001f600 and \x7f")
 def test_what_is_written_as_toml_is_read_as_it_was(value: Any) -> None:
-    assert tomllib.loads(f"value = {_inline(value)}")["value"] == value
+    assert tomllib.loads(f"value = {inline(value)}")["value"] == value
 
 
 REFUSED = {

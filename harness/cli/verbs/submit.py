@@ -36,6 +36,7 @@ def verb(
     """
     from harness.cluster import registry
     from harness.plan.check import check_size
+    from harness.plugins import anchored
     from harness.record.store import Store
     from harness.run import submit
     from harness.run.planning import asked
@@ -49,7 +50,7 @@ def verb(
     folder = Store.create(out.absolute(), wanted).folder
     arguments = [str(Path(scenario).absolute()) if scenario.endswith(".toml") else scenario, "--on", on]
     arguments += [word for each in set_ or () for word in ("--set", each)]
-    arguments += [word for each in method or () for word in ("--method", each)]
+    arguments += [word for each in method or () for word in ("--method", anchored(each, Path()))]
     arguments += ["--rounds", str(rounds)] if rounds is not None else []
     script = submit.write_script(chosen, folder, arguments, tasks, option or (), template)
     say(f"script: {script}")

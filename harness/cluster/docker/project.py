@@ -42,7 +42,8 @@ AS_OWNER = ("KILL", "SETGID", "SETUID")
 """What a container must be allowed to run a user's command as the owner of his folder, and to end it."""
 
 SUBNETS = ipaddress.IPv4Network("198.19.0.0/16")
-"""Where the engine's own addresses come from: the half of 198.18.0.0/15 that topologies leave alone."""
+"""Where the engine's own addresses come from: the half of 198.18.0.0/15 that stars leave alone.
+Trunks have theirs in it, too, but containers are given no groups."""
 
 SUBNET_PREFIX = 29
 """Room for a bridge and the two ends of a wire."""
