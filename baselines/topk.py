@@ -4,8 +4,9 @@ Per bucket, with a = g + e: the top k of abs(a) are sent, e = a - sent. Entries 
 mean over all workers is applied (Stich et al., Sparsified SGD with Memory, arXiv 1809.07599).
 
 An exact selection is the dear part: on a CPU about as long as a dense all-reduce at 1 Gbit/s. So the default takes a
-threshold from a sample, as DGC does, and sends 0.8 to 1 times as many; what it misses waits in e. On a GPU an exact
-selection is fast, and how many pass a threshold would have to be waited for: there it is always exact.
+threshold from a sample, as DGC does, and takes 0.8 to 1 times as many. The message is padded, and what is missed waits
+in e. On a GPU an exact selection is fast, and how many pass a threshold would have to be waited for: there it is always
+exact.
 """
 
 from __future__ import annotations

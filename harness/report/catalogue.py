@@ -38,8 +38,9 @@ OVERVIEW = """\
 * **Device cost** is the time that a step's encoding and decoding takes, over the time of a copy of the gradient in
   memory. Both were timed on a CPU core when the profiles in `scenarios/profiles/` were made, with the parameters that
   stand there. A range is over profiles and parameters. It is rough: from profile to profile the same codec differs by
-  up to five times. "–" means that no profile has this method; [convergence](results/reference/convergence/report.md)
-  has all codecs in ms a step, paced by the profile `fashion-cnn-xeon`.
+  up to five times. "–" means that no profile which was modelled from a data sheet has this method;
+  [convergence](results/reference/convergence/report.md) has all codecs in ms a step, paced by the profile
+  `fashion-cnn-xeon`.
 * **Accuracy cost** is what final accuracy may lose against dense in `scenarios/convergence.toml`, with the parameters
   that stand there. A test holds the means of the [stored runs](results/README.md#what-each-method-costs-in-accuracy) to
   it.
