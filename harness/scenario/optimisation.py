@@ -36,11 +36,6 @@ class Optimizer(Section):
             raise ValueError(f"betas, eps: found with {self.name!r}; allowed: with 'adamw' alone")
         return self
 
-    @property
-    def has_heavy_ball(self) -> bool:
-        """Whether its momentum is plain SGD's."""
-        return self.name == "sgd"
-
 
 class Schedule(Section):
     """The learning rate over the steps, as a factor. ``"cosine"`` stands for a table with that kind alone."""
