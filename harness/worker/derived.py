@@ -43,6 +43,9 @@ HARDWARE = {
 }
 """From the vendor's data sheets."""
 
+COPIED_BYTES, COPIES = 1 << 26, 9
+"""How much is copied to time memory: more than most caches hold. And how often: one late copy moves no median."""
+
 EFFICIENCY = 0.4
 """Share of its peak that a device reaches, unless one is given."""
 
@@ -136,19 +139,19 @@ def flops_by_layer(model: Model) -> dict[str, int]:
     return {layer: int(flops) for layer, flops in watch.take().items()}
 
 
-def copy_bytes_per_s(size: int = 1 << 26, repetitions: int = 9) -> float:
+def copy_bytes_per_s() -> float:
     """How fast one thread of this machine copies memory: bytes read and written, a second."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    source = torch.zeros(size, dtype=torch.uint8)
+    source = torch.zeros(COPIED_BYTES, dtype=torch.uint8)
     target = torch.empty_like(source)
     seconds = []
-    for _ in range(repetitions):
+    for _ in range(COPIES):
         start = time.perf_counter()
         target.copy_(source)
         seconds.append(time.perf_counter() - start)
     torch.set_num_threads(threads)
-    return 2 * size / statistics.median(seconds)
+    return 2 * COPIED_BYTES / statistics.median(seconds)
 
 
 def _modelled(model: Model, forward_s: dict[str, float], hardware: Hardware) -> dict[str, Any]:

@@ -155,13 +155,16 @@ def summed(counts: Sequence[Counts]) -> Counts | None:
     return Counts(**{name: sum(getattr(each, name) for each in counts) for name in Counts.model_fields})
 
 
-def loss_at_most(counts: Counts, confidence: float = 0.95) -> float:
-    """The greatest share of losses that such a count allows (Clopper and Pearson, Biometrika 26, 1934; one-sided)."""
+def loss_at_most(counts: Counts) -> float:
+    """The greatest share of losses that such a count allows, with a confidence of 95 % on this one side.
+
+    See Clopper and Pearson, Biometrika 26, 1934.
+    """
     from scipy.special import betaincinv
 
     if counts.lost == counts.sent:
         return 1.0
-    return float(betaincinv(counts.lost + 1, counts.sent - counts.lost, confidence))
+    return float(betaincinv(counts.lost + 1, counts.sent - counts.lost, 0.95))
 
 
 def link_table(findings: Findings, trace: str | None = None) -> dict[str, Any]:
