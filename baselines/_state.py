@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+from typing_extensions import Self
 
 from baselines._calls import AllReduce, Call
 from baselines._checkpoint import Checkpointed
@@ -49,8 +50,9 @@ class MethodState(Checkpointed):
     figure shows the final accuracy against them, and down to which of them it holds."""
 
     warmup_parameters: ClassVar[tuple[str, ...]] = ()
-    """Names of parameters that shape the warm-up alone. States that differ in nothing else are alike in the steady
-    state, so that the throughput of one may be put beside the steps to the target of the other."""
+    """Names of parameters that shape the warm-up alone; each is a number of steps. States that differ in nothing else
+    are alike in the steady state, so that the throughput of one may be put beside the steps to the target of the other.
+    """
 
     goodput_note: ClassVar[str | None] = None
     """Kind of the note in which rank 0 tells the goodput that it made a choice for, in bit/s. The figure of changing
@@ -110,6 +112,13 @@ class MethodState(Checkpointed):
     def __getattr__(self, name: str) -> Any:
         hint = "" if name.startswith("_") or vars(self).get("is_bound") else UNBOUND
         raise AttributeError(f"{type(self).__module__}.State has no {name!r}{hint}")
+
+    def without_warmup(self) -> Self:
+        """An unbound state whose steady state begins at once; this one where the method needs its warm-up."""
+        try:
+            return type(self)(**{**self.parameters, **dict.fromkeys(self.warmup_parameters, 0)})
+        except ValueError:
+            return self
 
     def _checked(self, name: str, value: Any) -> Any:
         """The value as a parameter has it.

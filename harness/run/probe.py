@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from harness.errors import MeasurementError
-from harness.methods import method_named
 from harness.plan.dilation import FAR, Dilation, probe_steps, probed_at, whole_periods
 from harness.plan.expected import state_of
 from harness.plan.status import DONE, UNSETTLED_STEPS
@@ -116,14 +115,5 @@ def _at_their_fastest(case: Case) -> Case:
 
 
 def without_warmup(method: MethodSpec) -> MethodSpec:
-    """The method as it is in its steady state; one that needs its warm-up keeps it.
-
-    Every parameter of a warm-up is a number of steps.
-    """
-    names = method_named(method.name).State.warmup_parameters
-    without = method.model_copy(update={"params": {**method.params, **dict.fromkeys(names, 0)}})
-    try:
-        state_of(without)
-    except ValueError:
-        return method
-    return without
+    """The method as it is in its steady state; one that needs its warm-up keeps it."""
+    return method.model_copy(update={"params": state_of(method).without_warmup().parameters})
