@@ -13,7 +13,7 @@ from harness import plugins
 from harness.errors import UsageError
 from harness.methods import blamed
 from harness.plan.expected import MOST_UNLIKE, shapes_of, state_of, topology_of, unlike_bytes
-from harness.plan.status import UNSETTLED_STEPS
+from harness.plan.status import first_steady_step
 from harness.scenario.schema import MOST_EMULATED, NONE, SELF, Case, MethodSpec, Scenario, Train
 from harness.workload import optimizers
 from harness.workload import profile as profiles
@@ -174,7 +174,7 @@ def check_steps(scenario: Scenario, case: Case) -> None:
     for method in scenario.methods:
         with blamed(method.name):
             state = state_of(method)
-            warmup, period = max(state.steady_from_step, UNSETTLED_STEPS), state.agrees_every
+            warmup, period = first_steady_step(state), state.agrees_every
         if case.train.steps <= warmup:
             allowed = f"more than {warmup}, the steps before the steady state of {method.label}"
             raise UsageError.at(scenario.name, "train.steps", case.train.steps, allowed)

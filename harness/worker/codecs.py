@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 import baselines
 from baselines._stopwatch import Stopwatch
 from harness.plan.expected import state_of
-from harness.plan.status import UNSETTLED_STEPS
+from harness.plan.status import first_steady_step
 from harness.plugins import short
 from harness.scenario.schema import MethodSpec
 from harness.worker.local_ranks import in_new_processes
@@ -57,7 +57,7 @@ def _time_codec(profile: Profile, made: Materials, method: MethodSpec, request: 
     stopwatch.clock = request.clock
     state.stopwatch = stopwatch
     handle = baselines.register(ddp, state, optimizer=optimizer, loss=lambda: _made_up_loss(model))
-    steady_from_step = max(state.steady_from_step, UNSETTLED_STEPS)
+    steady_from_step = first_steady_step(state)
     rows = []
     for step in range(steady_from_step + request.steps * state.agrees_every):
         dist.barrier()

@@ -29,7 +29,7 @@ from harness.messages import Send, Trained
 from harness.network.link_requests import LinkRequests
 from harness.network.queues import watched_queues
 from harness.plan.expected import state_of
-from harness.plan.status import UNSETTLED_STEPS
+from harness.plan.status import first_steady_step
 from harness.plan.trial import Trial
 from harness.worker import meter, saving
 from harness.worker.meter import Recorder, WireBytes
@@ -90,7 +90,7 @@ class Training:
         """Where it goes on, of a training that was interrupted."""
         self.sent = WireBytes(0, 0)
         """In the steady state, until then."""
-        self.steady_from_step = max(self.method.steady_from_step, UNSETTLED_STEPS)
+        self.steady_from_step = first_steady_step(self.method)
         self.paused_s = 0.0
         self.passes = 0
         """Forward passes that were begun, by which augmentation is drawn."""
