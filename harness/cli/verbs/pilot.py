@@ -14,8 +14,20 @@ import typer
 from harness.cli.console import print_table, say
 from harness.cli.json_of_jobs import OutcomeJson, PilotJson, RecheckJson
 from harness.cli.json_output import print_json, words_aside
-from harness.cli.options import AsJson, Method, On, PerNode, Rate, SetLinks, Workers, command, refuse_beside, topology
-from harness.cli.verbs.exec import current_folder
+from harness.cli.options import (
+    AsJson,
+    Method,
+    On,
+    PerNode,
+    Rate,
+    SetLinks,
+    Workers,
+    command,
+    current_folder,
+    refuse_beside,
+    time_above_zero,
+    topology,
+)
 from harness.errors import EXIT_INCONCLUSIVE, EXIT_REGRESSION, MeasurementError, UsageError
 
 if TYPE_CHECKING:
@@ -111,7 +123,7 @@ def verb(
         steps=steps,
         seeds=seeds,
         tested=tested,
-        budget_s=_seconds(budget),
+        budget_s=time_above_zero("--budget", budget, "20min"),
         out=out or RESULTS / f"pilot-{name}",
     )
     if plan:
@@ -335,20 +347,6 @@ def _share(text: str) -> float:
         return parse_share(text if text.strip().endswith("%") else float(text))
     except ValueError:
         raise UsageError.at("command line", "--tolerance", text, "a share such as 0.02, or '2%'") from None
-
-
-def _seconds(text: str | None) -> float | None:
-    from harness.units import parse_time_s
-
-    if text is None:
-        return None
-    try:
-        found = parse_time_s(text)
-    except ValueError as error:
-        raise UsageError.at("command line", "--budget", text, str(error)) from None
-    if not found:
-        raise UsageError.at("command line", "--budget", text, "a time above zero, such as '20min'")
-    return found
 
 
 def _prices(price: str | None, egress: str | None) -> tuple[Price | None, Price | None]:
