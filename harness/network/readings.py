@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 
-from harness.network.wires import Direction
+from harness.scenario.links import Direction
 from harness.scenario.section import Section
 from harness.units import format_time
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from harness.scenario.links import Direction as Direction
 from harness.scenario.links import Pipe
-
-Direction = Literal["up", "down"]
 
 
 class Command(NamedTuple):

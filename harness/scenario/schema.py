@@ -19,7 +19,7 @@ from harness.errors import short_repr
 from harness.files import NAMES_IN_WORDS, is_name
 from harness.methods import declared
 from harness.scenario import limits
-from harness.scenario.links import Fabric, Link
+from harness.scenario.links import WAYS, Fabric, Link
 from harness.scenario.optimisation import (
     ADAMW_DEFAULTS,
     MOST_LR,
@@ -369,7 +369,7 @@ class Case(Section):
     @property
     def can_be_dilated(self) -> bool:
         """Whether a profile keeps the time, and all links have a rate: what has none is as fast as this machine."""
-        rates = [self.link.pipe("", way).rate_bps for way in ("up", "down")]
+        rates = [self.link.pipe("", way).rate_bps for way in WAYS]
         return self.train.profile is not None and None not in rates
 
     @property

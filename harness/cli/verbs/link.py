@@ -113,7 +113,7 @@ def _seconds(text: str) -> float:
 
 
 def _print(found: Findings) -> None:
-    from harness.network.path.findings import WAYS
+    from harness.scenario.links import WAYS
     from harness.units import format_rate, format_time
 
     rows = []

@@ -45,7 +45,7 @@ from harness.network.topology import Topology
 from harness.plain import visible
 from harness.plan.machine import this_machine
 from harness.provenance import code_digest, machine
-from harness.scenario.links import Link, Pipe
+from harness.scenario.links import WAYS, Link, Pipe
 from harness.scenario.properties import UNSHAPED
 from harness.scenario.schema import NO_LIMITS, Resources, Train
 
@@ -221,7 +221,7 @@ class HostsCluster:
         for worker, host in enumerate(self._used):
             self._fleet.add(worker_name(worker), host.conversation)
             if self._shape:
-                up, down = (topology.link.pipe(worker_name(worker), way).rate_bps for way in ("up", "down"))
+                up, down = (topology.link.pipe(worker_name(worker), way).rate_bps for way in WAYS)
                 _ask(host, ShapeLink(up_bps=up, down_bps=down), SHAPE_TIMEOUT_S)
         readings = measured_again(lambda: self._measured(topology))
         if complaints := readings.complaints():
@@ -414,7 +414,7 @@ class HostsCluster:
 
 def _pipes(topology: Topology) -> list[Pipe]:
     """Both directions of every link."""
-    return [topology.link.pipe(node, way) for node in topology.worker_nodes for way in ("up", "down")]
+    return [topology.link.pipe(node, way) for node in topology.worker_nodes for way in WAYS]
 
 
 def _is_there(host: Host) -> bool:

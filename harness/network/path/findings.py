@@ -12,13 +12,11 @@ from typing_extensions import Self
 from harness.network.datagrams import Trip
 from harness.network.readings import Counts
 from harness.network.tolerances import DEVIATIONS, RTT_TOLERANCE_S
-from harness.network.wires import Direction
 from harness.scenario.limits import ROW
+from harness.scenario.links import WAYS, Direction
 from harness.scenario.section import Section
 from harness.scenario.traces import LEAST_BPS
 from harness.units import format_time
-
-WAYS: tuple[Direction, ...] = ("up", "down")
 
 USUAL_MTU_BYTES = 1500
 MTU_BYTES = (576, 9000)
