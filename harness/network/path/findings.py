@@ -11,7 +11,7 @@ from typing_extensions import Self
 
 from harness.network.datagrams import Trip
 from harness.network.readings import Counts
-from harness.network.tolerances import DEVIATIONS, RTT_TOLERANCE_S
+from harness.network.tolerances import RTT_TOLERANCE_S, burst_spread
 from harness.scenario.limits import ROW
 from harness.scenario.links import WAYS, Direction
 from harness.scenario.section import Section
@@ -82,8 +82,7 @@ class Way(Section):
         if self.counts is None or self.counts.bursts < FEWEST_BURSTS:
             return False
         alone = 1 / (1 - self.counts.loss)
-        allowed = DEVIATIONS * math.sqrt(alone * max(alone - 1, 0.05) / self.counts.bursts)
-        return self.counts.lost / self.counts.bursts > alone + allowed
+        return self.counts.lost / self.counts.bursts > alone + burst_spread(alone, self.counts.bursts)
 
 
 class Sample(Section):
