@@ -27,6 +27,7 @@ from harness.plugins import file_of, short
 from harness.record.execution import Execution
 from harness.record.observed import Metric, ObservedStep, Training
 from harness.run.command import Hear, Job, execute
+from harness.scenario.schema import DENSE
 
 if TYPE_CHECKING:
     from baselines import MethodState
@@ -36,9 +37,6 @@ FINDINGS = "findings"
 
 MOST_POINTS = 20_000
 """Of a record's curve: every step of the longest training that a pilot asks for."""
-
-DENSE = "dense"
-"""The method that is what DDP does by itself."""
 
 
 def execute_attached(
@@ -184,7 +182,7 @@ class _Account:
 
     @property
     def _method(self) -> str:
-        return self._attachment.method or DENSE
+        return self._attachment.method or DENSE.name
 
     @cached_property
     def _shapes(self) -> list[list[int]]:

@@ -31,13 +31,11 @@ from harness.plan.trial import Trial
 from harness.run.added import Added, added_within
 from harness.run.outcome import Outcome
 from harness.run.probe import Prober, metered_s, without_warmup
-from harness.scenario.schema import Case, MethodSpec
+from harness.scenario.schema import DENSE, Case, MethodSpec
 from harness.scenario.section import in_words
 
 OTHERS = 3
 """So many methods must have been found to need more than is usual before all are taken to do so."""
-
-DENSE = MethodSpec(name="dense", label="dense", lr=None)
 
 
 @dataclass(frozen=True)

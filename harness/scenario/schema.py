@@ -312,6 +312,10 @@ class MethodSpec(Section):
         return train.model_copy(update={key: value for key, value in own.items() if value is not None})
 
 
+DENSE = MethodSpec(name="dense", label="dense", lr=None)
+"""What DDP does by itself."""
+
+
 def _is_sixteen_bit(name: str) -> bool:
     """Whether a method declares itself a plain all-reduce in 16 bits; one that is no longer there does not."""
     found = declared(name)

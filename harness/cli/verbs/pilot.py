@@ -175,17 +175,17 @@ def _methods(scenario: str, only: Sequence[str]) -> tuple[tuple[MethodSpec, ...]
     Those methods are not among them that have a learning rate or an optimizer of their own: a script keeps its own.
     """
     from harness.methods import method_named
-    from harness.run.attached import DENSE
     from harness.scenario.load import load
+    from harness.scenario.schema import DENSE
 
     loaded = load(scenario, (), only)
     if loaded.sixteen_bit is None:
         found = ", ".join(each.label for each in loaded.methods)
         raise UsageError.at(scenario, "methods", found, "a 16-bit all-reduce among them, such as bf16")
     baseline = next(each for each in loaded.methods if each.label == loaded.baseline)
-    if baseline.name != DENSE:
+    if baseline.name != DENSE.name:
         raise UsageError.at(
-            scenario, "baseline", loaded.baseline, f"the label of the method {DENSE}, as scripts have it"
+            scenario, "baseline", loaded.baseline, f"the label of the method {DENSE.name}, as scripts have it"
         )
     plain = (loaded.baseline, loaded.sixteen_bit)
     suited = [
