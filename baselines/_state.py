@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import Self
 
-from baselines._calls import AllReduce, Call
+from baselines._calls import AllGather, AllReduce, Call
 from baselines._checkpoint import Checkpointed
 from baselines._loss_scale import LossScale
 from baselines._memory import BucketMemory, Drafts
@@ -188,7 +188,7 @@ class MethodState(Checkpointed):
 
         Of a method that synchronises once in several steps, those of a step in which it does.
         """
-        payload_bytes = self.wire_bytes(shapes, world_size) * world_size / (2 * (world_size - 1))
+        payload_bytes = self.wire_bytes(shapes, world_size) / AllReduce(1.0).sent_bytes(world_size)
         return [AllReduce(payload_bytes * self.agrees_every)]
 
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
@@ -362,10 +362,10 @@ def numel(shapes: Shapes) -> int:
 
 
 def ring_all_reduce_bytes(payload_bytes: float, world_size: int) -> float:
-    """Bytes each rank sends when a ring all-reduces ``payload_bytes`` (Patarasuk and Yuan, 2009)."""
-    return 2 * (world_size - 1) / world_size * payload_bytes
+    """Bytes each rank sends when a ring all-reduces ``payload_bytes``."""
+    return AllReduce(payload_bytes).sent_bytes(world_size)
 
 
 def all_gather_bytes(payload_bytes: float, world_size: int) -> float:
     """Bytes each rank sends when ``payload_bytes`` of each rank reach all others."""
-    return (world_size - 1) * payload_bytes
+    return AllGather(payload_bytes).sent_bytes(world_size)

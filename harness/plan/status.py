@@ -3,7 +3,7 @@ what either needs besides."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal, get_args
+from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
     from baselines import MethodState
@@ -15,8 +15,6 @@ DISTURBED: Final = "disturbed"
 Status = Literal["done", "failed", "crashed", "diverged", "timeout", "interrupted", "disturbed"]
 """How a trial may end. ``failed``: its links or its proofs did not hold, see the reason. ``disturbed``: it
 finished, but this machine made single steps far too long, so that it is run again."""
-
-STATUSES: tuple[Status, ...] = get_args(Status)
 
 MISSES = (DIVERGED, TIMEOUT)
 """How a training ends that can no longer reach its target. Whoever crashed tells nothing of that."""
