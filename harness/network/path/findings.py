@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from typing_extensions import Self
 
 from harness.network.datagrams import Trip
@@ -39,8 +40,8 @@ class Spread(Section):
     @classmethod
     def of(cls, values: Sequence[float]) -> Self:
         """The percentiles of some values, at least one."""
-        ordered = sorted(values)
-        return cls(low=_quantile(ordered, 0.05), median=_quantile(ordered, 0.5), high=_quantile(ordered, 0.95))
+        low, median, high = map(float, np.quantile(values, (0.05, 0.5, 0.95)))
+        return cls(low=low, median=median, high=high)
 
 
 class Round(Section):
@@ -120,8 +121,8 @@ class Findings(Section):
 
 def deviation_s(values: Sequence[float]) -> float:
     """Half of what holds the middle 68 %: a normal distribution's deviation, which a few late values do not change."""
-    ordered = sorted(values)
-    return (_quantile(ordered, 0.84) - _quantile(ordered, 0.16)) / 2
+    low, high = np.quantile(values, (0.16, 0.84))
+    return float(high - low) / 2
 
 
 def pooled_deviation_s(rounds: Iterable[Sequence[float]]) -> float | None:
@@ -225,14 +226,6 @@ def trace_csv(findings: Findings) -> str:
     lines = [f"{sample.t_s:g},{max(LEAST_BPS, round(sample.rate_bps))}" for sample in findings.trace]
     about = f"# {findings.traced} between this host and {findings.host}, measured on {findings.began_at}"
     return "\n".join([about, "t_s,rate_bps", *lines, ""])
-
-
-def _quantile(ordered: Sequence[float], share: float) -> float:
-    """Of ordered values, between two of them where it must be."""
-    place = share * (len(ordered) - 1)
-    below = math.floor(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
 
 
 def _rate(rate_bps: float) -> str:
