@@ -35,7 +35,7 @@ def complete_method(begun: str) -> list[str]:
 
 def complete_on(begun: str) -> list[str]:
     """Likewise kinds of clusters."""
-    return [name for name in (registry.AUTO, *registry.KINDS) if name.startswith(begun)]
+    return [name for name in registry.names() if name.startswith(begun)]
 
 
 ScenarioName = Annotated[

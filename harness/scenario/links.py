@@ -21,6 +21,10 @@ from harness.scenario.section import Section
 Direction = Literal["up", "down"]
 WAYS: tuple[Direction, ...] = ("up", "down")
 
+USUAL_MTU_BYTES = 1500
+MTU_BYTES = (576, 9000)
+"""What a link may have: from what every host of the internet takes (RFC 791) to jumbo frames."""
+
 
 class Pipe(properties.LinkProperties):
     """One direction of a link: what happens to a packet between two neighbours."""
@@ -168,7 +172,7 @@ def _read_trace(given: object, info: ValidationInfo) -> object:
 class Link(Pipe):
     """What connects each worker to its switch: both directions alike, but for ``up``, ``down`` and ``workers``."""
 
-    mtu_bytes: int = Field(1500, alias="mtu", ge=576, le=9000)
+    mtu_bytes: int = Field(USUAL_MTU_BYTES, alias="mtu", ge=MTU_BYTES[0], le=MTU_BYTES[1])
     congestion_control: str = Field("cubic", pattern=r"^[a-z0-9_]{1,15}$")
     """TCP's, on every worker, whatever the host's own is. BBR pauses for 0.2 s every 10 s to look at the path's RTT,
     which shows in single steps."""

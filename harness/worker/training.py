@@ -36,9 +36,8 @@ from harness.worker.meter import Recorder, WireBytes
 from harness.workload import optimizers
 from harness.workload.augment import crop_and_flip
 from harness.workload.data import DATASETS, Data
+from harness.workload.datasets import EVALUATION_BATCH
 from harness.workload.models import MODELS, autocast, cross_entropy
-
-EVALUATION_BATCH = 500
 
 VERSION = 1
 """Of what a rank saves."""

@@ -39,13 +39,13 @@ from harness.messages import (
     ShapeLink,
     Trained,
 )
-from harness.network.addresses import WORKER_INTERFACE, worker_name
+from harness.network.addresses import WORKER_INTERFACE, worker_name, worker_number
 from harness.network.readings import Readings
 from harness.network.topology import Topology
 from harness.plain import visible
 from harness.plan.machine import this_machine
 from harness.provenance import code_digest, machine
-from harness.scenario.links import WAYS, Link, Pipe
+from harness.scenario.links import MTU_BYTES, WAYS, Link, Pipe
 from harness.scenario.properties import UNSHAPED
 from harness.scenario.schema import NO_LIMITS, Resources, Train
 
@@ -57,8 +57,6 @@ MOST_CLOCK_S = 1.0
 """By how much clocks of hosts may differ before it is told. No figure depends on them."""
 
 HELLO_TIMEOUT_S, SHAPE_TIMEOUT_S, PRELOAD_TIMEOUT_S, PROBE_TIMEOUT_S = 60.0, 60.0, 300.0, 180.0
-
-LARGEST_MTU_BYTES = 9000
 
 
 class HostConnection(Conversation):
@@ -288,7 +286,7 @@ class HostsCluster:
 
     def _as_named(self, message: Trained) -> Trained:
         """What a host calls its interface, all others call the worker's."""
-        own = self._used[int(message.node.removeprefix("w"))].hello.interface
+        own = self._used[worker_number(message.node)].hello.interface
         queues = {WORKER_INTERFACE: message.queues[own]} if own in message.queues else {}
         return replace(message, queues=queues)
 
@@ -296,7 +294,7 @@ class HostsCluster:
         mtu_bytes = psutil.net_if_stats()[self._used[0].hello.interface].mtu
         spec = {
             "addresses": [host.hello.address for host in self._used],
-            "mtu_bytes": min(mtu_bytes, LARGEST_MTU_BYTES),
+            "mtu_bytes": min(mtu_bytes, MTU_BYTES[1]),
             "up_bps": [topology.link.pipe(node, "up").rate_bps for node in topology.worker_nodes],
             "down_bps": [topology.link.pipe(node, "down").rate_bps for node in topology.worker_nodes],
         }

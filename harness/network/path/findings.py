@@ -14,14 +14,10 @@ from harness.network.datagrams import Trip
 from harness.network.readings import Counts
 from harness.network.tolerances import RTT_TOLERANCE_S, burst_spread
 from harness.scenario.limits import ROW
-from harness.scenario.links import WAYS, Direction
+from harness.scenario.links import MTU_BYTES, USUAL_MTU_BYTES, WAYS, Direction
 from harness.scenario.section import Section
 from harness.scenario.traces import LEAST_BPS
 from harness.units import format_time
-
-USUAL_MTU_BYTES = 1500
-MTU_BYTES = (576, 9000)
-"""What a link of a scenario may have."""
 
 LEAST_JITTER_S = RTT_TOLERANCE_S / 2
 """Less of a round trip's deviation may be the hosts' own, and not the path's."""
