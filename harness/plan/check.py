@@ -14,7 +14,8 @@ from harness.errors import UsageError
 from harness.methods import blamed
 from harness.plan.expected import MOST_UNLIKE, shapes_of, state_of, topology_of, unlike_bytes
 from harness.plan.status import first_steady_step
-from harness.scenario.schema import MOST_EMULATED, NONE, SELF, Case, MethodSpec, Scenario, Train
+from harness.scenario.optimisation import NONE
+from harness.scenario.schema import MOST_EMULATED, SELF, Case, MethodSpec, Scenario, Train
 from harness.workload import optimizers
 from harness.workload import profile as profiles
 from harness.workload.data import DATASETS, Dataset

@@ -24,6 +24,7 @@ from harness.scenario.optimisation import (
     ADAMW_DEFAULTS,
     MOST_LR,
     MOST_STEPS,
+    NONE,
     AugmentField,
     AutocastField,
     Optimizer,
@@ -32,13 +33,11 @@ from harness.scenario.optimisation import (
     SavesField,
     Schedule,
     ScheduleField,
+    none_or,
 )
 from harness.scenario.section import Section
 from harness.scenario.target import Target
 from harness.units import SizeBytes, TimeS
-
-NONE = "none"
-"""What files and command lines say for None, which TOML has no word for."""
 
 AUTO = "auto"
 
@@ -113,11 +112,7 @@ def _read_target(given: object) -> Target | None:
         raise ValueError(f"{error}, or '{NONE}'") from None
 
 
-def _read_profile(given: object) -> object:
-    return None if given == NONE else given
-
-
-ProfileName = Annotated[str | None, BeforeValidator(_read_profile)]
+ProfileName = Annotated[str | None, BeforeValidator(none_or)]
 
 
 def _target_as_text(target: Target | None) -> str | None:
