@@ -20,7 +20,6 @@ from harness.workload import optimizers
 from harness.workload import profile as profiles
 from harness.workload.data import DATASETS, Dataset
 from harness.workload.models import MODELS, Model, check_scores
-from harness.workload.operations import WithoutValues
 from harness.workload.profile import Profile
 
 
@@ -82,15 +81,13 @@ def _lacking(profile: Profile, model: str) -> str | None:
     Replays do not: their parameters are the profile's own.
     """
     known = {(gradient.parameter, gradient.shape) for gradient in profile.gradients}
-    lacking = (each for each in _parameters_of(model) if each not in known)
+    lacking = (each for each in _shapes_by_name(model).items() if each not in known)
     return next((f"{name} of shape {shape}" for name, shape in lacking), None)
 
 
 @cache
-def _parameters_of(model: str) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of all parameters. Nothing is allocated."""
-    with torch.device("meta"), WithoutValues():
-        return [(name, tuple(weight.shape)) for name, weight in MODELS[model].build().named_parameters()]
+def _shapes_by_name(model: str) -> dict[str, tuple[int, ...]]:
+    return MODELS[model].shapes_by_name()
 
 
 def _check_replay(scenario: Scenario, case: Case) -> None:

@@ -111,19 +111,13 @@ def liken(request: ProfileRequest, other: Profile, times_faster: float) -> Profi
 
 def _ready_in_proportion(model: Model, other: Profile) -> Iterator[Gradient]:
     """Gradients of a model, the last parameter's first, at the times of another one's."""
-    shapes = _shapes(model)
+    shapes = model.shapes_by_name()
     whole, entries = numel(list(shapes.values())), 0
     ready_by = [*itertools.accumulate(gradient.numel for gradient in other.gradients)]
     for name, shape in reversed(shapes.items()):
         entries += math.prod(shape)
         place = bisect.bisect_left(ready_by, entries * other.numel / whole)
         yield Gradient(parameter=name, shape=shape, ready_s=other.gradients[place].ready_s)
-
-
-def _shapes(model: Model) -> dict[str, tuple[int, ...]]:
-    """The shape of each parameter, by name. Nothing is computed."""
-    with torch.device("meta"):
-        return {name: tuple(weight.shape) for name, weight in model.build().named_parameters()}
 
 
 def flops_by_layer(model: Model) -> dict[str, int]:
@@ -156,7 +150,7 @@ def copy_bytes_per_s() -> float:
 
 def _modelled(model: Model, forward_s: dict[str, float], hardware: Hardware) -> dict[str, Any]:
     """The timed fields of a profile, of layers that follow one another."""
-    shapes, ready_s, now_s = _shapes(model), {}, 0.0
+    shapes, ready_s, now_s = model.shapes_by_name(), {}, 0.0
     for layer in reversed(forward_s):
         now_s += 2 * forward_s[layer]
         ready_s[layer] = now_s
