@@ -19,7 +19,7 @@ from typing_extensions import Self
 from harness import programs
 from harness.cluster import registry
 from harness.cluster.connection import STOP_GRACE_S, AgentConnection, Conversation
-from harness.cluster.emulated import measured_again, preload_request
+from harness.cluster.emulated import found_by, measured_again, preload_request
 from harness.cluster.fleet import Fleet
 from harness.cluster.hosts import agent, interface, shaper
 from harness.cluster.hosts.follower import NEEDED, RETURN_S
@@ -31,7 +31,6 @@ from harness.errors import MeasurementError, UsageError
 from harness.messages import (
     GLOO,
     CheckFile,
-    Failed,
     Hello,
     LinksMeasured,
     Message,
@@ -298,16 +297,9 @@ class HostsCluster:
             "up_bps": [topology.link.pipe(node, "up").rate_bps for node in topology.worker_nodes],
             "down_bps": [topology.link.pipe(node, "down").rate_bps for node in topology.worker_nodes],
         }
-        found = None
-        for message in self._fleet.task("probe_hosts", topology.worker_nodes, spec, PROBE_TIMEOUT_S):
-            match message:
-                case Failed():
-                    raise MeasurementError(f"the links cannot be measured: {message.node}: {message.reason}")
-                case LinksMeasured():
-                    found = Readings.model_validate_json(message.readings)
-        if found is None:
-            raise MeasurementError("the links cannot be measured: w0 ended without a word")
-        return found
+        found = found_by("w0", self._fleet.task("probe_hosts", topology.worker_nodes, spec, PROBE_TIMEOUT_S))
+        assert isinstance(found, LinksMeasured)
+        return Readings.model_validate_json(found.readings)
 
     def _everywhere(self, request: Message) -> None:
         everyone = Fleet("its host is gone")
