@@ -176,6 +176,7 @@ def _os_name() -> str:
 
 
 def cpu_model() -> str:
+    """What the processor is called; where the kernel does not say, what kind it is."""
     models = [line.partition(":")[2] for line in _read("/proc/cpuinfo").splitlines() if line.startswith("model name")]
     return models[0].strip() if models else platform.processor()
 

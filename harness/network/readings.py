@@ -139,4 +139,9 @@ class Readings(Section):
 
 
 def off(asked: float, measured: float, form: Callable[[float], str], allowed: str) -> str:
+    """In words that something is not what was asked.
+
+    Args:
+        form: writes a value with its unit.
+    """
     return f"asked {form(asked)}, measured {form(measured)} (allowed: {allowed})"

@@ -24,6 +24,11 @@ from harness.workload.profile import Profile
 
 
 def check_workload(scenario: Scenario, case: Case) -> None:
+    """Refuse a model, data set or profile that is unknown, or does not go with the rest of ``[train]``.
+
+    Raises:
+        UsageError: with the field, what was found and what is allowed.
+    """
     train = case.train
     if train.replay and train.pace:
         raise UsageError.at(scenario.name, "train.pace", train.pace, "none with train.replay, which has its own")
@@ -151,7 +156,11 @@ def _check_saves(scenario: Scenario, case: Case) -> None:
 
 
 def check_methods(scenario: Scenario, case: Case) -> None:
-    """A method may need something of the optimizer that only some have."""
+    """A method may need something of the optimizer that only some have.
+
+    Raises:
+        UsageError: this one has not.
+    """
     for method in scenario.methods:
         train = method.settings(case.train)
         try:
@@ -169,6 +178,11 @@ def optimizer_like(train: Train) -> torch.optim.Optimizer:
 
 
 def check_steps(scenario: Scenario, case: Case) -> None:
+    """Refuse numbers of steps with which a method has no steady state, or ranks do not hold the same parameters.
+
+    Raises:
+        UsageError: with the field, what was found and what is allowed.
+    """
     for method in scenario.methods:
         with blamed(method.name):
             state = state_of(method)

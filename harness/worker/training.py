@@ -55,6 +55,11 @@ BUFFERS_OF_RANK_0 = next(
 
 @cache
 def data_of(dataset: str, data_dir: str | None) -> Data:
+    """A data set by name, on the CPU.
+
+    Raises:
+        UsageError: it is not in the folder, or cannot be downloaded.
+    """
     return DATASETS[dataset].load(Path(data_dir) if data_dir else None)
 
 
@@ -139,6 +144,7 @@ class Training:
         self.batch = self.step_batches[0]
 
     def run(self) -> None:
+        """Train to the last step, and send what was found, ``Trained``."""
         yardsticks_s = [meter.yardstick_s()]
         with watched_queues() as queues:
             steps, test_loss = self._train()
