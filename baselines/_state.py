@@ -11,8 +11,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+from typing_extensions import Self
 
-from baselines._calls import AllReduce, Call
+from baselines._calls import AllGather, AllReduce, Call
 from baselines._checkpoint import Checkpointed
 from baselines._loss_scale import LossScale
 from baselines._memory import BucketMemory, Drafts
@@ -49,8 +50,9 @@ class MethodState(Checkpointed):
     figure shows the final accuracy against them, and down to which of them it holds."""
 
     warmup_parameters: ClassVar[tuple[str, ...]] = ()
-    """Names of parameters that shape the warm-up alone. States that differ in nothing else are alike in the steady
-    state, so that the throughput of one may be put beside the steps to the target of the other."""
+    """Names of parameters that shape the warm-up alone; each is a number of steps. States that differ in nothing else
+    are alike in the steady state, so that the throughput of one may be put beside the steps to the target of the other.
+    """
 
     goodput_note: ClassVar[str | None] = None
     """Kind of the note in which rank 0 tells the goodput that it made a choice for, in bit/s. The figure of changing
@@ -110,6 +112,13 @@ class MethodState(Checkpointed):
     def __getattr__(self, name: str) -> Any:
         hint = "" if name.startswith("_") or vars(self).get("is_bound") else UNBOUND
         raise AttributeError(f"{type(self).__module__}.State has no {name!r}{hint}")
+
+    def without_warmup(self) -> Self:
+        """An unbound state whose steady state begins at once; this one where the method needs its warm-up."""
+        try:
+            return type(self)(**{**self.parameters, **dict.fromkeys(self.warmup_parameters, 0)})
+        except ValueError:
+            return self
 
     def _checked(self, name: str, value: Any) -> Any:
         """The value as a parameter has it.
@@ -179,7 +188,7 @@ class MethodState(Checkpointed):
 
         Of a method that synchronises once in several steps, those of a step in which it does.
         """
-        payload_bytes = self.wire_bytes(shapes, world_size) * world_size / (2 * (world_size - 1))
+        payload_bytes = self.wire_bytes(shapes, world_size) / AllReduce(1.0).sent_bytes(world_size)
         return [AllReduce(payload_bytes * self.agrees_every)]
 
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
@@ -353,10 +362,10 @@ def numel(shapes: Shapes) -> int:
 
 
 def ring_all_reduce_bytes(payload_bytes: float, world_size: int) -> float:
-    """Bytes each rank sends when a ring all-reduces ``payload_bytes`` (Patarasuk and Yuan, 2009)."""
-    return 2 * (world_size - 1) / world_size * payload_bytes
+    """Bytes each rank sends when a ring all-reduces ``payload_bytes``."""
+    return AllReduce(payload_bytes).sent_bytes(world_size)
 
 
 def all_gather_bytes(payload_bytes: float, world_size: int) -> float:
     """Bytes each rank sends when ``payload_bytes`` of each rank reach all others."""
-    return (world_size - 1) * payload_bytes
+    return AllGather(payload_bytes).sent_bytes(world_size)

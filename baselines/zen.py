@@ -122,6 +122,7 @@ def hashed_all_reduce(state: State, gradient: torch.Tensor, residual: Draft | No
 
 
 def dense_mean(state: State, gradient: torch.Tensor) -> Future[torch.Tensor]:
+    """The mean of all ranks' gradients (n,), by an all-reduce; ``gradient`` is overwritten by it."""
     with state.stopwatch("encode"):
         gradient.div_(state.world_size)
     state.note("formula_bytes", ring_all_reduce_bytes(gradient.nbytes, state.world_size))
@@ -131,6 +132,11 @@ def dense_mean(state: State, gradient: torch.Tensor) -> Future[torch.Tensor]:
 
 
 def sparse_mean(state: State, gradient: torch.Tensor, non_zeros: int) -> Future[torch.Tensor]:
+    """Likewise by their entries that are not 0: servers sum them, each its own part, and hand the sums to all.
+
+    Args:
+        non_zeros: how many of this rank's there are.
+    """
     n, p, dtype = gradient.numel(), state.world_size, gradient.dtype
     groups = -(-n // p)
     with state.stopwatch("encode"):

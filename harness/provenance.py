@@ -176,9 +176,9 @@ def _os_name() -> str:
 
 
 def cpu_model() -> str:
-    models = [
-        line.partition(":")[2] for line in read_setting("/proc/cpuinfo").splitlines() if line.startswith("model name")
-    ]
+    """What the processor is called; where the kernel does not say, what kind it is."""
+    lines = read_setting("/proc/cpuinfo").splitlines()
+    models = [line.partition(":")[2] for line in lines if line.startswith("model name")]
     return models[0].strip() if models else platform.processor()
 
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness.analysis import MAX_SLOWDOWN
+
 if TYPE_CHECKING:
     from harness.analysis.estimates import Estimate
     from harness.analysis.reference import Measured
@@ -39,7 +41,7 @@ class BenchmarkRun:
             pytest.fail(f"pacbench: {label} and the baseline finished in no round together", pytrace=False)
         return found
 
-    def must_keep_its_throughput(self, against: str | Path, max_slowdown: float = 0.10) -> None:
+    def must_keep_its_throughput(self, against: str | Path, max_slowdown: float = MAX_SLOWDOWN) -> None:
         """Fail the test unless the gate passes: a method is slower, cannot be judged, or did not finish.
 
         Methods of the reference that this run was not asked for are not judged.

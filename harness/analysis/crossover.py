@@ -40,28 +40,6 @@ def speedups(plan: Plan) -> pd.DataFrame:
     return pd.DataFrame(row for place in places for row in _rows(trials, plan.scenario.baseline, *place))
 
 
-def crossover_rate_bps(curve: pd.DataFrame) -> float | None:
-    """The rate from which on a method is no longer faster: where its speedup first falls to 1, between two rates.
-
-    Args:
-        curve: ``speedups`` of one method, in the order of rates and with one number of workers.
-    """
-    logs = np.log(curve["speedup"].to_numpy())
-    for place in range(1, len(logs)):
-        if logs[place - 1] > 0 >= logs[place]:
-            share = logs[place - 1] / (logs[place - 1] - logs[place])
-            rates = np.log(curve["rate_bps"].to_numpy()[[place - 1, place]])
-            return float(np.exp(rates[0] + share * (rates[1] - rates[0])))
-    return None
-
-
-def crossover_rates_bps(found: pd.DataFrame, workers: int) -> dict[str, float | None]:
-    """``crossover_rate_bps`` of each method but the baseline, by label, of ``speedups`` of one scenario."""
-    swept = found[found["workers"] == workers].sort_values("rate_bps")
-    curves = swept.groupby("label", sort=False)
-    return {str(label): crossover_rate_bps(curve) for label, curve in curves if (curve["speedup"] != 1).any()}
-
-
 def _rows(trials: dict[str, Trial], baseline: str, workers: int, rate_bps: float) -> Iterator[dict[str, object]]:
     moved = {label: _moved(trial, workers, rate_bps) for label, trial in trials.items()}
     steps_s = {label: trial.expected.predicted_step_s or math.nan for label, trial in moved.items()}

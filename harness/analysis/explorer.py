@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from harness.analysis.prediction_map import LINKS_TO_CROSS, WORKERS, Subject
+from harness.analysis.prediction_map import ANY_LINK, LINKS_TO_CROSS, WORKERS, Subject
 from harness.methods import method_named
 from harness.network import flows, pipeline, qdisc, topology
 from harness.network.bounds import FRAME_HEADER_BYTES, TCP_IP_HEADER_BYTES, wire_share
@@ -23,9 +23,6 @@ from harness.scenario.schema import MethodSpec
 from harness.units import format_size
 
 SLOWEST = Pipe.model_validate({"rate": "1kbit"})
-
-
-ANY_LINK = Link.model_validate({"rate": "1gbit"})
 
 
 def exported(

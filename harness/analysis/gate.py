@@ -25,13 +25,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from harness.analysis import compare
+from harness.analysis import MAX_SLOWDOWN, compare
 from harness.analysis.compare import Change
 from harness.analysis.reference import Measured
 from harness.analysis.shifts import Shift
 from harness.errors import EXIT_INCONCLUSIVE, EXIT_REGRESSION, MeasurementError
-
-MAX_SLOWDOWN = 0.10
 
 FALSE_ALARMS = 0.01
 """The share of gates over unchanged code that may find a regression in any of their methods (Bonferroni)."""

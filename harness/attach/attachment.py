@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from harness import methods
-from harness.attach.orders import VARIABLE, Orders
+from harness.attach.orders import SEEDS, VARIABLE, Orders
 from harness.errors import UsageError
 from harness.plugins import short
 
@@ -21,9 +21,6 @@ CODE = (ROOT / "baselines", ROOT / "harness")
 """What a node must have, by the same names, for its scripts to be attached to."""
 
 SITE_FOLDER = Path(__file__).with_name("site")
-
-LARGEST_SEED = 2**32 - 1
-"""What numpy and Python's hashes can be seeded with."""
 
 
 class Attachment(BaseModel):
@@ -39,7 +36,7 @@ class Attachment(BaseModel):
     observe: bool = True
     """Whether the phases of each step and the loss are recorded. Without it, and without a method, DDP is not touched
     at all: only steps are counted, whoever makes them."""
-    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] | None = None
+    seed: Annotated[int, Field(ge=0, le=SEEDS - 1)] | None = None
     """Seed of torch, numpy and random on every rank alike, before the script's first line; and of Python's hashes."""
     steps: Annotated[int, Field(ge=1)] | None = None
     """Steps of the optimizer after which the script ends in good order; None: it ends by itself."""

@@ -7,11 +7,8 @@ import sys
 from types import ModuleType
 
 from harness.attach.imports import after_import
-from harness.attach.orders import Orders, read_orders
+from harness.attach.orders import SEEDS, Orders, read_orders
 from harness.start import OwnPackages
-
-LARGEST = 2**32
-"""Above what numpy can be seeded with."""
 
 
 def begin() -> None:
@@ -42,7 +39,7 @@ def _seed(module: ModuleType, name: str, parameter: str, seed: int, shifts: bool
         return
 
     def moved(given: object) -> object:
-        return (given + seed) % LARGEST if isinstance(given, int) else given
+        return (given + seed) % SEEDS if isinstance(given, int) else given
 
     @functools.wraps(plain)
     def shifted(*given: object, **named: object) -> object:

@@ -255,11 +255,7 @@ def _registered(
     name, params, code = viewed
     if methods.digest(name) != code:
         raise ValueError("its code here is not that which was checked when the command was given")
-    kind = methods.method_named(name).State
-    try:
-        state = kind(**{**params, **dict.fromkeys(kind.warmup_parameters, 0)})
-    except ValueError:
-        state = kind(**params)
+    state = methods.method_named(name).State(**params).without_warmup()
     state.stopwatch.clock = _ClockOf(clock)
     handle = baselines.register(ddp, state, optimizer=optimizer)
     return state, handle.remove

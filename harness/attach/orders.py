@@ -13,6 +13,9 @@ gradients are copied."""
 
 LOOK_STEPS = SETTLING_STEPS + TIMED_STEPS + COPIED_STEPS
 
+SEEDS = 2**32
+"""Below which seeds of numpy and of Python's hashes must be."""
+
 Viewed = tuple[str, dict[str, Any], str | None]
 """A method that a look tries on copied gradients: its name, its parameters, and the hash of a plug-in's code."""
 

@@ -48,6 +48,11 @@ def say(line: str) -> None:
     print(plain.visible(line), flush=True)
 
 
+def tell(line: str) -> None:
+    """Likewise on stderr, for whoever looks on while stdout is what was asked for."""
+    print(f"pacbench: {plain.visible(line)}", file=sys.stderr, flush=True)
+
+
 def print_table(
     title: str,
     columns: Sequence[str],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ def complete_method(begun: str) -> list[str]:
 
 def complete_on(begun: str) -> list[str]:
     """Likewise kinds of clusters."""
-    return [name for name in (registry.AUTO, *registry.KINDS) if name.startswith(begun)]
+    return [name for name in registry.names() if name.startswith(begun)]
 
 
 ScenarioName = Annotated[
@@ -149,6 +150,38 @@ def share(option: str, text: str) -> float:
     if not found:
         raise UsageError.at("command line", option, text, "a percentage above zero, such as '10%'")
     return found
+
+
+def time_above_zero(option: str, text: str | None, example: str) -> float | None:
+    """Read a time, in seconds; None where none was given.
+
+    Raises:
+        UsageError: it is none.
+    """
+    from harness.units import parse_time_s
+
+    if text is None:
+        return None
+    try:
+        found = parse_time_s(text)
+    except ValueError as error:
+        raise UsageError.at("command line", option, text, str(error)) from None
+    if not found:
+        raise UsageError.at("command line", option, text, f"a time above zero, such as {example!r}")
+    return found
+
+
+def current_folder() -> Path:
+    """As the user's shell names it, where that is right: a link is not resolved for him.
+
+    Raises:
+        UsageError: the folder is gone.
+    """
+    try:
+        here, named = Path.cwd(), os.environ.get("PWD", "")
+        return Path(named) if os.path.isabs(named) and os.path.samefile(named, here) else here
+    except FileNotFoundError:
+        raise UsageError.at("command line", "current folder", "none", "one that exists") from None
 
 
 def write(path: Path, content: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from harness import provenance
-from harness.cli.console import say
+from harness.cli.console import say, tell
 from harness.cluster.protocol import Cluster
 from harness.plain import visible
 from harness.plan.estimate import time_s, total_as_text
@@ -96,4 +96,4 @@ class ProgressBar(Watcher):
 def tell_of_unknown_commit() -> None:
     """Say so where git does not read pacbench's own checkout: what is measured now cannot be traced to a commit."""
     if problem := provenance.described(provenance.ROOT).problem:
-        print(f"pacbench: {visible(problem)}", file=sys.stderr, flush=True)
+        tell(problem)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from harness.cluster.protocol import EXECUTE, SideTask
@@ -153,19 +153,28 @@ class EmulatedCluster(ABC):
         Raises:
             MeasurementError: a node failed, or the switch found nothing.
         """
-        found: LinksMeasured | CeilingMeasured | None = None
         spec = {"topology": as_json(topology), "counted": counted}
         by_itself_s = measuring_s(topology, self.machine.cpu_count, counted)
         timeout_s = self.probe_timeout_s * max(1.0, topology.dilation) + by_itself_s
-        for message in self._task(task, topology.nodes, spec, timeout_s):
-            match message:
-                case Failed():
-                    raise MeasurementError(f"the links cannot be measured: {message.node}: {message.reason}")
-                case LinksMeasured() | CeilingMeasured():
-                    found = message
-        if found is None:
-            raise MeasurementError("the links cannot be measured: the switch ended without a word")
-        return found
+        return found_by("the switch", self._task(task, topology.nodes, spec, timeout_s))
+
+
+def found_by(asked: str, messages: Iterable[Message]) -> LinksMeasured | CeilingMeasured:
+    """What the one who was asked to probe found, out of all that its task's nodes say.
+
+    Raises:
+        MeasurementError: a node failed, or nothing was found.
+    """
+    found: LinksMeasured | CeilingMeasured | None = None
+    for message in messages:
+        match message:
+            case Failed():
+                raise MeasurementError(f"the links cannot be measured: {message.node}: {message.reason}")
+            case LinksMeasured() | CeilingMeasured():
+                found = message
+    if found is None:
+        raise MeasurementError(f"the links cannot be measured: {asked} ended without a word")
+    return found
 
 
 def measured_again(measure: Callable[[], Readings]) -> Readings:

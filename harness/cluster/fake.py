@@ -22,7 +22,7 @@ from harness.network.readings import LinkReading, Readings
 from harness.network.topology import Topology
 from harness.plan.expected import lower_bound_s, state_of
 from harness.plan.machine import this_machine
-from harness.plan.status import UNSETTLED_STEPS
+from harness.plan.status import first_steady_step
 from harness.plan.trial import Trial
 from harness.scenario.schema import NO_LIMITS, Resources, Train
 
@@ -43,7 +43,7 @@ Script = Callable[[Trial], Iterator[Message]]
 def recite(trial: Trial) -> Iterator[Message]:
     """What workers say of an uneventful trial."""
     train, workers = trial.case.train, trial.case.cluster.workers
-    steady_from_step = max(state_of(trial.method).steady_from_step, UNSETTLED_STEPS)
+    steady_from_step = first_steady_step(state_of(trial.method))
     steady_steps = train.steps - steady_from_step
     payload = round(trial.expected.wire_bytes_per_step * steady_steps)
     step_s = [_step_s(trial, step) + _added_s(trial, step) for step in range(train.steps)]

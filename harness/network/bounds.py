@@ -22,4 +22,5 @@ def ring_transfer_s(payload_bytes: float, workers: int, rate_bps: float) -> floa
 
 
 def seconds_on(size_bytes: float, pipe: Pipe) -> float:
+    """Seconds that so many bytes on the wire take at a pipe's rate; 0 where it has none."""
     return 8 * size_bytes / pipe.rate_bps if pipe.rate_bps else 0.0

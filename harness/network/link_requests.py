@@ -40,7 +40,7 @@ class LinkRequests:
         """
         request = Path(f"{self._place}.{next(self._numbers)}")
         write_whole(request, repr(dilation).encode())
-        _wait_for(_answer(request), PATIENCE_S)
+        wait_for(_answer(request), PATIENCE_S)
 
 
 def serve(spec: Mapping[str, Any], node: str, send: Send) -> None:
@@ -50,7 +50,7 @@ def serve(spec: Mapping[str, Any], node: str, send: Send) -> None:
         consoles = {node: stack.enter_context(TcConsole(node)) for node in topology.nodes}
         for number in itertools.count():
             request = Path(f"{place}.{number}")
-            _wait_for(request)
+            wait_for(request)
             apply(topology.slowed(float(request.read_text())).reshape(), consoles)
             _answer(request).touch()
 
@@ -59,7 +59,15 @@ def _answer(request: Path) -> Path:
     return Path(f"{request}.done")
 
 
-def _wait_for(file: Path, patience_s: float | None = None) -> None:
+def wait_for(file: Path, patience_s: float | None = None) -> None:
+    """Wait until a file is there.
+
+    Args:
+        patience_s: how long; None: without an end, since this process ends with those who make the file.
+
+    Raises:
+        TimeoutError: it is not there by then.
+    """
     deadline = None if patience_s is None else time.monotonic() + patience_s
     while not file.exists():
         if deadline is not None and time.monotonic() > deadline:

@@ -38,7 +38,7 @@ from harness.network.tolerances import (
 )
 from harness.network.topology import Topology
 from harness.network.wires import Queue
-from harness.scenario.links import Pipe
+from harness.scenario.links import WAYS, Pipe
 from harness.units import format_time
 
 JITTER_PINGS = 60
@@ -167,7 +167,7 @@ def _readings(topology: Topology, counted: int | None) -> list[LinkReading]:
         return _reading(queue, _rate_bps(topology, queue, FLOW_S), again)
 
     readings = again_where_off(readings, read)
-    return [readings[queue] for way in ("up", "down") for queue in queues if queue.direction == way]
+    return [readings[queue] for way in WAYS for queue in queues if queue.direction == way]
 
 
 Way = TypeVar("Way", bound=Hashable)
@@ -198,7 +198,7 @@ def again_where_off(
 def _turns(queues: Sequence[Queue], at_once_bps: int = CONCURRENT_BPS) -> list[list[Queue]]:
     """Directions to measure together, one of each link in a turn."""
     turns: list[list[Queue]] = []
-    for direction in ("up", "down"):
+    for direction in WAYS:
         left_bps = 0
         for queue in (queue for queue in queues if queue.direction == direction):
             cost = PACKET_COST if queue.pipe.needs_netem else 1

@@ -19,8 +19,7 @@ from harness.network.measure import FLOW_S, PING_GAP_S, SETTLE_ROUND_TRIPS, SETT
 from harness.network.probe_protocol import call
 from harness.network.readings import LinkReading, Readings
 from harness.network.tolerances import PINGS, complaints_of_rate
-from harness.network.wires import Direction
-from harness.scenario.links import Link
+from harness.scenario.links import WAYS, Direction, Link
 
 FIRST_BYTES = 1 << 18
 """Of the first flow, which says how long the next one must be."""
@@ -29,8 +28,6 @@ STEADY = 1.5
 """A flow that is faster by more than this than the one before was too short to tell."""
 
 MOST_FLOWS = 8
-
-DIRECTIONS: tuple[Direction, ...] = ("up", "down")
 
 Rates = Sequence[int | None]
 
@@ -60,7 +57,7 @@ def measure(addresses: Sequence[str], mtu_bytes: int, up_bps: Rates, down_bps: R
                 return _reading(host, direction, share * bps, _slower(up_bps[sender], down_bps[receiver]))
 
             readings: dict[tuple[int, Direction], LinkReading] = {}
-            for direction in DIRECTIONS:
+            for direction in WAYS:
                 ways = [(host, direction) for host in range(len(pairs))]
                 readings |= dict(zip(ways, pool.map(read, ways), strict=True))
         links = again_where_off(readings, read)

@@ -6,19 +6,15 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from harness.messages import LinksChanged, Send
 from harness.network.iproute import TcConsole, apply
-
-if TYPE_CHECKING:
-    from harness.network.topology import Topology
-
+from harness.network.link_requests import wait_for
+from harness.network.topology import Topology
 
 PLAYER = "player"
 """The node that changes the links: it stands beside all others and has no network of its own."""
-
-POLL_S = 1e-3
 
 
 def play(spec: Mapping[str, Any], node: str, send: Send) -> None:
@@ -26,12 +22,10 @@ def play(spec: Mapping[str, Any], node: str, send: Send) -> None:
 
     Each change is applied on every link, and reported with the time (``time.monotonic()``) at which the last was.
     """
-    from harness.network.topology import Topology
-
     topology = Topology.model_validate(spec["topology"])
     with ExitStack() as stack:
         consoles = {node: stack.enter_context(TcConsole(node)) for node in topology.nodes}
-        _wait_for(Path(spec["start_file"]))
+        wait_for(Path(spec["start_file"]))  # before their first step workers may evaluate for long
         started = time.monotonic()
         for due_s, row in schedule(topology):
             time.sleep(max(0.0, started + due_s - time.monotonic()))
@@ -53,9 +47,3 @@ def schedule(topology: Topology) -> Iterator[tuple[float, int]]:
         for number, row in enumerate(trace.rows):
             yield lap * (trace.period_s or 0.0) + row.t_s, number
         lap += 1
-
-
-def _wait_for(start_file: Path) -> None:
-    """Without an end: before their first step workers may evaluate for long, and this process ends with them."""
-    while not start_file.exists():
-        time.sleep(POLL_S)

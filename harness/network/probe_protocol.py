@@ -107,6 +107,11 @@ def asking(to: str, most_silence_s: float) -> Iterator[socket.socket]:
 
 
 def say(connection: socket.socket, message: Mapping[str, Any]) -> None:
+    """Send a message, a line of JSON.
+
+    Raises:
+        OSError: the other side is gone, or takes too long to read.
+    """
     connection.sendall(json.dumps(message).encode() + b"\n")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 
-from harness.network.wires import Direction
+from harness.scenario.links import Direction
 from harness.scenario.section import Section
 from harness.units import format_time
 
@@ -139,4 +139,9 @@ class Readings(Section):
 
 
 def off(asked: float, measured: float, form: Callable[[float], str], allowed: str) -> str:
+    """In words that something is not what was asked.
+
+    Args:
+        form: writes a value with its unit.
+    """
     return f"asked {form(asked)}, measured {form(measured)} (allowed: {allowed})"

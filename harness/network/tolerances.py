@@ -165,9 +165,18 @@ def complaints_of(queue: Queue, measured_bps: float, counts: Counts | None, paus
             yield f"{where}: packets {name}: {off(asked, measured, '{:.3%}'.format, allowed)}"
     if pipe.loss_bursts and counts.bursts:
         asked, measured = mean_burst(pipe.loss_bursts, pipe.duplicate), counts.lost / counts.bursts
-        half = DEVIATIONS * math.sqrt(asked * max(asked - 1, 0.05) / counts.bursts)
+        half = burst_spread(asked, counts.bursts)
         if abs(measured - asked) > half:
             yield f"{where}: packets in a burst: {off(asked, measured, '{:.2f}'.format, f'within {half:.2f}')}"
+
+
+def burst_spread(mean: float, bursts: int) -> float:
+    """How far the mean length of so many bursts may be from what it should be: lengths are geometric.
+
+    Where hardly a burst is longer than one packet their variance is next to none, and a single longer one would be too
+    much. So it is taken as 0.05 at least, times the mean.
+    """
+    return DEVIATIONS * math.sqrt(mean * max(mean - 1, 0.05) / bursts)
 
 
 def _shares_counted(

@@ -26,8 +26,7 @@ from harness.network.addresses import (
 from harness.network.bounds import seconds_on
 from harness.network.qdisc import UNSHAPED_BPS, packets_in_a_segment, qdisc
 from harness.network.wires import Command, End, Queue, Wire
-from harness.scenario.limits import WAYS
-from harness.scenario.links import PROPERTIES, Fabric, Link, Pipe, PipeChange, Trace, TraceRow, TwoWay
+from harness.scenario.links import PROPERTIES, WAYS, Fabric, Link, Pipe, PipeChange, Trace, TraceRow, TwoWay
 from harness.scenario.properties import NO_UNIT, UNSHAPED
 from harness.scenario.schema import MOST_WORKERS
 from harness.scenario.section import Section

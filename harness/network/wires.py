@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from harness.scenario.links import Pipe
-
-Direction = Literal["up", "down"]
+from harness.scenario.links import Direction, Pipe
 
 
 class Command(NamedTuple):

@@ -13,17 +13,22 @@ from harness import plugins
 from harness.errors import UsageError
 from harness.methods import blamed
 from harness.plan.expected import MOST_UNLIKE, shapes_of, state_of, topology_of, unlike_bytes
-from harness.plan.status import UNSETTLED_STEPS
-from harness.scenario.schema import MOST_EMULATED, NONE, SELF, Case, MethodSpec, Scenario, Train
+from harness.plan.status import first_steady_step
+from harness.scenario.optimisation import NONE
+from harness.scenario.schema import MOST_EMULATED, SELF, Case, MethodSpec, Scenario, Train
 from harness.workload import optimizers
 from harness.workload import profile as profiles
 from harness.workload.data import DATASETS, Dataset
 from harness.workload.models import MODELS, Model, check_scores
-from harness.workload.operations import WithoutValues
 from harness.workload.profile import Profile
 
 
 def check_workload(scenario: Scenario, case: Case) -> None:
+    """Refuse a model, data set or profile that is unknown, or does not go with the rest of ``[train]``.
+
+    Raises:
+        UsageError: with the field, what was found and what is allowed.
+    """
     train = case.train
     if train.replay and train.pace:
         raise UsageError.at(scenario.name, "train.pace", train.pace, "none with train.replay, which has its own")
@@ -81,15 +86,13 @@ def _lacking(profile: Profile, model: str) -> str | None:
     Replays do not: their parameters are the profile's own.
     """
     known = {(gradient.parameter, gradient.shape) for gradient in profile.gradients}
-    lacking = (each for each in _parameters_of(model) if each not in known)
+    lacking = (each for each in _shapes_by_name(model).items() if each not in known)
     return next((f"{name} of shape {shape}" for name, shape in lacking), None)
 
 
 @cache
-def _parameters_of(model: str) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of all parameters. Nothing is allocated."""
-    with torch.device("meta"), WithoutValues():
-        return [(name, tuple(weight.shape)) for name, weight in MODELS[model].build().named_parameters()]
+def _shapes_by_name(model: str) -> dict[str, tuple[int, ...]]:
+    return MODELS[model].shapes_by_name()
 
 
 def _check_replay(scenario: Scenario, case: Case) -> None:
@@ -153,7 +156,11 @@ def _check_saves(scenario: Scenario, case: Case) -> None:
 
 
 def check_methods(scenario: Scenario, case: Case) -> None:
-    """A method may need something of the optimizer that only some have."""
+    """A method may need something of the optimizer that only some have.
+
+    Raises:
+        UsageError: this one has not.
+    """
     for method in scenario.methods:
         train = method.settings(case.train)
         try:
@@ -171,10 +178,15 @@ def optimizer_like(train: Train) -> torch.optim.Optimizer:
 
 
 def check_steps(scenario: Scenario, case: Case) -> None:
+    """Refuse numbers of steps with which a method has no steady state, or ranks do not hold the same parameters.
+
+    Raises:
+        UsageError: with the field, what was found and what is allowed.
+    """
     for method in scenario.methods:
         with blamed(method.name):
             state = state_of(method)
-            warmup, period = max(state.steady_from_step, UNSETTLED_STEPS), state.agrees_every
+            warmup, period = first_steady_step(state), state.agrees_every
         if case.train.steps <= warmup:
             allowed = f"more than {warmup}, the steps before the steady state of {method.label}"
             raise UsageError.at(scenario.name, "train.steps", case.train.steps, allowed)

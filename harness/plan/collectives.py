@@ -185,7 +185,6 @@ class Network:
             for one, other in itertools.product(range(len(kinds)), repeat=2)
             if one != other or kinds[one].members > 1
         ]
-        rows: dict[object, int] = {}
         entries: list[Passing] = []
         sizes = np.full(len(classes), self._header * size + MESSAGE_BYTES)
         for number, (one, other) in enumerate(classes):
@@ -194,9 +193,7 @@ class Network:
                 sizes[number] = MESSAGE_BYTES
             out, into = receiver.members - (one == other), sender.members - (one == other)
             entries += self._passes(number, (one, sender), (other, receiver), (out, into, sender.members * out))
-        for row, *_ in entries:
-            rows.setdefault(row, len(rows))
-        return self._shared(rows, entries, sizes, self._ways(kinds, classes), idle_s)
+        return self._shared(entries, sizes, self._ways(kinds, classes), idle_s)
 
     def _passes(
         self, number: int, one: tuple[int, Kind], other: tuple[int, Kind], counts: tuple[int, int, int]
@@ -242,21 +239,12 @@ class Network:
             entries.append((("down", number), self._down(receiver), number, both_ways))
             for queue in self._trunk_queues(sender, receiver):
                 entries.append((_name(queue), self._lane(queue.pipe), number, float(count)))
-        rows: dict[object, int] = {}
-        for row, *_ in entries:
-            rows.setdefault(row, len(rows))
         sizes = np.full(len(classes), self._header * size + MESSAGE_BYTES)
-        return self._shared(rows, entries, sizes, self._ways(kinds, classes), idle_s)
+        return self._shared(entries, sizes, self._ways(kinds, classes), idle_s)
 
-    def _shared(
-        self,
-        rows: dict[object, int],
-        entries: list[Passing],
-        sizes: Floats,
-        ways: list[Hop],
-        idle_s: float,
-    ) -> Timing:
+    def _shared(self, entries: list[Passing], sizes: Floats, ways: list[Hop], idle_s: float) -> Timing:
         """Flows that begin together, each as soon as its receiver's readiness is known."""
+        rows = {row: place for place, row in enumerate(dict.fromkeys(row for row, *_ in entries))}
         use, rates, saved = np.zeros((len(rows), len(sizes))), np.full(len(rows), np.inf), np.zeros(len(rows))
         for row, queue, number, passing in entries:
             place = rows[row]

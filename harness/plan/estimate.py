@@ -26,7 +26,7 @@ from harness.plan.expected import lower_bound_s, network_of, shapes_of, state_of
 from harness.plan.machine import Machine
 from harness.plan.status import UNSETTLED_STEPS
 from harness.plan.trial import Trial
-from harness.scenario.schema import MethodSpec
+from harness.scenario.schema import DENSE
 from harness.units import format_time
 from harness.workload import profile as profiles
 from harness.workload.data import DATASETS
@@ -228,7 +228,7 @@ def _network_s(trial: Trial, dilation: float, machine: Machine) -> float:
 
 def _baseline_s(trial: Trial, machine: Machine) -> float:
     """Real seconds of a dense step on the same links, slowed as usual: what a warm-up's steps are slowed to."""
-    dense = trial.model_copy(update={"method": MethodSpec(name="dense", label="dense", lr=None)})
+    dense = trial.model_copy(update={"method": DENSE})
     return rung(usual_dilation(dense, machine)) * steady_s(dense)
 
 

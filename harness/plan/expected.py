@@ -12,7 +12,7 @@ from harness.methods import blamed, method_named
 from harness.network.topology import Topology
 from harness.plan import predict
 from harness.plan.collectives import MESSAGE_S, Network, own_bytes
-from harness.scenario.schema import Case, MethodSpec, Train
+from harness.scenario.schema import DENSE, Case, MethodSpec, Train
 from harness.workload import profile as profiles
 from harness.workload import replay
 from harness.workload.models import MODELS
@@ -142,9 +142,9 @@ def lower_bound_s(case: Case, method: MethodSpec, step: int | None = None) -> fl
 
 def communication_over_computation(case: Case) -> float:
     """How many times as long as the profile's passes and optimizer a dense step's bytes take on the case's links."""
-    profile, dense = profiles.read(str(case.train.known_profile)), MethodSpec(name="dense", label="dense", lr=None)
+    profile = profiles.read(str(case.train.known_profile))
     computed_s = case.train.accumulate * (profile.forward_s + profile.backward_s) + profile.optimizer_s
-    return lower_bound_s(case, dense) / computed_s
+    return lower_bound_s(case, DENSE) / computed_s
 
 
 def state_of(method: MethodSpec) -> MethodState:

@@ -13,8 +13,8 @@ from pydantic import Field, ValidationError
 from harness.errors import UsageError
 from harness.files import NoRoomError, UnwritableError, keep_elsewhere, make_folder, write_whole, writing
 from harness.network.readings import Readings
-from harness.network.wires import Direction
 from harness.record.observed import Metric, Training
+from harness.scenario.links import Direction
 from harness.scenario.section import Section, in_words
 
 SCHEMA = 1

@@ -22,10 +22,12 @@ from harness.methods import digest, method_named
 from harness.network.addresses import WORKER_INTERFACE
 from harness.network.bounds import FRAME_HEADER_BYTES
 from harness.network.topology import Topology
+from harness.plan.status import first_steady_step
 from harness.plugins import file_of, short
 from harness.record.execution import Execution
 from harness.record.observed import Metric, ObservedStep, Training
 from harness.run.command import Hear, Job, execute
+from harness.scenario.schema import DENSE
 
 if TYPE_CHECKING:
     from baselines import MethodState
@@ -33,14 +35,8 @@ if TYPE_CHECKING:
 FINDINGS = "findings"
 """Folder of a record in which ranks write."""
 
-FIRST_STEADY_STEP = 2
-"""DDP groups its gradients anew after the first step, and tells all ranks in the second."""
-
 MOST_POINTS = 20_000
 """Of a record's curve: every step of the longest training that a pilot asks for."""
-
-DENSE = "dense"
-"""The method that is what DDP does by itself."""
 
 
 def execute_attached(
@@ -186,7 +182,7 @@ class _Account:
 
     @property
     def _method(self) -> str:
-        return self._attachment.method or DENSE
+        return self._attachment.method or DENSE.name
 
     @cached_property
     def _shapes(self) -> list[list[int]]:
@@ -199,7 +195,7 @@ class _Account:
 
     @cached_property
     def _steady_from(self) -> int:
-        return max(FIRST_STEADY_STEP, self._state.steady_from_step)
+        return first_steady_step(self._state)
 
     @cached_property
     def _means_from(self) -> int:

@@ -10,7 +10,7 @@ from harness.cluster.emulated import as_json
 from harness.cluster.protocol import Cluster, TaskTimeoutError
 from harness.messages import HANDED, KEPT, Message
 from harness.network.addresses import worker_name
-from harness.plan.status import DISTURBED, DONE
+from harness.plan.status import DISTURBED, DONE, TIMEOUT
 from harness.plan.trial import Trial
 from harness.record.checkpoint import Checkpoint
 from harness.run.added import Added
@@ -58,7 +58,7 @@ def attempt(
                 if why := within.why_too_much(trial.dilation, trial.case.train.most_added):
                     outcome.fail(DISTURBED, why)
     except TaskTimeoutError:
-        outcome.fail("timeout", f"it took longer than {timeout_s:g} s ({_how_long(trial)})")
+        outcome.fail(TIMEOUT, f"it took longer than {timeout_s:g} s ({_how_long(trial)})")
     outcome.note_changes_of_links(trial)
     if outcome.status == DONE:
         outcome.check(trial)

@@ -26,18 +26,16 @@ from harness.files import NoRoomError, UnwritableError, write_whole
 from harness.plan import estimate
 from harness.plan.dilation import AIM, CALM, LADDER, LITTLE, Dilation, look, probed_at, rung, tolerated
 from harness.plan.expected import state_of, wire_bytes
-from harness.plan.status import UNSETTLED_STEPS
+from harness.plan.status import first_steady_step
 from harness.plan.trial import Trial
 from harness.run.added import Added, added_within
 from harness.run.outcome import Outcome
 from harness.run.probe import Prober, metered_s, without_warmup
-from harness.scenario.schema import Case, MethodSpec
+from harness.scenario.schema import DENSE, Case, MethodSpec
 from harness.scenario.section import in_words
 
 OTHERS = 3
 """So many methods must have been found to need more than is usual before all are taken to do so."""
-
-DENSE = MethodSpec(name="dense", label="dense", lr=None)
 
 
 @dataclass(frozen=True)
@@ -169,8 +167,7 @@ class Dilations:
             return None
         state, dilation = state_of(trial.method), self._carried(trial, self._likely(trial))
         step_s = estimate.steady_s(trial)
-        first = max(state.steady_from_step, UNSETTLED_STEPS)
-        looked = look(first, trial.case.train.steps, dilation, step_s, state.agrees_every)
+        looked = look(first_steady_step(state), trial.case.train.steps, dilation, step_s, state.agrees_every)
         if looked is None:
             return None
         baseline = trial.model_copy(update={"method": self._baseline})

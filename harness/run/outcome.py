@@ -15,7 +15,7 @@ from harness.network.addresses import worker_number
 from harness.network.readings import Readings
 from harness.plan.dilation import Dilation
 from harness.plan.expected import wire_bytes
-from harness.plan.status import DISTURBED, DONE, TIMEOUT, UNSETTLED_STEPS, Status
+from harness.plan.status import DISTURBED, DIVERGED, DONE, TIMEOUT, UNSETTLED_STEPS, Status
 from harness.plan.trial import Trial
 from harness.programs import how_it_ended
 from harness.record.row import Event
@@ -189,7 +189,7 @@ class Outcome:
         if len(results) < trial.case.cluster.workers:
             self.fail("crashed", "a worker ended without a result")
         elif any(result.diverged for result in results.values()):
-            self.fail("diverged", _divergence(results))
+            self.fail(DIVERGED, _divergence(results))
         elif not all(result.parameters_identical for result in results.values()):
             self.fail("failed", "the ranks ended with different parameters")
         else:

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from harness.errors import MeasurementError
-from harness.methods import method_named
 from harness.plan.dilation import FAR, Dilation, probe_steps, probed_at, whole_periods
 from harness.plan.expected import state_of
-from harness.plan.status import DONE, UNSETTLED_STEPS
+from harness.plan.status import DONE, first_steady_step
 from harness.plan.trial import Trial
 from harness.record.row import Event
 from harness.run.added import Added, added
@@ -94,8 +93,7 @@ def _short(trial: Trial, steps: int, slowing: Dilation) -> Trial:
     """The trial without its warm-up, with at least so many steady steps, on links that stay as they are."""
     method = without_warmup(trial.method)
     state = state_of(method)
-    wanted = max(state.steady_from_step, UNSETTLED_STEPS) + steps
-    total = whole_periods(wanted, state.agrees_every)
+    total = whole_periods(first_steady_step(state) + steps, state.agrees_every)
     train = trial.case.train.model_copy(update={"steps": total, "eval_every": total, "target": None})
     case = _at_their_fastest(trial.case).model_copy(update={"train": train})
     return trial.model_copy(update={"case": case, "method": method, "found": slowing, "is_probe": True})
@@ -116,14 +114,5 @@ def _at_their_fastest(case: Case) -> Case:
 
 
 def without_warmup(method: MethodSpec) -> MethodSpec:
-    """The method as it is in its steady state; one that needs its warm-up keeps it.
-
-    Every parameter of a warm-up is a number of steps.
-    """
-    names = method_named(method.name).State.warmup_parameters
-    without = method.model_copy(update={"params": {**method.params, **dict.fromkeys(names, 0)}})
-    try:
-        state_of(without)
-    except ValueError:
-        return method
-    return without
+    """The method as it is in its steady state; one that needs its warm-up keeps it."""
+    return method.model_copy(update={"params": state_of(method).without_warmup().parameters})

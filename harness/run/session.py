@@ -175,7 +175,7 @@ def check_join(join: bool, folder: Path | None) -> None:
         raise UsageError.at("command line", "--join", "no --out", "with --out, the folder that all share")
 
 
-def check_start(plan: Plan, cluster: Cluster, folder: Path | None = None, results: Path = RESULTS) -> Sequence[Trial]:
+def check_start(plan: Plan, cluster: Cluster, folder: Path | None = None) -> Sequence[Trial]:
     """Refuse what ``open_store`` and ``run`` would, as far as that is known before anything is made or started.
 
     Args:
@@ -189,7 +189,7 @@ def check_start(plan: Plan, cluster: Cluster, folder: Path | None = None, result
             of cluster; or the folder holds another run.
     """
     check_size(plan.scenario)
-    there = unfinished_run(plan, results) if folder is None else folder if Store.is_run(folder) else None
+    there = unfinished_run(plan) if folder is None else folder if Store.is_run(folder) else None
     pending: Sequence[Trial] = plan.trials
     if there is not None:
         store = Store.create(there, plan.scenario)
@@ -201,38 +201,38 @@ def check_start(plan: Plan, cluster: Cluster, folder: Path | None = None, result
     return pending
 
 
-def open_store(plan: Plan, folder: Path | None = None, results: Path = RESULTS) -> Store:
-    """Open the folder that is given, the plan's newest unfinished run under ``results``, or a new one.
+def open_store(plan: Plan, folder: Path | None = None) -> Store:
+    """Open the folder that is given, the plan's newest unfinished run under ``results/``, or a new one.
 
     Raises:
         UsageError: the folder cannot be written, or holds another run; or the plan can only be predicted.
     """
     check_size(plan.scenario)
-    folder = folder or unfinished_run(plan, results)
-    return Store.create(folder, plan.scenario) if folder else new_store(plan, results)
+    folder = folder or unfinished_run(plan)
+    return Store.create(folder, plan.scenario) if folder else new_store(plan)
 
 
-def new_store(plan: Plan, results: Path = RESULTS) -> Store:
-    """Make a new folder under ``results``.
+def new_store(plan: Plan) -> Store:
+    """Make a new folder under ``results/``.
 
     Raises:
         UsageError: it cannot be written.
     """
-    return Store.create(new_folder(results, plan.scenario), plan.scenario)
+    return Store.create(new_folder(RESULTS, plan.scenario), plan.scenario)
 
 
-def unfinished_run(plan: Plan, results: Path = RESULTS) -> Path | None:
-    """The newest run of this plan under ``results`` that something is left to do of, if there is one."""
-    for store in runs(results, plan.scenario):
+def unfinished_run(plan: Plan) -> Path | None:
+    """The newest run of this plan under ``results/`` that something is left to do of, if there is one."""
+    for store in runs(RESULTS, plan.scenario):
         attempts = store.attempts()
         if not plan.foreign_trial_ids(attempts) and (plan.pending(attempts) or execute.pending_seeds(plan, store)):
             return store.folder
     return None
 
 
-def latest_run(plan: Plan, results: Path = RESULTS) -> Store | None:
-    """The newest run of this plan's scenario and code under ``results``, be it finished or not."""
-    return next((store for store in runs(results, plan.scenario) if not plan.foreign_trial_ids(store.attempts())), None)
+def latest_run(plan: Plan) -> Store | None:
+    """The newest run of this plan's scenario and code under ``results/``, be it finished or not."""
+    return next((store for store in runs(RESULTS, plan.scenario) if not plan.foreign_trial_ids(store.attempts())), None)
 
 
 def run(

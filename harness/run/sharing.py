@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from harness.analysis.trials import on_links
 from harness.plan.status import DONE
 from harness.plan.trial import Trial
 from harness.record.claims import Claim, Claims
@@ -129,8 +130,7 @@ class Standing:
 
 def standing_of(store: Store) -> Standing:
     """How far a run is."""
-    scenario, ended = store.scenario(), store.trials()
-    ended = ended[ended["purpose"].isna()]
+    scenario, ended = store.scenario(), on_links(store.trials())
     trials = scenario.rounds * len(scenario.cases) * len(scenario.methods)
     done = int((ended["status"] == DONE).sum())
     at_work: tuple[Claim, ...] = ()

@@ -17,7 +17,7 @@ import pandas as pd
 
 from harness.errors import MeasurementError, UsageError
 from harness.methods import method_named
-from harness.plan.status import DONE
+from harness.plan.status import DIVERGED, DONE
 from harness.scenario.links import Link
 from harness.scenario.properties import UNSHAPED
 from harness.scenario.schema import Case, MethodSpec, Scenario
@@ -29,8 +29,6 @@ GRID = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 MOST_STAGES = 4
 """Stages after which a best rate at an edge is only told."""
-
-DIVERGED = "diverged"
 
 
 @dataclass(frozen=True)

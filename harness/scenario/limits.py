@@ -6,9 +6,8 @@ These are limits of what a file says. A link that is made slower to dilate time 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
-from harness.scenario.links import PROPERTIES, Fabric, Link, Pipe, TraceRow
+from harness.scenario.links import PROPERTIES, WAYS, Fabric, Link, Pipe, TraceRow
 from harness.scenario.properties import Property, percent
 from harness.units import format_rate, format_size, format_time
 
@@ -21,8 +20,6 @@ MOST_TRACE_S = 24 * 3600.0
 
 LEAST_ROW_S = 0.01
 """How long a row of a trace without an end is in force at least, in the mean: to change a link takes time as well."""
-
-WAYS: tuple[Literal["up", "down"], ...] = ("up", "down")
 
 ROW = {row.name: row for row in PROPERTIES}
 

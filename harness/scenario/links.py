@@ -18,6 +18,13 @@ from harness.scenario import properties
 from harness.scenario.properties import slowed
 from harness.scenario.section import Section
 
+Direction = Literal["up", "down"]
+WAYS: tuple[Direction, ...] = ("up", "down")
+
+USUAL_MTU_BYTES = 1500
+MTU_BYTES = (576, 9000)
+"""What a link may have: from what every host of the internet takes (RFC 791) to jumbo frames."""
+
 
 class Pipe(properties.LinkProperties):
     """One direction of a link: what happens to a packet between two neighbours."""
@@ -98,7 +105,7 @@ class TwoWay(PipeChange):
 
     def slowed(self, dilation: float, shrink: float = 1.0) -> Self:
         """See ``Pipe.slowed``."""
-        ways = {way: pipe.slowed(dilation, shrink) for way in ("up", "down") if (pipe := getattr(self, way))}
+        ways: dict[str, Pipe] = {way: pipe.slowed(dilation, shrink) for way in WAYS if (pipe := getattr(self, way))}
         return super().slowed(dilation, shrink).model_copy(update=ways)
 
 
@@ -165,7 +172,7 @@ def _read_trace(given: object, info: ValidationInfo) -> object:
 class Link(Pipe):
     """What connects each worker to its switch: both directions alike, but for ``up``, ``down`` and ``workers``."""
 
-    mtu_bytes: int = Field(1500, alias="mtu", ge=576, le=9000)
+    mtu_bytes: int = Field(USUAL_MTU_BYTES, alias="mtu", ge=MTU_BYTES[0], le=MTU_BYTES[1])
     congestion_control: str = Field("cubic", pattern=r"^[a-z0-9_]{1,15}$")
     """TCP's, on every worker, whatever the host's own is. BBR pauses for 0.2 s every 10 s to look at the path's RTT,
     which shows in single steps."""
@@ -180,7 +187,7 @@ class Link(Pipe):
     def __hash__(self) -> int:
         return hash(self.model_dump_json())
 
-    def pipe(self, worker: str, direction: Literal["up", "down"]) -> Pipe:
+    def pipe(self, worker: str, direction: Direction) -> Pipe:
         """One direction of a worker's link, all changes applied."""
         own = self.workers.get(worker)
         asked = self.changed_by(getattr(self, direction), own, own and getattr(own, direction))
@@ -188,9 +195,7 @@ class Link(Pipe):
 
     def slowed(self, dilation: float, shrink: float = 1.0) -> Self:
         """See ``Pipe.slowed``."""
-        parts = {
-            name: part.slowed(dilation, shrink) for name in ("up", "down", "trace") if (part := getattr(self, name))
-        }
+        parts = {name: part.slowed(dilation, shrink) for name in (*WAYS, "trace") if (part := getattr(self, name))}
         workers = {name: own.slowed(dilation, shrink) for name, own in self.workers.items()}
         return super().slowed(dilation, shrink).model_copy(update={**parts, "workers": workers})
 
@@ -198,7 +203,7 @@ class Link(Pipe):
     def _check(self) -> Self:
         _refuse_contradictions({"": self, "up.": self.pipe("", "up"), "down.": self.pipe("", "down")})
         for worker in self.workers:
-            _refuse_contradictions({f"workers.{worker} ({way}).": self.pipe(worker, way) for way in ("up", "down")})
+            _refuse_contradictions({f"workers.{worker} ({way}).": self.pipe(worker, way) for way in WAYS})
         return self
 
 
@@ -247,7 +252,7 @@ class Fabric(Section):
         first, end = (-(-each * workers // groups) for each in (place, place + 1))  # divided and rounded up
         return range(first, end)
 
-    def shared_bps(self, group: str, direction: Literal["up", "down"], link: Link, workers: int) -> int | None:
+    def shared_bps(self, group: str, direction: Direction, link: Link, workers: int) -> int | None:
         """The rate of a group's trunk by its oversubscription; None where it has none, or its links no rate."""
         if self.oversubscription is None:
             return None
@@ -256,7 +261,7 @@ class Fabric(Section):
         rates = [link.pipe(name, direction).rate_bps if name in link.workers else plain for name in names]
         return None if None in rates else round(sum(rate for rate in rates if rate) / self.oversubscription)
 
-    def pipe(self, trunk: str, direction: Literal["up", "down"], rate_bps: int | None) -> Pipe:
+    def pipe(self, trunk: str, direction: Direction, rate_bps: int | None) -> Pipe:
         """One direction of a trunk, all changes applied; ``rate_bps`` is in force where none is given."""
         own = self.trunks.get(trunk)
         plain = Pipe.model_construct(rate_bps=rate_bps)
@@ -280,7 +285,7 @@ class Fabric(Section):
                 known = ", ".join(map(repr, self.trunk_names)) or "none without groups"
                 raise ValueError(f"trunks: found {short_repr(trunk)}; allowed: {known}")
         for trunk in self.trunk_names:
-            _refuse_contradictions({f"trunk {trunk} ({way}).": self.pipe(trunk, way, None) for way in ("up", "down")})
+            _refuse_contradictions({f"trunk {trunk} ({way}).": self.pipe(trunk, way, None) for way in WAYS})
         return self
 
 

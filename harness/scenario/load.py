@@ -196,9 +196,7 @@ def check_stored(scenario: Scenario, file: Path) -> None:
     _check_baselines(scenario, str(file))
 
 
-def _combinations(
-    sections: Mapping[str, Mapping[str, Any]], source: str = "scenario"
-) -> list[dict[str, dict[str, Any]]]:
+def _combinations(sections: Mapping[str, Mapping[str, Any]], source: str) -> list[dict[str, dict[str, Any]]]:
     """Every choice of one element from each list that stands where one value is expected."""
     fields = [(name, key, value) for name, section in sections.items() for key, value in section.items()]
     choices = [value if isinstance(value, list) else [value] for _, _, value in fields]

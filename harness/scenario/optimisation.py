@@ -15,6 +15,12 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 MOST_STEPS, MOST_LR = 1_000_000, 1_000_000_000
 """Beyond which a number of steps, or a learning rate, is a slip."""
 
+NONE = "none"
+"""What files and command lines say for None, which TOML has no word for."""
+
+BETAS, EPS = (0.9, 0.999), 1e-8
+"""torch's for AdamW."""
+
 ADAMW_DEFAULTS = {"lr": 1e-3, "momentum": 0.0, "weight_decay": 1e-2}
 """torch's, for what ``[train]`` does not say. Those of SGD are the defaults of ``Train``."""
 
@@ -25,21 +31,16 @@ class Optimizer(Section):
     name: Literal["sgd", "nesterov", "adamw"] = "sgd"
     """SGD with heavy-ball momentum, SGD with Nesterov's, or Adam with decoupled weight decay (Loshchilov and Hutter,
     ICLR 2019)."""
-    betas: Annotated[tuple[Share, Share], Field(strict=False)] = (0.9, 0.999)
+    betas: Annotated[tuple[Share, Share], Field(strict=False)] = BETAS
     """Of AdamW: decay rates of the two moments."""
-    eps: float = Field(1e-8, gt=0, le=1)
+    eps: float = Field(EPS, gt=0, le=1)
     """Of AdamW: what is added to the denominator."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.name != "adamw" and (self.betas, self.eps) != ((0.9, 0.999), 1e-8):
+        if self.name != "adamw" and (self.betas, self.eps) != (BETAS, EPS):
             raise ValueError(f"betas, eps: found with {self.name!r}; allowed: with 'adamw' alone")
         return self
-
-    @property
-    def has_heavy_ball(self) -> bool:
-        """Whether its momentum is plain SGD's."""
-        return self.name == "sgd"
 
 
 class Schedule(Section):
@@ -84,8 +85,8 @@ ScheduleField = Annotated[Schedule, BeforeValidator(lambda given: _by_name("kind
 
 
 def none_or(given: object) -> object:
-    """Files and command lines say ``none`` for None, which TOML has no word for."""
-    return None if given == "none" else given
+    """See ``NONE``."""
+    return None if given == NONE else given
 
 
 PretrainField = Annotated[Pretrain | None, BeforeValidator(none_or)]

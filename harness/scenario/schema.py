@@ -19,11 +19,12 @@ from harness.errors import short_repr
 from harness.files import NAMES_IN_WORDS, is_name
 from harness.methods import declared
 from harness.scenario import limits
-from harness.scenario.links import Fabric, Link
+from harness.scenario.links import WAYS, Fabric, Link
 from harness.scenario.optimisation import (
     ADAMW_DEFAULTS,
     MOST_LR,
     MOST_STEPS,
+    NONE,
     AugmentField,
     AutocastField,
     Optimizer,
@@ -32,13 +33,11 @@ from harness.scenario.optimisation import (
     SavesField,
     Schedule,
     ScheduleField,
+    none_or,
 )
 from harness.scenario.section import Section
 from harness.scenario.target import Target
 from harness.units import SizeBytes, TimeS
-
-NONE = "none"
-"""What files and command lines say for None, which TOML has no word for."""
 
 AUTO = "auto"
 
@@ -113,11 +112,7 @@ def _read_target(given: object) -> Target | None:
         raise ValueError(f"{error}, or '{NONE}'") from None
 
 
-def _read_profile(given: object) -> object:
-    return None if given == NONE else given
-
-
-ProfileName = Annotated[str | None, BeforeValidator(_read_profile)]
+ProfileName = Annotated[str | None, BeforeValidator(none_or)]
 
 
 def _target_as_text(target: Target | None) -> str | None:
@@ -312,6 +307,10 @@ class MethodSpec(Section):
         return train.model_copy(update={key: value for key, value in own.items() if value is not None})
 
 
+DENSE = MethodSpec(name="dense", label="dense", lr=None)
+"""What DDP does by itself."""
+
+
 def _is_sixteen_bit(name: str) -> bool:
     """Whether a method declares itself a plain all-reduce in 16 bits; one that is no longer there does not."""
     found = declared(name)
@@ -369,7 +368,7 @@ class Case(Section):
     @property
     def can_be_dilated(self) -> bool:
         """Whether a profile keeps the time, and all links have a rate: what has none is as fast as this machine."""
-        rates = [self.link.pipe("", way).rate_bps for way in ("up", "down")]
+        rates = [self.link.pipe("", way).rate_bps for way in WAYS]
         return self.train.profile is not None and None not in rates
 
     @property

@@ -9,10 +9,9 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import baselines
-from baselines import MethodState
 from baselines._stopwatch import Stopwatch
 from harness.plan.expected import state_of
-from harness.plan.status import UNSETTLED_STEPS
+from harness.plan.status import first_steady_step
 from harness.plugins import short
 from harness.scenario.schema import MethodSpec
 from harness.worker.local_ranks import in_new_processes
@@ -54,11 +53,11 @@ def _time_codec(profile: Profile, made: Materials, method: MethodSpec, request: 
         model, bucket_cap_mb=BUCKET_BYTES / 2**20, gradient_as_bucket_view=True, init_sync=False
     )
     optimizer = request.build_optimizer(model.parameters(), method.optimizer)
-    state, stopwatch = without_warm_up(method), Stopwatch()
+    state, stopwatch = state_of(method).without_warmup(), Stopwatch()  # the steady state alone is timed
     stopwatch.clock = request.clock
     state.stopwatch = stopwatch
     handle = baselines.register(ddp, state, optimizer=optimizer, loss=lambda: _made_up_loss(model))
-    steady_from_step = max(state.steady_from_step, UNSETTLED_STEPS)
+    steady_from_step = first_steady_step(state)
     rows = []
     for step in range(steady_from_step + request.steps * state.agrees_every):
         dist.barrier()
@@ -79,15 +78,6 @@ def _time_codec(profile: Profile, made: Materials, method: MethodSpec, request: 
     dist.barrier()
     handle.remove()  # the next method needs the memory
     return rows
-
-
-def without_warm_up(method: MethodSpec) -> MethodState:
-    """A state whose steady state, which alone is timed, begins at once; a method that needs its warm-up keeps it."""
-    state = state_of(method)
-    try:
-        return type(state)(**{**method.params, **dict.fromkeys(state.warmup_parameters, 0)})
-    except ValueError:
-        return state
 
 
 def _made_up_loss(model: Replayed) -> torch.Tensor:

@@ -43,6 +43,9 @@ HARDWARE = {
 }
 """From the vendor's data sheets."""
 
+COPIED_BYTES, COPIES = 1 << 26, 9
+"""How much is copied to time memory: more than most caches hold. And how often: one late copy moves no median."""
+
 EFFICIENCY = 0.4
 """Share of its peak that a device reaches, unless one is given."""
 
@@ -108,19 +111,13 @@ def liken(request: ProfileRequest, other: Profile, times_faster: float) -> Profi
 
 def _ready_in_proportion(model: Model, other: Profile) -> Iterator[Gradient]:
     """Gradients of a model, the last parameter's first, at the times of another one's."""
-    shapes = _shapes(model)
+    shapes = model.shapes_by_name()
     whole, entries = numel(list(shapes.values())), 0
     ready_by = [*itertools.accumulate(gradient.numel for gradient in other.gradients)]
     for name, shape in reversed(shapes.items()):
         entries += math.prod(shape)
         place = bisect.bisect_left(ready_by, entries * other.numel / whole)
         yield Gradient(parameter=name, shape=shape, ready_s=other.gradients[place].ready_s)
-
-
-def _shapes(model: Model) -> dict[str, tuple[int, ...]]:
-    """The shape of each parameter, by name. Nothing is computed."""
-    with torch.device("meta"):
-        return {name: tuple(weight.shape) for name, weight in model.build().named_parameters()}
 
 
 def flops_by_layer(model: Model) -> dict[str, int]:
@@ -136,24 +133,24 @@ def flops_by_layer(model: Model) -> dict[str, int]:
     return {layer: int(flops) for layer, flops in watch.take().items()}
 
 
-def copy_bytes_per_s(size: int = 1 << 26, repetitions: int = 9) -> float:
+def copy_bytes_per_s() -> float:
     """How fast one thread of this machine copies memory: bytes read and written, a second."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    source = torch.zeros(size, dtype=torch.uint8)
+    source = torch.zeros(COPIED_BYTES, dtype=torch.uint8)
     target = torch.empty_like(source)
     seconds = []
-    for _ in range(repetitions):
+    for _ in range(COPIES):
         start = time.perf_counter()
         target.copy_(source)
         seconds.append(time.perf_counter() - start)
     torch.set_num_threads(threads)
-    return 2 * size / statistics.median(seconds)
+    return 2 * COPIED_BYTES / statistics.median(seconds)
 
 
 def _modelled(model: Model, forward_s: dict[str, float], hardware: Hardware) -> dict[str, Any]:
     """The timed fields of a profile, of layers that follow one another."""
-    shapes, ready_s, now_s = _shapes(model), {}, 0.0
+    shapes, ready_s, now_s = model.shapes_by_name(), {}, 0.0
     for layer in reversed(forward_s):
         now_s += 2 * forward_s[layer]
         ready_s[layer] = now_s

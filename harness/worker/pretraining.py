@@ -25,9 +25,8 @@ from harness.start import lead_to_own_packages
 from harness.workload import optimizers
 from harness.workload.augment import crop_and_flip
 from harness.workload.data import DATASETS, Data
+from harness.workload.datasets import EVALUATION_BATCH
 from harness.workload.models import MODELS, autocast, cross_entropy
-
-EVALUATION_BATCH = 500
 
 
 def pretrain(case: Case, seed: int) -> nn.Module:

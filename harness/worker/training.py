@@ -29,16 +29,15 @@ from harness.messages import Send, Trained
 from harness.network.link_requests import LinkRequests
 from harness.network.queues import watched_queues
 from harness.plan.expected import state_of
-from harness.plan.status import UNSETTLED_STEPS
+from harness.plan.status import first_steady_step
 from harness.plan.trial import Trial
 from harness.worker import meter, saving
 from harness.worker.meter import Recorder, WireBytes
 from harness.workload import optimizers
 from harness.workload.augment import crop_and_flip
 from harness.workload.data import DATASETS, Data
+from harness.workload.datasets import EVALUATION_BATCH
 from harness.workload.models import MODELS, autocast, cross_entropy
-
-EVALUATION_BATCH = 500
 
 VERSION = 1
 """Of what a rank saves."""
@@ -56,6 +55,11 @@ BUFFERS_OF_RANK_0 = next(
 
 @cache
 def data_of(dataset: str, data_dir: str | None) -> Data:
+    """A data set by name, on the CPU.
+
+    Raises:
+        UsageError: it is not in the folder, or cannot be downloaded.
+    """
     return DATASETS[dataset].load(Path(data_dir) if data_dir else None)
 
 
@@ -90,7 +94,7 @@ class Training:
         """Where it goes on, of a training that was interrupted."""
         self.sent = WireBytes(0, 0)
         """In the steady state, until then."""
-        self.steady_from_step = max(self.method.steady_from_step, UNSETTLED_STEPS)
+        self.steady_from_step = first_steady_step(self.method)
         self.paused_s = 0.0
         self.passes = 0
         """Forward passes that were begun, by which augmentation is drawn."""
@@ -140,6 +144,7 @@ class Training:
         self.batch = self.step_batches[0]
 
     def run(self) -> None:
+        """Train to the last step, and send what was found, ``Trained``."""
         yardsticks_s = [meter.yardstick_s()]
         with watched_queues() as queues:
             steps, test_loss = self._train()

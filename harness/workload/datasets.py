@@ -12,6 +12,9 @@ from torch import Tensor
 
 from harness.plugins import Catalogue, Plugin
 
+EVALUATION_BATCH = 500
+"""Samples of a test set that are looked at together."""
+
 
 @dataclass(frozen=True)
 class Data:

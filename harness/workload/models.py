@@ -75,6 +75,11 @@ class Model:
         with torch.device("meta"), WithoutValues():
             return [tuple(parameter.shape) for parameter in self.build().parameters() if parameter.requires_grad]
 
+    def shapes_by_name(self) -> dict[str, tuple[int, ...]]:
+        """Likewise of all its parameters, by name, those that are not trained too."""
+        with torch.device("meta"), WithoutValues():
+            return {name: tuple(parameter.shape) for name, parameter in self.build().named_parameters()}
+
     def flops_per_sample(self) -> int:
         """Floating point operations of a forward and backward pass on one sample. What is large is not computed."""
         with self._without_much_work():

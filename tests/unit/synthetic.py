@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from harness.plan import plan
 from harness.plan.expected import state_of
-from harness.plan.status import UNSETTLED_STEPS
+from harness.plan.status import first_steady_step
 from harness.plan.trial import Trial
 from harness.record.row import TRIAL_SCHEMA, Event, TrialRow
 from harness.record.store import Store
@@ -89,7 +89,7 @@ def invent(trial: Trial) -> tuple[dict[str, Any], list[Event]]:
     codec_s = CODEC_S.get(trial.method.name, 0.005) * dice.uniform(0.9, 1.1)
     comm_s = (bound_s or 8 * payload / OVERLAPPED_BPS) * dice.uniform(1.05, 1.12) + 0.002
     step_s = COMPUTE_S + codec_s + comm_s
-    steady_from_step = max(state_of(trial.method).steady_from_step, UNSETTLED_STEPS)
+    steady_from_step = first_steady_step(state_of(trial.method))
     ceiling = {"dense": 0.967, "topk": 0.945, "dgc": 0.955}.get(trial.method.name, 0.963)
     events = list(_events(trial, step_s, codec_s, comm_s, ceiling + dice.uniform(-0.006, 0.006)))
     accuracies = [Evaluation(event.step, event.time_s, event.value) for event in events if event.kind == "accuracy"]

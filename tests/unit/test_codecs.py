@@ -11,7 +11,7 @@ import baselines
 from harness.plan.expected import state_of
 from harness.scenario.load import available, load
 from harness.scenario.schema import MethodSpec
-from harness.worker.codecs import measure_codecs, without_warm_up
+from harness.worker.codecs import measure_codecs
 from harness.worker.profile_request import ProfileRequest
 from harness.workload.profile import read, unlike
 
@@ -39,7 +39,7 @@ def test_methods_that_differ_in_the_warm_up_alone_have_one_codec() -> None:
 def test_a_codec_is_timed_without_its_warm_up(name: str) -> None:
     long = method(name, warmup_steps=1000)
     assert state_of(long).steady_from_step >= 1000
-    assert without_warm_up(long).steady_from_step < 10
+    assert state_of(long).without_warmup().steady_from_step < 10
 
 
 def test_codecs_of_all_kinds_are_timed_but_not_of_what_the_links_decide() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -57,20 +56,6 @@ def test_the_sweep_has_what_is_predicted_for_a_trial(found: pd.DataFrame) -> Non
 
 def test_a_scenario_that_trains_has_nothing_to_predict() -> None:
     assert crossover.speedups(make(load("quickstart"), "fake")).empty
-
-
-@pytest.mark.parametrize(("power", "crossover_bps"), [(-0.5, 1e9), (0.0, None), (0.5, None)])
-def test_the_crossover_is_where_the_speedup_falls_to_one(power: float, crossover_bps: float | None) -> None:
-    rates = np.geomspace(1e8, 3e10, 6)
-    speedups = (rates / 1e9) ** power if power else np.full(6, 2.0)
-    found = crossover.crossover_rate_bps(pd.DataFrame({"rate_bps": rates, "speedup": speedups}))
-    assert found == (pytest.approx(crossover_bps) if crossover_bps else None)
-
-
-def test_crossover_rates_are_those_of_all_methods_but_the_baseline(found: pd.DataFrame) -> None:
-    rates = crossover.crossover_rates_bps(found, workers=8)
-    assert set(rates) == {"bf16", "fp16", "topk", "pactrain-fp32", "pactrain-ternary"}
-    assert all(rate is None or 1e8 < rate < 2.5e10 for rate in rates.values())
 
 
 def test_the_figure_holds_the_predictions(found: pd.DataFrame, plan: Plan, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from harness.plan.plan import Plan, make
 from harness.plan.trial import Trial
 from harness.record.store import Store
 from harness.report import page
-from harness.run import execute, session
+from harness.run import RESULTS, execute, session
 from harness.run.session import Ending
 from harness.scenario.load import load
 from harness.scenario.target import Evaluation, Target, crossing
@@ -375,9 +375,12 @@ def test_trials_of_other_code_are_not_mixed_in(plan: Plan, store: Store, monkeyp
         run(make(plan.scenario, "fake"), store)
 
 
-def test_an_unfinished_run_is_found_and_a_finished_one_is_not(plan: Plan, tmp_path: Path) -> None:
-    store = Store.create(tmp_path / "quickstart-20260101-000000", plan.scenario)
+def test_an_unfinished_run_is_found_and_a_finished_one_is_not(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = Store.create(RESULTS / "quickstart-20260101-000000", plan.scenario)
     run(plan, store, only_topk(crash))
-    assert session.unfinished_run(plan, tmp_path) == store.folder
+    assert session.unfinished_run(plan) == store.folder
     run(plan, store)
-    assert session.unfinished_run(plan, tmp_path) is None
+    assert session.unfinished_run(plan) is None

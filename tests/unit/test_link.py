@@ -45,10 +45,9 @@ from harness.network.path.protocol import Request, answer_challenge
 from harness.network.path.server import Server
 from harness.network.probe_protocol import hear, say
 from harness.network.readings import Counts
-from harness.network.wires import Direction
 from harness.scenario import traces
 from harness.scenario.link_file import as_setting, link_text, read_link
-from harness.scenario.links import Link, Trace
+from harness.scenario.links import Direction, Link, Trace
 from harness.scenario.load import load, value_of
 from harness.scenario.writing import inline
 

@@ -7,7 +7,6 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -212,15 +211,16 @@ name = "topk"
 
 
 def test_a_scenarios_plain_methods_stay_and_its_baseline_must_be_what_scripts_have(tmp_path: Path) -> None:
-    from harness.cli.verbs.pilot import _request
+    from harness.cli.verbs.pilot import _methods
 
     file = tmp_path / "own.toml"
     file.write_text(SCENARIO.format(baseline="dense"))
-    asked = _request(["true"], network(), "netns", str(file), ())
-    assert [each.label for each in asked.methods] == ["dense", "bf16", "topk"]
+    methods, *plain = _methods(str(file), ())
+    assert [each.label for each in methods] == ["dense", "bf16", "topk"]
+    assert plain == ["dense", "bf16"]
     file.write_text(SCENARIO.format(baseline="topk"))
     with pytest.raises(UsageError, match="baseline: found 'topk'"):
-        _request(["true"], network(), "netns", str(file), ())
+        _methods(str(file), ())
 
 
 SEEDING = {
@@ -265,11 +265,9 @@ def test_a_scripts_own_code_is_what_is_neither_installed_nor_ours(
 
 def test_what_is_reused_was_run_with_the_same_environment_and_cluster(tmp_path: Path) -> None:
     from harness.attach.attachment import Attachment
-    from harness.cli.verbs.pilot import _request
 
     def folder(on: str = "netns", **environment: str) -> Path:
-        asked = replace(_request(["true"], network(), on, "convergence", ()), out=tmp_path, environment=environment)
-        return Bench(asked, print)._folder("job", Attachment())
+        return Bench(request(tmp_path, on=on, environment=environment), print)._folder("job", Attachment())
 
     assert folder(LR="0.1") == folder(LR="0.1", TERM="xterm", SSH_TTY="/dev/pts/1")
     assert len({folder(LR="0.1"), folder(LR="0.01"), folder("docker", LR="0.1")}) == 3
@@ -361,16 +359,14 @@ def test_a_link_file_of_another_schema_is_refused(tmp_path: Path) -> None:
 
 
 def test_in_a_folder_that_is_gone_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from harness.cli.verbs.pilot import _request, _training
+    from harness.cli.options import current_folder
+    from harness.cli.verbs.pilot import _training
 
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    for ask in (
-        lambda: _request(["true"], network(), "netns", "convergence", ()),
-        lambda: _training([], "digits-cnn", "digits"),
-    ):
+    for ask in (current_folder, lambda: _training([], "digits-cnn", "digits")):
         with pytest.raises(UsageError, match="current folder: found 'none'; allowed: one that exists"):
             ask()
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pytest
 from synthetic import a_row
 
 from harness.errors import UsageError
-from harness.plan.status import STATUSES
+from harness.plan.status import Status
 from harness.record.row import SCHEMA, TRIAL_SCHEMA, Event, Int32, TrialRow, arrow_schema, meanings, row
 from harness.record.store import Store
 from harness.scenario.load import load
@@ -69,9 +69,9 @@ def test_a_column_is_one_field(tmp_path: Path) -> None:
 
 def test_every_status_can_be_stored_and_read_back(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "run", load("quickstart"))
-    for place, status in enumerate(STATUSES):
+    for place, status in enumerate(get_args(Status)):
         store.append(a_row(status, status=status, round=place), [Event(0, 0, 0.0, "loss", 1.0)])
-    assert store.trials()["status"].tolist() == list(STATUSES)
+    assert store.trials()["status"].tolist() == list(get_args(Status))
 
 
 def test_a_store_of_a_newer_version_is_refused_in_one_line(tmp_path: Path) -> None:

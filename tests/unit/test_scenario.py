@@ -194,7 +194,7 @@ def test_what_is_not_toml_or_not_there_is_said(write: Any, tmp_path: Path) -> No
 @given(st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=3), min_size=1, max_size=3))
 def test_combinations_are_the_product_of_the_lists(lists: list[list[int]]) -> None:
     section = {f"field{number}": values for number, values in enumerate(lists)}
-    combinations = _combinations({"section": section})
+    combinations = _combinations({"section": section}, "scenario")
     expected = 1
     for values in lists:
         expected *= len(values)

@@ -13,7 +13,7 @@ from harness.cluster.netns import NetnsCluster
 from harness.cluster.protocol import SideTask
 from harness.errors import UsageError
 from harness.messages import Message
-from harness.network import player
+from harness.network import link_requests, player
 from harness.network.readings import Readings
 from harness.network.topology import Topology
 from harness.scenario import traces
@@ -155,8 +155,8 @@ def test_a_trace_waits_for_workers_that_evaluate_for_long_before_they_train(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Waiting(tmp_path / "start")
-    monkeypatch.setattr(player, "time", clock)
-    player._wait_for(tmp_path / "start")
+    monkeypatch.setattr(link_requests, "time", clock)
+    link_requests.wait_for(tmp_path / "start")
     assert clock.monotonic() == 10 * 3600.0
 
 

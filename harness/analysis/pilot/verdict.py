@@ -87,7 +87,6 @@ def _compress(
 ) -> Verdict:
     assert best.sooner is not None
     sooner, bar, other = best.sooner, _bar(base, plain), rival(outcomes, *plain)
-    factor = (best.steps_factor or 1.0) / (other.steps_factor or 1.0)
     reasons = [
         f"At dense's loss it was {sooner.value:.2f} times as soon as {bar}{_ends(sooner.low, sooner.high)}, "
         f"with {_seeds(sooner.n)}.",
@@ -95,17 +94,8 @@ def _compress(
         f"A step takes {format_time(best.pace_s)}, and {format_time(base.pace_s)} with {base.label}.",
         *_about_steps([each for each in outcomes if each.label in plain], plain),
     ]
-    is_expected = forecast.is_sooner(best.method, other.method, factor)
-    break_even_bps = forecast.break_even_bps(best.method, other.method, factor) if is_expected else None
-    changes = []
-    if break_even_bps is not None:
-        changes.append(f"Links of {format_rate(break_even_bps)} or more: {other.label} is as soon there (predicted).")
-    elif is_expected:
-        changes.append(f"No rate of the links alone: it is predicted to be sooner than {other.label} at every one.")
-    else:
-        changes.append(
-            f"The model does not expect it to be sooner than {other.label} on these links, but it was: measure again."
-        )
+    prediction, break_even_bps = _where_it_is_no_sooner(best, other, forecast)
+    changes = [prediction]
     changes.append(f"Steps to the same loss that grow by {sooner.value - 1:.0%} or more later in the training.")
     if best.codec_s:
         changes.append("A faster device without faster links speaks for it, faster links alone against it.")
@@ -121,6 +111,21 @@ def _compress(
     )
 
 
+def _where_it_is_no_sooner(best: Outcome, other: Outcome, forecast: Forecast) -> tuple[str, float | None]:
+    """On which links an all-reduce is predicted to be as soon as a method, in words; and from which rate on."""
+    factor = (best.steps_factor or 1.0) / (other.steps_factor or 1.0)
+    if not forecast.is_sooner(best.method, other.method, factor):
+        why = f"The model does not expect it to be sooner than {other.label} on these links, but it was: measure again."
+        return why, None
+    break_even_bps = forecast.break_even_bps(best.method, other.method, factor)
+    if break_even_bps is None:
+        return f"No rate of the links alone: it is predicted to be sooner than {other.label} at every one.", None
+    return (
+        f"Links of {format_rate(break_even_bps)} or more: {other.label} is as soon there (predicted).",
+        break_even_bps,
+    )
+
+
 def _leave_it(
     base: Outcome,
     best: Outcome | None,
@@ -133,37 +138,13 @@ def _leave_it(
     sentence = f"Do not compress: {base.label} is as good as anything that was tested on this network."
     if not others:
         sentence = f"Do not compress yet: nothing that compresses was tested. Of what was, {base.label} is soonest."
-        reasons = ["No method that compresses was trained, so none can be recommended."]
-    elif best is None:
-        reasons = [
-            f"None of {', '.join(each.label for each in others)} came to dense's loss in the steps that were made."
-        ]
-    elif best.sooner is None:
-        reasons = [f"{best.label} came to dense's loss, but with no seed with which the all-reduces did, too."]
-    else:
-        reasons = [
-            f"The soonest of the others at dense's loss, {best.label}, was {best.sooner.value:.2f} times as soon "
-            f"as {_bar(base, plain)}{_ends(best.sooner.low, best.sooner.high)}; less than {WORTH_IT} is not worth it."
-        ]
-        reasons.append(_about_loss(best, tolerance))
-    reasons += _about_steps(outcomes, plain)
+    reasons = [*_why_not(others, best, _bar(base, plain), tolerance), *_about_steps(outcomes, plain)]
     if base.exposed_share is not None:
         reasons.append(
             f"With {base.label}, communication that hides behind nothing is {base.exposed_share:.0%} of a step."
         )
-    changes: list[str] = []
-    break_even_bps: float | None = None
-    if best is not None and base.steps_factor is not None:
-        factor = (best.steps_factor or 1.0) / base.steps_factor
-        slower_bps, own_bps = forecast.break_even_bps(best.method, base.method, factor), forecast.network.slowest_bps
-        if slower_bps is not None and own_bps is not None and slower_bps > own_bps:
-            changes.append(
-                f"The model expects {best.label} to be sooner below {format_rate(slower_bps)}, so on these links too, "
-                "where it was not: measure again."
-            )
-        elif slower_bps is not None:
-            changes.append(f"Links below {format_rate(slower_bps)}: {best.label} is sooner there (predicted).")
-            break_even_bps = slower_bps
+    prediction, break_even_bps = _where_it_is_sooner(best, base, forecast)
+    changes = [prediction] if prediction else []
     changes.append("A faster device on the same links: communication becomes a larger part of a step.")
     return Verdict(
         label=base.label,
@@ -175,6 +156,38 @@ def _leave_it(
         changes=tuple(changes),
         break_even_bps=break_even_bps,
     )
+
+
+def _why_not(others: Sequence[Outcome], best: Outcome | None, bar: str, tolerance: float) -> list[str]:
+    """Why none of the others, not even the best of them, is worth it."""
+    if not others:
+        return ["No method that compresses was trained, so none can be recommended."]
+    if best is None:
+        return [f"None of {', '.join(each.label for each in others)} came to dense's loss in the steps that were made."]
+    if best.sooner is None:
+        return [f"{best.label} came to dense's loss, but with no seed with which the all-reduces did, too."]
+    return [
+        f"The soonest of the others at dense's loss, {best.label}, was {best.sooner.value:.2f} times as soon "
+        f"as {bar}{_ends(best.sooner.low, best.sooner.high)}; less than {WORTH_IT} is not worth it.",
+        _about_loss(best, tolerance),
+    ]
+
+
+def _where_it_is_sooner(best: Outcome | None, base: Outcome, forecast: Forecast) -> tuple[str | None, float | None]:
+    """On which links a method is predicted to be worth it that is not here, in words; and below which rate."""
+    if best is None or base.steps_factor is None:
+        return None, None
+    factor = (best.steps_factor or 1.0) / base.steps_factor
+    slower_bps, own_bps = forecast.break_even_bps(best.method, base.method, factor), forecast.network.slowest_bps
+    if slower_bps is None:
+        return None, None
+    if own_bps is not None and slower_bps > own_bps:
+        why = (
+            f"The model expects {best.label} to be sooner below {format_rate(slower_bps)}, so on these links too, "
+            "where it was not: measure again."
+        )
+        return why, None
+    return f"Links below {format_rate(slower_bps)}: {best.label} is sooner there (predicted).", slower_bps
 
 
 def _sureness(best: Outcome, base: Outcome, plain: Sequence[Outcome]) -> Sureness:

@@ -20,12 +20,13 @@ from harness.cli.options import (
     SetLinks,
     Workers,
     command,
+    current_folder,
     refuse_beside,
+    time_above_zero,
     topology,
     with_link,
 )
 from harness.errors import MeasurementError, UsageError
-from harness.plain import visible
 
 if TYPE_CHECKING:
     from harness.record.execution import Execution
@@ -88,7 +89,7 @@ def verb(
     asked, here = topology(workers, rate, with_link(link, set_)), current_folder()
     into_scripts = attachment(method, param, observe, seed, steps, metric, here)
     tell_of_unknown_commit()
-    job = Job(command_, here, environment, per_node, _seconds("--timeout", timeout))
+    job = Job(command_, here, environment, per_node, time_above_zero("--timeout", timeout, "10min"))
     cluster = registry.make_for_commands(registry.choose(on)[0], keep, image)
     outputs = Files(output, per_node) if output else Terminal(per_node)
     with new_folder(RESULTS, out) as folder, words_aside(as_json), outputs as shown:
@@ -103,32 +104,9 @@ def verb(
         raise MeasurementError(found.training.shortfall)
 
 
-def current_folder() -> Path:
-    """As the user's shell names it, where that is right: a link is not resolved for him."""
-    try:
-        here, named = Path.cwd(), os.environ.get("PWD", "")
-        return Path(named) if os.path.isabs(named) and os.path.samefile(named, here) else here
-    except FileNotFoundError:
-        raise UsageError.at("command line", "current folder", "none", "one that exists") from None
-
-
-def _seconds(option: str, text: str | None) -> float | None:
-    from harness.units import parse_time_s
-
-    if text is None:
-        return None
-    try:
-        found = parse_time_s(text)
-    except ValueError as error:
-        raise UsageError.at("command line", option, text, str(error)) from None
-    if not found:
-        raise UsageError.at("command line", option, text, "a time above zero, such as '10min'")
-    return found
-
-
 def _report(found: Execution, folder: Path, as_json: bool) -> None:
     """Write the page, and say the same in short: on stderr, since stdout is the command's, or as JSON."""
-    from harness.cli.console import print_table
+    from harness.cli.console import print_table, tell
     from harness.cli.json_output import print_json
     from harness.report import execution
     from harness.units import format_time
@@ -138,13 +116,9 @@ def _report(found: Execution, folder: Path, as_json: bool) -> None:
         print_json(execution.as_json(found, page))
         return
     how = f"{found.ending}: {found.reason}" if found.reason else found.ending
-    _say(f"{how}, in {format_time(found.wall_time_s)}; {found.network_in_words}")
+    tell(f"{how}, in {format_time(found.wall_time_s)}; {found.network_in_words}")
     rows: list[Mapping[str, str]] = execution.rows(found)
     print_table("links and workers", list(rows[0]), [list(row.values()) for row in rows], file=sys.stderr)
     if found.training:
         print_table("training", ["what", "found"], execution.training_rows(found.training), ["found"], file=sys.stderr)
-    _say(f"report: {page}")
-
-
-def _say(line: str) -> None:
-    print(f"pacbench: {visible(line)}", file=sys.stderr, flush=True)
+    tell(f"report: {page}")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from harness.analysis import MAX_SLOWDOWN
 from harness.cli.console import print_table, say
 from harness.cli.json_output import as_text
 from harness.cli.options import RunOrReference, share, write
@@ -17,7 +18,7 @@ def verb(
     against: Annotated[
         Path, typer.Option(help="A reference: a name from results/reference, a file, or a run's folder.")
     ],
-    max_slowdown: Annotated[str, typer.Option(help="The slowdown that is no longer accepted.")] = "10%",
+    max_slowdown: Annotated[str, typer.Option(help="The slowdown that is no longer accepted.")] = f"{MAX_SLOWDOWN:.0%}",
     markdown: Annotated[Path | None, typer.Option(help="Write a summary for a pull request.")] = None,
     junit: Annotated[Path | None, typer.Option(help="Write JUnit's XML.")] = None,
     json_: Annotated[Path | None, typer.Option("--json", help="Write JSON.")] = None,

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.console import print_table, say
+from harness.cli.console import print_table, say, tell
 from harness.cli.json_output import print_json
 from harness.cli.options import AsJson, write
 from harness.errors import UsageError
-from harness.plain import visible
 
 if TYPE_CHECKING:
     from harness.network.path.findings import Findings, Way
@@ -86,7 +84,7 @@ def _measure(
     for file in filter(None, (out, trace)):
         check_writable(file)
     with Peer(host, port, token) as peer:
-        found = measure(peer, host, port, seconds, trace is not None, _tell)
+        found = measure(peer, host, port, seconds, trace is not None, tell)
     if trace:
         write(trace, trace_csv(found))
     if out:
@@ -115,7 +113,7 @@ def _seconds(text: str) -> float:
 
 
 def _print(found: Findings) -> None:
-    from harness.network.path.findings import WAYS
+    from harness.scenario.links import WAYS
     from harness.units import format_rate, format_time
 
     rows = []
@@ -147,7 +145,3 @@ def _loss(way: Way) -> str:
         return f"none of {way.counts.sent}, so below {loss_at_most(way.counts):.2g}"
     together = f", in bursts of {way.counts.lost / way.counts.bursts:.2g}" if way.loss_in_bursts else ""
     return f"{way.counts.loss:.3%}, {way.counts.lost} of {way.counts.sent}{together}"
-
-
-def _tell(line: str) -> None:
-    print(f"pacbench: {visible(line)}", file=sys.stderr, flush=True)

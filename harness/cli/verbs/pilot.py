@@ -14,8 +14,20 @@ import typer
 from harness.cli.console import print_table, say
 from harness.cli.json_of_jobs import OutcomeJson, PilotJson, RecheckJson
 from harness.cli.json_output import print_json, words_aside
-from harness.cli.options import AsJson, Method, On, PerNode, Rate, SetLinks, Workers, command, refuse_beside, topology
-from harness.cli.verbs.exec import current_folder
+from harness.cli.options import (
+    AsJson,
+    Method,
+    On,
+    PerNode,
+    Rate,
+    SetLinks,
+    Workers,
+    command,
+    current_folder,
+    refuse_beside,
+    time_above_zero,
+    topology,
+)
 from harness.errors import EXIT_INCONCLUSIVE, EXIT_REGRESSION, MeasurementError, UsageError
 
 if TYPE_CHECKING:
@@ -23,6 +35,7 @@ if TYPE_CHECKING:
     from harness.network.topology import Topology
     from harness.record.pilot import Pilot
     from harness.run.pilot.request import Request
+    from harness.scenario.schema import MethodSpec
 
 ANSWERS = {"holds": "it holds", "drifted": "it has drifted", "cannot tell": "it cannot be told whether it holds"}
 
@@ -85,6 +98,7 @@ def verb(
     from harness.cli.progress import tell_of_unknown_commit
     from harness.cluster import registry
     from harness.run import RESULTS, piloting
+    from harness.run.pilot.request import Request
 
     if recheck is not None:
         others = [each.name for each in context.command.params if each.name and each.name not in RECHECKED_WITH]
@@ -103,16 +117,24 @@ def verb(
     _check_ranks(network, per_node)
     kind, _ = registry.choose(on)
     registry.make_for_commands(kind)
-    asked = _request(words, network, kind, scenario, method or ())
-    asked = replace(
-        asked,
+    methods, plain, sixteen = _methods(scenario, method or ())
+    asked = Request(
+        command=tuple(words),
+        folder=current_folder(),
+        environment=dict(os.environ),
+        network=network,
         per_node=per_node,
+        on=kind,
+        methods=methods,
+        plain=plain,
+        sixteen=sixteen,
         tolerance=_share(tolerance),
         steps=steps,
         seeds=seeds,
         tested=tested,
-        budget_s=_seconds(budget),
+        budget_s=time_above_zero("--budget", budget, "20min"),
         out=out or RESULTS / f"pilot-{name}",
+        command_line=tuple(command()),
     )
     if plan:
         _show_plan(asked)
@@ -147,25 +169,23 @@ def _training(words: Sequence[str], model: str | None, dataset: str | None) -> t
     return python(script.__name__, *options), plain(model)
 
 
-def _request(words: Sequence[str], network: Topology, on: str, scenario: str, only: Sequence[str]) -> Request:
-    """What is asked for, with the methods of a scenario; other fields as they are by default.
+def _methods(scenario: str, only: Sequence[str]) -> tuple[tuple[MethodSpec, ...], str, str]:
+    """A scenario's methods, the plain ones first; and the labels of these, the all-reduces in 32 and in 16 bits.
 
-    Those methods are not in it that have a learning rate or an optimizer of their own there: a script keeps its own.
+    Those methods are not among them that have a learning rate or an optimizer of their own: a script keeps its own.
     """
     from harness.methods import method_named
-    from harness.run import RESULTS
-    from harness.run.attached import DENSE
-    from harness.run.pilot.request import Request
     from harness.scenario.load import load
+    from harness.scenario.schema import DENSE
 
     loaded = load(scenario, (), only)
     if loaded.sixteen_bit is None:
         found = ", ".join(each.label for each in loaded.methods)
         raise UsageError.at(scenario, "methods", found, "a 16-bit all-reduce among them, such as bf16")
     baseline = next(each for each in loaded.methods if each.label == loaded.baseline)
-    if baseline.name != DENSE:
+    if baseline.name != DENSE.name:
         raise UsageError.at(
-            scenario, "baseline", loaded.baseline, f"the label of the method {DENSE}, as scripts have it"
+            scenario, "baseline", loaded.baseline, f"the label of the method {DENSE.name}, as scripts have it"
         )
     plain = (loaded.baseline, loaded.sixteen_bit)
     suited = [
@@ -174,24 +194,7 @@ def _request(words: Sequence[str], network: Topology, on: str, scenario: str, on
         if each.label in plain
         or (each.lr is None and each.optimizer is None and not method_named(each.name).State.is_sixteen_bit)
     ]
-    return Request(
-        command=tuple(words),
-        folder=current_folder(),
-        environment=dict(os.environ),
-        network=network,
-        per_node=1,
-        on=on,
-        methods=tuple(sorted(suited, key=lambda each: each.label not in plain)),
-        plain=loaded.baseline,
-        sixteen=loaded.sixteen_bit,
-        tolerance=0.02,
-        steps=60,
-        seeds=3,
-        tested=3,
-        budget_s=None,
-        out=RESULTS,
-        command_line=tuple(command()),
-    )
+    return tuple(sorted(suited, key=lambda each: each.label not in plain)), *plain
 
 
 def _network(file: Path, workers: int) -> Topology:
@@ -335,20 +338,6 @@ def _share(text: str) -> float:
         return parse_share(text if text.strip().endswith("%") else float(text))
     except ValueError:
         raise UsageError.at("command line", "--tolerance", text, "a share such as 0.02, or '2%'") from None
-
-
-def _seconds(text: str | None) -> float | None:
-    from harness.units import parse_time_s
-
-    if text is None:
-        return None
-    try:
-        found = parse_time_s(text)
-    except ValueError as error:
-        raise UsageError.at("command line", "--budget", text, str(error)) from None
-    if not found:
-        raise UsageError.at("command line", "--budget", text, "a time above zero, such as '20min'")
-    return found
 
 
 def _prices(price: str | None, egress: str | None) -> tuple[Price | None, Price | None]:

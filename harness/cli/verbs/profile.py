@@ -134,8 +134,7 @@ def _check_like(context: typer.Context, like: str | None, times_faster: float | 
 
 def _asked_of_steps(optimizer: str, autocast: str, derive_for: str | None) -> dict[str, Any]:
     """How steps compute, checked."""
-    from harness.scenario.optimisation import Optimizer
-    from harness.scenario.schema import NONE
+    from harness.scenario.optimisation import NONE, Optimizer
 
     known = get_args(Optimizer.model_fields["name"].annotation)
     if optimizer not in known:

@@ -193,9 +193,10 @@ def _conclude(
 
 def _report_runs(runs: Mapping[str, Run]) -> None:
     from harness.cli.reporting import write_report
+    from harness.plan.status import DONE
 
     for run in runs.values():
-        if run.store and (run.trials["status"] == "done").any():
+        if run.store and (run.trials["status"] == DONE).any():
             write_report(run.store)
 
 

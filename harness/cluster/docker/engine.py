@@ -266,7 +266,6 @@ def gpu_count() -> int:
 
 
 def build_image(
-    tag: str = IMAGE,
     base: str | None = None,
     torch: str | None = None,
     offline: bool = False,
@@ -298,8 +297,8 @@ def build_image(
     arguments += [f"--secret=id=ca,src={certificate}"] if certificate else []
     # The host's network reaches a proxy that listens on it; without an index there is nothing to reach.
     arguments.append(f"--network={'none' if offline else 'host'}")
-    command(["build", "--progress=plain", "-f", str(dockerfile), "-t", tag, *arguments, str(ROOT)], timeout_s=3600)
-    return image_facts(client, tag)
+    command(["build", "--progress=plain", "-f", str(dockerfile), "-t", IMAGE, *arguments, str(ROOT)], timeout_s=3600)
+    return image_facts(client, IMAGE)
 
 
 def examine() -> Iterator[Check]:

@@ -19,7 +19,7 @@ from typing_extensions import Self
 from harness import programs
 from harness.cluster import registry
 from harness.cluster.connection import STOP_GRACE_S, AgentConnection, Conversation
-from harness.cluster.emulated import measured_again, preload_request
+from harness.cluster.emulated import found_by, measured_again, preload_request
 from harness.cluster.fleet import Fleet
 from harness.cluster.hosts import agent, interface, shaper
 from harness.cluster.hosts.follower import NEEDED, RETURN_S
@@ -31,7 +31,6 @@ from harness.errors import MeasurementError, UsageError
 from harness.messages import (
     GLOO,
     CheckFile,
-    Failed,
     Hello,
     LinksMeasured,
     Message,
@@ -39,13 +38,13 @@ from harness.messages import (
     ShapeLink,
     Trained,
 )
-from harness.network.addresses import WORKER_INTERFACE, worker_name
+from harness.network.addresses import WORKER_INTERFACE, worker_name, worker_number
 from harness.network.readings import Readings
 from harness.network.topology import Topology
 from harness.plain import visible
 from harness.plan.machine import this_machine
 from harness.provenance import code_digest, machine
-from harness.scenario.links import Link, Pipe
+from harness.scenario.links import MTU_BYTES, WAYS, Link, Pipe
 from harness.scenario.properties import UNSHAPED
 from harness.scenario.schema import NO_LIMITS, Resources, Train
 
@@ -57,8 +56,6 @@ MOST_CLOCK_S = 1.0
 """By how much clocks of hosts may differ before it is told. No figure depends on them."""
 
 HELLO_TIMEOUT_S, SHAPE_TIMEOUT_S, PRELOAD_TIMEOUT_S, PROBE_TIMEOUT_S = 60.0, 60.0, 300.0, 180.0
-
-LARGEST_MTU_BYTES = 9000
 
 
 class HostConnection(Conversation):
@@ -221,7 +218,7 @@ class HostsCluster:
         for worker, host in enumerate(self._used):
             self._fleet.add(worker_name(worker), host.conversation)
             if self._shape:
-                up, down = (topology.link.pipe(worker_name(worker), way).rate_bps for way in ("up", "down"))
+                up, down = (topology.link.pipe(worker_name(worker), way).rate_bps for way in WAYS)
                 _ask(host, ShapeLink(up_bps=up, down_bps=down), SHAPE_TIMEOUT_S)
         readings = measured_again(lambda: self._measured(topology))
         if complaints := readings.complaints():
@@ -288,7 +285,7 @@ class HostsCluster:
 
     def _as_named(self, message: Trained) -> Trained:
         """What a host calls its interface, all others call the worker's."""
-        own = self._used[int(message.node.removeprefix("w"))].hello.interface
+        own = self._used[worker_number(message.node)].hello.interface
         queues = {WORKER_INTERFACE: message.queues[own]} if own in message.queues else {}
         return replace(message, queues=queues)
 
@@ -296,20 +293,13 @@ class HostsCluster:
         mtu_bytes = psutil.net_if_stats()[self._used[0].hello.interface].mtu
         spec = {
             "addresses": [host.hello.address for host in self._used],
-            "mtu_bytes": min(mtu_bytes, LARGEST_MTU_BYTES),
+            "mtu_bytes": min(mtu_bytes, MTU_BYTES[1]),
             "up_bps": [topology.link.pipe(node, "up").rate_bps for node in topology.worker_nodes],
             "down_bps": [topology.link.pipe(node, "down").rate_bps for node in topology.worker_nodes],
         }
-        found = None
-        for message in self._fleet.task("probe_hosts", topology.worker_nodes, spec, PROBE_TIMEOUT_S):
-            match message:
-                case Failed():
-                    raise MeasurementError(f"the links cannot be measured: {message.node}: {message.reason}")
-                case LinksMeasured():
-                    found = Readings.model_validate_json(message.readings)
-        if found is None:
-            raise MeasurementError("the links cannot be measured: w0 ended without a word")
-        return found
+        found = found_by("w0", self._fleet.task("probe_hosts", topology.worker_nodes, spec, PROBE_TIMEOUT_S))
+        assert isinstance(found, LinksMeasured)
+        return Readings.model_validate_json(found.readings)
 
     def _everywhere(self, request: Message) -> None:
         everyone = Fleet("its host is gone")
@@ -414,7 +404,7 @@ class HostsCluster:
 
 def _pipes(topology: Topology) -> list[Pipe]:
     """Both directions of every link."""
-    return [topology.link.pipe(node, way) for node in topology.worker_nodes for way in ("up", "down")]
+    return [topology.link.pipe(node, way) for node in topology.worker_nodes for way in WAYS]
 
 
 def _is_there(host: Host) -> bool:

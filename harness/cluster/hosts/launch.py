@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from harness.errors import UsageError
+from harness.scenario.schema import MOST_WORKERS
 
 TOKEN = "PACBENCH_TOKEN"
 
@@ -42,7 +43,7 @@ class Launch:
         given = {**_of_slurm(environment), **{name: environment[name] for name in CONTRACT if name in environment}}
         if absent := [name for name in CONTRACT if name not in given]:
             raise UsageError.at("environment", absent[0], "nothing", HOW)
-        size = _number(given, "WORLD_SIZE", 2, 16_384)
+        size = _number(given, "WORLD_SIZE", 2, MOST_WORKERS)
         rank = _number(given, "RANK", 0, size - 1)
         port = _number(given, "MASTER_PORT", 1, 65_534)
         job = [environment.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "TORCHELASTIC_RUN_ID")]

@@ -25,7 +25,7 @@ from harness.network.path.protocol import (
 )
 from harness.network.probe_protocol import hear, say
 from harness.network.readings import Counts
-from harness.network.wires import Direction
+from harness.scenario.links import Direction
 from harness.scenario.section import Section, SectionT, in_words
 
 TCP_HEADER_BYTES = 20

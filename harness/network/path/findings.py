@@ -7,22 +7,17 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from typing_extensions import Self
 
 from harness.network.datagrams import Trip
 from harness.network.readings import Counts
-from harness.network.tolerances import DEVIATIONS, RTT_TOLERANCE_S
-from harness.network.wires import Direction
+from harness.network.tolerances import RTT_TOLERANCE_S, burst_spread
 from harness.scenario.limits import ROW
+from harness.scenario.links import MTU_BYTES, USUAL_MTU_BYTES, WAYS, Direction
 from harness.scenario.section import Section
 from harness.scenario.traces import LEAST_BPS
 from harness.units import format_time
-
-WAYS: tuple[Direction, ...] = ("up", "down")
-
-USUAL_MTU_BYTES = 1500
-MTU_BYTES = (576, 9000)
-"""What a link of a scenario may have."""
 
 LEAST_JITTER_S = RTT_TOLERANCE_S / 2
 """Less of a round trip's deviation may be the hosts' own, and not the path's."""
@@ -41,8 +36,8 @@ class Spread(Section):
     @classmethod
     def of(cls, values: Sequence[float]) -> Self:
         """The percentiles of some values, at least one."""
-        ordered = sorted(values)
-        return cls(low=_quantile(ordered, 0.05), median=_quantile(ordered, 0.5), high=_quantile(ordered, 0.95))
+        low, median, high = map(float, np.quantile(values, (0.05, 0.5, 0.95)))
+        return cls(low=low, median=median, high=high)
 
 
 class Round(Section):
@@ -84,8 +79,7 @@ class Way(Section):
         if self.counts is None or self.counts.bursts < FEWEST_BURSTS:
             return False
         alone = 1 / (1 - self.counts.loss)
-        allowed = DEVIATIONS * math.sqrt(alone * max(alone - 1, 0.05) / self.counts.bursts)
-        return self.counts.lost / self.counts.bursts > alone + allowed
+        return self.counts.lost / self.counts.bursts > alone + burst_spread(alone, self.counts.bursts)
 
 
 class Sample(Section):
@@ -123,8 +117,8 @@ class Findings(Section):
 
 def deviation_s(values: Sequence[float]) -> float:
     """Half of what holds the middle 68 %: a normal distribution's deviation, which a few late values do not change."""
-    ordered = sorted(values)
-    return (_quantile(ordered, 0.84) - _quantile(ordered, 0.16)) / 2
+    low, high = np.quantile(values, (0.16, 0.84))
+    return float(high - low) / 2
 
 
 def pooled_deviation_s(rounds: Iterable[Sequence[float]]) -> float | None:
@@ -155,13 +149,16 @@ def summed(counts: Sequence[Counts]) -> Counts | None:
     return Counts(**{name: sum(getattr(each, name) for each in counts) for name in Counts.model_fields})
 
 
-def loss_at_most(counts: Counts, confidence: float = 0.95) -> float:
-    """The greatest share of losses that such a count allows (Clopper and Pearson, Biometrika 26, 1934; one-sided)."""
+def loss_at_most(counts: Counts) -> float:
+    """The greatest share of losses that such a count allows, with a confidence of 95 % on this one side.
+
+    See Clopper and Pearson, Biometrika 26, 1934.
+    """
     from scipy.special import betaincinv
 
     if counts.lost == counts.sent:
         return 1.0
-    return float(betaincinv(counts.lost + 1, counts.sent - counts.lost, confidence))
+    return float(betaincinv(counts.lost + 1, counts.sent - counts.lost, 0.95))
 
 
 def link_table(findings: Findings, trace: str | None = None) -> dict[str, Any]:
@@ -225,14 +222,6 @@ def trace_csv(findings: Findings) -> str:
     lines = [f"{sample.t_s:g},{max(LEAST_BPS, round(sample.rate_bps))}" for sample in findings.trace]
     about = f"# {findings.traced} between this host and {findings.host}, measured on {findings.began_at}"
     return "\n".join([about, "t_s,rate_bps", *lines, ""])
-
-
-def _quantile(ordered: Sequence[float], share: float) -> float:
-    """Of ordered values, between two of them where it must be."""
-    place = share * (len(ordered) - 1)
-    below = math.floor(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
 
 
 def _rate(rate_bps: float) -> str:

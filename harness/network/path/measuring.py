@@ -20,7 +20,6 @@ from harness.network.measure import COUNTED_PER_S, SETTLE_ROUND_TRIPS, SETTLE_S
 from harness.network.path.bulk import WINDOW_S
 from harness.network.path.client import Peer, UncountableError
 from harness.network.path.findings import (
-    WAYS,
     Findings,
     Round,
     Sample,
@@ -40,7 +39,7 @@ from harness.network.path.protocol import (
 )
 from harness.network.readings import Counts
 from harness.network.tolerances import COUNTED_BYTES
-from harness.network.wires import Direction
+from harness.scenario.links import WAYS, Direction
 from harness.units import format_rate, format_time
 
 LEAST_S, MOST_S = 6.0, MOST_FLOW_S

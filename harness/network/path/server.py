@@ -117,10 +117,7 @@ class Server:
             connection.settimeout(HANDSHAKE_S)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             try:
-                with _hanging_up_after(HANDSHAKE_S, connection):  # whoever says a byte now and then, too
-                    knows_token = challenge(connection, self.token)
-                if not knows_token:
-                    say(connection, {"refused": "token"})
+                knows_token = self._knows_token(connection)
             except OSError:
                 return  # whoever it was has not asked for anything
             finally:
@@ -128,19 +125,35 @@ class Server:
             if not knows_token:
                 self._told.put(_Told(f"{host}: refused: it has another token"))
             elif self._one_client.acquire(blocking=False):
-                self._told.put(_Told(f"{host}: measures"))
                 try:
-                    self._serve(connection, address)
-                    self._told.put(_Told(f"{host}: has measured", has_ended=True))
-                except (OSError, ValidationError, struct.error) as error:
-                    why = in_words(error) if isinstance(error, ValidationError) else error
-                    self._told.put(_Told(f"{host}: ended early: {why}", has_ended=True, has_failed=True))
+                    self._serve_and_tell(connection, address, host)
                 finally:
                     self._one_client.release()
             else:
                 self._told.put(_Told(f"{host}: refused: another one is served"))
                 with suppress(OSError):
                     say(connection, {"refused": "busy"})
+
+    def _knows_token(self, connection: socket.socket) -> bool:
+        """Whether a stranger does; who does not is told.
+
+        Raises:
+            OSError: it left, or took too long.
+        """
+        with _hanging_up_after(HANDSHAKE_S, connection):  # whoever says a byte now and then, too
+            knows_token = challenge(connection, self.token)
+        if not knows_token:
+            say(connection, {"refused": "token"})
+        return knows_token
+
+    def _serve_and_tell(self, connection: socket.socket, address: tuple[Any, ...], host: str) -> None:
+        self._told.put(_Told(f"{host}: measures"))
+        try:
+            self._serve(connection, address)
+            self._told.put(_Told(f"{host}: has measured", has_ended=True))
+        except (OSError, ValidationError, struct.error) as error:
+            why = in_words(error) if isinstance(error, ValidationError) else error
+            self._told.put(_Told(f"{host}: ended early: {why}", has_ended=True, has_failed=True))
 
     def _serve(self, connection: socket.socket, address: tuple[Any, ...]) -> None:
         """Serve a client who knows the token to its end."""

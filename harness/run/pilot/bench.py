@@ -31,11 +31,12 @@ from harness.network.topology import Topology
 from harness.plan.dilation import whole_periods
 from harness.plan.expected import state_of
 from harness.plan.machine import NETWORK_S
+from harness.plan.status import first_steady_step
 from harness.plugins import file_of
 from harness.record.execution import FILE as RECORD
 from harness.record.execution import Execution
 from harness.record.pilot import Job, Training
-from harness.run.attached import FINDINGS, FIRST_STEADY_STEP, execute_attached
+from harness.run.attached import FINDINGS, execute_attached
 from harness.run.command import Job as CommandJob
 from harness.run.pilot.found import Found
 from harness.run.pilot.look import job_of
@@ -306,8 +307,7 @@ def _digest(*parts: str) -> str:
 def _steps_of_pace(method: MethodSpec) -> int:
     """How many tell it: the warm-up, and whole periods from one synchronisation to the next."""
     state = state_of(method)
-    warmup = max(FIRST_STEADY_STEP, state.steady_from_step)
-    return warmup + math.ceil(STEPS_OF_PACE / state.agrees_every) * state.agrees_every
+    return first_steady_step(state) + whole_periods(STEPS_OF_PACE, state.agrees_every)
 
 
 def files_digest(command: Sequence[str], folder: Path) -> list[str]:

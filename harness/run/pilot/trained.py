@@ -7,10 +7,11 @@ from pathlib import Path
 
 from harness.errors import MeasurementError
 from harness.plan.expected import state_of
+from harness.plan.status import UNSETTLED_STEPS
 from harness.record.execution import Execution
 from harness.record.observed import ObservedStep
 from harness.record.pilot import Training
-from harness.run.attached import FIRST_STEADY_STEP, mean_of_known, means_from
+from harness.run.attached import mean_of_known, means_from
 from harness.scenario.schema import MethodSpec
 
 FEWEST_STEADY = 3
@@ -81,6 +82,6 @@ def _lead_s(curve: Sequence[ObservedStep], warmup: int, pace_s: float) -> float:
 
     The first ones of any training are slow by themselves, and are taken to be like the rest of the warm-up.
     """
-    if warmup <= FIRST_STEADY_STEP:
+    if warmup <= UNSETTLED_STEPS:
         return 0.0
-    return warmup * (_pace_s(curve[FIRST_STEADY_STEP - 1 : warmup]) - pace_s)
+    return warmup * (_pace_s(curve[UNSETTLED_STEPS - 1 : warmup]) - pace_s)
