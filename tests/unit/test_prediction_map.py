@@ -120,7 +120,7 @@ def test_a_profile_is_asked_about_what_it_knows(tmp_path: Path) -> None:
     assert by_name["resnet50-h100"].base.label == "bf16"
     assert by_name["vgg19-a40"].base.label == "fp16", "of a modelled A40, bf16's codec is not known"
     assert {method.label for method in by_name["vgg19-a40"].methods} == {"topk", "pactrain-fp32", "pactrain-ternary"}
-    assert not by_name["resnet18-cifar-v100"].knows_base
+    assert by_name["resnet18-cifar-v100"].knows_base
     assert left_out == ["fashion-cnn-cpu", "resnet18-a40"]
     free = written(tmp_path / "mine.json", codecs=[codec("topk")])
     (mine,), _ = prediction_map.subjects(scenario, [free])
