@@ -46,12 +46,12 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def methods(session: nox.Session) -> None:
     """Pass the tests that train with the methods on real ranks: what they learn, send, keep and go on from."""
-    run_beside(session, "tests/netns", "tests/unit", "-m", "methods")
+    run_beside(session, "tests/unit", "-m", "methods")
 
 
 @nox.session
 def slow(session: nox.Session) -> None:
-    """Pass the tests that take long: whole jobs of users, and another kernel, with netem (Debian: user-mode-linux)."""
+    """Pass the tests that take long: whole jobs, and another kernel, with netem (Debian: user-mode-linux)."""
     run_beside(session, "tests/netem", "tests/netns", "-m", "netem or job")
 
 

@@ -22,8 +22,9 @@ TOGETHER = (
 """Files whose names begin so go into one process, one after the other."""
 
 LONG = (
-    *("tests/netem", "tests/netns/test_pilot_on_links.py", "tests/netns/test_runs.py", "tests/netns/test_replays.py"),
-    *("tests/netns", "tests/unit/test_trainings.py", "tests/unit/test_methods.py"),
+    *("tests/netem", "tests/netns/test_checkpoints_on_links.py", "tests/netns/test_pilot_on_links.py"),
+    *("tests/netns/test_runs.py", "tests/netns/test_replays.py", "tests/netns"),
+    *("tests/unit/test_trainings.py", "tests/unit/test_methods.py"),
 )
 """What takes long starts first, in this order: else one such file begins late, and at the end all wait for it."""
 

@@ -17,7 +17,7 @@ from harness.record import checkpoint
 from harness.record.store import Store
 from harness.run.session import Watcher
 
-pytestmark = [pytest.mark.netns, pytest.mark.methods]
+pytestmark = [pytest.mark.netns, pytest.mark.job]
 
 RunScenario = Callable[..., Store]
 Start = Callable[..., "subprocess.Popen[str]"]
