@@ -64,42 +64,42 @@ def compared(out: Path, scenario: str, options: argparse.Namespace) -> dict[str,
     """A run that failed has no time; what was begun before and not ended is begun anew, or it would take too little."""
     folder = out / scenario.replace("/", "-")
     kept = folder.with_suffix(".json")
-    if not kept.exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        try:
-            found = measured(folder, scenario, options)
-        except (PacbenchError, subprocess.CalledProcessError) as error:
-            return {"taken_over_planned": math.nan, "failed": str(error)}
-        kept.write_text(json.dumps(found))
+    try:
+        cluster, plan = planned(scenario, options)
+        if not kept.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            kept.write_text(json.dumps(measured(folder, scenario, cluster, plan, options.for_s)))
+    except (PacbenchError, subprocess.CalledProcessError) as error:
+        return {"taken_over_planned": math.nan, "failed": str(error)}
     found = json.loads(kept.read_text())
-    return {**found, "taken_over_planned": found["taken_s"] / found["planned_s"]}
+    planned_s = total_s([plan.trials[place] for place in found["ran"]], cluster.machine)
+    times = {"planned_s": planned_s, "taken_s": found["taken_s"], "taken_over_planned": found["taken_s"] / planned_s}
+    return {"on": cluster.name, "trials": len(plan.trials), "ran": len(found["ran"]), **times}
 
 
-def measured(folder: Path, scenario: str, options: argparse.Namespace) -> dict[str, object]:
-    """Run one round of a scenario as far as its time goes, and plan what was run.
+def measured(folder: Path, scenario: str, cluster: Cluster, plan: Plan, for_s: float) -> dict[str, object]:
+    """Run one round of a scenario as far as its time goes: which trials ended, by their places in it, and when.
+
+    They are planned by whatever code reads this.
 
     Raises:
-        PacbenchError: it cannot be planned here.
         CalledProcessError: it cannot be run.
     """
-    cluster, plan = planned(scenario, options)
     began_s = time.time()
-    run_for(options.for_s, folder, ["run", scenario, "--on", cluster.name, "--rounds", "1", "--out", str(folder)])
+    run_for(for_s, folder, ["run", scenario, "--on", cluster.name, "--rounds", "1", "--out", str(folder)])
     trials = Store.open(folder).trials()
-    ended = trials[trials["status"] == DONE].set_index("trial_id")["attempt"]
-    ran = [trial for trial in plan.trials if trial.id in ended.index]
-    last_s = max((folder / TRIALS / f"{trial.id}-{ended[trial.id]}.parquet").stat().st_mtime for trial in ran)
-    return {
-        "on": cluster.name,
-        "trials": len(plan.trials),
-        "ran": len(ran),
-        "planned_s": total_s(ran, cluster.machine),
-        "taken_s": last_s - began_s,
-    }
+    done = trials[trials["status"] == DONE].set_index("trial_id")["attempt"]
+    ran = {place: trial.id for place, trial in enumerate(plan.trials) if trial.id in done.index}
+    last_s = max((folder / TRIALS / f"{each}-{done[each]}.parquet").stat().st_mtime for each in ran.values())
+    return {"ran": [*ran], "taken_s": last_s - began_s}
 
 
 def planned(scenario: str, options: argparse.Namespace) -> tuple[Cluster, Plan]:
-    """One round of it, where it can be run."""
+    """One round of it, where it can be run.
+
+    Raises:
+        PacbenchError: it cannot be planned here.
+    """
     cluster = registry.make(registry.choose(options.on)[0])
     plan = plan_run(scenario, cluster, rounds=1)
     if cluster.name == "netns" and any(trial.expected.topology.needs_netem for trial in plan.trials):
