@@ -152,20 +152,29 @@ def share(option: str, text: str) -> float:
     return found
 
 
-def time_above_zero(option: str, text: str | None, example: str) -> float | None:
-    """Read a time, in seconds; None where none was given.
+def time_s(option: str, text: str) -> float:
+    """Read a time, in seconds.
 
     Raises:
         UsageError: it is none.
     """
     from harness.units import parse_time_s
 
-    if text is None:
-        return None
     try:
-        found = parse_time_s(text)
+        return parse_time_s(text)
     except ValueError as error:
         raise UsageError.at("command line", option, text, str(error)) from None
+
+
+def time_above_zero(option: str, text: str | None, example: str) -> float | None:
+    """The same; None where none was given.
+
+    Raises:
+        UsageError: it is none, or zero.
+    """
+    if text is None:
+        return None
+    found = time_s(option, text)
     if not found:
         raise UsageError.at("command line", option, text, f"a time above zero, such as {example!r}")
     return found

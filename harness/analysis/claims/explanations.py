@@ -20,12 +20,9 @@ def explain(claim: Claim, runs: Mapping[str, Run]) -> str:
     cells = claim.cells
     if len(cells) == 1:
         return _of_cell(claim, cells[0], runs[cells[0].scenario].plan)
-    plans = [runs[cell.scenario].plan for cell in cells]
-    told = "; ".join(
-        f"{case_name(claim, cell)} {_shortly(claim, cell, plan)}" for cell, plan in zip(cells, plans, strict=True)
-    )
-    pairs = [_pair(claim, cell, plan) for cell, plan in zip(cells, plans, strict=True)]
-    unknown = _codecs_of_this_machine(trial for pair in pairs for trial in pair)
+    pairs = {cell: _pair(claim, cell, runs[cell.scenario].plan) for cell in cells}
+    told = "; ".join(f"{case_name(claim, cell)} {_shortly(*pair)}" for cell, pair in pairs.items())
+    unknown = _codecs_of_this_machine(trial for pair in pairs.values() for trial in pair)
     return f"Where nothing but the links takes time, and as predicted with computation and codec: {told}.{unknown}"
 
 
@@ -116,8 +113,7 @@ def case_name(claim: Claim, cell: Cell) -> str:
     return ", ".join(names)
 
 
-def _shortly(claim: Claim, cell: Cell, plan: Plan) -> str:
-    own, base = _pair(claim, cell, plan)
+def _shortly(own: Trial, base: Trial) -> str:
     bounds_s = [trial.expected.lower_bound_s_per_step for trial in (base, own)]
     steps_s = [trial.expected.predicted_step_s for trial in (base, own)]
     bound = f"{_plain(bounds_s[0] / bounds_s[1])}x" if bounds_s[1] else "no bound"

@@ -10,7 +10,7 @@ import typer
 
 from harness.cli.console import print_table, say, tell
 from harness.cli.json_output import print_json
-from harness.cli.options import AsJson, write
+from harness.cli.options import AsJson, time_s, write
 from harness.errors import UsageError
 
 if TYPE_CHECKING:
@@ -101,12 +101,9 @@ def _measure(
 
 def _seconds(text: str) -> float:
     from harness.network.path.measuring import LEAST_S, MOST_S
-    from harness.units import format_time, parse_time_s
+    from harness.units import format_time
 
-    try:
-        found = parse_time_s(text)
-    except ValueError as error:
-        raise UsageError.at("command line", "--for", text, str(error)) from None
+    found = time_s("--for", text)
     if not LEAST_S <= found <= MOST_S:
         raise UsageError.at("command line", "--for", text, f"{format_time(LEAST_S)} to {format_time(MOST_S)}")
     return found
