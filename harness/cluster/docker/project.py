@@ -6,6 +6,7 @@ import ipaddress
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,8 +128,9 @@ def free_subnets(count: int, taken: list[str], first: int = 0) -> list[ipaddress
     """
     used = [ipaddress.IPv4Network(text) for text in taken if ":" not in text]
     near = [network for network in used if network.overlaps(SUBNETS)]
-    every = list(SUBNETS.subnets(new_prefix=SUBNET_PREFIX))
-    free = (each for each in every[first:] + every[:first] if not any(map(each.overlaps, near)))
+    before, after = (SUBNETS.subnets(new_prefix=SUBNET_PREFIX) for _ in range(2))
+    in_turn = chain(islice(after, first, None), islice(before, first))
+    free = (each for each in in_turn if not any(map(each.overlaps, near)))
     chosen = [subnet for _, subnet in zip(range(count), free, strict=False)]
     if len(chosen) < count:
         raise MeasurementError(
