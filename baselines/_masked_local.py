@@ -13,8 +13,8 @@ from baselines._masks import MaskTracker
 from baselines._outer import Outer
 from baselines._state import MethodState, ring_all_reduce_bytes
 
-MaskOf = Callable[[torch.Tensor], torch.Tensor | None]
-"""A weight's mask (True: kept), None if it is kept whole."""
+PlacesIn = Callable[[torch.Tensor], torch.Tensor | None]
+"""Where a weight's survivors are, in the order of its shape; None if it is kept whole."""
 
 COPIES = 6.5
 """What ranks that train alone hold instead of ``most_copies``: what DiLoCo's do, and the survivors that travel."""
@@ -64,24 +64,24 @@ class MaskedLocalState(LaneState):
     def flush(self) -> None:
         if self.outer is not None and self.step > self.met_at:
             self.met_at = self.step
-            self.outer.exchange(self, self.tracker.mask_of)
+            self.outer.exchange(self, self.tracker.places_in)
 
 
 class MaskedOuter(Outer):
     """Common parameters of which some entries are pruned, and the optimizer that moves the others."""
 
     @torch.no_grad()
-    def exchange(self, state: MethodState, mask_of: MaskOf) -> None:
+    def exchange(self, state: MethodState, places_in: PlacesIn) -> None:
         """Bring all ranks to the same parameters; collective. A pruned entry has not moved on any rank."""
         with state.stopwatch("encode"):
             changes = self.changes()
-            pairs = [(change, mask_of(weight)) for weight, change in changes.items()]
-            sent = [change if mask is None else change[mask] for change, mask in pairs]
+            pairs = [(change, places_in(weight)) for weight, change in changes.items()]
+            sent = [change if places is None else change.take(places) for change, places in pairs]
         average_in_place(state, sent)
         with state.stopwatch("decode"):
-            for (change, mask), mean in zip(pairs, sent, strict=True):
-                if mask is not None:
-                    change[mask] = mean
+            for (change, places), mean in zip(pairs, sent, strict=True):
+                if places is not None:
+                    change.put_(places, mean)
             self.step()
 
     def prune(self, masks: Mapping[torch.Tensor, torch.Tensor]) -> None:

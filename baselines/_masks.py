@@ -43,6 +43,7 @@ class MaskTracker:
         self._masks: dict[torch.Tensor, torch.Tensor] | None = None
         """None before the first pruning."""
         self._of_layout: dict[tuple[int, ...], Survivors] = {}
+        self._places: dict[torch.Tensor, torch.Tensor] = {}
 
     @property
     def stable(self) -> bool:
@@ -52,7 +53,11 @@ class MaskTracker:
     def settle(self, masks: dict[torch.Tensor, torch.Tensor]) -> None:
         """From now on these are the masks (True: kept) of these parameters; all others are kept whole."""
         self._masks, self._unchanged_steps = masks, 0
+        self._forget_places()
+
+    def _forget_places(self) -> None:
         self._of_layout.clear()
+        self._places.clear()
 
     def end_step(self) -> None:
         """A step has passed."""
@@ -61,6 +66,17 @@ class MaskTracker:
     def mask_of(self, weight: torch.Tensor) -> torch.Tensor | None:
         """The weight's mask, shaped like it; None if it is kept whole."""
         return None if self._masks is None else self._masks.get(weight)
+
+    def places_in(self, weight: torch.Tensor) -> torch.Tensor | None:
+        """Where the weight's survivors are, in the order of its shape, as ``take`` and ``put_`` count.
+
+        None: it is kept whole. They are listed once for each mask, which a GPU is waited for.
+        """
+        if (mask := self.mask_of(weight)) is None:
+            return None
+        if weight not in self._places:
+            self._places[weight] = mask.flatten().nonzero().view(-1)
+        return self._places[weight]
 
     def state_dict(self, names: Mapping[torch.Tensor, str]) -> dict[str, Any]:
         """Masks by name, None before the first pruning, and for how many steps they have been so."""
@@ -74,7 +90,7 @@ class MaskTracker:
         weights = {name: weight for weight, name in names.items()}
         moved = {weights[name]: mask.to(weights[name].device) for name, mask in (masks or {}).items()}
         self._masks = None if masks is None else moved
-        self._of_layout.clear()
+        self._forget_places()
 
     def survivors(self, bucket: dist.GradBucket, enforced: bool = True) -> Survivors:
         """Where the bucket's survivors are, all if masks are not enforced; listed anew when its layout has changed."""

@@ -198,6 +198,13 @@ class MethodState(Checkpointed):
             ValueError: it cannot.
         """
 
+    def check_workers(self, world_size: int) -> None:
+        """Look whether so many workers can use the method, before anything starts.
+
+        Raises:
+            ValueError: they cannot.
+        """
+
     @property
     def may_join(self) -> bool:
         """Whether uneven inputs will do, ``ddp.join()``: a rank that has joined sends zeros, but makes no step."""
@@ -215,6 +222,7 @@ class MethodState(Checkpointed):
             ValueError: it cannot.
         """
         self.check_optimizer(optimizer)
+        self.check_workers(dist.get_world_size(ddp.process_group))
 
     def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
         """Take a place on this rank, after ``check``; collective where a method needs it to be."""

@@ -33,7 +33,7 @@ from torch.futures import Future
 from baselines._calls import AllGather, Call
 from baselines._memory import BucketMemory
 from baselines._momentum import MomentumState
-from baselines._parameters import parameters
+from baselines._parameters import Count, Decay, parameters
 from baselines._state import Shapes, all_gather_bytes
 from baselines._streams import used_here
 
@@ -68,9 +68,9 @@ class State(MomentumState):
     adjustable = ("topk", "decay")
     remembers = ("momentum",)
 
-    topk: Annotated[int, Field(ge=1)] = 32
+    topk: Count = 32
     chunk: Annotated[int, Field(ge=1, le=128)] = 64
-    decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    decay: Decay = 0.999
     sign: bool = True
 
     def __post_init__(self) -> None:

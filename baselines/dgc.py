@@ -38,7 +38,7 @@ from baselines._calls import AllGather, AllReduce, Call
 from baselines._memory import BucketMemory, Draft, WeightMemory
 from baselines._momentum import MomentumState
 from baselines._names import refuse_sparse_embeddings
-from baselines._parameters import parameters
+from baselines._parameters import Decay, Positive, Share, Steps, parameters
 from baselines._sparse import all_gather_mean, padded, sampled_top, share, sparse_bytes
 from baselines._state import Shapes, numel, ring_all_reduce_bytes
 
@@ -83,11 +83,11 @@ class State(MomentumState):
     remembers = ("u", "v", "m", "decay")
     takes_sparse_embeddings = False
 
-    ratio: Annotated[float, Field(gt=0, le=1)] = 0.001
-    warmup_steps: Annotated[int, Field(ge=0)] = 20
-    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    ratio: Share = 0.001
+    warmup_steps: Steps = 20
+    momentum: Decay | None = None
     momentum_masking: bool = True
-    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    clip_norm: Positive | None = None
     dense_vectors: bool = True
     sample_ratio: Annotated[float, Field(ge=0.01, le=1)] = 0.01
 

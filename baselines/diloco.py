@@ -12,11 +12,10 @@ little, because its code also stands for small changes.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 import torch.distributed as dist
-from pydantic import Field
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
@@ -24,7 +23,7 @@ from baselines._calls import AllReduce, Call, sent_bytes
 from baselines._lane import settled
 from baselines._local import LocalState, all_reduce_mean, average_in_place
 from baselines._outer import Outer
-from baselines._parameters import parameters
+from baselines._parameters import Count, Decay, Positive, parameters
 from baselines._ring import int8_ring_calls, int8_ring_mean
 from baselines._state import Shapes, numel
 
@@ -56,9 +55,9 @@ class State(LocalState):
     adjustable = ("period",)
     remembers = ("outer", "met_at")
 
-    period: Annotated[int, Field(ge=1)] = 500
-    outer_lr: Annotated[float, Field(gt=0)] = 0.7
-    outer_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    period: Count = 500
+    outer_lr: Positive = 0.7
+    outer_momentum: Decay = 0.9
     values: Literal["fp32", "int8"] = "fp32"
 
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:

@@ -26,18 +26,16 @@ no more than rounding errors beside the longest makes no update.
 from __future__ import annotations
 
 import math
-from typing import Annotated
 
 import torch
 import torch.distributed as dist
-from pydantic import Field
 from torch.futures import Future
 
 from baselines._lane import settled
 from baselines._low_rank import LowRankState, Shape, columns, power_iteration, split
 from baselines._memory import BucketMemory, Draft
 from baselines._momentum import MomentumState
-from baselines._parameters import parameters
+from baselines._parameters import Decay, Seed, Share, parameters
 from baselines._state import numel
 
 LABEL = "Dion"
@@ -74,9 +72,9 @@ class State(MomentumState, LowRankState):
     adjustable = ("mu",)
     remembers = ("momentum", "q")
 
-    rank_fraction: Annotated[float, Field(gt=0, le=1)] = 0.25
-    mu: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    seed: Annotated[int, Field(ge=0)] = 0
+    rank_fraction: Share = 0.25
+    mu: Decay = 0.95
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,16 +10,13 @@ Between two averages the ranks hold different parameters, so accuracies are meas
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
 import torch.distributed as dist
-from pydantic import Field
 from torch.futures import Future
 
 from baselines._lane import settled
 from baselines._local import LocalState, average_in_place
-from baselines._parameters import parameters
+from baselines._parameters import Count, Steps, parameters
 from baselines._state import MethodState, Shapes, numel, ring_all_reduce_bytes
 from baselines.dense import dense_hook
 
@@ -45,8 +42,8 @@ class State(LocalState):
     warmup_parameters = ("warmup_steps",)
     adjustable = ("period",)
 
-    period: Annotated[int, Field(ge=1)] = 8
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    period: Count = 8
+    warmup_steps: Steps = 0
 
     @property
     def steady_from_step(self) -> int:

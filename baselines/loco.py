@@ -17,11 +17,10 @@ it has the gradient's dtype.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 import torch.distributed as dist
-from pydantic import Field
 from torch.futures import Future
 from torch.nn.functional import pad
 
@@ -29,7 +28,7 @@ from baselines._calls import AllToAll, Call, sent_bytes
 from baselines._exchange import from_records, reduced_by_owners, shard_sizes, to_records
 from baselines._lane import LaneState, settled
 from baselines._memory import BucketMemory, Draft
-from baselines._parameters import parameters
+from baselines._parameters import Count, Share, parameters
 from baselines._pieces import pieces
 from baselines._quantise import packed_fields, unpacked_fields
 from baselines._state import Shapes, numel
@@ -60,8 +59,8 @@ class State(LaneState):
     remembers = ("error",)
 
     bits: Literal[4, 8] = 4
-    beta: Annotated[float, Field(gt=0, le=1)] = 0.05
-    reset_every: Annotated[int, Field(ge=1)] = 512
+    beta: Share = 0.05
+    reset_every: Count = 512
 
     def __post_init__(self) -> None:
         super().__post_init__()

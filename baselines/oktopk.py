@@ -21,11 +21,10 @@ The authors' code for BERT begins with 512 dense steps, that for VGG and LSTM wi
 from __future__ import annotations
 
 from itertools import accumulate
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
-from pydantic import Field
 from torch.futures import Future
 from torch.nn.functional import pad
 
@@ -46,7 +45,7 @@ from baselines._exchange import (
 )
 from baselines._lane import LaneState, settled
 from baselines._memory import BucketMemory, Drafts
-from baselines._parameters import parameters
+from baselines._parameters import Share, Steps, parameters
 from baselines._sparse import INDEX, at_most_places_of, exact_top, places_of, sampled_top, share, sparse_bytes
 from baselines._state import Shapes, all_gather_bytes, numel, ring_all_reduce_bytes
 from baselines.dense import dense_hook
@@ -104,9 +103,9 @@ class State(LaneState):
     remembers = ("residual", "cuts")
     warmup_parameters = ("warmup_steps",)
 
-    ratio: Annotated[float, Field(gt=0, le=1)] = 0.01
+    ratio: Share = 0.01
     selection: Literal["sampled", "exact"] = "sampled"
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Steps = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

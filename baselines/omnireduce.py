@@ -13,11 +13,8 @@ down.
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
 import torch.distributed as dist
-from pydantic import Field
 from torch.futures import Future
 from torch.nn.functional import pad
 
@@ -37,7 +34,7 @@ from baselines._exchange import (
 )
 from baselines._lane import LaneState, settled
 from baselines._memory import BucketMemory, Draft
-from baselines._parameters import parameters
+from baselines._parameters import Share, parameters
 from baselines._sparse import INDEX, places_of, share
 from baselines._state import Shapes, numel
 
@@ -65,7 +62,7 @@ class State(LaneState):
     swept = ("ratio",)
     remembers = ("residual",)
 
-    ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
+    ratio: Share = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -24,18 +24,15 @@ steps: give as many.
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
 import torch.distributed as dist
-from pydantic import Field
 from torch.futures import Future
 
 from baselines._adam import AdamState, dense_step, signs_calls, signs_mean
 from baselines._calls import Call, sent_bytes
 from baselines._lane import settled
 from baselines._memory import Draft
-from baselines._parameters import parameters
+from baselines._parameters import Decay, Positive, Steps, parameters
 from baselines._state import Shapes, numel, ring_all_reduce_bytes
 
 LABEL = "1-bit Adam"
@@ -67,10 +64,10 @@ class State(AdamState):
     remembers = ("m", "v", "error", "owner_error")
     scale_order = 2
 
-    warmup_steps: Annotated[int, Field(ge=0)] = 20
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    eps: Annotated[float, Field(gt=0)] = 1e-8
+    warmup_steps: Steps = 20
+    beta1: Decay = 0.9
+    beta2: Decay = 0.999
+    eps: Positive = 1e-8
 
     @property
     def steady_from_step(self) -> int:

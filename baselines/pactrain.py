@@ -50,11 +50,11 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import ValidationInfo, field_validator, model_validator
 from pydantic_core import ArgsKwargs
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
@@ -68,7 +68,7 @@ from baselines._masked_local import MaskedLocalState
 from baselines._masks import MaskTracker, Survivors
 from baselines._memory import BucketMemory, Draft
 from baselines._names import sparse_embeddings
-from baselines._parameters import parameters
+from baselines._parameters import Count, Decay, Positive, Seed, Share, Steps, parameters
 from baselines._pruning import cubic_density, hessian_gradient, mean_over_ranks, most_important, prove_equal
 from baselines._quantise import Dice, add_scaled, own_scales, refuse_overflow, ternarise
 from baselines._state import SavingBound, Shapes, numel, ring_all_reduce_bytes
@@ -135,25 +135,25 @@ class State(MaskedLocalState):
     warmup_parameters = ("warmup_steps",)
     goodput_note = GOODPUT_NOTE
 
-    density: Annotated[float, Field(gt=0, le=1)] = 0.2
+    density: Share = 0.2
     values: Literal["fp32", "ternary"] = "fp32"
-    warmup_steps: Annotated[int, Field(ge=0)] = 20
+    warmup_steps: Steps = 20
     prune: Literal["magnitude", "grasp", "grasp-magnitude"] = "magnitude"
     scope: Literal["global", "layer"] = "global"
-    prune_steps: Annotated[int, Field(ge=1)] = 1
-    prune_every: Annotated[int, Field(ge=1)] = 10
+    prune_steps: Count = 1
+    prune_every: Count = 10
     gse: bool = True
     compact: bool = True
-    stable_after: Annotated[int, Field(ge=0)] = 0
+    stable_after: Steps = 0
     rounding: Literal["random", "nearest"] = "random"
     scales: Literal["shared", "private"] = "shared"
     average: bool = True
     error_feedback: bool = False
     adaptive: bool = False
-    local_period: Annotated[int, Field(ge=1)] | None = None
-    outer_lr: Annotated[float, Field(gt=0)] = 0.7
-    outer_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    seed: Annotated[int, Field(ge=0)] = 0
+    local_period: Count | None = None
+    outer_lr: Positive = 0.7
+    outer_momentum: Decay = 0.9
+    seed: Seed = 0
     variant: Literal["faithful", "prototype", "best", "local"] = "faithful"
 
     @model_validator(mode="before")
@@ -278,8 +278,10 @@ class State(MaskedLocalState):
         if self.prune != "magnitude" and loss is None:
             needed = "needs the Hessian: register the state with loss=..., or prune by magnitude"
             raise ValueError(f"prune={self.prune!r} {needed}")
+
+    def check_workers(self, world_size: int) -> None:
         if self.adaptive or self.values == "ternary":
-            refuse_overflow(dist.get_world_size(ddp.process_group))
+            refuse_overflow(world_size)
 
     def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
         super().bind(ddp, optimizer)

@@ -9,19 +9,14 @@ Synchronous: servers wait for all workers. A real server keeps the weights and s
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated
-
 import torch
 import torch.distributed as dist
-from pydantic import Field
 from torch.futures import Future
-from torch.nn.parallel import DistributedDataParallel
 
 from baselines._calls import Call, Pull, Push
 from baselines._exchange import shard_sizes
 from baselines._lane import LaneState, settled
-from baselines._parameters import parameters
+from baselines._parameters import Count, parameters
 from baselines._state import Shapes, numel
 
 LABEL = "Parameter server"
@@ -44,7 +39,7 @@ class State(LaneState):
     most_copies = 6.0
     as_given = True
 
-    servers: Annotated[int, Field(ge=1)] = 1
+    servers: Count = 1
 
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
         return 2 * (world_size - 1) / world_size * 4 * numel(shapes)
@@ -62,15 +57,9 @@ class State(LaneState):
     def accumulates(self) -> bool:
         return True
 
-    def check(
-        self,
-        ddp: DistributedDataParallel,
-        optimizer: torch.optim.Optimizer,
-        loss: Callable[[], torch.Tensor] | None,
-    ) -> None:
-        super().check(ddp, optimizer, loss)
-        if self.servers > (workers := dist.get_world_size(ddp.process_group)):
-            raise ValueError(f"servers: {self.servers} of {workers} workers cannot be; at most all of them")
+    def check_workers(self, world_size: int) -> None:
+        if self.servers > world_size:
+            raise ValueError(f"servers: {self.servers} of {world_size} workers cannot be; at most all of them")
 
 
 def parameter_server_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:

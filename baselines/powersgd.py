@@ -15,17 +15,14 @@ with their first one as rows. Apart from the random start, it is torch's ``power
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
 import torch.distributed as dist
-from pydantic import Field
 from torch.futures import Future
 
 from baselines._lane import settled
 from baselines._low_rank import LowRankState, Shape, columns, power_iteration, split
 from baselines._memory import BucketMemory, Draft
-from baselines._parameters import parameters
+from baselines._parameters import Count, Positive, Seed, Steps, parameters
 from baselines._pieces import by_rows
 from baselines._state import Shapes, numel, ring_all_reduce_bytes
 from baselines.dense import dense_hook
@@ -59,11 +56,11 @@ class State(LowRankState):
     warmup_parameters = ("warmup_steps",)
     remembers = ("residual", "q")
 
-    rank: Annotated[int, Field(ge=1)] = 4
-    min_compression_rate: Annotated[float, Field(gt=0)] = 2
+    rank: Count = 4
+    min_compression_rate: Positive = 2
     error_feedback: bool = True
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    seed: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Steps = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

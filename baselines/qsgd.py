@@ -12,11 +12,10 @@ run through a DDP bucket, across parameters.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 import torch.distributed as dist
-from pydantic import Field
 from torch.futures import Future
 from torch.nn.functional import pad
 from torch.nn.parallel import DistributedDataParallel
@@ -24,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from baselines._calls import AllToAll, Call, sent_bytes
 from baselines._exchange import from_records, reduced_by_owners, shard_sizes, to_records
 from baselines._lane import LaneState, settled
-from baselines._parameters import parameters
+from baselines._parameters import Seed, parameters
 from baselines._pieces import ENTRIES, pieces
 from baselines._quantise import Dice, packed_fields, unpacked_fields
 from baselines._state import Shapes, numel
@@ -57,7 +56,7 @@ class State(LaneState):
     remembers = ("dice",)
 
     bits: Literal[2, 4, 8] = 8
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
 
     @property
     def levels(self) -> int:

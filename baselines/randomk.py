@@ -14,16 +14,13 @@ chosen as often as any other, and drawing costs k numbers rather than a permutat
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
 import torch.distributed as dist
-from pydantic import Field
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from baselines._memory import BucketMemory
-from baselines._parameters import parameters
+from baselines._parameters import Seed, Share, parameters
 from baselines._sparse import share
 from baselines._state import MethodState, Shapes, numel, ring_all_reduce_bytes
 from baselines._streams import used_here
@@ -53,9 +50,9 @@ class State(MethodState):
     most_copies = 5.0
     remembers = ("residual", "dice")
 
-    ratio: Annotated[float, Field(gt=0, le=1)] = 0.01
+    ratio: Share = 0.01
     error_feedback: bool = True
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

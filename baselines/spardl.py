@@ -24,17 +24,15 @@ Where the paper leaves room, or this differs:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated
 
 import torch
 import torch.distributed as dist
-from pydantic import Field
 from torch.futures import Future
 
 from baselines._calls import AllGather, Call, Shift
 from baselines._lane import LaneState, settled
 from baselines._memory import BucketMemory
-from baselines._parameters import parameters
+from baselines._parameters import Share, parameters
 from baselines._ring import exchange
 from baselines._sparse import pack, padded, sampled_top, share, sparse_bytes, unpack
 from baselines._state import Shapes
@@ -63,7 +61,7 @@ class State(LaneState):
     most_copies = 5.0
     remembers = ("residual",)
 
-    ratio: Annotated[float, Field(gt=0, le=1)] = 0.01
+    ratio: Share = 0.01
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -36,7 +36,7 @@ from baselines._lane import settled
 from baselines._local import LocalState
 from baselines._memory import WeightMemory
 from baselines._outer import Outer
-from baselines._parameters import parameters
+from baselines._parameters import Count, Positive, Share, parameters
 from baselines._quantise import packed_fields, unpacked_fields
 from baselines._sparse import share
 from baselines._state import Shapes, all_gather_bytes
@@ -77,11 +77,11 @@ class State(LocalState):
     adjustable = ("period", "ratio")
     remembers = ("outer", "error", "met_at")
 
-    period: Annotated[int, Field(ge=1)] = 20
-    ratio: Annotated[float, Field(gt=0, le=1)] = 1 / 64
+    period: Count = 20
+    ratio: Share = 1 / 64
     bits: Literal[2, 4, 8, 32] = 2
     decay: Annotated[float, Field(ge=0, le=1)] = 0.95
-    outer_lr: Annotated[float, Field(gt=0)] = 1.0
+    outer_lr: Positive = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

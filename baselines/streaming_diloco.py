@@ -39,7 +39,7 @@ from baselines._calls import AllGather, AllReduce, Call, sent_bytes
 from baselines._lane import settled
 from baselines._local import LocalState
 from baselines._outer import Outer, wide_dtype
-from baselines._parameters import parameters
+from baselines._parameters import Count, Decay, Positive, Steps, parameters
 from baselines._quantise import by_byte, norms, numbers, packed_fields
 from baselines._state import MethodState, Shapes, numel
 
@@ -81,12 +81,12 @@ class State(LocalState):
 
     is_streaming = True
 
-    period: Annotated[int, Field(ge=1)] = 100
-    fragments: Annotated[int, Field(ge=1)] = 4
-    delay: Annotated[int, Field(ge=0)] = 1
+    period: Count = 100
+    fragments: Count = 4
+    delay: Steps = 1
     mix: Annotated[float, Field(ge=0, le=1)] = 0.5
-    outer_lr: Annotated[float, Field(gt=0)] = 0.4
-    outer_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    outer_lr: Positive = 0.4
+    outer_momentum: Decay = 0.9
     values: Literal["e3m0", "fp32"] = "e3m0"
 
     def __post_init__(self) -> None:

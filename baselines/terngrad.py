@@ -11,12 +11,8 @@ sums codes of one byte by an ordinary all-reduce.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated
-
 import torch
 import torch.distributed as dist
-from pydantic import Field
 from torch.futures import Future
 from torch.nn.functional import pad
 from torch.nn.parallel import DistributedDataParallel
@@ -24,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from baselines._calls import AllReduce, AllToAll, Call, sent_bytes
 from baselines._exchange import reduced_by_owners, shard_sizes
 from baselines._lane import LaneState, settled
-from baselines._parameters import parameters
+from baselines._parameters import Seed, parameters
 from baselines._quantise import (
     Dice,
     add_scaled,
@@ -63,7 +59,7 @@ class State(LaneState):
     most_copies = 5.0
     remembers = ("dice",)
 
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
 
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
         return sent_bytes(self.calls(shapes, world_size), world_size)
@@ -72,14 +68,8 @@ class State(LaneState):
         n = numel(shapes)
         return [AllReduce(4 * len(shapes)), AllToAll(n * CODE_BITS / 8), AllToAll(n * sum_bits(world_size) / 8)]
 
-    def check(
-        self,
-        ddp: DistributedDataParallel,
-        optimizer: torch.optim.Optimizer,
-        loss: Callable[[], torch.Tensor] | None,
-    ) -> None:
-        super().check(ddp, optimizer, loss)
-        refuse_overflow(dist.get_world_size(ddp.process_group))
+    def check_workers(self, world_size: int) -> None:
+        refuse_overflow(world_size)
 
     def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
         super().bind(ddp, optimizer)

@@ -22,11 +22,10 @@ from __future__ import annotations
 import math
 from functools import cache
 from itertools import combinations
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 import torch.distributed as dist
-from pydantic import Field
 from torch.distributions import Normal
 from torch.futures import Future
 from torch.nn.functional import pad
@@ -36,7 +35,7 @@ from baselines._calls import AllReduce, AllToAll, Call
 from baselines._exchange import shard_sizes
 from baselines._lane import LaneState, settled
 from baselines._memory import BucketMemory, Draft
-from baselines._parameters import parameters
+from baselines._parameters import Seed, parameters
 from baselines._pieces import pieces
 from baselines._quantise import Dice, by_byte, packed_fields
 from baselines._state import Shapes, numel
@@ -71,7 +70,7 @@ class State(LaneState):
 
     bits: Literal[2, 4] = 4
     error_feedback: bool = True
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

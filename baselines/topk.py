@@ -11,16 +11,15 @@ exact.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 import torch.distributed as dist
-from pydantic import Field
 from torch.futures import Future
 
 from baselines._calls import AllGather, Call
 from baselines._memory import BucketMemory
-from baselines._parameters import parameters
+from baselines._parameters import Share, parameters
 from baselines._sparse import all_gather_mean, exact_top, padded, sampled_top, share, sparse_bytes
 from baselines._state import MethodState, Shapes
 
@@ -51,7 +50,7 @@ class State(MethodState):
     most_copies = 5.0
     remembers = ("residual",)
 
-    ratio: Annotated[float, Field(gt=0, le=1)] = 0.01
+    ratio: Share = 0.01
     selection: Literal["sampled", "exact"] = "sampled"
     error_feedback: bool = True
 

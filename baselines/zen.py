@@ -13,11 +13,8 @@ without a table; the paper's has several levels and resolves collisions on a GPU
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
 import torch.distributed as dist
-from pydantic import Field
 from torch.futures import Future
 from torch.nn.functional import pad
 
@@ -36,7 +33,7 @@ from baselines._exchange import (
 )
 from baselines._lane import LaneState, settled
 from baselines._memory import BucketMemory, Draft
-from baselines._parameters import parameters
+from baselines._parameters import Share, parameters
 from baselines._quantise import packed_bits, unpacked_bits
 from baselines._sparse import INDEX, places_of, sampled_top, share
 from baselines._state import Shapes, numel, ring_all_reduce_bytes
@@ -67,7 +64,7 @@ class State(LaneState):
     host_synchronisations_a_bucket = 3
     remembers = ("residual",)
 
-    ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
+    ratio: Share = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

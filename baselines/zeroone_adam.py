@@ -32,11 +32,9 @@ scenario `language` the training diverged with two of three seeds.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
 
 import torch
 import torch.distributed as dist
-from pydantic import Field
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
@@ -47,7 +45,7 @@ from baselines._local import LocalState
 from baselines._memory import BucketMemory, Draft, Drafts, WeightMemory
 from baselines._names import refuse_sparse_embeddings
 from baselines._outer import Outer, wide_dtype
-from baselines._parameters import parameters
+from baselines._parameters import Count, Decay, Positive, Steps, parameters
 from baselines._state import Shapes, numel, ring_all_reduce_bytes
 
 LABEL = "0/1 Adam"
@@ -81,12 +79,12 @@ class State(LocalState, AdamState):
     scale_order = 1
     takes_sparse_embeddings = False
 
-    warmup_steps: Annotated[int, Field(ge=0)] = 20
-    gap_doubles_after: Annotated[int, Field(ge=0)] = 16
-    period: Annotated[int, Field(ge=1)] = 16
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    eps: Annotated[float, Field(gt=0)] = 1e-8
+    warmup_steps: Steps = 20
+    gap_doubles_after: Steps = 16
+    period: Count = 16
+    beta1: Decay = 0.9
+    beta2: Decay = 0.999
+    eps: Positive = 1e-8
 
     @property
     def accumulates(self) -> bool:

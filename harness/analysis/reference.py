@@ -179,6 +179,7 @@ def _differences_of_cases(old: Case, new: Case) -> list[str]:
         f"{section}.{field} is {now!r} and was {then!r}"
         for section in Case.model_fields
         for field in type(getattr(old, section)).model_fields
+        if field != "timeout_s"  # it ends what hangs, and is in no figure
         if (now := _said(new, section, field)) != (then := _said(old, section, field))
     ]
 

@@ -110,7 +110,7 @@ class FakeCluster:
     """
 
     name = "fake"
-    machine = this_machine()._replace(changes_links=True)
+    machine = this_machine()._replace(changes_links=True, is_here=False)
 
     def __init__(self, script: Script = recite) -> None:
         self._script = script

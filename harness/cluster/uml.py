@@ -52,6 +52,7 @@ class UmlCluster(NetnsCluster):
         network_s=20.0,
         trial_s=27.0,
         error_s=7e-3,
+        is_here=True,
         changes_links=True,
     )
     surely_carried_bps = 250_000_000

@@ -91,7 +91,7 @@ def _put_interfaces_back() -> list[str]:
 def _delete_half_written(results: Path) -> list[str]:
     removed = []
     for path in results.rglob(".*"):
-        with suppress(FileNotFoundError):  # its writer has just made it whole
+        with suppress(FileNotFoundError, PermissionError):  # its writer has just made it whole; or it is another user's
             if HALF_WRITTEN.fullmatch(path.name) and time.time() - path.stat().st_mtime > LEFT_S:
                 path.unlink()
                 removed.append(f"deleted {path}")

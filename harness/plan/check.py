@@ -156,19 +156,25 @@ def _check_saves(scenario: Scenario, case: Case) -> None:
 
 
 def check_methods(scenario: Scenario, case: Case) -> None:
-    """A method may need something of the optimizer that only some have.
+    """A method may need something of the optimizer that only some have, and may be for some numbers of workers alone.
 
     Raises:
-        UsageError: this one has not.
+        UsageError: this optimizer, or this number, will not do.
     """
     for method in scenario.methods:
-        train = method.settings(case.train)
+        train, workers = method.settings(case.train), case.cluster.workers
         try:
             state_of(method).check_optimizer(optimizer_like(train))
         except ValueError as error:
             found = f"{train.optimizer.name} with {method.label}"
             allowed = f"what the method can work with: {error}. A method may have an optimizer of its own"
             raise UsageError.at(scenario.name, "train.optimizer", found, allowed) from None
+        try:
+            if case.can_be_emulated:  # of more, what they would send is predicted all the same
+                state_of(method).check_workers(workers)
+        except ValueError as error:
+            allowed = f"what the method can work with: {error}"
+            raise UsageError.at(scenario.name, "cluster.workers", f"{workers} with {method.label}", allowed) from None
 
 
 def optimizer_like(train: Train) -> torch.optim.Optimizer:

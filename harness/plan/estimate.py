@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
 
 from baselines._calls import AllReduce
 from baselines._state import numel
@@ -26,14 +25,21 @@ from harness.plan.expected import lower_bound_s, network_of, shapes_of, state_of
 from harness.plan.machine import Machine
 from harness.plan.status import UNSETTLED_STEPS
 from harness.plan.trial import Trial
-from harness.scenario.schema import DENSE
+from harness.scenario.schema import DENSE, Train
 from harness.units import format_time
 from harness.workload import profile as profiles
+from harness.workload import speed
 from harness.workload.data import DATASETS
-from harness.workload.models import MODELS
 
-ASSUMED_FLOPS_PER_CORE = 2e10
-"""For estimates before anything has run; what a trial computes in is measured, never assumed."""
+ASSUMED_FLOPS_PER_CORE = 3.5e10
+"""Of a model that is too large to try it, or where workers compute elsewhere."""
+
+IN_TURN = 1.75
+"""How much longer workers train that share cores than if each did so alone, one after the other: for caches, and for
+what DDP copies. (Small nets and a small GPT, four and eight workers on two cores: 1.6 to 1.9 times.)"""
+
+PRETRAINING_S = 6.0
+"""What a pre-training takes beside its steps and its two evaluations: for torch, and for the data."""
 
 ADDED_S, MORE_ADDED_S, ADDED_S_PER_BYTE = 2e-3, 0.6e-3, 1e-10
 """What a machine adds to a step for each worker that shares a core: for its first collective, whose threads it wakes;
@@ -46,6 +52,9 @@ method that is not in it."""
 CODEC_SHARE = 0.6
 """The part of that time by which a step gets longer: the rest passes while links or the device are waited for.
 (ResNet152 and ViT-B/16, ternary codes and top-k: 0.2 to 0.9; ``pacbench reproduce``.)"""
+
+FORWARD_SHARE = 1 / 3
+"""Of the operations of a forward and backward pass."""
 
 START_S = 1.0
 """What a trial takes beside its steps for each worker that shares a core with others."""
@@ -81,6 +90,7 @@ again, or slower than usual. Who allows much begins where what is added grows fa
 
 def total_s(trials: Sequence[Trial], machine: Machine) -> float:
     """Estimated wall time of these trials on a fresh cluster."""
+    pretraining_s = sum(_pretraining_s(trial, machine) for trial in _pretrained(trials))
     networks = {
         (trial.case, trial.shrink, trial.round, _usual_slowing(trial, machine).steady): trial for trial in trials
     }
@@ -89,7 +99,7 @@ def total_s(trials: Sequence[Trial], machine: Machine) -> float:
     probing_s = sum(_probing_s(trial, machine) for trial in kinds.values())
     again_s = sum(_again_s(trial, machine) for trial in kinds.values())
     trials_s = sum(time_s(trial, machine) for trial in trials)
-    return machine.bring_up_s + networks_s + probing_s + again_s + trials_s
+    return machine.bring_up_s + pretraining_s + networks_s + probing_s + again_s + trials_s
 
 
 def total_as_text(trials: Sequence[Trial], machine: Machine) -> str:
@@ -122,7 +132,7 @@ def _shared(trial: Trial, machine: Machine) -> float:
 def _meeting_s(trial: Trial, dilation: float) -> float:
     """Wall time of what ranks tell one another off the training clock."""
     train = trial.case.train
-    evaluations = 0 if train.replay else 1 + math.ceil(train.steps / train.eval_every)
+    evaluations = 0 if train.replay else _evaluations(train)
     once_s = network_of(trial.expected.topology, dilation).timing(AllReduce(ENTRY_BYTES)).took_s
     return (OFF_THE_CLOCK + OFF_THE_CLOCK_BY_EVALUATION * evaluations) * dilation * once_s
 
@@ -130,18 +140,28 @@ def _meeting_s(trial: Trial, dilation: float) -> float:
 def least_dilation(trial: Trial, machine: Machine) -> float:
     """Below which a dilation need not be looked for: netem's timers know real time alone, and what computes needs CPUs.
 
-    The latter is taken to be about as fast here as on the profile's device. What does not fit into the device's time
-    may be a part of the step.
+    What does not fit into the device's time may be a part of the step.
     """
     least = 1.0 if trial.expected.topology.needs_netem else LADDER[0]
     if trial.case.train.replay:
         return least
     computing_s = _undelayed_s(trial, 0.0)
-    needs_s = BUSIER * computing_s * trial.case.cluster.workers / machine.cpu_count
+    needs_s = BUSIER * _times_slower(trial, machine) * computing_s * trial.case.cluster.workers / machine.cpu_count
     keeps_up = needs_s / (computing_s + trial.case.train.most_added * steady_s(trial))
     if keeps_up < 1:
         keeps_up = min(1.0, needs_s / (computing_s + MOST_LATE * steady_s(trial)))
     return max(least, keeps_up)
+
+
+def _times_slower(trial: Trial, machine: Machine) -> float:
+    """How many times as long workers compute here as the profile's device would; 1 where that is not known."""
+    profile, passes_s = trial.expected.profile, _tried_s(trial.case.train, machine)
+    return passes_s / (profile.forward_s + profile.backward_s) if profile and passes_s else 1.0
+
+
+def _tried_s(train: Train, machine: Machine) -> float | None:
+    """Seconds of a forward and backward pass on a core, as tried; None: workers compute elsewhere, or for too long."""
+    return speed.passes_s(train.model, train.batch_size) if machine.is_here else None
 
 
 def usual_dilation(trial: Trial, machine: Machine, slower: float = 1.0) -> float:
@@ -280,17 +300,43 @@ def _device_s(trial: Trial) -> float:
 
 
 def _training_s(trial: Trial, machine: Machine) -> tuple[float, float]:
-    """Seconds of all steps' computation and of all evaluations, from the model's operation count."""
+    """Seconds of all steps' computation and of all evaluations, by what a pass takes here, or by its operations."""
     train, workers = trial.case.train, trial.case.cluster.workers
-    flops = _flops_per_sample(train.model)
-    flops_per_s = ASSUMED_FLOPS_PER_CORE * min(machine.cpu_count, workers)
-    compute_s = train.steps * flops * train.samples_per_step * workers / flops_per_s
-    evaluations = math.ceil(train.steps / train.eval_every)
-    forward_share = 1 / 3  # of the operations of a forward and backward pass
+    in_turn, at_once = (IN_TURN, machine.cpu_count) if workers > machine.cpu_count else (1.0, workers)
+    compute_s = train.steps * train.samples_per_step * _sample_s(train, machine) * workers * in_turn / at_once
+    return compute_s, _evaluations(train) * _evaluation_s(train, machine) / at_once
+
+
+def _evaluations(train: Train) -> int:
+    """How often a training evaluates: also before its first step."""
+    return 1 + math.ceil(train.steps / train.eval_every)
+
+
+def _evaluation_s(train: Train, machine: Machine) -> float:
+    """Seconds of one core for the whole test set."""
     test_size = DATASETS[train.dataset].in_folder(train.data_dir).test_size
-    return compute_s, evaluations * forward_share * flops * test_size / flops_per_s
+    return FORWARD_SHARE * _sample_s(train, machine) * test_size
 
 
-@cache
-def _flops_per_sample(model: str) -> int:
-    return MODELS[model].flops_per_sample()
+def _sample_s(train: Train, machine: Machine) -> float:
+    """Seconds of one core for a forward and backward pass of a sample."""
+    passes_s = _tried_s(train, machine)
+    return passes_s / train.batch_size if passes_s else speed.flops_per_sample(train.model) / ASSUMED_FLOPS_PER_CORE
+
+
+def _pretrained(trials: Iterable[Trial]) -> Iterable[Trial]:
+    """A trial for each pre-training; one that was made before is made no more, which only its run looks up."""
+    fields = {"model", "dataset", "batch_size", "accumulate", "optimizer", "pretrain"}
+    return {
+        (trial.case.train.model_dump_json(include=fields), trial.case.cluster.workers, trial.seed): trial
+        for trial in trials
+        if trial.case.train.pretrain
+    }.values()
+
+
+def _pretraining_s(trial: Trial, machine: Machine) -> float:
+    """Wall time of a training by one process on what all workers together would learn from."""
+    train, asked = trial.case.train, trial.case.train.pretrain
+    assert asked
+    samples = asked.steps * train.samples_per_step * trial.case.cluster.workers
+    return PRETRAINING_S + samples * _sample_s(train, machine) + 2 * _evaluation_s(train, machine)

@@ -29,6 +29,8 @@ class Machine(NamedTuple):
     """How uncertain it stays what the machine adds to a step, in real seconds: see ``run/added.py``."""
     slows_time: bool = True
     """Whether time can be dilated there: where links have delays of their own, they would stay what they are."""
+    is_here: bool = False
+    """Whether workers compute on this computer's processor, whose speed can be tried."""
     changes_links: bool = False
     """Whether workers may ask for slower links while they train: then a spec has ``undilated``, the network that its
     case asks for, as JSON."""
@@ -44,4 +46,5 @@ class Machine(NamedTuple):
 
 def this_machine() -> Machine:
     """The computer, with the CPUs that this process may use."""
-    return Machine(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Machine(usable, is_here=True)

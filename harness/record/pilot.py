@@ -229,6 +229,8 @@ class Pilot(Section):
     phases: tuple[Phase, ...]
     left_out: tuple[str, ...]
     """What had no room in the budget, or failed, a sentence each."""
+    unsuited: str = ""
+    """Which methods were not looked at, and why."""
     took_s: float
     provenance: dict[str, Any]
 

@@ -79,6 +79,10 @@ WORKLOAD_COLUMNS = (
 """What two trials must share to learn alike, whatever their links are."""
 
 
+class DamagedRunError(UsageError):
+    """A file of a run is not what was written."""
+
+
 class Store:
     """The folder of one run."""
 
@@ -177,9 +181,9 @@ class Store:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, RecursionError) as error:
-            raise UsageError(f"{self._version}: damaged: {type(error).__name__}: {error}") from None
+            raise DamagedRunError(f"{self._version}: damaged: {type(error).__name__}: {error}") from None
         if not isinstance(found, dict) or not {"schema"} <= set(found) <= {"schema", "scenario"}:
-            raise UsageError(f"{self._version}: damaged: it does not say schema and scenario")
+            raise DamagedRunError(f"{self._version}: damaged: it does not say schema and scenario")
         return found
 
     @property
@@ -228,18 +232,20 @@ class Store:
         """The scenario of this run.
 
         Raises:
-            UsageError: its file is damaged, or was written by another version of pacbench.
+            DamagedRunError: its file is.
+            UsageError: it was written by another version of pacbench.
         """
         try:
             content = self._scenario.read_bytes()
-            found = Scenario.model_validate_json(content)
         except OSError as error:
             raise UsageError(f"{self._scenario}: cannot be read: {error.strerror}") from None
+        if self._said_of_the_store().get("scenario", digest(content)) != digest(content):
+            raise DamagedRunError(f"{self._scenario}: damaged: it is not what the run was started with")
+        try:
+            found = Scenario.model_validate_json(content)
         except ValidationError as error:
             reason = in_words(error)
             raise UsageError(f"{self._scenario}: not a scenario this version can read ({reason})") from None
-        if self._said_of_the_store().get("scenario", digest(content)) != digest(content):
-            raise UsageError(f"{self._scenario}: damaged: it is not what the run was started with")
         check_stored(found, self._scenario)
         return found
 
@@ -398,11 +404,19 @@ def runs(results: Path, scenario: Scenario) -> Iterator[Store]:
 
 
 def runs_named(results: Path, name: str) -> Iterator[tuple[Store, Scenario]]:
-    """The runs of scenarios of this name under ``results``, newest first, and what each scenario says."""
+    """The runs of scenarios of this name under ``results``, newest first, and what each scenario says.
+
+    Those that another version of pacbench wrote are passed over where this one cannot read them.
+
+    Raises:
+        DamagedRunError: one is.
+    """
     for folder in sorted(results.glob(f"{escape(name)}-*"), reverse=True):
         try:
             store = Store.open(folder)
             found = store.scenario()
+        except DamagedRunError as error:
+            raise DamagedRunError(f"{error}; move it away to go on") from None
         except UsageError:
             continue
         if found.name == name:

@@ -97,6 +97,7 @@ measured. What is refused is refused in one line; so are FSDP and bare modules.
 * **other number of workers on resume**: taken, or refused because each rank has residuals of its own.
 * **waits for a GPU**: how often its hook makes the host wait for the device in a bucket, where what is sent has lengths
   that depend on the gradients' values. Every method waits once more at the end of a step, to tell what is not finite.
+  So does PacTrain where it prunes, and where its `adaptive` chooses anew.
 * **may change in training**: parameters that may be assigned after the start.
 """
 

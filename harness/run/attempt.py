@@ -10,15 +10,21 @@ from harness.cluster.emulated import as_json
 from harness.cluster.protocol import Cluster, TaskTimeoutError
 from harness.messages import HANDED, KEPT, Message
 from harness.network.addresses import worker_name
+from harness.plan.estimate import time_s
+from harness.plan.machine import Machine
 from harness.plan.status import DISTURBED, DONE, TIMEOUT
 from harness.plan.trial import Trial
 from harness.record.checkpoint import Checkpoint
 from harness.run.added import Added
 from harness.run.checkpoints import Keeper
 from harness.run.outcome import Outcome, Watch
+from harness.units import format_time
 
 LAST_WORDS_S = 2.0
 """How long the others may still talk once one worker has failed: their logs help, their waiting for it does not."""
+
+PATIENCE, SHORTEST_TIMEOUT_S = 3, 300.0
+"""How many times what is planned a trial may take, and how long at least, unless its scenario says."""
 
 
 def attempt(
@@ -39,7 +45,6 @@ def attempt(
         keeper: keeps what the trial saves.
         begun: what it goes on from.
     """
-    train = trial.case.train
     outcome.readings = cluster.use(trial.network, trial.case.cluster.resources)
     spec: dict[str, Any] = {"trial": trial.for_workers.model_dump(mode="json", by_alias=True), "port": port}
     if trial.slowing.changes:
@@ -47,7 +52,7 @@ def attempt(
     if begun:
         outcome.go_on_from(begun.about.steps, begun.events)
         spec[HANDED] = {worker_name(rank): part for rank, part in enumerate(begun.parts)}
-    timeout_s = train.timeout_s * max(1.0, trial.dilation)
+    timeout_s, which = _timeout_s(trial, cluster.machine)
     try:
         for message in _until_failure(cluster.run("train", spec, timeout_s), outcome):
             outcome.take(message, trial, watch)
@@ -58,14 +63,20 @@ def attempt(
                 if why := within.why_too_much(trial.dilation, trial.case.train.most_added):
                     outcome.fail(DISTURBED, why)
     except TaskTimeoutError:
-        outcome.fail(TIMEOUT, f"it took longer than {timeout_s:g} s ({_how_long(trial)})")
+        outcome.fail(TIMEOUT, f"it took longer than {timeout_s:g} s ({which})")
     outcome.note_changes_of_links(trial)
     if outcome.status == DONE:
         outcome.check(trial)
 
 
-def _how_long(trial: Trial) -> str:
-    return f"train.timeout, at a dilation of {trial.dilation:g}" if trial.dilation > 1 else "train.timeout"
+def _timeout_s(trial: Trial, machine: Machine) -> tuple[float, str]:
+    """How long a trial may take, and by what."""
+    asked_s, slower = trial.case.train.timeout_s, max(1.0, trial.dilation)
+    if asked_s is not None:
+        return asked_s * slower, f"train.timeout, at a dilation of {slower:g}" if slower > 1 else "train.timeout"
+    planned_s = time_s(trial, machine)
+    limit_s = float(round(max(SHORTEST_TIMEOUT_S * slower, PATIENCE * planned_s)))
+    return limit_s, f"it was planned to take {format_time(planned_s)}; train.timeout sets another limit"
 
 
 def _until_failure(messages: Iterator[Message], outcome: Outcome) -> Iterator[Message]:

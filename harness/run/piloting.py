@@ -42,7 +42,7 @@ def pilot(request: Request, tell: Tell) -> Pilot:
             f"{request.plain} has no loss that others could be compared with: it diverged with every seed, "
             "or the script calls backward on no scalar"
         )
-    probes = smallest_setting(bench, found)
+    probes, left_open = smallest_setting(bench, found)
     outcomes = found.outcomes()
     decided = verdict(outcomes, request.plain, request.sixteen, request.tolerance, found.forecast)
     return Pilot(
@@ -60,11 +60,12 @@ def pilot(request: Request, tell: Tell) -> Pilot:
         predictions=tuple(ranked),
         trainings=tuple(found.trainings),
         beyond_s=found.forecast.beyond_s,
-        probes=tuple(probes),
+        probes=probes,
         outcomes=tuple(outcomes),
         verdict=decided,
         phases=phases(decided, outcomes, request.tolerance),
-        left_out=(*bench.left_out, *told_of_repeats(found.trainings)),
+        left_out=(*bench.left_out, *filter(None, [left_open]), *told_of_repeats(found.trainings)),
+        unsuited=request.unsuited,
         took_s=bench.passed_s,
         provenance=made_by,
     )

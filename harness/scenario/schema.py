@@ -131,6 +131,21 @@ def _dilation_as_text(dilation: float | None) -> float | str:
     return AUTO if dilation is None else dilation
 
 
+def _read_timeout(given: object) -> object:
+    return None if given == AUTO else given
+
+
+def _timeout_as_text(timeout_s: float | None) -> str:
+    return AUTO if timeout_s is None else f"{timeout_s!r}s"
+
+
+Timeout = Annotated[
+    Annotated[TimeS, Field(gt=0, le=7 * 24 * 3600)] | None,
+    BeforeValidator(_read_timeout),
+    PlainSerializer(_timeout_as_text),
+]
+
+
 def _read_shrink(given: object) -> int | None:
     if given is None or given == AUTO:
         return None
@@ -216,8 +231,9 @@ class Train(Section):
     crossing, between two evaluations by a line. None, which files write ``none``: no time to target is told."""
     bucket_bytes: Annotated[SizeBytes, Field(alias="bucket", ge=1000, le=100_000_000_000)] = 25_000_000
     """DDP's bucket size."""
-    timeout_s: Annotated[TimeS, Field(alias="timeout", gt=0, le=7 * 24 * 3600)] = 300.0
-    """A trial that takes longer is ended and recorded as ``timeout``; one that runs slower may take as much longer."""
+    timeout_s: Annotated[Timeout, Field(alias="timeout")] = None
+    """A trial that takes longer is ended and recorded as ``timeout``; one that runs slower may take as much longer.
+    None, which files write ``auto``: three times as long as is planned, and five minutes at least."""
 
     @property
     def samples_per_step(self) -> int:

@@ -79,6 +79,8 @@ def judged(out: Path, script: str, number: object, link: pd.Series, options: arg
         print(f"{' '.join(error.cmd)}\n{error.stdout}{error.stderr}", file=sys.stderr)
         return {"recommended": f"exit code {error.returncode}", "right": False}
     times_s = times_to_loss_s(judges)
+    if not times_s:
+        return {"recommended": decided.verdict.label, "soonest": "nothing comes to dense's loss", "right": False}
     best = min(times_s, key=lambda label: times_s[label])
     own_s = times_s.get(decided.verdict.label, float("inf"))
     return {

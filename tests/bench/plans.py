@@ -3,9 +3,9 @@
     nox -s plans -- --for 4min --out results/plans              # two hours, on a machine that does nothing else
     nox -s plans -- --scenarios quickstart racks --for 1h       # minutes: both end by themselves
 
-Of a scenario that would take longer, the trials are compared that end within this time, at least one. A trial is run
-with all of its steps. A scenario that was run is not run again. The command ends with an exit code of 3 unless all
-plans are near what runs took; one that cannot be run is not.
+Of a scenario that would take longer, the trials are compared that end within this time, at least one; what was spent on
+others is taken off. A trial is run with all of its steps. A scenario that was run is not run again. The command ends
+with an exit code of 3 unless all plans are near what runs took; one that cannot be run is not.
 """
 
 from __future__ import annotations
@@ -87,11 +87,22 @@ def measured(folder: Path, scenario: str, cluster: Cluster, plan: Plan, for_s: f
     """
     began_s = time.time()
     run_for(for_s, folder, ["run", scenario, "--on", cluster.name, "--rounds", "1", "--out", str(folder)])
+    attempts = Store.open(folder).attempts()
+    attempts["ended_s"] = [
+        (folder / TRIALS / f"{row.trial_id}-{row.attempt}.parquet").stat().st_mtime for row in attempts.itertuples()
+    ]
+    done = done_in(folder)
+    counts = attempts["trial_id"].isin(done)
+    last_s = attempts.loc[counts, "ended_s"].max()
+    on_others_s = attempts.loc[~counts & (attempts["ended_s"] < last_s), "wall_time_s"].sum()
+    ran = [place for place, trial in enumerate(plan.trials) if trial.id in done]
+    return {"ran": ran, "taken_s": last_s - began_s - on_others_s}
+
+
+def done_in(folder: Path) -> set[str]:
+    """The ids of trials that are done."""
     trials = Store.open(folder).trials()
-    done = trials[trials["status"] == DONE].set_index("trial_id")["attempt"]
-    ran = {place: trial.id for place, trial in enumerate(plan.trials) if trial.id in done.index}
-    last_s = max((folder / TRIALS / f"{each}-{done[each]}.parquet").stat().st_mtime for each in ran.values())
-    return {"ran": [*ran], "taken_s": last_s - began_s}
+    return set(trials.loc[trials["status"] == DONE, "trial_id"])
 
 
 def planned(scenario: str, options: argparse.Namespace) -> tuple[Cluster, Plan]:
@@ -109,19 +120,23 @@ def planned(scenario: str, options: argparse.Namespace) -> tuple[Cluster, Plan]:
 
 
 def run_for(least_s: float, folder: Path, words: list[str]) -> None:
-    """Run a command until it ends, or is interrupted: after so long, and with a trial in its folder.
+    """Run a command until it ends, or is interrupted: after so long, and with a trial that is done in its folder.
 
     Raises:
         CalledProcessError: it failed by itself.
     """
     with subprocess.Popen([sys.executable, "-m", "harness", *words]) as running:
         interrupted_at_s = time.monotonic() + least_s
-        while running.poll() is None and not (time.monotonic() > interrupted_at_s and any(folder.glob(f"{TRIALS}/*"))):
+        while running.poll() is None and (time.monotonic() < interrupted_at_s or nothing_is_done(folder)):
             time.sleep(LOOK_EVERY_S)
         if running.poll() is None:
             running.send_signal(signal.SIGINT)
         elif running.returncode:
             raise subprocess.CalledProcessError(running.returncode, running.args)
+
+
+def nothing_is_done(folder: Path) -> bool:
+    return not any(folder.glob(f"{TRIALS}/*")) or not done_in(folder)
 
 
 if __name__ == "__main__":

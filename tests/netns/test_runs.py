@@ -54,9 +54,9 @@ def rows_stored(folder: Path) -> int:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of all methods, by the command line."""
+    """The folder of a run of all methods, by the command line, where torch is told what would end our workers."""
     folder = tmp_path_factory.mktemp("whole")
-    done = run_pacbench(folder, "run", *SMALL, "--rounds", "1", "--out", "run")
+    done = run_pacbench(folder, "run", *SMALL, "--rounds", "1", "--out", "run", TORCH_DISTRIBUTED_DEBUG="DETAIL")
     assert done.returncode == 0, done.stdout + done.stderr
     assert complaints(done.stderr) == [], "quiet when not on a terminal"
     (folder / "stdout").write_text(done.stdout)

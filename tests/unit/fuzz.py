@@ -25,6 +25,9 @@ from harness.units import parse_time_s
 
 TESTS = Path(__file__).parent
 
+TEST_S = 600
+"""How long a test may take of as much as CI tries: what hangs is found, too."""
+
 
 def rounds(left_s: float, seed: int) -> Iterator[tuple[int, int]]:
     """Seed and size of each round until the time is up, a size being how many times as much as CI it tries.
@@ -47,7 +50,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10_000), help="of the first round")
     asked = parser.parse_args()
     for seed, size in rounds(asked.for_s, asked.seed):
-        options = [f"--hypothesis-profile={FUZZ}", f"--hypothesis-seed={seed}", "--timeout=0"]
+        options = [f"--hypothesis-profile={FUZZ}", f"--hypothesis-seed={seed}", f"--timeout={TEST_S * size}"]
         print(f"fuzz: --seed {seed}, {size} times as much as CI tries", flush=True)
         command = [sys.executable, "-m", "pytest", str(TESTS), "-q", "-m", "fuzz", *options]
         if subprocess.run(command, env={**os.environ, TIMES_AS_MANY: str(size)}).returncode:

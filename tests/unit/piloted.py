@@ -157,6 +157,7 @@ def request(out: Path, **changes: Any) -> Request:
         "per_node": 1,
         "on": "netns",
         "methods": METHODS,
+        "unsuited": "",
         "plain": "dense",
         "sixteen": "bf16",
         "tolerance": TOLERANCE,

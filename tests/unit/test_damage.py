@@ -39,6 +39,7 @@ COMMANDS = (
     ("compare", "intact", "run", "--json"),
     ("reference", "quickstart", "--from", "run", "--out", "made.json"),
     ("report", "run", "--paper"),
+    ("status", "run"),
 )
 
 

@@ -26,6 +26,7 @@ from harness.report.headline import headline
 from harness.run import execute
 from harness.scenario.links import Link
 from harness.scenario.load import load
+from harness.workload import speed
 
 
 def slowed(link: dict[str, Any], dilation: float, **more: Any) -> Topology:
@@ -64,6 +65,20 @@ def test_computation_keeps_up_where_it_shares_cpus_and_better_where_time_runs_fa
         least, step_s = least_dilation(trial, Machine(cpu_count=2)), steady_s(trial)
         assert least * (device_s + most_late * step_s) == pytest.approx(BUSIER * device_s * 4 / 2, rel=0.05)
         assert (least <= 1) == (most_late == 0.01)
+
+
+@pytest.mark.parametrize("times", [1.0, 3.0])
+def test_where_a_model_takes_longer_than_on_the_profiles_device_time_is_slowed_as_much_more(
+    times: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = make(load("bandwidth_sweep", ["link.rate=1gbit", "cluster.workers=4"], ["dense"]), "fake").trials[0]
+    profile = trial.expected.profile
+    assert profile
+    passes_s = profile.forward_s + profile.backward_s
+    monkeypatch.setattr(speed, "passes_s", lambda model, batch_size: times * passes_s)
+    elsewhere, here = (least_dilation(trial, Machine(cpu_count=2, is_here=is_here)) for is_here in (False, True))
+    assert elsewhere > 1
+    assert here == pytest.approx(times * elsewhere)
 
 
 def test_defaults_stay_what_they_are() -> None:

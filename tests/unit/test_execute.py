@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +19,7 @@ from harness.cluster.protocol import ClusterBrokenError, TaskTimeoutError
 from harness.errors import MeasurementError, UsageError
 from harness.messages import Events, Exit, Failed, Log, Message, Trained
 from harness.network.readings import Readings
+from harness.plan.estimate import time_s
 from harness.plan.plan import Plan, make
 from harness.plan.trial import Trial
 from harness.record.store import Store
@@ -246,6 +247,44 @@ def test_a_trial_that_fails_is_kept_with_its_reason_and_run_again_later(
     assert [label for label, _, _ in run(plan, store)] == ["topk", "topk"]
     assert (store.trials()["status"] == "done").all()
     assert sorted(store.attempts()["status"]) == sorted(["done"] * 4 + [status] * 2)
+
+
+class Patient(FakeCluster):
+    """Notes how long trials may take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at_most_s: list[float] = []
+
+    def run(self, task: str, spec: Mapping[str, Any], timeout_s: float) -> Iterator[Message]:
+        self.at_most_s.append(timeout_s)
+        return super().run(task, spec, timeout_s)
+
+
+@pytest.mark.parametrize(
+    ("settings", "at_most_s"),
+    [
+        (("train.pace=none",), [300.0, 300.0]),
+        (("train.pace=none", "train.timeout=40s"), [40.0, 40.0]),
+        (("train.timeout=40s", "train.dilation=3.0"), [120.0] * 2),
+    ],
+)
+def test_a_trial_may_take_what_its_scenario_says_or_five_minutes(
+    tmp_path: Path, settings: tuple[str, ...], at_most_s: list[float]
+) -> None:
+    plan = make(only(load("quickstart", ["rounds=1", "train.steps=40", *settings]), ["topk"]), "fake")
+    cluster = Patient()
+    run(plan, Store.create(tmp_path / "run", plan.scenario), cluster)
+    assert cluster.at_most_s[-2:] == at_most_s
+
+
+def test_and_three_times_what_was_planned_where_that_is_more(tmp_path: Path) -> None:
+    plan = make(only(load("quickstart", ["rounds=1", "link.rate=1mbit", "train.pace=none"]), ["topk"]), "fake")
+    cluster = Patient()
+    run(plan, Store.create(tmp_path / "run", plan.scenario), cluster)
+    planned_s = [time_s(trial, cluster.machine) for trial in plan.trials]
+    assert max(planned_s) > 600
+    assert cluster.at_most_s == [max(300.0, round(3 * each_s)) for each_s in planned_s]
 
 
 def test_the_log_of_a_failed_trial_is_kept(plan: Plan, store: Store) -> None:

@@ -227,6 +227,11 @@ def test_different_scenarios_are_not_compared(make_run: MakeRun, overrides: list
     assert "\n" not in str(caught.value)
 
 
+def test_how_long_trials_may_take_is_in_no_figure(make_run: MakeRun) -> None:
+    run = make_run(around(500.0))
+    assert judge(run, make_run(around(500.0), overrides=["train.timeout=5min"])).verdict == judge(run, run).verdict
+
+
 def test_a_method_with_other_parameters_is_another_scenario(tmp_path: Path, make_run: MakeRun) -> None:
     before = make_run(around(500.0))
     scenario = before.scenario

@@ -45,6 +45,9 @@ TRIED: list[tuple[str, dict[str, Any]]] = [
     ("zeroone_adam", {"warmup_steps": 1, "period": 1}),
     ("sparseloco", {"period": 1}),
     ("diloco", {"period": 1, "values": "int8"}),
+    ("local_sgd", {"period": 1}),
+    ("streaming_diloco", {"period": 2, "fragments": 2, "delay": 0}),
+    ("pactrain", {"warmup_steps": 0, "local_period": 1}),
 ]
 
 ROLLING_AT_ONCE = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import random
@@ -161,7 +162,19 @@ def test_a_client_that_asks_for_more_than_anybody_may_have_is_let_go(
     wait_until(lambda: any("ended early" in line for line in told))
 
 
-@pytest.mark.parametrize("line", [b"\xff\xfe\n", b"[" * 900 + b"\n", b"x" * 5000, b"7\n", b'{"proof": 7}\n', b"\n"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\xff\xfe\n",
+        b"[" * 900 + b"\n",
+        b"x" * 5000,
+        b"7\n",
+        b'{"proof": 7}\n',
+        b'{"proof": "\\ud800"}\n',
+        b"\n",
+    ],
+)
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 def test_what_strangers_say_ends_with_them(server: Server, line: bytes) -> None:
     with stranger(server) as connection:
         hear(connection)
@@ -210,6 +223,29 @@ def test_with_once_a_client_that_leaves_early_is_an_error() -> None:
 
 
 # Bad input
+
+
+def test_a_token_that_is_no_text_is_another_one(server: Server, told: list[str]) -> None:
+    with pytest.raises(UsageError, match="--token: found 'another token'"):
+        Peer("127.0.0.1", server.port, "\udcff")
+    wait_until(lambda: told == ["127.0.0.1: refused: it has another token"])
+
+
+def test_who_cannot_be_let_in_for_want_of_descriptors_keeps_nobody_out(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = iter([OSError(errno.EMFILE, "Too many open files")] * 2)
+    accept = socket.socket.accept
+
+    def accept_at_last(self: socket.socket) -> Any:
+        for error in errors:
+            raise error
+        return accept(self)
+
+    monkeypatch.setattr(socket.socket, "accept", accept_at_last)
+    for _ in range(2):
+        with Peer("127.0.0.1", server.port, server.token) as peer:
+            assert len(peer.round_trips(2, 0.01, 10.0)) == 2
 
 
 def test_a_port_that_is_taken_is_refused(server: Server, pacbench: Pacbench) -> None:
@@ -585,9 +621,14 @@ def test_what_is_printed_as_json_has_the_fields_that_its_page_lists() -> None:
         assert list(shape.__annotations__) == list(section.model_fields)
 
 
-def test_a_table_tells_all_that_was_found(pacbench: Pacbench, server: Server) -> None:
-    done = pacbench("link", "127.0.0.1", "--port", str(server.port), "--token", server.token, "--for", "6s")
-    assert done.returncode == 0, done.stderr
+def test_all_that_was_found_is_told_though_one_of_its_files_has_no_room(
+    pacbench: Pacbench, server: Server, tmp_path: Path
+) -> None:
+    asked = ("--port", str(server.port), "--token", server.token, "--for", "6s")
+    done = pacbench("link", "127.0.0.1", *asked, "-o", "link.toml", "--trace", "/dev/full")
+    assert done.returncode == 5
+    assert re.fullmatch(r"pacbench: /dev/full: cannot be written: .*\n", done.stderr.splitlines(keepends=True)[-1])
+    assert "[link]" in (tmp_path / "link.toml").read_text()
     for name in ("rate up", "rate down", "round trip", "jitter of the round trip", "jitter up", "loss down"):
         assert name in done.stdout
 

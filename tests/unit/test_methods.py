@@ -314,11 +314,24 @@ def test_methods_differ_in_name_colour_and_marker():
         ("pactrain", {"values": "int4"}, "values.*'fp32' or 'ternary'"),
         ("pactrain", {"warmup_steps": 2.5}, "warmup_steps.*valid integer"),
         ("dense", {"ratio": 0.1}, "ratio: unknown parameter"),
+        ("randomk", {"seed": 2**70}, "seed.*less than 4294967296"),
+        ("diloco", {"outer_lr": math.inf}, "outer_lr.*less than or equal to 1000000000"),
+        ("dgc", {"clip_norm": math.inf}, "clip_norm.*less than or equal to 1000000000"),
+        ("powersgd", {"rank": 10**20}, "rank.*less than or equal to 1000000000"),
     ],
 )
 def test_a_parameter_out_of_range_is_named(name, parameters, complaint):
     with pytest.raises(ValueError, match=f"(?s){complaint}"):
         baselines.get(name).State(**parameters)
+
+
+@EVERY_METHOD
+@pytest.mark.parametrize("far", [10**30, -(10**30), 1e30, -1e30, math.inf, math.nan])
+def test_no_parameter_takes_what_nobody_would_ask_for(name, far):
+    state = baselines.get(name).State
+    for parameter in state().parameters:
+        with pytest.raises(ValueError, match=rf"(?s){name}\.{parameter}"):
+            state(**{parameter: far})
 
 
 def test_a_whole_number_will_do_for_a_share():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, scenario: Sc
 
 
 def test_a_scenario_of_another_version_is_one_clear_line(store: Store) -> None:
+    (store.folder / "store.json").unlink()
     (store.folder / "scenario.json").write_text('{"name": "old", "beer": 1}')
     with pytest.raises(UsageError, match="not a scenario this version can read"):
         store.scenario()
@@ -152,6 +154,20 @@ def test_runs_of_a_scenario_are_found_newest_first(tmp_path: Path, scenario: Sce
         "quickstart-20260101-000000",
     ]
     assert new_folder(tmp_path, scenario).name.startswith("quickstart-20")
+
+
+def test_of_these_one_of_another_version_is_passed_over_and_a_damaged_one_is_told(
+    tmp_path: Path, scenario: Scenario
+) -> None:
+    stores = [Store.create(tmp_path / f"quickstart-2026010{day}-000000", scenario) for day in (1, 2)]
+    file = stores[1].folder / "scenario.json"
+    written = json.loads(file.read_text())
+    file.write_text(json.dumps({**written, "brew": 1}))
+    (stores[1].folder / "store.json").unlink()
+    assert [store.folder for store in runs(tmp_path, scenario)] == [stores[0].folder]
+    (stores[0].folder / "scenario.json").write_text("{")
+    with pytest.raises(UsageError, match="scenario.json: damaged: .*; move it away to go on"):
+        next(runs(tmp_path, scenario))
 
 
 def test_provenance_grows_by_one_entry_a_start(store: Store) -> None:

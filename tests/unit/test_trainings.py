@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from trainings import (
     EVERY_KIND,
+    EVERY_VALUE,
     KINDS,
     LR,
     METHODS,
@@ -70,38 +71,40 @@ def test_a_step_that_overflows_anywhere_is_skipped_by_all_and_leaves_no_trace(on
     assert not_so(on_ranks(2, overflow_before_each_step, name, parameters)) == []
 
 
-def train_with_scales(name: str, scales: list[float]) -> torch.Tensor:
-    run = Scaled(brisk(name), scale=scales[0])
+def train_with_scales(name: str, parameters: dict[str, Any], scales: list[float]) -> torch.Tensor:
+    run = Scaled(brisk(name, **parameters), scale=scales[0])
     for step, following in enumerate([*scales[1:], scales[-1]]):
         run.step(step, new_scale=following)
     return flat(run.training.weights)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "fp16"])  # its range is what scaling is for
-def test_the_loss_scale_does_not_matter_nor_its_fall_by_64(on_ranks, name):
-    plain = on_ranks(2, train_with_scales, name, [1.0] * 6)
-    falling = on_ranks(2, train_with_scales, name, [1024.0] * 3 + [16.0] * 3)
+@EVERY_VALUE
+def test_the_loss_scale_does_not_matter_nor_its_fall_by_64(on_ranks, name, parameters):
+    if name == "fp16":
+        return  # its range is what scaling is for
+    plain = on_ranks(2, train_with_scales, name, parameters, [1.0] * 6)
+    falling = on_ranks(2, train_with_scales, name, parameters, [1024.0] * 3 + [16.0] * 3)
     assert all(torch.equal(one, other) for one, other in zip(plain, falling, strict=True))
 
 
-def train_in(name: str, dtype: torch.dtype) -> Facts:
-    training = Training(brisk(name), dtype=dtype, settings={"lr": 0.01})
+def train_in(name: str, parameters: dict[str, Any], dtype: torch.dtype) -> Facts:
+    training = Training(brisk(name, **parameters), dtype=dtype, settings={"lr": 0.01})
     for step in range(4):
         training.step(gradients(step, dist.get_rank(), dtype=dtype))
     with training.handle.common():
         return {f"{dtype}: ranks agree": agree(flat(training.weights).float())}
 
 
-def as_if_wide(name: str, dtype: torch.dtype) -> Facts:
+def as_if_wide(name: str, parameters: dict[str, Any], dtype: torch.dtype) -> Facts:
     """The same gradients in fp32, in the same buckets, and rounded in the end alone."""
-    state = brisk(name)
+    state = brisk(name, **parameters)
     if state.as_given:  # it rounds earlier, as its name says, or as DDP does
         return {}
     halves = Given(*SHAPES, dtype=dtype)
     wide = Given(*SHAPES)
     wide.load_state_dict(halves.state_dict())
     narrow = Training(state, model=halves, settings={"lr": 0.0}, bucket_cap_mb=SMALL_BUCKETS_MB / 2)
-    by_hand = Training(brisk(name), model=wide, settings={"lr": 0.0})
+    by_hand = Training(brisk(name, **parameters), model=wide, settings={"lr": 0.0})
     facts: Facts = {}
     for step in range(5):
         given = gradients(step, dist.get_rank(), dtype=dtype)
@@ -110,11 +113,11 @@ def as_if_wide(name: str, dtype: torch.dtype) -> Facts:
     return {**facts, "buckets": narrow.layouts == by_hand.layouts}
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_half_precision_is_computed_with_in_single_precision(on_ranks, name):
+@EVERY_VALUE
+def test_half_precision_is_computed_with_in_single_precision(on_ranks, name, parameters):
     for dtype in (torch.bfloat16, torch.float16):
-        assert not_so(on_ranks(2, train_in, name, dtype)) == []
-        assert not_so(on_ranks(2, as_if_wide, name, dtype)) == []
+        assert not_so(on_ranks(2, train_in, name, parameters, dtype)) == []
+        assert not_so(on_ranks(2, as_if_wide, name, parameters, dtype)) == []
 
 
 CLOSE = {"bf16": 0.05, "fp16": 0.01}

@@ -31,6 +31,8 @@ VARIANTS += [("zeroone_adam", {"warmup_steps": 3, "gap_doubles_after": 1})]
 EVERY_VARIANT = pytest.mark.parametrize(("name", "parameters"), VARIANTS, ids=lambda value: str(value).strip("{}"))
 KINDS = [*VARIANTS, ("pactrain", {"adaptive": True}), ("pactrain", {"scope": "layer"})]
 EVERY_KIND = pytest.mark.parametrize(("name", "parameters"), KINDS, ids=lambda value: str(value).strip("{}"))
+VALUES = [*VARIANTS, ("pactrain", {"values": "ternary"})]
+EVERY_VALUE = pytest.mark.parametrize(("name", "parameters"), VALUES, ids=lambda value: str(value).strip("{}"))
 NOTHING = object()
 
 

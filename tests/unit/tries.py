@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ TIMES_AS_MANY = "PACBENCH_FUZZ_TIMES"
 """The variable that says how many times as much as in CI is tried."""
 
 settings.register_profile(SHORT, deadline=None)
-settings.register_profile(FUZZ, deadline=None, print_blob=True)
+settings.register_profile(FUZZ, deadline=timedelta(minutes=1), print_blob=True)
 
 
 def tries(count: int) -> Callable[[Any], Any]:

@@ -228,7 +228,8 @@ def phases(found: Verdict, outcomes: Sequence[Outcome], tolerance: float) -> tup
     recheck = ("pacbench pilot --recheck", "exit code 0")
     needed = SLACK * (own.steps_factor or 1.0)
     loss = (f"steps to dense's loss, within {tolerance:.1%}", f"at most {needed:.2f} times dense's")
-    memory = ("memory that the method holds on each worker", f"{format_size(own.held_bytes or 0)}")
+    held = "not known" if own.held_bytes is None else format_size(own.held_bytes)
+    memory = ("memory that the method holds on each worker", held)
     return (
         Phase(name="pilot", what="This page.", limits=(("how sure", found.sureness), loss)),
         Phase(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -85,18 +86,24 @@ def _measure(
         check_writable(file)
     with Peer(host, port, token) as peer:
         found = measure(peer, host, port, seconds, trace is not None, tell)
-    if trace:
-        write(trace, trace_csv(found))
-    if out:
-        table = link_table(found, os.path.relpath(trace, out.parent) if trace else None)
-        about = f"between this host and {host}, measured on {found.began_at} for {format_time(found.took_s)}"
-        write(out, link_text(table, [about, *notes_on_link(found), *found.notes]))
     if as_json:
         print_json(found.model_dump(mode="json"))
     else:
         _print(found)
-        for file in filter(None, (out, trace)):
-            say(f"written: {file}")
+    with ExitStack() as each_is_tried:
+        if trace:
+            each_is_tried.callback(_write, trace, trace_csv(found), as_json)
+        if out:
+            table = link_table(found, os.path.relpath(trace, out.parent) if trace else None)
+            about = f"between this host and {host}, measured on {found.began_at} for {format_time(found.took_s)}"
+            text = link_text(table, [about, *notes_on_link(found), *found.notes])
+            each_is_tried.callback(_write, out, text, as_json)
+
+
+def _write(file: Path, text: str, as_json: bool) -> None:
+    write(file, text)
+    if not as_json:
+        say(f"written: {file}")
 
 
 def _seconds(text: str) -> float:

@@ -20,7 +20,7 @@ def verb(
     """Show the newest page below a folder in the browser, and say where it is. Without a browser it only says so."""
     import webbrowser
 
-    pages = sorted(folder.rglob("*.html"), key=lambda page: page.stat().st_mtime)
+    pages = sorted(filter(Path.is_file, folder.rglob("*.html")), key=lambda page: page.stat().st_mtime)
     if not pages:
         raise UsageError.at("command line", "FOLDER", str(folder), "a folder in or below which there is a page")
     say(str(pages[-1]))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.cli.console import print_table, say
+from harness.cli.console import print_table, say, tell
 from harness.cli.json_of_jobs import OutcomeJson, PilotJson, RecheckJson
 from harness.cli.json_output import print_json, words_aside
 from harness.cli.options import (
@@ -117,7 +117,7 @@ def verb(
     _check_ranks(network, per_node)
     kind, _ = registry.choose(on)
     registry.make_for_commands(kind)
-    methods, plain, sixteen = _methods(scenario, method or ())
+    methods, plain, sixteen, unsuited = _methods(scenario, method or ())
     asked = Request(
         command=tuple(words),
         folder=current_folder(),
@@ -126,6 +126,7 @@ def verb(
         per_node=per_node,
         on=kind,
         methods=methods,
+        unsuited=unsuited,
         plain=plain,
         sixteen=sixteen,
         tolerance=_share(tolerance),
@@ -169,10 +170,11 @@ def _training(words: Sequence[str], model: str | None, dataset: str | None) -> t
     return python(script.__name__, *options), plain(model)
 
 
-def _methods(scenario: str, only: Sequence[str]) -> tuple[tuple[MethodSpec, ...], str, str]:
-    """A scenario's methods, the plain ones first; and the labels of these, the all-reduces in 32 and in 16 bits.
+def _methods(scenario: str, only: Sequence[str]) -> tuple[tuple[MethodSpec, ...], str, str, str]:
+    """A scenario's methods, the plain ones first; the labels of these, the all-reduces in 32 and in 16 bits; and a
+    sentence on those that a pilot does not look at.
 
-    Those methods are not among them that have a learning rate or an optimizer of their own: a script keeps its own.
+    These have a learning rate or an optimizer of their own, and a script keeps its own; or are 16 bits once more.
     """
     from harness.methods import method_named
     from harness.scenario.load import load
@@ -188,13 +190,18 @@ def _methods(scenario: str, only: Sequence[str]) -> tuple[tuple[MethodSpec, ...]
             scenario, "baseline", loaded.baseline, f"the label of the method {DENSE.name}, as scripts have it"
         )
     plain = (loaded.baseline, loaded.sixteen_bit)
-    suited = [
-        each
-        for each in loaded.methods
-        if each.label in plain
-        or (each.lr is None and each.optimizer is None and not method_named(each.name).State.is_sixteen_bit)
-    ]
-    return tuple(sorted(suited, key=lambda each: each.label not in plain)), *plain
+    others = [each for each in loaded.methods if each.label not in plain]
+    own = [each for each in others if each.lr is not None or each.optimizer is not None]
+    again = [each for each in others if method_named(each.name).State.is_sixteen_bit]
+    suited = [each for each in loaded.methods if each not in [*own, *again]]
+    told = []
+    if own:
+        labels = ", ".join(each.label for each in own)
+        told.append(f"Not looked at, since it takes an optimizer or a learning rate that the script has not: {labels}.")
+    if again:
+        labels = ", ".join(each.label for each in again)
+        told.append(f"Not looked at, since {loaded.sixteen_bit} is the 16-bit all-reduce here: {labels}.")
+    return tuple(sorted(suited, key=lambda each: each.label not in plain)), *plain, " ".join(told)
 
 
 def _network(file: Path, workers: int) -> Topology:
@@ -238,6 +245,8 @@ def _show_plan(asked: Request) -> None:
     print_table("what a pilot runs, at most", ["stage", "commands", "ranks", "steps of each", "about"], rows)
     labels = ", ".join(each.label for each in asked.methods)
     say(f"looked at: {labels}; put to the test: {asked.plain}, {asked.sixteen}, and the {asked.tested} most promising")
+    if asked.unsuited:
+        say(asked.unsuited)
     if known is None:
         say("how long it takes is known once the job has been looked at: a start of the script, and its steps there")
     if asked.budget_s is not None:
@@ -269,6 +278,8 @@ def _recheck(file: Path, words: Sequence[str] | None, link: Path | None, as_json
         raise UsageError.at(file, "cluster", before.cluster, ", ".join(able))
     if not os.path.isdir(before.folder):
         raise UsageError.at(file, "folder", before.folder, "a folder of this machine, in which its command runs")
+    if not link:
+        tell("the network is taken to be what it was; `pacbench link` measures it, and --link takes what that writes")
     network = _network(link, before.network.workers) if link else before.network
     _check_ranks(network, before.per_node)
     asked = again(before, network, dict(os.environ), file.parent / f"recheck-{time.strftime('%Y%m%d-%H%M%S')}")

@@ -105,7 +105,7 @@ class HostsCluster:
     """
 
     name = registry.HOSTS
-    machine = this_machine()._replace(slows_time=False)
+    machine = this_machine()._replace(slows_time=False, is_here=False)
 
     def __init__(
         self,

@@ -92,7 +92,7 @@ def challenge(connection: socket.socket, token: str) -> bool:
     nonce = secrets.token_hex(TOKEN_BYTES)
     say(connection, {"name": NAME, "nonce": nonce})
     told = hear(connection, MOST_LINE_BYTES).get("proof")
-    return isinstance(told, str) and hmac.compare_digest(told.encode(), _proof(token, nonce).encode())
+    return isinstance(told, str) and hmac.compare_digest(_encoded(told), _encoded(_proof(token, nonce)))
 
 
 def answer_challenge(connection: socket.socket, token: str) -> dict[str, Any]:
@@ -109,7 +109,12 @@ def answer_challenge(connection: socket.socket, token: str) -> dict[str, Any]:
 
 
 def _proof(token: str, nonce: str) -> str:
-    return hmac.new(token.encode(), nonce.encode(), hashlib.sha256).hexdigest()
+    return hmac.new(_encoded(token), _encoded(nonce), hashlib.sha256).hexdigest()
+
+
+def _encoded(told: str) -> bytes:
+    """Its bytes, also of what is no text: strangers and command lines say anything."""
+    return told.encode(errors="surrogatepass")
 
 
 def datagram_socket(family: int, port: int = 0) -> socket.socket:

@@ -37,6 +37,8 @@ from harness.scenario.section import in_words
 MOST_STRANGERS = 8
 """Who may be about to prove that he knows the token; more are sent away."""
 
+ACCEPTS_AGAIN_AFTER_S = 0.1
+
 
 class _Told(NamedTuple):
     """What a server says of who came."""
@@ -69,6 +71,7 @@ class Server:
         self.token = new_token()
         self._strangers = threading.BoundedSemaphore(MOST_STRANGERS)
         self._one_client = threading.Lock()
+        self._is_closed = threading.Event()
         self._told: queue.Queue[_Told] = queue.Queue()
 
     def __enter__(self) -> Self:
@@ -78,6 +81,7 @@ class Server:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._is_closed.set()
         with suppress(OSError):
             self._listening.shutdown(socket.SHUT_RDWR)  # else whoever waits in accept would still take a client
         self._listening.close()
@@ -105,7 +109,10 @@ class Server:
             try:
                 connection, address = self._listening.accept()
             except OSError:
-                return
+                # Of a stranger who has left again, or for want of descriptors: others may come yet.
+                if self._is_closed.wait(ACCEPTS_AGAIN_AFTER_S):
+                    return
+                continue
             if self._strangers.acquire(blocking=False):
                 threading.Thread(target=self._meet, args=(connection, address), daemon=True).start()
             else:

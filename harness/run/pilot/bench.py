@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import itertools
 import math
 import os
 import re
@@ -25,7 +26,7 @@ from harness.attach.orders import LOOK_STEPS
 from harness.attach.sources import hash_of
 from harness.cluster import registry
 from harness.errors import MeasurementError, UsageError
-from harness.files import as_name, make_folder
+from harness.files import as_name, make_folder, writing
 from harness.messages import Output
 from harness.network.topology import Topology
 from harness.plan.dilation import whole_periods
@@ -266,12 +267,13 @@ class Bench:
         timeout_s = None if request.budget_s is None else max(1.0, self._left_s)
         job = CommandJob(request.command, request.folder, request.environment, per_node, timeout_s)
         cluster = registry.make_for_commands(request.on)
-        with (folder / "output.txt").open("w", encoding="utf-8") as output:
 
-            def hear(said: Output) -> None:
+        def hear(said: Output) -> None:
+            path = folder / "output.txt"
+            with writing(path), path.open("a", encoding="utf-8") as output:
                 output.writelines(f"{said.node} | {line}\n" for line in said.lines)
 
-            found = execute_attached(cluster, network, job, attachment, hear, request.command_line, folder)
+        found = execute_attached(cluster, network, job, attachment, hear, request.command_line, folder)
         found.save(folder)
         if found.ending == "interrupted":
             raise KeyboardInterrupt
@@ -341,8 +343,8 @@ def _has_new_sources(folder: Path) -> bool:
 def _put_aside(folder: Path) -> None:
     """Keep what was run there, which does not count: it failed, or its code was another."""
     if folder.exists():
-        taken = sum(1 for _ in folder.parent.glob(f"{folder.name}.*"))
-        folder.rename(folder.with_name(f"{folder.name}.{taken + 1}"))
+        names = (folder.with_name(f"{folder.name}.{number}") for number in itertools.count(1))
+        folder.rename(next(name for name in names if not name.exists()))
 
 
 def _why_not(found: Execution) -> str | None:

@@ -36,6 +36,8 @@ class Request:
     """Kind of cluster."""
     methods: tuple[MethodSpec, ...]
     """All that may be recommended, the plain ones among them."""
+    unsuited: str
+    """On methods that are not looked at, and why; empty: there are none."""
     plain: str
     """Label of the all-reduce in 32 bits."""
     sixteen: str
@@ -84,6 +86,7 @@ def again(before: Pilot, network: Topology, environment: Mapping[str, str], out:
         per_node=before.per_node,
         on=before.cluster,
         methods=tuple(known[label] for label in dict.fromkeys(labels)),
+        unsuited="",
         plain=before.plain_label,
         sixteen=before.sixteen_label,
         tolerance=before.tolerance,

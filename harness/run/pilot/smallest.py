@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from harness.analysis.pilot import search
 from harness.analysis.pilot.verdict import swept_parameter
 from harness.plan.expected import state_of
@@ -12,15 +14,26 @@ from harness.run.pilot.request import MOST_PROBES
 from harness.scenario.schema import MethodSpec
 
 
-def smallest_setting(bench: Bench, found: Found) -> list[Probe]:
+class Search(NamedTuple):
+    """What was tried."""
+
+    probes: tuple[Probe, ...] = ()
+    left_open: str = ""
+    """What nobody looked at any more, in a sentence; empty where the smallest setting was found."""
+
+
+def smallest_setting(bench: Bench, found: Found) -> Search:
     """Settings of the most promising method that has one, down to the smallest that keeps the loss."""
     leader = _leader(found)
     if leader is None:
-        return []
+        return Search()
     base, parameter, first = leader
     tried = {first: _is_within(found, base.label)}
     probes: list[Probe] = []
-    while len(probes) < MOST_PROBES and (value := search.next_value(tried)) is not None:
+    while (value := search.next_value(tried)) is not None:
+        if len(probes) == MOST_PROBES:
+            left_open = f"{base.name}: {MOST_PROBES} settings were tried; the next {parameter} would be {value:.3g}."
+            return Search(tuple(probes), left_open)
         method = base.model_copy(
             update={"params": {**base.params, parameter: value}, "label": f"{base.name}, {parameter} {value:.3g}"}
         )
@@ -36,7 +49,7 @@ def smallest_setting(bench: Bench, found: Found) -> list[Probe]:
         probes.append(
             Probe(label=method.label, parameter=parameter, value=value, difference=difference, within=tried[value])
         )
-    return probes
+    return Search(tuple(probes))
 
 
 def _leader(found: Found) -> tuple[MethodSpec, str, float] | None:
