@@ -194,10 +194,10 @@ def test_a_method_that_is_an_optimizer_needs_plain_sgd_below_it_whatever_the_oth
 @pytest.mark.parametrize(
     ("settings", "method", "told"),
     [
-        ([], '[[methods]]\nname = "parameter_server"\nservers = 5\n', "4 with parameter_server'; .*servers: 5 of 4"),
+        ([], '"parameter_server"\nservers = 5\n', "4 with parameter_server'; .*servers: 5 of 4"),
         (
             ["cluster.workers=128", "train.batch_size=2"],
-            '[[methods]]\nname = "terngrad"\n',
+            '"terngrad"\n',
             "128 with terngrad'; .*int8 ends at 127",
         ),
     ],
@@ -206,6 +206,6 @@ def test_workers_that_a_method_cannot_have_are_refused_before_anything_starts(
     tmp_path: Path, settings: list[str], method: str, told: str
 ) -> None:
     file = tmp_path / "s.toml"
-    file.write_text(f'[[methods]]\nname = "dense"\n{method}')
+    file.write_text(f'[[methods]]\nname = "dense"\n[[methods]]\nname = {method}')
     with pytest.raises(UsageError, match=f"cluster.workers: found '{told}"):
         plan.make(load(str(file), settings), "fake")
