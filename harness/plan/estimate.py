@@ -25,6 +25,7 @@ from harness.plan.expected import lower_bound_s, network_of, shapes_of, state_of
 from harness.plan.machine import Machine
 from harness.plan.status import UNSETTLED_STEPS
 from harness.plan.trial import Trial
+from harness.scenario.optimisation import DECIDE_PRETRAINING
 from harness.scenario.schema import DENSE, Train
 from harness.units import format_time
 from harness.workload import profile as profiles
@@ -326,9 +327,8 @@ def _sample_s(train: Train, machine: Machine) -> float:
 
 def _pretrained(trials: Iterable[Trial]) -> Iterable[Trial]:
     """A trial for each pre-training; one that was made before is made no more, which only its run looks up."""
-    fields = {"model", "dataset", "batch_size", "accumulate", "optimizer", "pretrain"}
     return {
-        (trial.case.train.model_dump_json(include=fields), trial.case.cluster.workers, trial.seed): trial
+        (trial.case.train.model_dump_json(include=DECIDE_PRETRAINING), trial.case.cluster.workers, trial.seed): trial
         for trial in trials
         if trial.case.train.pretrain
     }.values()

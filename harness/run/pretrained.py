@@ -15,12 +15,8 @@ from harness.files import as_name, make_folder
 from harness.plan.trial import Trial
 from harness.plugins import short
 from harness.provenance import trial_digest
+from harness.scenario.optimisation import DECIDE_PRETRAINING
 from harness.workload.data import cache
-
-DECIDE = {"model", "dataset", "data_dir", "batch_size", "accumulate", "augment", "optimizer", "momentum"} | {
-    *("weight_decay", "autocast", "pretrain")
-}
-"""Fields of ``[train]`` that decide the result."""
 
 
 def with_pretrained_weights(trials: Iterable[Trial]) -> list[Trial]:
@@ -44,7 +40,7 @@ def weights_file(trial: Trial) -> Path:
     """Where the weights are kept: under a digest of all that decides them."""
     train = trial.case.train
     decides = {
-        "train": train.model_dump(mode="json", include=DECIDE),
+        "train": train.model_dump(mode="json", include=DECIDE_PRETRAINING),
         "workers": trial.case.cluster.workers,
         "seed": trial.seed,
         "code": trial_digest(),

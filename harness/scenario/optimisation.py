@@ -76,6 +76,19 @@ class Pretrain(Section):
     """Learning rate, which is constant."""
 
 
+DECIDE_PRETRAINING = {
+    "model",
+    "dataset",
+    "data_dir",
+    "batch_size",
+    "accumulate",
+    "augment",
+    "optimizer",
+    "momentum",
+} | {*("weight_decay", "autocast", "pretrain")}
+"""Fields of ``[train]`` that decide what comes of it."""
+
+
 def _by_name(key: str, given: object) -> object:
     return {key: given} if isinstance(given, str) else given
 
