@@ -111,19 +111,21 @@ def some_trial_is_done(run: Path) -> bool:
 
 def has_trained(worker: psutil.Process) -> bool:
     """Whether a worker has been at it for some steps: measuring a link takes less of a processor."""
+    return computed_s(worker) > 0.5
+
+
+def computed_s(worker: psutil.Process) -> float:
+    """Processor time of its own code; 0 of one that is no more."""
     with contextlib.suppress(psutil.NoSuchProcess):
-        return bool(worker.cpu_times().user > 0.5)
-    return False
+        return float(worker.cpu_times().user)
+    return 0.0
 
 
-def busy_workers() -> list[psutil.Process]:
-    """Forked workers of this process's cluster which have been at it for some steps.
+def busiest_worker() -> psutil.Process:
+    """The forked worker of this process's cluster that has computed most: while a trial trains, a rank of it.
 
     Others may run clusters on the same machine. Whoever is to be stopped or killed is looked for below this process.
     """
-    found = []
-    with contextlib.suppress(psutil.NoSuchProcess):
-        for agent in psutil.Process().children(recursive=True):
-            if agent.pid in universes() and "unshare" not in agent.name():
-                found += filter(has_trained, agent.children())
-    return found
+    agents = [each for each in psutil.Process().children(recursive=True) if each.pid in universes()]
+    workers = [each for agent in agents if "unshare" not in agent.name() for each in agent.children()]
+    return max(workers, key=computed_s)

@@ -18,6 +18,7 @@ from conftest import ROOT
 from containers import Passage, labelled
 from docker.client import DockerClient
 from host import complaints, wait_until
+from sent import assert_sends_its_formula
 
 from harness.cluster.docker import engine
 from harness.record.store import Store
@@ -81,7 +82,7 @@ def test_containers_and_namespaces_train_the_same_bits(pacbench: Run, client: Do
     assert set(rows["cluster"]) == {"docker"}
     assert set(rows["pace"]) == {"digits-cnn-epyc"}
     assert set(rows["image_digest"]) == {engine.image_facts(client, engine.IMAGE)["digest"]}
-    assert (rows["wire_bytes_per_step"] / rows["formula_bytes_per_step"]).between(0.95, 1.05).all()
+    assert_sends_its_formula(rows)
     assert (rows["step_time_median_s"] > rows["lower_bound_s_per_step"]).all(), "nothing beats its bound"
     assert labelled(client) == []
 

@@ -13,6 +13,7 @@ import psutil
 import pytest
 from host import PACBENCH, has_trained, run_pacbench, some_trial_is_done, wait_until
 from machines import Machines
+from sent import assert_sends_its_formula
 from shared_run import columns
 
 from harness import programs
@@ -201,7 +202,7 @@ def test_a_training_goes_on_after_all_hosts_were_killed(hosts: Machines, tmp_pat
     emulated = Store.open(tmp_path / "whole").trials().set_index("label")["parameter_hash"]
     assert (ended_well["resumed_from_step"] >= 8).any()
     assert (ended_well["parameter_hash"] == ended_well["label"].map(emulated)).all()
-    assert (ended_well["wire_bytes_per_step"] / ended_well["formula_bytes_per_step"]).between(0.95, 1.05).all()
+    assert_sends_its_formula(ended_well)
 
 
 def workers_of(rank: Rank) -> list[psutil.Process]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from in_process import call_pacbench
+from sent import assert_sends_its_formula
 
 from harness.plan.dilation import LADDER
 from harness.record.store import Store
@@ -74,7 +75,7 @@ def test_a_model_is_profiled_replayed_and_replayed_slower(run_scenario: RunScena
     plain, slow = (store.trials().set_index("label") for store in (at_once, slower))
     for frame in (plain, slow):
         assert (frame["status"] == "done").all()
-        assert (frame["wire_bytes_per_step"] / frame["formula_bytes_per_step"]).between(0.95, 1.05).all()
+        assert_sends_its_formula(frame)
         assert (frame["step_time_median_s"] > frame["lower_bound_s_per_step"]).all(), "nothing beats its bound"
         assert (frame["compute_s_per_step"] > 0.9 * (profile.forward_s + profile.gradients[-1].ready_s)).all()
         assert frame["measured_rate_bps"].between(45e6, 52e6).all()
@@ -92,7 +93,7 @@ def test_a_replay_of_smaller_tensors_on_thinner_links_tells_whole_bytes(
     settings = (*LESS, "train.replay=digits-cnn-epyc", "train.batch_size=16", "train.dilation=1.0", "train.shrink=4")
     trials = run_scenario("replay.toml", settings, ["dense", "topk"]).trials()
     assert (trials["status"] == "done").all(), trials["reason"].to_dict()
-    assert (trials["wire_bytes_per_step"] / trials["formula_bytes_per_step"]).between(0.95, 1.05).all()
+    assert_sends_its_formula(trials)
     assert trials["measured_rate_bps"].between(45e6, 52e6).all()
     assert (trials["step_time_median_s"] > 0.9 * trials["lower_bound_s_per_step"]).all(), "a bucket has saved more"
     assert set(trials["dataset"].str.split(" (", regex=False).str[0]) == {"made-up gradients, 1 entry in 4"}
@@ -112,7 +113,7 @@ def test_a_paced_training_takes_its_profiles_time_and_learns_bit_for_bit_what_an
     trials = paced.trials().set_index("label")
     assert (trials["compute_s_per_step"] > 0.9 * (profile.forward_s + profile.gradients[-1].ready_s)).all()
     assert trials["measured_rate_bps"].between(45e6, 52e6).all(), "told as asked"
-    assert (trials["wire_bytes_per_step"] / trials["formula_bytes_per_step"]).between(0.95, 1.05).all()
+    assert_sends_its_formula(trials)
 
 
 LOCAL = """

@@ -17,6 +17,7 @@ import pandas as pd
 import psutil
 import pytest
 from host import PACBENCH, wait_until
+from sent import assert_sends_its_formula
 from typing_extensions import Self
 
 from harness.record.store import Store
@@ -245,7 +246,7 @@ def check_what_was_kept(ordeal: Ordeal, before: set[str], calm: dict[str, str]) 
     assert again.returncode == 0, again.stdout + again.stderr
     assert hashes_of(ordeal.store) == calm
     trials = done_trials(ordeal.store)
-    assert (trials["wire_bytes_per_step"] / trials["formula_bytes_per_step"]).between(0.95, 1.05).all()
+    assert_sends_its_formula(trials)
     assert trials["drift"].isna().all()
     attempts = Store.open(ordeal.store).attempts()
     times = attempts[attempts["status"] == "done"].groupby("trial_id").size()

@@ -51,7 +51,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory, without_figures: None) -> di
     return found
 
 
-@tries(20)
+@tries(10)
 @given(
     pattern=st.sampled_from([GUESSES, CLAIMS]),
     of_rows=st.booleans(),
