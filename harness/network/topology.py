@@ -173,6 +173,11 @@ class Topology(Section):
         return any(pipe.mean_loss for pipe in self.pipes) or any(row.loss for row in later)
 
     @property
+    def lost_again(self) -> float:
+        """The greatest share, over links with bursts, of lone packets that are lost again when TCP sends them again."""
+        return max((pipe.loss_bursts.lost_again for pipe in self.pipes if pipe.loss_bursts), default=0.0)
+
+    @property
     def is_uneven(self) -> bool:
         """Whether the links make single steps long by themselves: they change, lose or disturb packets, or jitter."""
         return self.link.trace is not None or any(pipe.disturbs or pipe.jitter_s for pipe in self.pipes)

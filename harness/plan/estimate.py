@@ -113,6 +113,16 @@ def lose_packets(trials: Iterable[Trial]) -> bool:
     return any(trial.expected.topology.loses_packets for trial in trials)
 
 
+def waits_without_mean(trials: Iterable[Trial]) -> float | None:
+    """The share of lone packets that are lost again in a burst, where it is so great that waiting for them has no mean.
+
+    TCP waits twice as long each time (RFC 6298, section 5.5): at a half or more, each further try adds as much as the
+    one before.
+    """
+    lost_again = max((trial.expected.topology.lost_again for trial in trials), default=0.0)
+    return lost_again if lost_again >= 0.5 else None
+
+
 def time_s(trial: Trial, machine: Machine) -> float:
     """Estimated wall time of a trial, from the method's byte formula and the model's operation count."""
     train = trial.case.train

@@ -10,7 +10,7 @@ from harness.cluster.emulated import as_json
 from harness.cluster.protocol import Cluster, TaskTimeoutError
 from harness.messages import HANDED, KEPT, Message
 from harness.network.addresses import worker_name
-from harness.plan.estimate import time_s
+from harness.plan.estimate import lose_packets, time_s
 from harness.plan.machine import Machine
 from harness.plan.status import DISTURBED, DONE, TIMEOUT
 from harness.plan.trial import Trial
@@ -23,8 +23,9 @@ from harness.units import format_time
 LAST_WORDS_S = 2.0
 """How long the others may still talk once one worker has failed: their logs help, their waiting for it does not."""
 
-PATIENCE, SHORTEST_TIMEOUT_S = 3, 300.0
-"""How many times what is planned a trial may take, and how long at least, unless its scenario says."""
+PATIENCE, PATIENCE_WITH_LOSSES, SHORTEST_TIMEOUT_S = 3, 30, 300.0
+"""How many times what is planned a trial may take, also where links lose packets, for which no plan knows how long TCP
+waits; and how long at least, unless its scenario says."""
 
 
 def attempt(
@@ -75,7 +76,8 @@ def _timeout_s(trial: Trial, machine: Machine) -> tuple[float, str]:
     if asked_s is not None:
         return asked_s * slower, f"train.timeout, at a dilation of {slower:g}" if slower > 1 else "train.timeout"
     planned_s = time_s(trial, machine)
-    limit_s = float(round(max(SHORTEST_TIMEOUT_S * slower, PATIENCE * planned_s)))
+    patience = PATIENCE_WITH_LOSSES if lose_packets([trial]) else PATIENCE
+    limit_s = float(round(max(SHORTEST_TIMEOUT_S * slower, patience * planned_s)))
     return limit_s, f"it was planned to take {format_time(planned_s)}; train.timeout sets another limit"
 
 

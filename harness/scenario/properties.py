@@ -249,6 +249,14 @@ class GilbertElliott(Section):
         """The share of packets that are lost."""
         return self.bad_share * self.loss_bad + (1 - self.bad_share) * self.loss_good
 
+    @property
+    def lost_again(self) -> float:
+        """The share of packets that are lost which come next after one that was lost in the bad state.
+
+        The chain steps with packets, not with time: what TCP sends again after a silence is such a packet.
+        """
+        return (1 - self.r) * self.loss_bad + self.r * self.loss_good
+
 
 def _jitter_beyond_delay(pipe: LinkProperties) -> str | None:
     if pipe.jitter_s <= pipe.delay_s:

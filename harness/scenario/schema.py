@@ -233,7 +233,8 @@ class Train(Section):
     """DDP's bucket size."""
     timeout_s: Annotated[Timeout, Field(alias="timeout")] = None
     """A trial that takes longer is ended and recorded as ``timeout``; one that runs slower may take as much longer.
-    None, which files write ``auto``: three times as long as is planned, and five minutes at least."""
+    None, which files write ``auto``: three times as long as is planned, or thirty times where links lose packets; and
+    five minutes at least."""
 
     @property
     def samples_per_step(self) -> int:

@@ -15,12 +15,21 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from in_process import call_pacbench
 
 import scenarios
 from harness.cluster.fake import FakeCluster
 from harness.errors import EXIT_REGRESSION, UsageError
 from harness.plan import plan as planning
-from harness.plan.estimate import steady_s, time_s, total_as_text, total_s, usual_dilation, usually_added_s
+from harness.plan.estimate import (
+    steady_s,
+    time_s,
+    total_as_text,
+    total_s,
+    usual_dilation,
+    usually_added_s,
+    waits_without_mean,
+)
 from harness.plan.machine import Machine
 from harness.plan.plan import Plan, make
 from harness.scenario.load import load
@@ -150,6 +159,25 @@ def test_what_waiting_for_lost_packets_takes_is_said_not_to_be_known(link: str, 
     plan = quickstart(link)
     assert total_as_text(plan.trials, TWO_CPUS).startswith("at least " if at_least else "about ")
     assert plan.trials[0].expected.topology.slowed(4).loses_packets == at_least
+
+
+@pytest.mark.parametrize(
+    ("link", "share"),
+    [
+        ("link.loss=10%", None),
+        ("link.loss_bursts={p=0.0025,r=0.25}", 0.75),
+        ("link.down.loss_bursts={p=0.01,r=0.5}", 0.5),
+        ("link.loss_bursts={p=0.005,r=0.25,loss_bad=0.5}", None),
+        ("link.loss_bursts={p=0.9,r=0.6,loss_bad=0.45,loss_good=0.55}", 0.51),
+    ],
+)
+def test_bursts_in_which_a_lone_packet_is_lost_again_and_again_are_told(
+    link: str, share: float | None, tmp_path: Path
+) -> None:
+    assert waits_without_mean(quickstart(link).trials) == (share and pytest.approx(share))
+    done = call_pacbench(("plan", "quickstart", "--on", "fake", "--set", link), tmp_path)
+    assert ("single steps may take minutes" in done.stdout) == (share is not None)
+    assert (f"In a burst {share or 0:.0%} of the packets" in done.stdout) == (share is not None)
 
 
 def test_short_trials_are_counted_where_others_have_too_few_steps_to_show_what_the_machine_adds() -> None:

@@ -60,7 +60,7 @@ def _as_json(plan: Plan, machine: Machine) -> dict[str, Any]:
 
 
 def _print(plan: Plan, machine: Machine) -> None:
-    from harness.plan.estimate import lose_packets, total_as_text, total_s
+    from harness.plan.estimate import lose_packets, total_as_text, total_s, waits_without_mean
     from harness.scenario.schema import MOST_EMULATED
     from harness.units import format_time
 
@@ -77,6 +77,11 @@ def _print(plan: Plan, machine: Machine) -> None:
     if lose_packets(plan.trials):
         print(
             "Links lose packets. What waiting for them takes is not in these times: steps may be several times longer."
+        )
+    if lost_again := waits_without_mean(plan.trials):
+        print(
+            f"In a burst {lost_again:.0%} of the packets that TCP sends again alone are lost again, and it waits "
+            "twice as long each time: single steps may take minutes. A greater r or a smaller loss_bad avoids that."
         )
 
 
