@@ -168,9 +168,9 @@ class Topology(Section):
 
     @property
     def loses_packets(self) -> bool:
-        """Whether any link does, on purpose and now or later."""
+        """Whether any link does, on purpose and now or later; who receives a damaged one drops it."""
         later = self.link.trace.rows if self.link.trace else ()
-        return any(pipe.mean_loss for pipe in self.pipes) or any(row.loss for row in later)
+        return any(pipe.mean_loss or pipe.corrupt for pipe in self.pipes) or any(row.loss for row in later)
 
     @property
     def lost_again(self) -> float:

@@ -222,7 +222,7 @@ def _usual_slowing(trial: Trial, machine: Machine) -> Dilation:
     if trial.found or not machine.finds_dilation(trial.case):
         return trial.slowing
     steady, ramp_s, looked = rung(usual_dilation(trial, machine)), _ramp_s(trial), None
-    if machine.slows_single_steps(trial.case):
+    if machine.slows_single_steps(trial.expected.topology):
         first = max(len(ramp_s), UNSETTLED_STEPS)
         looked = look(first, trial.case.train.steps, steady, steady_s(trial), state_of(trial.method).agrees_every)
     if looked is None:

@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from harness.network.topology import Topology
     from harness.scenario.schema import Case
 
 NETWORK_S = 3.0
@@ -39,9 +40,12 @@ class Machine(NamedTuple):
         """Whether a run there has to find the dilation of a case's trials."""
         return self.slows_time and case.chooses_dilation
 
-    def slows_single_steps(self, case: Case) -> bool:
-        """Whether some steps of a trial may run slower than others, and so show what the machine adds to them."""
-        return self.changes_links and case.link.trace is None
+    def slows_single_steps(self, topology: Topology) -> bool:
+        """Whether some steps of a trial may run slower than others, and so show what the machine adds to them.
+
+        Not where packets are lost: TCP's timers are those of the trial's own dilation, and each step loses others.
+        """
+        return self.changes_links and topology.link.trace is None and not topology.loses_packets
 
 
 def this_machine() -> Machine:

@@ -163,7 +163,7 @@ class Dilations:
 
     def _looking(self, trial: Trial) -> Dilation | None:
         """How time runs in a trial some of whose steps run slower still; None where none can."""
-        if not self._cluster.machine.slows_single_steps(trial.case):
+        if not self._cluster.machine.slows_single_steps(trial.expected.topology):
             return None
         state, dilation = state_of(trial.method), self._carried(trial, self._likely(trial))
         step_s = estimate.steady_s(trial)

@@ -16,7 +16,9 @@ from harness.run.added import Added, added
 from harness.run.outcome import Outcome
 from harness.scenario.limits import MOST_TRACE_S
 from harness.scenario.links import Trace
+from harness.scenario.properties import LEAST_SHARE
 from harness.scenario.schema import Case, MethodSpec
+from harness.scenario.section import Section, SectionT
 
 
 class Prober:
@@ -90,27 +92,50 @@ def _together(steps: list[_Step]) -> _Probe:
 
 
 def _short(trial: Trial, steps: int, slowing: Dilation) -> Trial:
-    """The trial without its warm-up, with at least so many steady steps, on links that stay as they are."""
+    """The trial without its warm-up, with at least so many steady steps, on links that lose nothing and stay alike."""
     method = without_warmup(trial.method)
     state = state_of(method)
     total = whole_periods(first_steady_step(state) + steps, state.agrees_every)
     train = trial.case.train.model_copy(update={"steps": total, "eval_every": total, "target": None})
-    case = _at_their_fastest(trial.case).model_copy(update={"train": train})
+    case = _at_their_best(trial.case).model_copy(update={"train": train})
     return trial.model_copy(update={"case": case, "method": method, "found": slowing, "is_probe": True})
 
 
-def _at_their_fastest(case: Case) -> Case:
-    """The case with links that stay as fast as they ever become, where they change.
+def _at_their_best(case: Case) -> Case:
+    """The case with links that lose nothing and stay as fast as they ever become.
 
     So all short trials have the same ones, and what this machine adds is a greater share of no step of the trial.
     The slowest rate, which comes into force when a short trial has long ended, says how long segments may be.
     """
-    if case.link.trace is None:
-        return case
-    rows = sorted(case.link.trace.rows, key=lambda row: row.rate_bps)
-    fastest, slowest = rows[-1].model_copy(update={"t_s": 0.0}), rows[0].model_copy(update={"t_s": MOST_TRACE_S})
-    link = case.link.model_copy(update={"trace": Trace(rows=(fastest, slowest))})
-    return case.model_copy(update={"link": link})
+    link, fabric = _lossless(case.link), _lossless(case.fabric)
+    if link.trace:
+        rows = sorted(link.trace.rows, key=lambda row: row.rate_bps)
+        fastest, slowest = rows[-1].model_copy(update={"t_s": 0.0}), rows[0].model_copy(update={"t_s": MOST_TRACE_S})
+        link = link.model_copy(update={"trace": Trace(rows=(fastest, slowest))})
+    return case.model_copy(update={"link": link, "fabric": fabric})
+
+
+HARDLY_LOST = {"loss": LEAST_SHARE, "loss_bursts": None, "corrupt": 0.0}
+"""As good as nothing, of directions of links and rows of traces. Netem is still asked, so segments are as short."""
+
+
+def _lossless(section: SectionT) -> SectionT:
+    """The section, and all below it, in which as good as no packet is lost where some were."""
+
+    def changed(value: object) -> object:
+        match value:
+            case Section():
+                return _lossless(value)
+            case dict():
+                return {key: changed(each) for key, each in value.items()}
+            case tuple():
+                return tuple(map(changed, value))
+        return value
+
+    given = {name: changed(getattr(section, name)) for name in section.model_fields_set}
+    if any(getattr(section, name, None) for name in HARDLY_LOST):
+        given |= {name: value for name, value in HARDLY_LOST.items() if name in type(section).model_fields}
+    return section.model_copy(update=given)
 
 
 def without_warmup(method: MethodSpec) -> MethodSpec:

@@ -32,6 +32,7 @@ from harness.run.added import Added, _difference, _settled, added
 from harness.run.dilation import Dilations
 from harness.run.outcome import NO_RANK, RESUMED, Ended, Outcome
 from harness.scenario.load import load
+from harness.scenario.properties import LEAST_SHARE
 from harness.scenario.schema import NO_LIMITS, MethodSpec, Resources
 
 TRUE_S = 0.2
@@ -426,6 +427,33 @@ def test_short_trials_on_links_that_change_have_them_at_their_fastest(tmp_path: 
     outcome = machine(trial)
     assert found.take_off(trial, outcome) is None
     assert outcome.added_s == pytest.approx(machine.added_s)
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        ("link.loss=2%",),
+        ("link.loss_bursts={p=0.01,r=0.2}", "link.down.loss=0.0"),
+        ("link.up.loss_bursts={p=0.01,r=0.2}", "link.workers.w1.down.corrupt=1%"),
+        ("fabric.groups=a b", "fabric.trunk.loss=1%", "link.workers.w2.loss=5%"),
+        ("link.trace={x.csv}",),
+    ],
+)
+def test_short_trials_on_links_that_lose_packets_lose_none(tmp_path: Path, losses: tuple[str, ...]) -> None:
+    """Else what each of them loses, and TCP's timers, would be taken for what the machine adds."""
+    (tmp_path / "x.csv").write_text("t_s,rate_bps,loss\n0,500000000,0.01\n1,1000000000,0.02\n")
+    machine = Machine(added_s=4e-3)
+    asked = [each.replace("{x.csv}", str(tmp_path / "x.csv")) for each in losses]
+    trial = dilations(tmp_path, machine).settle(a_trial(tmp_path, *asked))
+    assert trial.expected.topology.loses_packets
+    assert trial.slowing.look is None
+    assert machine.ran
+    lost = {pipe.mean_loss + pipe.corrupt for each in machine.ran for pipe in each.network.pipes}
+    assert max(lost) <= LEAST_SHARE
+    assert len({_segments(each.network) for each in (trial, *machine.ran)}) == 1
+    links = [each.case.link.model_dump(exclude={"trace"}) for each in (trial, *machine.ran)]
+    kept = [{**link, **dict.fromkeys(("loss", "loss_bursts", "up", "down", "workers"))} for link in links]
+    assert all(each == kept[0] for each in kept), "all else is as it was"
 
 
 NEEDS_ITS_WARM_UP = '''

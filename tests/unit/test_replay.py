@@ -339,6 +339,7 @@ def replay_steps(method: str, params: dict[str, Any], overlap: str) -> dict[str,
             made.gradient(each, place, rank if overlap == "random" else 0, model.step + 1)
             for place, each in enumerate(profile().gradients)
         ]
+        pace.begin()  # as trials do: what this machine did between steps is no part of one
         start = time.perf_counter()
         ddp().backward()
         sent = [weight.grad.clone() for weight in reversed(list(model.parameters()))]
@@ -367,7 +368,7 @@ def test_a_replay_sends_true_shapes_through_real_buckets(on_ranks: Callable[...,
     assert first["pool_is_whole"]
     assert first["weights_are_shared"]
     least_s = 0.004 + 0.015 + 0.001
-    assert sum(first["step_s"]) >= least_s * len(first["step_s"]), "forward, the last gradient, optimizer"
+    assert min(first["step_s"]) >= least_s, "forward, the last gradient, optimizer"
 
 
 @pytest.mark.parametrize(
