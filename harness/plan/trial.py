@@ -32,6 +32,8 @@ class Trial(Section):
     """The dilation that the run has found for it; None where the case says it, or before that."""
     is_probe: bool = False
     """Whether it runs for the time of its steps alone, to find a dilation by: nothing is evaluated."""
+    most_segments: int | None = None
+    """How many packets its workers may hand to their links as one; None where its own links say it."""
 
     @property
     def train(self) -> Train:
@@ -63,7 +65,9 @@ class Trial(Section):
     def network(self) -> Topology:
         """What it runs on, for steps as slow as its slowest. Segments too long for their buckets would be split then,
         which takes long, and other steps would be put beside those than they are."""
-        return self.expected.built_topology.model_copy(update={"slows_by": self.slowing.slows_by})
+        built = self.expected.built_topology
+        most_segments = self.most_segments or built.most_segments
+        return built.model_copy(update={"slows_by": self.slowing.slows_by, "most_segments": most_segments})
 
     def told(self, readings: Readings) -> Readings:
         """What was measured of the links that were built, as the case speaks of them."""

@@ -16,7 +16,6 @@ from harness.run.added import Added, added
 from harness.run.outcome import Outcome
 from harness.scenario.limits import MOST_TRACE_S
 from harness.scenario.links import Trace
-from harness.scenario.properties import LEAST_SHARE
 from harness.scenario.schema import Case, MethodSpec
 from harness.scenario.section import Section, SectionT
 
@@ -98,7 +97,8 @@ def _short(trial: Trial, steps: int, slowing: Dilation) -> Trial:
     total = whole_periods(first_steady_step(state) + steps, state.agrees_every)
     train = trial.case.train.model_copy(update={"steps": total, "eval_every": total, "target": None})
     case = _at_their_best(trial.case).model_copy(update={"train": train})
-    return trial.model_copy(update={"case": case, "method": method, "found": slowing, "is_probe": True})
+    alike = {"found": slowing, "is_probe": True, "most_segments": trial.expected.topology.segments}
+    return trial.model_copy(update={"case": case, "method": method, **alike})
 
 
 def _at_their_best(case: Case) -> Case:
@@ -115,27 +115,26 @@ def _at_their_best(case: Case) -> Case:
     return case.model_copy(update={"link": link, "fabric": fabric})
 
 
-HARDLY_LOST = {"loss": LEAST_SHARE, "loss_bursts": None, "corrupt": 0.0}
-"""As good as nothing, of directions of links and rows of traces. Netem is still asked, so segments are as short."""
+LOSSES = {"loss": 0.0, "loss_bursts": None, "corrupt": 0.0}
+"""What makes packets get lost, as it is where none do: of directions of links, and of rows of traces."""
 
 
 def _lossless(section: SectionT) -> SectionT:
-    """The section, and all below it, in which as good as no packet is lost where some were."""
+    """The section, and all below it, in which no packet is lost."""
 
-    def changed(value: object) -> object:
+    def changed(name: str, value: object) -> object:
         match value:
+            case _ if name in LOSSES:
+                return LOSSES[name]
             case Section():
                 return _lossless(value)
             case dict():
-                return {key: changed(each) for key, each in value.items()}
+                return {key: changed("", each) for key, each in value.items()}
             case tuple():
-                return tuple(map(changed, value))
+                return tuple(changed("", each) for each in value)
         return value
 
-    given = {name: changed(getattr(section, name)) for name in section.model_fields_set}
-    if any(getattr(section, name, None) for name in HARDLY_LOST):
-        given |= {name: value for name, value in HARDLY_LOST.items() if name in type(section).model_fields}
-    return section.model_copy(update=given)
+    return section.model_copy(update={name: changed(name, getattr(section, name)) for name in section.model_fields_set})
 
 
 def without_warmup(method: MethodSpec) -> MethodSpec:

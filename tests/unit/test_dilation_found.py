@@ -32,7 +32,6 @@ from harness.run.added import Added, _difference, _settled, added
 from harness.run.dilation import Dilations
 from harness.run.outcome import NO_RANK, RESUMED, Ended, Outcome
 from harness.scenario.load import load
-from harness.scenario.properties import LEAST_SHARE
 from harness.scenario.schema import NO_LIMITS, MethodSpec, Resources
 
 TRUE_S = 0.2
@@ -449,7 +448,7 @@ def test_short_trials_on_links_that_lose_packets_lose_none(tmp_path: Path, losse
     assert trial.slowing.look is None
     assert machine.ran
     lost = {pipe.mean_loss + pipe.corrupt for each in machine.ran for pipe in each.network.pipes}
-    assert max(lost) <= LEAST_SHARE
+    assert lost == {0.0}
     assert len({_segments(each.network) for each in (trial, *machine.ran)}) == 1
     links = [each.case.link.model_dump(exclude={"trace"}) for each in (trial, *machine.ran)]
     kept = [{**link, **dict.fromkeys(("loss", "loss_bursts", "up", "down", "workers"))} for link in links]
