@@ -10,7 +10,7 @@ from harness.cluster.emulated import as_json
 from harness.cluster.protocol import Cluster, TaskTimeoutError
 from harness.messages import HANDED, KEPT, Message
 from harness.network.addresses import worker_name
-from harness.plan.estimate import lose_packets, time_s
+from harness.plan.estimate import time_s
 from harness.plan.machine import Machine
 from harness.plan.status import DISTURBED, DONE, TIMEOUT
 from harness.plan.trial import Trial
@@ -76,7 +76,7 @@ def _timeout_s(trial: Trial, machine: Machine) -> tuple[float, str]:
     if asked_s is not None:
         return asked_s * slower, f"train.timeout, at a dilation of {slower:g}" if slower > 1 else "train.timeout"
     planned_s = time_s(trial, machine)
-    patience = PATIENCE_WITH_LOSSES if lose_packets([trial]) else PATIENCE
+    patience = PATIENCE_WITH_LOSSES if trial.expected.topology.loses_packets else PATIENCE
     limit_s = float(round(max(SHORTEST_TIMEOUT_S * slower, patience * planned_s)))
     return limit_s, f"it was planned to take {format_time(planned_s)}; train.timeout sets another limit"
 

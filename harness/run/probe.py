@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from harness.errors import MeasurementError
 from harness.plan.dilation import FAR, Dilation, probe_steps, probed_at, whole_periods
@@ -17,7 +17,7 @@ from harness.run.outcome import Outcome
 from harness.scenario.limits import MOST_TRACE_S
 from harness.scenario.links import Trace
 from harness.scenario.schema import Case, MethodSpec
-from harness.scenario.section import Section, SectionT
+from harness.scenario.section import Section
 
 
 class Prober:
@@ -119,22 +119,17 @@ LOSSES = {"loss": 0.0, "loss_bursts": None, "corrupt": 0.0}
 """What makes packets get lost, as it is where none do: of directions of links, and of rows of traces."""
 
 
-def _lossless(section: SectionT) -> SectionT:
-    """The section, and all below it, in which no packet is lost."""
-
-    def changed(name: str, value: object) -> object:
-        match value:
-            case _ if name in LOSSES:
-                return LOSSES[name]
-            case Section():
-                return _lossless(value)
-            case dict():
-                return {key: changed("", each) for key, each in value.items()}
-            case tuple():
-                return tuple(changed("", each) for each in value)
-        return value
-
-    return section.model_copy(update={name: changed(name, getattr(section, name)) for name in section.model_fields_set})
+def _lossless(part: Any) -> Any:
+    """A part of a case, and all below it, in which no packet is lost."""
+    match part:
+        case Section():
+            given = {name: getattr(part, name) for name in part.model_fields_set}
+            return part.model_copy(update={name: LOSSES.get(name, _lossless(each)) for name, each in given.items()})
+        case dict():
+            return {key: _lossless(each) for key, each in part.items()}
+        case tuple():
+            return tuple(map(_lossless, part))
+    return part
 
 
 def without_warmup(method: MethodSpec) -> MethodSpec:

@@ -206,14 +206,16 @@ FOR_SECONDS = ("link.rate=50mbit", "train.steps=60", "train.eval_every=60")
 """The dense baseline, which is first, trains for several times as long as a worker waits before it tells of steps."""
 
 
-def test_a_worker_that_is_killed_costs_one_trial(run_scenario: RunScenario, tmp_path: Path) -> None:
+def test_a_worker_that_is_killed_costs_one_trial(run_scenario: RunScenario) -> None:
     settings, methods = (*FEW, *FOR_SECONDS), ["topk", "pactrain-ternary"]
-    rows = run_scenario(SCENARIO, settings, methods, watcher=Harm(psutil.Process.kill), failing=1).trials()
+    store = run_scenario(SCENARIO, settings, methods, watcher=Harm(psutil.Process.kill), failing=1)
+
+    rows = store.trials()
     assert sorted(rows["status"]) == ["crashed", "done", "done"]
     crashed = rows[rows["status"] == "crashed"].iloc[0]
     assert "SIGKILL" in crashed["reason"], "whoever fails for want of its peer may be heard first"
-    page.write(Store.open(tmp_path / "run"), [])
-    assert "crashed" in (tmp_path / "run" / "report.md").read_text()
+    page.write(store, [])
+    assert "crashed" in (store.folder / "report.md").read_text()
 
 
 STOPPED_S = 4.0

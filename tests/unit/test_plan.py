@@ -152,6 +152,7 @@ def test_packets_that_are_late_on_purpose_make_steps_longer() -> None:
         ("link.rate=10mbit", False),
         ("link.loss=0.1%", True),
         ("link.down.loss=0.1%", True),
+        ("link.corrupt=0.1%", True),
         ("link.loss_bursts={p=0.01,r=0.5}", True),
     ],
 )
