@@ -271,6 +271,39 @@ def test_runs_from_before_there_were_digests_are_read_and_their_damage_is_told(r
         assert f"{file.name}: damaged" in done.stderr
 
 
+JUDGING = ("reproduce", "--claim", "omnireduce-micro", "--judge", "runs", "--out", "verdicts")
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory, without_figures: None) -> Path:
+    """A folder with a run that a claim needs, and its verdict."""
+    folder = tmp_path_factory.mktemp("judged")
+    stored = next((ROOT / "results/reference/claims/runs").glob("sparse-tensor-*"))
+    shutil.copytree(stored, folder / "runs" / stored.name)
+    assert call_pacbench(JUDGING, folder).returncode == 0
+    return folder
+
+
+@tries(6)
+@given(part=st.sampled_from(["", "trials.parquet", "events.parquet"]), which=st.floats(0, 1), how=st.integers(0, 99))
+def test_claims_are_not_judged_by_a_run_that_is_damaged(
+    judged: Path, tmp_path: Path, part: str, which: float, how: int
+) -> None:
+    shutil.rmtree(tmp_path / "runs", ignore_errors=True)
+    shutil.copytree(judged / "runs", tmp_path / "runs")
+    (run,) = (tmp_path / "runs").iterdir()
+    files = sorted(file for file in (run / part).iterdir() if file.is_file())
+    overwrite(files[int(which * (len(files) - 1))], 0.5, how)
+    done = call_pacbench(JUDGING, tmp_path)
+    if done.returncode:
+        assert done.returncode == 2, done
+        assert done.stderr.startswith(f"pacbench: runs/{run.name}"), done
+        assert done.stderr.count("\n") == 1
+    else:
+        verdicts = [folder / "verdicts" / "claims.csv" for folder in (judged, tmp_path)]
+        assert verdicts[0].read_text() == verdicts[1].read_text()
+
+
 @pytest.fixture(scope="module")
 def beside_a_reference(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run, and a reference made of it."""
