@@ -49,7 +49,7 @@ class UmlCluster(NetnsCluster):
         cpu_count=1,
         carried_bps=64e6,
         bring_up_s=30.0,
-        network_s=20.0,
+        network_s=6.5,
         trial_s=27.0,
         error_s=7e-3,
         is_here=True,

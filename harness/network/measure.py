@@ -340,19 +340,14 @@ def _ping_s(topology: Topology, node: str, pings: _Work) -> list[float]:
 def _rate_work(topology: Topology, queue: Queue, flow_s: float) -> _Work:
     """What tells the rate of one direction of a link."""
     pipe = queue.pipe
-    if pipe.disturbs or (pipe.needs_netem and SETTLE_ROUND_TRIPS * _rtt_s(topology, queue) > MOST_SETTLE_S):
+    if pipe.disturbs or (pipe.needs_netem and SETTLE_ROUND_TRIPS * queue.round_trip_s > MOST_SETTLE_S):
         return _burst(topology, queue, flow_s)
     return _flow(topology, queue, flow_s)
 
 
-def _rtt_s(topology: Topology, queue: Queue) -> float:
-    """How long a link there and back takes."""
-    return next(wire.up.delay_s + wire.down.delay_s for wire in topology.wires if wire.name == queue.link)
-
-
 def _flow(topology: Topology, queue: Queue, flow_s: float) -> _Work:
     """One TCP flow."""
-    pipe, rtt_s = queue.pipe, _rtt_s(topology, queue)
+    pipe, rtt_s = queue.pipe, queue.round_trip_s
     rate_bps = pipe.rate_bps or CONCURRENT_BPS
     bucket = burst_bytes(pipe) if pipe.rate_bps and not pipe.needs_netem else 0
     skip = 2 * bucket + int(rate_bps / 8 * (SETTLE_S + SETTLE_ROUND_TRIPS * rtt_s))
@@ -370,7 +365,7 @@ def _burst(topology: Topology, queue: Queue, flow_s: float) -> _Work:
     packets = int(flow_s / packet_s / (1 - pipe.mean_loss)) + 50
     wait_s = _grace_s(pipe) + packets * packet_s  # none need have arrived when the last one is sent
     request = {"op": "count", "to": queue.to.address, "bytes": payload, "per_s": None, "packets": packets}
-    takes_s = packets * packet_s + wait_s + AGREEING_ROUND_TRIPS * _rtt_s(topology, queue)
+    takes_s = packets * packet_s + wait_s + AGREEING_ROUND_TRIPS * queue.round_trip_s
     return _Work({**request, "wait_s": wait_s}, takes_s)
 
 
@@ -413,7 +408,7 @@ def _counting(topology: Topology, queue: Queue, counted: int | None, per_s: floa
     """Numbered datagrams, well below the rate."""
     packets, wait_s = counted or _to_count(queue.pipe, per_s), _grace_s(queue.pipe)
     request = {"op": "count", "to": queue.to.address, "bytes": COUNTED_BYTES, "per_s": per_s, "packets": packets}
-    takes_s = packets / per_s + wait_s + AGREEING_ROUND_TRIPS * _rtt_s(topology, queue)
+    takes_s = packets / per_s + wait_s + AGREEING_ROUND_TRIPS * queue.round_trip_s
     return _Work({**request, "wait_s": wait_s}, takes_s)
 
 
@@ -424,12 +419,29 @@ def measuring_s(topology: Topology, cpus: int, counted: int | None = None) -> fl
         cpus: of the machine that has the links.
         counted: as ``measure`` is told it.
     """
-    link_s = max(_link_pings(wire.queues()).takes_s for wire in topology.wires)
-    pair_s = max(_pair_pings(topology, *pair).takes_s for pair in _neighbours(topology))
-    pings_s = math.ceil(len(topology.wires) / cpus) * link_s + math.ceil(topology.workers / cpus) * pair_s
+    pings_s, rates_s = _pings_s(topology), _turns_s(topology, cpus)
+    all_pings_s = sum(pings_s) / cpus + max(pings_s)  # the longest may begin last
+    return ATTEMPTS * (all_pings_s + max(rates_s)) + sum(rates_s) + counting_s(topology, counted)
+
+
+def measured_once_s(topology: Topology, cpus: int) -> float:
+    """For how long, where none is off; see ``measuring_s``."""
+    rates_s = _turns_s(topology, cpus, TURNS_S)
+    return sum(_pings_s(topology)) / cpus + sum(rates_s) + counting_s(topology) / ATTEMPTS
+
+
+def _pings_s(topology: Topology) -> list[float]:
+    """What round trips of each link, and of each two neighbours, take."""
+    of_links = (_link_pings(wire.queues()) for wire in topology.wires)
+    of_pairs = (_pair_pings(topology, *pair) for pair in _neighbours(topology))
+    return [work.takes_s for work in (*of_links, *of_pairs)]
+
+
+def _turns_s(topology: Topology, cpus: int, flows_s: float = math.inf) -> list[float]:
+    """What each turn of flows takes; those of all turns together are as long as ``flows_s`` at most."""
     turns = _turns([*topology.queues()], cpus * CPU_BPS)
-    rates_s = [max(_rate_work(topology, queue, FLOW_S).takes_s for queue in turn) for turn in turns]
-    return ATTEMPTS * (pings_s + max(rates_s)) + sum(rates_s) + counting_s(topology, counted)
+    flow_s = min(FLOW_S, flows_s / len(turns))
+    return [max(_rate_work(topology, queue, flow_s).takes_s for queue in turn) for turn in turns]
 
 
 def counting_s(topology: Topology, counted: int | None = None) -> float:

@@ -49,6 +49,8 @@ class Queue:
     interface: str
     to: End
     pipe: Pipe
+    round_trip_s: float
+    """Of the idle link, there and back."""
 
 
 class Wire(NamedTuple):
@@ -63,7 +65,8 @@ class Wire(NamedTuple):
 
     def queues(self) -> tuple[Queue, Queue]:
         """Both directions."""
+        trip_s = self.up.delay_s + self.down.delay_s
         return (
-            Queue(self.worker, self.name, "up", self.near.node, self.near.interface, self.far, self.up),
-            Queue(self.worker, self.name, "down", self.far.node, self.far.interface, self.near, self.down),
+            Queue(self.worker, self.name, "up", self.near.node, self.near.interface, self.far, self.up, trip_s),
+            Queue(self.worker, self.name, "down", self.far.node, self.far.interface, self.near, self.down, trip_s),
         )

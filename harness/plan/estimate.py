@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from baselines._calls import AllReduce
 from baselines._state import numel
 from harness.network.bounds import wire_share
+from harness.network.measure import measured_once_s
 from harness.plan.collectives import ENTRY_BYTES
 from harness.plan.dilation import (
     CALM,
@@ -71,18 +72,14 @@ machine that did nothing else.) What is added then is not the same at two dilati
 """
 
 
-MEASURED_ROUND_TRIPS = 60
-"""For so many round trips of the longest link a network is measured: flows that start up each way, before and after
-(``network/measure.py``), and round trips themselves."""
-
 OFF_THE_CLOCK, OFF_THE_CLOCK_BY_EVALUATION = 24, 8
 """A trial's ranks meet before its first step, after its last one, and at each evaluation: together as long as so many
 all-reduces of a few numbers. Where links are short that is nothing; six ranks on three continents, 24 times slower,
 took 415 s for it, with two evaluations, and 10 s for such an all-reduce."""
 
-LINK_S = 0.36
-"""To build the links of one more worker, and to measure them twice. (Networks of eight workers took 5.3 s, 3.4 s of it
-before their first trial; ``pacbench run paper/pactrain-resnet152``.)"""
+LINK_S = 0.06
+"""To build the links of a worker, and to ask it twice what they are. (On two cores networks of 2 to 128 workers took
+0.03 s for each, and 0.03 s for each time that they were measured.)"""
 
 AGAIN = 2.5
 """Of the first trials of each method on each case: for so much of their time, times ``train.most_added``, they are run
@@ -252,9 +249,8 @@ def _again_s(trial: Trial, machine: Machine) -> float:
 
 def _network_s(trial: Trial, dilation: float, machine: Machine) -> float:
     """Wall time for which a network is built, and measured before and after."""
-    delay_s = max(pipe.delay_s for pipe in trial.expected.topology.pipes)
-    measured_s = MEASURED_ROUND_TRIPS * dilation * 2 * delay_s
-    return machine.network_s + LINK_S * (trial.case.cluster.workers - 2) + measured_s
+    built = trial.expected.thinned.slowed(dilation)
+    return machine.network_s + LINK_S * built.workers + 2 * measured_once_s(built, machine.cpu_count)
 
 
 def _baseline_s(trial: Trial, machine: Machine) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -37,12 +38,12 @@ class Pipe(properties.LinkProperties):
     @property
     def disturbs(self) -> bool:
         """Whether single packets are lost, doubled, damaged or out of turn."""
-        return bool(self.disturbed_shares)
+        return _disturbs(self)
 
     @property
     def needs_netem(self) -> bool:
         """Whether the kernel must have netem, since this is more than a rate."""
-        return any(row.is_netems(self) for row in PROPERTIES)
+        return _needs_netem(self)
 
     def changed_by(self, *changes: Pipe | None) -> Pipe:
         """This one with the fields that were set in each change, the last of them in force."""
@@ -80,6 +81,16 @@ class Pipe(properties.LinkProperties):
 
 PROPERTIES = properties.rows(Pipe)
 """What a direction of a link can have, a row each."""
+
+
+@lru_cache
+def _disturbs(pipe: Pipe) -> bool:
+    return bool(pipe.disturbed_shares)
+
+
+@lru_cache  # thousands of workers ask the same of links that are alike
+def _needs_netem(pipe: Pipe) -> bool:
+    return any(row.is_netems(pipe) for row in PROPERTIES)
 
 
 class PipeChange(Pipe):
