@@ -59,8 +59,9 @@ def _measured(known: Sequence[Gain]) -> list[str]:
     """Over each baseline how much. Where it was measured is said once, if it was so over all of them."""
     first, where = known[0], _where(known[0].measured)
     ratios = [_ratio(gain) + (f" ({place})" if (place := _where(gain.measured)) != where else "") for gain in known]
-    training = first.measured[0].claim.convergence
-    steps = [f"Steps to the target are those of {training}."] if training else []
+    trainings = dict.fromkeys(case.claim.convergence for gain in known for case in gain.measured)
+    named = " and of ".join(filter(None, trainings))
+    steps = [f"Steps to the target are those of {named}."] if named else []
     said = f"{first.method} {COMPARED[first.quantity][0]} {'; '.join(ratios)}."
     return [said, f"That is with {where}.", *steps, *_in_one_piece(known)]
 
@@ -113,15 +114,17 @@ def _where(cases: Sequence[Judgement]) -> str:
 
 def _price(of_method: Sequence[Gain], own: Sequence[Judgement]) -> str:
     """What it costs in accuracy, over the first of the same baselines."""
-    cost = summary.accuracy(own, of_method[0].method, [gain.baseline for gain in of_method])
-    if cost is None or cost.found is None:
+    costs = summary.accuracies(own, of_method[0].method, [gain.baseline for gain in of_method])
+    if not costs:
         return "What it costs in accuracy is not known here."
-    value, low, high, _ = cost.found
+    return f"Final accuracy against {costs[0].claim.baseline}'s: {', '.join(map(_cost, costs))}."
+
+
+def _cost(judgement: Judgement) -> str:
+    assert judgement.found
+    value, low, high, _ = judgement.found
     interval = f" [{-high:+.1f}, {-low:+.1f}]" if low is not None and high is not None else ""
-    model = ", ".join(cost.claim.model)
-    return (
-        f"Final accuracy against {cost.claim.baseline}'s: {-value:+.1f} points{interval} ({model}, trained for real)."
-    )
+    return f"{-value:+.1f} points{interval} ({', '.join(judgement.claim.model)}, trained for real)"
 
 
 def tally(own: Sequence[Judgement]) -> dict[str, int]:

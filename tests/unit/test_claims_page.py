@@ -136,6 +136,23 @@ def test_time_to_accuracy_says_whose_steps_they_are() -> None:
     assert "Steps to the target are those of small-training." in said
 
 
+def test_each_training_s_steps_and_accuracy_are_told() -> None:
+    """Of one replay with the steps of two trainings there are two figures, and none hides the other."""
+
+    def trained(name: str, value: float, lost: float) -> list[Judgement]:
+        found, cost = (value, value - 0.1, value + 0.1), (lost, lost - 0.2, lost + 0.2)
+        return [
+            judgement(found, quantity="time to accuracy", convergence=name),
+            judgement(cost, quantity="accuracy", model=f"{name}-net", rate="unshaped", range=(-math.inf, 2.0)),
+        ]
+
+    (said,) = citing.citable([*trained("plain", 2.0, 0.5), *trained("residual", 3.0, -0.5)])
+    assert "1.9 to 3.1 times as soon as bf16, a 16-bit all-reduce (surely ahead in 2 of 2 cases)" in said
+    assert "Steps to the target are those of plain and of residual." in said
+    plain, residual = "-0.5 points [-0.7, -0.3] (plain-net", "+0.5 points [+0.3, +0.7] (residual-net"
+    assert f"Final accuracy against bf16's: {plain}, trained for real), {residual}, trained for real)." in said
+
+
 def test_only_what_has_a_figure_counts_as_measured_in_one_piece() -> None:
     piece = OnePiece(device=1.0, model="small", ratio=2.0, claimed_ratio=2.0, warm_up={})
     pieces = [replace(piece, found=Estimate(3.0, 2.9, 3.1, 3)), replace(piece, problem="topk missed the target")]

@@ -88,14 +88,13 @@ def gains(own: Sequence[Judgement]) -> list[Gain]:
     return found
 
 
-def accuracy(own: Sequence[Judgement], method: str, baselines: Sequence[str]) -> Judgement | None:
-    """What a method cost in accuracy, over the first of these baselines for which that was measured."""
-    known = {
-        each.claim.baseline: each
-        for each in own
-        if each.claim.quantity == "accuracy" and each.claim.method == (method,) and each.found
-    }
-    return next((known[baseline] for baseline in baselines if baseline in known), None)
+def accuracies(own: Sequence[Judgement], method: str, baselines: Sequence[str]) -> list[Judgement]:
+    """What a method cost in accuracy, in each training, over the first of these baselines for which any tells that."""
+    known: dict[str, list[Judgement]] = {}
+    for each in own:
+        if each.claim.quantity == "accuracy" and each.claim.method == (method,) and each.found:
+            known.setdefault(each.claim.baseline, []).append(each)
+    return next((known[baseline] for baseline in baselines if baseline in known), [])
 
 
 def is_sixteen_bit(baseline: str) -> bool:
@@ -104,7 +103,8 @@ def is_sixteen_bit(baseline: str) -> bool:
 
 
 def _case(judgement: Judgement) -> tuple[object, ...]:
-    return judgement.claim.model, judgement.claim.rate_bps, judgement.claim.workers
+    claim = judgement.claim
+    return claim.model, claim.rate_bps, claim.workers, claim.convergence
 
 
 def _ends(estimates: Iterable[Estimate]) -> list[float]:
