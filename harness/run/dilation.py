@@ -37,10 +37,6 @@ from harness.scenario.section import in_words
 OTHERS = 3
 """So many methods must have been found to need more than is usual before all are taken to do so."""
 
-MOST_SLOWER = 4
-"""So many times slower than a trial that surely showed too much is the next of its kind at most. It is run three times
-at most: with 2, top-k in user-mode-linux ran at 8, 16 and 32 where 64 was needed."""
-
 
 @dataclass(frozen=True)
 class Found:
@@ -141,10 +137,10 @@ class Dilations:
         if within.step_s <= 0:  # nothing can be learnt of steps that differ so much
             self._too_low[_key(trial)] = now
             return why
-        # What one moment showed must not decide over all that follows.
+        # What one moment showed must not decide over all that follows: one trial to the next changes by 2 at most.
         if within.is_too_much(now, most_added):
             self._too_low[_key(trial)] = now
-            chosen = min(_needed(within, AIM * most_added), MOST_SLOWER * now)
+            chosen = min(_needed(within, AIM * most_added), 2 * now)
         elif why:
             chosen = min(_next(now), LADDER[-1])
         else:

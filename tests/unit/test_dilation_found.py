@@ -237,18 +237,15 @@ def test_a_guess_knows_what_the_method_needed_elsewhere(tmp_path: Path) -> None:
     assert found.take_off(guessed, machine(guessed)) is None
 
 
-def test_one_trial_to_the_next_becomes_slower_by_four_and_faster_by_two_at_most(tmp_path: Path) -> None:
+def test_one_trial_to_the_next_changes_by_two_at_most(tmp_path: Path) -> None:
     """What one moment showed must not decide over all that follows."""
     quiet, busy = Machine(added_s=1e-3), Machine(added_s=1.0)
     found = dilations(tmp_path, quiet)
     first = found.settle(a_trial(tmp_path))
     assert found.take_off(first, busy(first))
     second = found.settle(first)
-    assert second.dilation == 4 * first.dilation
+    assert second.dilation == 2 * first.dilation
     assert found.take_off(second, quiet(second)) is None
-    third = found.settle(first)
-    assert third.dilation == second.dilation / 2
-    assert found.take_off(third, quiet(third)) is None
     above = LADDER[LADDER.index(first.dilation) + 1]
     assert found.settle(first).dilation == above, "the first was too low: half as slow would be it"
 
@@ -293,7 +290,7 @@ def test_steps_that_differ_among_themselves_are_soon_slow_enough(tmp_path: Path)
     for _ in range(4):
         trial, outcome = run_until_it_counts(found, trial, machine)
         assert outcome.added_s is not None
-        assert outcome.added_s / trial.dilation <= AIM * trial.case.train.most_added * TRUE_S
+        assert outcome.added_s / trial.dilation <= 0.03 * TRUE_S
     assert len(machine.ran) <= 8
 
 
@@ -647,7 +644,7 @@ def test_a_trial_that_shows_too_much_ends_early_and_is_run_again_slower(tmp_path
 def test_what_is_too_fast_whenever_it_is_run_is_told_and_left_out(
     tmp_path: Path, added_s: float, counted: bool
 ) -> None:
-    """The first round is not slow enough at its third attempt either; later ones are, or none can be."""
+    """The first rounds are not slow enough at their third attempt either; later ones are, or none can be."""
 
     def slow(trial: Trial) -> Iterator[Message]:
         more_s = added_s if trial.method.label == "dense" else 0.0
@@ -669,7 +666,7 @@ def test_what_is_too_fast_whenever_it_is_run_is_told_and_left_out(
     if counted:
         assert first["status"].tolist() == ["disturbed", "disturbed", "done"]
         assert "this machine added" in first["reason"].iloc[-1]
-        assert sorted(case.method("dense").done["round"]) == [1, 2, 3]
+        assert sorted(case.method("dense").done["round"]) == [2, 3]
         told = [note for note in facts.collect(store).notes if note.startswith("Unsure: dense, round 0")]
         assert len(told) == 1
         assert told[0].endswith("It is left out of all times.")
