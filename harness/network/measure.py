@@ -153,7 +153,7 @@ def _readings(topology: Topology, counted: int | None) -> list[LinkReading]:
             found = pool.map(lambda queue: _count(topology, queue, counted, len(disturbed)), disturbed)
             counts = dict(zip(disturbed, found, strict=True))
     turns = _turns(queues)
-    flow_s = min(FLOW_S, TURNS_S / len(turns))
+    flow_s = _flow_s(turns)
     readings: dict[Queue, LinkReading] = {}
     for turn in turns:
         with ThreadPoolExecutor(len(turn)) as pool:
@@ -211,6 +211,11 @@ def _turns(queues: Sequence[Queue], at_once_bps: int = CONCURRENT_BPS) -> list[l
     return turns
 
 
+def _flow_s(turns: Sequence[list[Queue]]) -> float:
+    """How long each turn's flows last."""
+    return min(FLOW_S, TURNS_S / len(turns))
+
+
 def _reading(queue: Queue, rate_bps: float, counted: _Counted | None) -> LinkReading:
     counts, pause_s = counted or (None, 0.0)
     return LinkReading(
@@ -228,7 +233,7 @@ def _reading(queue: Queue, rate_bps: float, counted: _Counted | None) -> LinkRea
 def _round_trip(topology: Topology, both: tuple[Queue, Queue]) -> RoundTrip:
     """An idle link, there and back, measured again where it is off."""
     up, down = both
-    asked_s, jitter_s = _link_delay_s(both)
+    asked_s, jitter_s = up.round_trip_s, _link_jitter_s(both)
     normal = {pipe.jitter_distribution for pipe in (up.pipe, down.pipe) if pipe.jitter_s} == {"normal"}
     for _ in range(ATTEMPTS):
         trips = _ping_s(topology, up.node, _link_pings(both))
@@ -299,14 +304,13 @@ class _Work(NamedTuple):
     """How long it takes by itself, in real seconds."""
 
 
-def _link_delay_s(both: tuple[Queue, Queue]) -> tuple[float, float]:
-    """How long a link there and back takes, and its deviation."""
-    up, down = both
-    return up.pipe.delay_s + down.pipe.delay_s, math.hypot(up.pipe.jitter_s, down.pipe.jitter_s)
+def _link_jitter_s(both: tuple[Queue, Queue]) -> float:
+    """The deviation of how long a link there and back takes."""
+    return math.hypot(*(queue.pipe.jitter_s for queue in both))
 
 
 def _link_pings(both: tuple[Queue, Queue]) -> _Work:
-    asked_s, jitter_s = _link_delay_s(both)
+    asked_s, jitter_s = both[0].round_trip_s, _link_jitter_s(both)
     pings = JITTER_PINGS if jitter_s else PINGS
     return _pings(both[0].to.address, pings, asked_s, jitter_s, _passing_s([queue.pipe for queue in both]))
 
@@ -419,15 +423,17 @@ def measuring_s(topology: Topology, cpus: int, counted: int | None = None) -> fl
         cpus: of the machine that has the links.
         counted: as ``measure`` is told it.
     """
-    pings_s, rates_s = _pings_s(topology), _turns_s(topology, cpus)
+    turns, pings_s = _turns([*topology.queues()], cpus * CPU_BPS), _pings_s(topology)
+    rates_s = [_longest_s(topology, turn, FLOW_S) for turn in turns]
     all_pings_s = sum(pings_s) / cpus + max(pings_s)  # the longest may begin last
     return ATTEMPTS * (all_pings_s + max(rates_s)) + sum(rates_s) + counting_s(topology, counted)
 
 
 def measured_once_s(topology: Topology, cpus: int) -> float:
     """For how long, where none is off; see ``measuring_s``."""
-    rates_s = _turns_s(topology, cpus, TURNS_S)
-    return sum(_pings_s(topology)) / cpus + sum(rates_s) + counting_s(topology) / ATTEMPTS
+    turns = _turns([*topology.queues()], cpus * CPU_BPS)
+    rates_s = sum(_longest_s(topology, turn, _flow_s(turns)) for turn in turns)
+    return sum(_pings_s(topology)) / cpus + rates_s + counting_s(topology) / ATTEMPTS
 
 
 def _pings_s(topology: Topology) -> list[float]:
@@ -437,11 +443,9 @@ def _pings_s(topology: Topology) -> list[float]:
     return [work.takes_s for work in (*of_links, *of_pairs)]
 
 
-def _turns_s(topology: Topology, cpus: int, flows_s: float = math.inf) -> list[float]:
-    """What each turn of flows takes; those of all turns together are as long as ``flows_s`` at most."""
-    turns = _turns([*topology.queues()], cpus * CPU_BPS)
-    flow_s = min(FLOW_S, flows_s / len(turns))
-    return [max(_rate_work(topology, queue, flow_s).takes_s for queue in turn) for turn in turns]
+def _longest_s(topology: Topology, turn: Sequence[Queue], flow_s: float) -> float:
+    """What a turn of flows takes."""
+    return max(_rate_work(topology, queue, flow_s).takes_s for queue in turn)
 
 
 def counting_s(topology: Topology, counted: int | None = None) -> float:
