@@ -136,10 +136,14 @@ def _of_one_kind(
 
 
 def _difference(near_s: Sequence[float], far_s: Sequence[float]) -> tuple[float, float]:
-    """By how much the near steps' mean is more than the far ones', and the standard error of this.
+    """By how much the near steps take longer than the far ones, and the standard error of this.
+
+    Where all far steps are alike, medians are compared. A machine adds to every step; what makes some of them longer
+    may be the network's own: ranks that are once out of step stay so for a while, since what says that one is ready
+    waits behind another's data. Such steps are no part of what is taken off.
 
     Where the far steps differ among themselves, as those of a method that sends now and then, as many near ones are put
-    beside them, the longest beside the longest. Where they are all alike, or more than the near ones, all count.
+    beside them, the longest beside the longest. Where there are fewer near ones, means are compared.
     """
     differ = statistics.stdev(far_s) > VARIED * statistics.fmean(far_s)
     if differ and len(near_s) >= len(far_s):
@@ -147,9 +151,14 @@ def _difference(near_s: Sequence[float], far_s: Sequence[float]) -> tuple[float,
         nearest_s = sorted(near_s[middle : middle + len(far_s)])
         more_s = [near - far for near, far in zip(nearest_s, sorted(far_s), strict=False)]
         return statistics.fmean(more_s), _error_of_mean(more_s)
-    error_s = math.hypot(_error_of_mean(near_s), _error_of_mean(far_s))
-    return statistics.fmean(near_s) - statistics.fmean(far_s), error_s
+    typical, error_of = (statistics.fmean, _error_of_mean) if differ else (statistics.median, _error_of_median)
+    return typical(near_s) - typical(far_s), math.hypot(error_of(near_s), error_of(far_s))
 
 
 def _error_of_mean(values: Sequence[float]) -> float:
     return statistics.stdev(values) / math.sqrt(len(values))
+
+
+def _error_of_median(values: Sequence[float]) -> float:
+    """As of many that are normally distributed."""
+    return statistics.stdev(values) * math.sqrt(math.pi / 2 / len(values))

@@ -112,7 +112,9 @@ def _read_target(given: object) -> Target | None:
         raise ValueError(f"{error}, or '{NONE}'") from None
 
 
-ProfileName = Annotated[str | None, BeforeValidator(none_or)]
+NonEmpty = Annotated[str, Field(min_length=1)]
+
+ProfileName = Annotated[NonEmpty | None, BeforeValidator(none_or)]
 
 
 def _target_as_text(target: Target | None) -> str | None:
@@ -165,9 +167,9 @@ class Train(Section):
     """A name from ``pacbench list models``, or ``FILE.py:NAME``, whose path starts where the scenario's file lies."""
     dataset: str = "digits"
     """A name from ``pacbench list datasets``, or ``FILE.py:NAME``."""
-    data_dir: str | None = None
+    data_dir: NonEmpty | None = None
     """A folder that holds the data set; None looks in the usual places, then downloads."""
-    checkpoint: str | None = None
+    checkpoint: NonEmpty | None = None
     """A file with the model's ``state_dict()``, by ``torch.save``, to start from; None draws weights by the seed."""
     replay: ProfileName = None
     """A profile, by name or file (``workload/profile.py``), whose times are waited for instead of computing: gradients

@@ -101,6 +101,10 @@ def test_a_scenario_survives_its_own_json(write: Any) -> None:
         ("rounds=0", r"rounds: found 0; allowed: greater than or equal to 1"),
         ("train.timeout=0s", r"train\.timeout: found '0s'; allowed"),
         ("train.lr=-1", r"train\.lr: found -1; allowed: greater than 0"),
+        *(
+            (f"train.{field}=", rf"train\.{field}: found ''; allowed: .*at least 1")
+            for field in ("pace", "replay", "data_dir", "checkpoint")
+        ),
         ("train=4", r"train: found 4; allowed: a table"),
         ("methods=4", r"methods: found 4; allowed: at least one"),
         ("baseline=zip", r"baseline: found 'zip'; allowed: the label of a method: dense"),
