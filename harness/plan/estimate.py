@@ -262,9 +262,10 @@ def _baseline_s(trial: Trial, machine: Machine) -> float:
 def _all_steps_s(trial: Trial) -> Iterator[float]:
     """Seconds of each step, one after the other, on links that may change meanwhile."""
     trace, clock_s, ramp_s = trial.case.link.trace, 0.0, _ramp_on_the_links_s(trial)
+    fastest_bps = max(row.rate_bps for row in trace.rows) if trace else 0  # of which the bound is
     for step in range(trial.case.train.steps):
         on_the_links_s = ramp_s[step] if step < len(ramp_s) else trial.expected.lower_bound_s_per_step
-        slower = trace.rows[0].rate_bps / trace.at(clock_s).rate_bps if trace else 1.0
+        slower = fastest_bps / trace.at(clock_s).rate_bps if trace else 1.0
         step_s = _step_s(trial, slower * on_the_links_s)
         clock_s += step_s
         yield step_s

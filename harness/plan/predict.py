@@ -74,18 +74,37 @@ class Schedule:
 
     def step_s(self, network: Network) -> float:
         """Seconds of a step; the mean, where only one in several synchronises."""
-        ended_s = iter(
-            on_the_network_s(network, [job for own in self.jobs for job in own], self.at_once, self.silent_s)
-        )
+        jobs = [job for own in self.jobs for job in own]
         if self.hidden_s is not None:
-            lasted_s = [next(ended_s) - job.ready_s for own in self.jobs for job in own]
-            waited_s = sum(max(0.0, each_s - self.hidden_s) for each_s in lasted_s)
+            waited_s = self._waited_s(network, jobs, self.hidden_s)
             return self.computed_s + waited_s / self.every + self.optimizer_s
+        ended_s = iter(on_the_network_s(network, jobs, self.at_once, self.silent_s))
         now_s = self.computed_s
         for own, decode_s in zip(self.jobs, self.decode_s, strict=True):
             arrived_s = max(next(ended_s) for _ in own)
             now_s = max(now_s, arrived_s) + decode_s
         return now_s + self.optimizer_s
+
+    def _waited_s(self, network: Network, jobs: Sequence[Job], hidden_s: float) -> float:
+        """What ranks wait in all for jobs that they began and went on without; all that follows comes so much later."""
+        waited_s = [0.0] * len(jobs)
+        for _ in jobs:  # each time at least one more wait is the last word
+            late_s = [
+                sum(_waited_before(jobs[:place], waited_s, job.ready_s - hidden_s)) for place, job in enumerate(jobs)
+            ]
+            begun = [job._replace(ready_s=job.ready_s + each_s) for job, each_s in zip(jobs, late_s, strict=True)]
+            ended_s = on_the_network_s(network, begun, self.at_once, self.silent_s)
+            due_s = [job.ready_s + hidden_s + sum(waited_s[:place]) for place, job in enumerate(jobs)]
+            found_s = [max(0.0, end - due) for end, due in zip(ended_s, due_s, strict=True)]
+            if found_s == waited_s:
+                break
+            waited_s = found_s
+        return sum(waited_s)
+
+
+def _waited_before(jobs: Sequence[Job], waited_s: Sequence[float], ready_s: float) -> Iterator[float]:
+    """What was waited for those of some jobs that were ready by then."""
+    return (each_s for job, each_s in zip(jobs, waited_s, strict=False) if job.ready_s <= ready_s + ROUNDING_S)
 
 
 def step_s(profile: Profile, method: MethodSpec, state: MethodState, network: Network, bucket_bytes: int) -> float:

@@ -20,9 +20,6 @@ from harness.run.outcome import Outcome
 SURELY = 2.0
 """So many standard errors apart two findings surely differ."""
 
-VARIED = 0.1
-"""Share of a step by which steps differ that are not alike: of a method that sends now and then."""
-
 
 class Added(NamedTuple):
     """What was found by steps at two dilations."""
@@ -86,24 +83,37 @@ class Added(NamedTuple):
         return Added(self.step_s - more_s / dilation, self.added_s + more_s, self.error_s * math.sqrt(1 - share))
 
 
-def added(near_s: Sequence[float], dilation: float, far_s: Sequence[float], greater: float) -> Added:
-    """Put steps at a dilation beside steps at a greater one; both in undilated seconds."""
-    more_s, error_s = _difference(near_s, far_s)
+def added(
+    near_s: Sequence[float], dilation: float, far_s: Sequence[float], greater: float, are_alike: bool = True
+) -> Added:
+    """Put steps at a dilation beside steps at a greater one; both in undilated seconds.
+
+    Args:
+        are_alike: whether all send the same, so that chance alone makes them differ.
+    """
+    more_s, error_s = _difference(near_s, far_s, are_alike)
     per_difference = 1 / (1 / dilation - 1 / greater)
     added_s = max(0.0, more_s) * per_difference
     return Added(statistics.fmean(near_s) - added_s / dilation, added_s, error_s * per_difference)
 
 
 def added_within(outcome: Outcome, trial: Trial) -> Added | None:
-    """What the slower steps within a trial say; None where there were none, or the trial has not come so far."""
+    """What the slower steps within a trial say; None where there were none, or the trial has not come so far.
+
+    Ranks begin the slower steps together, and those after them. Before, they may have been out of step for long, where
+    links have a delay: each waits for the one before it, and what says that one is ready waits behind another's data.
+    No machine has made such steps longer, so only those after the slower ones are put beside them.
+    """
     look = trial.slowing.look
     if look is None or outcome.steps_seen < look.end:
         return None
     far = range(look.from_step, look.from_step + look.steps)
-    near = [*range(far.start - look.beside, far.start), *range(far.stop, far.stop + look.beside)]
+    before, after = range(far.start - look.beside, far.start), range(far.stop, far.stop + look.beside)
+    near = after if any(pipe.delay_s for pipe in trial.expected.topology.pipes) else [*before, *after]
     settled, step_s = _settled(outcome, trial, near, far), outcome.step_s
-    near_s, far_s = ([step_s[step] for step in steps] for steps in _of_one_kind(outcome, trial, *settled))
-    return added(near_s, trial.dilation, far_s, look.dilation)
+    of_one_kind = None if state_of(trial.method).agrees_every > 1 else _of_one_kind(outcome, trial, *settled)
+    near_s, far_s = ([step_s[step] for step in steps] for steps in of_one_kind or settled)
+    return added(near_s, trial.dilation, far_s, look.dilation, are_alike=of_one_kind is not None)
 
 
 def _settled(
@@ -122,37 +132,35 @@ def _settled(
 
 def _of_one_kind(
     outcome: Outcome, trial: Trial, near: Sequence[int], far: Sequence[int]
-) -> tuple[Sequence[int], Sequence[int]]:
+) -> tuple[Sequence[int], Sequence[int]] | None:
     """Those steps that send what most of the far ones do: a method that chooses may try something else now and then.
 
-    All steps of a method that sends once in a period, since whole periods are put beside one another.
+    None where they are too few.
     """
-    if state_of(trial.method).agrees_every > 1:
-        return near, far
     kinds = outcome.kinds_of_steps(trial)
     kind = statistics.mode(kinds[step] for step in far)
     alike = [[step for step in steps if kinds[step] == kind] for steps in (near, far)]
-    return (alike[0], alike[1]) if FEWEST <= len(alike[1]) <= len(alike[0]) else (near, far)
+    return (alike[0], alike[1]) if FEWEST <= len(alike[1]) <= len(alike[0]) else None
 
 
-def _difference(near_s: Sequence[float], far_s: Sequence[float]) -> tuple[float, float]:
+def _difference(near_s: Sequence[float], far_s: Sequence[float], are_alike: bool) -> tuple[float, float]:
     """By how much the near steps take longer than the far ones, and the standard error of this.
 
-    Where all far steps are alike, medians are compared. A machine adds to every step; what makes some of them longer
-    may be the network's own: ranks that are once out of step stay so for a while, since what says that one is ready
-    waits behind another's data. Such steps are no part of what is taken off.
+    Of steps that are alike, medians are compared: what makes some of them longer is no part of what is in all.
 
-    Where the far steps differ among themselves, as those of a method that sends now and then, as many near ones are put
-    beside them, the longest beside the longest. Where there are fewer near ones, means are compared.
+    Beside others, as those of a method that sends now and then, as many near ones are put, the longest beside the
+    longest. Where there are fewer near ones, means are compared.
     """
-    differ = statistics.stdev(far_s) > VARIED * statistics.fmean(far_s)
-    if differ and len(near_s) >= len(far_s):
-        middle = (len(near_s) - len(far_s)) // 2
-        nearest_s = sorted(near_s[middle : middle + len(far_s)])
-        more_s = [near - far for near, far in zip(nearest_s, sorted(far_s), strict=False)]
-        return statistics.fmean(more_s), _error_of_mean(more_s)
-    typical, error_of = (statistics.fmean, _error_of_mean) if differ else (statistics.median, _error_of_median)
-    return typical(near_s) - typical(far_s), math.hypot(error_of(near_s), error_of(far_s))
+    if are_alike:
+        error_s = math.hypot(_error_of_median(near_s), _error_of_median(far_s))
+        return statistics.median(near_s) - statistics.median(far_s), error_s
+    if len(near_s) < len(far_s):
+        error_s = math.hypot(_error_of_mean(near_s), _error_of_mean(far_s))
+        return statistics.fmean(near_s) - statistics.fmean(far_s), error_s
+    middle = (len(near_s) - len(far_s)) // 2
+    nearest_s = sorted(near_s[middle : middle + len(far_s)])
+    more_s = [near - far for near, far in zip(nearest_s, sorted(far_s), strict=True)]
+    return statistics.fmean(more_s), _error_of_mean(more_s)
 
 
 def _error_of_mean(values: Sequence[float]) -> float:

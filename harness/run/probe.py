@@ -39,7 +39,7 @@ class Prober:
         period = state_of(trial.method).agrees_every
         slowings = probed_at(dilation), Dilation(steady=FAR * dilation)
         near, far = (self._steps(trial, slowing, period) for slowing in slowings)
-        return added(near.step_s, dilation, far.step_s, FAR * dilation), near.overrun_s
+        return added(near.step_s, dilation, far.step_s, FAR * dilation, are_alike=period == 1), near.overrun_s
 
     def _steps(self, trial: Trial, slowing: Dilation, period: int) -> _Probe:
         steps = probe_steps(slowing.steady, trial.expected.predicted_step_s or 1.0, period)

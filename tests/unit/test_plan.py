@@ -220,6 +220,7 @@ def test_time_on_links_that_change_is_that_of_each_moment_s_rate(tmp_path: Path)
     assert traced_s("0,100000000", "0.000001,10000000") == pytest.approx(slow_s, abs=a_slow_step_s)
     back_and_forth_s = traced_s("0,100000000", "0.3,10000000", "0.6,100000000")
     assert fast_s + 0.3 < back_and_forth_s < slow_s
+    assert traced_s("0,10000000", "0.000001,100000000") == pytest.approx(fast_s, abs=a_slow_step_s)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import baselines
+from baselines._calls import AllReduce
 from harness.network.flows import fair
 from harness.network.topology import Topology
 from harness.plan import predict
@@ -64,11 +65,29 @@ def streaming(rate: str, **parameters: Any) -> float:
 
 def test_what_streams_is_waited_for_beyond_the_steps_that_hide_it() -> None:
     computed_s = streaming("400gbit", delay=1)
-    waiting, hiding, hiding_more = (streaming("1mbit", delay=delay) for delay in (0, 1, 2))
-    fragments_a_step = 4 / 100
+    waiting, hiding, hiding_more = (streaming("1mbit", fragments=2, delay=delay) for delay in (0, 1, 2))
+    fragments_a_step = 2 / 100
     assert waiting - hiding == pytest.approx(fragments_a_step * computed_s)
     assert hiding - hiding_more == pytest.approx(fragments_a_step * computed_s)
     assert streaming("10mbit", delay=99) == pytest.approx(computed_s)
+
+
+def test_who_waits_sends_the_next_fragment_so_much_later() -> None:
+    """Four fragments in eight steps, each for three steps on the links and hidden for one: they never meet there."""
+    network = Network(Topology.model_validate({"workers": 4, "link": {"rate": "100mbit"}}))
+    call = AllReduce(1_000_000)
+    long_s = network.timing(call).took_s
+    schedule = predict.Schedule(
+        jobs=[[predict.Job(2 / 3 * long_s * number, [call])] for number in range(4)],
+        decode_s=[0.0] * 4,
+        computed_s=long_s / 3,
+        optimizer_s=0.0,
+        silent_s=0.0,
+        at_once=2,
+        every=8,
+        hidden_s=long_s / 3,
+    )
+    assert schedule.step_s(network) == pytest.approx(2 / 3 * long_s, rel=0.01)
 
 
 def test_a_profiles_shapes_are_the_models() -> None:

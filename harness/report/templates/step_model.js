@@ -5,12 +5,12 @@
 // Seconds of a step; `slower` is how many times longer everything on the device takes than in the profile.
 function stepS(schedule, network, slower) {
   const jobs = schedule.jobs.flat().map(([readyS, calls]) => ({ readyS: slower * readyS, calls: calls.flatMap(oneByOne) }));
-  const endedS = onTheNetworkS(network, jobs, schedule.at_once, slower * schedule.silent_s);
   const computedS = slower * schedule.computed_s;
   if (schedule.hidden_s !== null) {
-    const waitedS = jobs.map((job, place) => Math.max(0, endedS[place] - job.readyS - slower * schedule.hidden_s));
-    return computedS + waitedS.reduce((sum, each) => sum + each, 0) / schedule.every + slower * schedule.optimizer_s;
+    const waited = waitedS(schedule, network, jobs, slower);
+    return computedS + waited / schedule.every + slower * schedule.optimizer_s;
   }
+  const endedS = onTheNetworkS(network, jobs, schedule.at_once, slower * schedule.silent_s);
   let nowS = computedS, next = 0;
   schedule.jobs.forEach((own, bucket) => {
     const arrivedS = Math.max(...endedS.slice(next, next + own.length));
@@ -18,6 +18,24 @@ function stepS(schedule, network, slower) {
     nowS = Math.max(nowS, arrivedS) + slower * schedule.decode_s[bucket];
   });
   return nowS + slower * schedule.optimizer_s;
+}
+
+// What ranks wait in all for jobs that they began and went on without; all that follows comes so much later.
+function waitedS(schedule, network, jobs, slower) {
+  const hiddenS = slower * schedule.hidden_s, sum = (numbers) => numbers.reduce((all, each) => all + each, 0);
+  let waited = jobs.map(() => 0);
+  for (const _ of jobs) {
+    const begun = jobs.map((job, place) => {
+      const before = (_, other) => other < place && jobs[other].readyS <= job.readyS - hiddenS + network.is.rounding_s;
+      return { ...job, readyS: job.readyS + sum(waited.filter(before)) };
+    });
+    const endedS = onTheNetworkS(network, begun, schedule.at_once, slower * schedule.silent_s);
+    const found = jobs.map((job, place) =>
+      Math.max(0, endedS[place] - job.readyS - hiddenS - sum(waited.slice(0, place))));
+    if (found.every((each, place) => each === waited[place])) break;
+    waited = found;
+  }
+  return sum(waited);
 }
 
 // So many collectives that are alike, one by one.
