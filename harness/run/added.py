@@ -100,16 +100,17 @@ def added(
 def added_within(outcome: Outcome, trial: Trial) -> Added | None:
     """What the slower steps within a trial say; None where there were none, or the trial has not come so far.
 
-    Ranks begin the slower steps together, and those after them. Before, they may have been out of step for long, where
-    links have a delay: each waits for the one before it, and what says that one is ready waits behind another's data.
-    No machine has made such steps longer, so only those after the slower ones are put beside them.
+    Ranks begin the slower steps together, and those after them. Later on they may be out of step for long, where links
+    have a delay: each waits for the one before it, and what says that one is ready waits behind another's data. No
+    machine makes such steps longer, so the slower ones are put beside those that come as soon after ranks have met.
     """
     look = trial.slowing.look
     if look is None or outcome.steps_seen < look.end:
         return None
     far = range(look.from_step, look.from_step + look.steps)
+    delayed = any(pipe.delay_s for pipe in trial.expected.topology.pipes)
     before, after = range(far.start - look.beside, far.start), range(far.stop, far.stop + look.beside)
-    near = after if any(pipe.delay_s for pipe in trial.expected.topology.pipes) else [*before, *after]
+    near = after[: look.steps] if delayed else [*before, *after]
     settled, step_s = _settled(outcome, trial, near, far), outcome.step_s
     of_one_kind = None if state_of(trial.method).agrees_every > 1 else _of_one_kind(outcome, trial, *settled)
     near_s, far_s = ([step_s[step] for step in steps] for steps in of_one_kind or settled)
