@@ -29,6 +29,17 @@ class Estimate(NamedTuple):
         low, high = (None if end is None else math.exp(end) for end in (self.low, self.high))
         return Estimate(math.exp(self.value), low, high, self.n)
 
+    def surely_exceeds_one(self, candidates: int = 1) -> bool:
+        """Whether a geometric mean is above 1 beyond doubt, even if it was chosen as the best of so many.
+
+        The best of many is above 1 by luck more often than one is. So its interval must hold with as many times less
+        error (Bonferroni's inequality).
+        """
+        if not self.low or self.low <= 1:
+            return False
+        alone, chosen = (stdtrit(self.n - 1, 1 - (1 - CONFIDENCE) / 2 / many) for many in (1, candidates))
+        return math.log(self.value) > math.log(self.value / self.low) * float(chosen / alone)
+
 
 class Spread(NamedTuple):
     """A mean over rounds, and the extremes."""

@@ -169,6 +169,33 @@ def test_without_a_target_throughput_is_compared_among_those_that_keep_accuracy(
     page.write(store, figures=[time_to_target, accuracy])
 
 
+def test_the_best_of_many_does_not_win_by_luck(tmp_path: Path) -> None:
+    """Alone it surely beats bf16; of three that are as good, one may do so by luck."""
+    lucky = figures([2.9, 3.3, 2.6], 1700.0)
+    others = {label: figures([4.0, 4.1, 3.9], 1600.0) for label in ("dgc", "pactrain-fp32")}
+    alone = headline_of(store_of(tmp_path / "alone", {"dense": DENSE, "bf16": BF16, "topk": lucky}))
+    assert alone.startswith("topk reaches 85 % accuracy 1.37x [1.08, 1.73] sooner than bf16")
+    chosen = headline_of(store_of(tmp_path / "many", {"dense": DENSE, "bf16": BF16, "topk": lucky, **others}))
+    assert chosen.startswith("Nothing surely pays")
+    assert "the interval of the best, topk, 1.37x [1.08, 1.73], lies above 1, which the best of 3 may do by" in chosen
+
+
+def test_what_surely_beats_the_reference_wins_though_another_may_be_better(tmp_path: Path) -> None:
+    wide = figures([0.5, 4.2, 2.0], 1700.0)
+    sentence = headline_of(store_of(tmp_path, {"dense": DENSE, "bf16": BF16, "topk": TOPK, "dgc": wide}))
+    assert sentence.startswith("topk reaches 85 % accuracy")
+
+
+def test_one_round_of_a_replay_names_no_winner(tmp_path: Path) -> None:
+    blank = {"final_accuracy": [None], "target": [None], "time_to_target_s": [None]}
+    rates = {
+        label: {"samples_per_s": [rate], **blank} for label, rate in (("dense", 1.0), ("bf16", 2.0), ("topk", 6.0))
+    }
+    sentence = headline_of(store_of(tmp_path, rates))
+    assert sentence.startswith("Nothing surely pays")
+    assert sentence.endswith("the best, topk, had 3.00x, and one round does not tell how sure that is.")
+
+
 def test_of_replays_nothing_but_throughput_is_said(tmp_path: Path) -> None:
     rates = {label: {"samples_per_s": [rate] * 3} for label, rate in (("dense", 1.0), ("bf16", 2.0), ("topk", 6.0))}
     blank = {"final_accuracy": [None] * 3, "target": [None] * 3, "time_to_target_s": [None] * 3}

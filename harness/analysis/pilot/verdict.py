@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from harness.analysis.estimates import Estimate
 from harness.analysis.pilot.forecast import Forecast
 from harness.methods import declared
 from harness.record.pilot import Outcome, Phase, Sureness, Verdict
@@ -104,7 +105,7 @@ def _compress(
         method=best.method,
         compress=True,
         sentence=f"Use {best.label}: here it is {sooner.value:.2f} times as soon at the same loss as {bar}.",
-        sureness=_sureness(best, base, [each for each in outcomes if each.label in plain]),
+        sureness=_sureness(best, base, outcomes, plain),
         reasons=tuple(reasons),
         changes=tuple(changes),
         break_even_bps=break_even_bps,
@@ -190,11 +191,14 @@ def _where_it_is_sooner(best: Outcome | None, base: Outcome, forecast: Forecast)
     return f"Links below {format_rate(slower_bps)}: {best.label} is sooner there (predicted).", slower_bps
 
 
-def _sureness(best: Outcome, base: Outcome, plain: Sequence[Outcome]) -> Sureness:
+def _sureness(best: Outcome, base: Outcome, outcomes: Sequence[Outcome], plain: tuple[str, str]) -> Sureness:
+    """Sure is what holds though it may be the best by luck of all that were tested."""
     assert best.sooner is not None
-    if best.sooner.n < NO_SEEDS_SURE or best.sooner.low is None or base.time_to_loss_s is None or _cut_short(plain):
+    own = [each for each in outcomes if each.label in plain]
+    if best.sooner.n < NO_SEEDS_SURE or best.sooner.low is None or base.time_to_loss_s is None or _cut_short(own):
         return "unsure"
-    return "sure" if best.sooner.low > 1 else "likely"
+    found = Estimate(best.sooner.value, best.sooner.low, best.sooner.high, best.sooner.n)
+    return "sure" if found.surely_exceeds_one(len(outcomes) - len(own)) else "likely"
 
 
 def _sureness_of_leaving(base: Outcome, others: Sequence[Outcome], outcomes: Sequence[Outcome]) -> Sureness:
