@@ -83,14 +83,16 @@ def of_network(before: Topology, now: Topology) -> list[Check]:
 def of_break_even(pilot: Pilot, now: Topology) -> list[Check]:
     """Whether links that were measured anew are on the verdict's side of the rate at which both are as soon.
 
-    They may have crossed it, and be almost as fast as they were. Nothing is known where the verdict names no rate.
+    They may have crossed it, and be almost as fast as they were. Where a method was sooner, but by too little to be
+    worth it, faster links are the verdict's side. Nothing is known where the verdict names no rate.
     """
     rate_bps = pilot.verdict.break_even_bps
     if rate_bps is None:
         return []
     was_below, is_below = (_rate_bps(each) < rate_bps for each in (pilot.network, now))
     found = f"links are {'below' if is_below else 'at or above'} {format_rate(rate_bps)}"
-    return [Check("break-even rate", "holds" if is_below == was_below else "drifted", found)]
+    holds = is_below in (was_below, pilot.verdict.compress)
+    return [Check("break-even rate", "holds" if holds else "drifted", found)]
 
 
 def _rate_bps(network: Topology) -> float:

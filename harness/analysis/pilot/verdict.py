@@ -27,7 +27,7 @@ def verdict(outcomes: Sequence[Outcome], plain: str, sixteen: str, tolerance: fl
     """
     base = _base(outcomes, plain, sixteen)
     others = [each for each in outcomes if each.label not in (plain, sixteen) and each.time_to_loss_s is not None]
-    best = _soonest(others) if others else None
+    best = min(others, key=how_soon) if others else None
     if best is not None and best.sooner is not None and best.sooner.value >= WORTH_IT:
         return _compress(best, base, outcomes, (plain, sixteen), tolerance, forecast)
     return _leave_it(base, best, outcomes, (plain, sixteen), tolerance, forecast)
@@ -48,11 +48,19 @@ def _base(outcomes: Sequence[Outcome], plain: str, sixteen: str) -> Outcome:
         return dense
     if own.time_to_loss_s is None:
         return own if dense.sooner is not None and dense.sooner.value < 1 else dense
-    return _soonest([dense, own])
+    return min(dense, own, key=how_soon)
 
 
-def _soonest(outcomes: Sequence[Outcome]) -> Outcome:
-    return min(outcomes, key=lambda each: float("inf") if each.time_to_loss_s is None else each.time_to_loss_s)
+def how_soon(outcome: Outcome) -> tuple[int, float]:
+    """A key by which the soonest at dense's loss comes first.
+
+    Seeds differ, and not all methods may have trained with all of them: they are ranked by the seeds that both they and
+    the all-reduces came there with. Behind them are those that nothing compares, by their seconds; last those that did
+    not come there, by those of a step.
+    """
+    if outcome.sooner is not None:
+        return 0, -outcome.sooner.value
+    return (2, outcome.pace_s) if outcome.time_to_loss_s is None else (1, outcome.time_to_loss_s)
 
 
 def _bar(base: Outcome, plain: tuple[str, str]) -> str:
@@ -182,13 +190,16 @@ def _where_it_is_sooner(best: Outcome | None, base: Outcome, forecast: Forecast)
     slower_bps, own_bps = forecast.break_even_bps(best.method, base.method, factor), forecast.network.slowest_bps
     if slower_bps is None:
         return None, None
-    if own_bps is not None and slower_bps > own_bps:
-        why = (
-            f"The model expects {best.label} to be sooner below {format_rate(slower_bps)}, so on these links too, "
-            "where it was not: measure again."
-        )
-        return why, None
-    return f"Links below {format_rate(slower_bps)}: {best.label} is sooner there (predicted).", slower_bps
+    below = f"Links below {format_rate(slower_bps)}: {best.label} is sooner there (predicted)"
+    if own_bps is None or slower_bps <= own_bps:
+        return f"{below}.", slower_bps
+    if best.sooner is not None and best.sooner.value > 1:
+        return f"{below}, and on these it was, by too little to be worth it: slower ones may make it so.", slower_bps
+    why = (
+        f"The model expects {best.label} to be sooner below {format_rate(slower_bps)}, so on these links too, "
+        "where it was not: measure again."
+    )
+    return why, None
 
 
 def _sureness(best: Outcome, base: Outcome, outcomes: Sequence[Outcome], plain: tuple[str, str]) -> Sureness:
