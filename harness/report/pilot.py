@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from harness.analysis.explorer import bucket_sizes
 from harness.analysis.pilot.elsewhere import elsewhere, ranks
 from harness.analysis.pilot.forecast import UTILISATIONS
 from harness.analysis.pilot.worth import Cost, Worth, money
@@ -161,7 +162,7 @@ def job(found: Pilot) -> list[tuple[str, str]]:
         ("optimizer's step", text.time(profile.optimizer_s)),
         ("between steps", text.time(found.job.between_s)),
         ("beyond the model, in a step on this network", text.time(found.beyond_s)),
-        ("DDP closes a bucket at", text.size(found.job.bucket_bytes)),
+        ("DDP closes a bucket at", bucket_sizes(found.job.bucket_bytes, found.job.first_bucket_bytes)),
         ("entries of a gradient that are not zero", text.percent(found.job.non_zero)),
         ("entries that hold 90 % of its squared norm", text.percent(found.job.holding_90)),
         ("entries that hold 99 %", text.percent(found.job.holding_99)),

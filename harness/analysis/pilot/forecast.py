@@ -48,7 +48,8 @@ class Forecast:
         """
         network = self._network if rate_bps is None else self._ranks_on(at_rate(self.network, rate_bps))
         state = state_of(method)
-        modelled_s = predict.step_s(self.job.profile, method, state, network, self.job.bucket_bytes)
+        caps = self.job.bucket_bytes, self.job.first_bucket_bytes
+        modelled_s = predict.step_s(self.job.profile, method, state, network, *caps)
         return modelled_s + self.beyond_s / state.agrees_every
 
     def pace_s(self, method: MethodSpec, rate_bps: float | None = None) -> float:
