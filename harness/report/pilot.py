@@ -47,6 +47,7 @@ def write(found: Pilot, worth: Worth, folder: Path) -> Path:
         "costs": costs(worth),
         "faster": faster(worth),
         "needed": needed(worth),
+        "links_change": found.network.at_mean is not found.network,
         "pay_back": pay_back(worth),
         "saved": _money(worth.saved, worth),
         "job": job(found),
@@ -66,7 +67,7 @@ def write(found: Pilot, worth: Worth, folder: Path) -> Path:
 
 def explorer(found: Pilot) -> dict[str, Any]:
     """What the panel with sliders needs, which stand at the pilot's network."""
-    told, network = elsewhere(found), found.network
+    told, network = elsewhere(found), found.network.at_mean
     rtt_s = max(network.rtt_s(0, other) for other in range(1, network.workers))
     at = explorer_page.nearest(told, network.slowest_bps, rtt_s, ranks(found))
     return {**explorer_page.parts(told, at), "ranks": ranks(found)}

@@ -17,6 +17,7 @@ from harness.analysis.pilot.forecast import UTILISATIONS, Forecast, beyond_s, pr
 from harness.analysis.pilot.learning import end_loss, steps_to, told_of_repeats
 from harness.analysis.pilot.worth import Price, cost, money, parse_price, worth
 from harness.errors import UsageError
+from harness.network.topology import Topology
 from harness.record.pilot import FILE, Pilot, Training, load
 from harness.report import pilot as report
 from harness.report.figures.pilot import pilot as figures
@@ -338,6 +339,25 @@ def test_links_that_are_half_as_fast_have_drifted() -> None:
         drift.of_network(network(), network(rate))[0].answer for rate in ("100mbit", "90mbit", "50mbit", "200mbit")
     ]
     assert answers == ["holds", "holds", "drifted", "drifted"]
+
+
+def changing(*rates_bps: int) -> Topology:
+    """Links that change from second to second, as a measurement followed them."""
+    rows = [{"t_s": float(second), "rate_bps": rate_bps} for second, rate_bps in enumerate(rates_bps)]
+    return Topology.model_validate({"workers": 4, "link": {"rate": "1gbit", "trace": {"rows": rows}}})
+
+
+def test_links_that_change_are_told_by_their_mean_not_by_their_first_moment(tmp_path: Path) -> None:
+    before, again = changing(60_000_000, 100_000_000, 80_000_000), changing(100_000_000, 60_000_000, 80_000_000)
+    assert drift.answer(drift.of_network(before, again)) == "holds"
+    slower = changing(60_000_000, 20_000_000, 40_000_000)
+    assert drift.of_network(before, slower)[0].answer == "drifted", "though it began as the pilot's did"
+    known = Forecast(job(), before)
+    assert known.pace_s(DENSE) == pytest.approx(Forecast(job(), network("80mbit")).pace_s(DENSE))
+    found = pilot(network=before)
+    page = report.write(found, worth(found, 1000, None, None), tmp_path).read_text()
+    assert "Not predicted on links that change, as these do." in page
+    assert "Not predicted" not in report.write(pilot(), worth(pilot(), 1000, None, None), tmp_path).read_text()
 
 
 @pytest.mark.parametrize(

@@ -146,8 +146,11 @@ def faster_links(
     """Hours and money with these methods on links of several times the rate.
 
     What a method's own steps took on the pilot's links beyond what was predicted, they take on faster ones too: it is
-    none of the links'. Where they took less, predicted times are scaled.
+    none of the links'. Where they took less, predicted times are scaled. None are told of links that change: there it
+    may be theirs.
     """
+    if pilot.network.at_mean is not pilot.network:
+        return []
     forecast = Forecast(pilot.job, pilot.network, pilot.per_node)
 
     def pace_s(outcome: Outcome, predicted_s: float) -> float:
