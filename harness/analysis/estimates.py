@@ -17,7 +17,7 @@ CONFIDENCE = 0.95
 
 
 class Estimate(NamedTuple):
-    """A mean over ``n`` rounds and its interval of ``CONFIDENCE``; one round gives no interval."""
+    """A mean over ``n`` rounds and its interval, of ``CONFIDENCE`` by default; one round gives no interval."""
 
     value: float
     low: float | None
@@ -66,15 +66,15 @@ def geometric_mean(values: Sequence[float] | np.ndarray[Any, Any]) -> Estimate:
     return found.exp()
 
 
-def mean(values: Sequence[float] | np.ndarray[Any, Any]) -> Estimate | None:
-    """The mean of values of any sign, with a t interval; None where there are none."""
+def mean(values: Sequence[float] | np.ndarray[Any, Any], confidence: float = CONFIDENCE) -> Estimate | None:
+    """The mean of values of any sign, with a t interval of this confidence; None where there are none."""
     values = np.asarray(values, dtype=float)
     if not len(values):
         return None
     middle, n = float(values.mean()), len(values)
     if n == 1:
         return Estimate(middle, None, None, n)
-    half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2) * values.std(ddof=1) / math.sqrt(n))
+    half = float(stdtrit(n - 1, (1 + confidence) / 2) * values.std(ddof=1) / math.sqrt(n))
     return Estimate(middle, middle - half, middle + half, n)
 
 

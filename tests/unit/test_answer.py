@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -14,8 +17,8 @@ from synthetic import make_store
 
 from harness.analysis import answer
 from harness.analysis.cases import case_results
-from harness.analysis.estimates import geometric_mean
-from harness.analysis.quality import quality
+from harness.analysis.estimates import geometric_mean, mean
+from harness.analysis.quality import confidence_of_a_look, kept, quality
 from harness.record.store import Store
 from harness.report import facts, page, paper, text
 from harness.report.figures.learning_curves import accuracy
@@ -260,6 +263,39 @@ def test_accuracy_is_kept_where_the_whole_interval_is_tolerated(
     store = store_of(tmp_path, methods, [f"tolerance={tolerance}"])
     (case,) = case_results(store.trials(), store.scenario())
     assert case.method("topk").quality.keeps == keeps
+
+
+def test_where_more_seeds_may_follow_each_look_must_be_surer(tmp_path: Path) -> None:
+    """The same three seeds: after them there is one look, or there may be five more."""
+    methods = {"dense": {"final_accuracy": [0.98] * 3}, "topk": {"final_accuracy": [0.968, 0.97, 0.969]}}
+    kept = {}
+    for seeds in (0, 3, 8):
+        store = store_of(tmp_path / str(seeds), methods, [f"accuracy_seeds={seeds}", "tolerance=0.015"])
+        (case,) = case_results(store.trials(), store.scenario())
+        kept[seeds] = case.method("topk").quality.keeps
+    assert kept == {0: "yes", 3: "yes", 8: "unknown"}
+    assert "the 99.2 % t interval" in " ".join(facts.collect(store).notes)
+
+
+@pytest.mark.parametrize(("rounds", "most_seeds"), [(3, 8), (5, 12), (2, 3)])
+def test_who_looks_after_each_seed_errs_as_seldom_as_who_looks_once(rounds: int, most_seeds: int) -> None:
+    """Studies of methods whose truth is the tolerance itself: whatever is said of one is wrong."""
+    dice, studies, tolerance = np.random.default_rng(0), 2000, 0.02
+    confidence = confidence_of_a_look(rounds, most_seeds)
+    said = Counter(
+        next(
+            (
+                keeps
+                for seeds in range(rounds, most_seeds + 1)
+                if (keeps := kept(mean(lost[:seeds], confidence), "loss", tolerance)) != "unknown"
+            ),
+            "unknown",
+        )
+        for lost in tolerance + 0.01 * dice.standard_normal((studies, most_seeds))
+    )
+    most = 0.025 + 3 * math.sqrt(0.025 * 0.975 / studies)
+    assert said["yes"] / studies <= most
+    assert said["no"] / studies <= most
 
 
 def test_losses_are_compared_relative_and_lower_is_better(tmp_path: Path) -> None:
