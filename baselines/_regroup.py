@@ -79,7 +79,7 @@ class Regrouping:
     def _groups(self, members: list[torch.Tensor]) -> list[list[torch.Tensor]]:
         order = list(dict.fromkeys([*(weight for weight in self._ready if weight in set(members)), *members]))
         places = list(range(len(order)))
-        groups, _ = _compute_bucket_assignment_by_size(order, _caps(self._ddp), [False] * len(order), places)
+        groups, _ = _compute_bucket_assignment_by_size(order, bucket_caps(self._ddp), [False] * len(order), places)
         return [[order[place] for place in group] for group in groups]
 
 
@@ -94,12 +94,16 @@ def rounds_of_one_bucket(ddp: DistributedDataParallel) -> int:
     return 2 if ddp.static_graph else 1
 
 
-def _caps(ddp: DistributedDataParallel) -> list[int]:
+def bucket_caps(ddp: DistributedDataParallel) -> list[int]:
     """Sizes in bytes of the first bucket, and of all others."""
     if listed := getattr(ddp, "bucket_bytes_cap_list", None):  # of torch 2.11 and later
         return list(listed)
-    by_default = getattr(ddp, "bucket_bytes_cap_default", False)
-    return [_DEFAULT_FIRST_BUCKET_BYTES if by_default else ddp.bucket_bytes_cap, ddp.bucket_bytes_cap]
+    return [_DEFAULT_FIRST_BUCKET_BYTES if closes_first_early(ddp) else ddp.bucket_bytes_cap, ddp.bucket_bytes_cap]
+
+
+def closes_first_early(ddp: DistributedDataParallel) -> bool:
+    """Whether its first bucket is a small one, as where nobody gave a size."""
+    return bool(getattr(ddp, "bucket_bytes_cap_default", False))
 
 
 def _put_back(

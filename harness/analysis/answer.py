@@ -1,13 +1,16 @@
 """What a case answers to who asks: how soon is the model as good, over a 16-bit all-reduce?
 
 A method wins if it keeps the baseline's accuracy, reached the target in every round, and did so surely sooner than the
-16-bit all-reduce; without such a one in the scenario, than the baseline. Where nothing was to be reached, throughput is
+16-bit all-reduce; without such a one in the scenario, than the baseline. Sure is what holds though it may be
+the best by luck of all that are as good; one round makes nothing sure. Where nothing was to be reached, throughput is
 compared instead, and where nothing was learnt, throughput is all there is. Both are said.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from harness.analysis.cases import CaseResult, label_to_beat
 from harness.analysis.estimates import Estimate
@@ -39,15 +42,18 @@ class Answer:
 
     @property
     def winner(self) -> MethodResult | None:
-        """The best of those that are as good, if it surely beats the reference."""
-        best, gained = self.best, self.gain(self.best)
-        return best if gained and gained.value > 1 and (gained.low is None or gained.low > 1) else None
+        """The best of those that are as good and surely beat the reference."""
+        return _best([each for each in self.candidates if each[1].surely_exceeds_one(len(self.candidates))])
 
     @property
     def best(self) -> MethodResult | None:
         """The method that gains most among those that are as good as the baseline, be it little."""
-        able = [(result, gained) for result in self.rivals if self.is_as_good(result) and (gained := self.gain(result))]
-        return max(able, key=lambda pair: pair[1].value)[0] if able else None
+        return _best(self.candidates)
+
+    @cached_property
+    def candidates(self) -> list[tuple[MethodResult, Estimate]]:
+        """Those that are as good as the baseline, and what each gains."""
+        return [(result, gained) for result in self.rivals if self.is_as_good(result) and (gained := self.gain(result))]
 
     @property
     def fastest_other(self) -> MethodResult | None:
@@ -75,3 +81,7 @@ class Answer:
             return None
         gained = result.over[self.reference]
         return gained.time_to_target if self.case.target else gained.throughput
+
+
+def _best(candidates: Sequence[tuple[MethodResult, Estimate]]) -> MethodResult | None:
+    return max(candidates, key=lambda pair: pair[1].value)[0] if candidates else None

@@ -17,7 +17,7 @@ CONFIDENCE = 0.95
 
 
 class Estimate(NamedTuple):
-    """A mean over ``n`` rounds and its interval of ``CONFIDENCE``; one round gives no interval."""
+    """A mean over ``n`` rounds and its interval, of ``CONFIDENCE`` by default; one round gives no interval."""
 
     value: float
     low: float | None
@@ -28,6 +28,17 @@ class Estimate(NamedTuple):
         """The geometric mean and its interval, where this is the mean of logarithms."""
         low, high = (None if end is None else math.exp(end) for end in (self.low, self.high))
         return Estimate(math.exp(self.value), low, high, self.n)
+
+    def surely_exceeds_one(self, candidates: int = 1) -> bool:
+        """Whether a geometric mean is above 1 beyond doubt, even if it was chosen as the best of so many.
+
+        The best of many is above 1 by luck more often than one is. So its interval must hold with as many times less
+        error (Bonferroni's inequality).
+        """
+        if not self.low or self.low <= 1:
+            return False
+        alone, chosen = (stdtrit(self.n - 1, 1 - (1 - CONFIDENCE) / 2 / many) for many in (1, candidates))
+        return math.log(self.value) > math.log(self.value / self.low) * float(chosen / alone)
 
 
 class Spread(NamedTuple):
@@ -55,15 +66,15 @@ def geometric_mean(values: Sequence[float] | np.ndarray[Any, Any]) -> Estimate:
     return found.exp()
 
 
-def mean(values: Sequence[float] | np.ndarray[Any, Any]) -> Estimate | None:
-    """The mean of values of any sign, with a t interval; None where there are none."""
+def mean(values: Sequence[float] | np.ndarray[Any, Any], confidence: float = CONFIDENCE) -> Estimate | None:
+    """The mean of values of any sign, with a t interval of this confidence; None where there are none."""
     values = np.asarray(values, dtype=float)
     if not len(values):
         return None
     middle, n = float(values.mean()), len(values)
     if n == 1:
         return Estimate(middle, None, None, n)
-    half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2) * values.std(ddof=1) / math.sqrt(n))
+    half = float(stdtrit(n - 1, (1 + confidence) / 2) * values.std(ddof=1) / math.sqrt(n))
     return Estimate(middle, middle - half, middle + half, n)
 
 

@@ -32,6 +32,7 @@ def exported(
     workers: Sequence[int] = WORKERS,
     link: Link = ANY_LINK,
     beyond_s: float = 0.0,
+    first_bucket_bytes: int | None = None,
 ) -> dict[str, Any]:
     """All that the page computes with, as JSON has it.
 
@@ -42,11 +43,13 @@ def exported(
         workers: how many there may be.
         link: by which packets are as large as they are; rate and delay are those of the sliders.
         beyond_s: what a step that synchronises takes beyond the model.
+        first_bucket_bytes: at which it closes the first one; None: as the others.
     """
 
     def method(subject: Subject, spec: MethodSpec) -> dict[str, Any]:
         state = state_of(spec)
-        schedules = [predict.schedule(subject.profile, spec, state, each, bucket_bytes) for each in workers]
+        caps = bucket_bytes, first_bucket_bytes
+        schedules = [predict.schedule(subject.profile, spec, state, each, *caps) for each in workers]
         return {**_method(spec, schedules), "beyond_s": beyond_s / state.agrees_every}
 
     def profile(subject: Subject) -> dict[str, Any]:
@@ -56,9 +59,16 @@ def exported(
     return {
         "constants": constants(link),
         "workers": [*workers],
-        "bucket": format_size(bucket_bytes),
+        "bucket": bucket_sizes(bucket_bytes, first_bucket_bytes),
         "profiles": [profile(subject) for subject in chosen],
     }
+
+
+def bucket_sizes(bucket_bytes: int, first_bucket_bytes: int | None) -> str:
+    """At which DDP closes a bucket, in words: ``26.2 MB, the first 1.05 MB``."""
+    if first_bucket_bytes is None or first_bucket_bytes == bucket_bytes:
+        return format_size(bucket_bytes)
+    return f"{format_size(bucket_bytes)}, the first {format_size(first_bucket_bytes)}"
 
 
 def constants(link: Link) -> dict[str, float]:

@@ -16,7 +16,7 @@ import pandas as pd
 from harness.analysis.byte_model import StepModel, step_models
 from harness.analysis.estimates import Estimate, Spread, geometric_mean, spread
 from harness.analysis.gains import Gain, gain
-from harness.analysis.quality import Quality, quality
+from harness.analysis.quality import Quality, confidence_of_a_look, quality
 from harness.analysis.targets import TimeToTarget
 from harness.analysis.trials import target_of
 from harness.plan.status import DISTURBED, DONE, LEARNT
@@ -119,6 +119,7 @@ def method_result(
     target = target_of(frame.iloc[0])
     metric: Metric = target.metric if target else "accuracy"
     over = {each: gain(frame, label, each, times) for each in scenario.baselines}
+    confidence = confidence_of_a_look(scenario.rounds, scenario.accuracy_seeds)
     return MethodResult(
         label=label,
         method=method.name,
@@ -131,7 +132,7 @@ def method_result(
         speedup=over[baseline].throughput,
         final=spread(own[FINAL_COLUMNS[metric]][learnt]),
         final_accuracy=spread(own["final_accuracy"][learnt]),
-        quality=quality(alike, label, baseline, metric, scenario.tolerance),
+        quality=quality(alike, label, baseline, metric, scenario.tolerance, confidence),
         time_to_target=times[label],
         saving=float(saving) if np.isfinite(saving) else None,
     )

@@ -87,6 +87,8 @@ class Gradients:
     parameters: list[tuple[str, list[int], float]]
     """Name, shape and time of each, in the order of the times: seconds from the start of the last backward pass of a
     step, the median of all steps that were timed."""
+    first_bucket_bytes: int | None = None
+    """At which it closes the first one; None: as the others."""
     kind: Literal["gradients"] = "gradients"
 
 

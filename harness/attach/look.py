@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 
 import baselines
 from baselines import MethodState
+from baselines._regroup import bucket_caps, closes_first_early
 from baselines._stopwatch import Clock
 from harness import methods
 from harness.attach.findings import Distribution, Gradients, Looked
@@ -91,6 +92,7 @@ class Look:
         return Gradients(
             batch_size=round(statistics.median(self._batches)) if self._batches else 1,
             bucket_bytes=int(self._ddp.bucket_bytes_cap),
+            first_bucket_bytes=bucket_caps(self._ddp)[0],
             parameters=[
                 (self._names[place], list(self._weights[place].shape), max(0.0, typical_s[place]))
                 for place in sorted(typical_s, key=lambda each: typical_s[each])
@@ -184,7 +186,7 @@ class Shadow:
         self.ddp = DistributedDataParallel(
             _Products(self.weights),
             process_group=ddp.process_group,
-            bucket_cap_mb=ddp.bucket_bytes_cap / 2**20,
+            bucket_cap_mb=None if closes_first_early(ddp) else ddp.bucket_bytes_cap / 2**20,
             gradient_as_bucket_view=True,
         )
 

@@ -124,7 +124,7 @@ class MethodSummary(TypedDict):
     difference: Interval | None
     """``final`` less the baseline's: of accuracies in shares of all samples, else as a share of the baseline's."""
     keeps: str
-    """Whether the model is as good as the baseline's, as the report says it."""
+    """Whether the model is as good as the baseline's, by that interval, which is of 95 % over all looks at seeds."""
 
 
 class RunJson(TypedDict):

@@ -287,8 +287,9 @@ class Topology(Section):
         """The least time a step of communication takes; 0 where nothing limits it.
 
         A cut that parts the workers is crossed by at least what one of them sends, whoever they talk to: for a ring
-        exactly by that. So every link, trunks too, carries ``wire_bytes`` each way, and then delays the last of them;
-        somewhere ``busiest_bytes`` must pass too, at best over the fastest link of a worker.
+        exactly by that. So the link of each worker carries ``wire_bytes`` each way, and so do all trunks of each group
+        together; then one delays the last of them. And somewhere ``busiest_bytes`` must pass too, at best over
+        the fastest link of a worker.
 
         Args:
             wire_bytes: payload that each worker sends.
@@ -296,12 +297,22 @@ class Topology(Section):
         """
         if self.link.trace and len(self.link.trace.rows) > 1:
             return self.at_best.bound_s(wire_bytes, busiest_bytes)
-        carried = [seconds_on(wire_bytes, pipe) + pipe.delay_s for pipe in self.pipes]
+        carried = [_seconds_through(wire_bytes, cut) for cut in self._cuts()]
         own = dict.fromkeys(pipe for wire in self.wires[: self.workers] for pipe in (wire.up, wire.down))
         busiest = min(seconds_on(busiest_bytes, pipe) for pipe in own)
         unlike = {(self.switch_of(other), self.wires[other].down): other for other in range(1, self.workers)}
         farthest_s = max(sum(queue.pipe.delay_s for queue in self.path(0, other)) for other in unlike.values())
         return max(*carried, busiest, farthest_s)
+
+    def _cuts(self) -> Iterator[tuple[Pipe, ...]]:
+        """Directions of links that are, all together, the only way from or to a worker or a group, each once."""
+        ways: dict[str, list[tuple[Pipe, Pipe]]] = {}
+        for wire in self.wires[self.workers :]:
+            ways.setdefault(wire.near.node, []).append((wire.up, wire.down))
+            ways.setdefault(wire.far.node, []).append((wire.down, wire.up))
+        own = ((pipe,) for wire in self.wires[: self.workers] for pipe in (wire.up, wire.down))
+        trunks = (way for of_group in ways.values() for way in zip(*of_group, strict=True))
+        yield from dict.fromkeys(itertools.chain(own, trunks))
 
     def ring_bound_s(self, payload_bytes: float) -> float:
         """Seconds that a ring all-reduce cannot beat, latency included; 0 where nothing limits it.
@@ -326,6 +337,12 @@ class Topology(Section):
         """The same with links that stay as good as they ever become: what a changing network cannot beat either."""
         return self._fastest(min)
 
+    @cached_property
+    def at_mean(self) -> Topology:
+        """The same with links that keep what they are in the mean over time; itself, where they do not change."""
+        trace = self.link.trace
+        return self._keeping(trace.mean) if trace and len(trace.rows) > 1 else self
+
     def _fastest(self, of_delays: Callable[[list[float]], float]) -> Topology:
         """With the least delay links are as good as they become; with the greatest they hold as much as ever."""
         assert self.link.trace
@@ -334,6 +351,10 @@ class Topology(Section):
         row = TraceRow(
             t_s=0.0, rate_bps=max(row.rate_bps for row in rows), delay_s=of_delays(delays_s) if delays_s else None
         )
+        return self._keeping(row)
+
+    def _keeping(self, row: TraceRow) -> Topology:
+        """The same with links that stay as they are in a row of a trace."""
         link = self.link.model_copy(update={"trace": Trace(rows=(row,))})
         # A new one: a copy would have the wires of this one, once these are cached.
         return Topology(**{name: getattr(self, name) for name in Topology.model_fields} | {"link": link})
@@ -457,3 +478,10 @@ def _named(name: str, value: object) -> str:
     unit = UNITS_BY_KEY.get(name, NO_UNIT)
     said = unit.said(unit.read(value))
     return str(said) if name == "rate" else f"{name} {said}"
+
+
+def _seconds_through(size_bytes: float, pipes: Sequence[Pipe]) -> float:
+    """The least time in which so many bytes pass several links that share them."""
+    rates = [pipe.rate_bps for pipe in pipes if pipe.rate_bps]
+    took_s = 8 * size_bytes / sum(rates) if len(rates) == len(pipes) else 0.0
+    return took_s + min(pipe.delay_s for pipe in pipes)

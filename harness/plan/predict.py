@@ -31,16 +31,20 @@ class Bucket:
     """Share of all entries that is in it."""
 
 
-def buckets(profile: Profile, bucket_bytes: int) -> Iterator[Bucket]:
-    """As DDP groups gradients from its second step on: in the order of readiness, closed by the one that fills it."""
+def buckets(profile: Profile, bucket_bytes: int, first_bucket_bytes: int | None = None) -> Iterator[Bucket]:
+    """As DDP groups gradients from its second step on: in the order of readiness, closed by the one that fills it.
+
+    Args:
+        first_bucket_bytes: by which the first one is full; None: as the others.
+    """
     shapes: list[tuple[int, ...]] = []
-    size = 0
+    size, full_bytes = 0, bucket_bytes if first_bucket_bytes is None else first_bucket_bytes
     for place, gradient in enumerate(profile.gradients, start=1):
         shapes.append(gradient.shape)
         size += 4 * gradient.numel
-        if size >= bucket_bytes or place == len(profile.gradients):
+        if size >= full_bytes or place == len(profile.gradients):
             yield Bucket(shapes, gradient.ready_s, size / (4 * profile.numel))
-            shapes, size = [], 0
+            shapes, size, full_bytes = [], 0, bucket_bytes
 
 
 class Job(NamedTuple):
@@ -107,12 +111,26 @@ def _waited_before(jobs: Sequence[Job], waited_s: Sequence[float], ready_s: floa
     return (each_s for job, each_s in zip(jobs, waited_s, strict=False) if job.ready_s <= ready_s + ROUNDING_S)
 
 
-def step_s(profile: Profile, method: MethodSpec, state: MethodState, network: Network, bucket_bytes: int) -> float:
+def step_s(
+    profile: Profile,
+    method: MethodSpec,
+    state: MethodState,
+    network: Network,
+    bucket_bytes: int,
+    first_bucket_bytes: int | None = None,
+) -> float:
     """Seconds of a step in the steady state. A codec that the profile does not know is taken to cost nothing."""
-    return schedule(profile, method, state, network.workers, bucket_bytes).step_s(network)
+    return schedule(profile, method, state, network.workers, bucket_bytes, first_bucket_bytes).step_s(network)
 
 
-def schedule(profile: Profile, method: MethodSpec, state: MethodState, workers: int, bucket_bytes: int) -> Schedule:
+def schedule(
+    profile: Profile,
+    method: MethodSpec,
+    state: MethodState,
+    workers: int,
+    bucket_bytes: int,
+    first_bucket_bytes: int | None = None,
+) -> Schedule:
     """All of a step that no link changes. A codec that the profile does not know is taken to cost nothing."""
     codec = profile.codec(method, workers) or _free(method, workers, profile)
     meetings = len(state.calls(profile.shapes, workers)) if state.is_streaming else 1
@@ -123,7 +141,7 @@ def schedule(profile: Profile, method: MethodSpec, state: MethodState, workers: 
     now_s = profile.forward_s
     passed_s = 0.0
     ready: list[tuple[float, Bucket]] = []
-    for bucket in buckets(profile, bucket_bytes):
+    for bucket in buckets(profile, bucket_bytes, first_bucket_bytes):
         now_s += bucket.ready_s - passed_s + encode_s * bucket.share
         passed_s = bucket.ready_s
         ready.append((now_s, bucket))

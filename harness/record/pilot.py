@@ -46,6 +46,8 @@ class Job(Section):
     """From the end of a step to the next one's beginning: reading data, say."""
     bucket_bytes: int
     """At which DDP closes a bucket."""
+    first_bucket_bytes: int | None = None
+    """At which it closes the first one; None: as the others."""
     compute_s: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(min_length=1)
     """What each timed step computed: forward and backward passes and the optimizer."""
     non_zero: float

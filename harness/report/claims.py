@@ -134,9 +134,12 @@ def claimed(claim: Claim) -> str:
 
 def found(judgement: Judgement) -> str:
     """The figure with its interval, for each share of the device where there are several."""
-    if len(judgement.parts) < 2 or not judgement.estimates:
+    parts = judgement.parts
+    if not any(part.found for part in parts):
         return text.times_better(judgement.found)
-    return "; ".join(f"{named(part.device)}: {_figure(part)}" for part in judgement.parts)
+    if len(parts) == 1:
+        return _figure(parts[0])
+    return "; ".join(f"{named(part.device)}: {_figure(part)}" for part in parts)
 
 
 def _figure(part: Part) -> str:

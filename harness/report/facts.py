@@ -18,6 +18,7 @@ from harness.analysis.byte_model import Payoff, mean_model, payoff
 from harness.analysis.cases import CaseResult, case_results, label_to_beat
 from harness.analysis.methods import MethodResult
 from harness.analysis.noise import noise_of_cases
+from harness.analysis.quality import confidence_of_a_look
 from harness.analysis.savings import saving_bound
 from harness.analysis.trials import FAKE, rounds_asked_for
 from harness.plan.status import ACCURACY, DONE, LEARNT
@@ -277,13 +278,16 @@ def _notes_on_accuracy(cases: Sequence[CaseResult], scenario: Scenario) -> list[
             'No 16-bit all-reduce was run, which anyone has for one line of code: add [[methods]] with name = "bf16".'
         )
     known = [result.quality for case in cases for result in case.methods]
+    at_a_look = f"{100 * confidence_of_a_look(scenario.rounds, scenario.accuracy_seeds):.3g} %"
+    looks = f", which is 95 % over all looks at up to {scenario.accuracy_seeds} seeds" if at_a_look != "95 %" else ""
     for metric in dict.fromkeys(quality.metric for quality in known):
         if seeds := [each.difference.n for each in known if each.metric == metric and each.difference]:
             counted = " to ".join(map(str, dict.fromkeys((min(seeds), max(seeds)))))
             notes.append(
-                f"Keeps accuracy: the 95 % t interval of the final {metric}'s difference to {scenario.baseline}'s, "
-                f"paired by seed ({counted} of them), is no worse than {text.tolerated(scenario.tolerance, metric)} "
-                "(tolerance), and no seed diverged. Unknown: the interval reaches over that, or there is one seed."
+                f"Keeps accuracy: the {at_a_look} t interval of the final {metric}'s difference to "
+                f"{scenario.baseline}'s, paired by seed ({counted} of them){looks}, is no worse than "
+                f"{text.tolerated(scenario.tolerance, metric)} (tolerance), and no seed diverged. Unknown: the "
+                "interval reaches over that, or there is one seed."
             )
     return notes
 

@@ -91,9 +91,21 @@ def _nothing_pays(answer: Answer) -> str:
             f"{text.ratio(gained)}."
         )
     return (
-        f"Nothing surely pays {place}: {_lowered(that)} surely {did} {answer.reference}{alone}; the interval of the "
-        f"best, {best.label}, {text.ratio(gained)}, reaches from below 1 to above it."
+        f"Nothing surely pays {place}: {_lowered(that)} surely {did} {answer.reference}{alone}; {_why_unsure(answer)}."
     )
+
+
+def _why_unsure(answer: Answer) -> str:
+    """Why the best is not surely better, though it was: one round, its interval, or that it is the best of many."""
+    best, gained = answer.best, answer.gain(answer.best)
+    assert best is not None
+    assert gained is not None
+    if gained.low is None:
+        return f"the best, {best.label}, had {text.ratio(gained)}, and one round does not tell how sure that is"
+    interval = f"the interval of the best, {best.label}, {text.ratio(gained)},"
+    if gained.low > 1:
+        return f"{interval} lies above 1, which the best of {len(answer.candidates)} may do by luck"
+    return f"{interval} reaches from below 1 to above it"
 
 
 def _lowered(words: str) -> str:

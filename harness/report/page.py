@@ -30,7 +30,7 @@ DERIVED = {
     "interval",
     "faster": "Geometric mean of the method's samples/s over this baseline's, paired by round, with its 95 % interval",
     "final": "The metric after the last step: mean over the rounds, and the extremes",
-    "difference": "The final metric less the baseline's, mean over pairs of one seed, with its 95 % interval",
+    "difference": "The final metric less the baseline's, mean over pairs of one seed, with its interval at all looks",
     "seeds": "Seeds that both trained",
     "keeps": "Whether the whole interval of the difference is within the tolerance",
     "pays": "The rates of the links at which its step is shorter, by the byte model",

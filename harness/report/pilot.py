@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from harness.analysis.explorer import bucket_sizes
 from harness.analysis.pilot.elsewhere import elsewhere, ranks
 from harness.analysis.pilot.forecast import UTILISATIONS
 from harness.analysis.pilot.worth import Cost, Worth, money
@@ -46,6 +47,7 @@ def write(found: Pilot, worth: Worth, folder: Path) -> Path:
         "costs": costs(worth),
         "faster": faster(worth),
         "needed": needed(worth),
+        "links_change": found.network.at_mean is not found.network,
         "pay_back": pay_back(worth),
         "saved": _money(worth.saved, worth),
         "job": job(found),
@@ -65,7 +67,7 @@ def write(found: Pilot, worth: Worth, folder: Path) -> Path:
 
 def explorer(found: Pilot) -> dict[str, Any]:
     """What the panel with sliders needs, which stand at the pilot's network."""
-    told, network = elsewhere(found), found.network
+    told, network = elsewhere(found), found.network.at_mean
     rtt_s = max(network.rtt_s(0, other) for other in range(1, network.workers))
     at = explorer_page.nearest(told, network.slowest_bps, rtt_s, ranks(found))
     return {**explorer_page.parts(told, at), "ranks": ranks(found)}
@@ -161,7 +163,7 @@ def job(found: Pilot) -> list[tuple[str, str]]:
         ("optimizer's step", text.time(profile.optimizer_s)),
         ("between steps", text.time(found.job.between_s)),
         ("beyond the model, in a step on this network", text.time(found.beyond_s)),
-        ("DDP closes a bucket at", text.size(found.job.bucket_bytes)),
+        ("DDP closes a bucket at", bucket_sizes(found.job.bucket_bytes, found.job.first_bucket_bytes)),
         ("entries of a gradient that are not zero", text.percent(found.job.non_zero)),
         ("entries that hold 90 % of its squared norm", text.percent(found.job.holding_90)),
         ("entries that hold 99 %", text.percent(found.job.holding_99)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -162,6 +163,23 @@ class Trace(Section):
         """What links are so long after training began."""
         within_s = seconds % self.period_s if self.period_s else seconds
         return next(row for row in reversed(self.rows) if row.t_s <= within_s)
+
+    @property
+    def mean(self) -> TraceRow:
+        """What links are in the mean over time, at whose rate as many bytes pass as at those of all rows.
+
+        A last row that nothing ends counts for as long as the one before it: files end where a measurement did.
+        """
+        times_s = [row.t_s for row in self.rows]
+        lasted_s = [after_s - before_s for before_s, after_s in itertools.pairwise(times_s)]
+        lasted_s.append(self.period_s - times_s[-1] if self.period_s else lasted_s[-1] if lasted_s else 1.0)
+
+        def mean_of(name: str) -> float | None:
+            values = [getattr(row, name) for row in self.rows]
+            return None if None in values else sum(map(operator.mul, values, lasted_s)) / sum(lasted_s)
+
+        rate_bps = round(mean_of("rate_bps") or 0)
+        return TraceRow(t_s=0.0, rate_bps=rate_bps, delay_s=mean_of("delay_s"), loss=mean_of("loss"))
 
     def slowed(self, dilation: float, shrink: float = 1.0) -> Trace:
         """See ``Pipe.slowed``."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -14,8 +17,8 @@ from synthetic import make_store
 
 from harness.analysis import answer
 from harness.analysis.cases import case_results
-from harness.analysis.estimates import geometric_mean
-from harness.analysis.quality import quality
+from harness.analysis.estimates import geometric_mean, mean
+from harness.analysis.quality import confidence_of_a_look, kept, quality
 from harness.record.store import Store
 from harness.report import facts, page, paper, text
 from harness.report.figures.learning_curves import accuracy
@@ -169,6 +172,33 @@ def test_without_a_target_throughput_is_compared_among_those_that_keep_accuracy(
     page.write(store, figures=[time_to_target, accuracy])
 
 
+def test_the_best_of_many_does_not_win_by_luck(tmp_path: Path) -> None:
+    """Alone it surely beats bf16; of three that are as good, one may do so by luck."""
+    lucky = figures([2.9, 3.3, 2.6], 1700.0)
+    others = {label: figures([4.0, 4.1, 3.9], 1600.0) for label in ("dgc", "pactrain-fp32")}
+    alone = headline_of(store_of(tmp_path / "alone", {"dense": DENSE, "bf16": BF16, "topk": lucky}))
+    assert alone.startswith("topk reaches 85 % accuracy 1.37x [1.08, 1.73] sooner than bf16")
+    chosen = headline_of(store_of(tmp_path / "many", {"dense": DENSE, "bf16": BF16, "topk": lucky, **others}))
+    assert chosen.startswith("Nothing surely pays")
+    assert "the interval of the best, topk, 1.37x [1.08, 1.73], lies above 1, which the best of 3 may do by" in chosen
+
+
+def test_what_surely_beats_the_reference_wins_though_another_may_be_better(tmp_path: Path) -> None:
+    wide = figures([0.5, 4.2, 2.0], 1700.0)
+    sentence = headline_of(store_of(tmp_path, {"dense": DENSE, "bf16": BF16, "topk": TOPK, "dgc": wide}))
+    assert sentence.startswith("topk reaches 85 % accuracy")
+
+
+def test_one_round_of_a_replay_names_no_winner(tmp_path: Path) -> None:
+    blank = {"final_accuracy": [None], "target": [None], "time_to_target_s": [None]}
+    rates = {
+        label: {"samples_per_s": [rate], **blank} for label, rate in (("dense", 1.0), ("bf16", 2.0), ("topk", 6.0))
+    }
+    sentence = headline_of(store_of(tmp_path, rates))
+    assert sentence.startswith("Nothing surely pays")
+    assert sentence.endswith("the best, topk, had 3.00x, and one round does not tell how sure that is.")
+
+
 def test_of_replays_nothing_but_throughput_is_said(tmp_path: Path) -> None:
     rates = {label: {"samples_per_s": [rate] * 3} for label, rate in (("dense", 1.0), ("bf16", 2.0), ("topk", 6.0))}
     blank = {"final_accuracy": [None] * 3, "target": [None] * 3, "time_to_target_s": [None] * 3}
@@ -233,6 +263,39 @@ def test_accuracy_is_kept_where_the_whole_interval_is_tolerated(
     store = store_of(tmp_path, methods, [f"tolerance={tolerance}"])
     (case,) = case_results(store.trials(), store.scenario())
     assert case.method("topk").quality.keeps == keeps
+
+
+def test_where_more_seeds_may_follow_each_look_must_be_surer(tmp_path: Path) -> None:
+    """The same three seeds: after them there is one look, or there may be five more."""
+    methods = {"dense": {"final_accuracy": [0.98] * 3}, "topk": {"final_accuracy": [0.968, 0.97, 0.969]}}
+    kept = {}
+    for seeds in (0, 3, 8):
+        store = store_of(tmp_path / str(seeds), methods, [f"accuracy_seeds={seeds}", "tolerance=0.015"])
+        (case,) = case_results(store.trials(), store.scenario())
+        kept[seeds] = case.method("topk").quality.keeps
+    assert kept == {0: "yes", 3: "yes", 8: "unknown"}
+    assert "the 99.2 % t interval" in " ".join(facts.collect(store).notes)
+
+
+@pytest.mark.parametrize(("rounds", "most_seeds"), [(3, 8), (5, 12), (2, 3)])
+def test_who_looks_after_each_seed_errs_as_seldom_as_who_looks_once(rounds: int, most_seeds: int) -> None:
+    """Studies of methods whose truth is the tolerance itself: whatever is said of one is wrong."""
+    dice, studies, tolerance = np.random.default_rng(0), 2000, 0.02
+    confidence = confidence_of_a_look(rounds, most_seeds)
+    said = Counter(
+        next(
+            (
+                keeps
+                for seeds in range(rounds, most_seeds + 1)
+                if (keeps := kept(mean(lost[:seeds], confidence), "loss", tolerance)) != "unknown"
+            ),
+            "unknown",
+        )
+        for lost in tolerance + 0.01 * dice.standard_normal((studies, most_seeds))
+    )
+    most = 0.025 + 3 * math.sqrt(0.025 * 0.975 / studies)
+    assert said["yes"] / studies <= most
+    assert said["no"] / studies <= most
 
 
 def test_losses_are_compared_relative_and_lower_is_better(tmp_path: Path) -> None:

@@ -522,3 +522,12 @@ def test_a_gradient_is_counted_of_methods_only_that_send_it_once() -> None:
     )  # fmt: skip
     with pytest.raises(UsageError, match=r"counted: found 'gradient'; allowed: wire, since omnireduce does not send"):
         plans([asked], on_netns)
+
+
+def test_seconds_to_the_target_are_not_those_of_lucky_seeds(run: Run, missing: Run) -> None:
+    """bf16 missed the target with one of three seeds; dense did with none."""
+    asked = {"method": "bf16", "quantity": "time to accuracy", "convergence": "quickstart", "range": (0, 99)}
+    assert "To the target bf16 takes" in judged(run, **asked).explanation
+    told = judged(missing, **asked).explanation
+    assert "To the target bf16 takes" not in told
+    assert "To the target dense takes" in told

@@ -172,6 +172,18 @@ def test_a_figure_that_is_not_to_be_trusted_is_not_told_as_found() -> None:
     assert cells(spoilt)["found"].endswith("a half device: 9.00 [8.90, 9.10], not to be trusted")
 
 
+def test_a_figure_that_is_not_to_be_trusted_is_told_so_though_no_other_is() -> None:
+    for own, found in (
+        (judgement((2.0, 1.9, 2.1)), "2.00 [1.90, 2.10], not to be trusted"),
+        (
+            judgement((2.0, 1.9, 2.1), (9.0, 8.9, 9.1)),
+            "a whole device: 2.00 [1.90, 2.10], not to be trusted; a half device: 9.00 [8.90, 9.10], not to be trusted",
+        ),
+    ):
+        spoilt = replace(own, parts=tuple(replace(part, is_trusted=False) for part in own.parts))
+        assert cells(spoilt)["found"] == found
+
+
 def test_who_failed_for_good_is_not_told_as_unknown() -> None:
     asked = claim(quantity="time to accuracy", convergence="small-training")
     reason = "topk missed the target in 3 of 3 trainings"

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from attached import SCRIPTS, Ran, run_forked
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from harness import attach
 from harness.attach.findings import Looked
-from harness.attach.look import _cosine, _holding, _nmse, _progress
+from harness.attach.look import Shadow, _cosine, _holding, _nmse, _progress
 from harness.attach.orders import LOOK_STEPS
 
 CNN, LANGUAGE_MODEL = SCRIPTS / "ddp_cnn.py", SCRIPTS / "ddp_language_model.py"
@@ -123,3 +126,41 @@ def test_figures_of_gradients_are_what_their_names_say() -> None:
     assert _cosine(found, exact) == pytest.approx(9 / 15)
     assert _progress([torch.tensor([6.0, 4.0])], [exact, exact]) == pytest.approx((6 * 6 + 4 * 8) / 100)
     assert _holding(torch.tensor([1.0, 0.0, 3.0, 0.0])) == [0.25, 0.5]
+
+
+def test_a_script_that_gives_no_size_has_a_small_first_bucket(tmp_path: Path) -> None:
+    script = tmp_path / "plain.py"
+    script.write_text(CNN.read_text().replace(", bucket_cap_mb=0.1", ""))
+    ran = run_forked(
+        tmp_path, script, "--steps", f"{LOOK_STEPS}", attachment=attach.Attachment(steps=LOOK_STEPS, look=())
+    )
+    for rank in ran.told:
+        assert rank.gradients
+        assert (rank.gradients.first_bucket_bytes, rank.gradients.bucket_bytes) == (2**20, 25 * 2**20)
+
+
+def buckets_of_a_shadow(cap_mb: float | None) -> list[int]:
+    """Entries of each bucket, of three tensors of 600 kB."""
+    weights = [nn.Parameter(torch.zeros(150_000)) for _ in range(3)]
+    shadow = Shadow(DistributedDataParallel(nn.ParameterList(weights), bucket_cap_mb=cap_mb), weights)
+    seen: list[int] = []
+
+    def note(state: None, bucket: Any) -> torch.futures.Future[torch.Tensor]:
+        seen.append(bucket.buffer().numel())
+        future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+        future.set_result(bucket.buffer())
+        return future
+
+    note.__annotations__ = {}  # DDP takes no names in place of types
+    shadow.ddp.register_comm_hook(None, note)
+    for _ in range(3):
+        seen.clear()
+        shadow.backward([torch.ones(150_000)] * 3)
+    return seen
+
+
+@pytest.mark.parametrize(("cap_mb", "entries"), [(None, [300_000, 150_000]), (25, [450_000])])
+def test_a_shadow_has_the_buckets_of_the_script(
+    cap_mb: float | None, entries: list[int], on_ranks: Callable[..., list[Any]]
+) -> None:
+    assert on_ranks(1, buckets_of_a_shadow, cap_mb) == [entries]

@@ -258,6 +258,18 @@ def test_regions_meet_by_their_own_trunks_and_propagation_is_part_of_the_bound()
     assert topology.ring_bound_s(100.0) == pytest.approx(ring_s)
 
 
+def test_of_a_mesh_only_all_trunks_of_a_group_together_bound_what_passes() -> None:
+    """A ring goes from each group to the next, and never over the slow trunk."""
+    fabric = {"groups": "a b c d", "mesh": True, "trunk": {"rate": "200mbit"}, "trunks": {"a c": {"rate": "1mbit"}}}
+    topology = Topology.model_validate({"workers": 8, "link": {"rate": "1gbit"}, "fabric": fabric})
+    assert topology.bound_s(1e6, 1e6) == pytest.approx(8e6 / 401e6)
+    assert topology.bound_s(2 * 7 / 8 * 1e6, 1e6) <= topology.ring_bound_s(1e6)
+    pair = Topology.model_validate(
+        {"workers": 8, "link": {"rate": "1gbit"}, "fabric": {"groups": "a b", "mesh": True, "trunk": {"rate": "1mbit"}}}
+    )
+    assert pair.bound_s(1e6, 1e6) == pytest.approx(8.0), "there is no way round"
+
+
 def test_the_last_byte_of_a_ring_must_still_reach_the_neighbour() -> None:
     topology = Topology.model_validate({"workers": 3, "link": {"rate": "10mbit", "delay": "5ms"}})
     assert topology.ring_bound_s(937_500) == pytest.approx(1.0 + 2 * 0.005)

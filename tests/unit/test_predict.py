@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,16 @@ from harness.scenario.schema import MethodSpec
 from harness.workload.models import MODELS
 
 
-def predicted(method: str = "dense", rate: str = "100mbit", bucket_bytes: int = 25_000_000, **changes: Any) -> float:
+def predicted(
+    method: str = "dense",
+    rate: str = "100mbit",
+    bucket_bytes: int = 25_000_000,
+    first_bucket_bytes: int | None = None,
+    **changes: Any,
+) -> float:
     topology = Topology.model_validate({"workers": 4, "link": {"rate": rate}})
     spec = MethodSpec(name=method, label=method, params=baselines.get(method).State().parameters)
-    return predict.step_s(profile(**changes), spec, state_of(spec), Network(topology), bucket_bytes)
+    return predict.step_s(profile(**changes), spec, state_of(spec), Network(topology), bucket_bytes, first_bucket_bytes)
 
 
 def test_buckets_fill_in_the_order_of_readiness() -> None:
@@ -33,6 +40,16 @@ def test_buckets_fill_in_the_order_of_readiness() -> None:
     assert [len(bucket.shapes) for bucket in found] == [5, 3]
     assert [bucket.ready_s for bucket in found] == [0.011, 0.015]
     assert sum(bucket.share for bucket in found) == pytest.approx(1)
+
+
+def test_the_first_bucket_may_be_smaller_than_the_others() -> None:
+    """DDP closes it at 1 MiB where nobody says how large buckets are, so that bytes leave early."""
+    whole, *none = predict.buckets(profile(), 25_000_000)
+    assert none == []
+    first, second = predict.buckets(profile(), 25_000_000, 100_000)
+    assert [*first.shapes, *second.shapes] == whole.shapes
+    assert 4 * sum(map(math.prod, first.shapes[:-1])) < 100_000 <= 4 * sum(map(math.prod, first.shapes))
+    assert predicted(rate="1gbit", first_bucket_bytes=100_000) < predicted(rate="1gbit")
 
 
 def test_a_slow_link_decides_and_a_fast_one_hides_behind_the_computation() -> None:

@@ -45,6 +45,17 @@ def test_mahimahis_chances_become_rates_in_slots_and_begin_anew(tmp_path: Path) 
     assert found["period_s"] == pytest.approx(0.6)
 
 
+def test_the_mean_of_a_trace_weighs_each_row_by_how_long_it_lasts() -> None:
+    rows = [{"t_s": 0.0, "rate_bps": 100, "delay_s": 0.01}, {"t_s": 3.0, "rate_bps": 500, "delay_s": 0.05}]
+    again = Link.model_validate({"trace": {"rows": rows, "period_s": 4.0}}).trace
+    assert again
+    assert again.mean.rate_bps == 200
+    assert again.mean.delay_s == pytest.approx(0.02)
+    ends = again.model_copy(update={"period_s": None})
+    assert (ends.mean.rate_bps, ends.mean.loss) == (300, None), "the last row counts as the one before it"
+    assert ends.model_copy(update={"rows": ends.rows[:1]}).mean.rate_bps == 100
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

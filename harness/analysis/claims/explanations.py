@@ -27,14 +27,17 @@ def explain(claim: Claim, runs: Mapping[str, Run]) -> str:
 
 
 def in_seconds(claim: Claim, runs: Mapping[str, Run]) -> str:
-    """What both take to the target: the median steps of the one run times the median step of the other."""
+    """What both take to the target: the median steps of the one run times the median step of the other.
+
+    Nothing is told of a method that missed the target with a seed: the others are the lucky ones.
+    """
     if not claim.convergence:
         return ""
     (cell,), training = claim.cells, runs[claim.convergence]
     trials = trials_of(cell, claim.devices[0], runs[cell.scenario])
     sentences = []
     for label in (cell.method, claim.baseline):
-        steps = steps_to_target(training, label).median()
+        steps = steps_to_target(training, label).median(skipna=False)
         step_s = (
             trials.loc[(trials["label"] == label) & (trials["status"] == DONE), "step_time_median_s"].median()
             if len(trials)

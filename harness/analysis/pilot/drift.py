@@ -83,32 +83,35 @@ def of_network(before: Topology, now: Topology) -> list[Check]:
 def of_break_even(pilot: Pilot, now: Topology) -> list[Check]:
     """Whether links that were measured anew are on the verdict's side of the rate at which both are as soon.
 
-    They may have crossed it, and be almost as fast as they were. Nothing is known where the verdict names no rate.
+    They may have crossed it, and be almost as fast as they were. Where a method was sooner, but by too little to be
+    worth it, faster links are the verdict's side. Nothing is known where the verdict names no rate.
     """
     rate_bps = pilot.verdict.break_even_bps
     if rate_bps is None:
         return []
     was_below, is_below = (_rate_bps(each) < rate_bps for each in (pilot.network, now))
     found = f"links are {'below' if is_below else 'at or above'} {format_rate(rate_bps)}"
-    return [Check("break-even rate", "holds" if is_below == was_below else "drifted", found)]
+    holds = is_below in (was_below, pilot.verdict.compress)
+    return [Check("break-even rate", "holds" if holds else "drifted", found)]
 
 
 def _rate_bps(network: Topology) -> float:
-    return math.inf if network.slowest_bps is None else network.slowest_bps
+    """Of links that change it is the mean over time: how fast they were in a moment is chance."""
+    return math.inf if (rate_bps := network.at_mean.slowest_bps) is None else rate_bps
 
 
 def _rate(before: Topology, now: Topology) -> Check:
-    rates = before.slowest_bps, now.slowest_bps
-    if None in rates:
+    rates = _rate_bps(before), _rate_bps(now)
+    if math.inf in rates:
         same = rates[0] == rates[1]
         return Check("rate of the links", "holds" if same else "drifted", "unshaped")
-    ratio = float(rates[1] or 1) / float(rates[0] or 1)
+    ratio = rates[1] / rates[0]
     within = 1 / MOST_RATE_CHANGE <= ratio <= MOST_RATE_CHANGE
     return Check("rate of the links", "holds" if within else "drifted", f"{ratio:.2f} times the pilot's")
 
 
 def _round_trip(before: Topology, now: Topology) -> Check:
-    was_s, is_s = (_longest_rtt_s(each) for each in (before, now))
+    was_s, is_s = (_longest_rtt_s(each.at_mean) for each in (before, now))
     within = max(was_s, is_s) <= MOST_RATE_CHANGE * min(was_s, is_s) + LEAST_RTT_CHANGE_S
     found = f"{format_time(is_s)}; the pilot's {format_time(was_s)}"
     return Check("round trip of the links", "holds" if within else "drifted", found)

@@ -20,7 +20,9 @@ def elsewhere(found: Pilot) -> dict[str, Any]:
     baseline, sixteen = (job.fit(label).method for label in plain)
     subject = Subject(" ".join(found.command), job.profile, sixteen, others)
     workers = sorted({*WORKERS, ranks(found)})
-    return exported([subject], baseline, job.bucket_bytes, workers, found.network.link, found.beyond_s)
+    return exported(
+        [subject], baseline, job.bucket_bytes, workers, found.network.link, found.beyond_s, job.first_bucket_bytes
+    )
 
 
 def ranks(found: Pilot) -> int:

@@ -32,13 +32,13 @@ class Forecast:
     """The step model with a job in it.
 
     Args:
-        network: what its links are, and how many workers it has.
+        network: what its links are, and how many workers it has. Links that change are taken to keep their mean rate.
         per_node: ranks behind each link.
         beyond_s: what a step that synchronises takes beyond the model, see ``beyond_s``.
     """
 
     def __init__(self, job: Job, network: Topology, per_node: int = 1, beyond_s: float = 0.0) -> None:
-        self.job, self.network, self.per_node, self.beyond_s = job, network, per_node, beyond_s
+        self.job, self.network, self.per_node, self.beyond_s = job, network.at_mean, per_node, beyond_s
 
     def step_s(self, method: MethodSpec, rate_bps: float | None = None) -> float:
         """Seconds of a step in the steady state, without what lies between steps.
@@ -48,7 +48,8 @@ class Forecast:
         """
         network = self._network if rate_bps is None else self._ranks_on(at_rate(self.network, rate_bps))
         state = state_of(method)
-        modelled_s = predict.step_s(self.job.profile, method, state, network, self.job.bucket_bytes)
+        caps = self.job.bucket_bytes, self.job.first_bucket_bytes
+        modelled_s = predict.step_s(self.job.profile, method, state, network, *caps)
         return modelled_s + self.beyond_s / state.agrees_every
 
     def pace_s(self, method: MethodSpec, rate_bps: float | None = None) -> float:

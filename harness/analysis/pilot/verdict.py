@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from harness.analysis.estimates import Estimate
 from harness.analysis.pilot.forecast import Forecast
 from harness.methods import declared
 from harness.record.pilot import Outcome, Phase, Sureness, Verdict
@@ -26,7 +27,7 @@ def verdict(outcomes: Sequence[Outcome], plain: str, sixteen: str, tolerance: fl
     """
     base = _base(outcomes, plain, sixteen)
     others = [each for each in outcomes if each.label not in (plain, sixteen) and each.time_to_loss_s is not None]
-    best = _soonest(others) if others else None
+    best = min(others, key=how_soon) if others else None
     if best is not None and best.sooner is not None and best.sooner.value >= WORTH_IT:
         return _compress(best, base, outcomes, (plain, sixteen), tolerance, forecast)
     return _leave_it(base, best, outcomes, (plain, sixteen), tolerance, forecast)
@@ -47,11 +48,19 @@ def _base(outcomes: Sequence[Outcome], plain: str, sixteen: str) -> Outcome:
         return dense
     if own.time_to_loss_s is None:
         return own if dense.sooner is not None and dense.sooner.value < 1 else dense
-    return _soonest([dense, own])
+    return min(dense, own, key=how_soon)
 
 
-def _soonest(outcomes: Sequence[Outcome]) -> Outcome:
-    return min(outcomes, key=lambda each: float("inf") if each.time_to_loss_s is None else each.time_to_loss_s)
+def how_soon(outcome: Outcome) -> tuple[int, float]:
+    """A key by which the soonest at dense's loss comes first.
+
+    Seeds differ, and not all methods may have trained with all of them: they are ranked by the seeds that both they and
+    the all-reduces came there with. Behind them are those that nothing compares, by their seconds; last those that did
+    not come there, by those of a step.
+    """
+    if outcome.sooner is not None:
+        return 0, -outcome.sooner.value
+    return (2, outcome.pace_s) if outcome.time_to_loss_s is None else (1, outcome.time_to_loss_s)
 
 
 def _bar(base: Outcome, plain: tuple[str, str]) -> str:
@@ -104,7 +113,7 @@ def _compress(
         method=best.method,
         compress=True,
         sentence=f"Use {best.label}: here it is {sooner.value:.2f} times as soon at the same loss as {bar}.",
-        sureness=_sureness(best, base, [each for each in outcomes if each.label in plain]),
+        sureness=_sureness(best, base, outcomes, plain),
         reasons=tuple(reasons),
         changes=tuple(changes),
         break_even_bps=break_even_bps,
@@ -181,20 +190,26 @@ def _where_it_is_sooner(best: Outcome | None, base: Outcome, forecast: Forecast)
     slower_bps, own_bps = forecast.break_even_bps(best.method, base.method, factor), forecast.network.slowest_bps
     if slower_bps is None:
         return None, None
-    if own_bps is not None and slower_bps > own_bps:
-        why = (
-            f"The model expects {best.label} to be sooner below {format_rate(slower_bps)}, so on these links too, "
-            "where it was not: measure again."
-        )
-        return why, None
-    return f"Links below {format_rate(slower_bps)}: {best.label} is sooner there (predicted).", slower_bps
+    below = f"Links below {format_rate(slower_bps)}: {best.label} is sooner there (predicted)"
+    if own_bps is None or slower_bps <= own_bps:
+        return f"{below}.", slower_bps
+    if best.sooner is not None and best.sooner.value > 1:
+        return f"{below}, and on these it was, by too little to be worth it: slower ones may make it so.", slower_bps
+    why = (
+        f"The model expects {best.label} to be sooner below {format_rate(slower_bps)}, so on these links too, "
+        "where it was not: measure again."
+    )
+    return why, None
 
 
-def _sureness(best: Outcome, base: Outcome, plain: Sequence[Outcome]) -> Sureness:
+def _sureness(best: Outcome, base: Outcome, outcomes: Sequence[Outcome], plain: tuple[str, str]) -> Sureness:
+    """Sure is what holds though it may be the best by luck of all that were tested."""
     assert best.sooner is not None
-    if best.sooner.n < NO_SEEDS_SURE or best.sooner.low is None or base.time_to_loss_s is None or _cut_short(plain):
+    own = [each for each in outcomes if each.label in plain]
+    if best.sooner.n < NO_SEEDS_SURE or best.sooner.low is None or base.time_to_loss_s is None or _cut_short(own):
         return "unsure"
-    return "sure" if best.sooner.low > 1 else "likely"
+    found = Estimate(best.sooner.value, best.sooner.low, best.sooner.high, best.sooner.n)
+    return "sure" if found.surely_exceeds_one(len(outcomes) - len(own)) else "likely"
 
 
 def _sureness_of_leaving(base: Outcome, others: Sequence[Outcome], outcomes: Sequence[Outcome]) -> Sureness:

@@ -146,8 +146,11 @@ def faster_links(
     """Hours and money with these methods on links of several times the rate.
 
     What a method's own steps took on the pilot's links beyond what was predicted, they take on faster ones too: it is
-    none of the links'. Where they took less, predicted times are scaled.
+    none of the links'. Where they took less, predicted times are scaled. None are told of links that change: there it
+    may be theirs.
     """
+    if pilot.network.at_mean is not pilot.network:
+        return []
     forecast = Forecast(pilot.job, pilot.network, pilot.per_node)
 
     def pace_s(outcome: Outcome, predicted_s: float) -> float:
@@ -203,7 +206,8 @@ class Worth:
     needed: list[Needed]
     """Likewise."""
     saved: float | None
-    """Money that the recommended method saves over the cheaper plain one; None where it cannot be told."""
+    """Money that the recommended method saves over the cheaper plain one; None where it cannot be told. Where one of
+    these missed dense's loss with a seed, nobody knows which is the cheaper."""
     pay_back: list[PayBack]
 
     @property
@@ -237,6 +241,7 @@ def worth(pilot: Pilot, dense_steps: int, price: Price | None, egress: Price | N
 
 def _saved(costs: Sequence[Cost], pilot: Pilot) -> float | None:
     plain = [each.money for each in costs if each.label in (pilot.plain_label, pilot.sixteen_label)]
-    known = [each for each in plain if each is not None]
     own = next((each.money for each in costs if each.label == pilot.verdict.label), None)
-    return min(known) - own if known and own is not None else None
+    if own is None or None in plain:
+        return None
+    return min(each for each in plain if each is not None) - own

@@ -62,7 +62,7 @@ def _paces(found: Pilot, styles: dict[str, Look]) -> Drawing:
     (axes,) = panels.flat
     for label, own in table.groupby("label", sort=False):
         axes.plot(own["rate_bps"], own["pace_s"], **_line(styles[str(label)]))
-    own_bps = found.network.slowest_bps
+    own_bps = found.network.at_mean.slowest_bps
     for outcome in found.outcomes if own_bps else ():
         axes.plot([own_bps], [outcome.pace_s], **styles[outcome.label].point)
     axes.set_xscale("log")

@@ -68,6 +68,7 @@ def job_of(ranks: Sequence[RankFindings], methods: Sequence[MethodSpec], wall_s:
         profile=profile,
         between_s=_typical(timed, lambda step: step.between_s or 0.0),
         bucket_bytes=first.gradients.bucket_bytes,
+        first_bucket_bytes=first.gradients.first_bucket_bytes,
         compute_s=tuple(steps_s),
         non_zero=spread.non_zero,
         holding_90=spread.holding_90,

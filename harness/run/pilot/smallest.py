@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from harness.analysis.pilot import search
-from harness.analysis.pilot.verdict import swept_parameter
+from harness.analysis.pilot.verdict import how_soon, swept_parameter
 from harness.plan.expected import state_of
-from harness.record.pilot import Outcome, Probe
+from harness.record.pilot import Probe
 from harness.run.pilot.bench import Bench
 from harness.run.pilot.found import Found
 from harness.run.pilot.request import MOST_PROBES
@@ -54,10 +54,6 @@ def smallest_setting(bench: Bench, found: Found) -> Search:
 
 def _leader(found: Found) -> tuple[MethodSpec, str, float] | None:
     """Of the methods that were trained and have a share to set, the soonest; with its share. A number is no share."""
-
-    def how_soon(outcome: Outcome) -> tuple[bool, float]:
-        return outcome.time_to_loss_s is None, outcome.time_to_loss_s or outcome.pace_s
-
     for outcome in sorted(found.outcomes(), key=how_soon):
         parameter = swept_parameter(outcome)
         value = getattr(state_of(outcome.method), parameter) if parameter else None
