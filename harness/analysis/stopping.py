@@ -18,12 +18,16 @@ FEWEST_ROUNDS = 5
 
 
 def undecided_accuracies(trials: pd.DataFrame, scenario: Scenario) -> set[tuple[tuple[Any, ...], str]]:
-    """The workloads and methods of which more seeds would tell whether accuracy is kept: as yet it is unknown."""
-    if not (trials["status"] == DONE).any():
+    """The workloads and methods of which more seeds are to tell whether accuracy is kept: the rounds leave it unknown.
+
+    What some of these seeds have told is not looked at before the last one: see ``quality``.
+    """
+    of_rounds = on_links(trials)
+    if not (of_rounds["status"] == DONE).any():
         return set()
     return {
         (workload_of(case.key), result.label)
-        for case in case_results(trials, scenario)
+        for case in case_results(of_rounds, scenario)
         for result in case.methods
         if result.quality.keeps == "unknown" and result.quality.difference
     }

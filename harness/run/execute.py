@@ -135,7 +135,7 @@ def run_more_seeds(
 ) -> None:
     """Train seeds beyond the rounds', on unshaped links, of methods that are undecided and of the baseline beside them.
 
-    One seed after another, until all is decided or ``Scenario.accuracy_seeds`` have been trained. What fails is not
+    One seed after another, until ``Scenario.accuracy_seeds`` have been trained. What fails is not
     tried again before the next start. Raises what ``run`` does.
     """
     runner = _Runner(plan, store, cluster, watch, ended, tell)

@@ -425,7 +425,7 @@ class Scenario(Section):
     """By which command, and at which cost for each method, learning rates were found; None: they were not tuned."""
     accuracy_seeds: int = Field(0, ge=0, le=64)
     """Where the rounds leave it unknown whether a method keeps accuracy, more seeds are trained for that alone, on
-    unshaped links, up to so many in all. 0: the rounds must do."""
+    unshaped links, so many in all. 0: the rounds must do."""
     cases: tuple[Case, ...]
     methods: tuple[MethodSpec, ...]
 

@@ -270,15 +270,15 @@ def test_where_more_seeds_may_follow_each_look_must_be_surer(tmp_path: Path) -> 
     methods = {"dense": {"final_accuracy": [0.98] * 3}, "topk": {"final_accuracy": [0.968, 0.97, 0.969]}}
     kept = {}
     for seeds in (0, 3, 8):
-        store = store_of(tmp_path / str(seeds), methods, [f"accuracy_seeds={seeds}", "tolerance=0.015"])
+        store = store_of(tmp_path / str(seeds), methods, [f"accuracy_seeds={seeds}", "tolerance=0.0135"])
         (case,) = case_results(store.trials(), store.scenario())
         kept[seeds] = case.method("topk").quality.keeps
     assert kept == {0: "yes", 3: "yes", 8: "unknown"}
-    assert "the 99.2 % t interval" in " ".join(facts.collect(store).notes)
+    assert "the 97.5 % t interval" in " ".join(facts.collect(store).notes)
 
 
 @pytest.mark.parametrize(("rounds", "most_seeds"), [(3, 8), (5, 12), (2, 3)])
-def test_who_looks_after_each_seed_errs_as_seldom_as_who_looks_once(rounds: int, most_seeds: int) -> None:
+def test_who_looks_twice_errs_as_seldom_as_who_looks_once(rounds: int, most_seeds: int) -> None:
     """Studies of methods whose truth is the tolerance itself: whatever is said of one is wrong."""
     dice, studies, tolerance = np.random.default_rng(0), 2000, 0.02
     confidence = confidence_of_a_look(rounds, most_seeds)
@@ -286,7 +286,7 @@ def test_who_looks_after_each_seed_errs_as_seldom_as_who_looks_once(rounds: int,
         next(
             (
                 keeps
-                for seeds in range(rounds, most_seeds + 1)
+                for seeds in (rounds, most_seeds)
                 if (keeps := kept(mean(lost[:seeds], confidence), "loss", tolerance)) != "unknown"
             ),
             "unknown",
