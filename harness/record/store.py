@@ -23,8 +23,7 @@ import fcntl
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from glob import escape
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +33,18 @@ from pydantic import ValidationError
 
 from harness.errors import MeasurementError, UsageError
 from harness.files import (
+    LOCK,
     NoRoomError,
     UnwritableError,
     as_name,
     is_file,
+    is_folder,
     keep_elsewhere,
+    locked,
     make_folder,
+    names_in,
     write_new,
     write_whole,
-    writing,
 )
 from harness.plan.status import DONE
 from harness.record.claims import FOLDER as CLAIMS
@@ -189,7 +191,7 @@ class Store:
     @property
     def is_shared(self) -> bool:
         """Whether processes have shared this run."""
-        return (self.folder / CLAIMS).is_dir()
+        return is_folder(self.folder / CLAIMS)
 
     @contextmanager
     def locked(self, shared: bool = False) -> Iterator[None]:
@@ -203,24 +205,17 @@ class Store:
         """
         if self.is_shared and not shared:
             raise UsageError(f"{self.folder}: this run is shared between processes: give --join to go on with it")
-        with ExitStack() as stack:
-            with writing(self.folder):
-                handle = stack.enter_context((self.folder / ".lock").open("w"))
-            try:
-                fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UsageError(f"{self.folder}: another pacbench run is using this folder") from None
-            except OSError as error:
-                if not shared:  # else claims keep them apart
-                    allowed = f"a folder whose disk has locks ({error.strerror}), or --join, which needs none"
-                    raise UsageError.at("command line", "--out", str(self.folder), allowed) from None
+        with locked(self.folder, shared) as lacks:
+            if lacks and not shared:  # else claims keep them apart
+                allowed = f"a folder whose disk has locks ({lacks}), or --join, which needs none"
+                raise UsageError.at("command line", "--out", str(self.folder), allowed)
             yield
 
     @property
     def is_locked(self) -> bool:
         """Whether a run that shares the folder with nobody is using it at this moment."""
         try:
-            with (self.folder / ".lock").open() as handle:
+            with (self.folder / LOCK).open() as handle:
                 fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
@@ -410,10 +405,13 @@ def runs_named(results: Path, name: str) -> Iterator[tuple[Store, Scenario]]:
 
     Raises:
         DamagedRunError: one is.
+        UsageError: the folder cannot be read.
     """
-    for folder in sorted(results.glob(f"{escape(name)}-*"), reverse=True):
+    for found_name in reversed(names_in(results)):
+        if not found_name.startswith(f"{name}-"):
+            continue
         try:
-            store = Store.open(folder)
+            store = Store.open(results / found_name)
             found = store.scenario()
         except DamagedRunError as error:
             raise DamagedRunError(f"{error}; move it away to go on") from None

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from harness.errors import UsageError, in_one_line
+from harness.files import names_in
 from harness.record.row import EVENT_SCHEMA, Event, TrialRow, VerificationRow
 
 ROW_DIGEST, EVENTS_DIGEST = b"pacbench_row", b"pacbench_events"
@@ -122,11 +123,16 @@ def _as_frame(table: pa.Table) -> pd.DataFrame:
 
 
 def row_files(folder: Path, trial_id: str | None = None) -> list[Path]:
-    """The files of all rows in a folder, or of one trial's."""
-    if trial_id is None:
-        return sorted(folder.glob("[!.]*.parquet"))
-    found = sorted(folder.glob(f"{escape(trial_id)}-*.parquet"))
-    return [file for file in found if file.stem.removeprefix(f"{trial_id}-").isdecimal()]
+    """The files of all rows in a folder, or of one trial's.
+
+    Raises:
+        UsageError: the folder cannot be read.
+    """
+    names = [name for name in names_in(folder) if name.endswith(".parquet") and not name.startswith(".")]
+    if trial_id is not None:
+        own = re.compile(rf"{re.escape(trial_id)}-\d+\.parquet")
+        names = [name for name in names if own.fullmatch(name)]
+    return [folder / name for name in names]
 
 
 def read_row(
@@ -158,7 +164,8 @@ def read_events(file: Path, row: Path) -> pa.Table:
     Raises:
         DamagedError: they are not what was written.
     """
-    content, schema = _bytes_of(file), _guarded(lambda: pq.read_schema(row))
+    content, own = _bytes_of(file), _bytes_of(row)
+    schema = _guarded(lambda: pq.read_schema(pa.BufferReader(own)))
     expected = (schema.metadata or {}).get(EVENTS_DIGEST)
     if expected is not None and expected.decode(errors="replace") != digest(content):
         raise DamagedError("its content is not what was written")

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -183,6 +184,21 @@ def test_a_folder_that_stays_empty_goes(tmp_path: Path) -> None:
     with new_folder(tmp_path, tmp_path / "mine") as folder:
         (folder / "exec.json").write_text("{}")
     assert folder.exists()
+
+
+def test_commands_that_begin_at_the_same_time_have_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.strftime", lambda _: "now")
+    with ExitStack() as stack:
+        folders = [stack.enter_context(new_folder(tmp_path, None)) for _ in range(3)]
+        assert [each.name for each in folders] == ["exec-now", "exec-now.2", "exec-now.3"]
+    assert list(tmp_path.iterdir()) == []
+    with new_folder(tmp_path, tmp_path / "mine") as folder:
+        with pytest.raises(UsageError, match="another pacbench run is using this folder"), new_folder(tmp_path, folder):
+            pass
+        (folder / "exec.json").write_text("{}")
+    assert [each.name for each in (tmp_path / "mine").iterdir()] == ["exec.json"]
 
 
 class Scripted(FakeCluster):

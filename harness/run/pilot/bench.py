@@ -73,7 +73,6 @@ class Bench:
         """Whether methods were not trained with some seed, since dense was not."""
         self.links_changed = False
         """Whether a training does not count because of that."""
-        make_folder(request.out)
 
     @property
     def left_out(self) -> list[str]:
@@ -303,7 +302,7 @@ class Bench:
 
 
 def _digest(*parts: str) -> str:
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+    return hashlib.sha256("\0".join(parts).encode(errors="surrogateescape")).hexdigest()[:12]
 
 
 def _steps_of_pace(method: MethodSpec) -> int:
