@@ -187,10 +187,15 @@ def current_folder() -> Path:
         UsageError: the folder is gone.
     """
     try:
-        here, named = Path.cwd(), os.environ.get("PWD", "")
-        return Path(named) if os.path.isabs(named) and os.path.samefile(named, here) else here
+        here = Path.cwd()
     except FileNotFoundError:
         raise UsageError.at("command line", "current folder", "none", "one that exists") from None
+    named = os.environ.get("PWD", "")
+    try:
+        is_here = os.path.isabs(named) and os.path.samefile(named, here)
+    except OSError:  # it is of another time or place
+        return here
+    return Path(named) if is_here else here
 
 
 def write(path: Path, content: str) -> None:
@@ -212,5 +217,5 @@ def write(path: Path, content: str) -> None:
 
 
 def command() -> list[str]:
-    """The command line that was given, for the record."""
-    return ["pacbench", *sys.argv[1:]]
+    """The command line that was given, for the record. Bytes that are no text, which JSON cannot hold, are escapes."""
+    return ["pacbench", *(word.encode(errors="backslashreplace").decode() for word in sys.argv[1:])]

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from harness import methods, plugins
 from harness.errors import UsageError
 from harness.files import is_file, read_given
+from harness.plain import UTF_8, is_utf_8
 from harness.scenario.schema import OWN_SETTINGS, SLOWED_TO, Case, MethodSpec, Scenario
 from harness.scenario.section import checked_section, explain
 
@@ -110,8 +111,10 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
     """Set a field of a scenario's tables, in place, as ``--set`` does.
 
     Raises:
-        UsageError: it is not ``key=value``, or the key leads nowhere.
+        UsageError: it is not ``key=value``, is no text, or the key leads nowhere.
     """
+    if not is_utf_8(override):
+        raise UsageError.at("--set", "key=value", override, UTF_8)
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise UsageError.at("--set", "key=value", override, "for example train.steps=50")

@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 from in_process import call_pacbench
 
+from harness.provenance import ROOT
 from harness.record.store import Store
 from harness.report import page
 from harness.workload.profile import find
+
+PLUGINS = ROOT / "examples" / "plugins"
 
 Pacbench = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -319,3 +322,52 @@ def test_folders_of_all_scenarios_are_checked_before_the_first_one_runs(pacbench
     assert [path.name for path in (tmp_path / "all").iterdir()] == ["other"]
     assert pacbench(*command).returncode == 0
     assert all(len(Store.open(tmp_path / "all" / name).trials()) == 2 for name in ("mine", "other"))
+
+
+NO_TEXT = os.fsdecode(b"caf\xe9")
+"""A name in Latin-1."""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *((verb, f"{NO_TEXT}.toml", "--on", "fake") for verb in ("plan", "run", "reference")),
+        *(
+            ("run", "mine.toml", "--on", "fake", "--set", setting)
+            for setting in (f"description={NO_TEXT}", f"link.workers.{NO_TEXT}.rate=1mbit", f"train.data_dir={NO_TEXT}")
+        ),
+        ("run", "mine.toml", "--on", "fake", "--method", f"{NO_TEXT}.py:block_sign"),
+        ("profile", f"{NO_TEXT}.py:model", "-o", "profile.json"),
+        ("exec", "--on", "netns", "--method", "topk", "--param", f"selection={NO_TEXT}", "--", "true"),
+        ("exec", "--on", "netns", "--metric", f"({NO_TEXT})", "--", "true"),
+        ("pilot", "--on", "netns", "--", "true", NO_TEXT),
+    ],
+    ids=lambda command: " ".join(command).encode(errors="replace").decode(),
+)
+def test_bytes_that_are_no_text_are_refused_where_files_would_hold_them(
+    pacbench: Pacbench, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    (tmp_path / f"{NO_TEXT}.toml").write_text(SCENARIO)
+    (tmp_path / f"{NO_TEXT}.py").write_text((PLUGINS / "block_sign.py").read_text())
+    before = sorted(tmp_path.iterdir())
+    refused(pacbench(*command), "found '", r"caf\udce9", "allowed: text in UTF-8")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_files_and_folders_may_have_any_name(pacbench: Pacbench, tmp_path: Path) -> None:
+    for command in (
+        ("run", "mine.toml", "--on", "fake", "--out", NO_TEXT),
+        ("status", NO_TEXT),
+        ("reference", "mine.toml", "--from", NO_TEXT, "--out", f"{NO_TEXT}.json"),
+        ("compare", NO_TEXT, f"{NO_TEXT}.json"),
+        ("gate", NO_TEXT, "--against", f"{NO_TEXT}.json", "--json", f"gate-{NO_TEXT}.json"),
+        ("profile", "digits-cnn", "--derive-for", "a40", "-o", f"profile-{NO_TEXT}.json"),
+        ("plan", "mine.toml", "--on", "fake", "--link", f"link-{NO_TEXT}.toml"),
+        ("tune", "mine.toml", "--on", "fake", "--seeds", "1", "-o", f"{NO_TEXT}.toml"),
+        ("plan", f"{NO_TEXT}.toml", "--on", "fake", "--set", "name=tuned"),
+    ):
+        (tmp_path / f"link-{NO_TEXT}.toml").write_text('[link]\nrate = "10mbit"\n')
+        done = pacbench(*command)
+        assert (done.returncode in (0, 4), done.stderr) == (True, ""), command
+    made_by = json.loads((tmp_path / f"profile-{NO_TEXT}.json").read_text())["made_by"]
+    assert made_by.endswith(r"-o 'profile-caf\udce9.json'")
