@@ -20,7 +20,7 @@ from harness.analysis.cases import CaseResult, case_results
 from harness.analysis.noise import Noise, noise_of_cases
 from harness.analysis.trials import CASE_COLUMNS
 from harness.errors import MeasurementError, UsageError, in_one_line, short_repr
-from harness.files import make_folder, read_given, write_whole
+from harness.files import is_file, is_folder, make_folder, read_given, write_whole
 from harness.methods import declared
 from harness.plugins import short
 from harness.provenance import ROOT
@@ -92,9 +92,9 @@ def read(where: Path) -> Measured:
         MeasurementError: no trial of it finished, or none of the baseline.
     """
     files = [where, *(folder / f"{where}.json" for folder in (Path("results/reference"), REFERENCES))]
-    if where.is_dir():
+    if is_folder(where):
         found = _read_run(Store.open(where))
-    elif file := next((path for path in files if path.is_file()), None):
+    elif file := next((path for path in files if is_file(path)), None):
         found = _read_file(file)
     else:
         known = ", ".join(sorted(path.stem for path in REFERENCES.glob("*.json"))) or "none so far"

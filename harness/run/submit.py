@@ -19,7 +19,7 @@ from uuid import uuid4
 
 from harness import programs
 from harness.errors import MeasurementError, UsageError
-from harness.files import write_whole
+from harness.files import is_file, write_whole
 from harness.provenance import machine
 
 FIELDS = ("tasks", "options", "command", "log")
@@ -192,7 +192,7 @@ def check_mark(join: bool, folder: Path | None, mark: str) -> None:
         raise UsageError.at("command line", "--mark", mark, "with --join and --out")
     if Path(mark).name != mark:
         raise UsageError.at("command line", "--mark", mark, "the name of a file in --out")
-    if not (folder / mark).is_file():
+    if not is_file(folder / mark):
         raise MeasurementError(
             f"{folder} on {machine()} is not the folder that the run was submitted in: there is no {mark}; "
             "give --out a folder that all machines share"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,11 @@ from pathlib import Path
 import pytest
 from in_process import call_pacbench
 
+from harness.errors import UsageError
 from harness.provenance import ROOT
 from harness.record.store import Store
 from harness.report import page
+from harness.workload.data import DATASETS
 from harness.workload.profile import find
 
 PLUGINS = ROOT / "examples" / "plugins"
@@ -371,3 +374,70 @@ def test_files_and_folders_may_have_any_name(pacbench: Pacbench, tmp_path: Path)
         assert (done.returncode in (0, 4), done.stderr) == (True, ""), command
     made_by = json.loads((tmp_path / f"profile-{NO_TEXT}.json").read_text())["made_by"]
     assert made_by.endswith(r"-o 'profile-caf\udce9.json'")
+
+
+LONG = "x" * 300
+"""More than a file's name may have."""
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (("compare", LONG, LONG), "RUN or REFERENCE: found 'xxx"),
+        (("gate", LONG, "--against", "ci"), "RUN or REFERENCE: found 'xxx"),
+        (("status", LONG), "RUN_DIR: found 'xxx"),
+        (("profile", "digits-cnn", "-o", f"{LONG}.json"), "File name too long"),
+        (("tune", "mine.toml", "--on", "fake", "-o", f"{LONG}.toml"), "File name too long"),
+        (("link", "192.0.2.1", "--token", "x", "-o", LONG), "File name too long"),
+        (("run", "mine.toml", "--on", "fake", "--out", LONG), "File name too long"),
+        (("plan", "mine.toml", "--set", f"train.replay={LONG}.json"), "train.replay: found 'xxx"),
+        (
+            (
+                "run",
+                "mine.toml",
+                "--on",
+                "fake",
+                "--set",
+                "train.dataset=text-folder",
+                "--set",
+                f"train.data_dir={LONG}",
+            ),
+            "",
+        ),
+        (("open", LONG), "FOLDER: found 'xxx"),
+        (("pilot", "--recheck", LONG), "File name too long"),
+        (("reproduce", "--judge", LONG, "--claim", "omnireduce-micro"), "File name too long"),
+    ],
+    ids=lambda each: each[0] if isinstance(each, tuple) else "",
+)
+def test_names_that_no_file_can_have_are_one_line(pacbench: Pacbench, command: tuple[str, ...], says: str) -> None:
+    refused(pacbench(*command), says)
+
+
+def test_what_cannot_be_looked_at_is_not_there(pacbench: Pacbench) -> None:
+    assert pacbench("pilot", "--plan", "--on", "netns", "-o", LONG, "--", "true").returncode == 0
+    assert pacbench("run", "mine.toml", "--on", "fake", "--join", "--out", "shared", "--mark", LONG).returncode == 5
+    for dataset in ("cifar-10", "fashion-mnist", "image-folder-32"):
+        with pytest.raises(UsageError, match=r"train\.data_dir: found 'xxx"):
+            DATASETS[dataset].load(Path(LONG))
+
+
+@pytest.mark.parametrize("part", ["trials.parquet", "verified.parquet"])
+def test_a_run_of_which_a_folder_cannot_be_read_is_not_taken_for_an_empty_one(
+    pacbench: Pacbench, tmp_path: Path, part: str
+) -> None:
+    assert pacbench("run", "mine.toml", "--on", "fake", "--out", "run").returncode == 0
+    shutil.rmtree(tmp_path / "run" / part)
+    (tmp_path / "run" / part).write_text("no folder")
+    for verb in ("status", "report"):
+        refused(pacbench(verb, "run"), f"run/{part}: cannot be read: Not a directory")
+
+
+def test_files_of_other_names_among_claims_are_none(pacbench: Pacbench, tmp_path: Path) -> None:
+    command = ("run", "mine.toml", "--on", "fake", "--join", "--out", "run")
+    assert pacbench(*command).returncode == 0
+    claim = next((tmp_path / "run" / "claims").glob("*.claim"))
+    for name in ("x.claim", f"{claim.stem} (copy).claim", f"{claim.stem}0x.claim", "a.0.claim"):
+        shutil.copyfile(claim, claim.with_name(name))
+    for each in (("status", "run"), command):
+        assert pacbench(*each).returncode == 0

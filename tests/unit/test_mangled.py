@@ -340,6 +340,12 @@ def test_any_findings_of_a_script(tmp_path: Path, content: bytes) -> None:
         reading.shortfall(tmp_path, 2)
 
 
+def test_files_of_other_names_are_no_findings(tmp_path: Path) -> None:
+    for name in ("rank-x.jsonl", "rank-.jsonl", "rank-0 (copy).jsonl"):
+        (tmp_path / name).write_text("{}\n")
+    assert reading.read(tmp_path) == []
+
+
 LINK = """[link]
 rate = "100mbit"
 delay = "1ms"

@@ -242,11 +242,12 @@ def _check_ranks(network: Topology, per_node: int) -> None:
 
 
 def _show_plan(asked: Request) -> None:
+    from harness.files import is_file
     from harness.record.pilot import FILE, load
     from harness.run.pilot.request import stages
     from harness.units import format_time
 
-    known = load(asked.out / FILE) if (asked.out / FILE).is_file() else None
+    known = load(asked.out / FILE) if is_file(asked.out / FILE) else None
     known = known if known and known.command == asked.command else None
     rows = [
         [name, str(count), str(workers), str(steps), _about(known, count, steps)]
