@@ -31,6 +31,7 @@ import pandas as pd
 import pyarrow as pa
 from pydantic import ValidationError
 
+from harness import provenance
 from harness.errors import MeasurementError, UsageError
 from harness.files import (
     LOCK,
@@ -83,6 +84,10 @@ WORKLOAD_COLUMNS = (
 
 class DamagedRunError(UsageError):
     """A file of a run is not what was written."""
+
+
+class NothingMeasuredError(MeasurementError):
+    """No trial of a run finished."""
 
 
 class Store:
@@ -371,8 +376,7 @@ class Store:
 def _provenance_of(path: Path) -> list[dict[str, Any]]:
     try:
         entries = json.loads(path.read_bytes())
-        if not isinstance(entries, list) or not all(isinstance(each, dict) for each in entries):
-            raise ValueError("it is no list of tables")
+        provenance.check(entries)
         for each in entries:
             expected = each.pop(DIGEST, None)
             if expected not in (None, json_digest(each)):
@@ -430,10 +434,10 @@ def require_done(trials: pd.DataFrame, where: Path) -> pd.DataFrame:
     """The rows that finished.
 
     Raises:
-        MeasurementError: there are none.
+        NothingMeasuredError: there are none.
     """
     done = trials[trials["status"] == DONE]
     if done.empty:
         reasons = ", ".join(sorted(set(trials["reason"].dropna()))) or "the run is empty"
-        raise MeasurementError(f"{where}: no trial finished ({reasons}); nothing was measured")
+        raise NothingMeasuredError(f"{where}: no trial finished ({reasons}); nothing was measured")
     return done

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from harness.errors import UsageError, in_one_line
 from harness.files import names_in
-from harness.record.row import EVENT_SCHEMA, Event, TrialRow, VerificationRow
+from harness.record.row import EVENT_SCHEMA, Event, TrialRow, VerificationRow, check_form
 
 ROW_DIGEST, EVENTS_DIGEST = b"pacbench_row", b"pacbench_events"
 """Keys of the metadata."""
@@ -151,6 +151,8 @@ def read_row(
         raise DamagedError(f"it has {table.num_rows} rows")
     _check_digest(table, schema)
     found = _in_columns_of(schema, table)
+    if ROW_DIGEST not in (table.schema.metadata or {}):
+        _check_forms(found.to_pylist()[0])
     values = {name: value for name, value in found.to_pylist()[0].items() if name not in older}
     _check_row(kind, values)
     if file.stem != f"{values['trial_id']}-{values['attempt']}":
@@ -197,6 +199,15 @@ def _check_digest(table: pa.Table, schema: pa.Schema) -> None:
             raise DamagedError(f"nobody knows a column {unknown[0]}")
     elif expected.decode(errors="replace") != _guarded(lambda: _row_digest(table)):
         raise DamagedError("its content is not what was written")
+
+
+def _check_forms(values: Mapping[str, Any]) -> None:
+    """Of a file that nothing vouches for."""
+    try:
+        for name, value in values.items():
+            check_form(name, value)
+    except ValueError as error:
+        raise DamagedError(str(error)) from None
 
 
 def _check_row(kind: type[TrialRow] | type[VerificationRow], values: Mapping[str, Any]) -> None:
