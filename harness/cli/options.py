@@ -104,9 +104,22 @@ def topology(workers: int, rate: str, overrides: Sequence[str] | None) -> Topolo
     for override in overrides or []:
         apply_override(values, override)
     found = checked_section(Topology, values, "command line")
+    check_emulated(workers)
     if complaint := limits.complaint(found.link, found.fabric, found.workers):
         raise UsageError(f"command line: {complaint}")
     return found
+
+
+def check_emulated(workers: int) -> None:
+    """Refuse more workers than a run may have.
+
+    Raises:
+        UsageError: these are more.
+    """
+    from harness.scenario.schema import MOST_EMULATED
+
+    if workers > MOST_EMULATED:
+        raise UsageError.at("command line", "--workers", workers, f"at most {MOST_EMULATED}")
 
 
 def refuse_beside(context: typer.Context, option: str, others: Collection[str], allowed: str) -> None:

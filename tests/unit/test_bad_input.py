@@ -6,13 +6,17 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from in_process import call_pacbench
 
+from harness.cli.options import current_folder
+from harness.cluster.fake import FakeCluster
 from harness.errors import UsageError
+from harness.messages import Exit, Message
 from harness.provenance import ROOT
 from harness.record.store import Store
 from harness.report import page
@@ -374,6 +378,114 @@ def test_files_and_folders_may_have_any_name(pacbench: Pacbench, tmp_path: Path)
         assert (done.returncode in (0, 4), done.stderr) == (True, ""), command
     made_by = json.loads((tmp_path / f"profile-{NO_TEXT}.json").read_text())["made_by"]
     assert made_by.endswith(r"-o 'profile-caf\udce9.json'")
+
+
+def test_lists_of_nothing_leave_no_method_out(pacbench: Pacbench, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(f"{SCENARIO}ratio = []\n")
+    done = pacbench("plan", "mine.toml", "--on", "fake")
+    refused(done, "mine.toml: methods[2] (topk).ratio: found []; allowed: one value, or a list of some")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(("run", "mine.toml", "--on", "fake", option, "") for option in ("--until", "--out", "--method", "--set")),
+        ("run", "mine.toml", "--on", "fake", "--out="),
+        ("tune", "mine.toml", "--on", "fake", "-o", "x.toml", "--grid", ""),
+        ("exec", "--on", "netns", "--image", "", "--", "true"),
+        ("worker", "mine.toml", "--until", ""),
+    ],
+    ids=" ".join,
+)
+def test_an_option_whose_value_is_empty_is_not_taken_for_none(
+    pacbench: Pacbench, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    refused(pacbench(*command), ": found ''; allowed: a value that is not empty")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.toml"]
+
+
+def test_words_of_a_command_may_be_empty(pacbench: Pacbench) -> None:
+    refused(pacbench("exec", "--on", "netns", "--", "no-such-command", "--out", ""), "COMMAND: found 'no-such-command'")
+
+
+def test_a_folder_that_can_be_none_is_refused_before_the_first_scenario_runs(
+    pacbench: Pacbench, tmp_path: Path
+) -> None:
+    (tmp_path / "other.toml").write_text(SCENARIO)
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all" / "other").write_text("no folder")
+    done = pacbench("run", "mine.toml", "other.toml", "--on", "fake", "--out", "all")
+    refused(done, "--out: found 'all/other'; allowed: a folder that can be written (Not a directory)")
+    assert [path.name for path in (tmp_path / "all").iterdir()] == ["other"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(("reference", "mine.toml", "--on", "fake", "--out", f"/proc/{name}") for name in ("x.json", "x/y.json")),
+        ("reproduce", "--quick", "--claim", "dgc-bytes", "--on", "fake", "--out", "/proc/x"),
+        ("tune", "mine.toml", "--on", "fake", "-o", "/proc/x.toml"),
+    ],
+    ids=" ".join,
+)
+def test_what_even_root_cannot_write_is_refused_before_anything_runs(
+    pacbench: Pacbench, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    done = pacbench(*command)
+    assert done.returncode == 2, done
+    assert "output: found '/proc/x" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.toml"]
+
+
+def test_a_scenario_of_which_nothing_finished_keeps_none_from_running(
+    pacbench: Pacbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other.toml").write_text(SCENARIO.replace("steps = 20", "steps = 24"))
+    whole = FakeCluster.run
+
+    def run(cluster: FakeCluster, task: str, spec: Mapping[str, Any], timeout_s: float) -> Iterator[Message]:
+        if spec["trial"]["case"]["train"]["steps"] == 24:
+            return iter([Exit(node="w0", code=1)])
+        return whole(cluster, task, spec, timeout_s)
+
+    monkeypatch.setattr(FakeCluster, "run", run)
+    done = pacbench("run", "other.toml", "mine.toml", "--on", "fake", "--out", "all", "--json")
+    assert done.returncode == 5
+    assert "pacbench: all/other: no trial finished" in done.stderr
+    assert [told["scenario"] for told in json.loads(done.stdout)] == ["mine"]
+    assert Store.open(tmp_path / "all" / "mine").trials()["status"].tolist() == ["done", "done"]
+
+
+def test_more_workers_than_a_run_may_have_are_refused_wherever_a_network_is_made(
+    pacbench: Pacbench, tmp_path: Path
+) -> None:
+    (tmp_path / "link.toml").write_text('[link]\nrate = "10mbit"\n')
+    for command in (
+        ("probe", "--on", "netns", "--workers", "129"),
+        ("exec", "--on", "netns", "--workers", "129", "--", "true"),
+        ("pilot", "--on", "netns", "--workers", "129", "--", "true"),
+        ("pilot", "--on", "netns", "--workers", "129", "--link", "link.toml", "--", "true"),
+    ):
+        refused(pacbench(*command), "--workers: found 129; allowed: at most 128")
+    refused(pacbench("profile", "digits-cnn", "--workers", "129", "-o", "x.json"), "--workers")
+
+
+def test_methods_in_cases_are_combinations_too(pacbench: Pacbench, tmp_path: Path) -> None:
+    ratios = ", ".join(f"{number / 1000}" for number in range(1, 201))
+    (tmp_path / "mine.toml").write_text(f"{SCENARIO}ratio = [{ratios}]\n")
+    done = pacbench("plan", "mine.toml", "--on", "fake", "--set", f"train.batch_size={list(range(1, 101))}")
+    refused(done, "lists: found '100 cases of 201 methods, 20100 combinations'; allowed: at most 10000")
+
+
+def test_a_shell_that_names_another_folder_is_not_believed(
+    pacbench: Pacbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for named in ("/nowhere", f"{tmp_path}/mine.toml/x", "x" * 300, "/", f"/{LONG}"):
+        monkeypatch.setenv("PWD", named)
+        monkeypatch.chdir(tmp_path)
+        assert current_folder() == tmp_path
+        done = pacbench("exec", "--on", "netns", "--", "no-such-command")
+        refused(done, "COMMAND: found 'no-such-command'")
 
 
 LONG = "x" * 300

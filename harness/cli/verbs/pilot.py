@@ -22,6 +22,7 @@ from harness.cli.options import (
     Rate,
     SetLinks,
     Workers,
+    check_emulated,
     command,
     current_folder,
     refuse_beside,
@@ -231,6 +232,7 @@ def _network(file: Path, workers: int) -> Topology:
         **{key: tables[key] for key in ("link", "fabric") if key in tables},
     }
     found = checked_section(Topology, values, str(file))
+    check_emulated(workers)
     if complaint := limits.complaint(found.link, found.fabric, found.workers):
         raise UsageError(f"{file}: {complaint}")
     return found

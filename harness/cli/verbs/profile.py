@@ -32,7 +32,9 @@ def verb(
     out: Annotated[Path, typer.Option("--out", "-o", help="The profile, a .json file.")],
     device: Annotated[str, typer.Option(help="Where to time it: cpu or cuda.")] = "cpu",
     batch_size: Annotated[int, typer.Option(min=1, help="Samples a step.")] = 32,
-    workers: Annotated[int, typer.Option(min=1, help="How many processes compute at once, sharing this machine.")] = 1,
+    workers: Annotated[
+        int, typer.Option(min=1, max=128, help="How many processes compute at once, sharing this machine.")
+    ] = 1,
     steps: Annotated[int, typer.Option(min=1, help="How many are timed, after a warm-up.")] = 10,
     repeat: Annotated[int, typer.Option(min=1, help="How often all is timed, each time in new processes.")] = 1,
     codecs: Annotated[
