@@ -375,7 +375,7 @@ class Store:
 
 def _provenance_of(path: Path) -> list[dict[str, Any]]:
     try:
-        entries = json.loads(path.read_bytes())
+        entries: list[dict[str, Any]] = json.loads(path.read_bytes())
         provenance.check(entries)
         for each in entries:
             expected = each.pop(DIGEST, None)
