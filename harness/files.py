@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import codecs
 import errno
+import fcntl
 import os
 import re
 import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote
@@ -23,6 +24,9 @@ NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 """Of a disk that knows no hard links. Nothing can be shared on it, so that looking first will do."""
+
+LOCK = ".lock"
+"""Name of the file by which whoever works in a folder keeps others out."""
 
 NAMES = re.compile(r"(?!\.)[^/\x00-\x1f\x7f]+")
 """Names that folders are made of, as a whole. One that begins with a dot would be hidden, or lead out of its folder."""
@@ -174,15 +178,46 @@ def check_writable(path: Path) -> None:
     """Refuse a file that cannot be written, before hours are spent on what is to be in it.
 
     Raises:
+        NoRoomError: the disk is full or broken.
         UnwritableError: its folder is not there, or nothing may be written in it.
     """
-    folder = path.parent
-    if path.is_dir():
+    if is_folder(path):
         raise UnwritableError(path, "it is a folder")
-    if not folder.is_dir():
-        raise UnwritableError(path, f"there is no folder {folder}")
-    if not os.access(path if path.exists() else folder, os.W_OK):
+    if not is_folder(path.parent):
+        raise UnwritableError(path, f"there is no folder {path.parent}")
+    if not os.access(path if os.path.exists(path) else path.parent, os.W_OK):
         raise UnwritableError(path, "nothing may be written there")
+    if not os.path.exists(path) or is_file(path):  # else it is a device or a pipe
+        with writing(path):
+            _try_to_write(Path(os.path.realpath(path)))
+
+
+def check_folder(folder: Path) -> None:
+    """The same of a folder, which may yet have to be made, with those that it lies in.
+
+    Raises:
+        NoRoomError, UnwritableError: it cannot be made, or nothing can be written in it.
+    """
+    with writing(folder):
+        place = folder.absolute()
+        while not _is_there(place):
+            place = place.parent
+        _try_to_write(place / "new")
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _try_to_write(path: Path) -> None:
+    """Root may write anywhere, as far as permissions tell, and cannot make a file in /proc."""
+    temporary = _beside(path)
+    temporary.touch()
+    temporary.unlink()
 
 
 def make_folder(folder: Path) -> None:
@@ -193,6 +228,33 @@ def make_folder(folder: Path) -> None:
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def locked(folder: Path, shared: bool = False) -> Iterator[str | None]:
+    """Keep other commands out of a folder; the lock ends with the process that holds it.
+
+    Args:
+        shared: whether others that share the folder may be in it as well.
+
+    Yields:
+        Why there is no lock: the disk has none. None: there is one.
+
+    Raises:
+        UsageError: another one is using it.
+        NoRoomError, UnwritableError: nothing can be written there.
+    """
+    with ExitStack() as stack:
+        with writing(folder):
+            handle = stack.enter_context((folder / LOCK).open("w"))
+        lacks = None
+        try:
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"{folder}: another pacbench run is using this folder") from None
+        except OSError as error:
+            lacks = error.strerror
+        yield lacks
 
 
 def is_name(text: str) -> bool:
@@ -220,8 +282,35 @@ def read_given(path: Path) -> bytes:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is such a file. What can be no path at all, being too long, say, is none."""
+    """Whether there is such a file. What can be no path at all, being too long, say, or cannot be looked at, is none.
+
+    ``Path.is_file`` raises there.
+    """
     return os.path.isfile(path)
+
+
+def is_folder(path: Path) -> bool:
+    """Likewise, whether there is such a folder."""
+    return os.path.isdir(path)
+
+
+def names_in(folder: Path) -> list[str]:
+    """The names of all that lies in a folder, in their order; none where there is no such folder.
+
+    Raises:
+        UsageError: it cannot be read. ``Path.glob`` finds nothing there.
+    """
+    try:
+        return sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be read: {error.strerror}") from None
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files in a folder and below it, in their order. Folders that may not be read are passed over."""
+    return sorted(path for place, _, names in os.walk(folder) for name in names if is_file(path := Path(place, name)))
 
 
 def keep_elsewhere(prefix: str, files: Mapping[str, bytes | str]) -> Path | None:

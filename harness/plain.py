@@ -30,10 +30,18 @@ BREAKS = re.compile(r"(?<=[ =])(?=[^ =])|(?<=,)(?=[^ ,\d])|(?<=\w-)(?=[^ \d-])")
 
 ELLIPSIS = "…"
 
+UTF_8 = "text in UTF-8"
+"""What is allowed where files of ours must hold what a command line gives, whose arguments may be any bytes."""
+
 
 def visible(text: str) -> str:
     """Text on one line, in which whatever steers terminals and pages is an escape as Python writes it."""
     return STEERING.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def is_utf_8(text: str) -> bool:
+    """Whether it can be written so. Python makes surrogates of bytes that cannot, in arguments, variables and paths."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in text)
 
 
 def visible_lines(text: str) -> str:

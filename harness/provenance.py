@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness import programs
+from harness.errors import short_repr
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -161,6 +162,27 @@ def collect(command: list[str]) -> dict[str, Any]:
         "sysctls": {name.replace("/", "."): value for name in SYSCTLS if (value := read_setting(f"/proc/sys/{name}"))},
         "iproute2": _output("tc", "-V"),
     }
+
+
+KINDS: Mapping[str, type] = {"command": list, "started": str, "cpu_count": int, "libraries": dict, "container": dict}
+"""Of what stands in an entry, as far as readers do more with it than show it."""
+
+
+def check(entries: object) -> None:
+    """Refuse what no list of entries, which ``collect`` and the like have made, can be.
+
+    Raises:
+        ValueError: it says what it is.
+    """
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError("it is no list of tables")
+    for entry in entries:
+        for key, kind in KINDS.items():
+            if not isinstance(found := entry.get(key), (kind, type(None))):
+                raise ValueError(f"{key}: found {short_repr(found)}")
+        if not all(isinstance(word, str) for word in entry.get("command") or ()):
+            raise ValueError(f"command: found {short_repr(entry['command'])}")
+        check([entry["container"]] if entry.get("container") else [])
 
 
 def _version(name: str) -> str | None:

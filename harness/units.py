@@ -23,7 +23,8 @@ def parse_rate_bps(text: object) -> int:
     Raises:
         ValueError: not a positive number followed by a unit of rate.
     """
-    rate = _parse(text, RATE_UNITS, "a rate such as '100mbit' (units: bit, kbit, mbit, gbit, tbit, all per second)")
+    expected = "a rate such as '100mbit' (units: bit, kbit, mbit, gbit, tbit, all per second)"
+    rate = _parse(text, RATE_UNITS, expected, behind="(?:/s)?")
     return _positive(round(rate), "a rate above zero, such as '100mbit'")
 
 
@@ -83,8 +84,8 @@ def format_time(time_s: float) -> str:
     return _scaled(time_s, [(1.0, "s"), (1e-3, "ms"), (1e-6, "µs")])
 
 
-def _parse(text: object, units: Mapping[str, float], expected: str) -> float:
-    match = re.fullmatch(r"\s*((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*([a-z]+?|%)(?:/s)?\s*", str(text).lower())
+def _parse(text: object, units: Mapping[str, float], expected: str, behind: str = "") -> float:
+    match = re.fullmatch(rf"\s*((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*([a-z]+?|%){behind}\s*", str(text).lower())
     if not isinstance(text, str) or not match or match[2] not in units:
         raise ValueError(expected)
     value = float(match[1]) * units[match[2]]

@@ -16,15 +16,16 @@ from typing import Any
 import pandas as pd
 from pydantic import ValidationError
 
+from harness import provenance
 from harness.analysis.cases import CaseResult, case_results
 from harness.analysis.noise import Noise, noise_of_cases
 from harness.analysis.trials import CASE_COLUMNS
 from harness.errors import MeasurementError, UsageError, in_one_line, short_repr
-from harness.files import make_folder, read_given, write_whole
+from harness.files import is_file, is_folder, make_folder, read_given, write_whole
 from harness.methods import declared
 from harness.plugins import short
 from harness.provenance import ROOT
-from harness.record.row import TRIAL_SCHEMA, check_value
+from harness.record.row import TRIAL_SCHEMA, check_form, check_value
 from harness.record.store import OLDER_COLUMNS, Store, require_done, with_targets
 from harness.record.tables import json_digest
 from harness.scenario.load import check_stored
@@ -92,9 +93,9 @@ def read(where: Path) -> Measured:
         MeasurementError: no trial of it finished, or none of the baseline.
     """
     files = [where, *(folder / f"{where}.json" for folder in (Path("results/reference"), REFERENCES))]
-    if where.is_dir():
+    if is_folder(where):
         found = _read_run(Store.open(where))
-    elif file := next((path for path in files if path.is_file()), None):
+    elif file := next((path for path in files if is_file(path)), None):
         found = _read_file(file)
     else:
         known = ", ".join(sorted(path.stem for path in REFERENCES.glob("*.json"))) or "none so far"
@@ -205,7 +206,7 @@ def _read_file(path: Path) -> Measured:
         _check_digest(content)
         scenario = Scenario.model_validate_json(json.dumps(content["scenario"]))
         check_stored(scenario, path)
-        _check_provenance(content["provenance"])
+        provenance.check(content["provenance"])
         return Measured(path, scenario, _frame(content["trials"]), content["provenance"])
     except (ValueError, KeyError, TypeError) as error:
         reason = in_words(error) if isinstance(error, ValidationError) else in_one_line(error)
@@ -217,11 +218,6 @@ def _check_digest(content: dict[str, Any]) -> None:
     expected = content.pop("digest", None)
     if expected not in (None, json_digest(content)):
         raise ValueError("its content is not what was written")
-
-
-def _check_provenance(entries: object) -> None:
-    if not isinstance(entries, list) or not all(isinstance(each, dict) for each in entries):
-        raise ValueError("provenance: no list of tables")
 
 
 def _frame(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -245,8 +241,10 @@ def _check_trial(number: int, row: object) -> None:
         raise ValueError(f"trial {number}: no table")
     if unknown := [name for name in row if name not in TRIAL_SCHEMA.names + OLDER_COLUMNS.names]:
         raise ValueError(f"trial {number}: nobody knows a column {short_repr(unknown[0])}")
-    for name in COLUMNS:
+    for name in (*COLUMNS, *OLDER_COLUMNS.names):
         try:
-            check_value(name, row.get(name))
+            if name in COLUMNS:
+                check_value(name, row.get(name))
+            check_form(name, row.get(name))
         except ValueError as error:
             raise ValueError(f"trial {number}: {error}") from None

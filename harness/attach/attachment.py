@@ -26,7 +26,7 @@ SITE_FOLDER = Path(__file__).with_name("site")
 class Attachment(BaseModel):
     """See the module."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, str_min_length=0)
 
     method: str | None = None
     """Method that synchronises gradients, of ``baselines`` or a plug-in with an absolute path; None: DDP stays as the

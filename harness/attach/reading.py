@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -24,8 +25,12 @@ from harness.attach.findings import (
     Step,
 )
 from harness.errors import MeasurementError
+from harness.files import names_in
 
 FINDING: TypeAdapter[Finding] = TypeAdapter(Annotated[Finding, Field(discriminator="kind")])
+
+NAME = re.compile(r"rank-(?P<rank>[0-9]+)\.jsonl")
+"""Of a rank's file."""
 
 T = TypeVar("T")
 
@@ -102,9 +107,11 @@ def read(folder: Path) -> list[RankFindings]:
     """What every rank that found anything wrote, by rank. The half line that a killed process left is not looked at.
 
     Raises:
+        UsageError: the folder cannot be read.
         MeasurementError: a file holds something else.
     """
-    files = {int(path.stem.removeprefix("rank-")): path for path in folder.glob("rank-*.jsonl")}
+    names = filter(None, map(NAME.fullmatch, names_in(folder)))
+    files = {int(name["rank"]): folder / name[0] for name in names}
     return [RankFindings(rank, _findings(files[rank])) for rank in sorted(files)]
 
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from typing import Any
 
 import typer
+from typer.core import TyperCommand, TyperOption
 
 from harness.cli import verbs
+from harness.errors import UsageError
 
 ORDER = (
     *("list", "plan", "run", "worker", "submit", "status", "tune", "report", "open", "compare", "gate", "reference"),
@@ -20,6 +23,24 @@ ORDER = (
     "clean",
 )
 """Verbs as help lists them: in the order in which one needs them. Others follow."""
+
+
+class Verb(TyperCommand):
+    """A verb. An option whose value is empty, as of a variable that is not set, is not one that was not given."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the command line.
+
+        Raises:
+            UsageError: an option's value is empty.
+        """
+        if not ctx.resilient_parsing:  # as shells have it that complete a word
+            given, _, _ = self.make_parser(ctx).parse_args(args=[*args])
+            for option in (each for each in self.params if isinstance(each, TyperOption)):
+                values = given.get(option.name)
+                if "" in (values if isinstance(values, list) else [values]):
+                    raise UsageError.at("command line", max(option.opts, key=len), "", "a value that is not empty")
+        return super().parse_args(ctx, args)
 
 
 def make_app() -> typer.Typer:
@@ -32,7 +53,7 @@ def make_app() -> typer.Typer:
     )
     for name in names():
         module = importlib.import_module(f"{verbs.__name__}.{name}")
-        app.command(name, context_settings=getattr(module, "SETTINGS", None))(module.verb)
+        app.command(name, cls=Verb, context_settings=getattr(module, "SETTINGS", None))(module.verb)
     return app
 
 

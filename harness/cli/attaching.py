@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.errors import UsageError
+from harness.plain import UTF_8, is_utf_8
 
 if TYPE_CHECKING:
     from harness.attach import Attachment
@@ -48,6 +49,7 @@ def attachment(
 
     from harness.attach import Attachment
     from harness.plugins import anchored
+    from harness.scenario.section import allowed
 
     if params and method is None:
         raise UsageError.at("command line", "--param", params[0], "with --method alone")
@@ -62,13 +64,14 @@ def attachment(
         )
     except ValidationError as error:
         first = error.errors()[0]
-        allowed = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-        raise UsageError.at("command line", f"--{first['loc'][0]}", first["input"], allowed) from None
+        raise UsageError.at("command line", f"--{first['loc'][0]}", first["input"], allowed(first)) from None
 
 
 def _parameter(given: str) -> tuple[str, object]:
     from harness.scenario.load import value_of
 
+    if not is_utf_8(given):
+        raise UsageError.at("command line", "--param", given, UTF_8)
     key, equals, text = given.partition("=")
     if not equals or not key.strip():
         raise UsageError.at("command line", "--param", given, "KEY=VALUE, such as density=0.2")

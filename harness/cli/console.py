@@ -6,6 +6,7 @@ Where that does not do, a table goes on in a second one, below, with the same la
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
@@ -32,7 +33,13 @@ BESIDE, EDGE = 3, 1
 
 
 def accept_any_text() -> None:
-    """Let stdout and stderr take any text, whatever their encoding: what they cannot write they show otherwise."""
+    """Let stdout and stderr take any text, whatever their encoding: what they cannot write they show otherwise.
+
+    One that is closed takes all and shows nothing. It is opened before any file, which would else get its number.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - until the end
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="pacbench")

@@ -150,8 +150,10 @@ class ToldMetric(TypedDict):
 
     name: str
     times: int
-    first: float
-    last: float
+    first: float | None
+    """Null: no finite number."""
+    last: float | None
+    """Likewise."""
 
 
 class ExecJson(TypedDict):

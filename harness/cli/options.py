@@ -104,9 +104,22 @@ def topology(workers: int, rate: str, overrides: Sequence[str] | None) -> Topolo
     for override in overrides or []:
         apply_override(values, override)
     found = checked_section(Topology, values, "command line")
+    check_emulated(workers)
     if complaint := limits.complaint(found.link, found.fabric, found.workers):
         raise UsageError(f"command line: {complaint}")
     return found
+
+
+def check_emulated(workers: int) -> None:
+    """Refuse more workers than a run may have.
+
+    Raises:
+        UsageError: these are more.
+    """
+    from harness.scenario.schema import MOST_EMULATED
+
+    if workers > MOST_EMULATED:
+        raise UsageError.at("command line", "--workers", workers, f"at most {MOST_EMULATED}")
 
 
 def refuse_beside(context: typer.Context, option: str, others: Collection[str], allowed: str) -> None:
@@ -187,10 +200,15 @@ def current_folder() -> Path:
         UsageError: the folder is gone.
     """
     try:
-        here, named = Path.cwd(), os.environ.get("PWD", "")
-        return Path(named) if os.path.isabs(named) and os.path.samefile(named, here) else here
+        here = Path.cwd()
     except FileNotFoundError:
         raise UsageError.at("command line", "current folder", "none", "one that exists") from None
+    named = os.environ.get("PWD", "")
+    try:
+        is_here = os.path.isabs(named) and os.path.samefile(named, here)
+    except OSError:  # it is of another time or place
+        return here
+    return Path(named) if is_here else here
 
 
 def write(path: Path, content: str) -> None:
@@ -212,5 +230,5 @@ def write(path: Path, content: str) -> None:
 
 
 def command() -> list[str]:
-    """The command line that was given, for the record."""
-    return ["pacbench", *sys.argv[1:]]
+    """The command line that was given, for the record. Bytes that are no text, which JSON cannot hold, are escapes."""
+    return ["pacbench", *(word.encode(errors="backslashreplace").decode() for word in sys.argv[1:])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import sys
 from contextlib import suppress
@@ -38,8 +39,12 @@ class Terminal:
         """Show what a rank has printed."""
         prefix = name(said, self._per_node)
         stream = sys.stderr if said.to_stderr else sys.stdout
-        stream.write("".join(f"{prefix} | {line}\n" for line in said.lines))
-        stream.flush()
+        try:
+            stream.write("".join(f"{prefix} | {line}\n" for line in said.lines))
+            stream.flush()
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise  # else the terminal has gone away; the record is still to be written
 
 
 STREAM = re.compile(r"w\d+(\.\d+)?\.(out|err)")
@@ -48,7 +53,8 @@ STREAM = re.compile(r"w\d+(\.\d+)?\.(out|err)")
 class Files:
     """Files ``w0.out`` and ``w0.err``, or ``w0.1.out`` where a node has several ranks.
 
-    Those of an earlier command are removed: what is there afterwards is all of this one.
+    Those of an earlier command are removed when this one says something, or has ended: what is there afterwards is all
+    of this one. Of a command that could not be started they are left.
 
     Raises:
         UsageError: the folder cannot be written.
@@ -57,13 +63,10 @@ class Files:
     def __init__(self, folder: Path, per_node: int) -> None:
         self._folder, self._per_node = folder, per_node
         self._files: dict[str, TextIO] = {}
+        self._holds_earlier_ones = True
         try:
             make_folder(folder)
             check_writable(folder / "w0.out")
-            for path in [*folder.iterdir()]:
-                if STREAM.fullmatch(path.name):
-                    with writing(path):
-                        path.unlink()
         except UnwritableError as error:
             raise _unwritable(folder, error) from None
 
@@ -73,6 +76,8 @@ class Files:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is None:
+            self._remove_earlier_ones()
         for file in self._files.values():
             with suppress(OSError):  # each line was written at once: what could not be written was told then
                 file.close()
@@ -85,6 +90,7 @@ class Files:
             file.flush()
 
     def _file(self, name: str) -> TextIO:
+        self._remove_earlier_ones()
         if name not in self._files:
             try:
                 with writing(self._folder / name):
@@ -92,6 +98,18 @@ class Files:
             except UnwritableError as error:
                 raise _unwritable(self._folder, error) from None
         return self._files[name]
+
+    def _remove_earlier_ones(self) -> None:
+        if not self._holds_earlier_ones:
+            return
+        self._holds_earlier_ones = False
+        try:
+            for path in [*self._folder.iterdir()]:
+                if STREAM.fullmatch(path.name):
+                    with writing(path):
+                        path.unlink()
+        except UnwritableError as error:
+            raise _unwritable(self._folder, error) from None
 
 
 def name(said: Output, per_node: int) -> str:

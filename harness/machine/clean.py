@@ -14,6 +14,7 @@ from harness.cluster.docker import engine
 from harness.cluster.hosts import shaper
 from harness.cluster.netns import UNIVERSE_MODULE
 from harness.errors import MeasurementError, UsageError
+from harness.files import files_below
 
 HALF_WRITTEN = re.compile(r"\..+\.\d+\.[0-9a-f]{12}|\..+\.(?:parquet|json)\.(?:\d+|[0-9a-f]{32})")
 """Names of files that are not whole yet: they end in their writer's number and one drawn for them (``files.py``), or in
@@ -90,8 +91,8 @@ def _put_interfaces_back() -> list[str]:
 
 def _delete_half_written(results: Path) -> list[str]:
     removed = []
-    for path in results.rglob(".*"):
-        with suppress(FileNotFoundError, PermissionError):  # its writer has just made it whole; or it is another user's
+    for path in files_below(results):
+        with suppress(OSError):  # its writer has just made it whole; or it is another user's
             if HALF_WRITTEN.fullmatch(path.name) and time.time() - path.stat().st_mtime > LEFT_S:
                 path.unlink()
                 removed.append(f"deleted {path}")

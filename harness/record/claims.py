@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 import threading
 import time
@@ -24,7 +25,7 @@ from uuid import uuid4
 from pydantic import TypeAdapter
 
 from harness.errors import MeasurementError, UsageError
-from harness.files import link, make_folder, write_whole, writing
+from harness.files import link, make_folder, names_in, write_whole, writing
 from harness.provenance import boot, code_digest, machine, namespace
 
 LEASE_S, RENEWED_AFTER_S = 120.0, 15.0
@@ -34,6 +35,9 @@ LONG_AGO = (0, 0)
 """The times of a claim that was given back."""
 
 FOLDER = "claims"
+
+NAME = re.compile(r"(?P<part>[^.].*)\.(?P<number>[1-9][0-9]*)\.claim")
+"""Of a claim's file. Others, such as somebody's copies, are none."""
 
 
 class ClaimLostError(MeasurementError):
@@ -153,13 +157,12 @@ class Claims:
         """The last claim of each part that was ever held.
 
         Raises:
-            UsageError: a claim is damaged; or its holder has other code, unless that is no matter.
+            UsageError: a claim is damaged, or cannot be read; or its holder has other code, unless that is no matter.
         """
         newest: dict[str, tuple[int, Path]] = {}
-        for path in self.folder.glob("[!.]*.claim"):
-            part, number = path.name.removesuffix(".claim").rsplit(".", 1)
-            if int(number) > newest.get(part, (0, path))[0]:
-                newest[part] = int(number), path
+        for found_name in map(NAME.fullmatch, names_in(self.folder)):
+            if found_name and int(found_name["number"]) > newest.get(found_name["part"], (0, self.folder))[0]:
+                newest[found_name["part"]] = int(found_name["number"]), self.folder / found_name[0]
         now_s = self.now_s() if newest else 0.0
         found = {part: _read(part, number, path, now_s) for part, (number, path) in newest.items()}
         for claim in found.values():

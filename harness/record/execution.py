@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
 from harness.errors import UsageError
-from harness.files import NoRoomError, UnwritableError, keep_elsewhere, make_folder, write_whole, writing
+from harness.files import (
+    LOCK,
+    NoRoomError,
+    UnwritableError,
+    keep_elsewhere,
+    locked,
+    make_folder,
+    write_whole,
+    writing,
+)
 from harness.network.readings import Readings
 from harness.record.observed import Metric, Training
 from harness.scenario.links import Direction
@@ -172,22 +182,47 @@ def new_folder(results: Path, asked: Path | None) -> Iterator[Path]:
     empty folders alone, it goes.
 
     Raises:
-        UsageError: it cannot be written, or holds something.
+        UsageError: it cannot be written, holds something, or another command is using it.
     """
-    folder = asked or results / f"exec-{time.strftime('%Y%m%d-%H%M%S')}"
-    try:
-        make_folder(folder)
-        with writing(folder):
-            is_empty = not any(folder.iterdir())
-    except UnwritableError as error:
-        allowed = f"a folder that can be written ({error.reason})"
-        raise UsageError.at("command line", "--out", str(folder), allowed) from None
-    if not is_empty:
+    with ExitStack() as stack:
+        try:
+            folder = _entered(asked, stack) if asked else _made(results / f"exec-{time.strftime('%Y%m%d-%H%M%S')}")
+        except UnwritableError as error:
+            allowed = f"a folder that can be written ({error.reason})"
+            raise UsageError.at("command line", "--out", str(error.path), allowed) from None
+        try:
+            yield folder
+        finally:
+            with suppress(OSError):
+                (folder / LOCK).unlink()
+            with suppress(OSError):  # it holds the record
+                for part in folder.iterdir():
+                    part.rmdir()
+                folder.rmdir()
+
+
+def _made(folder: Path) -> Path:
+    """A folder that was not there; with a number behind its name where another command began at the same time."""
+    make_folder(folder.parent)
+    with writing(folder):
+        for name in itertools.chain([folder.name], (f"{folder.name}.{number}" for number in itertools.count(2))):
+            with suppress(FileExistsError):
+                folder.with_name(name).mkdir()
+                return folder.with_name(name)
+    raise AssertionError("numbers have no end")
+
+
+def _entered(folder: Path, stack: ExitStack) -> Path:
+    """A folder that is there, or is made, and is empty; others are kept out of it until the stack is left."""
+    make_folder(folder)
+    _check_empty(folder)
+    stack.enter_context(locked(folder))
+    _check_empty(folder)  # by now another one may have come and gone
+    return folder
+
+
+def _check_empty(folder: Path) -> None:
+    with writing(folder):
+        holds = {path.name for path in folder.iterdir()} - {LOCK}
+    if holds:
         raise UsageError.at("command line", "--out", str(folder), "a new or an empty folder")
-    try:
-        yield folder
-    finally:
-        with suppress(OSError):  # it holds the record
-            for part in folder.iterdir():
-                part.rmdir()
-            folder.rmdir()

@@ -15,7 +15,8 @@ class Metric(Section):
     """A metric of the training at some moment."""
 
     name: str
-    value: float
+    value: float | None
+    """None: it was no finite number, of which JSON has none."""
     steps: int | None
     """Steps that were done by then; None: it was found in the output, which does not tell."""
 

@@ -8,17 +8,20 @@ there.
 from __future__ import annotations
 
 import types
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated_dataclass
 from typing_extensions import dataclass_transform
 
 from harness.errors import short_repr
+from harness.network.readings import LinkReading, Readings
 from harness.plan.status import Status
+from harness.scenario.target import Target
 
 SCHEMA = 2
 """Version of what a store holds. Raise it where a reader of the version before would misunderstand what is stored; a
@@ -271,6 +274,29 @@ def check_value(column: str, value: object) -> None:
         _columns()[column].validate_python(value)
     except ValidationError as error:
         raise ValueError(f"{column}: found {short_repr(value)}; {error.errors()[0]['msg']}") from None
+
+
+FORMS: Mapping[str, Callable[[Any], object]] = {
+    "target": Target.parse,
+    "target_accuracy": lambda share: Target.parse(f"accuracy {share}"),  # as older rows have it
+    "links": TypeAdapter(Annotated[tuple[LinkReading, ...], Field(min_length=1)]).validate_json,
+    "verified_before": Readings.model_validate_json,
+    "verified_after": Readings.model_validate_json,
+}
+"""What reads columns whose text has a form of its own."""
+
+
+def check_form(column: str, value: object) -> None:
+    """Refuse what is text, and not of the form that the column's has. What is null has none.
+
+    Raises:
+        ValueError: it says which.
+    """
+    if column in FORMS and value is not None:
+        try:
+            FORMS[column](value)
+        except ValueError:
+            raise ValueError(f"{column}: found {short_repr(value)}") from None
 
 
 def arrow_schema(cls: type[Any]) -> pa.Schema:

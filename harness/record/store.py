@@ -23,8 +23,7 @@ import fcntl
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from glob import escape
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +31,21 @@ import pandas as pd
 import pyarrow as pa
 from pydantic import ValidationError
 
+from harness import provenance
 from harness.errors import MeasurementError, UsageError
 from harness.files import (
+    LOCK,
     NoRoomError,
     UnwritableError,
     as_name,
     is_file,
+    is_folder,
     keep_elsewhere,
+    locked,
     make_folder,
+    names_in,
     write_new,
     write_whole,
-    writing,
 )
 from harness.plan.status import DONE
 from harness.record.claims import FOLDER as CLAIMS
@@ -81,6 +84,10 @@ WORKLOAD_COLUMNS = (
 
 class DamagedRunError(UsageError):
     """A file of a run is not what was written."""
+
+
+class NothingMeasuredError(MeasurementError):
+    """No trial of a run finished."""
 
 
 class Store:
@@ -189,7 +196,7 @@ class Store:
     @property
     def is_shared(self) -> bool:
         """Whether processes have shared this run."""
-        return (self.folder / CLAIMS).is_dir()
+        return is_folder(self.folder / CLAIMS)
 
     @contextmanager
     def locked(self, shared: bool = False) -> Iterator[None]:
@@ -203,24 +210,17 @@ class Store:
         """
         if self.is_shared and not shared:
             raise UsageError(f"{self.folder}: this run is shared between processes: give --join to go on with it")
-        with ExitStack() as stack:
-            with writing(self.folder):
-                handle = stack.enter_context((self.folder / ".lock").open("w"))
-            try:
-                fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UsageError(f"{self.folder}: another pacbench run is using this folder") from None
-            except OSError as error:
-                if not shared:  # else claims keep them apart
-                    allowed = f"a folder whose disk has locks ({error.strerror}), or --join, which needs none"
-                    raise UsageError.at("command line", "--out", str(self.folder), allowed) from None
+        with locked(self.folder, shared) as lacks:
+            if lacks and not shared:  # else claims keep them apart
+                allowed = f"a folder whose disk has locks ({lacks}), or --join, which needs none"
+                raise UsageError.at("command line", "--out", str(self.folder), allowed)
             yield
 
     @property
     def is_locked(self) -> bool:
         """Whether a run that shares the folder with nobody is using it at this moment."""
         try:
-            with (self.folder / ".lock").open() as handle:
+            with (self.folder / LOCK).open() as handle:
                 fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
@@ -375,9 +375,8 @@ class Store:
 
 def _provenance_of(path: Path) -> list[dict[str, Any]]:
     try:
-        entries = json.loads(path.read_bytes())
-        if not isinstance(entries, list) or not all(isinstance(each, dict) for each in entries):
-            raise ValueError("it is no list of tables")
+        entries: list[dict[str, Any]] = json.loads(path.read_bytes())
+        provenance.check(entries)
         for each in entries:
             expected = each.pop(DIGEST, None)
             if expected not in (None, json_digest(each)):
@@ -410,10 +409,13 @@ def runs_named(results: Path, name: str) -> Iterator[tuple[Store, Scenario]]:
 
     Raises:
         DamagedRunError: one is.
+        UsageError: the folder cannot be read.
     """
-    for folder in sorted(results.glob(f"{escape(name)}-*"), reverse=True):
+    for found_name in reversed(names_in(results)):
+        if not found_name.startswith(f"{name}-"):
+            continue
         try:
-            store = Store.open(folder)
+            store = Store.open(results / found_name)
             found = store.scenario()
         except DamagedRunError as error:
             raise DamagedRunError(f"{error}; move it away to go on") from None
@@ -432,10 +434,10 @@ def require_done(trials: pd.DataFrame, where: Path) -> pd.DataFrame:
     """The rows that finished.
 
     Raises:
-        MeasurementError: there are none.
+        NothingMeasuredError: there are none.
     """
     done = trials[trials["status"] == DONE]
     if done.empty:
         reasons = ", ".join(sorted(set(trials["reason"].dropna()))) or "the run is empty"
-        raise MeasurementError(f"{where}: no trial finished ({reasons}); nothing was measured")
+        raise NothingMeasuredError(f"{where}: no trial finished ({reasons}); nothing was measured")
     return done

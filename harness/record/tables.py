@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from harness.errors import UsageError, in_one_line
-from harness.record.row import EVENT_SCHEMA, Event, TrialRow, VerificationRow
+from harness.files import names_in
+from harness.record.row import EVENT_SCHEMA, Event, TrialRow, VerificationRow, check_form
 
 ROW_DIGEST, EVENTS_DIGEST = b"pacbench_row", b"pacbench_events"
 """Keys of the metadata."""
@@ -122,11 +123,16 @@ def _as_frame(table: pa.Table) -> pd.DataFrame:
 
 
 def row_files(folder: Path, trial_id: str | None = None) -> list[Path]:
-    """The files of all rows in a folder, or of one trial's."""
-    if trial_id is None:
-        return sorted(folder.glob("[!.]*.parquet"))
-    found = sorted(folder.glob(f"{escape(trial_id)}-*.parquet"))
-    return [file for file in found if file.stem.removeprefix(f"{trial_id}-").isdecimal()]
+    """The files of all rows in a folder, or of one trial's.
+
+    Raises:
+        UsageError: the folder cannot be read.
+    """
+    names = [name for name in names_in(folder) if name.endswith(".parquet") and not name.startswith(".")]
+    if trial_id is not None:
+        own = re.compile(rf"{re.escape(trial_id)}-\d+\.parquet")
+        names = [name for name in names if own.fullmatch(name)]
+    return [folder / name for name in names]
 
 
 def read_row(
@@ -145,6 +151,8 @@ def read_row(
         raise DamagedError(f"it has {table.num_rows} rows")
     _check_digest(table, schema)
     found = _in_columns_of(schema, table)
+    if ROW_DIGEST not in (table.schema.metadata or {}):
+        _check_forms(found.to_pylist()[0])
     values = {name: value for name, value in found.to_pylist()[0].items() if name not in older}
     _check_row(kind, values)
     if file.stem != f"{values['trial_id']}-{values['attempt']}":
@@ -158,7 +166,8 @@ def read_events(file: Path, row: Path) -> pa.Table:
     Raises:
         DamagedError: they are not what was written.
     """
-    content, schema = _bytes_of(file), _guarded(lambda: pq.read_schema(row))
+    content, own = _bytes_of(file), _bytes_of(row)
+    schema = _guarded(lambda: pq.read_schema(pa.BufferReader(own)))
     expected = (schema.metadata or {}).get(EVENTS_DIGEST)
     if expected is not None and expected.decode(errors="replace") != digest(content):
         raise DamagedError("its content is not what was written")
@@ -190,6 +199,15 @@ def _check_digest(table: pa.Table, schema: pa.Schema) -> None:
             raise DamagedError(f"nobody knows a column {unknown[0]}")
     elif expected.decode(errors="replace") != _guarded(lambda: _row_digest(table)):
         raise DamagedError("its content is not what was written")
+
+
+def _check_forms(values: Mapping[str, Any]) -> None:
+    """Of a file that nothing vouches for."""
+    try:
+        for name, value in values.items():
+            check_form(name, value)
+    except ValueError as error:
+        raise DamagedError(str(error)) from None
 
 
 def _check_row(kind: type[TrialRow] | type[VerificationRow], values: Mapping[str, Any]) -> None:

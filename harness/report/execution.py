@@ -95,13 +95,17 @@ def training_rows(found: Training) -> list[tuple[str, str]]:
 def metric_rows(metrics: Sequence[Metric]) -> list[tuple[str, ...]]:
     """A row for each kind of metric: its name, how often it was told, its first and its last value."""
     return [
-        (name, str(len(values)), f"{values[0]:.6g}", f"{values[-1]:.6g}") for name, values in _by_name(metrics).items()
+        (name, str(len(values)), _number(values[0]), _number(values[-1])) for name, values in _by_name(metrics).items()
     ]
 
 
-def _by_name(metrics: Sequence[Metric]) -> dict[str, list[float]]:
+def _number(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.6g}"
+
+
+def _by_name(metrics: Sequence[Metric]) -> dict[str, list[float | None]]:
     """The values of each kind of metric, as they came."""
-    found: dict[str, list[float]] = {}
+    found: dict[str, list[float | None]] = {}
     for metric in metrics:
         found.setdefault(metric.name, []).append(metric.value)
     return found

@@ -22,6 +22,7 @@ from harness.methods import digest, method_named
 from harness.network.addresses import WORKER_INTERFACE
 from harness.network.bounds import FRAME_HEADER_BYTES
 from harness.network.topology import Topology
+from harness.plain import visible
 from harness.plan.status import first_steady_step
 from harness.plugins import file_of, short
 from harness.record.execution import Execution
@@ -104,7 +105,7 @@ class MetricsInOutput:
         self._hear(said)
         if self._pattern and said.rank == 0 and not said.to_stderr:
             self.found += [
-                Metric(name=name, value=value, steps=None)
+                Metric(name=name, value=_finite(value), steps=None)
                 for line in said.lines
                 for name, value in attach.metrics_in(line, self._pattern).items()
             ]
@@ -128,7 +129,11 @@ def with_findings(execution: Execution, attachment: Attachment, folder: Path) ->
 
 
 def _metrics(told: Iterable[ToldMetric]) -> Iterator[Metric]:
-    return (Metric(name=metric.name, value=metric.value, steps=metric.steps) for metric in told)
+    return (Metric(name=visible(metric.name), value=_finite(metric.value), steps=metric.steps) for metric in told)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 class _Account:

@@ -72,7 +72,8 @@ def execute(
 ) -> Execution:
     """Run a command until all its ranks have ended, one has failed, its time is up, or the user interrupts it.
 
-    The first Ctrl-C, or SIGTERM, is passed on to the command; a second one ends everything at once.
+    The first Ctrl-C, SIGTERM, or SIGHUP of a terminal that goes away, is passed on to the command; a second one ends
+    everything at once.
 
     Args:
         command_line: what started this, for the record.
@@ -250,10 +251,15 @@ def _in_words(topology: Topology) -> str:
 
 @contextmanager
 def _interruptions() -> Iterator[list[int]]:
-    """Signals that ask for an end, in the order in which they came: the first is noted, the second interrupts."""
+    """Signals that ask for an end, in the order in which they came: the first is noted, the second interrupts.
+
+    A terminal that goes away may say so twice, by itself and by its shell, and that is heard once.
+    """
     came: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP in came:
+            return
         came.append(number)
         if len(came) > 1:
             raise KeyboardInterrupt
@@ -261,7 +267,10 @@ def _interruptions() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield came  # signals are the main thread's
         return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield came
     finally:

@@ -8,6 +8,7 @@ from harness.analysis.pilot.drift import Check
 from harness.analysis.pilot.learning import told_of_repeats
 from harness.analysis.pilot.verdict import phases, verdict
 from harness.errors import MeasurementError
+from harness.files import locked, make_folder
 from harness.record.pilot import Job, Pilot
 from harness.run.pilot.bench import Bench
 from harness.run.pilot.found import Found
@@ -22,9 +23,15 @@ def pilot(request: Request, tell: Tell) -> Pilot:
     """All of it.
 
     Raises:
-        UsageError: the command is not there, or this machine cannot carry the links.
+        UsageError: another pilot is using its folder, the command is not there, or this machine cannot carry the links.
         MeasurementError: the script cannot be attached to, it fails, or there is no time for one look.
     """
+    make_folder(request.out)
+    with locked(request.out):
+        return _pilot(request, tell)
+
+
+def _pilot(request: Request, tell: Tell) -> Pilot:
     made_by = provenance.collect([*request.command_line])  # it says when the pilot began
     bench = Bench(request, tell)
     job = bench.job()
@@ -90,6 +97,12 @@ def recheck(before: Pilot, request: Request, tell: Tell) -> list[Check]:
     Raises:
         UsageError, MeasurementError: see ``pilot``.
     """
+    make_folder(request.out)
+    with locked(request.out):
+        return _recheck(before, request, tell)
+
+
+def _recheck(before: Pilot, request: Request, tell: Tell) -> list[Check]:
     bench = Bench(request, tell)
     attempts: list[Job] = []
     checks: list[Check] = []

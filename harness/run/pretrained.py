@@ -11,7 +11,7 @@ from pathlib import Path
 
 from harness import programs
 from harness.errors import MeasurementError
-from harness.files import as_name, make_folder
+from harness.files import as_name, files_below, is_file, make_folder
 from harness.plan.trial import Trial
 from harness.plugins import short
 from harness.provenance import trial_digest
@@ -30,7 +30,7 @@ def with_pretrained_weights(trials: Iterable[Trial]) -> list[Trial]:
 
 def _with_weights(trial: Trial) -> Trial:
     file = weights_file(trial)
-    if not file.is_file():
+    if not is_file(file):
         _make(trial, file)
     train = trial.case.train.model_copy(update={"checkpoint": str(file)})
     return trial.model_copy(update={"case": trial.case.model_copy(update={"train": train})})
@@ -55,7 +55,7 @@ def _listing(data_dir: str | None) -> list[tuple[str, int, int]]:
     """Names, sizes and times of a folder's files: other data have others."""
     if data_dir is None:
         return []
-    files = ((path, path.stat()) for path in sorted(Path(data_dir).rglob("*")) if path.is_file())
+    files = ((path, path.stat()) for path in files_below(Path(data_dir)))
     return [(str(path.relative_to(data_dir)), found.st_size, found.st_mtime_ns) for path, found in files]
 
 

@@ -20,6 +20,7 @@ from harness.analysis.trials import UNTIL
 from harness.cluster import registry
 from harness.cluster.protocol import Cluster
 from harness.errors import UsageError
+from harness.files import UnwritableError, check_folder
 from harness.plan.check import check_size
 from harness.plan.plan import Plan
 from harness.plan.trial import Trial
@@ -186,7 +187,7 @@ def check_start(plan: Plan, cluster: Cluster, folder: Path | None = None) -> Seq
 
     Raises:
         UsageError: the plan can only be predicted, does not fit into memory, or asks for what there is not on this kind
-            of cluster; or the folder holds another run.
+            of cluster; or the folder holds another run, or can be none.
     """
     check_size(plan.scenario)
     there = unfinished_run(plan) if folder is None else folder if Store.is_run(folder) else None
@@ -196,9 +197,19 @@ def check_start(plan: Plan, cluster: Cluster, folder: Path | None = None) -> Seq
         attempts = store.attempts()
         execute.check_same_code(plan, store, attempts)
         pending = plan.pending(attempts)
+    elif folder is not None:
+        _check_folder(folder)
     execute.check_memory(plan, pending)
     execute.check_networks(pending, cluster, cluster.check_kind)
     return pending
+
+
+def _check_folder(folder: Path) -> None:
+    try:
+        check_folder(folder)
+    except UnwritableError as error:
+        allowed = f"a folder that can be written ({error.reason})"
+        raise UsageError.at("command line", "--out", str(folder), allowed) from None
 
 
 def open_store(plan: Plan, folder: Path | None = None) -> Store:

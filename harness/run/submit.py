@@ -19,7 +19,7 @@ from uuid import uuid4
 
 from harness import programs
 from harness.errors import MeasurementError, UsageError
-from harness.files import write_whole
+from harness.files import is_file, read_given
 from harness.provenance import machine
 
 FIELDS = ("tasks", "options", "command", "log")
@@ -113,15 +113,15 @@ def check_engine(engine: Engine) -> None:
         raise UsageError.at("command line", "--engine", engine.name, f"with --go an engine that is here ({reason})")
 
 
-def write_script(
+def script(
     engine: Engine,
     folder: Path,
     arguments: Sequence[str],
     tasks: int,
     options: Sequence[str] = (),
     template: Path | None = None,
-) -> Path:
-    """Write the script of a shared run into its folder.
+) -> tuple[Path, bytes]:
+    """The script of a shared run, which belongs into its folder: its file, and what is in it.
 
     It is the mark as well by which each task knows that it sees this folder: ``pacbench run`` is told its name.
 
@@ -133,24 +133,22 @@ def write_script(
 
     Raises:
         UsageError: the template cannot be read, or names something else than ``FIELDS``; an option is none.
-        NoRoomError, UnwritableError: the script cannot be written.
     """
     for option in options:
         if not re.fullmatch(engine.allowed, option):
             raise UsageError.at("command line", "--option", option, f"a line for {engine.name}: {engine.example}")
-    script = folder / f"submit-{uuid4().hex[:8]}{engine.suffix}"
-    command = [*programs.pacbench(), "run", *arguments, "--join", "--out", str(folder), "--mark", script.name]
+    file = folder / f"submit-{uuid4().hex[:8]}{engine.suffix}"
+    command = [*programs.pacbench(), "run", *arguments, "--join", "--out", str(folder), "--mark", file.name]
     content = _filled(
         template or engine.template,
         {
             "tasks": str(tasks),
             "options": "\n".join(engine.option.format(option) for option in options),
             "command": engine.quoted_command(command),
-            "log": engine.quoted(str(script.with_suffix(""))),
+            "log": engine.quoted(str(file.with_suffix(""))),
         },
     )
-    write_whole(script, content)
-    return script
+    return file, content.encode(errors="surrogateescape")  # paths may be any bytes
 
 
 def _filled(template: Path, fields: dict[str, str]) -> str:
@@ -159,13 +157,17 @@ def _filled(template: Path, fields: dict[str, str]) -> str:
     """
     allowed = f"{', '.join(f'${name}' for name in FIELDS)}, and $$ for a dollar sign"
     try:
-        return Template(template.read_text(encoding="utf-8")).substitute(fields)
-    except KeyError as error:
-        raise UsageError.at(template, "template", f"${error.args[0]}", allowed) from None
+        text = read_given(template).decode()
     except OSError as error:
         raise UsageError(f"{template}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UsageError(f"{template}: cannot be read: it is not UTF-8") from None
+    except ValueError as error:
+        raise UsageError(f"{template}: cannot be read: {error}") from None
+    try:
+        return Template(text).substitute(fields)
+    except KeyError as error:
+        raise UsageError.at(template, "template", f"${error.args[0]}", allowed) from None
     except ValueError as error:  # a dollar sign before something else; it tells the line
         raise UsageError.at(template, "template", str(error), allowed) from None
 
@@ -192,7 +194,7 @@ def check_mark(join: bool, folder: Path | None, mark: str) -> None:
         raise UsageError.at("command line", "--mark", mark, "with --join and --out")
     if Path(mark).name != mark:
         raise UsageError.at("command line", "--mark", mark, "the name of a file in --out")
-    if not (folder / mark).is_file():
+    if not is_file(folder / mark):
         raise MeasurementError(
             f"{folder} on {machine()} is not the folder that the run was submitted in: there is no {mark}; "
             "give --out a folder that all machines share"

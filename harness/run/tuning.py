@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import ValidationError
 
 from harness.errors import MeasurementError, UsageError
 from harness.methods import method_named
@@ -21,6 +22,7 @@ from harness.plan.status import DIVERGED, DONE
 from harness.scenario.links import Link
 from harness.scenario.properties import UNSHAPED
 from harness.scenario.schema import Case, MethodSpec, Scenario
+from harness.scenario.section import explain
 from harness.scenario.target import FINAL_COLUMNS
 from harness.scenario.writing import entries
 
@@ -60,11 +62,14 @@ class Tried:
         return math.sqrt(self.best * neighbour)
 
 
-def check(scenario: Scenario, grid: Sequence[float]) -> None:
+def check(scenario: Scenario, grid: Sequence[float], steps: int | None = None) -> None:
     """Refuse what cannot be tuned.
 
+    Args:
+        steps: of each trial; None: the scenario's own.
+
     Raises:
-        UsageError: the scenario trains several workloads, or none; or the grid is none.
+        UsageError: the scenario trains several workloads, or none; or the grid is none, or the steps are too few.
     """
     unpaced = {"pace": None, "dilation": None}
     workloads = {(case.cluster, case.train.model_copy(update=unpaced)) for case in scenario.cases}
@@ -74,10 +79,20 @@ def check(scenario: Scenario, grid: Sequence[float]) -> None:
         raise UsageError.at(scenario.name, "train.replay", scenario.cases[0].train.replay, "none: nothing is learnt")
     if len(set(grid)) < 3 or min(grid) <= 0:
         raise UsageError.at("command line", "--grid", list(grid), "three rates or more, above 0")
+    if len({label_of("", rate) for rate in grid}) < len(grid):
+        raise UsageError.at("command line", "--grid", list(grid), "rates that differ in their first four digits")
+    warmup_steps = scenario.cases[0].train.schedule.warmup_steps
+    if steps is not None and steps <= warmup_steps:
+        allowed = f"more than the scenario's schedule.warmup_steps, {warmup_steps}"
+        raise UsageError.at("command line", "--steps", steps, allowed)
 
 
 def stage(scenario: Scenario, rates: Mapping[str, Sequence[float]], seeds: int, steps: int) -> Scenario:
-    """The scenario whose trials are those of a stage: each method with each of its rates, on unshaped links."""
+    """The scenario whose trials are those of a stage: each method with each of its rates, on unshaped links.
+
+    Raises:
+        UsageError: it is none, since a rate or a label is beyond what a scenario may have.
+    """
     methods = tuple(
         method.model_copy(update={"lr": rate, "label": label_of(method.label, rate)})
         for method in scenario.methods
@@ -87,7 +102,7 @@ def stage(scenario: Scenario, rates: Mapping[str, Sequence[float]], seeds: int, 
     updates = {"pace": None, "dilation": None, "steps": steps, "eval_every": steps}
     train = case.train.model_copy(update=updates)
     link = Link.model_validate({"rate": UNSHAPED})
-    return scenario.model_copy(
+    made = scenario.model_copy(
         update={
             "rounds": seeds,
             "accuracy_seeds": 0,
@@ -97,6 +112,10 @@ def stage(scenario: Scenario, rates: Mapping[str, Sequence[float]], seeds: int, 
             "baseline_16bit": None,
         }
     )
+    try:
+        return Scenario.model_validate_json(made.model_dump_json(by_alias=True))  # a copy is not checked
+    except ValidationError as error:
+        raise UsageError(explain(error, f"{scenario.name}, a stage of tune", model=Scenario)) from None
 
 
 def label_of(label: str, rate: float) -> str:

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from harness import methods, plugins
 from harness.errors import UsageError
 from harness.files import is_file, read_given
+from harness.plain import UTF_8, is_utf_8
 from harness.scenario.schema import OWN_SETTINGS, SLOWED_TO, Case, MethodSpec, Scenario
 from harness.scenario.section import checked_section, explain
 
@@ -25,7 +26,8 @@ else:
     import tomli as tomllib
 
 MOST_COMBINATIONS = 10_000
-"""Cases of a scenario, and variants of a method: more is a mistake, and takes all memory before anybody sees it."""
+"""Cases of a scenario, variants of a method, and methods in cases: more is a mistake, and takes all memory before
+anybody sees it."""
 
 
 def load(name_or_path: str, overrides: Iterable[str] = (), only_methods: Sequence[str] = ()) -> Scenario:
@@ -110,8 +112,10 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
     """Set a field of a scenario's tables, in place, as ``--set`` does.
 
     Raises:
-        UsageError: it is not ``key=value``, or the key leads nowhere.
+        UsageError: it is not ``key=value``, is no text, or the key leads nowhere.
     """
+    if not is_utf_8(override):
+        raise UsageError.at("--set", "key=value", override, UTF_8)
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise UsageError.at("--set", "key=value", override, "for example train.steps=50")
@@ -166,11 +170,11 @@ def _build(raw: Mapping[str, Any], source: str) -> Scenario:
     for name, section in sections.items():
         if not isinstance(section, Mapping):
             raise UsageError.at(source, name, section, f"a table [{name}]")
-    for name, section in sections.items():
-        if empty := next((key for key, value in section.items() if value == []), None):
-            raise UsageError.at(source, f"{name}.{empty}", [], "one value, or a list of some")
     cases = tuple(checked_section(Case, combination, source) for combination in _combinations(sections, source))
     chosen = _methods(raw.get("methods"), source)
+    if (count := len(cases) * len(chosen)) > MOST_COMBINATIONS:
+        found = f"{len(cases)} cases of {len(chosen)} methods, {count} combinations"
+        raise UsageError.at(source, "lists", found, f"at most {MOST_COMBINATIONS}")
     scenario = checked_section(Scenario, {**top, "cases": cases, "methods": chosen}, source)
     _check_told_apart(scenario, source)
     _check_baselines(scenario, source)
@@ -199,6 +203,8 @@ def check_stored(scenario: Scenario, file: Path) -> None:
 def _combinations(sections: Mapping[str, Mapping[str, Any]], source: str) -> list[dict[str, dict[str, Any]]]:
     """Every choice of one element from each list that stands where one value is expected."""
     fields = [(name, key, value) for name, section in sections.items() for key, value in section.items()]
+    if empty := next((f"{name}.{key}" for name, key, value in fields if value == []), None):
+        raise UsageError.at(source, empty, [], "one value, or a list of some")
     choices = [value if isinstance(value, list) else [value] for _, _, value in fields]
     if (count := math.prod(map(len, choices))) > MOST_COMBINATIONS:
         raise UsageError.at(source, "lists", f"{count} combinations", f"at most {MOST_COMBINATIONS}")
@@ -225,9 +231,10 @@ def _methods(entries: object, source: str) -> tuple[MethodSpec, ...]:
             allowed = "no such key any more; train.dilation slows links and time, for all methods alike"
             raise UsageError.at(source, f"{shown}.{SLOWED_TO}", entry[SLOWED_TO], allowed)
         given = {key: value for key, value in entry.items() if key not in ("name", "label")}
-        for combination in _combinations({"params": given}, source):
-            own = {key: combination["params"].pop(key, None) for key in OWN_SETTINGS}
-            specs.append((entry, {**_checked_parameters(name, combination["params"], source, shown), **own}))
+        for combination in _combinations({shown: given}, source):
+            params = combination[shown]
+            own = {key: params.pop(key, None) for key in OWN_SETTINGS}
+            specs.append((entry, {**_checked_parameters(name, params, source, shown), **own}))
     return _labelled(specs, source)
 
 

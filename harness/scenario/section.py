@@ -9,12 +9,14 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.errors import UsageError, short_repr
+from harness.plain import UTF_8
 
 
 class Section(BaseModel):
     """A part of a scenario: strict and immutable. Keys in files are the fields' names without their unit."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    # With any rule for text, pydantic refuses halves of surrogate pairs, which no file of JSON can hold.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, str_min_length=0)
 
     @classmethod
     def keys_in_files(cls) -> list[str]:
@@ -50,8 +52,14 @@ def explain(
         return f"{source}: {field}{'.' if field else ''}{first['msg'].removeprefix('Value error, ')}"
     if first["type"] == "missing":
         return f"{source}: {field}: missing"
-    allowed = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return f"{source}: {field}: found {short_repr(first['input'])}; allowed: {allowed}"
+    return f"{source}: {field}: found {short_repr(first['input'])}; allowed: {allowed(first)}"
+
+
+def allowed(finding: Mapping[str, Any]) -> str:
+    """What may stand there, in the words of a finding of pydantic's, or in better ones."""
+    if finding["type"] == "string_unicode":
+        return UTF_8
+    return str(finding["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
 
 
 def in_words(error: ValidationError) -> str:

@@ -18,6 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from harness.errors import UsageError
 from harness.scenario.optimisation import Optimizer
+from harness.scenario.schema import Train
+from harness.scenario.section import checked_section
 from harness.workload import optimizers
 from harness.workload.data import DATASETS
 from harness.workload.models import MODELS, cross_entropy
@@ -55,9 +57,13 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=32, help="of a rank")
     parser.add_argument("--optimizer", choices=get_args(Optimizer.model_fields["name"].annotation), default="sgd")
     parser.add_argument("--lr", type=float, default=0.05)
-    parser.add_argument("--momentum", type=float, default=0.9)
+    parser.add_argument("--momentum", type=float, help="0.9, and none with adamw")
     parser.add_argument("--weight-decay", type=float, default=0.0)
     options = parser.parse_args(words)
+    if options.momentum is None:
+        options.momentum = 0.0 if options.optimizer == "adamw" else 0.9
+    settings = {name: getattr(options, name) for name in ("optimizer", "lr", "momentum", "weight_decay")}
+    checked_section(Train, settings, "command line")
     model, data = MODELS[options.model], DATASETS[options.dataset].in_folder(None)
     if not model.fits(data):
         takes = f"one of {model.input_shape} with at most {model.classes} classes, which the model takes"

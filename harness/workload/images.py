@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from harness.errors import UsageError, in_one_line
+from harness.files import is_file, is_folder
 from harness.workload.datasets import DATASETS, Data, Look, dataset
 from harness.workload.digits import split_digits
 
@@ -36,7 +37,7 @@ FASHION_FOLDERS = ("/usr/share/datasets/fashion-mnist",)
 def fashion_mnist(folder: Path | None) -> Data:
     """Fashion-MNIST, 28x28 grey (Xiao et al., 2017): 60000 to train on, 10000 to test."""
     candidates = places(folder)
-    found = next((place for place in candidates if (place / "train-images-idx3-ubyte.gz").is_file()), None)
+    found = next((place for place in candidates if is_file(place / "train-images-idx3-ubyte.gz")), None)
     if found is None and folder is not None:
         raise UsageError.at(
             "scenario", "train.data_dir", str(folder), "a folder with train-images-idx3-ubyte.gz and its three siblings"
@@ -132,7 +133,7 @@ def cifar_100(folder: Path | None) -> Data:
 
 def _cifar(kind: str, folder: Path | None, name: str, train: list[str], test: list[str], labels: str) -> Data:
     """Files of ``python version`` of CIFAR (cs.toronto.edu/~kriz/cifar.html), as torchvision keeps them."""
-    where = next((place / name for place in [folder or cache()] if (place / name).is_dir()), None)
+    where = next((place / name for place in [folder or cache()] if is_folder(place / name)), None)
     if where is None and folder is not None:
         allowed = f"a folder with {name}/, as torchvision keeps it"
         raise UsageError.at("scenario", "train.data_dir", str(folder), allowed)
@@ -180,7 +181,7 @@ MOST_IMAGE_BYTES = 4 << 30
 
 def _image_folders(folder: Path | None) -> tuple[Path, Path]:
     """The parts ``train`` and ``test`` (or ``val``) of a folder."""
-    found = [folder / name for name in ("train", "test", "val") if (folder / name).is_dir()] if folder else []
+    found = [folder / name for name in ("train", "test", "val") if is_folder(folder / name)] if folder else []
     if len(found) < 2 or found[0].name != "train":
         allowed = "a folder with train/CLASS/ and test/CLASS/ (or val/CLASS/), which hold images"
         raise UsageError.at("scenario", "train.data_dir", folder and str(folder), allowed)

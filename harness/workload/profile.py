@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from harness.errors import UsageError, in_one_line
-from harness.files import read_given
+from harness.files import is_file, read_given
 from harness.methods import method_named
 from harness.plugins import short
 from harness.scenario.schema import MethodSpec
@@ -241,7 +241,7 @@ def find(name_or_path: str, field: str = "train.replay") -> Path:
     """
     name, _ = split(name_or_path)
     path = Path(name) if name.endswith(".json") else available().get(name)
-    if path is None or not path.is_file():
+    if path is None or not is_file(path):
         known = ", ".join(available()) or "none come with pacbench"
         raise UsageError.at("scenario", field, name_or_path, f"a profile's .json file, or a name ({known})")
     return path

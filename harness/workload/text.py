@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import UsageError
+from harness.files import files_below
 from harness.workload.datasets import DATASETS, Data, dataset
 
 TEXT_LENGTH = 64
@@ -48,7 +49,7 @@ def _rows(sources: Sequence[Path], count: int, where: Path) -> Tensor:
 
 def _text_files(folder: Path | None) -> tuple[list[Path], list[Path]]:
     """A folder's text files, below it too, in their order: those to train on, and every tenth to test."""
-    found = [path for path in sorted(folder.rglob("*")) if path.is_file()] if folder else []
+    found = files_below(folder) if folder else []
     train, test = [path for place, path in enumerate(found) if place % TEST_FILE_EVERY], found[::TEST_FILE_EVERY]
     if not all(sum(path.stat().st_size for path in part) >= ROW_BYTES for part in (train, test)):
         allowed = f"a folder with at least two files of text of {ROW_BYTES} bytes or more"

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from in_process import call_pacbench
 
+from harness.cli.options import current_folder
+from harness.cluster.fake import FakeCluster
+from harness.errors import UsageError
+from harness.messages import Exit, Message
+from harness.provenance import ROOT
 from harness.record.store import Store
 from harness.report import page
+from harness.workload.data import DATASETS
 from harness.workload.profile import find
+
+PLUGINS = ROOT / "examples" / "plugins"
 
 Pacbench = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -319,3 +329,227 @@ def test_folders_of_all_scenarios_are_checked_before_the_first_one_runs(pacbench
     assert [path.name for path in (tmp_path / "all").iterdir()] == ["other"]
     assert pacbench(*command).returncode == 0
     assert all(len(Store.open(tmp_path / "all" / name).trials()) == 2 for name in ("mine", "other"))
+
+
+NO_TEXT = os.fsdecode(b"caf\xe9")
+"""A name in Latin-1."""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *((verb, f"{NO_TEXT}.toml", "--on", "fake") for verb in ("plan", "run", "reference")),
+        *(
+            ("run", "mine.toml", "--on", "fake", "--set", setting)
+            for setting in (f"description={NO_TEXT}", f"link.workers.{NO_TEXT}.rate=1mbit", f"train.data_dir={NO_TEXT}")
+        ),
+        ("run", "mine.toml", "--on", "fake", "--method", f"{NO_TEXT}.py:block_sign"),
+        ("profile", f"{NO_TEXT}.py:model", "-o", "profile.json"),
+        ("exec", "--on", "netns", "--method", "topk", "--param", f"selection={NO_TEXT}", "--", "true"),
+        ("exec", "--on", "netns", "--metric", f"({NO_TEXT})", "--", "true"),
+        ("pilot", "--on", "netns", "--", "true", NO_TEXT),
+    ],
+    ids=lambda command: " ".join(command).encode(errors="replace").decode(),
+)
+def test_bytes_that_are_no_text_are_refused_where_files_would_hold_them(
+    pacbench: Pacbench, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    (tmp_path / f"{NO_TEXT}.toml").write_text(SCENARIO)
+    (tmp_path / f"{NO_TEXT}.py").write_text((PLUGINS / "block_sign.py").read_text())
+    before = sorted(tmp_path.iterdir())
+    refused(pacbench(*command), "found '", r"caf\udce9", "allowed: text in UTF-8")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_files_and_folders_may_have_any_name(pacbench: Pacbench, tmp_path: Path) -> None:
+    for command in (
+        ("run", "mine.toml", "--on", "fake", "--out", NO_TEXT),
+        ("status", NO_TEXT),
+        ("reference", "mine.toml", "--from", NO_TEXT, "--out", f"{NO_TEXT}.json"),
+        ("compare", NO_TEXT, f"{NO_TEXT}.json"),
+        ("gate", NO_TEXT, "--against", f"{NO_TEXT}.json", "--json", f"gate-{NO_TEXT}.json"),
+        ("profile", "digits-cnn", "--derive-for", "a40", "-o", f"profile-{NO_TEXT}.json"),
+        ("plan", "mine.toml", "--on", "fake", "--link", f"link-{NO_TEXT}.toml"),
+        ("tune", "mine.toml", "--on", "fake", "--seeds", "1", "-o", f"{NO_TEXT}.toml"),
+        ("plan", f"{NO_TEXT}.toml", "--on", "fake", "--set", "name=tuned"),
+    ):
+        (tmp_path / f"link-{NO_TEXT}.toml").write_text('[link]\nrate = "10mbit"\n')
+        done = pacbench(*command)
+        assert (done.returncode in (0, 4), done.stderr) == (True, ""), command
+    made_by = json.loads((tmp_path / f"profile-{NO_TEXT}.json").read_text())["made_by"]
+    assert made_by.endswith(r"-o 'profile-caf\udce9.json'")
+
+
+def test_lists_of_nothing_leave_no_method_out(pacbench: Pacbench, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(f"{SCENARIO}ratio = []\n")
+    done = pacbench("plan", "mine.toml", "--on", "fake")
+    refused(done, "mine.toml: methods[2] (topk).ratio: found []; allowed: one value, or a list of some")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(("run", "mine.toml", "--on", "fake", option, "") for option in ("--until", "--out", "--method", "--set")),
+        ("run", "mine.toml", "--on", "fake", "--out="),
+        ("tune", "mine.toml", "--on", "fake", "-o", "x.toml", "--grid", ""),
+        ("exec", "--on", "netns", "--image", "", "--", "true"),
+        ("worker", "mine.toml", "--until", ""),
+    ],
+    ids=" ".join,
+)
+def test_an_option_whose_value_is_empty_is_not_taken_for_none(
+    pacbench: Pacbench, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    refused(pacbench(*command), ": found ''; allowed: a value that is not empty")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.toml"]
+
+
+def test_words_of_a_command_may_be_empty(pacbench: Pacbench) -> None:
+    refused(pacbench("exec", "--on", "netns", "--", "no-such-command", "--out", ""), "COMMAND: found 'no-such-command'")
+
+
+def test_a_folder_that_can_be_none_is_refused_before_the_first_scenario_runs(
+    pacbench: Pacbench, tmp_path: Path
+) -> None:
+    (tmp_path / "other.toml").write_text(SCENARIO)
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all" / "other").write_text("no folder")
+    done = pacbench("run", "mine.toml", "other.toml", "--on", "fake", "--out", "all")
+    refused(done, "--out: found 'all/other'; allowed: a folder that can be written (Not a directory)")
+    assert [path.name for path in (tmp_path / "all").iterdir()] == ["other"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(("reference", "mine.toml", "--on", "fake", "--out", f"/proc/{name}") for name in ("x.json", "x/y.json")),
+        ("reproduce", "--quick", "--claim", "dgc-bytes", "--on", "fake", "--out", "/proc/x"),
+        ("tune", "mine.toml", "--on", "fake", "-o", "/proc/x.toml"),
+    ],
+    ids=" ".join,
+)
+def test_what_even_root_cannot_write_is_refused_before_anything_runs(
+    pacbench: Pacbench, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    done = pacbench(*command)
+    assert done.returncode == 2, done
+    assert "output: found '/proc/x" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.toml"]
+
+
+def test_a_scenario_of_which_nothing_finished_keeps_none_from_running(
+    pacbench: Pacbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other.toml").write_text(SCENARIO.replace("steps = 20", "steps = 24"))
+    whole = FakeCluster.run
+
+    def run(cluster: FakeCluster, task: str, spec: Mapping[str, Any], timeout_s: float) -> Iterator[Message]:
+        if spec["trial"]["case"]["train"]["steps"] == 24:
+            return iter([Exit(node="w0", code=1)])
+        return whole(cluster, task, spec, timeout_s)
+
+    monkeypatch.setattr(FakeCluster, "run", run)
+    done = pacbench("run", "other.toml", "mine.toml", "--on", "fake", "--out", "all", "--json")
+    assert done.returncode == 5
+    assert "pacbench: all/other: no trial finished" in done.stderr
+    assert [told["scenario"] for told in json.loads(done.stdout)] == ["mine"]
+    assert Store.open(tmp_path / "all" / "mine").trials()["status"].tolist() == ["done", "done"]
+
+
+def test_more_workers_than_a_run_may_have_are_refused_wherever_a_network_is_made(
+    pacbench: Pacbench, tmp_path: Path
+) -> None:
+    (tmp_path / "link.toml").write_text('[link]\nrate = "10mbit"\n')
+    for command in (
+        ("probe", "--on", "netns", "--workers", "129"),
+        ("exec", "--on", "netns", "--workers", "129", "--", "true"),
+        ("pilot", "--on", "netns", "--workers", "129", "--", "true"),
+        ("pilot", "--on", "netns", "--workers", "129", "--link", "link.toml", "--", "true"),
+    ):
+        refused(pacbench(*command), "--workers: found 129; allowed: at most 128")
+    refused(pacbench("profile", "digits-cnn", "--workers", "129", "-o", "x.json"), "--workers")
+
+
+def test_methods_in_cases_are_combinations_too(pacbench: Pacbench, tmp_path: Path) -> None:
+    ratios = ", ".join(f"{number / 1000}" for number in range(1, 201))
+    (tmp_path / "mine.toml").write_text(f"{SCENARIO}ratio = [{ratios}]\n")
+    done = pacbench("plan", "mine.toml", "--on", "fake", "--set", f"train.batch_size={list(range(1, 101))}")
+    refused(done, "lists: found '100 cases of 201 methods, 20100 combinations'; allowed: at most 10000")
+
+
+def test_a_shell_that_names_another_folder_is_not_believed(
+    pacbench: Pacbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for named in ("/nowhere", f"{tmp_path}/mine.toml/x", "x" * 300, "/", f"/{LONG}"):
+        monkeypatch.setenv("PWD", named)
+        monkeypatch.chdir(tmp_path)
+        assert current_folder() == tmp_path
+        done = pacbench("exec", "--on", "netns", "--", "no-such-command")
+        refused(done, "COMMAND: found 'no-such-command'")
+
+
+LONG = "x" * 300
+"""More than a file's name may have."""
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (("compare", LONG, LONG), "RUN or REFERENCE: found 'xxx"),
+        (("gate", LONG, "--against", "ci"), "RUN or REFERENCE: found 'xxx"),
+        (("status", LONG), "RUN_DIR: found 'xxx"),
+        (("profile", "digits-cnn", "-o", f"{LONG}.json"), "File name too long"),
+        (("tune", "mine.toml", "--on", "fake", "-o", f"{LONG}.toml"), "File name too long"),
+        (("link", "192.0.2.1", "--token", "x", "-o", LONG), "File name too long"),
+        (("run", "mine.toml", "--on", "fake", "--out", LONG), "File name too long"),
+        (("plan", "mine.toml", "--set", f"train.replay={LONG}.json"), "train.replay: found 'xxx"),
+        (
+            (
+                "run",
+                "mine.toml",
+                "--on",
+                "fake",
+                "--set",
+                "train.dataset=text-folder",
+                "--set",
+                f"train.data_dir={LONG}",
+            ),
+            "",
+        ),
+        (("open", LONG), "FOLDER: found 'xxx"),
+        (("pilot", "--recheck", LONG), "File name too long"),
+        (("reproduce", "--judge", LONG, "--claim", "omnireduce-micro"), "File name too long"),
+    ],
+    ids=lambda each: each[0] if isinstance(each, tuple) else "",
+)
+def test_names_that_no_file_can_have_are_one_line(pacbench: Pacbench, command: tuple[str, ...], says: str) -> None:
+    refused(pacbench(*command), says)
+
+
+def test_what_cannot_be_looked_at_is_not_there(pacbench: Pacbench) -> None:
+    assert pacbench("pilot", "--plan", "--on", "netns", "-o", LONG, "--", "true").returncode == 0
+    assert pacbench("run", "mine.toml", "--on", "fake", "--join", "--out", "shared", "--mark", LONG).returncode == 5
+    for dataset in ("cifar-10", "fashion-mnist", "image-folder-32"):
+        with pytest.raises(UsageError, match=r"train\.data_dir: found 'xxx"):
+            DATASETS[dataset].load(Path(LONG))
+
+
+@pytest.mark.parametrize("part", ["trials.parquet", "verified.parquet"])
+def test_a_run_of_which_a_folder_cannot_be_read_is_not_taken_for_an_empty_one(
+    pacbench: Pacbench, tmp_path: Path, part: str
+) -> None:
+    assert pacbench("run", "mine.toml", "--on", "fake", "--out", "run").returncode == 0
+    shutil.rmtree(tmp_path / "run" / part)
+    (tmp_path / "run" / part).write_text("no folder")
+    for verb in ("status", "report"):
+        refused(pacbench(verb, "run"), f"run/{part}: cannot be read: Not a directory")
+
+
+def test_files_of_other_names_among_claims_are_none(pacbench: Pacbench, tmp_path: Path) -> None:
+    command = ("run", "mine.toml", "--on", "fake", "--join", "--out", "run")
+    assert pacbench(*command).returncode == 0
+    claim = next((tmp_path / "run" / "claims").glob("*.claim"))
+    for name in ("x.claim", f"{claim.stem} (copy).claim", f"{claim.stem}0x.claim", "a.0.claim"):
+        shutil.copyfile(claim, claim.with_name(name))
+    for each in (("status", "run"), command):
+        assert pacbench(*each).returncode == 0

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import re
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -116,6 +119,26 @@ def test_wrapping_loses_nothing_but_blanks(text: str, width: int, lines: int) ->
     assert len(short) <= lines
     assert all(len(line) <= width for line in short)
     assert short == wrapped or short[-1].endswith(plain.ELLIPSIS)
+
+
+WITHOUT_FIGURES = """
+from harness.cli.main import main
+from harness.report.figures import registry
+registry.figures = lambda for_paper=False: []
+main()
+"""
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_stream_that_is_closed_takes_all_and_shows_nothing(closed: str, tmp_path: Path) -> None:
+    few = "run quickstart --on fake --method topk --rounds 1 --set train.steps=40 --out run"
+    for arguments, code in (("list methods", 0), (few, 0), ("plan no-such-scenario", 2)):
+        shell = f'exec "$0" -c "$1" {arguments} {closed}'
+        words = ["sh", "-c", shell, sys.executable, WITHOUT_FIGURES]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=280)
+        assert done.returncode == code, done
+        assert "Traceback" not in done.stdout + done.stderr
+    assert (tmp_path / "run" / "report.html").is_file()
 
 
 @given(st.text(st.characters(codec=None)))

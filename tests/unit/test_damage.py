@@ -326,6 +326,45 @@ def test_a_damaged_reference_is_told_or_changes_nothing(
     assert "bad.json" in line or json.loads((folder / "bad.json").read_bytes()) == json.loads(content)
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [{"command": [1]}, {"command": "x"}, {"cpu_count": [1]}, {"started": 1}, {"libraries": []}, {"container": [1]}],
+    ids=str,
+)
+def test_provenance_that_is_none_is_told(whole: Path, tmp_path: Path, entry: dict[str, object]) -> None:
+    run = damaged(whole, tmp_path)
+    assert call_pacbench(("reference", *COMMANDS[2][1:]), tmp_path).returncode == 0
+    content = json.loads((tmp_path / "made.json").read_text())
+    content.pop("digest")
+    (tmp_path / "odd.json").write_text(json.dumps({**content, "provenance": [entry]}))
+    (run / "provenance.json").write_text(json.dumps([entry]))
+    for command, file in ((("gate", "intact", "--against", "odd.json"), "odd.json"), (COMMANDS[3], "provenance.json")):
+        done = call_pacbench(command, tmp_path)
+        assert done.returncode == 2, done
+        assert file in done.stderr
+        assert next(iter(entry)) in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("target", "odd"), ("links", "odd"), ("links", "[]"), ("links", "[1]"), ("verified_after", "{}")],
+)
+def test_text_of_a_row_without_a_digest_that_says_nothing_is_told(
+    whole: Path, tmp_path: Path, column: str, value: str
+) -> None:
+    run = damaged(whole, tmp_path)
+    part = "verified.parquet" if column == "verified_after" else "trials.parquet"
+    file = min((run / part).iterdir())
+    table = pq.ParquetFile(file).read()
+    table = table.set_column(table.column_names.index(column), column, pa.array([value]))
+    pq.write_table(table.replace_schema_metadata(None), file)
+    done = call_pacbench(("report", "run"), tmp_path)
+    assert done.returncode == 2, done
+    assert f"{file.name}: damaged ({column}: found '{value}')" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_values_of_a_reference_that_are_none_are_told(whole: Path, tmp_path: Path) -> None:
     damaged(whole, tmp_path)
     assert call_pacbench(("reference", *COMMANDS[2][1:]), tmp_path).returncode == 0
@@ -338,6 +377,8 @@ def test_values_of_a_reference_that_are_none_are_told(whole: Path, tmp_path: Pat
         ("status", "fine"),
         ("workers", None),
         ("odd", 1),
+        ("target", "odd"),
+        ("target_accuracy", 7.0),
     ):
         trials = [{**content["trials"][0], key: value}, *content["trials"][1:]]
         (tmp_path / "odd.json").write_text(json.dumps({**content, "trials": trials}))

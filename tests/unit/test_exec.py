@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -16,10 +18,10 @@ from forked import SERVER
 from in_process import call_pacbench
 
 from harness import programs
-from harness.cli.outputs import Files
+from harness.cli.outputs import Files, Terminal
 from harness.cluster.fake import FakeCluster
 from harness.errors import MeasurementError, UsageError
-from harness.messages import CommandEnded, Exit, Failed, Message, Output, QueueCount, RankEnded, Traffic
+from harness.messages import CommandEnded, Exit, Failed, Message, Output, QueueCount, RankEnded, Tick, Traffic
 from harness.network.topology import Topology
 from harness.network.traffic import queue_counts, retransmits
 from harness.record.execution import Execution, new_folder
@@ -185,6 +187,21 @@ def test_a_folder_that_stays_empty_goes(tmp_path: Path) -> None:
     assert folder.exists()
 
 
+def test_commands_that_begin_at_the_same_time_have_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.strftime", lambda _: "now")
+    with ExitStack() as stack:
+        folders = [stack.enter_context(new_folder(tmp_path, None)) for _ in range(3)]
+        assert [each.name for each in folders] == ["exec-now", "exec-now.2", "exec-now.3"]
+    assert list(tmp_path.iterdir()) == []
+    with new_folder(tmp_path, tmp_path / "mine") as folder:
+        with pytest.raises(UsageError, match="another pacbench run is using this folder"), new_folder(tmp_path, folder):
+            pass
+        (folder / "exec.json").write_text("{}")
+    assert [each.name for each in (tmp_path / "mine").iterdir()] == ["exec.json"]
+
+
 class Scripted(FakeCluster):
     """Runs commands: what is heard of them is what it was told."""
 
@@ -265,6 +282,62 @@ def test_what_an_earlier_command_printed_is_no_part_of_what_this_one_does(tmp_pa
         shown(Output(node="w0", rank=0, to_stderr=False, lines=["all is well"]))
     assert {path.name for path in tmp_path.iterdir()} == {"w0.out", "notes.out", "w0.err.old"}
     assert (tmp_path / "w0.out").read_text() == "all is well\n"
+
+
+def test_of_a_command_that_cannot_be_started_what_the_last_one_printed_is_left(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "w0.out").write_text("of hours")
+    done = call_pacbench(("exec", "--on", "netns", "--output", "logs", "--", "no-such-command"), tmp_path)
+    assert done.returncode == 2
+    assert (tmp_path / "logs" / "w0.out").read_text() == "of hours"
+
+
+def test_of_a_command_that_says_nothing_there_is_nothing(tmp_path: Path) -> None:
+    (tmp_path / "w0.out").write_text("of yesterday")
+    with Files(tmp_path, per_node=1):
+        assert (tmp_path / "w0.out").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_terminal_that_has_gone_away_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = pty.openpty()
+    os.close(ours)
+    with open(theirs, "w") as gone:
+        monkeypatch.setattr("sys.stdout", gone)
+        Terminal(per_node=1)(Output(node="w0", rank=0, to_stderr=False, lines=["is anybody there?"]))
+        monkeypatch.undo()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), gone.fileno())  # so that it can be closed
+
+
+class HungUp(Scripted):
+    """While a command runs, its terminal goes away: the kernel says so, and the shell."""
+
+    def run(self, task: str, spec: Mapping[str, Any], timeout_s: float) -> Iterator[Message]:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGHUP)
+            yield Tick()
+        yield from super().run(task, spec, timeout_s)
+
+
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
+def test_a_command_whose_terminal_goes_away_leaves_a_record(handler: Any, tmp_path: Path) -> None:
+    ended = [
+        message
+        for number in range(2)
+        for message in (
+            RankEnded(node=f"w{number}", rank=number, code=0),
+            CommandEnded(node=f"w{number}", cpu_s=1.0, peak_memory_bytes=1),
+        )
+    ]
+    cluster, before = HungUp(*ended), signal.signal(signal.SIGHUP, handler)
+    try:
+        found = execute_job(cluster, star(), Job(["true"], tmp_path, {}), lambda said: None, ["pacbench"])
+        assert signal.getsignal(signal.SIGHUP) == handler
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    is_heard = handler != signal.SIG_IGN  # as nohup has it
+    assert cluster.signals == [signal.SIGHUP] * is_heard
+    assert found.ending == ("interrupted" if is_heard else "finished")
 
 
 def test_a_record_is_not_overwritten(tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ import json
 import os
 import socket
 from dataclasses import asdict
+from math import inf, nan
 from pathlib import Path
 
 import pytest
+from executed import execution
 from in_process import call_pacbench
 
 from baselines._state import ring_all_reduce_bytes
@@ -129,6 +131,17 @@ def test_rank_0_alone_tells_metrics(tmp_path: Path) -> None:
     ranks = [[*findings_of(rank), Metric(4, 60.0, "accuracy", 0.5 + rank)] for rank in range(2)]
     found = account(tmp_path, ranks).metrics
     assert [(metric.name, metric.value, metric.steps) for metric in found] == [("accuracy", 0.5, 4)]
+
+
+def test_a_metric_that_is_no_finite_number_is_read_back(tmp_path: Path) -> None:
+    told = [Metric(steps=step, at_s=1.0, name="loss\udcff", value=value) for step, value in enumerate((0.5, inf, nan))]
+    found = execution(metrics=account(tmp_path, [[*findings_of(0), *told], findings_of(1)]).metrics)
+    found.save(tmp_path)
+    assert [each.value for each in Execution.load(tmp_path).metrics] == [0.5, None, None]
+    assert metric_rows(found.metrics) == [(r"loss\udcff", "3", "0.5", "–")]
+    heard = MetricsInOutput("acc: (.*)", lambda said: None)
+    heard(Output(node="w0", rank=0, to_stderr=False, lines=["acc: nan", "acc: 1"]))
+    assert [each.value for each in heard.found] == [None, 1.0]
 
 
 def test_metrics_are_found_in_what_rank_0_prints_to_stdout() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -35,6 +36,22 @@ def test_torchruns_contract_is_read_and_slurms_where_that_is_absent() -> None:
     for damaged in ({}, {**CONTRACT, "RANK": "4"}, {**CONTRACT, "WORLD_SIZE": "x"}):
         with pytest.raises(UsageError, match="^environment: "):
             Launch.read(damaged)
+
+
+@pytest.mark.parametrize("name", ["a..b", ".", "x" * 64, "\udcff"])
+def test_a_host_that_no_resolver_is_asked_for_is_refused_before_it_is_looked_for(name: str) -> None:
+    with pytest.raises(UsageError, match=r"^environment: MASTER_ADDR: found '.*'; allowed: a host's name or address"):
+        Launch.read({**CONTRACT, "MASTER_ADDR": name})
+
+
+@pytest.mark.parametrize("address", ["h1", "h1.example.org.", "192.0.2.1", "fe80::1%eth0", "bücher.example"])
+def test_hosts_have_names_and_addresses(address: str) -> None:
+    assert Launch.read({**CONTRACT, "MASTER_ADDR": address}).leader == address
+
+
+def test_a_token_may_be_any_bytes() -> None:
+    tokens = {Launch.read({**CONTRACT, "PACBENCH_TOKEN": os.fsdecode(token)}).token for token in (b"\xff", b"\xfe")}
+    assert tokens == {b"\xff", b"\xfe"}
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import pickle
 import re
 from contextlib import suppress
@@ -233,13 +234,13 @@ def test_what_options_are_tried_with_are_such(command: tuple[str, ...]) -> None:
 
 
 @tries(60)
-@given(st.sampled_from(OPTIONS), TOKENS | st.text())
+@given(st.sampled_from(OPTIONS), TOKENS | st.text() | st.binary(max_size=9).map(os.fsdecode))
 @example(("doctor", "{}"), "9" * 5000)
 def test_any_option(tmp_path: Path, command: tuple[str, ...], value: str) -> None:
     """Of a scenario that nothing accepts, so that nothing is started whatever the option says."""
     (tmp_path / "x.toml").write_text(SCENARIO + "odd = 1\n")
     (tmp_path / "x.json").write_text("{}")
-    given_value = value.encode(errors="replace").decode().replace("\0", "")  # what an argument can hold
+    given_value = value.replace("\0", "")  # which no argument can hold
     full = [given_value if part == "{}" else part for part in command]
     done = call_pacbench(tuple(full if "{}" in command else [*full, given_value]), tmp_path)
     assert done.returncode in (0, 2), done
@@ -337,6 +338,12 @@ def test_any_findings_of_a_script(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "rank-0.jsonl").write_bytes(content)
     with suppress(MeasurementError):
         reading.shortfall(tmp_path, 2)
+
+
+def test_files_of_other_names_are_no_findings(tmp_path: Path) -> None:
+    for name in ("rank-x.jsonl", "rank-.jsonl", "rank-0 (copy).jsonl"):
+        (tmp_path / name).write_text("{}\n")
+    assert reading.read(tmp_path) == []
 
 
 LINK = """[link]

@@ -137,6 +137,18 @@ def test_a_plug_ins_code_is_part_of_what_was_looked_at(tmp_path: Path) -> None:
         (("--model", MODEL, "--dataset", "fashion-mnist"), "which the model takes"),
         (("--model", MODEL, "--dataset", DATASET, "--", "--lr", "fast"), "--lr"),
         (("--model", MODEL, "--dataset", DATASET, "--", "--batch-size", "0"), "--batch-size"),
+        *(
+            (
+                ("--plan", "--model", MODEL, "--dataset", DATASET, "--", f"--{name}", value),
+                f"{name.replace('-', '_')}: found",
+            )
+            for name in ("lr", "momentum", "weight-decay")
+            for value in ("nan", "inf", "-1")
+        ),
+        (
+            ("--plan", "--model", MODEL, "--dataset", DATASET, "--", "--optimizer=adamw", "--momentum=0.9"),
+            "momentum: found",
+        ),
         (("--per-node", "2", "--link", "racks.toml", "--", "true"), "--per-node"),
         (("--plan", "--json", "--", "true"), "--json"),
     ],

@@ -21,6 +21,7 @@ from harness.analysis.pilot.verdict import verdict
 from harness.attach.sources import hash_of, own_sources
 from harness.cli.app import make_app
 from harness.errors import MeasurementError, UsageError
+from harness.files import LOCK, locked
 from harness.network.topology import Topology
 from harness.record.execution import Execution
 from harness.record.observed import ObservedStep
@@ -32,7 +33,7 @@ from harness.run.pilot import bench as benches
 from harness.run.pilot.bench import Bench
 from harness.run.pilot.found import Found
 from harness.run.pilot.trained import _lead_s, cut, training_of
-from harness.run.piloting import _without_dense
+from harness.run.piloting import _without_dense, recheck
 from harness.scenario.load import value_of
 from harness.scenario.schema import MethodSpec
 
@@ -271,6 +272,7 @@ def test_what_is_reused_was_run_with_the_same_environment_and_cluster(tmp_path: 
 
     assert folder(LR="0.1") == folder(LR="0.1", TERM="xterm", SSH_TTY="/dev/pts/1")
     assert len({folder(LR="0.1"), folder(LR="0.01"), folder("docker", LR="0.1")}) == 3
+    assert len({folder(LR=os.fsdecode(value)) for value in (b"0.1\xff", b"0.1\xfe")}) == 2, "any bytes"
 
 
 def test_what_was_run_with_other_code_of_the_scripts_own_does_not_count(tmp_path: Path) -> None:
@@ -378,6 +380,17 @@ def test_a_file_that_cannot_be_read_is_no_part_of_what_is_run(tmp_path: Path) ->
     named = benches.files_digest(["python", str(script)], tmp_path)
     assert len(named) == 1
     assert benches.files_digest(["python", str(script), "--key", "/proc/self/mem"], tmp_path) == named
+
+
+def test_two_pilots_do_not_share_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "own" / "runs").mkdir(parents=True)
+    with locked(tmp_path / "own"):
+        done = call_pacbench(("pilot", "--on", "netns", "-o", "own", "--", "true"), tmp_path)
+    assert (done.returncode, done.stderr) == (2, "pacbench: own: another pacbench run is using this folder\n")
+    assert [each.name for each in (tmp_path / "own").iterdir() if each.name != LOCK] == ["runs"]
+    (tmp_path / "again").mkdir()
+    with locked(tmp_path / "again"), pytest.raises(UsageError, match="another pacbench run is using this folder"):
+        recheck(pilot(), request(tmp_path / "again"), quiet)
 
 
 # How many steps, and whose

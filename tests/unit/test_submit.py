@@ -119,6 +119,21 @@ def test_what_cannot_be_handed_over_is_refused_before_anything_is_written(
     assert not list(tmp_path.rglob("submit-*"))
 
 
+def test_nothing_is_left_of_what_cannot_be_handed_over(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.sh")
+    for more in (("--option", "time=1"), ("--template", "missing.sh"), ("--template", "pipe.sh")):
+        done = call_pacbench((*SUBMIT, "--engine", "slurm", *more), tmp_path)
+        assert done.returncode == 2, done
+        assert [path.name for path in tmp_path.iterdir()] == ["pipe.sh"]
+
+
+def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    assert call_pacbench(("submit", *RUN, "--out", name, "--engine", "slurm"), tmp_path).returncode == 0
+    (script,) = (tmp_path / name).glob("submit-*")
+    assert bytes(tmp_path / name) in script.read_bytes()
+
+
 @pytest.mark.parametrize(("engine", "lacks"), [("slurm", "sbatch is not in PATH"), ("ray", "this Python has no ray")])
 def test_an_engine_that_is_not_there_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, lacks: str

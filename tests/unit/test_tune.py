@@ -48,6 +48,36 @@ def test_several_workloads_are_refused() -> None:
         check(load("quickstart", ["train.batch_size=[16, 32]"]), GRID)
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--seeds", "1001"), "--seeds"),
+        (("--steps", "1000001"), "--steps"),
+        (("--steps", "8", "--set", "train.schedule={kind='cosine',warmup_steps=8}"), "--steps: found 8; allowed: more"),
+        (("--grid", "0.010001,0.010002,0.010003"), "--grid: found [0.010001, 0.010002, 0.010003]; allowed: rates that"),
+        (("--grid", "0.01,0.01,0.02,0.03"), "--grid: found [0.01, 0.01, 0.02, 0.03]; allowed: rates that differ"),
+        (("--grid", ""), "--grid: found ''; allowed: "),
+        (("--method", "long"), "methods.0.label: found 'xxx"),
+    ],
+    ids=lambda each: " ".join(each) if isinstance(each, tuple) else "",
+)
+def test_what_no_stage_can_be_is_refused_before_anything_is_stored(
+    tmp_path: Path, options: tuple[str, ...], says: str
+) -> None:
+    """What is stored would be gone on with by the corrected command."""
+    longest = "x" * 199 if "long" in options else "dense"
+    content = (
+        f'rounds = 1\nbaseline = "{longest}"\n[train]\nsteps = 24\n[[methods]]\nname = "dense"\nlabel = "{longest}"\n'
+    )
+    (tmp_path / "own.toml").write_text(content)
+    more = options if "long" not in options else ()
+    done = call_pacbench(("tune", "own.toml", "-o", "tuned.toml", "--on", "fake", *more), tmp_path)
+    assert done.returncode == 2, done
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert [each.name for each in tmp_path.iterdir()] == ["own.toml"]
+
+
 def test_rates_are_written_into_a_scenario_that_says_so(tmp_path: Path) -> None:
     short = (word for setting in SHORT for word in ("--set", setting))
     options = ("--on", "fake", "--seeds", "1", "--method", "topk", *short)

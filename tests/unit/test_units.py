@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +13,7 @@ from harness.units import (
     format_size,
     format_time,
     parse_rate_bps,
+    parse_share,
     parse_size_bytes,
     parse_time_s,
 )
@@ -38,6 +41,13 @@ def test_times(text: str, time_s: float) -> None:
 def test_what_is_no_rate_is_refused(text: object) -> None:
     with pytest.raises(ValueError, match="mbit"):
         parse_rate_bps(text)
+
+
+@pytest.mark.parametrize("parse", [parse_size_bytes, parse_time_s, parse_share])
+@pytest.mark.parametrize("text", ["5ms/s", "25MB/s", "10min/s", "5%/s"])
+def test_only_rates_are_per_second(parse: Callable[[object], object], text: str) -> None:
+    with pytest.raises(ValueError, match="such as"):
+        parse(text)
 
 
 def test_zero_is_no_rate_and_no_size() -> None:

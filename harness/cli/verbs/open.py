@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from harness.cli.console import say
 from harness.errors import UsageError
+from harness.files import files_below
 from harness.run import RESULTS
 
 
@@ -20,7 +22,7 @@ def verb(
     """Show the newest page below a folder in the browser, and say where it is. Without a browser it only says so."""
     import webbrowser
 
-    pages = sorted(filter(Path.is_file, folder.rglob("*.html")), key=lambda page: page.stat().st_mtime)
+    pages = sorted((file for file in files_below(folder) if file.suffix == ".html"), key=os.path.getmtime)
     if not pages:
         raise UsageError.at("command line", "FOLDER", str(folder), "a folder in or below which there is a page")
     say(str(pages[-1]))

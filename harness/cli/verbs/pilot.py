@@ -22,6 +22,7 @@ from harness.cli.options import (
     Rate,
     SetLinks,
     Workers,
+    check_emulated,
     command,
     current_folder,
     refuse_beside,
@@ -29,6 +30,7 @@ from harness.cli.options import (
     topology,
 )
 from harness.errors import EXIT_INCONCLUSIVE, EXIT_REGRESSION, MeasurementError, UsageError
+from harness.plain import UTF_8, is_utf_8
 
 if TYPE_CHECKING:
     from harness.analysis.pilot.worth import Price
@@ -114,13 +116,15 @@ def verb(
     prices = _prices(price, egress)
     words, name = _training(command_ or (), model, dataset)
     network = _network(link, workers) if link else topology(workers, rate, set_)
+    here = current_folder()
+    _check_can_be_told(words, here)
     _check_ranks(network, per_node)
     kind, _ = registry.choose(on)
     registry.make_for_commands(kind)
     methods, plain, sixteen, unsuited = _methods(scenario, method or ())
     asked = Request(
         command=tuple(words),
-        folder=current_folder(),
+        folder=here,
         environment=dict(os.environ),
         network=network,
         per_node=per_node,
@@ -168,6 +172,13 @@ def _training(words: Sequence[str], model: str | None, dataset: str | None) -> t
     options = ["--model", anchored(model, here), "--dataset", anchored(dataset, here), *words]
     script.parsed(options)
     return python(script.__name__, *options), plain(model)
+
+
+def _check_can_be_told(words: Sequence[str], folder: Path) -> None:
+    """Refuse bytes that are no text: a pilot's file holds command and folder, and a recheck runs the same again."""
+    for field, found in (*(("COMMAND", word) for word in words), ("current folder", str(folder))):
+        if not is_utf_8(found):
+            raise UsageError.at("command line", field, found, UTF_8)
 
 
 def _methods(scenario: str, only: Sequence[str]) -> tuple[tuple[MethodSpec, ...], str, str, str]:
@@ -221,6 +232,7 @@ def _network(file: Path, workers: int) -> Topology:
         **{key: tables[key] for key in ("link", "fabric") if key in tables},
     }
     found = checked_section(Topology, values, str(file))
+    check_emulated(workers)
     if complaint := limits.complaint(found.link, found.fabric, found.workers):
         raise UsageError(f"{file}: {complaint}")
     return found
@@ -232,11 +244,12 @@ def _check_ranks(network: Topology, per_node: int) -> None:
 
 
 def _show_plan(asked: Request) -> None:
+    from harness.files import is_file
     from harness.record.pilot import FILE, load
     from harness.run.pilot.request import stages
     from harness.units import format_time
 
-    known = load(asked.out / FILE) if (asked.out / FILE).is_file() else None
+    known = load(asked.out / FILE) if is_file(asked.out / FILE) else None
     known = known if known and known.command == asked.command else None
     rows = [
         [name, str(count), str(workers), str(steps), _about(known, count, steps)]

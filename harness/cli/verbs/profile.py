@@ -12,6 +12,7 @@ import typer
 from harness.cli.console import say
 from harness.cli.options import command, refuse_beside, write
 from harness.errors import UsageError
+from harness.plain import UTF_8, is_utf_8
 
 if TYPE_CHECKING:
     from harness.workload.profile import Profile
@@ -31,7 +32,9 @@ def verb(
     out: Annotated[Path, typer.Option("--out", "-o", help="The profile, a .json file.")],
     device: Annotated[str, typer.Option(help="Where to time it: cpu or cuda.")] = "cpu",
     batch_size: Annotated[int, typer.Option(min=1, help="Samples a step.")] = 32,
-    workers: Annotated[int, typer.Option(min=1, help="How many processes compute at once, sharing this machine.")] = 1,
+    workers: Annotated[
+        int, typer.Option(min=1, max=128, help="How many processes compute at once, sharing this machine.")
+    ] = 1,
     steps: Annotated[int, typer.Option(min=1, help="How many are timed, after a warm-up.")] = 10,
     repeat: Annotated[int, typer.Option(min=1, help="How often all is timed, each time in new processes.")] = 1,
     codecs: Annotated[
@@ -93,10 +96,13 @@ def _check(
 ) -> None:
     """Refuse what there is not, or what does not go together."""
     from harness.files import check_writable
+    from harness.plugins import short
     from harness.worker.derived import HARDWARE
     from harness.workload.data import DATASETS
     from harness.workload.models import MODELS, check_scores
 
+    if not is_utf_8(short(model)):
+        raise UsageError.at("command line", "MODEL", model, UTF_8)
     if model not in MODELS:
         raise UsageError.at("command line", "MODEL", model, MODELS.allowed)
     if MODELS.is_plugin(model):

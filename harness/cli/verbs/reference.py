@@ -37,9 +37,11 @@ def verb(
     with words_aside(as_json):
         if from_run:
             store = _run_of(scenario, from_run)
+            path = out or _default(store.scenario().name)
         else:
-            store = _new_run(scenario, on, set_ or (), method or (), reference.ROUNDS if rounds is None else rounds)
-        path = reference.write(store, out or RESULTS / "reference" / f"{store.scenario().name}.json")
+            rounds = reference.ROUNDS if rounds is None else rounds
+            store, path = _new_run(scenario, on, set_ or (), method or (), rounds, out)
+        reference.write(store, path)
         say(f"reference: {path}")
     if as_json:
         from harness.report.export import figures_json
@@ -58,16 +60,27 @@ def _run_of(scenario: str, folder: Path) -> Store:
     return store
 
 
-def _new_run(scenario: str, on: str, overrides: Sequence[str], methods: Sequence[str], rounds: int) -> Store:
+def _default(name: str) -> Path:
+    """Where the reference of a scenario goes."""
+    return RESULTS / "reference" / f"{name}.json"
+
+
+def _new_run(
+    scenario: str, on: str, overrides: Sequence[str], methods: Sequence[str], rounds: int, out: Path | None
+) -> tuple[Store, Path]:
+    """Run it, if the file can be written that is to be made of it; returns that, too."""
     from harness.cli.running import run_and_report
     from harness.cluster import registry
+    from harness.files import check_folder, check_writable, is_folder
     from harness.run.planning import plan_run
     from harness.run.session import open_store
 
     kind, why = registry.choose(on)
     cluster = registry.make(kind)
     plan = plan_run(scenario, cluster, overrides, methods, rounds)
+    path = out or _default(plan.scenario.name)
+    check_writable(path) if is_folder(path.parent) else check_folder(path.parent)
     store = open_store(plan)
     if failed := run_and_report(plan, store, cluster, why).failed:
         raise MeasurementError(f"{store.folder}: {failed} trials did not finish; of such a run no reference is made")
-    return store
+    return store, path

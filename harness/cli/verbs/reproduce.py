@@ -13,7 +13,7 @@ from harness.cli.console import print_table, say
 from harness.cli.json_output import print_json, words_aside
 from harness.cli.options import AsJson, On, command, refuse_beside
 from harness.errors import MeasurementError, UsageError
-from harness.files import NoRoomError
+from harness.files import NoRoomError, check_folder
 from harness.run import RESULTS
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def verb(
             _announce(chosen, runs, registry.make(kind).machine)
             if plan:
                 return
+            check_folder(out)
             collected = provenance.collect(command())
             runs, failed = _carried_out(chosen, runs, kind, why, collected, out)
         judged, origin = _conclude(chosen, runs, collected, out)

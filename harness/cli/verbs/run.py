@@ -56,11 +56,12 @@ def verb(
         check_mark(join, out, mark)  # before what brings torch is imported, on each machine
     from harness.cli.running import run_and_report
     from harness.cluster import registry
+    from harness.record.store import NothingMeasuredError
     from harness.run.planning import plan_run
     from harness.run.session import check_join, check_start, open_store
 
     check_join(join, out)
-    until_share = share("--until", until) if until else None
+    until_share = None if until is None else share("--until", until)
     overrides = [*with_link(link, set_), *(["cluster.device=cuda", "train.pace=none"] if gpu else [])]
     kind, why = registry.choose(on)
     clusters = [registry.make(kind, keep) for _ in scenarios]
@@ -70,16 +71,22 @@ def verb(
     ]
     folders = _folders([plan.scenario.name for plan in plans], out)
     pending = [check_start(*each) for each in zip(plans, clusters, folders, strict=True)]
-    stores, failed = [], 0
+    stores, failed, empty = [], 0, []
     with words_aside(as_json):
         for number, (plan, cluster, folder) in enumerate(zip(plans, clusters, folders, strict=True), start=1):
-            stores.append(open_store(plan, folder))
+            store = open_store(plan, folder)
             later = [trial for of_one in pending[number:] for trial in of_one]
-            failed += run_and_report(plan, stores[-1], cluster, why, until_share, join, later).failed
-    if as_json:
+            try:
+                failed += run_and_report(plan, store, cluster, why, until_share, join, later).failed
+                stores.append(store)
+            except NothingMeasuredError as error:  # the scenarios that follow may fare better
+                empty.append(str(error))
+    if as_json and stores:
         from harness.report.export import figures_json
 
         print_json([figures_json(store) for store in stores])
+    if empty:
+        raise MeasurementError("; ".join(empty))
     if failed:
         raise MeasurementError(f"{failed} of the trials did not finish; the report lists each with its reason")
 

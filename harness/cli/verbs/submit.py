@@ -35,6 +35,7 @@ def verb(
     Each task is `pacbench run SCENARIO --join --out OUT`. What else it is to be given is edited in the script.
     """
     from harness.cluster import registry
+    from harness.files import write_whole
     from harness.plan.check import check_size
     from harness.plugins import anchored
     from harness.record.store import Store
@@ -47,12 +48,14 @@ def verb(
     check_size(wanted)
     if go:
         submit.check_engine(chosen)
-    folder = Store.create(out.absolute(), wanted).folder
+    folder = out.absolute()
     arguments = [str(Path(scenario).absolute()) if scenario.endswith(".toml") else scenario, "--on", on]
     arguments += [word for each in set_ or () for word in ("--set", each)]
     arguments += [word for each in method or () for word in ("--method", anchored(each, Path()))]
     arguments += ["--rounds", str(rounds)] if rounds is not None else []
-    script = submit.write_script(chosen, folder, arguments, tasks, option or (), template)
+    script, content = submit.script(chosen, folder, arguments, tasks, option or (), template)
+    Store.create(folder, wanted)
+    write_whole(script, content)
     say(f"script: {script}")
     if go:
         submit.hand_over(chosen, script)

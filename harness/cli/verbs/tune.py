@@ -28,8 +28,10 @@ def verb(
     grid: Annotated[
         str | None, typer.Option(metavar="LR,LR,...", help="Rates to try; default: the scenario's lr times 1/4 to 4.")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds for each method and rate.")] = 2,
-    steps: Annotated[int | None, typer.Option(min=4, help="Steps of each trial; default: the scenario's.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Seeds for each method and rate.")] = 2,
+    steps: Annotated[
+        int | None, typer.Option(min=4, max=1_000_000, help="Steps of each trial; default: the scenario's.")
+    ] = None,
     folder: Annotated[
         Path | None, typer.Option(help="Where trials are stored; default: results/SCENARIO-tune. Goes on there.")
     ] = None,
@@ -45,8 +47,8 @@ def verb(
     check_writable(out)
     asked = load(scenario, set_ or (), method or ())
     train = asked.cases[0].train
-    first = _rates(grid) if grid else tuple(factor * train.lr for factor in tuning.GRID)
-    tuning.check(asked, first)
+    first = tuple(factor * train.lr for factor in tuning.GRID) if grid is None else _rates(grid)
+    tuning.check(asked, first, steps)
     with words_aside(as_json):
         tried, stages = _tried(asked, on, first, seeds, steps or train.steps, folder or RESULTS / f"{asked.name}-tune")
     rates = tuning.best_rates(tried)

@@ -48,7 +48,7 @@ def verb(
 
     from harness.cluster.hosts.cluster import HostsCluster
 
-    until_share = share("--until", until) if until else None
+    until_share = None if until is None else share("--until", until)
     with words_aside(as_json), HostsCluster(launch, interface, address, backend, float(wait), shape) as cluster:
         # They bring torch: ranks that cannot take part are told before.
         from harness.cli.running import run_and_report

@@ -38,6 +38,7 @@ from harness.cluster.emulated import MEETING_PLACE, EmulatedCluster, as_json, pr
 from harness.cluster.fleet import Fleet
 from harness.cluster.protocol import EXECUTE
 from harness.errors import UsageError
+from harness.files import is_folder
 from harness.messages import Build, CheckCode, Message, Preload
 from harness.network.addresses import SWITCH
 from harness.network.readings import Readings
@@ -167,7 +168,7 @@ class ComposeCluster(EmulatedCluster):
         if train and not train.replay:
             folder = Path(train.data_dir) if train.data_dir else None
             DATASETS[train.dataset].load(folder)
-            found = [place for place in places(folder) if place.is_dir()]
+            found = [place for place in places(folder) if is_folder(place)]
             self._mounts |= {place.resolve(): _inside(place, train.data_dir) for place in found}
         request = preload_request(train)
         self._preloads.append(request)

@@ -38,17 +38,18 @@ class Launch:
         """Read a process's environment.
 
         Raises:
-            UsageError: a variable is absent, or no number that it can be.
+            UsageError: a variable is absent, or is none of what it can be.
         """
         given = {**_of_slurm(environment), **{name: environment[name] for name in CONTRACT if name in environment}}
         if absent := [name for name in CONTRACT if name not in given]:
             raise UsageError.at("environment", absent[0], "nothing", HOW)
+        _check_host(given["MASTER_ADDR"])
         size = _number(given, "WORLD_SIZE", 2, MOST_WORKERS)
         rank = _number(given, "RANK", 0, size - 1)
         port = _number(given, "MASTER_PORT", 1, 65_534)
         job = [environment.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "TORCHELASTIC_RUN_ID")]
         token = environment.get(TOKEN) or " ".join([*job, given["MASTER_ADDR"], given["MASTER_PORT"]])
-        return cls(rank, size, given["MASTER_ADDR"], port + 1, token.encode())
+        return cls(rank, size, given["MASTER_ADDR"], port + 1, token.encode(errors="surrogateescape"))
 
 
 def _of_slurm(environment: Mapping[str, str]) -> dict[str, str]:
@@ -75,6 +76,14 @@ def first_host(nodes: str) -> str:
     """The first of Slurm's list of hosts, such as ``h[01-03,7],login``."""
     found = re.match(r"([^\[,]*)(?:\[(\w+)[^\]]*\])?([^\[,]*)", nodes)
     return "".join(part or "" for part in found.groups()) if found else nodes
+
+
+def _check_host(name: str) -> None:
+    """Refuse what no resolver is ever asked for."""
+    try:
+        name.encode("idna")  # as Python's sockets do
+    except UnicodeError:
+        raise UsageError.at("environment", "MASTER_ADDR", name, "a host's name or address") from None
 
 
 def _number(given: Mapping[str, str], name: str, least: int, most: int) -> int:

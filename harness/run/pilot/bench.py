@@ -26,7 +26,7 @@ from harness.attach.orders import LOOK_STEPS
 from harness.attach.sources import hash_of
 from harness.cluster import registry
 from harness.errors import MeasurementError, UsageError
-from harness.files import as_name, make_folder, writing
+from harness.files import as_name, is_file, make_folder, writing
 from harness.messages import Output
 from harness.network.topology import Topology
 from harness.plan.dilation import whole_periods
@@ -73,7 +73,6 @@ class Bench:
         """Whether methods were not trained with some seed, since dense was not."""
         self.links_changed = False
         """Whether a training does not count because of that."""
-        make_folder(request.out)
 
     @property
     def left_out(self) -> list[str]:
@@ -303,7 +302,7 @@ class Bench:
 
 
 def _digest(*parts: str) -> str:
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+    return hashlib.sha256("\0".join(parts).encode(errors="surrogateescape")).hexdigest()[:12]
 
 
 def _steps_of_pace(method: MethodSpec) -> int:
@@ -325,7 +324,7 @@ def files_digest(command: Sequence[str], folder: Path) -> list[str]:
 
 def _done(folder: Path) -> Execution | None:
     """The record of a command that has run to its end there, with the code that is imported now."""
-    if not (folder / RECORD).is_file():
+    if not is_file(folder / RECORD):
         return None
     try:
         found = Execution.load(folder)
