@@ -1,8 +1,8 @@
 """Whether a method's model is as good as the baseline's in the end.
 
-Where the rounds leave that unknown, further seeds may be trained: then it is looked at twice, after the rounds and after
-the last seed. With intervals of 95 % at both, a method whose truth lies at the tolerance would be told to keep accuracy
-in more runs than the 2.5 % that are meant, and in as many not to. So the error is spent evenly over the looks.
+Where the rounds leave that unknown, further seeds may be trained: then it is looked at twice, after the rounds and
+after the last seed. With intervals of 95 % at both, a method whose truth lies at the tolerance would be told to keep
+accuracy in more runs than the 2.5 % that are meant, and in as many not to. So the error is spent evenly over the looks.
 """
 
 from __future__ import annotations

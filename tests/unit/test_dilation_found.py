@@ -556,9 +556,7 @@ def test_ranks_that_were_out_of_step_are_nothing_that_the_machine_adds(tmp_path:
         assert look
         in_step = range(look.from_step, look.from_step + 2 * look.steps)
         outcome.events = [
-            event._replace(value=1.12 * event.value)
-            if event.kind == "step_s" and event.step not in in_step
-            else event
+            event._replace(value=1.12 * event.value) if event.kind == "step_s" and event.step not in in_step else event
             for event in outcome.events
         ]
         return outcome
