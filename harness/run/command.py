@@ -258,7 +258,7 @@ def _interruptions() -> Iterator[list[int]]:
     came: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGHUP in came:
+        if number == signal.SIGHUP and number in came:
             return
         came.append(number)
         if len(came) > 1:

@@ -79,7 +79,10 @@ def _new_run(
     cluster = registry.make(kind)
     plan = plan_run(scenario, cluster, overrides, methods, rounds)
     path = out or _default(plan.scenario.name)
-    check_writable(path) if is_folder(path.parent) else check_folder(path.parent)
+    if is_folder(path.parent):
+        check_writable(path)
+    else:
+        check_folder(path.parent)
     store = open_store(plan)
     if failed := run_and_report(plan, store, cluster, why).failed:
         raise MeasurementError(f"{store.folder}: {failed} trials did not finish; of such a run no reference is made")
