@@ -66,6 +66,7 @@ class Handle:
         except ValueError:
             state.leave()
             raise
+        self._in_order = state.trained
         state.loss_scale.listen(ddp.module.parameters(), optimizer, state.agree)
         self._removable = [
             optimizer.register_step_post_hook(self._after_step),
@@ -168,10 +169,22 @@ class Handle:
         if (found := getattr(optimizer, "found_inf", None)) is not None and found.item():
             return  # a fused optimizer, which a scaler lets skip the step by itself
         with self.state.stopwatch("end_step"):
-            self.state.commit()
+            self.state.commit(self._left_alone())
             self.state.end_step()
         self._stop_watching()
         self._is_open = False
+
+    def _left_alone(self) -> set[torch.Tensor]:
+        """The parameters that no rank's loss led to. DDP synchronises zeros of them, and gives nobody the result."""
+        ddp = self._ddp
+        if not ddp.find_unused_parameters:
+            return set()
+        alone = {weight for weight in self.state.names if weight.grad is None}
+        if not (ddp.static_graph or ddp.gradient_as_bucket_view):  # gradients that are there already may be so still
+            used: list[int] = ddp.reducer._get_local_used_map().tolist()  # by as many ranks, from the backward pass on
+            if len(used) == len(self._in_order):
+                alone |= {weight for weight, ranks in zip(self._in_order, used, strict=True) if not ranks}
+        return alone
 
     def _before_forward(self, *_: object) -> None:
         """Watch the coming backward pass where something is to be found out in it.

@@ -9,9 +9,10 @@ import torch.distributed as dist
 from ranks import SHAPES, Given, Training, flat, gradients
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from trainings import LR, SETTINGS, Facts, Method, agree, complaint_of, resumed, saved
+from trainings import LR, SETTINGS, Facts, Method, agree, complaint_of, equal, resumed, saved
 
 import baselines
+from baselines._memory import BucketMemory, Drafts
 
 
 def backward(training: Training, *micro_batches: list[torch.Tensor]) -> torch.Tensor:
@@ -178,6 +179,61 @@ def unused(make: Method) -> Facts:
         by_hand.weights[3].grad = None  # a rotated zero, say, comes back as a small number
         by_hand.optimizer.step()
     return {"none": one.weights[3].grad is None, "weights": torch.equal(flat(one.weights), flat(by_hand.weights))}
+
+
+class Sometimes(Given):
+    """Makes no use of the weights whose gradient is None."""
+
+    def forward(self, gradients: list[torch.Tensor | None]) -> torch.Tensor:
+        pairs = zip(self.weights, gradients, strict=True)
+        return sum((weight * gradient).sum() for weight, gradient in pairs if gradient is not None)
+
+
+LEFT_OUT = (2, 3)
+
+
+def unused_for_once(make: Method) -> Facts:
+    """What waits of a weight, to be added to its next gradient, is still there after a step that has none of it."""
+    facts: Facts = {}
+    for to_none in (True, False):
+        one = Training(make(), model=Sometimes(*SHAPES), settings=LR, find_unused_parameters=True)
+        for step in range(4):
+            one.step(gradients(step, dist.get_rank()))
+        before, given = waiting(one), list[Any](gradients(4, dist.get_rank()))
+        for place in LEFT_OUT:
+            given[place] = None
+        synchronise(one, given, to_none)
+        one.optimizer.step()
+        facts[f"set to none {to_none}: the same waits"] = equal(waiting(one), before)
+        given = list[Any](gradients(5, dist.get_rank()))
+        for place in LEFT_OUT if dist.get_rank() == 0 else ():
+            given[place] = None
+        synchronise(one, given, to_none)
+        are_there = [one.weights[place].grad is not None for place in LEFT_OUT]
+        facts[f"set to none {to_none}: all ranks make a step by one's gradient"] = all(are_there)
+        one.optimizer.step()
+        one.handle.flush()
+        facts[f"set to none {to_none}: ranks"] = agree(flat(one.weights))
+    return facts
+
+
+def synchronise(training: Training, given: list[Any], to_none: bool) -> None:
+    training.layouts.append([])
+    training.optimizer.zero_grad(set_to_none=to_none)
+    training.ddp(given).backward()
+
+
+def waiting(training: Training) -> dict[str, Any]:
+    """What is remembered of the weights that are left out, from one step to the next."""
+    state, left_out = training.handle.state, [f"weights.{place}" for place in LEFT_OUT]
+    parts = {name: getattr(state, name) for name in state.remembers}
+    return {
+        f"{name} of {weight}": value.clone()
+        for name, part in parts.items()
+        if isinstance(part, (BucketMemory, Drafts))
+        for weight, value in part.state_dict(state.names).items()
+        if weight in left_out
+    }
 
 
 def in_a_static_graph(make: Method) -> Facts:
