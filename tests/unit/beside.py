@@ -181,6 +181,18 @@ def unused(make: Method) -> Facts:
     return {"none": one.weights[3].grad is None, "weights": torch.equal(flat(one.weights), flat(by_hand.weights))}
 
 
+def by_a_closure(make: Method) -> Facts:
+    """The optimizer's step makes the gradients."""
+    one, named, by_hand = (Training(make(), settings=SETTINGS) for _ in range(3))
+    for step in range(5):
+        given = gradients(step, dist.get_rank())
+        by_hand.step(given)
+        one.optimizer.step(lambda given=given: backward(one, given).sum())
+        named.optimizer.step(closure=lambda given=given: backward(named, given).sum())
+    expected = flat(by_hand.weights)
+    return {f"weights {place}": torch.equal(flat(each.weights), expected) for place, each in enumerate((one, named))}
+
+
 class Sometimes(Given):
     """Makes no use of the weights whose gradient is None."""
 
