@@ -20,6 +20,7 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from baselines._lane import settled
+from baselines._loss_scale import unwrapped
 from baselines._names import plain_name, sparse_embeddings
 from baselines._regroup import Bucket, Regrouping, rounds_of_one_bucket, will_regroup
 from baselines._state import UNBOUND, MethodState
@@ -323,13 +324,6 @@ def of_a_training(hook: Hook) -> Hook:
         return hook(state, bucket)
 
     return checking
-
-
-def unwrapped(optimizer: Any) -> Any:
-    """The optimizer within Accelerate's, or any wrapper that keeps it in the same way."""
-    while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
-        optimizer = inner
-    return optimizer
 
 
 def kind(thing: object) -> str:

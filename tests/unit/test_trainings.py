@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from trainings import (
     EVERY_KIND,
     EVERY_VALUE,
+    IN_ONE_ENTRY,
     KINDS,
     LR,
     METHODS,
@@ -59,6 +60,32 @@ def overflow_before_each_step(name: str, parameters: dict[str, Any]) -> Facts:
             facts[f"{where}: remembered"] = equal(remembered(calm.state), remembered(each.state))
             facts[f"{where}: weights"] = torch.equal(flat(calm.training.weights), flat(each.training.weights))
     return facts
+
+
+class Wrapped:
+    """An optimizer within another thing, as Accelerate's, which scalers are given as it is."""
+
+    def __init__(self, weights: list[nn.Parameter], **settings: Any) -> None:
+        self.optimizer = torch.optim.SGD(weights, **settings)
+        self.param_groups = self.optimizer.param_groups
+        self.step, self.zero_grad = self.optimizer.step, self.optimizer.zero_grad
+
+
+def overflow_within_a_wrapper(name: str, parameters: dict[str, Any]) -> Facts:
+    run = Scaled(brisk(name, **parameters), scale=1024.0, optimizer=Wrapped)
+    for step in range(3):
+        run.step(step)
+    run.step(3, IN_ONE_ENTRY)
+    facts: Facts = {"skipped": run.state.step == 3}
+    for step in range(4, 7):
+        run.step(step)
+    run.training.handle.flush()
+    return {**facts, "ranks": agree(flat(run.training.weights))}
+
+
+@EVERY_VALUE
+def test_ranks_agree_on_a_skipped_step_whatever_the_optimizer_is_within(on_ranks, name, parameters):
+    assert not_so(on_ranks(2, overflow_within_a_wrapper, name, parameters)) == []
 
 
 def dice(state: baselines.MethodState) -> dict[str, Any]:
