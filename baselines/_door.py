@@ -227,7 +227,7 @@ class Handle:
 
     def _look_at(self, weight: torch.Tensor) -> Callable[[torch.Tensor], None]:
         def look(_: torch.Tensor) -> None:
-            is_left = weight.grad is not None and bool((weight.grad != 0).any())
+            is_left = weight.grad is not None and has_entries(weight.grad)
             if is_left and self._synchronises_next:
                 raise RuntimeError(
                     f"{self.state.name} would compress gradients again that are synchronised already: run all "
@@ -249,6 +249,12 @@ def _take_place(ddp: DistributedDataParallel) -> Place:
 
     ddp.register_comm_hook(place, hook)
     return place
+
+
+def has_entries(gradient: torch.Tensor) -> bool:
+    """Whether anything in it is not zero; also of a sparse one."""
+    values = gradient._values() if gradient.is_sparse else gradient
+    return bool((values != 0).any())
 
 
 def plain_mean(group: dist.ProcessGroup, bucket: dist.GradBucket) -> Future[torch.Tensor]:

@@ -342,3 +342,19 @@ def of_sparse_rows(make: Method) -> Facts:
         "the layer moves": not torch.equal(start, flat(list(model.layer.parameters()))),
         "ranks": agree(flat(list(model.parameters()))),
     }
+
+
+def of_sparse_rows_after_a_skipped_step(make: Method) -> Facts:
+    """Its gradients are set to zero, not to none."""
+    state, ddp = make(), DistributedDataParallel(Words())
+    if not state.takes_sparse_embeddings:
+        return {}
+    optimizer = torch.optim.SGD(ddp.parameters(), **LR)
+    baselines.register(ddp, state, optimizer=optimizer)
+    words = torch.tensor([1, 5, 6 + dist.get_rank()])
+    ddp(words).backward()
+    optimizer.zero_grad(set_to_none=False)
+    answer = complaint_of(lambda: ddp(words).backward())
+    optimizer.step()
+    state.flush()
+    return {answer: answer == "taken", "ranks": agree(flat(list(ddp.module.parameters())))}
