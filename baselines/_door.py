@@ -122,7 +122,7 @@ class Handle:
         if not bucket.buffer().numel():
             return settled(bucket.buffer())
         if bucket.buffer().is_sparse:
-            return settled(bucket.buffer()) if state.agrees_every > 1 else plain_mean(state.process_group, bucket)
+            return settled(bucket.buffer()) if state.trains_alone else plain_mean(state.process_group, bucket)
         not_finite = state.look_for_non_finite(bucket)
         if state.as_given:
             return self._method_hook(state, bucket)

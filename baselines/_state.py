@@ -147,6 +147,11 @@ class MethodState(Checkpointed):
         return 1
 
     @property
+    def trains_alone(self) -> bool:
+        """Whether each rank makes this step by its own gradients."""
+        return self.agrees_every > 1
+
+    @property
     def hidden_steps(self) -> int:
         """Steps that are made while one of its exchanges is under way, before any rank waits for it."""
         return 0

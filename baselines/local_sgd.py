@@ -49,6 +49,10 @@ class State(LocalState):
     def steady_from_step(self) -> int:
         return self.warmup_steps
 
+    @property
+    def trains_alone(self) -> bool:
+        return super().trains_alone and self.step >= self.warmup_steps
+
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
         """An average of all parameters in every ``period``-th step; with a loss scaler also a flag in each step."""
         average = ring_all_reduce_bytes(4 * numel(shapes), world_size)
