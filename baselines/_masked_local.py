@@ -51,8 +51,7 @@ class MaskedLocalState(LaneState):
     def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
         super().bind(ddp, optimizer)
         if self.local_period is not None:
-            trained = [weight for weight in self.model.parameters() if weight.requires_grad]
-            self.outer = MaskedOuter(trained, self.outer_lr, self.outer_momentum)
+            self.outer = MaskedOuter(self.trained, self.outer_lr, self.outer_momentum)
 
     def agree(self, found: torch.Tensor) -> None:
         if self.outer is not None:

@@ -68,7 +68,7 @@ class State(LocalState):
             super().end_step()
 
     def exchange(self) -> None:
-        average_in_place(self, [weight for weight in self.model.parameters() if weight.requires_grad])
+        average_in_place(self, self.trained)
 
 
 def local_sgd_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:

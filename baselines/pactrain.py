@@ -333,8 +333,8 @@ class State(MaskedLocalState):
         if self.step not in self.pruning_steps:
             return
         sparse = sparse_embeddings(self.model)
-        trained = [weight for weight in self.model.parameters() if weight.requires_grad and weight not in sparse]
-        weights = [weight for weight in trained if weight.ndim >= 2 and weight.numel()]
+        dense = [weight for weight in self.trained if weight not in sparse]
+        weights = [weight for weight in dense if weight.ndim >= 2 and weight.numel()]
         if not weights:
             self.tracker.settle({})
             return

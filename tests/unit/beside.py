@@ -125,6 +125,26 @@ def frozen(make: Method) -> Facts:
     }
 
 
+def ignored(make: Method) -> Facts:
+    """A weight that DDP is told to ignore is each rank's own, and of no concern to the others."""
+    whole, rest = Given(*SHAPES), Given(*SHAPES[:-1])
+    rest.load_state_dict({name: value for name, value in whole.state_dict().items() if name in rest.state_dict()})
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(whole, [f"weights.{len(SHAPES) - 1}"])
+    one, by_hand = (Training(make(), model=model, settings=LR) for model in (whole, rest))
+    own = one.weights[-1].detach().clone()
+    for step in range(5):
+        given = gradients(step, dist.get_rank())
+        one.step(given)
+        by_hand.step(given[:-1])
+        own.sub_(given[-1], alpha=LR["lr"])
+    for each in (one, by_hand):
+        each.handle.flush()
+    return {
+        "is its own": torch.allclose(one.weights[-1], own, atol=1e-6),
+        "others": torch.equal(flat(one.weights[:-1]), flat(by_hand.weights)),
+    }
+
+
 def frozen_later(make: Method) -> Facts:
     training = Training(make(), settings=LR, find_unused_parameters=True)
     training.step(gradients(0, dist.get_rank()))

@@ -199,7 +199,7 @@ def test_uneven_inputs_are_refused_where_ranks_would_get_out_of_step(on_ranks, n
 
 BESIDE = (
     *(beside.accumulated, beside.clipped, beside.clipped_under_a_scaler, beside.frozen, beside.frozen_later),
-    beside.beside_a_scaled_model,
+    *(beside.ignored, beside.beside_a_scaled_model),
     *(beside.by_a_closure, beside.in_groups, beside.unused, beside.unused_for_once),
     *(beside.in_a_static_graph, beside.of_sparse_rows, beside.of_sparse_rows_after_a_skipped_step),
 )
