@@ -34,6 +34,13 @@ KINDS = [*VARIANTS, ("pactrain", {"adaptive": True}), ("pactrain", {"scope": "la
 EVERY_KIND = pytest.mark.parametrize(("name", "parameters"), KINDS, ids=lambda value: str(value).strip("{}"))
 VALUES = [*VARIANTS, ("pactrain", {"values": "ternary"})]
 EVERY_VALUE = pytest.mark.parametrize(("name", "parameters"), VALUES, ids=lambda value: str(value).strip("{}"))
+WITHOUT_RESIDUALS = [(name, {"error_feedback": False}) for name in ("topk", "randomk", "thc", "powersgd")]
+WITHOUT_RESIDUALS += [(name, {"ratio": 1.0}) for name in ("zen", "omnireduce")]
+EVERY_MEMORY = pytest.mark.parametrize(
+    ("name", "parameters"),
+    [*((name, {}) for name in METHODS), *WITHOUT_RESIDUALS],
+    ids=lambda value: str(value).strip("{}"),
+)
 NOTHING = object()
 
 
