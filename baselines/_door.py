@@ -58,6 +58,8 @@ class Handle:
         """Whether gradients since the last round were added to others; None where none have come yet."""
         self._synchronises_next = True
         self._regrouping: Regrouping | None = None
+        self._is_due = False
+        """Whether a forward pass has come whose gradients have not."""
         self._rounds_to_cut = 0
         """Backward passes to come in which DDP's bucket may not be regrouped yet, though the resumed training's was."""
         state.loss = loss
@@ -106,7 +108,7 @@ class Handle:
     def synchronise(self, bucket: dist.GradBucket) -> Future[torch.Tensor]:
         """What the method makes of a bucket."""
         state = self.state
-        if bucket.index() == 0:
+        if bucket.index() == 0 or self._is_due:  # DDP may leave out buckets that are unused on all ranks
             self._begin_round()
         state.stopwatch.bucket_ready(bucket.buffer().numel(), bucket.parameters())
         if (regrouping := self._regrouping) is not None:
@@ -159,6 +161,7 @@ class Handle:
                 f"{self.state.name} cannot train on uneven inputs: a rank that has joined makes no step, "
                 "but has to; end all ranks' epochs at the same step instead of ddp.join()"
             )
+        self._is_due = False
         if self._is_open:  # the optimizer skipped the step before
             self.state.discard()
             self._stop_watching()
@@ -193,6 +196,7 @@ class Handle:
         After a resume: in what order gradients get ready. If the last ones have led to no step: whether that step was
         skipped or is still to come.
         """
+        self._is_due = True
         of_one_bucket = rounds_of_one_bucket(self._ddp)
         if self.state.was_resumed:
             self.state.was_resumed = False

@@ -249,6 +249,25 @@ def unused_for_once(make: Method) -> Facts:
     return facts
 
 
+def unused_in_the_first_bucket(make: Method) -> Facts:
+    """DDP leaves a bucket out that no rank uses; a step that is skipped then leaves no trace either."""
+    options = {"find_unused_parameters": True, "skip_all_reduce_unused_params": True, "bucket_cap_mb": 1 / 2**20}
+    one = Training(make(), model=Sometimes(*SHAPES), settings=LR, **options)
+    given = list[Any](gradients(0, dist.get_rank()))
+    one.step(given)
+    (first,) = one.layouts[0][0]
+    given[first] = None
+    rounds, before = one.handle.state.rounds, one.handle.state.step
+    for _ in range(2):
+        synchronise(one, given, True)
+    one.optimizer.step()
+    return {
+        "it is left out": (first,) not in one.layouts[-1] and bool(one.layouts[-1]),
+        "rounds": one.handle.state.rounds == rounds + 2,
+        "steps": one.handle.state.step == before + 1,
+    }
+
+
 def synchronise(training: Training, given: list[Any], to_none: bool) -> None:
     training.layouts.append([])
     training.optimizer.zero_grad(set_to_none=to_none)
