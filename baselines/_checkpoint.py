@@ -29,7 +29,6 @@ PARTS: dict[str, type] = {
 class Checkpointed:
     """The part of a method's state that saves and resumes."""
 
-    remembers: ClassVar[tuple[str, ...]]
     adjustable: ClassVar[tuple[str, ...]]
     names: dict[torch.Tensor, str]
     is_bound: bool
@@ -41,6 +40,13 @@ class Checkpointed:
     was_resumed = False
     """Whether what was loaded has been used in no step yet."""
     _loaded: Mapping[str, Any] | None = None
+
+    @property
+    def remembers(self) -> tuple[str, ...]:
+        """Names of the attributes that hold what is remembered from step to step, beside ``step``: what a checkpoint
+        holds. Each is a ``BucketMemory``, ``Drafts``, a random generator, or has ``state_dict`` and
+        ``load_state_dict``. Most states name them once for all; some by their parameters."""
+        return ()
 
     @property
     def parameters(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from baselines._lane import settled
+from baselines._loss_scale import unwrapped
 from baselines._names import plain_name, sparse_embeddings
 from baselines._regroup import Bucket, Regrouping, rounds_of_one_bucket, will_regroup
 from baselines._state import UNBOUND, MethodState
@@ -57,6 +58,8 @@ class Handle:
         """Whether gradients since the last round were added to others; None where none have come yet."""
         self._synchronises_next = True
         self._regrouping: Regrouping | None = None
+        self._is_due = False
+        """Whether a forward pass has come whose gradients have not."""
         self._rounds_to_cut = 0
         """Backward passes to come in which DDP's bucket may not be regrouped yet, though the resumed training's was."""
         state.loss = loss
@@ -66,6 +69,7 @@ class Handle:
         except ValueError:
             state.leave()
             raise
+        self._in_order = state.trained
         state.loss_scale.listen(ddp.module.parameters(), optimizer, state.agree)
         self._removable = [
             optimizer.register_step_post_hook(self._after_step),
@@ -104,7 +108,7 @@ class Handle:
     def synchronise(self, bucket: dist.GradBucket) -> Future[torch.Tensor]:
         """What the method makes of a bucket."""
         state = self.state
-        if bucket.index() == 0:
+        if bucket.index() == 0 or self._is_due:  # DDP may leave out buckets that are unused on all ranks
             self._begin_round()
         state.stopwatch.bucket_ready(bucket.buffer().numel(), bucket.parameters())
         if (regrouping := self._regrouping) is not None:
@@ -120,7 +124,7 @@ class Handle:
         if not bucket.buffer().numel():
             return settled(bucket.buffer())
         if bucket.buffer().is_sparse:
-            return settled(bucket.buffer()) if state.agrees_every > 1 else plain_mean(state.process_group, bucket)
+            return settled(bucket.buffer()) if state.trains_alone else plain_mean(state.process_group, bucket)
         not_finite = state.look_for_non_finite(bucket)
         if state.as_given:
             return self._method_hook(state, bucket)
@@ -157,6 +161,7 @@ class Handle:
                 f"{self.state.name} cannot train on uneven inputs: a rank that has joined makes no step, "
                 "but has to; end all ranks' epochs at the same step instead of ddp.join()"
             )
+        self._is_due = False
         if self._is_open:  # the optimizer skipped the step before
             self.state.discard()
             self._stop_watching()
@@ -168,10 +173,22 @@ class Handle:
         if (found := getattr(optimizer, "found_inf", None)) is not None and found.item():
             return  # a fused optimizer, which a scaler lets skip the step by itself
         with self.state.stopwatch("end_step"):
-            self.state.commit()
+            self.state.commit(self._left_alone())
             self.state.end_step()
         self._stop_watching()
         self._is_open = False
+
+    def _left_alone(self) -> set[torch.Tensor]:
+        """The parameters that no rank's loss led to. DDP synchronises zeros of them, and gives nobody the result."""
+        ddp = self._ddp
+        if not ddp.find_unused_parameters:
+            return set()
+        alone = {weight for weight in self.state.names if weight.grad is None}
+        if not (ddp.static_graph or ddp.gradient_as_bucket_view):  # gradients that are there already may be so still
+            used: list[int] = ddp.reducer._get_local_used_map().tolist()  # by as many ranks, from the backward pass on
+            if len(used) == len(self._in_order):
+                alone |= {weight for weight, ranks in zip(self._in_order, used, strict=True) if not ranks}
+        return alone
 
     def _before_forward(self, *_: object) -> None:
         """Watch the coming backward pass where something is to be found out in it.
@@ -179,6 +196,7 @@ class Handle:
         After a resume: in what order gradients get ready. If the last ones have led to no step: whether that step was
         skipped or is still to come.
         """
+        self._is_due = True
         of_one_bucket = rounds_of_one_bucket(self._ddp)
         if self.state.was_resumed:
             self.state.was_resumed = False
@@ -213,7 +231,7 @@ class Handle:
 
     def _look_at(self, weight: torch.Tensor) -> Callable[[torch.Tensor], None]:
         def look(_: torch.Tensor) -> None:
-            is_left = weight.grad is not None and bool((weight.grad != 0).any())
+            is_left = weight.grad is not None and has_entries(weight.grad)
             if is_left and self._synchronises_next:
                 raise RuntimeError(
                     f"{self.state.name} would compress gradients again that are synchronised already: run all "
@@ -235,6 +253,12 @@ def _take_place(ddp: DistributedDataParallel) -> Place:
 
     ddp.register_comm_hook(place, hook)
     return place
+
+
+def has_entries(gradient: torch.Tensor) -> bool:
+    """Whether anything in it is not zero; also of a sparse one."""
+    values = gradient._values() if gradient.is_sparse else gradient
+    return bool((values != 0).any())
 
 
 def plain_mean(group: dist.ProcessGroup, bucket: dist.GradBucket) -> Future[torch.Tensor]:
@@ -310,13 +334,6 @@ def of_a_training(hook: Hook) -> Hook:
         return hook(state, bucket)
 
     return checking
-
-
-def unwrapped(optimizer: Any) -> Any:
-    """The optimizer within Accelerate's, or any wrapper that keeps it in the same way."""
-    while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
-        optimizer = inner
-    return optimizer
 
 
 def kind(thing: object) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
 
 import torch
 import torch.distributed as dist
@@ -23,7 +22,7 @@ class LocalState(MethodState):
 
     as_given = True
     syncs_in_end_step = True
-    remembers: ClassVar[tuple[str, ...]] = ("met_at",)
+    remembers: tuple[str, ...] = ("met_at",)
     period: int
     met_at = 0
     """After how many steps the ranks last met."""

@@ -62,9 +62,16 @@ class LossScale:
 
     def found(self, optimizer: torch.optim.Optimizer, flags: Iterable[torch.Tensor]) -> None:
         """A scaler has looked for overflows."""
-        if optimizer is self._optimizer:
+        if unwrapped(optimizer) is self._optimizer:
             for flag in flags:
                 self._agree(flag)
+
+
+def unwrapped(optimizer: Any) -> Any:
+    """The optimizer within Accelerate's, or any wrapper that keeps it in the same way."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        optimizer = inner
+    return optimizer
 
 
 def leads_back(losses: Any, weights: frozenset[torch.Tensor]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from itertools import takewhile
 from typing import NamedTuple
 
 import torch
@@ -48,8 +49,8 @@ class LowRankState(LaneState):
         key = self.names[weight]
         if (warm := self.q.get(key)) is not None:
             return warm
-        trained = [each for each in self.names if each.requires_grad]
-        place = next(number for number, each in enumerate(trained) if each is weight)
+        before = takewhile(lambda each: each is not weight, self.names)
+        place = sum(each.requires_grad for each in before)  # also of a weight that was frozen since DDP was made
         dice = torch.Generator(weight.device).manual_seed(self.seed + place)
         size = columns(weight.shape), self.rank_of(weight.shape)
         dtype = torch.promote_types(weight.dtype, torch.float32)

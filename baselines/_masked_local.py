@@ -16,7 +16,7 @@ from baselines._state import MethodState, ring_all_reduce_bytes
 PlacesIn = Callable[[torch.Tensor], torch.Tensor | None]
 """Where a weight's survivors are, in the order of its shape; None if it is kept whole."""
 
-COPIES = 6.5
+ALONE_COPIES = 6.5
 """What ranks that train alone hold instead of ``most_copies``: what DiLoCo's do, and the survivors that travel."""
 
 
@@ -33,8 +33,10 @@ class MaskedLocalState(LaneState):
         self.outer: MaskedOuter | None = None
         self.met_at = 0
         """After how many steps the ranks last met."""
-        if self.local_period is not None:
-            self.most_copies, self.syncs_in_end_step = COPIES, True
+
+    @property
+    def syncs_in_end_step(self) -> bool:  # type: ignore[override]
+        return self.local_period is not None
 
     @property
     def agrees_every(self) -> int:
@@ -49,8 +51,7 @@ class MaskedLocalState(LaneState):
     def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
         super().bind(ddp, optimizer)
         if self.local_period is not None:
-            trained = [weight for weight in self.model.parameters() if weight.requires_grad]
-            self.outer = MaskedOuter(trained, self.outer_lr, self.outer_momentum)
+            self.outer = MaskedOuter(self.trained, self.outer_lr, self.outer_momentum)
 
     def agree(self, found: torch.Tensor) -> None:
         if self.outer is not None:

@@ -7,7 +7,7 @@ the optimizer commits the drafts of all buckets, and a backward pass that begins
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -42,9 +42,15 @@ class Flat:
             self.next = torch.empty_like(self.now)
         return Draft(self.now, self.next)
 
-    def commit(self) -> None:
-        if self.next is not None:
-            self.now, self.next = self.next, self.now
+    def commit(self, without: Set[torch.Tensor]) -> None:
+        if self.next is None:
+            return
+        if not without.isdisjoint(self.members):
+            kept = self.next.split([member.numel() for member in self.members])
+            for (member, before), after in zip(self.parts(), kept, strict=True):
+                if member in without:
+                    after.copy_(before)
+        self.now, self.next = self.next, self.now
 
     def parts(self) -> zip[tuple[torch.Tensor, torch.Tensor]]:
         """Each member with its part, flat in the order of memory."""
@@ -74,10 +80,14 @@ class BucketMemory:
         self._drafted.append(flat)
         return flat.draft()
 
-    def commit(self) -> None:
-        """The step was made: its drafts are what is remembered from now on."""
+    def commit(self, without: Set[torch.Tensor] = frozenset()) -> None:
+        """The step was made: its drafts are what is remembered from now on.
+
+        Args:
+            without: parameters that the step left as they were; of them nothing is forgotten.
+        """
         for flat in self._drafted:
-            flat.commit()
+            flat.commit(without)
         self._drafted.clear()
 
     def discard(self) -> None:
@@ -163,9 +173,9 @@ class Drafts(Generic[V]):
         """The value if this step is made."""
         self._next[key] = value
 
-    def commit(self) -> None:
-        """See ``BucketMemory.commit``."""
-        self.now |= self._next
+    def commit(self, without: Set[str] = frozenset()) -> None:
+        """See ``BucketMemory.commit``; by key."""
+        self.now |= {key: value for key, value in self._next.items() if key not in without}
         self._next.clear()
 
     def discard(self) -> None:

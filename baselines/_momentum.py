@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -25,7 +25,7 @@ class MomentumState(MethodState):
     def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
         super().bind(ddp, optimizer)
         self.taken = self.take_momentum(optimizer)
-        self._watching = optimizer.register_step_pre_hook(lambda *_: self.before_step())
+        self._watching = optimizer.register_step_pre_hook(self._before_step)
 
     def leave(self) -> None:
         self._watching.remove()
@@ -35,8 +35,23 @@ class MomentumState(MethodState):
                 self.optimizer.state.get(weight, {}).pop("momentum_buffer", None)
         super().leave()
 
+    def _before_step(self, _: object, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        """Call ``before_step``, or have the step do so once its closure, if it is given one, has made the gradients."""
+        optimizer, *others = given
+        closure = named.get("closure", others[0] if others else None)
+        if closure is None:
+            self.before_step()
+            return None
+
+        def closure_and_more() -> Any:
+            loss = closure()
+            self.before_step()
+            return loss
+
+        return (optimizer, closure_and_more, *others[1:]), {k: v for k, v in named.items() if k != "closure"}
+
     def before_step(self) -> None:
-        """Called before each step of the optimizer.
+        """Called before each step of the optimizer, when its gradients are there.
 
         Raises:
             RuntimeError: the optimizer has a momentum again.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple
 
@@ -90,10 +90,6 @@ class MethodState(Checkpointed):
     adjustable: ClassVar[tuple[str, ...]] = ()
     """Names of parameters that may be assigned in training, and act from the next step on; alike on all ranks."""
 
-    remembers: ClassVar[tuple[str, ...]] = ()
-    """Names of the attributes that hold what is remembered from step to step, beside ``step``: what a checkpoint holds.
-    Each is a ``BucketMemory``, ``Drafts``, a random generator, or has ``state_dict`` and ``load_state_dict``."""
-
     def __post_init__(self) -> None:
         self.step = 0
         self.is_bound = False
@@ -145,6 +141,11 @@ class MethodState(Checkpointed):
     def agrees_every(self) -> int:
         """Steps from one point where all ranks hold the same parameters to the next; 1 for all that send gradients."""
         return 1
+
+    @property
+    def trains_alone(self) -> bool:
+        """Whether each rank makes this step by its own gradients."""
+        return self.agrees_every > 1
 
     @property
     def hidden_steps(self) -> int:
@@ -208,7 +209,7 @@ class MethodState(Checkpointed):
     @property
     def may_join(self) -> bool:
         """Whether uneven inputs will do, ``ddp.join()``: a rank that has joined sends zeros, but makes no step."""
-        return not self.remembers
+        return all("dice" in name for name in self.remembers)  # hooks throw dice whether a step is made or not
 
     def check(
         self,
@@ -233,6 +234,13 @@ class MethodState(Checkpointed):
         self.world_size = dist.get_world_size(ddp.process_group)
         self.own_rank = dist.get_rank(ddp.process_group)
         self.names = {weight: plain_name(name) for name, weight in self.model.named_parameters()}
+        self.ignored = {w for name, w in self.model.named_parameters() if name in ddp.parameters_to_ignore}
+        """What DDP was told to leave to each rank."""
+
+    @property
+    def trained(self) -> list[torch.Tensor]:
+        """The parameters that are not frozen now, and whose gradients DDP synchronises; in its order."""
+        return [weight for weight in self.names if weight.requires_grad and weight not in self.ignored]
 
     @property
     def device(self) -> torch.device:
@@ -251,10 +259,18 @@ class MethodState(Checkpointed):
         """Put what all ranks hold in common in the model's place, for an evaluation: what it is there for anyway."""
         yield
 
-    def commit(self) -> None:
-        """The optimizer makes its step: what hooks wrote of it is remembered."""
+    def commit(self, without: Set[torch.Tensor]) -> None:
+        """The optimizer has made its step: what hooks wrote of it is remembered.
+
+        Args:
+            without: parameters that it left as they were. What was sent of them was applied nowhere.
+        """
+        names = {self.names[weight] for weight in without}
         for memory in self._memories():
-            memory.commit()
+            if isinstance(memory, Drafts):
+                memory.commit(names)
+            else:
+                memory.commit(without)
 
     def discard(self) -> None:
         """The optimizer skipped its step: what hooks wrote of it is forgotten."""
@@ -319,7 +335,7 @@ class MethodState(Checkpointed):
         held = {
             tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
             for tensor in tensors_within(
-                {k: v for k, v in vars(self).items() if k not in ("model", "optimizer", "names")},
+                {k: v for k, v in vars(self).items() if k not in ("model", "optimizer", "names", "ignored")},
                 seen={id(self)},
                 module=type(self).__module__,
             )

@@ -72,8 +72,7 @@ class State(LocalState):
 
     def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
         super().bind(ddp, optimizer)
-        weights = [weight for weight in self.model.parameters() if weight.requires_grad]
-        self.outer = Outer(weights, self.outer_lr, self.outer_momentum)
+        self.outer = Outer(self.trained, self.outer_lr, self.outer_momentum)
 
     @torch.no_grad()
     def exchange(self) -> None:

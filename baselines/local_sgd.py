@@ -49,6 +49,10 @@ class State(LocalState):
     def steady_from_step(self) -> int:
         return self.warmup_steps
 
+    @property
+    def trains_alone(self) -> bool:
+        return super().trains_alone and self.step >= self.warmup_steps
+
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
         """An average of all parameters in every ``period``-th step; with a loss scaler also a flag in each step."""
         average = ring_all_reduce_bytes(4 * numel(shapes), world_size)
@@ -64,7 +68,7 @@ class State(LocalState):
             super().end_step()
 
     def exchange(self) -> None:
-        average_in_place(self, [weight for weight in self.model.parameters() if weight.requires_grad])
+        average_in_place(self, self.trained)
 
 
 def local_sgd_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:

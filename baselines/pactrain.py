@@ -64,7 +64,7 @@ from baselines._calls import AllReduce, Call
 from baselines._choice import EXPLORATION, Contents, Mode
 from baselines._lane import settled
 from baselines._local import refuse_sharded
-from baselines._masked_local import MaskedLocalState
+from baselines._masked_local import ALONE_COPIES, MaskedLocalState
 from baselines._masks import MaskTracker, Survivors
 from baselines._memory import BucketMemory, Draft
 from baselines._names import sparse_embeddings
@@ -129,7 +129,6 @@ class State(MaskedLocalState):
     """
 
     swept = ("density",)
-    most_copies = 3.5
     remembers = ("residual", "dice", "tracker", "outer", "met_at")
     shows_non_finite = True
     warmup_parameters = ("warmup_steps",)
@@ -189,9 +188,21 @@ class State(MaskedLocalState):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.tracker = MaskTracker(self.stable_after)
         self.chooser: Chooser | None = None
         self.residual = BucketMemory()
+
+    def _checked(self, name: str, value: Any) -> Any:
+        checked = super()._checked(name, value)
+        if name == "variant" and checked != self.variant:
+            raise ValueError(
+                f"{self.name}.variant: {value!r} comes too late: it names values of other parameters, which this state "
+                f"has already; make a new one: State(variant={value!r})"
+            )
+        return checked
+
+    @property
+    def most_copies(self) -> float:  # type: ignore[override]
+        return 3.5 if self.local_period is None else ALONE_COPIES
 
     @property
     def pruning_steps(self) -> Sequence[int]:
@@ -285,6 +296,7 @@ class State(MaskedLocalState):
 
     def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
         super().bind(ddp, optimizer)
+        self.tracker = MaskTracker(self.stable_after)
         self.dice = Dice(self.device, self.seed + self.own_rank)
         if self.adaptive and self.world_size > 1:  # alone, nothing travels
             self.chooser = Chooser(self)
@@ -321,8 +333,8 @@ class State(MaskedLocalState):
         if self.step not in self.pruning_steps:
             return
         sparse = sparse_embeddings(self.model)
-        trained = [weight for weight in self.model.parameters() if weight.requires_grad and weight not in sparse]
-        weights = [weight for weight in trained if weight.ndim >= 2 and weight.numel()]
+        dense = [weight for weight in self.trained if weight not in sparse]
+        weights = [weight for weight in dense if weight.ndim >= 2 and weight.numel()]
         if not weights:
             self.tracker.settle({})
             return

@@ -54,7 +54,6 @@ class State(LowRankState):
 
     most_copies = 5.0
     warmup_parameters = ("warmup_steps",)
-    remembers = ("residual", "q")
 
     rank: Count = 4
     min_compression_rate: Positive = 2
@@ -65,6 +64,10 @@ class State(LowRankState):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.residual = BucketMemory()
+
+    @property
+    def remembers(self) -> tuple[str, ...]:
+        return ("residual", "q") if self.error_feedback else ("q",)
 
     @property
     def steady_from_step(self) -> int:

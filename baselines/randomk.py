@@ -48,7 +48,6 @@ class State(MethodState):
     swept = ("ratio",)
     adjustable = ("ratio",)
     most_copies = 5.0
-    remembers = ("residual", "dice")
 
     ratio: Share = 0.01
     error_feedback: bool = True
@@ -57,6 +56,10 @@ class State(MethodState):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.residual = BucketMemory()
+
+    @property
+    def remembers(self) -> tuple[str, ...]:
+        return ("residual", "dice") if self.error_feedback else ("dice",)
 
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
         return ring_all_reduce_bytes(4 * self.ratio * numel(shapes), world_size)

@@ -121,7 +121,7 @@ class State(LocalState):
 
     def bind(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
         super().bind(ddp, optimizer)
-        weights = [weight for weight in self.model.parameters() if weight.requires_grad]
+        weights = self.trained
         places_of = dealt([weight.shape for weight in weights], self.fragments)
         self.parts = Parts([Part([weights[place] for place in places], self) for places in places_of])
 

@@ -66,8 +66,6 @@ class State(LaneState):
 
     most_copies = 9.5
 
-    remembers = ("residual", "dice", "common_dice")
-
     bits: Literal[2, 4] = 4
     error_feedback: bool = True
     seed: Seed = 0
@@ -75,6 +73,11 @@ class State(LaneState):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.residual = BucketMemory()
+
+    @property
+    def remembers(self) -> tuple[str, ...]:
+        dice = "dice", "common_dice"
+        return ("residual", *dice) if self.error_feedback else dice
 
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
         up, down = self.bits / 8, sum_bytes(world_size)

@@ -48,7 +48,6 @@ class State(MethodState):
     swept = ("ratio",)
     adjustable = ("ratio", "selection")
     most_copies = 5.0
-    remembers = ("residual",)
 
     ratio: Share = 0.01
     selection: Literal["sampled", "exact"] = "sampled"
@@ -57,6 +56,10 @@ class State(MethodState):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.residual = BucketMemory()
+
+    @property
+    def remembers(self) -> tuple[str, ...]:
+        return ("residual",) if self.error_feedback else ()
 
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
         return sparse_bytes(self.ratio, shapes, world_size)

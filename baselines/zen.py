@@ -62,13 +62,20 @@ class State(LaneState):
     swept = ("ratio",)
     most_copies = 5.0
     host_synchronisations_a_bucket = 3
-    remembers = ("residual",)
 
     ratio: Share = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.residual = BucketMemory()
+
+    @property
+    def remembers(self) -> tuple[str, ...]:
+        return ("residual",) if self.ratio < 1 else ()
+
+    @property
+    def accumulates(self) -> bool:
+        return self.ratio == 1  # which loses nothing
 
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
         """For gradients without zeros, whose largest entries are anywhere."""

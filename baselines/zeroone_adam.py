@@ -129,7 +129,7 @@ class State(LocalState, AdamState):
 
     def _begin_alone(self) -> None:
         """All ranks hold the same parameters, from which they may part."""
-        self.outer = Outer([weight for weight in self.model.parameters() if weight.requires_grad], lr=1.0, momentum=0.0)
+        self.outer = Outer(self.trained, lr=1.0, momentum=0.0)
         self.local_error = WeightMemory()
         self._forget_steps()
 

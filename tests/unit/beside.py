@@ -9,9 +9,10 @@ import torch.distributed as dist
 from ranks import SHAPES, Given, Training, flat, gradients
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from trainings import LR, SETTINGS, Facts, Method, agree, complaint_of, resumed, saved
+from trainings import LR, SETTINGS, Facts, Method, agree, complaint_of, equal, resumed, saved
 
 import baselines
+from baselines._memory import BucketMemory, Drafts
 
 
 def backward(training: Training, *micro_batches: list[torch.Tensor]) -> torch.Tensor:
@@ -124,6 +125,26 @@ def frozen(make: Method) -> Facts:
     }
 
 
+def ignored(make: Method) -> Facts:
+    """A weight that DDP is told to ignore is each rank's own, and of no concern to the others."""
+    whole, rest = Given(*SHAPES), Given(*SHAPES[:-1])
+    rest.load_state_dict({name: value for name, value in whole.state_dict().items() if name in rest.state_dict()})
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(whole, [f"weights.{len(SHAPES) - 1}"])
+    one, by_hand = (Training(make(), model=model, settings=LR) for model in (whole, rest))
+    own = one.weights[-1].detach().clone()
+    for step in range(5):
+        given = gradients(step, dist.get_rank())
+        one.step(given)
+        by_hand.step(given[:-1])
+        own.sub_(given[-1], alpha=LR["lr"])
+    for each in (one, by_hand):
+        each.handle.flush()
+    return {
+        "is its own": torch.allclose(one.weights[-1], own, atol=1e-6),
+        "others": torch.equal(flat(one.weights[:-1]), flat(by_hand.weights)),
+    }
+
+
 def frozen_later(make: Method) -> Facts:
     training = Training(make(), settings=LR, find_unused_parameters=True)
     training.step(gradients(0, dist.get_rank()))
@@ -178,6 +199,92 @@ def unused(make: Method) -> Facts:
         by_hand.weights[3].grad = None  # a rotated zero, say, comes back as a small number
         by_hand.optimizer.step()
     return {"none": one.weights[3].grad is None, "weights": torch.equal(flat(one.weights), flat(by_hand.weights))}
+
+
+def by_a_closure(make: Method) -> Facts:
+    """The optimizer's step makes the gradients."""
+    one, named, by_hand = (Training(make(), settings=SETTINGS) for _ in range(3))
+    for step in range(5):
+        given = gradients(step, dist.get_rank())
+        by_hand.step(given)
+        one.optimizer.step(lambda given=given: backward(one, given).sum())
+        named.optimizer.step(closure=lambda given=given: backward(named, given).sum())
+    expected = flat(by_hand.weights)
+    return {f"weights {place}": torch.equal(flat(each.weights), expected) for place, each in enumerate((one, named))}
+
+
+class Sometimes(Given):
+    """Makes no use of the weights whose gradient is None."""
+
+    def forward(self, gradients: list[torch.Tensor | None]) -> torch.Tensor:
+        pairs = zip(self.weights, gradients, strict=True)
+        return sum((weight * gradient).sum() for weight, gradient in pairs if gradient is not None)
+
+
+LEFT_OUT = (2, 3)
+
+
+def unused_for_once(make: Method) -> Facts:
+    """What waits of a weight, to be added to its next gradient, is still there after a step that has none of it."""
+    facts: Facts = {}
+    for to_none in (True, False):
+        one = Training(make(), model=Sometimes(*SHAPES), settings=LR, find_unused_parameters=True)
+        for step in range(4):
+            one.step(gradients(step, dist.get_rank()))
+        before, given = waiting(one), list[Any](gradients(4, dist.get_rank()))
+        for place in LEFT_OUT:
+            given[place] = None
+        synchronise(one, given, to_none)
+        one.optimizer.step()
+        facts[f"set to none {to_none}: the same waits"] = equal(waiting(one), before)
+        given = list[Any](gradients(5, dist.get_rank()))
+        for place in LEFT_OUT if dist.get_rank() == 0 else ():
+            given[place] = None
+        synchronise(one, given, to_none)
+        are_there = [one.weights[place].grad is not None for place in LEFT_OUT]
+        facts[f"set to none {to_none}: all ranks make a step by one's gradient"] = all(are_there)
+        one.optimizer.step()
+        one.handle.flush()
+        facts[f"set to none {to_none}: ranks"] = agree(flat(one.weights))
+    return facts
+
+
+def unused_in_the_first_bucket(make: Method) -> Facts:
+    """DDP leaves a bucket out that no rank uses; a step that is skipped then leaves no trace either."""
+    options = {"find_unused_parameters": True, "skip_all_reduce_unused_params": True, "bucket_cap_mb": 1 / 2**20}
+    one = Training(make(), model=Sometimes(*SHAPES), settings=LR, **options)
+    given = list[Any](gradients(0, dist.get_rank()))
+    one.step(given)
+    (first,) = one.layouts[0][0]
+    given[first] = None
+    rounds, before = one.handle.state.rounds, one.handle.state.step
+    for _ in range(2):
+        synchronise(one, given, True)
+    one.optimizer.step()
+    return {
+        "it is left out": (first,) not in one.layouts[-1] and bool(one.layouts[-1]),
+        "rounds": one.handle.state.rounds == rounds + 2,
+        "steps": one.handle.state.step == before + 1,
+    }
+
+
+def synchronise(training: Training, given: list[Any], to_none: bool) -> None:
+    training.layouts.append([])
+    training.optimizer.zero_grad(set_to_none=to_none)
+    training.ddp(given).backward()
+
+
+def waiting(training: Training) -> dict[str, Any]:
+    """What is remembered of the weights that are left out, from one step to the next."""
+    state, left_out = training.handle.state, [f"weights.{place}" for place in LEFT_OUT]
+    parts = {name: getattr(state, name) for name in state.remembers}
+    return {
+        f"{name} of {weight}": value.clone()
+        for name, part in parts.items()
+        if isinstance(part, (BucketMemory, Drafts))
+        for weight, value in part.state_dict(state.names).items()
+        if weight in left_out
+    }
 
 
 def in_a_static_graph(make: Method) -> Facts:
@@ -257,7 +364,8 @@ def of_sparse_rows(make: Method) -> Facts:
         words = torch.tensor([step, 5, 6 + dist.get_rank()])
         (own,) = torch.autograd.grad(model(words), [model.rows.weight])
         expected = own.to_dense()
-        if state.agrees_every == 1:
+        is_dense = state.name == "local_sgd" and step < state.warmup_steps
+        if state.agrees_every == 1 or is_dense:
             dist.all_reduce(expected)
             expected /= dist.get_world_size()
         before = model.rows.weight.detach().clone()
@@ -274,3 +382,19 @@ def of_sparse_rows(make: Method) -> Facts:
         "the layer moves": not torch.equal(start, flat(list(model.layer.parameters()))),
         "ranks": agree(flat(list(model.parameters()))),
     }
+
+
+def of_sparse_rows_after_a_skipped_step(make: Method) -> Facts:
+    """Its gradients are set to zero, not to none."""
+    state, ddp = make(), DistributedDataParallel(Words())
+    if not state.takes_sparse_embeddings:
+        return {}
+    optimizer = torch.optim.SGD(ddp.parameters(), **LR)
+    baselines.register(ddp, state, optimizer=optimizer)
+    words = torch.tensor([1, 5, 6 + dist.get_rank()])
+    ddp(words).backward()
+    optimizer.zero_grad(set_to_none=False)
+    answer = complaint_of(lambda: ddp(words).backward())
+    optimizer.step()
+    state.flush()
+    return {answer: answer == "taken", "ranks": agree(flat(list(ddp.module.parameters())))}

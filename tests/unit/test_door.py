@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -249,3 +250,48 @@ def test_what_is_assigned_later_is_checked(name):
         assert "\n" not in complaint_of(lambda parameter=parameter: setattr(state, parameter, object()))
         with pytest.raises(ValueError, match=parameter):
             setattr(state, parameter, object())
+
+
+WORDS = ("exact", "fp32", "ternary", "int8", "layer", "nearest", "private", "best")
+OTHER_VALUES = (2, 3, 4, 0.5, 0.1, True, False, *WORDS)
+SAYS = ("most_copies", "syncs_in_end_step", "agrees_every", "steady_from_step", "hidden_steps", "has_residuals")
+
+
+def other_value(make: Callable[..., baselines.MethodState], parameter: str) -> Any:
+    """The first that the parameter may have beside its own; None if there is none here."""
+    own = getattr(make(), parameter)
+    others = [value for value in OTHER_VALUES if (type(value), value) != (type(own), own)]
+    return next((v for v in others if complaint_of(partial(make, **{parameter: v})) == "taken"), None)
+
+
+def outcome(state: baselines.MethodState) -> list[Any]:
+    """What a state says of itself, and what a training by it comes to."""
+    said = [getattr(state, each) for each in SAYS]
+    training = Training(state, settings=SETTINGS)
+    for step in range(5):
+        training.step(gradients(step, dist.get_rank()))
+    return [*said, *flat(training.weights).tolist()]
+
+
+def assigned_before_training(name: str, others: dict[str, Any]) -> Facts:
+    """Against states that are made with the value."""
+    make, facts = partial(brisk, name, **others), Facts()
+    for parameter in make().parameters:
+        if (value := other_value(make, parameter)) is None:
+            continue
+        state = make()
+        if parameter == "variant":
+            answer = complaint_of(partial(setattr, state, parameter, value))
+            facts[answer] = "comes too late: it names values of other parameters" in answer and "\n" not in answer
+            continue
+        setattr(state, parameter, value)
+        facts[f"{parameter} {value}"] = outcome(state) == outcome(make(**{parameter: value}))
+    return facts
+
+
+WITH_PARAMETERS = [(name, {}) for name in METHODS if brisk(name).parameters]
+
+
+@pytest.mark.parametrize(("name", "others"), [*WITH_PARAMETERS, ("pactrain", {"values": "ternary"})], ids=str)
+def test_what_is_assigned_before_training_is_as_if_made_so(on_ranks, name, others):
+    assert not_so(on_ranks(2, assigned_before_training, name, others)) == []

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from ranks import SHAPES, Given, Training, flat, gradients
 from trainings import (
+    EVERY_MEMORY,
     EVERY_VARIANT,
     IN_ONE_ENTRY,
     METHODS,
@@ -208,26 +209,27 @@ def test_a_state_that_belongs_to_a_training_says_how_it_is_saved(on_ranks):
         assert after == "this state of topk belongs to a training: save what its state_dict() gives"
 
 
-def checkpoint_of(name: str) -> bytes:
-    training = Training(brisk(name), settings=SETTINGS)
+def checkpoint_of(name: str, parameters: dict[str, Any]) -> bytes:
+    training = Training(brisk(name, **parameters), settings=SETTINGS)
     for step in range(4):
         training.step(gradients(step, dist.get_rank()))
     return saved(training)
 
 
-def resume_alone(name: str, checkpoint: bytes) -> Facts:
-    state = brisk(name)
+def resume_alone(name: str, parameters: dict[str, Any], checkpoint: bytes) -> Facts:
+    state = brisk(name, **parameters)
     answer = complaint_of(lambda: resumed(checkpoint, state))
     if state.has_residuals:
         return {answer: "load this rank's, with as many workers" in answer and "\n" not in answer}
-    training = resumed(checkpoint, brisk(name))
+    training = resumed(checkpoint, brisk(name, **parameters))
     training.step(gradients(4, 0))
     return {answer: answer == "taken", "finite": bool(flat(training.weights).isfinite().all())}
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_another_number_of_workers_resumes_what_no_rank_holds_alone(on_ranks, name):
-    assert not_so(on_ranks(1, resume_alone, name, on_ranks(2, checkpoint_of, name)[0])) == []
+@EVERY_MEMORY
+def test_another_number_of_workers_resumes_what_no_rank_holds_alone(on_ranks, name, parameters):
+    checkpoint = on_ranks(2, checkpoint_of, name, parameters)[0]
+    assert not_so(on_ranks(1, resume_alone, name, parameters, checkpoint)) == []
 
 
 def assign_late(name: str) -> Facts:

@@ -15,11 +15,13 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from trainings import (
     EVERY_KIND,
+    EVERY_MEMORY,
     EVERY_VALUE,
+    IN_ONE_ENTRY,
     KINDS,
     LR,
-    METHODS,
     OVERFLOWS,
+    WITHOUT_RESIDUALS,
     Facts,
     Scaled,
     agree,
@@ -59,6 +61,32 @@ def overflow_before_each_step(name: str, parameters: dict[str, Any]) -> Facts:
             facts[f"{where}: remembered"] = equal(remembered(calm.state), remembered(each.state))
             facts[f"{where}: weights"] = torch.equal(flat(calm.training.weights), flat(each.training.weights))
     return facts
+
+
+class Wrapped:
+    """An optimizer within another thing, as Accelerate's, which scalers are given as it is."""
+
+    def __init__(self, weights: list[nn.Parameter], **settings: Any) -> None:
+        self.optimizer = torch.optim.SGD(weights, **settings)
+        self.param_groups = self.optimizer.param_groups
+        self.step, self.zero_grad = self.optimizer.step, self.optimizer.zero_grad
+
+
+def overflow_within_a_wrapper(name: str, parameters: dict[str, Any]) -> Facts:
+    run = Scaled(brisk(name, **parameters), scale=1024.0, optimizer=Wrapped)
+    for step in range(3):
+        run.step(step)
+    run.step(3, IN_ONE_ENTRY)
+    facts: Facts = {"skipped": run.state.step == 3}
+    for step in range(4, 7):
+        run.step(step)
+    run.training.handle.flush()
+    return {**facts, "ranks": agree(flat(run.training.weights))}
+
+
+@EVERY_VALUE
+def test_ranks_agree_on_a_skipped_step_whatever_the_optimizer_is_within(on_ranks, name, parameters):
+    assert not_so(on_ranks(2, overflow_within_a_wrapper, name, parameters)) == []
 
 
 def dice(state: baselines.MethodState) -> dict[str, Any]:
@@ -124,10 +152,10 @@ CLOSE = {"bf16": 0.05, "fp16": 0.01}
 """How near a result is that was rounded after each micro-batch, where that is more than fp32 does."""
 
 
-def accumulate(name: str) -> Facts:
+def accumulate(name: str, parameters: dict[str, Any]) -> Facts:
     """Synchronises two micro-batches one by one, against a training that gets their sum."""
-    state = brisk(name)
-    one, by_hand = Training(state, settings=LR), Training(brisk(name), settings=LR)
+    state = brisk(name, **parameters)
+    one, by_hand = Training(state, settings=LR), Training(brisk(name, **parameters), settings=LR)
     facts: Facts = {}
     for step in range(4):
         batches = [gradients(2 * step + each, dist.get_rank()) for each in range(2)]
@@ -145,13 +173,13 @@ def accumulate(name: str) -> Facts:
     return facts
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_micro_batches_that_are_synchronised_one_by_one_are_right_or_refused(on_ranks, name):
-    assert not_so(on_ranks(2, accumulate, name)) == []
+@EVERY_MEMORY
+def test_micro_batches_that_are_synchronised_one_by_one_are_right_or_refused(on_ranks, name, parameters):
+    assert not_so(on_ranks(2, accumulate, name, parameters)) == []
 
 
-def join_unevenly(name: str) -> str:
-    training = Training(brisk(name))
+def join_unevenly(name: str, parameters: dict[str, Any]) -> str:
+    training = Training(brisk(name, **parameters))
     try:
         with training.ddp.join():
             for step in range(2 + dist.get_rank()):
@@ -161,10 +189,18 @@ def join_unevenly(name: str) -> str:
     return "taken"
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_uneven_inputs_are_refused_where_ranks_would_get_out_of_step(on_ranks, name):
-    wanted = f"{name} cannot train on uneven inputs" if not brisk(name).may_join else "taken"
-    assert all(wanted in answer for answer in on_ranks(2, join_unevenly, name))
+@EVERY_MEMORY
+def test_uneven_inputs_are_refused_where_ranks_would_get_out_of_step(on_ranks, name, parameters):
+    wanted = f"{name} cannot train on uneven inputs" if not brisk(name, **parameters).may_join else "taken"
+    assert all(wanted in answer for answer in on_ranks(2, join_unevenly, name, parameters))
+
+
+@pytest.mark.parametrize(("name", "parameters"), WITHOUT_RESIDUALS, ids=str)
+def test_what_holds_no_residuals_is_not_refused_for_them(name, parameters):
+    state = brisk(name, **parameters)
+    assert not state.has_residuals
+    assert state.may_join == (name != "powersgd"), "which remembers Q"
+    assert state.accumulates == ("ratio" in parameters), "where it loses nothing"
 
 
 # What a training may do beside, against one that does the same by hand
@@ -172,8 +208,10 @@ def test_uneven_inputs_are_refused_where_ranks_would_get_out_of_step(on_ranks, n
 
 BESIDE = (
     *(beside.accumulated, beside.clipped, beside.clipped_under_a_scaler, beside.frozen, beside.frozen_later),
-    beside.beside_a_scaled_model,
-    *(beside.in_groups, beside.unused, beside.in_a_static_graph, beside.of_sparse_rows),
+    *(beside.ignored, beside.beside_a_scaled_model),
+    *(beside.by_a_closure, beside.in_groups, beside.unused, beside.unused_for_once),
+    beside.unused_in_the_first_bucket,
+    *(beside.in_a_static_graph, beside.of_sparse_rows, beside.of_sparse_rows_after_a_skipped_step),
 )
 
 

@@ -27,12 +27,20 @@ VARIANTS = [*((name, {}) for name in METHODS), ("pactrain", {"variant": "best"})
 VARIANTS += [("diloco", {"values": "int8"}), ("sparseloco", {"bits": 32}), ("demo", {"sign": False})]
 VARIANTS += [("streaming_diloco", {"delay": 1}), ("streaming_diloco", {"delay": 1, "values": "fp32"})]
 VARIANTS += [("pactrain", {"variant": "local", "local_period": 2})]
+VARIANTS += [("powersgd", {"rank": 1, "min_compression_rate": 1})]  # else no matrix of SHAPES is worth compressing
 VARIANTS += [("zeroone_adam", {"warmup_steps": 3, "gap_doubles_after": 1})]
 EVERY_VARIANT = pytest.mark.parametrize(("name", "parameters"), VARIANTS, ids=lambda value: str(value).strip("{}"))
 KINDS = [*VARIANTS, ("pactrain", {"adaptive": True}), ("pactrain", {"scope": "layer"})]
 EVERY_KIND = pytest.mark.parametrize(("name", "parameters"), KINDS, ids=lambda value: str(value).strip("{}"))
 VALUES = [*VARIANTS, ("pactrain", {"values": "ternary"})]
 EVERY_VALUE = pytest.mark.parametrize(("name", "parameters"), VALUES, ids=lambda value: str(value).strip("{}"))
+WITHOUT_RESIDUALS = [(name, {"error_feedback": False}) for name in ("topk", "randomk", "thc", "powersgd")]
+WITHOUT_RESIDUALS += [(name, {"ratio": 1.0}) for name in ("zen", "omnireduce")]
+EVERY_MEMORY = pytest.mark.parametrize(
+    ("name", "parameters"),
+    [*((name, {}) for name in METHODS), *WITHOUT_RESIDUALS],
+    ids=lambda value: str(value).strip("{}"),
+)
 NOTHING = object()
 
 
