@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
-from ranks import Training, flat, gradients
+from ranks import Given, Training, flat, gradients
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -326,6 +326,22 @@ def test_full_rank_is_dense(on_ranks, p):
     for steps in on_ranks(p, train_full_rank):
         for ours, dense in steps:
             torch.testing.assert_close(ours, dense)
+
+
+def train_transposed(name: str) -> torch.Tensor:
+    """A step's gradient of a matrix that lies column by column, and of one that does not; of rank 1 both."""
+    columns = [
+        torch.linspace(*ends, 40, **DOUBLE).outer(torch.linspace(*ends, 60, **DOUBLE)) for ends in ((1, 2), (-1, 3))
+    ]
+    model = Given((40, 60), (40, 60), dtype=torch.float64)
+    model.weights[0] = torch.nn.Parameter(model.weights[0].detach().t().contiguous().t())
+    training = Training(baselines.get(name).State(rank=1, min_compression_rate=1.0), model=model, dtype=torch.float64)
+    return torch.stack([training.step(columns).view(2, 40, 60), torch.stack(columns)])
+
+
+def test_a_matrix_that_lies_transposed_in_memory_is_approximated_as_itself(on_ranks):
+    for result, true in on_ranks(2, train_transposed, "powersgd"):
+        torch.testing.assert_close(result, true)
 
 
 # Codes that add
