@@ -87,7 +87,8 @@ Every method trains in fp32, fp64, bf16 and fp16; under a `torch.amp.GradScaler`
 rank is skipped by all and leaves no trace in what a method remembers; with `no_sync()`, clipping, groups of parameters,
 frozen and unused parameters, a static graph and `torch.compile`; for parameters of any shape and any number of workers;
 and it saves and resumes to the last bit (`state.state_dict()`), but for the times that PacTrain's `adaptive` has
-measured. What is refused is refused in one line; so are FSDP and bare modules.
+measured, and but for models with weights of two types or sparse embeddings, whose gradients DDP puts into other buckets
+in the first step after a resumption. What is refused is refused in one line; so are FSDP and bare modules.
 
 * **micro-batches synchronised one by one**, without `no_sync()`: right, or refused because the method would compress
   again what is synchronised already.
