@@ -8,9 +8,32 @@ import torch
 import torch.distributed as dist
 
 from baselines._lane import LaneState
+from baselines._memory import BucketMemory, Draft
 
 SIZE_BYTES = 8
 """What one count costs that is told to a peer."""
+
+
+class OwnersState(LaneState):
+    """Base of a ``State`` that sends a share of its entries to their owners; at a ``ratio`` of 1 nothing is lost."""
+
+    ratio: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.residual = BucketMemory()
+
+    @property
+    def remembers(self) -> tuple[str, ...]:
+        return ("residual",) if self.ratio < 1 else ()
+
+    @property
+    def accumulates(self) -> bool:
+        return self.ratio == 1
+
+    def draft_of(self, bucket: dist.GradBucket) -> Draft | None:
+        """What is to be remembered of a bucket, if anything is."""
+        return self.residual.draft(bucket) if self.ratio < 1 else None
 
 
 def agree_on_counts(state: LaneState, counts: torch.Tensor, *others: torch.Tensor) -> list[list[int]]:

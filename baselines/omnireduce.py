@@ -21,6 +21,7 @@ from torch.nn.functional import pad
 from baselines._calls import AllToAll, Call
 from baselines._exchange import (
     SIZE_BYTES,
+    OwnersState,
     agree_on_count,
     agree_on_counts,
     all_gather,
@@ -32,8 +33,8 @@ from baselines._exchange import (
     shard_sizes,
     to_records,
 )
-from baselines._lane import LaneState, settled
-from baselines._memory import BucketMemory, Draft
+from baselines._lane import settled
+from baselines._memory import Draft
 from baselines._parameters import Share, parameters
 from baselines._sparse import INDEX, places_of, share
 from baselines._state import Shapes, numel
@@ -50,7 +51,7 @@ BLOCK = 256
 
 
 @parameters
-class State(LaneState):
+class State(OwnersState):
     """What OmniReduce keeps on one rank.
 
     Args:
@@ -62,18 +63,6 @@ class State(LaneState):
     swept = ("ratio",)
 
     ratio: Share = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.residual = BucketMemory()
-
-    @property
-    def remembers(self) -> tuple[str, ...]:
-        return ("residual",) if self.ratio < 1 else ()
-
-    @property
-    def accumulates(self) -> bool:
-        return self.ratio == 1  # which loses nothing
 
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
         """For gradients without zero blocks, whose largest blocks are anywhere."""
@@ -91,7 +80,7 @@ class State(LaneState):
 def omnireduce_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
     """Replace the bucket by the mean of all ranks' blocks."""
     gradient = bucket.buffer()
-    residual = state.residual.draft(bucket) if state.ratio < 1 else None
+    residual = state.draft_of(bucket)
     return state.lane.submit(lambda: block_all_reduce(state, gradient, residual))
 
 

@@ -21,6 +21,7 @@ from torch.nn.functional import pad
 from baselines._calls import AllReduce, AllToAll, Call
 from baselines._exchange import (
     SIZE_BYTES,
+    OwnersState,
     agree_on_count,
     agree_on_counts,
     all_gather,
@@ -31,8 +32,8 @@ from baselines._exchange import (
     from_records,
     to_records,
 )
-from baselines._lane import LaneState, settled
-from baselines._memory import BucketMemory, Draft
+from baselines._lane import settled
+from baselines._memory import Draft
 from baselines._parameters import Share, parameters
 from baselines._quantise import packed_bits, unpacked_bits
 from baselines._sparse import INDEX, places_of, sampled_top, share
@@ -52,7 +53,7 @@ COUNT_BYTES = 8
 
 
 @parameters
-class State(LaneState):
+class State(OwnersState):
     """What Zen keeps on one rank.
 
     Args:
@@ -64,18 +65,6 @@ class State(LaneState):
     host_synchronisations_a_bucket = 3
 
     ratio: Share = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.residual = BucketMemory()
-
-    @property
-    def remembers(self) -> tuple[str, ...]:
-        return ("residual",) if self.ratio < 1 else ()
-
-    @property
-    def accumulates(self) -> bool:
-        return self.ratio == 1  # which loses nothing
 
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
         """For gradients without zeros, whose largest entries are anywhere."""
@@ -102,7 +91,7 @@ def sparse_bytes(entries: float, union: float, n: int, world_size: int) -> float
 def zen_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
     """Replace the bucket by the mean of all ranks' entries."""
     gradient = bucket.buffer()
-    residual = state.residual.draft(bucket) if state.ratio < 1 else None
+    residual = state.draft_of(bucket)
     return state.lane.submit(lambda: hashed_all_reduce(state, gradient, residual))
 
 

@@ -54,6 +54,10 @@ class UnwritableError(UsageError):
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.path, self.reason)
 
+    def of_folder(self, option: str, folder: Path) -> UsageError:
+        """What is said where an option of the command line names the folder."""
+        return UsageError.at("command line", option, str(folder), f"a folder that can be written ({self.reason})")
+
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:

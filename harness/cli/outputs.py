@@ -12,7 +12,6 @@ from typing import TextIO
 
 from typing_extensions import Self
 
-from harness.errors import UsageError
 from harness.files import UnwritableError, check_writable, make_folder, writing
 from harness.messages import Output
 
@@ -68,7 +67,7 @@ class Files:
             make_folder(folder)
             check_writable(folder / "w0.out")
         except UnwritableError as error:
-            raise _unwritable(folder, error) from None
+            raise error.of_folder("--output", folder) from None
 
     def __enter__(self) -> Self:
         return self
@@ -96,7 +95,7 @@ class Files:
                 with writing(self._folder / name):
                     self._files[name] = (self._folder / name).open("w", encoding="utf-8", errors="replace")
             except UnwritableError as error:
-                raise _unwritable(self._folder, error) from None
+                raise error.of_folder("--output", self._folder) from None
         return self._files[name]
 
     def _remove_earlier_ones(self) -> None:
@@ -109,13 +108,9 @@ class Files:
                     with writing(path):
                         path.unlink()
         except UnwritableError as error:
-            raise _unwritable(self._folder, error) from None
+            raise error.of_folder("--output", self._folder) from None
 
 
 def name(said: Output, per_node: int) -> str:
     """What tells a rank from the others: its worker, and its number there if it is not alone."""
     return said.node if per_node == 1 else f"{said.node}.{said.rank % per_node}"
-
-
-def _unwritable(folder: Path, error: UnwritableError) -> UsageError:
-    return UsageError.at("command line", "--output", str(folder), f"a folder that can be written ({error.reason})")

@@ -188,8 +188,7 @@ def new_folder(results: Path, asked: Path | None) -> Iterator[Path]:
         try:
             folder = _entered(asked, stack) if asked else _made(results / f"exec-{time.strftime('%Y%m%d-%H%M%S')}")
         except UnwritableError as error:
-            allowed = f"a folder that can be written ({error.reason})"
-            raise UsageError.at("command line", "--out", str(error.path), allowed) from None
+            raise error.of_folder("--out", error.path) from None
         try:
             yield folder
         finally:

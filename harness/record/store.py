@@ -116,8 +116,7 @@ class Store:
                 write_whole(store._version, json.dumps({"schema": SCHEMA, "scenario": digest(content)}))
                 write_whole(store._scenario, content)
         except UnwritableError as error:
-            allowed = f"a folder that can be written ({error.reason})"
-            raise UsageError.at("command line", "--out", str(folder), allowed) from None
+            raise error.of_folder("--out", folder) from None
         store.check_version()
         if not store.scenario().is_same_run(scenario):
             raise UsageError.at(

@@ -198,18 +198,13 @@ def check_start(plan: Plan, cluster: Cluster, folder: Path | None = None) -> Seq
         execute.check_same_code(plan, store, attempts)
         pending = plan.pending(attempts)
     elif folder is not None:
-        _check_folder(folder)
+        try:
+            check_folder(folder)
+        except UnwritableError as error:
+            raise error.of_folder("--out", folder) from None
     execute.check_memory(plan, pending)
     execute.check_networks(pending, cluster, cluster.check_kind)
     return pending
-
-
-def _check_folder(folder: Path) -> None:
-    try:
-        check_folder(folder)
-    except UnwritableError as error:
-        allowed = f"a folder that can be written ({error.reason})"
-        raise UsageError.at("command line", "--out", str(folder), allowed) from None
 
 
 def open_store(plan: Plan, folder: Path | None = None) -> Store:
