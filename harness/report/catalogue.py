@@ -41,9 +41,10 @@ OVERVIEW = """\
   up to five times. "–" means that no profile which was modelled from a data sheet has this method;
   [convergence](results/reference/convergence/report.md) has all codecs in ms a step, paced by the profile
   `fashion-cnn-xeon`.
-* **Accuracy cost** is what final accuracy may lose against dense in `scenarios/convergence.toml`, with the parameters
-  that stand there. A test holds the means of the [stored runs](results/README.md#what-each-method-costs-in-accuracy) to
-  it.
+* **Accuracy cost** is what final accuracy may lose against dense in `scenarios/convergence.toml`, a short training on
+  images, with the parameters that stand there; **perplexity cost** is by how much final perplexity may be above that of
+  dense in `scenarios/language.toml`, a short training of a language model. A test holds the means of the
+  [stored runs](results/README.md#what-each-method-costs-in-accuracy) to both.
 """
 
 EXAMPLE_SHAPES = ((1000, 1000),)
@@ -62,7 +63,7 @@ def overview(methods: Iterable[Method]) -> str:
     profiles = shipped_profiles()
     head = ["method", "what a worker sends", "all-reduce"]
     head += [f"MB, {world_size} workers" for world_size in OVERVIEW_WORLD_SIZES]
-    head += ["device cost", "accuracy cost", "source"]
+    head += ["device cost", "accuracy cost", "perplexity cost", "source"]
     rows = [_overview_row(method, profiles) for method in methods]
     return OVERVIEW + "\n" + table(head, rows, right_from=3, right_to=5) + "\n"
 
@@ -76,6 +77,7 @@ def _overview_row(method: Method, profiles: Iterable[Profile]) -> list[str]:
         *(f"{state.wire_bytes(EXAMPLE_SHAPES, world_size) / 1e6:.3g}" for world_size in OVERVIEW_WORLD_SIZES),
         device_cost(method, profiles),
         accuracy_cost(method),
+        perplexity_cost(method),
         method.source or UNKNOWN,
     ]
 
@@ -123,6 +125,13 @@ def accuracy_cost(method: Method) -> str:
     if method.most_loss is None:
         return UNKNOWN
     return f"at most {points(method.most_loss)}" if method.most_loss else "none"
+
+
+def perplexity_cost(method: Method) -> str:
+    """By how much the method's final perplexity may be above that of dense."""
+    if method.most_perplexity is None:
+        return UNKNOWN
+    return f"at most {100 * method.most_perplexity:g} %" if method.most_perplexity else "none"
 
 
 def points(share: float) -> str:
@@ -184,6 +193,9 @@ def accuracy(method: Method) -> str:
     lines = []
     if method.most_loss is not None:
         lines.append(f"Final accuracy in `scenarios/convergence.toml`: at most {points(method.most_loss)} below dense.")
+    if method.most_perplexity is not None:
+        more = f"at most {100 * method.most_perplexity:g} %"
+        lines.append(f"Final perplexity in `scenarios/language.toml`: {more} above dense.")
     if method.paper_says:
         lines.append(f"Loss of accuracy in the paper: {method.paper_says}.")
     return textwrap.fill(" ".join(lines), 120, break_on_hyphens=False, break_long_words=False)

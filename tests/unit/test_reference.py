@@ -12,6 +12,7 @@ import pytest
 
 import baselines
 from harness.record.store import Store
+from harness.scenario.load import load
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 SEEDS = 3
@@ -63,6 +64,18 @@ def test_no_method_loses_more_accuracy_than_its_file_says(trials_of, name: str) 
     gain, most_loss = gained(trials_of(run_of(name)), name), baselines.get(name).most_loss
     assert most_loss is not None
     assert (-gain <= most_loss).all(), gain.to_dict()
+
+
+@pytest.mark.parametrize("name", sorted({"dense"} | {spec.name for spec in load("language").methods}))
+def test_no_method_s_perplexity_is_higher_than_its_file_says(trials_of, name: str) -> None:
+    trials = trials_of("language-zeroone_adam" if name == "zeroone_adam" else "language")
+    of_dense = trials[trials["label"] == "dense"].set_index("seed")["final_perplexity"]
+    own = trials[trials["method"] == name]
+    more = (own["final_perplexity"] / own["seed"].map(of_dense) - 1).groupby(own["label"]).agg(["mean", "count"])
+    most = baselines.get(name).most_perplexity
+    assert most is not None
+    assert len(more) and (more["count"] == SEEDS).all()
+    assert (more["mean"] <= most + 1e-9).all(), more.to_string()
 
 
 @pytest.mark.parametrize("name", [name for name in baselines.names() if name != "dense"])
