@@ -11,6 +11,7 @@ flow_model_simgrid.csv.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import math
 import os
 import random
@@ -67,6 +68,9 @@ RINGS = [(64, 63), (256, 64), (1024, 32), (4096, 16)]
 ALL_TO_ALLS = [(64, 63), (256, 32), (1024, 16), (4096, 8)]
 """Workers, and rounds or peers: all of an all-to-all of 4,096 would be 16 million flows."""
 
+DELAYS_MS = [0, 0, 1, 5, 20]
+"""Half a round trip of a star's links, or of a trunk between regions: some none, for kernels without netem."""
+
 LINKS = [(4e5, 1e8, 5e-4), (1e5, 1e9, 1e-3)]
 """Bytes of a message, bit/s, and delay of each link."""
 
@@ -109,18 +113,30 @@ def fluid(setup: tuple[Any, ...]) -> Iterator[dict[str, Any]]:
 
 
 def compare_with_emulation(file: Path, networks: int, for_s: float) -> pd.DataFrame:
-    """What was found is kept; predictions are made anew each time, so that a better model needs no new runs."""
-    table = kept(file, [(number,) for number in range(networks)], emulated, for_s)
-    trials = {number: trials_of(int(number)) for number in set(table["setup"])}
+    """What was found is kept; predictions are made anew each time, so that a better model needs no new runs.
+
+    Few workers come first: many take a quarter of an hour each on two processors.
+    """
+    table = kept(file, [setup_of(number) for number in sorted(range(networks), key=workers_of)], emulated, for_s)
+    numbers = {name: int(name.split()[0]) for name in table["setup"]}
+    for name, number in numbers.items():
+        if name != " ".join(map(str, setup_of(number))):
+            sys.exit(f"{file}: set-up {name}: network {number} is drawn otherwise now; move the file away")
+    trials = {name: trials_of(number) for name, number in numbers.items()}
     table["predicted_s"] = [predicted_s(trials[row["setup"]][row["label"]], row) for _, row in table.iterrows()]
     table["error"] = table["predicted_s"] / table["found_s"] - 1
     table.to_csv(file, index=False, float_format="%.6g")
     return table[table["status"] == DONE]
 
 
-def emulated(setup: tuple[int]) -> Iterator[dict[str, Any]]:
+def setup_of(number: int) -> tuple[int, str]:
+    """A network's number, and a digest of what was drawn: rows of a network that is drawn otherwise are told apart."""
+    return number, hashlib.sha256(drawn(number).scenario.encode()).hexdigest()[:8]
+
+
+def emulated(setup: tuple[int, str]) -> Iterator[dict[str, Any]]:
     """For each method, what a replay's steps took on an emulated network."""
-    (number,) = setup
+    number, _ = setup
     drawing = drawn(number)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "drawn.toml").write_text(drawing.scenario)
@@ -162,7 +178,12 @@ def predicted_s(trial: Trial, row: pd.Series) -> float:
 
 class Drawn(NamedTuple):
     shape: str
+    workers: int
     scenario: str
+
+
+def workers_of(number: int) -> int:
+    return drawn(number).workers
 
 
 def drawn(number: int) -> Drawn:
@@ -175,13 +196,13 @@ def drawn(number: int) -> Drawn:
     shape = dice.choice(list(FABRICS))
     workers = dice.choice([4, 6, 8, 12, 16, 24, 32, 64, 128])
     rate_mbps = round(5 * workers * 10 ** dice.uniform(0.3, 0.8))
-    delay_ms = dice.choice([0, 0, 1, 5, 20]) if shape == "star" else 0
+    delay_ms = dice.choice(DELAYS_MS) if shape == "star" else 0
     lines = ["rounds = 1", f"[cluster]\nworkers = {workers}", f'[link]\nrate = "{rate_mbps}mbit"']
     lines += [f'delay = "{delay_ms}ms"'] if delay_ms else []
     lines += FABRICS[shape](dice, workers, rate_mbps)
     lines += ["[train]", f'replay = "{PROFILE}"', f'model = "{MODEL}"', "batch_size = 16"]
     lines += ['target = "none"', f"steps = {STEPS}"]
-    return Drawn(shape, "\n".join([*lines, METHODS.format(servers=workers // 2)]))
+    return Drawn(shape, workers, "\n".join([*lines, METHODS.format(servers=workers // 2)]))
 
 
 def star(dice: random.Random, workers: int, rate_mbps: int) -> list[str]:
@@ -200,7 +221,7 @@ def racks(dice: random.Random, workers: int, rate_mbps: int) -> list[str]:
 
 
 def regions(dice: random.Random, workers: int, rate_mbps: int) -> list[str]:
-    trunk = f'rate = "{round(rate_mbps * dice.uniform(0.5, 2), 1)}mbit", delay = "{dice.choice([1, 5, 20])}ms"'
+    trunk = f'rate = "{round(rate_mbps * dice.uniform(0.5, 2), 1)}mbit", delay = "{dice.choice(DELAYS_MS)}ms"'
     return [f'[fabric]\ngroups = "a b c"\nmesh = true\ntrunk = {{ {trunk} }}']
 
 
