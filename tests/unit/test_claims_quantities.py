@@ -81,20 +81,25 @@ def test_accuracy_is_the_points_lost_to_the_baseline_by_seeds(sweep: Run) -> Non
 
 
 @pytest.mark.parametrize(
-    ("label", "status", "count", "verdict"),
+    ("label", "status", "count", "rounds", "verdict"),
     [
-        ("topk", "diverged", 3, "not reproduced"),
-        ("topk", "diverged", 1, "inconclusive"),
-        ("topk", "timeout", 3, "inconclusive"),
-        ("dense", "diverged", 3, "inconclusive"),
-        ("dense", "timeout", 1, "inconclusive"),
+        ("topk", "diverged", 5, 5, "not reproduced"),
+        ("topk", "diverged", 3, 3, "inconclusive"),
+        ("topk", "diverged", 1, 3, "inconclusive"),
+        ("topk", "timeout", 3, 3, "inconclusive"),
+        ("topk", "timeout", 5, 5, "inconclusive"),
+        ("dense", "diverged", 5, 5, "inconclusive"),
+        ("dense", "timeout", 1, 3, "inconclusive"),
     ],
 )
-def test_who_diverges_keeps_no_accuracy(label: str, status: str, count: int, verdict: str, tmp_path: Path) -> None:
+def test_who_diverges_keeps_no_accuracy(
+    label: str, status: str, count: int, rounds: int, verdict: str, tmp_path: Path
+) -> None:
     ends = {(label, number): {"status": status, "final_accuracy": None} for number in range(count)}
-    judgement = judged(a_run(tmp_path / "quickstart-1", [], ends), quantity="accuracy", range=(-math.inf, 50.0))
+    run = a_run(tmp_path / "quickstart-1", [f"rounds={rounds}"], ends)
+    judgement = judged(run, quantity="accuracy", range=(-math.inf, 50.0))
     assert (judgement.verdict, judgement.found) == (verdict, None)
-    assert f"{label} diverged or ran out of time in {count} of 3 trainings" in judgement.reason
+    assert f"{label} diverged or ran out of time in {count} of {rounds} trainings" in judgement.reason
     assert bool(judgement.decides) == (verdict == "inconclusive")
 
 
@@ -103,6 +108,29 @@ def test_communication_time_is_what_nothing_hides(sweep: Run) -> None:
     found = judged(sweep, quantity="communication time").found
     assert found is not None
     assert found.value == pytest.approx(np.exp(np.log(ratios).mean()))
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"quantity": "communication time"},
+        {"quantity": "ablation", "of": "communication time", "without": "bf16"},
+        {"quantity": "trend", "of": "communication time", "axis": "method", "direction": "grows"}
+        | {"method": ("bf16", "topk")},
+    ],
+    ids=lambda each: each["quantity"],
+)
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("label", ["topk", "dense"])
+def test_of_who_waits_for_nothing_there_is_no_ratio_and_no_round_is_left_out(
+    label: str, count: int, asked: dict[str, Any], tmp_path: Path
+) -> None:
+    nothing = {(label, number): {"comm_s_per_step": 0.0} for number in range(count)}
+    judgement = judged(a_run(tmp_path / "quickstart-1", [], nothing), **asked)
+    assert (judgement.verdict, judgement.found) == ("inconclusive", None)
+    assert judgement.reason == f"{label} waited for nothing in {count} of 3 rounds: there is no ratio to that"
+    assert judgement.decides == "a slower link, on which there is something to wait for"
+    assert not judgement.open_parts
 
 
 def test_a_gradient_is_counted_once_whatever_a_collective_makes_of_it(sweep: Run) -> None:

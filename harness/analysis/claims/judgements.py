@@ -5,7 +5,8 @@ looked at it (``sequential.py``):
 
 * ``reproduced``: the interval lies within the claimed range;
 * ``exceeded``: it lies wholly on the better side of it: no failure to reproduce;
-* ``not reproduced``: it lies wholly on the other side; or the method missed the target in every training;
+* ``not reproduced``: it lies wholly on the other side; or the method missed the target in every training, of at least
+  as many as make that no chance (``sequential.FEWEST_FAILURES``);
 * ``inconclusive``: it reaches over an end of the range, or too little was measured, or this machine was slower than the
   device that it replayed. What would decide it stands beside it;
 * ``source inconsistent``: the source contradicts itself. Nothing is run;
