@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from harness.analysis.claims.plans import is_asked_for
 from harness.analysis.claims.schema import Cell, Claim, Quantity
 from harness.analysis.claims.sequential import FEWEST_FAILURES, FIRST_LOOK, confidence, rounds_to_decide
 from harness.analysis.estimates import Estimate
@@ -30,6 +31,7 @@ from harness.analysis.trials import CASE_COLUMNS, leave_out_disturbed
 from harness.plan.expected import shapes_of, state_of
 from harness.plan.plan import Plan
 from harness.plan.status import DIVERGED, DONE, LEARNT, MISSES, TIMEOUT
+from harness.plan.trial import Trial
 from harness.record.store import Store
 
 MOST_OVERRUN = 0.1
@@ -68,6 +70,11 @@ class Run:
     def counted(self) -> pd.DataFrame:
         """The same, those that are left out as disturbed told as such."""
         return self.trials if self.trials.empty else leave_out_disturbed(self.trials)
+
+    @cached_property
+    def pending(self) -> list[Trial]:
+        """The trials that are not done; none where it cannot be run."""
+        return [] if self.problem else self.plan.pending(self.trials)
 
     @cached_property
     def variances(self) -> dict[Quantity, list[Variance]]:
@@ -166,6 +173,12 @@ def _found(claim: Claim, cell: Cell, device: float, runs: Mapping[str, Run]) -> 
         return _share_of_the_gain(claim, trials, run, usual_of(claim.of, trials, runs))
     found = _ratio(claim, cell, trials, runs)
     return with_fewer_steps(found, fewer_steps(claim, runs[claim.convergence])) if claim.convergence else found
+
+
+def is_anything_left(claim: Claim, cell: Cell, device: float, runs: Mapping[str, Run]) -> bool:
+    """Whether some of what a case needs is not done yet, with such a share of the device."""
+    names = filter(None, (cell.scenario, claim.convergence))
+    return any(is_asked_for(trial, name, claim, device, [cell]) for name in names for trial in runs[name].pending)
 
 
 def throughput(claim: Claim, cell: Cell, device: float, runs: Mapping[str, Run]) -> Shift | None:

@@ -22,14 +22,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import pandas as pd
 from scipy.special import betaincinv  # the Beta distribution's quantile, without the slow import of scipy.stats
 
 from harness.analysis.claims.explanations import case_name, explain, in_seconds
-from harness.analysis.claims.figures import Finding, Run, find, steps_along, trials_of
+from harness.analysis.claims.figures import Finding, Run, find, is_anything_left, steps_along, trials_of
 from harness.analysis.claims.one_piece import OnePiece, in_one_piece
 from harness.analysis.claims.schema import LIMITED, Cell, Claim
 from harness.analysis.claims.sequential import ERROR
@@ -71,7 +71,7 @@ class Part:
     decides: str = ""
     """What would decide it, where it is inconclusive."""
     open_cells: tuple[Cell, ...] = ()
-    """The cases of which more rounds may decide it."""
+    """The cases of which rounds that are left may decide it."""
     is_trusted: bool = True
     """Whether nothing spoils the figure: a machine that was too slow for the device tells nothing of it."""
 
@@ -110,7 +110,7 @@ class Judgement:
 
     @property
     def undecided_parts(self) -> tuple[Part, ...]:
-        """Those that more rounds may decide."""
+        """Those that rounds that are left may decide."""
         return tuple(part for part in self.parts if part.open_cells)
 
     @property
@@ -163,12 +163,13 @@ def _reached_over(found: Estimate, claim: Claim) -> float:
 
 def _part(claim: Claim, device: float, runs: Mapping[str, Run]) -> Part:
     if claim.quantity == "share":
-        return _part_of_share(claim, device, runs)
-    if claim.quantity == "trend":
-        finding = _weakest(steps_along(claim, device, runs))
+        part = _part_of_share(claim, device, runs)
+    elif claim.quantity == "trend":
+        part = _decided(claim, device, _weakest(steps_along(claim, device, runs)))
     else:
-        finding = find(claim, claim.cells[0], device, runs)
-    return _decided(claim, device, finding)
+        part = _decided(claim, device, find(claim, claim.cells[0], device, runs))
+    left = tuple(cell for cell in part.open_cells if is_anything_left(claim, cell, device, runs))
+    return replace(part, open_cells=left)
 
 
 def _decided(claim: Claim, device: float, finding: Finding) -> Part:
