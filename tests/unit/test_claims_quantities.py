@@ -163,16 +163,17 @@ def test_a_share_counts_the_cases_that_are_surely_better(sweep: Run) -> None:
     methods = ("bf16", "topk")
     asked = {"quantity": "share", "grid": ["rate", "method"], "rate": RATES, "method": methods}
     judgement = judged(sweep, **asked, range=(0.0, 0.03))
+    level = confidence(ROUNDS, comparisons=2 * 6)
     lows, highs = zip(
-        *(textbook(gains(sweep, label, rate), confidence(ROUNDS))[1:] for rate in RATES for label in methods),
+        *(textbook(gains(sweep, label, rate), level)[1:] for rate in RATES for label in methods),
         strict=True,
     )
     wins, lost = sum(low > 0 for low in lows), sum(high <= 0 for high in highs)
     unknown = len(lows) - wins - lost
     assert wins > 1
     assert judgement.found is not None
-    assert judgement.found.low == pytest.approx(binomtest(wins, 6).proportion_ci(0.95, "exact").low)
-    assert judgement.found.high == pytest.approx(binomtest(wins + unknown, 6).proportion_ci(0.95, "exact").high)
+    assert judgement.found.low == pytest.approx(binomtest(wins, 6).proportion_ci(0.975, "exact").low)
+    assert judgement.found.high == pytest.approx(binomtest(wins + unknown, 6).proportion_ci(0.975, "exact").high)
     assert f"throughput is better in {wins} of 6 cases (" in judgement.reason
     assert "topk, 10 Mbit/s" in judgement.reason
     assert judgement.verdict == "not reproduced"
@@ -198,7 +199,7 @@ def test_strengths_of_one_method_are_one_draw(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("wins", "n"), [(0, 14), (3, 14), (14, 14), (6, 200)])
 def test_a_shares_interval_is_that_of_clopper_and_pearson(wins: int, n: int) -> None:
-    found, exact = judgements.share_of(wins, 0, n), binomtest(wins, n).proportion_ci(0.95, "exact")
+    found, exact = judgements.share_of(wins, 0, n), binomtest(wins, n).proportion_ci(0.975, "exact")
     assert found[:3] == pytest.approx((wins / n, exact.low, exact.high))
 
 
@@ -207,9 +208,9 @@ def test_one_cell_refutes_no_share_and_a_small_grid_says_how_large_it_would_have
     one_of_three = judgements.share_of(1, 0, 3)
     assert judgements.verdict_on(one_of_three, asked)[0] == "inconclusive"
     enough = judgements._more_cases(3, 0.0, asked)
-    assert "122" in enough, "without a single win in so many cases, the upper end falls below 0.03"
-    assert judgements.share_of(0, 0, 122).high == pytest.approx(0.0298, abs=1e-4)
-    assert judgements.share_of(0, 0, 121).high == pytest.approx(0.03, abs=1e-3)
+    assert "144" in enough, "without a single win in so many cases, the upper end falls below 0.03"
+    assert judgements.share_of(0, 0, 144).high == pytest.approx(0.0300, abs=1e-4)
+    assert judgements.share_of(0, 0, 143).high == pytest.approx(0.03, abs=1e-3)
 
 
 @pytest.mark.parametrize(("direction", "verdict"), [("falls", "reproduced"), ("grows", "not reproduced")])

@@ -162,7 +162,8 @@ def test_of_a_share_the_cases_that_are_decided_need_no_more_rounds(tmp_path: Pat
     run = runs_of([share])
     recorded = Recorded(tmp_path)
     runs, _ = reproduce([share], run, recorded, MACHINE)
-    assert rounds_by_label(recorded.trials) == {"dense": 2, **dict.fromkeys(methods, 2)}
+    more = dict.fromkeys(("dense", *methods[1:]), 3)
+    assert rounds_by_label(recorded.trials) == {"bf16": 2, **more}, "its gain is large enough for two"
     assert not judge(share, runs).open_parts
 
 
@@ -177,7 +178,7 @@ class OneIsRestless(Recorded):
 
 def test_what_later_scenarios_tell_of_the_spread_brings_a_claim_back_that_was_given_up(tmp_path: Path) -> None:
     of_byteps = {"model": "resnet18-cifar", "rate": "25gbit", "workers": 4, "scenario": "paper/byteps-resnet18-cifar"}
-    early = claim("early", method="bf16", **of_byteps, range=(1.985, 12.0))
+    early = claim("early", method="bf16", **of_byteps, range=(1.925, 12.0))
     labels = [each.label for each in load("paper/pactrain-vit-b-16").methods if each.label != "dense"]
     others = [
         claim(f"{model}-{rate}-{label}", model=model, rate=rate, method=label, scenario=f"paper/pactrain-{model}")

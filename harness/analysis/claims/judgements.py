@@ -165,7 +165,7 @@ def _part(claim: Claim, device: float, runs: Mapping[str, Run]) -> Part:
     if claim.quantity == "share":
         part = _part_of_share(claim, device, runs)
     elif claim.quantity == "trend":
-        part = _decided(claim, device, _weakest(steps_along(claim, device, runs)))
+        part = _decided(claim, device, weakest(steps_along(claim, device, runs)))
     else:
         part = _decided(claim, device, find(claim, claim.cells[0], device, runs))
     left = tuple(cell for cell in part.open_cells if is_anything_left(claim, cell, device, runs))
@@ -202,7 +202,7 @@ def _more(finding: Finding, needed: int | None) -> str:
     return f"{what}: it lies too near to the end"
 
 
-def _weakest(steps: Sequence[Finding]) -> Finding:
+def weakest(steps: Sequence[Finding]) -> Finding:
     """Of an axis's steps the one that goes against the claimed direction most, and most surely."""
 
     def against(finding: Finding) -> tuple[bool, float]:
@@ -216,8 +216,8 @@ def _weakest(steps: Sequence[Finding]) -> Finding:
 
 def _part_of_share(claim: Claim, device: float, runs: Mapping[str, Run]) -> Part:
     """In which cases the method is better at all, and an interval for the share of such cases."""
-    findings = [find(claim, cell, device, runs) for cell in claim.cells]
-    betters = [_is_better(finding) for finding in findings]
+    findings = as_a_grid([find(claim, cell, device, runs) for cell in claim.cells])
+    betters = [is_better(finding) for finding in findings]
     wins, unknown, n = betters.count(True), betters.count(None), len(betters)
     won = [case_name(claim, cell) for cell, better in zip(claim.cells, betters, strict=True) if better]
     left = tuple(
@@ -253,7 +253,12 @@ def _draws(claim: Claim, betters: Sequence[bool | None], runs: Mapping[str, Run]
     return [next(iter(each)) if len(each) == 1 else None for each in found.values()]
 
 
-def _is_better(finding: Finding) -> bool | None:
+def as_a_grid(findings: Sequence[Finding]) -> list[Finding]:
+    """Half of the error is for the intervals of all cases together, the other half for that of their share."""
+    return [replace(finding, comparisons=2 * len(findings)) for finding in findings]
+
+
+def is_better(finding: Finding) -> bool | None:
     """Whether a method is better at all; None where that is not sure."""
     found = finding.estimate
     if finding.problem or found is None or found.low is None or found.high is None:
@@ -270,11 +275,12 @@ def _may_turn_out(finding: Finding) -> bool:
 def share_of(wins: int, unknown: int, n: int) -> Estimate:
     """A share of draws, with the interval of Clopper and Pearson (Biometrika 26, 1934).
 
-    Those that are open count against the interval on both sides: as lost below, as won above.
+    Those that are open count against the interval on both sides: as lost below, as won above. Half of the error is
+    left to what is told of each case (``as_a_grid``).
     """
-    most = wins + unknown
-    low = float(betaincinv(wins, n - wins + 1, ERROR / 2)) if wins else 0.0
-    high = float(betaincinv(most + 1, n - most, 1 - ERROR / 2)) if most < n else 1.0
+    most, each_end = wins + unknown, ERROR / 2 / 2
+    low = float(betaincinv(wins, n - wins + 1, each_end)) if wins else 0.0
+    high = float(betaincinv(most + 1, n - most, 1 - each_end)) if most < n else 1.0
     return Estimate((wins + unknown / 2) / n, low, high, n)
 
 
