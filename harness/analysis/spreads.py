@@ -40,6 +40,8 @@ class Usual(NamedTuple):
     """How many degrees of freedom this is worth beside a case's own; infinitely many where cases do not differ."""
     most_freedom: float
     """Those of all cases together: nothing can be known better."""
+    cases: int = 0
+    """How many they are."""
 
     def times(self, factor: float) -> Usual:
         """What variances of values usually are that vary so many times as much."""
@@ -69,7 +71,7 @@ def usual(variances: Sequence[Variance]) -> Usual | None:
     left = max(variance - float(polygamma(1, freedoms / 2).mean()), unsure)
     freedom = 2 * _trigamma_inverse(left) if left > 0 else math.inf
     bias = psi(freedom / 2) - math.log(freedom / 2) if left > 0 else 0.0
-    return Usual(math.exp(float(logs.mean()) + bias), freedom, float(freedoms.sum()))
+    return Usual(math.exp(float(logs.mean()) + bias), freedom, float(freedoms.sum()), len(variances))
 
 
 def _trigamma_inverse(value: float) -> float:

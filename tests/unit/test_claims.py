@@ -360,6 +360,10 @@ def test_time_to_accuracy_is_throughput_times_steps_each_with_its_origin(run: Ru
     assert all(f"takes {median:g} steps of the training" in judgement.explanation for median in medians)
     assert [origin.partition(":")[0] for origin in judgement.origins] == ["throughput", "steps to the target"]
     assert all("digits-cnn, digits" in origin and "quickstart-1" in origin for origin in judgement.origins)
+    assert [origin.partition("; ")[2] for origin in judgement.origins] == [
+        "spread: that of its own rounds",
+        "spread: that of its own seeds",
+    ]
 
 
 @pytest.mark.parametrize(

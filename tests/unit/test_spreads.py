@@ -74,6 +74,7 @@ def test_a_pool_that_shows_no_difference_between_cases_does_not_rule_one_out() -
         known = usual([variance_of(each) for each in spreads[:, None] * dice.standard_normal((50, 2))])
         assert known is not None
         assert known.freedom < 15
+        assert known.cases == 50
 
 
 def test_a_cases_variance_lies_between_its_own_and_the_usual_one() -> None:

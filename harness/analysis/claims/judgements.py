@@ -29,7 +29,7 @@ import pandas as pd
 from scipy.special import betaincinv  # the Beta distribution's quantile, without the slow import of scipy.stats
 
 from harness.analysis.claims.explanations import case_name, explain, in_seconds
-from harness.analysis.claims.figures import Finding, Run, find, is_anything_left, steps_along, trials_of
+from harness.analysis.claims.figures import Finding, Run, find, is_anything_left, steps_along, trials_of, usual_of
 from harness.analysis.claims.one_piece import OnePiece, in_one_piece
 from harness.analysis.claims.schema import LIMITED, Cell, Claim
 from harness.analysis.claims.sequential import ERROR
@@ -124,7 +124,8 @@ def judge(claim: Claim, runs: Mapping[str, Run]) -> Judgement:
     """Judge a claim by what was run.
 
     Args:
-        runs: by the names of scenarios, at least all that the claim needs.
+        runs: by the names of scenarios, at least all that the claim needs; of all of them it is known how much
+            rounds usually vary.
     """
     if claim.not_testable:
         return Judgement(claim, "not testable here", None, claim.not_testable, "", ())
@@ -346,11 +347,15 @@ def _origins(claim: Claim, runs: Mapping[str, Run]) -> tuple[str, ...]:
         own = [cell for cell in claim.cells if cell.scenario == name]
         frames = [trials_of(cell, device, runs[name]) for cell in own for device in claim.devices]
         trials = pd.concat(frames).drop_duplicates("trial_id")
-        origins.append(_origin(figure, runs[name], _of_methods(claim, trials)))
+        ratio = "throughput" if claim.convergence else claim.ratio
+        usually = None if trials.empty else usual_of(ratio, trials, runs)
+        spread = f"pooled over {usually.cases} cases" if usually else "that of its own rounds"
+        origins.append(_origin(figure, runs[name], _of_methods(claim, trials), spread))
     trainings = {"steps to the target": claim.convergence, "in one piece": claim.in_one_piece}
     for what, training in trainings.items():
         if training:
-            origins.append(_origin(what, runs[training], _of_methods(claim, runs[training].trials)))
+            trials = _of_methods(claim, runs[training].trials)
+            origins.append(_origin(what, runs[training], trials, "that of its own seeds"))
     return tuple(filter(None, origins))
 
 
@@ -358,12 +363,12 @@ def _of_methods(claim: Claim, trials: pd.DataFrame) -> pd.DataFrame:
     return trials if trials.empty else trials[trials["label"].isin(claim.labels)]
 
 
-def _origin(figure: str, run: Run, trials: pd.DataFrame) -> str:
-    """Where a figure comes from: real training or replay of which profile, on which cluster, in which run."""
+def _origin(figure: str, run: Run, trials: pd.DataFrame, spread: str) -> str:
+    """Where a figure comes from: training or replay of which profile, on which cluster, in which run; its spread."""
     done = trials[trials["status"] == DONE]
     if run.store is None or done.empty:
         return ""
     what = " and ".join(dict.fromkeys(f"{row.model}, {row.dataset}" for row in done[["model", "dataset"]].itertuples()))
     clusters = set(done["cluster"])
     where = "a fake cluster, SCRIPTED, not measured" if FAKE in clusters else ", ".join(sorted(clusters))
-    return f"{figure}: {what}, {len(done)} trials on {where}, {run.store.folder.name}"
+    return f"{figure}: {what}, {len(done)} trials on {where}, {run.store.folder.name}; spread: {spread}"
