@@ -6,6 +6,7 @@ Intervals were chosen by simulation, which is kept as a test.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,9 @@ import pandas as pd
 from scipy.special import stdtrit  # the quantile of Student's t, without the slow import of scipy.stats
 
 CONFIDENCE = 0.95
+
+MOST_LOG = math.log(sys.float_info.max)
+"""Ends of intervals of logarithms that lie beyond are as good as infinite."""
 
 
 class Estimate(NamedTuple):
@@ -26,7 +30,7 @@ class Estimate(NamedTuple):
 
     def exp(self) -> Estimate:
         """The geometric mean and its interval, where this is the mean of logarithms."""
-        low, high = (None if end is None else math.exp(end) for end in (self.low, self.high))
+        low, high = (None if end is None else math.exp(min(end, MOST_LOG)) for end in (self.low, self.high))
         return Estimate(math.exp(self.value), low, high, self.n)
 
     def surely_exceeds_one(self, candidates: int = 1) -> bool:

@@ -40,6 +40,8 @@ class Usual(NamedTuple):
     """How many degrees of freedom this is worth beside a case's own; infinitely many where cases do not differ."""
     most_freedom: float
     """Those of all cases together: nothing can be known better."""
+    cases: int = 0
+    """How many they are."""
 
     def times(self, factor: float) -> Usual:
         """What variances of values usually are that vary so many times as much."""
@@ -62,11 +64,14 @@ def usual(variances: Sequence[Variance]) -> Usual | None:
     if not (median := float(np.median(values))):
         return None
     logs = np.log(np.maximum(values, LEAST * median)) - psi(freedoms / 2) + np.log(freedoms / 2)
-    # The variance of logarithms of which each has its own sampling error: what is left is that of the distribution.
-    left = float(logs.var(ddof=1) - polygamma(1, freedoms / 2).mean())
+    # The variance of logarithms of which each has its own sampling error: what is left is that of the distribution. Few
+    # cases seldom tell that there is none: it is taken to be at least as large as its own standard error.
+    variance = float(logs.var(ddof=1))
+    unsure = math.sqrt(max(0.0, float(((logs - logs.mean()) ** 4).mean()) - variance**2) / len(logs))
+    left = max(variance - float(polygamma(1, freedoms / 2).mean()), unsure)
     freedom = 2 * _trigamma_inverse(left) if left > 0 else math.inf
     bias = psi(freedom / 2) - math.log(freedom / 2) if left > 0 else 0.0
-    return Usual(math.exp(float(logs.mean()) + bias), freedom, float(freedoms.sum()))
+    return Usual(math.exp(float(logs.mean()) + bias), freedom, float(freedoms.sum()), len(variances))
 
 
 def _trigamma_inverse(value: float) -> float:

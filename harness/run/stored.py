@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +93,17 @@ def _key(case: tuple[Any, ...], replay: str | None, label: str, number: int) -> 
     told = dict(zip(CASE_COLUMNS, case, strict=True))
     fed = replay if isinstance(replay, str) else told["dataset"]
     return (*({**told, "dataset": fed}).values(), label, number)
+
+
+def newest_runs(claims: Iterable[Claim], folder: Path) -> dict[str, Run]:
+    """Of each scenario that claims need the newest run in a folder in which something is done.
+
+    They tell how much rounds usually vary: so no verdict depends on which of the claims are asked for.
+    """
+    found: dict[str, Run] = {}
+    for name in dict.fromkeys(name for claim in claims for name in claim.needs):
+        for store, scenario in runs_named(folder, load(name).name):
+            if (store.attempts()["status"] == DONE).any():
+                found[name] = Run(Plan(scenario, ()), store)
+                break
+    return found

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from in_process import call_pacbench
 
 from harness.analysis.claims import schema
 from harness.analysis.claims.judgements import Judgement, judge
@@ -70,6 +71,24 @@ def test_the_page_that_is_kept_says_what_the_runs_that_are_kept_give(judged_anew
     for identity, (verdict, figure) in found.items():
         assert told[identity][0] == verdict, identity
         assert told[identity][1] == pytest.approx(figure), identity
+
+
+def test_a_claim_that_is_judged_alone_has_the_interval_that_it_has_beside_all_others(
+    judged_anew: list[Judgement], tmp_path: Path
+) -> None:
+    """How much rounds usually vary is told by all runs there, whichever claims are asked for."""
+    micro = next(each for each in judged_anew if each.claim.family == "omnireduce-micro-trend")
+    command = ("reproduce", "--judge", str(CLAIMS / "runs"), "--claim", micro.claim.id, "--out", "alone", "--json")
+    done = call_pacbench(command, tmp_path)
+    assert done.returncode == 0, done.stderr
+    (told,) = json.loads(done.stdout)["claims"]
+    assert micro.found is not None
+    assert told["found"] == pytest.approx(micro.found._asdict())
+    assert told["origins"] == list(micro.origins)
+    assert re.search(r"; spread: pooled over \d+ cases$", told["origins"][0])
+    assert list(json.loads(done.stdout)["provenance"]["runs"]) == [
+        folder.name for folder in (CLAIMS / "runs").glob("sparse-tensor-*")
+    ]
 
 
 def test_the_results_page_counts_the_verdicts(judged_anew: list[Judgement]) -> None:

@@ -81,20 +81,25 @@ def test_accuracy_is_the_points_lost_to_the_baseline_by_seeds(sweep: Run) -> Non
 
 
 @pytest.mark.parametrize(
-    ("label", "status", "count", "verdict"),
+    ("label", "status", "count", "rounds", "verdict"),
     [
-        ("topk", "diverged", 3, "not reproduced"),
-        ("topk", "diverged", 1, "inconclusive"),
-        ("topk", "timeout", 3, "inconclusive"),
-        ("dense", "diverged", 3, "inconclusive"),
-        ("dense", "timeout", 1, "inconclusive"),
+        ("topk", "diverged", 5, 5, "not reproduced"),
+        ("topk", "diverged", 3, 3, "inconclusive"),
+        ("topk", "diverged", 1, 3, "inconclusive"),
+        ("topk", "timeout", 3, 3, "inconclusive"),
+        ("topk", "timeout", 5, 5, "inconclusive"),
+        ("dense", "diverged", 5, 5, "inconclusive"),
+        ("dense", "timeout", 1, 3, "inconclusive"),
     ],
 )
-def test_who_diverges_keeps_no_accuracy(label: str, status: str, count: int, verdict: str, tmp_path: Path) -> None:
+def test_who_diverges_keeps_no_accuracy(
+    label: str, status: str, count: int, rounds: int, verdict: str, tmp_path: Path
+) -> None:
     ends = {(label, number): {"status": status, "final_accuracy": None} for number in range(count)}
-    judgement = judged(a_run(tmp_path / "quickstart-1", [], ends), quantity="accuracy", range=(-math.inf, 50.0))
+    run = a_run(tmp_path / "quickstart-1", [f"rounds={rounds}"], ends)
+    judgement = judged(run, quantity="accuracy", range=(-math.inf, 50.0))
     assert (judgement.verdict, judgement.found) == (verdict, None)
-    assert f"{label} diverged or ran out of time in {count} of 3 trainings" in judgement.reason
+    assert f"{label} diverged or ran out of time in {count} of {rounds} trainings" in judgement.reason
     assert bool(judgement.decides) == (verdict == "inconclusive")
 
 
@@ -103,6 +108,29 @@ def test_communication_time_is_what_nothing_hides(sweep: Run) -> None:
     found = judged(sweep, quantity="communication time").found
     assert found is not None
     assert found.value == pytest.approx(np.exp(np.log(ratios).mean()))
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"quantity": "communication time"},
+        {"quantity": "ablation", "of": "communication time", "without": "bf16"},
+        {"quantity": "trend", "of": "communication time", "axis": "method", "direction": "grows"}
+        | {"method": ("bf16", "topk")},
+    ],
+    ids=lambda each: each["quantity"],
+)
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("label", ["topk", "dense"])
+def test_of_who_waits_for_nothing_there_is_no_ratio_and_no_round_is_left_out(
+    label: str, count: int, asked: dict[str, Any], tmp_path: Path
+) -> None:
+    nothing = {(label, number): {"comm_s_per_step": 0.0} for number in range(count)}
+    judgement = judged(a_run(tmp_path / "quickstart-1", [], nothing), **asked)
+    assert (judgement.verdict, judgement.found) == ("inconclusive", None)
+    assert judgement.reason == f"{label} waited for nothing in {count} of 3 rounds: there is no ratio to that"
+    assert judgement.decides == "a slower link, on which there is something to wait for"
+    assert not judgement.open_parts
 
 
 def test_a_gradient_is_counted_once_whatever_a_collective_makes_of_it(sweep: Run) -> None:
@@ -135,16 +163,17 @@ def test_a_share_counts_the_cases_that_are_surely_better(sweep: Run) -> None:
     methods = ("bf16", "topk")
     asked = {"quantity": "share", "grid": ["rate", "method"], "rate": RATES, "method": methods}
     judgement = judged(sweep, **asked, range=(0.0, 0.03))
+    level = confidence(ROUNDS, comparisons=2 * 6)
     lows, highs = zip(
-        *(textbook(gains(sweep, label, rate), confidence(ROUNDS))[1:] for rate in RATES for label in methods),
+        *(textbook(gains(sweep, label, rate), level)[1:] for rate in RATES for label in methods),
         strict=True,
     )
     wins, lost = sum(low > 0 for low in lows), sum(high <= 0 for high in highs)
     unknown = len(lows) - wins - lost
     assert wins > 1
     assert judgement.found is not None
-    assert judgement.found.low == pytest.approx(binomtest(wins, 6).proportion_ci(0.95, "exact").low)
-    assert judgement.found.high == pytest.approx(binomtest(wins + unknown, 6).proportion_ci(0.95, "exact").high)
+    assert judgement.found.low == pytest.approx(binomtest(wins, 6).proportion_ci(0.975, "exact").low)
+    assert judgement.found.high == pytest.approx(binomtest(wins + unknown, 6).proportion_ci(0.975, "exact").high)
     assert f"throughput is better in {wins} of 6 cases (" in judgement.reason
     assert "topk, 10 Mbit/s" in judgement.reason
     assert judgement.verdict == "not reproduced"
@@ -170,7 +199,7 @@ def test_strengths_of_one_method_are_one_draw(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("wins", "n"), [(0, 14), (3, 14), (14, 14), (6, 200)])
 def test_a_shares_interval_is_that_of_clopper_and_pearson(wins: int, n: int) -> None:
-    found, exact = judgements.share_of(wins, 0, n), binomtest(wins, n).proportion_ci(0.95, "exact")
+    found, exact = judgements.share_of(wins, 0, n), binomtest(wins, n).proportion_ci(0.975, "exact")
     assert found[:3] == pytest.approx((wins / n, exact.low, exact.high))
 
 
@@ -179,9 +208,9 @@ def test_one_cell_refutes_no_share_and_a_small_grid_says_how_large_it_would_have
     one_of_three = judgements.share_of(1, 0, 3)
     assert judgements.verdict_on(one_of_three, asked)[0] == "inconclusive"
     enough = judgements._more_cases(3, 0.0, asked)
-    assert "122" in enough, "without a single win in so many cases, the upper end falls below 0.03"
-    assert judgements.share_of(0, 0, 122).high == pytest.approx(0.0298, abs=1e-4)
-    assert judgements.share_of(0, 0, 121).high == pytest.approx(0.03, abs=1e-3)
+    assert "144" in enough, "without a single win in so many cases, the upper end falls below 0.03"
+    assert judgements.share_of(0, 0, 144).high == pytest.approx(0.0300, abs=1e-4)
+    assert judgements.share_of(0, 0, 143).high == pytest.approx(0.03, abs=1e-3)
 
 
 @pytest.mark.parametrize(("direction", "verdict"), [("falls", "reproduced"), ("grows", "not reproduced")])

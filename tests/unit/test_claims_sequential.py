@@ -4,39 +4,41 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy.special import stdtrit
 
-from harness.analysis.claims.figures import Finding
-from harness.analysis.claims.judgements import Verdict, verdict_on
+from harness.analysis.claims.figures import Finding, share_of_gain, steps_of, with_fewer_steps
+from harness.analysis.claims.judgements import Verdict, as_a_grid, is_better, share_of, verdict_on, weakest
 from harness.analysis.claims.schema import Claim
-from harness.analysis.claims.sequential import ERROR, FIRST_LOOK, confidence, rounds_to_decide
-from harness.analysis.shifts import half_width, paired_shift, variance_of
-from harness.analysis.spreads import usual
+from harness.analysis.claims.sequential import ERROR, FEWEST_FAILURES, FIRST_LOOK, confidence, rounds_to_decide
+from harness.analysis.shifts import half_width, mean_difference, paired_shift, variance_of
+from harness.analysis.spreads import Usual, usual
 
 ROUNDS, STUDIES, BESIDE = 5, 1000, 50
 LOW, HIGH = 1.25, 8.72
 NOISE = 0.05
 """Standard deviation of the logarithm of a round's ratio."""
 
-CLAIM = Claim.model_validate(
-    {
-        "id": "a-claim",
-        "source": "Somebody",
-        "place": "abstract",
-        "wording": "faster",
-        "quantity": "throughput",
-        "model": "resnet50",
-        "rate": "1gbit",
-        "workers": 8,
-        "baseline": "dense",
-        "method": "topk",
-        "range": (LOW, HIGH),
-        "scenario": "a-scenario",
-    }
-)
+FIELDS: dict[str, Any] = {
+    "id": "a-claim",
+    "source": "Somebody",
+    "place": "abstract",
+    "wording": "faster",
+    "quantity": "throughput",
+    "model": "resnet50",
+    "rate": "1gbit",
+    "workers": 8,
+    "baseline": "dense",
+    "method": "topk",
+    "range": (LOW, HIGH),
+    "scenario": "a-scenario",
+}
+
+CLAIM = Claim.model_validate(FIELDS)
 
 BARELY = 1e-9
 
@@ -116,6 +118,180 @@ def test_two_rounds_decide_what_is_clear_where_like_cases_tell_the_spread() -> N
         decided[usually] += verdict_on(found, CLAIM)[0] == "reproduced"
     assert decided[known] == BESIDE
     assert decided[None] < 0.8 * BESIDE
+
+
+Look = Callable[[int, Usual | None], Finding | None]
+"""Of a study: what is found after so many rounds, by what is known of the spread of like ratios."""
+
+
+def restless(dice: np.random.Generator, cases: int) -> np.ndarray[Any, Any]:
+    """Logarithms of ratios that are 1, by case and round: a fifth of the cases are four times as restless."""
+    noise = NOISE / 2 * np.where(dice.random(cases) < 0.2, 4, 1)
+    return noise[:, None] * dice.standard_normal((cases, ROUNDS))
+
+
+def share_of_wrong(asked: Claim, true: Verdict, begin: Callable[[np.random.Generator], Look], is_pooled: bool) -> float:
+    """The share of studies whose first verdict is neither open nor true."""
+    dice, wrong = np.random.default_rng(6), 0
+    for _ in range(STUDIES // BESIDE):
+        others = restless(dice, BESIDE)
+        known = {n: usual([variance_of(each[:n]) for each in others]) for n in range(FIRST_LOOK, ROUNDS + 1)}
+        for _ in range(BESIDE):
+            look = begin(dice)
+            findings = (look(n, usually if is_pooled else None) for n, usually in known.items())
+            estimates = (each.estimate for each in findings if each)
+            verdicts = (verdict_on(each, asked)[0] for each in estimates if each)
+            wrong += next((each for each in verdicts if each != "inconclusive"), true) != true
+    return wrong / STUDIES
+
+
+def asking(quantity: str, **changes: Any) -> Claim:
+    return Claim.model_validate({**FIELDS, "quantity": quantity, **changes})
+
+
+AT_THE_ENDS = list(TRUTHS.items())[:4]
+pooled = pytest.mark.parametrize("is_pooled", [False, True])
+
+
+@pooled
+@pytest.mark.parametrize(("seeds", "noise"), [(3, 0.2), (12, 0.05)])
+@pytest.mark.parametrize(("truth", "true"), AT_THE_ENDS)
+def test_no_more_are_wrong_of_times_to_accuracy(
+    truth: float, true: Verdict, seeds: int, noise: float, is_pooled: bool
+) -> None:
+    """The replays go on while the steps to the target, by all seeds, stay what they are."""
+    factor = math.sqrt(truth)
+
+    def begin(dice: np.random.Generator) -> Look:
+        fewer = Finding(paired_shift(factor * np.exp(noise * dice.standard_normal(seeds))), seeds)
+        (logs,) = restless(dice, 1)
+
+        def look(rounds: int, known: Usual | None) -> Finding:
+            return with_fewer_steps(Finding(paired_shift(factor * np.exp(logs[:rounds]), known), ROUNDS), fewer)
+
+        return look
+
+    asked = asking("time to accuracy", convergence="trainings")
+    assert share_of_wrong(asked, true, begin, is_pooled) < ERROR
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 12])
+@pytest.mark.parametrize(
+    ("truth", "true"),
+    [(2.0, "reproduced"), (2 + BARELY, "not reproduced"), (-1.0, "reproduced"), (-1 - BARELY, "exceeded")],
+)
+def test_no_more_are_wrong_of_accuracies(truth: float, true: Verdict, seeds: int) -> None:
+    """Trainings are looked at once, with all of their seeds."""
+
+    def begin(dice: np.random.Generator) -> Look:
+        lost = mean_difference(truth + dice.standard_normal(seeds))
+        return lambda *_: Finding(lost, seeds, is_training=True)
+
+    assert share_of_wrong(asking("accuracy", range=(-1.0, 2.0)), true, begin, is_pooled=False) < ERROR
+
+
+@pooled
+@pytest.mark.parametrize(
+    ("steps", "true"),
+    [
+        ((0.0, 1.0), "reproduced"),
+        ((-BARELY, 1.0), "not reproduced"),
+        ((0.0, 0.0, 0.0, 0.0), "reproduced"),
+    ],
+)
+def test_no_more_are_wrong_of_trends(steps: tuple[float, ...], true: Verdict, is_pooled: bool) -> None:
+    """Each case has a noise of its own, so that neighbouring steps have one in common."""
+
+    def begin(dice: np.random.Generator) -> Look:
+        logs = np.cumsum([0.0, *steps])[:, None] + restless(dice, len(steps) + 1)
+        changes = np.diff(logs, axis=0)
+        return lambda rounds, known: weakest(steps_of([each[:rounds] for each in changes], ROUNDS, known))
+
+    asked = asking("trend", axis="method", direction="grows", method=("topk", "dgc"), range=(1.0, math.inf))
+    assert share_of_wrong(asked, true, begin, is_pooled) < ERROR
+
+
+@pooled
+@pytest.mark.parametrize("gain", [0.1, 0.3, 2.0])
+@pytest.mark.parametrize(
+    ("share", "true"),
+    [(0.5, "reproduced"), (0.5 - BARELY, "not reproduced"), (1.0, "reproduced"), (1 + BARELY, "not reproduced")],
+)
+def test_no_more_are_wrong_of_ablations(share: float, true: Verdict, gain: float, is_pooled: bool) -> None:
+    """Also where the gain is not much more than its noise, which both ratios have in common."""
+
+    def begin(dice: np.random.Generator) -> Look:
+        noise = NOISE / 2 * (4 if dice.random() < 0.2 else 1) / math.sqrt(2)
+        whole, without, base = noise * dice.standard_normal((3, ROUNDS))
+        of_gain, of_part = gain + whole - base, share * gain + whole - without
+
+        def look(rounds: int, known: Usual | None) -> Finding | None:
+            found = share_of_gain(of_gain[:rounds], of_part[:rounds], ROUNDS, known)
+            return Finding(found, ROUNDS) if found else None
+
+        return look
+
+    assert share_of_wrong(asking("ablation", without="bf16", range=(0.5, 1.0)), true, begin, is_pooled) < ERROR
+
+
+CASES, GRIDS = 200, 10
+
+
+def told_by_looks(ratio: float, is_pooled: bool, dice: np.random.Generator) -> np.ndarray[Any, Any]:
+    """Whether cases of such a ratio are told to be better, by looks: 1, -1 where they are not, 0 while that is open."""
+    told = np.zeros((CASES * GRIDS, ROUNDS + 1 - FIRST_LOOK))
+    for first in range(0, len(told), CASES):
+        ratios = ratio * np.exp(restless(dice, CASES))
+        for rounds in range(FIRST_LOOK, ROUNDS + 1):
+            known = usual([variance_of(np.log(each[:rounds])) for each in ratios]) if is_pooled else None
+            grid = as_a_grid([Finding(paired_shift(each[:rounds], known), ROUNDS) for each in ratios])
+            signs = [{True: 1, False: -1, None: 0}[is_better(each)] for each in grid]
+            before = told[first : first + CASES, rounds - FIRST_LOOK - 1] if rounds > FIRST_LOOK else np.zeros(CASES)
+            told[first : first + CASES, rounds - FIRST_LOOK] = np.where(before, before, signs)
+    return told
+
+
+@pooled
+@pytest.mark.parametrize(
+    ("claimed", "truth", "true", "ratios"),
+    [
+        ((0.0, 0.03), 0.03, "reproduced", (2.0, 1.0)),
+        ((0.0, 0.03), 0.03 + BARELY, "not reproduced", (1 + BARELY, 0.5)),
+        ((0.97, 1.0), 0.97, "reproduced", (1 + BARELY, 0.5)),
+        ((0.97, 1.0), 0.97 - BARELY, "not reproduced", (2.0, 1.0)),
+    ],
+)
+def test_no_more_are_wrong_of_shares(
+    claimed: tuple[float, float], truth: float, true: Verdict, ratios: tuple[float, float], is_pooled: bool
+) -> None:
+    """Cases that are better, or are not, lie at the very edge: of 200 some are told to be what they are not, by chance.
+
+    What is told wrongly of one case in fifty makes five in a hundred of three.
+    """
+    dice, wrong = np.random.default_rng(7), 0
+    better, others = (told_by_looks(ratio, is_pooled, dice) for ratio in ratios)
+    asked = asking("share", grid=["method"], method=("topk", "dgc"), range=claimed)
+    for _ in range(STUDIES):
+        count = dice.binomial(CASES, truth)
+        cases = np.concatenate([dice.choice(better, count), dice.choice(others, CASES - count)])
+        looks = zip((cases == 1).sum(axis=0), (cases == 0).sum(axis=0), strict=True)
+        verdicts = (verdict_on(share_of(int(wins), int(unknown), CASES), asked)[0] for wins, unknown in looks)
+        wrong += next((each for each in verdicts if each != "inconclusive"), true) != true
+    assert wrong / STUDIES < ERROR
+
+
+@pytest.mark.parametrize(("truth", "true"), [(0.03, "reproduced"), (0.03 + BARELY, "not reproduced")])
+def test_no_more_are_wrong_of_shares_of_which_each_case_is_clear(truth: float, true: Verdict) -> None:
+    dice = np.random.default_rng(8)
+    asked = asking("share", grid=["method"], method=("topk", "dgc"), range=(0.0, 0.03))
+    wins = dice.binomial(10 * CASES, truth, STUDIES)
+    verdicts = [verdict_on(share_of(int(each), 0, 10 * CASES), asked)[0] for each in wins]
+    assert sum(each not in ("inconclusive", true) for each in verdicts) / STUDIES < ERROR
+
+
+def test_all_trainings_fail_by_chance_less_often_than_is_said() -> None:
+    """Of who fails half the time."""
+    assert 0.5**FEWEST_FAILURES < ERROR <= 0.5 ** (FEWEST_FAILURES - 1)
 
 
 def ever_outside(level: float) -> float:

@@ -136,6 +136,21 @@ def test_who_missed_the_target_once_has_no_figure_of_the_other_seeds(
     assert f"In one piece: topk missed the target in {len(missing)} of 3 trainings." in why(judgement)
 
 
+@pytest.mark.parametrize(
+    ("end", "says"),
+    [
+        ({"status": "timeout"}, "topk ran out of time in 2 of 3 trainings"),
+        ({"time_to_target_s": 0.0, "steps_to_target": 0.0}, "topk was at the target before its first step in 2 of 3"),
+    ],
+)
+def test_who_has_no_time_to_the_target_has_no_figure_of_the_other_seeds(
+    end: dict[str, Any], says: str, apart: Run, tmp_path: Path
+) -> None:
+    judgement = beside(apart, run_of(tmp_path / "quickstart-1", {("topk", number): end for number in range(2)}))
+    assert judgement.in_one_piece[0].found is None
+    assert f"In one piece: {says}" in why(judgement)
+
+
 def test_what_was_not_run_gives_no_figure(apart: Run) -> None:
     judgement = beside(apart, Run(apart.plan))
     assert judgement.in_one_piece[0].found is None

@@ -66,6 +66,17 @@ def test_the_distribution_is_found_from_many_cases() -> None:
     assert known.most_freedom == cases * (rounds - 1)
 
 
+def test_a_pool_that_shows_no_difference_between_cases_does_not_rule_one_out() -> None:
+    """Of 50 cases with two rounds each, some four times as restless as the rest, by chance."""
+    dice = np.random.default_rng(7)
+    for _ in range(STUDIES):
+        spreads = 0.02 * np.where(dice.random(50) < 0.2, 4, 1)
+        known = usual([variance_of(each) for each in spreads[:, None] * dice.standard_normal((50, 2))])
+        assert known is not None
+        assert known.freedom < 15
+        assert known.cases == 50
+
+
 def test_a_cases_variance_lies_between_its_own_and_the_usual_one() -> None:
     known = Usual(4.0, 3.0, 100.0)
     assert known.beside(Variance(1.0, 1)) == (pytest.approx((3 * 4 + 1 * 1) / 4), 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,11 @@ def test_the_mean_and_interval_are_those_of_the_textbook() -> None:
 
 def test_one_round_gives_no_interval() -> None:
     assert geometric_mean([2.5]) == (pytest.approx(2.5), None, None, 1)
+
+
+def test_an_interval_beyond_what_floats_hold_is_as_good_as_unbounded() -> None:
+    """Two rounds that differ, at the confidence of one of hundreds of intervals that must all hold."""
+    assert Estimate(0.0, -2000.0, 2000.0, 2).exp() == pytest.approx(Estimate(1.0, 0.0, sys.float_info.max, 2))
 
 
 @pytest.mark.parametrize("values", [[], [1.0, 0.0], [1.0, -1.0], [math.inf], [math.nan]])

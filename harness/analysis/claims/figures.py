@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from harness.analysis.claims.plans import is_asked_for
 from harness.analysis.claims.schema import Cell, Claim, Quantity
-from harness.analysis.claims.sequential import FIRST_LOOK, confidence, rounds_to_decide
+from harness.analysis.claims.sequential import FEWEST_FAILURES, FIRST_LOOK, confidence, rounds_to_decide
 from harness.analysis.estimates import Estimate
 from harness.analysis.pairs import paired_ratios
 from harness.analysis.shifts import (
@@ -28,7 +30,8 @@ from harness.analysis.spreads import Usual, Variance, usual
 from harness.analysis.trials import CASE_COLUMNS, leave_out_disturbed
 from harness.plan.expected import shapes_of, state_of
 from harness.plan.plan import Plan
-from harness.plan.status import DIVERGED, DONE, LEARNT, MISSES
+from harness.plan.status import DIVERGED, DONE, LEARNT, MISSES, TIMEOUT
+from harness.plan.trial import Trial
 from harness.record.store import Store
 
 MOST_OVERRUN = 0.1
@@ -36,6 +39,12 @@ MOST_OVERRUN = 0.1
 
 LESS_IS_BETTER = {"bytes": "wire_bytes_per_step", "communication time": "comm_s_per_step"}
 """Columns of which the baseline's is divided by the method's."""
+
+NOTHING = {
+    "bytes": ("sent nothing", "more steps, of which some send"),
+    "communication time": ("waited for nothing", "a slower link, on which there is something to wait for"),
+}
+"""What a 0 in such a column says, and what would decide a claim about a ratio to it."""
 
 VARYING: tuple[Quantity, ...] = ("throughput", "communication time")
 """Ratios that differ from one round to the next: bytes do not."""
@@ -61,6 +70,11 @@ class Run:
     def counted(self) -> pd.DataFrame:
         """The same, those that are left out as disturbed told as such."""
         return self.trials if self.trials.empty else leave_out_disturbed(self.trials)
+
+    @cached_property
+    def pending(self) -> list[Trial]:
+        """The trials that are not done; none where it cannot be run."""
+        return [] if self.problem else self.plan.pending(self.trials)
 
     @cached_property
     def variances(self) -> dict[Quantity, list[Variance]]:
@@ -90,7 +104,7 @@ class Finding:
     decides: str = ""
     """What would help, where the figure is not known or means nothing."""
     missed: bool = False
-    """The method failed for good, as often as it was tried: no number would be bad enough."""
+    """The method failed for good, so often that it is final: no number would be bad enough."""
     more_rounds_help: bool = True
     comparisons: int = 1
     """Intervals at each look that must all hold."""
@@ -158,7 +172,13 @@ def _found(claim: Claim, cell: Cell, device: float, runs: Mapping[str, Run]) -> 
     if claim.quantity == "ablation":
         return _share_of_the_gain(claim, trials, run, usual_of(claim.of, trials, runs))
     found = _ratio(claim, cell, trials, runs)
-    return _with_fewer_steps(found, fewer_steps(claim, runs[claim.convergence])) if claim.convergence else found
+    return with_fewer_steps(found, fewer_steps(claim, runs[claim.convergence])) if claim.convergence else found
+
+
+def is_anything_left(claim: Claim, cell: Cell, device: float, runs: Mapping[str, Run]) -> bool:
+    """Whether some of what a case needs is not done yet, with such a share of the device."""
+    names = filter(None, (cell.scenario, claim.convergence))
+    return any(is_asked_for(trial, name, claim, device, [cell]) for name in names for trial in runs[name].pending)
 
 
 def throughput(claim: Claim, cell: Cell, device: float, runs: Mapping[str, Run]) -> Shift | None:
@@ -180,14 +200,12 @@ def usual_of(quantity: Quantity, trials: pd.DataFrame, runs: Mapping[str, Run]) 
     return usual([each for run in runs.values() for each in run.variances[quantity]])
 
 
-def _with_fewer_steps(found: Finding, fewer: Finding) -> Finding:
+def with_fewer_steps(found: Finding, fewer: Finding) -> Finding:
     """Time to accuracy: so many times the throughput, and so many times fewer steps."""
-    if fewer.missed:  # whatever its throughput
+    if not isinstance(fewer.measured, Shift):  # whatever the throughput
         return fewer
     if not isinstance(found.measured, Shift):
         return found
-    if not isinstance(fewer.measured, Shift):
-        return fewer
     return replace(found, measured=product(found.measured, fewer.measured), steps=fewer.measured)
 
 
@@ -215,6 +233,8 @@ def _ratio(claim: Claim, cell: Cell, trials: pd.DataFrame, runs: Mapping[str, Ru
     """Of trials of a case; of a time to accuracy the throughput."""
     run, usually = runs[cell.scenario], usual_of("throughput" if claim.convergence else claim.ratio, trials, runs)
     rounds, found = run.plan.scenario.rounds, ratios(claim.ratio, trials, cell.method, claim.baseline)
+    if nothing := _without_ratio(claim.ratio, trials, (cell.method, claim.baseline), rounds):
+        return nothing
     if found.empty:
         return _unfinished(cell.method, claim.baseline, rounds)
     if claim.counted == "gradient":
@@ -223,6 +243,19 @@ def _ratio(claim: Claim, cell: Cell, trials: pd.DataFrame, runs: Mapping[str, Ru
     if claim.ratio != "bytes" and (late := _late(trials, (cell.method, claim.baseline))):
         return _too_late(measured, rounds, late)
     return Finding(measured, rounds)
+
+
+def _without_ratio(quantity: Quantity, trials: pd.DataFrame, labels: tuple[str, ...], rounds: int) -> Finding | None:
+    """Where some round has no ratio, since there was nothing to divide by: the others alone are the unlucky ones."""
+    if quantity not in LESS_IS_BETTER:
+        return None
+    done, (told, decides) = trials[trials["status"] == DONE], NOTHING[quantity]
+    for label in labels:
+        of_rounds = done.loc[done["label"] == label, LESS_IS_BETTER[quantity]]
+        if nothing := int((of_rounds == 0).sum()):
+            problem = f"{label} {told} in {nothing} of {len(of_rounds)} rounds: there is no ratio to that"
+            return Finding(None, rounds, problem, decides, more_rounds_help=False)
+    return None
 
 
 def _too_late(measured: Shift | None, rounds: int, late: str) -> Finding:
@@ -270,13 +303,24 @@ def _points_lost(claim: Claim, trials: pd.DataFrame, run: Run) -> Finding:
             problem = f"{label} diverged or ran out of time in {missed} of {len(own)} trainings"
             has_failed = label == method and bool((own == DIVERGED).all())
             decides = "trainings that come to their end: with a lower learning rate, or a longer train.timeout"
-            return Finding(None, rounds, problem, decides, missed=has_failed, more_rounds_help=False)
+            return _failed(rounds, problem, decides, len(own) if has_failed else 0)
     learnt = trials[trials["status"].isin(LEARNT)]
     of = [learnt[learnt["label"] == label].set_index("round")["final_accuracy"] for label in (baseline, method)]
     lost = (100 * (of[0] - of[1])).dropna().astype(float).sort_index()
     if lost.empty:
         return _unfinished(method, baseline, rounds)
     return Finding(mean_difference(lost.to_numpy()), rounds, is_training=True)
+
+
+def _failed(rounds: int, problem: str, decides: str, failures: int) -> Finding:
+    """Of trainings that failed.
+
+    Args:
+        failures: how many, where they are all of the method's, and it failed for good in each; else 0.
+    """
+    if failures and (left := FEWEST_FAILURES - failures) > 0:
+        decides = f"{left} more seed{'s' if left > 1 else ''}, if {'they fail' if left > 1 else 'it fails'} as well"
+    return Finding(None, rounds, problem, decides, missed=failures >= FEWEST_FAILURES, more_rounds_help=False)
 
 
 def _left(trials: pd.DataFrame, labels: tuple[str, ...], run: Run) -> str:
@@ -297,21 +341,38 @@ def _share_of_the_gain(claim: Claim, trials: pd.DataFrame, run: Run, usually: Us
     rounds, (method,), without = run.plan.scenario.rounds, claim.method, str(claim.without)
     if claim.of != "bytes" and (late := _late(trials, (method, without, claim.baseline))):
         return _too_late(None, rounds, late)
+    if nothing := _without_ratio(claim.of, trials, (method, without, claim.baseline), rounds):
+        return nothing
     whole = np.log(ratios(claim.of, trials, method, claim.baseline))
     part = np.log(ratios(claim.of, trials, method, without))
     both = pd.DataFrame({"whole": whole, "part": part}).dropna()
     if both.empty:
         return _unfinished(method, without, rounds)
-    gain = mean_difference(both["whole"].to_numpy(), usually)
-    surely = gain.estimate(confidence(rounds))
-    if surely.low is not None and surely.low <= 0:
+    share = share_of_gain(both["whole"].to_numpy(), both["part"].to_numpy(), rounds, usually)
+    if share is None:
         problem = f"{method} is not surely better than {claim.baseline}: there is no gain to be shared out"
         return Finding(None, rounds, problem, "a slower link, on which there is a gain")
-    share = float(both["part"].mean()) / gain.mean
+    return Finding(share, rounds)
+
+
+def share_of_gain(
+    whole: np.ndarray[Any, Any], part: np.ndarray[Any, Any], rounds: int, usually: Usual | None
+) -> Difference | None:
+    """How much of a gain's logarithm goes with one part, by rounds; None where there is not surely any gain.
+
+    Args:
+        rounds: how many there will be at most.
+        usually: how much a ratio's logarithm usually varies.
+    """
+    gain = mean_difference(whole, usually)
+    surely = gain.estimate(confidence(rounds))
+    if surely.low is not None and surely.low <= 0:
+        return None
+    share = float(part.mean()) / gain.mean
     # By the delta method: of three trials' logarithms, each with half a ratio's variance, the share of the gain holds
     # the method's 1 - share times, the baseline's share times, and the third's once.
     varies = usually.times(((1 - share) ** 2 + share**2 + 1) / 2 / gain.mean**2) if usually else None
-    return Finding(mean_difference((both["part"] / both["whole"]).to_numpy(), varies), rounds)
+    return mean_difference(part / whole, varies)
 
 
 def fewer_steps(claim: Claim, training: Run) -> Finding:
@@ -319,27 +380,53 @@ def fewer_steps(claim: Claim, training: Run) -> Finding:
     (method,), rounds = claim.method, training.plan.scenario.rounds
     if left := _left(training.trials, (method, claim.baseline), training) if training.store else "no training has run":
         return _not_run(claim, training, left)
-    by_label = {label: steps_to_target(training, label) for label in (method, claim.baseline)}
-    for label in (claim.baseline, method):
-        steps = by_label[label]
-        if missed := int(steps.isna().sum()):
-            problem = f"{label} missed the target in {missed} of {len(steps)} trainings"
-            has_failed = label == method and missed == len(steps)
-            decides = "longer trainings, or a target within reach"
-            return Finding(None, rounds, problem, decides, missed=has_failed, more_rounds_help=has_failed)
+    by_label = {label: steps_to_target(training, label) for label in (claim.baseline, method)}
+    for label, steps in by_label.items():
+        missed, late = int(steps.isna().sum()), _out_of_time(training, label)
+        if missed:
+            allowed = "a longer train.timeout" if late else "longer trainings, or a target within reach"
+            has_failed = label == method and missed == len(steps) and not late
+            return _failed(rounds, told_missed(label, missed, late, len(steps)), allowed, missed if has_failed else 0)
+        if at_once := int((steps == 0).sum()):
+            problem = told_at_once(label, at_once, len(steps))
+            return Finding(None, rounds, problem, "a target beyond where trainings begin", more_rounds_help=False)
     found = (by_label[claim.baseline] / by_label[method]).dropna()
     if found.empty:
         return Finding(None, rounds, "no seed was trained by both methods", "trainings by both")
     return Finding(paired_shift(found.to_numpy()), rounds)
 
 
-def steps_to_target(run: Run, label: str) -> pd.Series[float]:
-    """By round, the steps after which a training first reached the target; NaN where it did not, and never will."""
-    if run.store is None:
-        return pd.Series(dtype=float)
+def told_missed(label: str, missed: int, late: int, n: int) -> str:
+    """That a method is not known to have reached the target in so many trainings, some of which ran out of time.
+
+    Who ran out of time may have needed no more than that: how long a step takes is this machine's.
+    """
+    told = [f"missed the target in {missed - late}"] if missed > late else []
+    told += [f"ran out of time in {late}"] if late else []
+    return f"{label} {' and '.join(told)} of {n} trainings"
+
+
+def told_at_once(label: str, at_once: int, n: int) -> str:
+    """That a method was at the target before it began: there is no ratio to that."""
+    return f"{label} was at the target before its first step in {at_once} of {n} trainings"
+
+
+def _out_of_time(run: Run, label: str) -> int:
+    return int((_ended(run, label)["status"] == TIMEOUT).sum())
+
+
+def _ended(run: Run, label: str) -> pd.DataFrame:
+    """A method's trainings that came to an end, whichever."""
     own_ids = {trial.id for trial in run.plan.trials}
     own = run.trials[(run.trials["label"] == label) & run.trials["status"].isin([*LEARNT, *MISSES])]
-    own = own[own["trial_id"].isin(own_ids)]
+    return own[own["trial_id"].isin(own_ids)]
+
+
+def steps_to_target(run: Run, label: str) -> pd.Series[float]:
+    """By round, the steps after which a training first reached the target; NaN where it is not known to have."""
+    if run.store is None:
+        return pd.Series(dtype=float)
+    own = _ended(run, label)
     steps = own["steps_to_target"].where(~own["status"].isin(MISSES)).astype(float)
     return steps.set_axis(own["round"]).sort_index()
 
@@ -360,9 +447,20 @@ def steps_along(claim: Claim, device: float, runs: Mapping[str, Run]) -> list[Fi
     changes = [(sign * (after - before)).dropna() for before, after in itertools.pairwise(logs)]
     if any(change.empty for change in changes):
         return [Finding(None, rounds, "no round has all cases of the axis", "trials that finish")]
-    # What changes from one case to the next varies as two ratios do.
     usually = usual_of(claim.of, pd.concat(trials), runs)
-    twice = usually.times(2) if usually else None
-    measured = [Shift(*mean_difference(change.to_numpy(), twice)) for change in changes]
     helps = all(each.more_rounds_help for each in findings)
-    return [Finding(each, rounds, more_rounds_help=helps, comparisons=len(measured)) for each in measured]
+    steps = steps_of([change.to_numpy() for change in changes], rounds, usually)
+    return [replace(each, more_rounds_help=helps) for each in steps]
+
+
+def steps_of(changes: Sequence[np.ndarray[Any, Any]], rounds: int, usually: Usual | None) -> list[Finding]:
+    """The steps along an axis, each by how a ratio's logarithm changes in it from round to round.
+
+    Args:
+        rounds: how many there will be at most.
+        usually: how much a ratio's logarithm usually varies.
+    """
+    # What changes from one case to the next varies as two ratios do.
+    twice = usually.times(2) if usually else None
+    measured = [Shift(*mean_difference(change, twice)) for change in changes]
+    return [Finding(each, rounds, comparisons=len(measured)) for each in measured]

@@ -5,7 +5,8 @@ looked at it (``sequential.py``):
 
 * ``reproduced``: the interval lies within the claimed range;
 * ``exceeded``: it lies wholly on the better side of it: no failure to reproduce;
-* ``not reproduced``: it lies wholly on the other side; or the method missed the target in every training;
+* ``not reproduced``: it lies wholly on the other side; or the method missed the target in every training, of at least
+  as many as make that no chance (``sequential.FEWEST_FAILURES``);
 * ``inconclusive``: it reaches over an end of the range, or too little was measured, or this machine was slower than the
   device that it replayed. What would decide it stands beside it;
 * ``source inconsistent``: the source contradicts itself. Nothing is run;
@@ -21,14 +22,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import pandas as pd
 from scipy.special import betaincinv  # the Beta distribution's quantile, without the slow import of scipy.stats
 
 from harness.analysis.claims.explanations import case_name, explain, in_seconds
-from harness.analysis.claims.figures import Finding, Run, find, steps_along, trials_of
+from harness.analysis.claims.figures import Finding, Run, find, is_anything_left, steps_along, trials_of, usual_of
 from harness.analysis.claims.one_piece import OnePiece, in_one_piece
 from harness.analysis.claims.schema import LIMITED, Cell, Claim
 from harness.analysis.claims.sequential import ERROR
@@ -70,7 +71,7 @@ class Part:
     decides: str = ""
     """What would decide it, where it is inconclusive."""
     open_cells: tuple[Cell, ...] = ()
-    """The cases of which more rounds may decide it."""
+    """The cases of which rounds that are left may decide it."""
     is_trusted: bool = True
     """Whether nothing spoils the figure: a machine that was too slow for the device tells nothing of it."""
 
@@ -109,7 +110,7 @@ class Judgement:
 
     @property
     def undecided_parts(self) -> tuple[Part, ...]:
-        """Those that more rounds may decide."""
+        """Those that rounds that are left may decide."""
         return tuple(part for part in self.parts if part.open_cells)
 
     @property
@@ -123,7 +124,8 @@ def judge(claim: Claim, runs: Mapping[str, Run]) -> Judgement:
     """Judge a claim by what was run.
 
     Args:
-        runs: by the names of scenarios, at least all that the claim needs.
+        runs: by the names of scenarios, at least all that the claim needs; of all of them it is known how much
+            rounds usually vary.
     """
     if claim.not_testable:
         return Judgement(claim, "not testable here", None, claim.not_testable, "", ())
@@ -162,12 +164,13 @@ def _reached_over(found: Estimate, claim: Claim) -> float:
 
 def _part(claim: Claim, device: float, runs: Mapping[str, Run]) -> Part:
     if claim.quantity == "share":
-        return _part_of_share(claim, device, runs)
-    if claim.quantity == "trend":
-        finding = _weakest(steps_along(claim, device, runs))
+        part = _part_of_share(claim, device, runs)
+    elif claim.quantity == "trend":
+        part = _decided(claim, device, weakest(steps_along(claim, device, runs)))
     else:
-        finding = find(claim, claim.cells[0], device, runs)
-    return _decided(claim, device, finding)
+        part = _decided(claim, device, find(claim, claim.cells[0], device, runs))
+    left = tuple(cell for cell in part.open_cells if is_anything_left(claim, cell, device, runs))
+    return replace(part, open_cells=left)
 
 
 def _decided(claim: Claim, device: float, finding: Finding) -> Part:
@@ -200,7 +203,7 @@ def _more(finding: Finding, needed: int | None) -> str:
     return f"{what}: it lies too near to the end"
 
 
-def _weakest(steps: Sequence[Finding]) -> Finding:
+def weakest(steps: Sequence[Finding]) -> Finding:
     """Of an axis's steps the one that goes against the claimed direction most, and most surely."""
 
     def against(finding: Finding) -> tuple[bool, float]:
@@ -214,8 +217,8 @@ def _weakest(steps: Sequence[Finding]) -> Finding:
 
 def _part_of_share(claim: Claim, device: float, runs: Mapping[str, Run]) -> Part:
     """In which cases the method is better at all, and an interval for the share of such cases."""
-    findings = [find(claim, cell, device, runs) for cell in claim.cells]
-    betters = [_is_better(finding) for finding in findings]
+    findings = as_a_grid([find(claim, cell, device, runs) for cell in claim.cells])
+    betters = [is_better(finding) for finding in findings]
     wins, unknown, n = betters.count(True), betters.count(None), len(betters)
     won = [case_name(claim, cell) for cell, better in zip(claim.cells, betters, strict=True) if better]
     left = tuple(
@@ -251,7 +254,12 @@ def _draws(claim: Claim, betters: Sequence[bool | None], runs: Mapping[str, Run]
     return [next(iter(each)) if len(each) == 1 else None for each in found.values()]
 
 
-def _is_better(finding: Finding) -> bool | None:
+def as_a_grid(findings: Sequence[Finding]) -> list[Finding]:
+    """Half of the error is for the intervals of all cases together, the other half for that of their share."""
+    return [replace(finding, comparisons=2 * len(findings)) for finding in findings]
+
+
+def is_better(finding: Finding) -> bool | None:
     """Whether a method is better at all; None where that is not sure."""
     found = finding.estimate
     if finding.problem or found is None or found.low is None or found.high is None:
@@ -268,11 +276,12 @@ def _may_turn_out(finding: Finding) -> bool:
 def share_of(wins: int, unknown: int, n: int) -> Estimate:
     """A share of draws, with the interval of Clopper and Pearson (Biometrika 26, 1934).
 
-    Those that are open count against the interval on both sides: as lost below, as won above.
+    Those that are open count against the interval on both sides: as lost below, as won above. Half of the error is
+    left to what is told of each case (``as_a_grid``).
     """
-    most = wins + unknown
-    low = float(betaincinv(wins, n - wins + 1, ERROR / 2)) if wins else 0.0
-    high = float(betaincinv(most + 1, n - most, 1 - ERROR / 2)) if most < n else 1.0
+    most, each_end = wins + unknown, ERROR / 2 / 2
+    low = float(betaincinv(wins, n - wins + 1, each_end)) if wins else 0.0
+    high = float(betaincinv(most + 1, n - most, 1 - each_end)) if most < n else 1.0
     return Estimate((wins + unknown / 2) / n, low, high, n)
 
 
@@ -338,11 +347,15 @@ def _origins(claim: Claim, runs: Mapping[str, Run]) -> tuple[str, ...]:
         own = [cell for cell in claim.cells if cell.scenario == name]
         frames = [trials_of(cell, device, runs[name]) for cell in own for device in claim.devices]
         trials = pd.concat(frames).drop_duplicates("trial_id")
-        origins.append(_origin(figure, runs[name], _of_methods(claim, trials)))
+        ratio = "throughput" if claim.convergence else claim.ratio
+        usually = None if trials.empty else usual_of(ratio, trials, runs)
+        spread = f"pooled over {usually.cases} cases" if usually else "that of its own rounds"
+        origins.append(_origin(figure, runs[name], _of_methods(claim, trials), spread))
     trainings = {"steps to the target": claim.convergence, "in one piece": claim.in_one_piece}
     for what, training in trainings.items():
         if training:
-            origins.append(_origin(what, runs[training], _of_methods(claim, runs[training].trials)))
+            trials = _of_methods(claim, runs[training].trials)
+            origins.append(_origin(what, runs[training], trials, "that of its own seeds"))
     return tuple(filter(None, origins))
 
 
@@ -350,12 +363,12 @@ def _of_methods(claim: Claim, trials: pd.DataFrame) -> pd.DataFrame:
     return trials if trials.empty else trials[trials["label"].isin(claim.labels)]
 
 
-def _origin(figure: str, run: Run, trials: pd.DataFrame) -> str:
-    """Where a figure comes from: real training or replay of which profile, on which cluster, in which run."""
+def _origin(figure: str, run: Run, trials: pd.DataFrame, spread: str) -> str:
+    """Where a figure comes from: training or replay of which profile, on which cluster, in which run; its spread."""
     done = trials[trials["status"] == DONE]
     if run.store is None or done.empty:
         return ""
     what = " and ".join(dict.fromkeys(f"{row.model}, {row.dataset}" for row in done[["model", "dataset"]].itertuples()))
     clusters = set(done["cluster"])
     where = "a fake cluster, SCRIPTED, not measured" if FAKE in clusters else ", ".join(sorted(clusters))
-    return f"{figure}: {what}, {len(done)} trials on {where}, {run.store.folder.name}"
+    return f"{figure}: {what}, {len(done)} trials on {where}, {run.store.folder.name}; spread: {spread}"

@@ -17,13 +17,13 @@ from typing import Literal
 
 import pandas as pd
 
-from harness.analysis.claims.figures import Run, throughput
+from harness.analysis.claims.figures import Run, throughput, told_at_once, told_missed
 from harness.analysis.claims.plans import case_beside
 from harness.analysis.claims.schema import Claim
 from harness.analysis.estimates import Estimate
 from harness.analysis.shifts import Shift, paired_shift, product
 from harness.plan.expected import communication_over_computation, state_of
-from harness.plan.status import DONE, MISSES
+from harness.plan.status import DONE, MISSES, TIMEOUT
 from harness.scenario.schema import Case
 
 SAME = 0.1
@@ -48,7 +48,7 @@ class OnePiece:
     found: Estimate | None = None
     """How many times as soon at the target, over seeds."""
     problem: str = ""
-    """Why there is no figure, where trainings missed the target."""
+    """Why there is no figure, where trainings missed the target, or began at it."""
     over_product: Estimate | None = None
     """How many times as much that is as the product of the same seeds; None where no replay tells."""
     steady_over_replay: float | None = None
@@ -87,7 +87,7 @@ def _measured(claim: Claim, device: float, runs: Mapping[str, Run], case: Case, 
         warm_up={each.label: steps for each in methods if (steps := state_of(each).steady_from_step)},
     )
     trials = _trials_of(case, paced)
-    if problem := _missed(trials, claim.labels):
+    if problem := _without_time(trials, claim.labels):
         return replace(nothing, problem=problem)
     ratios = _ratios(trials, cell.method, claim.baseline) if len(trials) else pd.DataFrame()
     if ratios.empty:
@@ -114,13 +114,15 @@ def _trials_of(case: Case, paced: Run) -> pd.DataFrame:
     return paced.counted[paced.counted["trial_id"].isin(own_ids)]
 
 
-def _missed(trials: pd.DataFrame, labels: tuple[str, ...]) -> str:
-    """Who missed the target, and how often; nothing if nobody. A mean of the others would be too good."""
+def _without_time(trials: pd.DataFrame, labels: tuple[str, ...]) -> str:
+    """Who has no time to the target, and how often; nothing if nobody. A mean of the others would be another's."""
     for label in labels if len(trials) else ():
         own = trials[trials["label"] == label]
         missed = int((own["status"].isin(MISSES) | ((own["status"] == DONE) & own[TIME].isna())).sum())
         if missed:
-            return f"{label} missed the target in {missed} of {len(own)} trainings"
+            return told_missed(label, missed, int((own["status"] == TIMEOUT).sum()), len(own))
+        if at_once := int((own[TIME] == 0).sum()):
+            return told_at_once(label, at_once, len(own))
     return ""
 
 

@@ -18,6 +18,10 @@ from harness.analysis.shifts import half_width
 ERROR = 0.05
 """Share of verdicts that may be wrong, of claims whose truth lies at the very end of the claimed range."""
 
+FEWEST_FAILURES = math.floor(math.log2(1 / ERROR)) + 1
+"""Trainings of which all must fail before that is final: who fails half the time does so in all of them in a smaller
+share of studies than ``ERROR``."""
+
 FIRST_LOOK = 2
 """Rounds before the first look: one has no spread."""
 

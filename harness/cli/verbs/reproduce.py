@@ -48,19 +48,20 @@ def verb(
     from harness.analysis.claims import schema
     from harness.cluster import registry
     from harness.report import claims_page
-    from harness.run.stored import stored_runs
+    from harness.run.stored import newest_runs, stored_runs
 
     if plan and as_json:
         raise UsageError.at("command line", "--json", "with --plan", "verdicts as JSON, which a plan has none of")
     if judge:
         refuse_beside(context, "--judge", ["quick", "plan", "on"], "--claim, --out and --json")
-    chosen = schema.select(schema.load(), claim or [], quick)
+    known = schema.load()
+    chosen = schema.select(known, claim or [], quick)
     with words_aside(as_json):
         if judge:
             collected = provenance.collect(command())
-            (chosen, runs), failed = stored_runs(chosen, judge), 0
+            (chosen, runs), beside, failed = stored_runs(chosen, judge), newest_runs(known, judge), 0
         else:
-            kind, why = registry.choose(on)
+            beside, (kind, why) = {}, registry.choose(on)
             runs = _planned(chosen, kind, quick)
             _announce(chosen, runs, registry.make(kind).machine)
             if plan:
@@ -68,7 +69,7 @@ def verb(
             check_folder(out)
             collected = provenance.collect(command())
             runs, failed = _carried_out(chosen, runs, kind, why, collected, out)
-        judged, origin = _conclude(chosen, runs, collected, out)
+        judged, origin = _conclude(chosen, runs, collected, out, beside)
     if as_json:
         print_json(claims_page.as_json(judged, origin))
     if failed:
@@ -176,14 +177,22 @@ def _carry_out(run: Run, part: Plan, kind: str, why: str) -> tuple[Run, int]:
 
 
 def _conclude(
-    chosen: Sequence[Claim], runs: Mapping[str, Run], collected: Mapping[str, Any], out: Path
+    chosen: Sequence[Claim],
+    runs: Mapping[str, Run],
+    collected: Mapping[str, Any],
+    out: Path,
+    beside: Mapping[str, Run] = {},
 ) -> tuple[list[Judgement], dict[str, Any]]:
-    """Judge the claims by what has run, and write it all down; returns that, and where it comes from."""
+    """Judge the claims by what has run, and write it all down; returns that, and where it comes from.
+
+    Args:
+        beside: runs that only tell how much rounds usually vary.
+    """
     from harness import provenance
     from harness.analysis.claims.judgements import judge
     from harness.report import claims_page
 
-    judged = [judge(claim, runs) for claim in chosen]
+    judged = [judge(claim, {**beside, **runs}) for claim in chosen]
     stores = [run.store for run in runs.values() if run.store]
     origin = {**collected, "runs": {store.folder.name: provenance.run_by(store.provenance()) for store in stores}}
     page = claims_page.write(judged, out, origin, _draw(judged, runs, out))
