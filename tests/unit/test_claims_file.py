@@ -16,7 +16,8 @@ from harness.plan import plan
 from harness.plan.estimate import total_s
 from harness.plan.machine import Machine
 from harness.plan.plan import Plan
-from harness.run.stored import stored_runs
+from harness.run.stored import differences, stored_runs
+from harness.scenario.load import load
 from harness.scenario.schema import Scenario
 
 CLAIMS = Path(__file__).parents[2] / "results" / "reference" / "claims"
@@ -70,6 +71,12 @@ def test_the_page_that_is_kept_says_what_the_runs_that_are_kept_give(judged_anew
     for identity, (verdict, figure) in found.items():
         assert told[identity][0] == verdict, identity
         assert told[identity][1] == pytest.approx(figure), identity
+
+
+def test_the_runs_that_are_kept_are_of_the_scenarios_as_they_come() -> None:
+    """Those whose machine carried them otherwise count as the same."""
+    chosen, runs = stored_runs(schema.load(), CLAIMS / "runs")
+    assert differences(chosen, runs) == {}
 
 
 def test_the_results_page_counts_the_verdicts(judged_anew: list[Judgement]) -> None:

@@ -130,9 +130,13 @@ class Cell(NamedTuple):
 
     def is_about(self, case: Case, device: float) -> bool:
         """Whether a case has this link, these workers and this model, with such a share of the profile's device."""
-        asked = (self.rate_bps, self.workers, self.model, round(100 * device))
-        _, percent = profiles.split(case.train.profile or "")
-        return asked == (case.link.rate_bps, case.cluster.workers, case.train.model, percent)
+        return known_by(case) == (self.rate_bps, self.workers, self.model, round(100 * device))
+
+
+def known_by(case: Case) -> tuple[int | None, int, str, int]:
+    """By what claims know a case: its link's rate, workers, model, and how many percent of the profile's device."""
+    _, percent = profiles.split(case.train.profile or "")
+    return case.link.rate_bps, case.cluster.workers, case.train.model, percent
 
 
 class Claim(Section):

@@ -48,7 +48,7 @@ def verb(
     from harness.analysis.claims import schema
     from harness.cluster import registry
     from harness.report import claims_page
-    from harness.run.stored import stored_runs
+    from harness.run.stored import differences, stored_runs
 
     if plan and as_json:
         raise UsageError.at("command line", "--json", "with --plan", "verdicts as JSON, which a plan has none of")
@@ -59,6 +59,7 @@ def verb(
         if judge:
             collected = provenance.collect(command())
             (chosen, runs), failed = stored_runs(chosen, judge), 0
+            collected |= {"differs": differing} if (differing := differences(chosen, runs)) else {}
         else:
             kind, why = registry.choose(on)
             runs = _planned(chosen, kind, quick)
@@ -188,6 +189,8 @@ def _conclude(
     origin = {**collected, "runs": {store.folder.name: provenance.run_by(store.provenance()) for store in stores}}
     page = claims_page.write(judged, out, origin, _draw(judged, runs, out))
     _print(judged)
+    for sentence in claims_page.differing(origin):
+        say(sentence)
     say(f"verdicts, reasons, origins: {page}")
     return judged, origin
 
