@@ -164,6 +164,7 @@ def _carry_out(run: Run, part: Plan, kind: str, why: str) -> tuple[Run, int]:
     from harness.cli.progress import ProgressBar
     from harness.cluster import registry
     from harness.run import session
+    from harness.run.reproducing import not_run
 
     store, cluster = run.store or session.new_store(run.plan), registry.make(kind)
     try:
@@ -173,7 +174,7 @@ def _carry_out(run: Run, part: Plan, kind: str, why: str) -> tuple[Run, int]:
         raise
     except (MeasurementError, UsageError) as error:
         say(str(error))
-        return replace(run, store=store, problem=str(error)), len(part.pending(store.attempts()))
+        return not_run(replace(run, store=store), error), len(part.pending(store.attempts()))
 
 
 def _conclude(
