@@ -89,3 +89,15 @@ def test_the_results_page_counts_the_verdicts(judged_anew: list[Judgement]) -> N
     assert f"{len(judged_anew)} verdicts with their reasons: " in page
     for verdict, count in counts.items():
         assert re.search(rf"\b{count}\s+{verdict}", page), (verdict, count)
+
+
+@pytest.mark.parametrize("name", ["paper/convergence-resnet18", "paper/convergence-resnet152"])
+def test_trainings_for_who_has_gpus_are_by_the_same_methods_and_claims_may_be_judged_by_them(name: str) -> None:
+    scenario = load(name)
+    trained_here = load("paper/convergence-vision")
+    assert [each.label for each in scenario.methods] == [each.label for each in trained_here.methods]
+    assert [case.cluster.device for case in scenario.cases] == ["cuda"]
+    wanted = "pactrain-tta-allreduce/resnet152/1gbit/fp16/pactrain-ternary"
+    (asked,) = schema.select(schema.load(), [wanted])
+    planned = plans([asked.model_copy(update={"convergence": name, "in_one_piece": None})], on_docker)
+    assert Counter(trial.method.label for trial in planned[name].trials) == {"fp16": 3, "pactrain-ternary": 3}
