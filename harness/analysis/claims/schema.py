@@ -142,7 +142,8 @@ def known_by(case: Case) -> tuple[int | None, int, str, int]:
 class Claim(Section):
     """What a source says of one method against another."""
 
-    id: str = Field(pattern=r"^[a-z0-9][a-z0-9./ %=-]*$")
+    id: str = Field(pattern=r"^[a-z0-9][a-z0-9. %=-]*(/.*)?$")
+    """What it is called in the file; after a slash, what was chosen from lists, such as any method's label."""
     source: str = Field(min_length=1)
     """Authors, title, where it was published."""
     place: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
