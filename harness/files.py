@@ -44,6 +44,10 @@ class NoRoomError(MeasurementError):
     """A disk is full: what was written before is whole, and nothing more can be kept."""
 
 
+class InUseError(UsageError):
+    """Another command is using a folder: the same one may use it later."""
+
+
 class UnwritableError(UsageError):
     """There can be no such file: a folder is missing, or nothing may be written there."""
 
@@ -245,7 +249,7 @@ def locked(folder: Path, shared: bool = False) -> Iterator[str | None]:
         Why there is no lock: the disk has none. None: there is one.
 
     Raises:
-        UsageError: another one is using it.
+        InUseError: another one is using it.
         NoRoomError, UnwritableError: nothing can be written there.
     """
     with ExitStack() as stack:
@@ -255,7 +259,7 @@ def locked(folder: Path, shared: bool = False) -> Iterator[str | None]:
         try:
             fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UsageError(f"{folder}: another pacbench run is using this folder") from None
+            raise InUseError(f"{folder}: another pacbench run is using this folder") from None
         except OSError as error:
             lacks = error.strerror
         yield lacks

@@ -9,7 +9,8 @@ workers is not in it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -91,8 +92,8 @@ def subjects(scenario: Scenario, names: Sequence[str] = ()) -> tuple[list[Subjec
         The subjects, and the names of those profiles that know no codec to compare.
 
     Raises:
-        UsageError: there is no such profile, a named one, or every one, knows no codec to compare, or the scenario has
-            no methods to compare.
+        UsageError: there is no such profile, or one is named twice; a named one, or every one, knows no codec to
+            compare; or the scenario has no methods to compare.
     """
     sixteen_bit = sorted(filter(_is_sixteen_bit, scenario.methods), key=lambda each: each.label != scenario.sixteen_bit)
     compared = [each for each in scenario.methods if each not in sixteen_bit and each.label != scenario.baseline]
@@ -100,11 +101,11 @@ def subjects(scenario: Scenario, names: Sequence[str] = ()) -> tuple[list[Subjec
         found = ", ".join(method.label for method in scenario.methods)
         raise UsageError.at("scenario", "methods", found, "a 16-bit all-reduce, such as bf16, and a method to compare")
     made, left_out = [], []
-    for name in dict.fromkeys(names or profiles.available()):
-        profile = _read(name)
+    for name, shown in _named(dict.fromkeys(names or profiles.available())).items():
+        profile = profiles.read(name)
         bases, methods = ([each for each in own if profile.codec(each, 2)] for own in (sixteen_bit, compared))
         if methods:
-            made.append(Subject(Path(name).stem, profile, [*bases, *sixteen_bit][0], tuple(methods)))
+            made.append(Subject(shown, profile, [*bases, *sixteen_bit][0], tuple(methods)))
         elif names:
             known = ", ".join(dict.fromkeys(each.method for each in profile.codecs)) or "none"
             allowed = f"a profile with codecs of some of {', '.join(method.label for method in compared)}"
@@ -114,19 +115,35 @@ def subjects(scenario: Scenario, names: Sequence[str] = ()) -> tuple[list[Subjec
     if not made:
         found = ", ".join(method.label for method in compared)
         plain = {method.name for method in scenario.methods if method not in compared}
-        with_codecs = sorted({codec.method for name in left_out for codec in _read(name).codecs} - plain)
+        with_codecs = sorted({codec.method for name in left_out for codec in profiles.read(name).codecs} - plain)
         allowed = f"some whose codec a profile knows with the same parameters, of {', '.join(with_codecs)}"
         raise UsageError.at("scenario", "methods", found, allowed)
     return made, left_out
 
 
-def _read(name: str) -> Profile:
+def _named(names: Iterable[str]) -> dict[str, str]:
+    """What each profile is called: by its file and share of the device, or as it was given, if two would be the same.
+
+    Raises:
+        UsageError: there is no such profile, or two are the same.
+    """
+    places: dict[tuple[Path, int], str] = {}
+    stems = {}
+    for name in names:
+        base, percent = profiles.split(name)
+        if (other := places.setdefault((_find(name).resolve(), percent), name)) != name:
+            raise UsageError.at("command line", "profile", name, f"each profile once; {other} is the same one")
+        stems[name] = Path(base).stem + (f"@{percent}%" if percent < 100 else "")
+    counts = Counter(stems.values())
+    return {name: stem if counts[stem] == 1 else name for name, stem in stems.items()}
+
+
+def _find(name: str) -> Path:
     try:
-        profiles.find(name)
+        return profiles.find(name)
     except UsageError:
         allowed = f"a profile's .json file, or a name ({', '.join(profiles.available())})"
         raise UsageError.at("command line", "profile", name, allowed) from None
-    return profiles.read(name)
 
 
 def _is_sixteen_bit(method: MethodSpec) -> bool:

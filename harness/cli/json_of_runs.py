@@ -237,6 +237,8 @@ class ReproduceJson(TypedDict):
     """``pacbench reproduce``; claims.json holds the same."""
 
     provenance: dict[str, Any]
+    """Who judged, by which code, and the ``runs``; ``differs`` says of runs of other settings than the scenario's which
+    these are."""
     claims: list[dict[str, Any]]
     """Each as claims.toml has it, with ``verdict``, ``found``, ``by_device`` (the verdict with each share of the
     source's device), ``reason``, ``decides`` (what would, where it is open), ``explanation``, ``origins`` and

@@ -54,6 +54,7 @@ def _content(
         "citable": citing.citable(next(iter(of_papers.values()))),
         "first_source": next(iter(of_papers)),
         "gaps": citing.gaps(judgements),
+        "differing": differing(provenance),
         "scripted": text.SCRIPTED if citing.is_scripted(judgements) else "",
         "all_in_all": {name: count for name, count in citing.tally(judgements).items() if count and name in VERDICTS},
         "verdicts": VERDICTS,
@@ -67,6 +68,12 @@ def _content(
         "provenance": text.flat(dict(provenance)),
         "meanings": {},
     }
+
+
+def differing(provenance: Mapping[str, Any]) -> list[str]:
+    """A sentence for each run that is not of the scenario as it comes with pacbench, if any was judged."""
+    differs: Mapping[str, str] = provenance.get("differs", {})
+    return [f"{run} was run with other settings than the scenario comes with: {told}." for run, told in differs.items()]
 
 
 def _family(own: Sequence[Judgement]) -> dict[str, Any]:
@@ -140,6 +147,7 @@ def as_markdown(
     if runs := provenance.get("runs"):
         lines += ["Runs:", "", *(f"* {markdown(name)}: {markdown(told)}" for name, told in runs.items()), ""]
     lines += [f"> {markdown(each)}\n" for own in papers(judgements).values() for each in citing.citable(own)]
+    lines += [f"**{markdown(each)}**\n" for each in differing(provenance)]
     lines += [f"**{markdown(gap)}**\n" for gap in [citing.gaps(judgements)] if gap]
     lines += [f"![{markdown(drawing.title)}]({drawing.name}.png)\n" for drawing in drawings]
     lines += [f"* **{markdown(family)}**: {sentence(own)}" for family, own in by_family.items()]

@@ -47,6 +47,10 @@ MOST_REPEATS = 2
 """How often a disturbed trial is run again; then it stays as it is, and analysis decides whether it is used."""
 
 
+class NoMemoryError(UsageError):
+    """What is to run does not fit into the memory that is free: the same may do so later."""
+
+
 def run(
     plan: Plan,
     store: Store,
@@ -200,12 +204,12 @@ def check_memory(plan: Plan, pending: Iterable[Trial]) -> None:
     """Refuse replays whose workers would not fit into memory together.
 
     Raises:
-        UsageError: it names the first.
+        NoMemoryError: it names the first.
     """
     if found := too_large(pending):
         trial, reason = next(iter(found.values()))
         shown = f"{short(trial.case.train.model)} on {trial.case.cluster.workers} workers with {trial.method.label}"
-        raise UsageError.at(plan.scenario.name, "train.model", shown, reason)
+        raise NoMemoryError.at(plan.scenario.name, "train.model", shown, reason)
 
 
 def too_large(trials: Iterable[Trial]) -> dict[str, tuple[Trial, str]]:

@@ -113,6 +113,15 @@ def test_a_list_stands_for_every_combination(write: Callable[[str], Path]) -> No
     assert {each.family for each in found} == {"topk"}
 
 
+def test_a_list_of_any_labels_stands_for_every_combination(write: Callable[[str], Path]) -> None:
+    labels = ["onebit_adam", "zeroone_adam", "no GSE", "Mine: 1/2 (+)"]
+    found = schema.load(write(TOPK.replace('"topk"\nrange', f"{json.dumps(labels)}\nrange")))
+    assert [each.id for each in found] == [f"topk/{label}" for label in labels]
+    assert [each.method for each in found] == [(label,) for label in labels]
+    assert {each.family for each in found} == {"topk"}
+    assert schema.select(found, ["topk/zeroone_adam"]) == [found[1]]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
@@ -161,6 +170,7 @@ def test_a_list_stands_for_every_combination(write: Callable[[str], Path]) -> No
             "12.0]\nnot_testable = 'no such switch'",
             r"scenario: found quickstart; allowed: .*none with not_testable",
         ),
+        ('id = "topk"', 'id = "Top_k"', r"id: found 'Top_k'; allowed: String should match"),
         ("[[claims]]", "[[claim]]", r"claims: found 'claim'; allowed: \[\[claims\]\] tables"),
         ("[[claims]]", "[[claims]", r"not valid TOML"),
         ("[[claims]]", f"{TOPK}\n[[claims]]", r"id: found 'topk'; allowed: each id once"),

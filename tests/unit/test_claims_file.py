@@ -17,7 +17,8 @@ from harness.plan import plan
 from harness.plan.estimate import total_s
 from harness.plan.machine import Machine
 from harness.plan.plan import Plan
-from harness.run.stored import stored_runs
+from harness.run.stored import differences, stored_runs
+from harness.scenario.load import load
 from harness.scenario.schema import Scenario
 
 CLAIMS = Path(__file__).parents[2] / "results" / "reference" / "claims"
@@ -27,13 +28,17 @@ def on_netns(scenario: Scenario) -> Plan:
     return plan.make(scenario, "netns")
 
 
-def test_every_claim_is_answered_by_its_scenario_and_the_quick_ones_in_half_an_hour() -> None:
+def on_docker(scenario: Scenario) -> Plan:
+    return plan.make(scenario, "docker")
+
+
+def test_every_claim_is_answered_by_its_scenario_and_the_quick_ones_in_ten_minutes() -> None:
     known = schema.load()
     whole = plans(known, on_netns)
     assert set(whole) == {name for each in known for name in each.needs}
     quick = plans(schema.select(known, quick=True), on_netns, quick=True)
     machine = Machine(cpu_count=2, changes_links=True)
-    assert sum(total_s(each.trials, machine) for each in quick.values()) < 30 * 60
+    assert sum(total_s(each.trials, machine) for each in quick.values()) < 10 * 60
     for name, each in quick.items():
         assert {trial.id for trial in each.trials} <= {trial.id for trial in whole[name].trials}
 
@@ -91,9 +96,27 @@ def test_a_claim_that_is_judged_alone_has_the_interval_that_it_has_beside_all_ot
     ]
 
 
+def test_the_runs_that_are_kept_are_of_the_scenarios_as_they_come() -> None:
+    """Those whose machine carried them otherwise count as the same."""
+    chosen, runs = stored_runs(schema.load(), CLAIMS / "runs")
+    assert differences(chosen, runs) == {}
+
+
 def test_the_results_page_counts_the_verdicts(judged_anew: list[Judgement]) -> None:
     page = (CLAIMS.parents[1] / "README.md").read_text(encoding="utf-8")
     counts = Counter(each.verdict for each in judged_anew)
     assert f"{len(judged_anew)} verdicts with their reasons: " in page
     for verdict, count in counts.items():
         assert re.search(rf"\b{count}\s+{verdict}", page), (verdict, count)
+
+
+@pytest.mark.parametrize("name", ["paper/convergence-resnet18", "paper/convergence-resnet152"])
+def test_trainings_for_who_has_gpus_are_by_the_same_methods_and_claims_may_be_judged_by_them(name: str) -> None:
+    scenario = load(name)
+    trained_here = load("paper/convergence-vision")
+    assert [each.label for each in scenario.methods] == [each.label for each in trained_here.methods]
+    assert [case.cluster.device for case in scenario.cases] == ["cuda"]
+    wanted = "pactrain-tta-allreduce/resnet152/1gbit/fp16/pactrain-ternary"
+    (asked,) = schema.select(schema.load(), [wanted])
+    planned = plans([asked.model_copy(update={"convergence": name, "in_one_piece": None})], on_docker)
+    assert Counter(trial.method.label for trial in planned[name].trials) == {"fp16": 3, "pactrain-ternary": 3}

@@ -283,3 +283,17 @@ def test_the_picture_has_a_mark_for_each_verdict_where_it_was_found(all_verdicts
     for nothing in ("nothing of it was run", "source inconsistent", "not testable here"):
         assert nothing in said
     assert over_16_bits.get_xscale() == "log"
+
+
+def test_baselines_that_share_a_column_are_all_in_the_picture() -> None:
+    found = {"fp16": (2.0, 1.9, 2.1), "bf16": (3.0, 2.9, 3.1), "dense": (4.0, 3.9, 4.1)}
+    drawn = [judgement(interval, id=f"fast/{name}", baseline=name) for name, interval in found.items()]
+    with style():
+        (drawing,) = draw_all(drawn)
+    over_16_bits, over_dense = (
+        [float(line.get_xdata()[0]) for line in axes.lines if line.get_marker() == VERDICT_LOOKS["reproduced"][1]]
+        for axes in drawing.figure.axes
+    )
+    assert (over_16_bits, over_dense) == ([2.0, 3.0], [4.0])
+    said = " ".join(text.get_text().replace("\n", " ") for axes in drawing.figure.axes for text in axes.texts)
+    assert all(f"over {name}" in said for name in ("fp16", "bf16"))

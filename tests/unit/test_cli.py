@@ -22,6 +22,7 @@ from harness.record.store import Store
 from harness.report import facts, page
 from harness.report.figures import registry
 from harness.report.figures.throughput import throughput
+from harness.scenario.load import load
 
 Pacbench = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -238,6 +239,35 @@ def test_what_has_run_is_judged_when_the_rest_is_interrupted(
     run, left = sorted(told, key=lambda each: not each["origins"])
     assert run["found"]["n"] == 2
     assert (left["verdict"], left["origins"]) == ("inconclusive", [])
+
+
+def test_two_commands_in_one_folder_keep_what_the_other_one_runs_open(pacbench: Pacbench, tmp_path: Path) -> None:
+    """The other one may have ended later; then the same command resumes."""
+    command = ("reproduce", "--on", "fake", "--claim", "byteps-25gbit-topk/dense")
+    scenario = load("paper/byteps-resnet18-cifar")
+    other = Store.create(tmp_path / "results" / "byteps-resnet18-cifar-20260101-000000", scenario)
+    with other.locked():
+        done = pacbench(*command)
+    assert done.returncode == 5
+    assert "another pacbench run is using this folder" in done.stdout + done.stderr
+    (told,) = json.loads((tmp_path / "results" / "claims" / "claims.json").read_text())["claims"]
+    assert told["verdict"] == "inconclusive"
+    assert told["decides"] == "the same command, when the other one that uses its folder has ended"
+    assert pacbench(*command).returncode == 0
+    (told,) = json.loads((tmp_path / "results" / "claims" / "claims.json").read_text())["claims"]
+    assert told["origins"]
+
+
+def test_a_run_with_other_settings_is_told_where_claims_are_judged_by_it(pacbench: Pacbench, tmp_path: Path) -> None:
+    name = "byteps-resnet18-cifar-20260101-000000"
+    make_store(tmp_path / "results" / name, ["train.steps=12"], "paper/byteps-resnet18-cifar")
+    done = pacbench("reproduce", "--judge", "results", "--claim", "byteps-25gbit-topk/dense", "--out", "here", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["provenance"]["differs"] == {name: "train.steps is 12, not 8"}
+    sentence = f"{name} was run with other settings than the scenario comes with: train.steps is 12, not 8."
+    assert sentence in done.stderr
+    assert sentence in (tmp_path / "here" / "claims.html").read_text()
+    assert "train.steps is 12, not 8" in (tmp_path / "here" / "claims.md").read_text()
 
 
 def test_rounds_end_when_every_interval_is_narrow_and_the_same_command_runs_no_more(

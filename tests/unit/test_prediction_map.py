@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import re
 from pathlib import Path
@@ -127,6 +128,22 @@ def test_a_profile_is_asked_about_what_it_knows(tmp_path: Path) -> None:
     assert (mine.name, mine.base.label, mine.knows_base) == ("mine", "bf16", False)
 
 
+def test_profiles_of_one_name_in_two_folders_have_rows_of_their_own(tmp_path: Path) -> None:
+    for folder, encode_s in (("before", 0.0), ("after", 80_000.0)):
+        (tmp_path / folder).mkdir()
+        written(tmp_path / folder / "mine.json", codecs=[codec("topk", encode_s=encode_s)])
+    named = ["before/mine.json", "after/mine.json", "before/mine.json@50%"]
+    asked = [part for name in named for part in ("--profile", name)]
+    ended = call_pacbench(("map", *asked, "--json"), tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    shares = {row["profile"]: row["share"] for row in json.loads(ended.stdout)["shares"] if row["label"] == "topk"}
+    assert list(shares) == [*named[:2], "mine@50%"]
+    assert shares["before/mine.json"] > 0.1
+    assert shares["after/mine.json"] == 0, "a codec of a day pays nowhere"
+    page = (tmp_path / "results" / "map" / "map.md").read_text()
+    assert all(name in page for name in shares)
+
+
 @pytest.mark.parametrize("verb", ["map", "explore --scenario"])
 def test_methods_whose_codec_no_profile_knows_are_refused(verb: str, tmp_path: Path) -> None:
     methods = "".join(f'[[methods]]\nname = "{name}"\n' for name in ("dense", "bf16"))
@@ -145,6 +162,10 @@ def test_methods_whose_codec_no_profile_knows_are_refused(verb: str, tmp_path: P
         (
             ("--profile", "nowhere.json"),
             r"command line: profile: found 'nowhere.json'; allowed: a profile's .json file",
+        ),
+        (
+            ("--profile", "resnet50-h100", "--profile", "resnet50-h100@100%"),
+            r"profile: found 'resnet50-h100@100%'; allowed: each profile once; resnet50-h100 is the same one",
         ),
         (("--profile", "resnet18-a40"), r"profile: found 'resnet18-a40, with codecs of none'; allowed: a profile"),
         (("replay", "--method", "bf16"), r"scenario: methods: found '.*'; allowed: a 16-bit all-reduce"),

@@ -74,7 +74,8 @@ def test_no_method_s_perplexity_is_higher_than_its_file_says(trials_of, name: st
     more = (own["final_perplexity"] / own["seed"].map(of_dense) - 1).groupby(own["label"]).agg(["mean", "count"])
     most = baselines.get(name).most_perplexity
     assert most is not None
-    assert len(more) and (more["count"] == SEEDS).all()
+    assert len(more)
+    assert (more["count"] == SEEDS).all()
     assert (more["mean"] <= most + 1e-9).all(), more.to_string()
 
 

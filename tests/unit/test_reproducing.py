@@ -17,13 +17,17 @@ from harness.analysis.claims.plans import plans
 from harness.analysis.claims.schema import Claim
 from harness.analysis.spreads import FEWEST_CASES
 from harness.cli.verbs.reproduce import _announce
+from harness.cluster.protocol import ClusterBrokenError
+from harness.errors import MeasurementError, PacbenchError, UsageError
+from harness.files import InUseError
 from harness.plan import plan
 from harness.plan.machine import Machine
 from harness.plan.plan import Plan
 from harness.plan.trial import Trial
 from harness.record.row import TrialRow
 from harness.record.store import Store
-from harness.run.reproducing import needed, pending, reproduce
+from harness.run.execute import NoMemoryError
+from harness.run.reproducing import needed, not_run, pending, reproduce
 from harness.scenario.load import load
 from harness.scenario.schema import Scenario
 
@@ -134,6 +138,66 @@ def test_a_scenario_that_cannot_be_run_is_tried_once_and_keeps_no_other_waiting(
     judgement = judge(lost, runs)
     assert (judgement.verdict, judgement.reason) == ("inconclusive", "no such machine")
     assert judgement.decides == "a machine that can run it"
+
+
+class Hindered(Recorded):
+    """A scenario is kept from running by what may pass, so often."""
+
+    def __init__(self, folder: Path, hindered: str, times: int) -> None:
+        super().__init__(folder)
+        self._hindered, self._times = hindered, times
+
+    def __call__(self, name: str, run: Run, part: Plan) -> tuple[Run, int]:
+        if name != self._hindered or self._times == 0:
+            return super().__call__(name, run, part)
+        self._times -= 1
+        self.scenarios.append(name)
+        return not_run(run, InUseError("another run is using the folder")), len(pending(run, part))
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("times", [1, 2])
+def test_what_a_passing_hindrance_kept_from_running_is_tried_once_more(times: int, alone: bool, tmp_path: Path) -> None:
+    lost = claim("lost", model="bert-base", scenario="paper/datacenter-bert-base")
+    chosen = [lost] if alone else [lost, claim("fine")]
+    recorded = Hindered(tmp_path, "paper/datacenter-bert-base", times)
+    runs, failed = reproduce(chosen, runs_of(chosen), recorded, MACHINE)
+    assert recorded.scenarios.count("paper/datacenter-bert-base") == 2
+    assert recorded.scenarios[-1] == "paper/datacenter-bert-base", "in a later wave than what could be run"
+    judgement = judge(lost, runs)
+    if times == 1:
+        assert (judgement.verdict, failed) == ("reproduced", 0)
+        return
+    assert failed > 0
+    assert (judgement.verdict, judgement.reason) == ("inconclusive", "another run is using the folder")
+    assert judgement.decides == "the same command, when the other one that uses its folder has ended"
+
+
+def test_what_is_measured_in_one_piece_is_tried_once_more_too(tmp_path: Path) -> None:
+    changes = {"model": "resnet152", "rate": "1gbit", "scenario": "paper/pactrain-resnet152", "range": (0.1, 9.0)}
+    trainings = {"convergence": "paper/convergence-vision", "in_one_piece": "paper/convergence-vision-paced"}
+    asked = claim("asked", method="topk", baseline="fp16", **changes, quantity="time to accuracy", **trainings)
+    recorded = Hindered(tmp_path, "paper/convergence-vision-paced", 1)
+    runs, failed = reproduce([asked], runs_of([asked]), recorded, MACHINE)
+    assert recorded.scenarios[-2:] == ["paper/convergence-vision-paced"] * 2
+    assert failed == 0
+    assert judge(asked, runs).in_one_piece
+
+
+@pytest.mark.parametrize(
+    ("error", "decides"),
+    [
+        (ClusterBrokenError("its agent ended"), "the same command once more"),
+        (NoMemoryError("1 GB is free"), "the same command, with more memory free"),
+        (UsageError("no netem"), "a machine that can run it"),
+        (MeasurementError("no network namespaces"), "a machine that can run it"),
+    ],
+)
+def test_what_would_decide_a_claim_follows_from_what_kept_it_from_running(error: PacbenchError, decides: str) -> None:
+    asked = claim("asked")
+    runs = {name: not_run(run, error) for name, run in runs_of([asked]).items()}
+    judgement = judge(asked, runs)
+    assert (judgement.reason, judgement.decides) == (str(error), decides)
 
 
 def test_what_does_not_fit_into_memory_is_not_run_and_all_else_is(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from harness.plan.trial import Trial
 from harness.record.row import TrialRow
 from harness.record.store import Store
 from harness.run.row import case_of, told_replay
-from harness.run.stored import plan_of, stored_runs
-from harness.scenario.load import load
+from harness.run.stored import differences, plan_of, stored_runs
+from harness.scenario.load import find, load
+from harness.workload import profile as profiles
 
 SWEEP = ['link.rate=["10mbit", "100mbit"]']
 
@@ -107,3 +109,91 @@ def test_what_is_not_stored_stands_beside_no_verdict(tmp_path: Path) -> None:
     assert judged.in_one_piece is None
     assert runs["paper/convergence-vision"].plan.scenario.seed == 0
     assert judge(judged, runs).in_one_piece == ()
+
+
+OLDER, NEWER = "quickstart-20250101-000000", "quickstart-20260101-000000"
+
+
+def judged_by(folder: Path) -> tuple[str, dict[str, str]]:
+    """The run of quickstart that is taken, and what is told of it."""
+    _, found = stored_runs([claim()], folder)
+    store = found["quickstart"].store
+    assert store
+    return store.folder.name, differences([claim()], found)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("train.steps=16", "train.steps is 16, not 60"),
+        ("link.delay=50ms", "link.delay is 0.05s, not 0.0s"),
+        ("train.lr=0.2", "train.lr is 0.2, not 0.1"),
+        ("train.gradient_density=0.5", "train.gradient_density is 0.5, not 1.0"),
+        ("link.up.rate=10mbit", "link.up.rate is 10000000bit, not none"),
+    ],
+)
+def test_a_run_with_other_settings_is_taken_only_if_there_is_no_other_and_told(
+    override: str, told: str, tmp_path: Path
+) -> None:
+    make_store(tmp_path / "both" / OLDER)
+    for folder in ("both", "alone"):
+        make_store(tmp_path / folder / NEWER, [override])
+    assert judged_by(tmp_path / "both") == (OLDER, {})
+    name, differs = judged_by(tmp_path / "alone")
+    assert name == NEWER
+    assert told in differs[NEWER].split("; ")
+
+
+def test_methods_with_other_parameters_are_told_if_a_claim_is_about_them(tmp_path: Path) -> None:
+    other = tmp_path / "quickstart.toml"
+    other.write_text(find("quickstart").read_text().replace("ratio = 0.01", "ratio = 0.02"))
+    make_store(tmp_path / "runs" / NEWER, scenario=str(other))
+    assert judged_by(tmp_path / "runs") == (NEWER, {NEWER: "topk: ratio is 0.02, not 0.01"}), "and nothing of dgc"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["rounds=2", "seed=7", "accuracy_seeds=4"],
+        ["train.dilation=2", "train.most_added=0.2", "train.timeout=1h"],
+        SWEEP,
+    ],
+)
+def test_what_says_how_often_and_by_which_means_a_case_was_run_may_differ(
+    overrides: Sequence[str], tmp_path: Path
+) -> None:
+    make_store(tmp_path / NEWER, overrides)
+    assert judged_by(tmp_path) == (NEWER, {})
+
+
+def test_tensors_that_were_not_shrunk_are_the_same_replay(tmp_path: Path) -> None:
+    asked = claim(model="resnet50", rate="10gbit", workers=8, method="bf16", scenario="paper/datacenter-resnet50")
+    make_store(tmp_path / "datacenter-resnet50-1", ["rounds=2", "train.shrink=1"], "paper/datacenter-resnet50")
+    assert differences([asked], stored_runs([asked], tmp_path)[1]) == {}
+
+
+@pytest.mark.parametrize("is_other", [False, True])
+def test_a_profile_is_known_by_what_it_holds_whatever_its_name_is(is_other: bool, tmp_path: Path) -> None:
+    content = profiles.find("digits-cnn-epyc").read_text()
+    file = tmp_path / "mine.json"
+    file.write_text(content.replace('"device": "', '"device": "another ') if is_other else content)
+    make_store(tmp_path / "runs" / NEWER, [f"train.pace={file}"])
+    differs = {NEWER: f"train.pace is {file}, not digits-cnn-epyc"} if is_other else {}
+    assert judged_by(tmp_path / "runs") == (NEWER, differs)
+
+
+def test_a_newer_run_that_was_hardly_begun_hides_none_that_is_complete(tmp_path: Path) -> None:
+    make_store(tmp_path / OLDER)
+    scenario = load("quickstart")
+    begun = Store.create(tmp_path / NEWER, scenario)
+    begun.append(stored(plan.make(scenario, "netns").trials[0]), [])
+    assert judged_by(tmp_path)[0] == OLDER
+    make_store(tmp_path / "quickstart-20260102-000000")
+    assert judged_by(tmp_path)[0] == "quickstart-20260102-000000", "of two that are as complete the newer one"
+
+
+def test_of_cases_that_claims_do_not_tell_apart_the_scenarios_own_is_judged(tmp_path: Path) -> None:
+    make_store(tmp_path / NEWER, ['link.delay=["50ms", "0ms"]'])
+    _, found = stored_runs([claim()], tmp_path)
+    assert {trial.case.link.delay_s for trial in found["quickstart"].plan.trials} == {0.0}
+    assert differences([claim()], found) == {}

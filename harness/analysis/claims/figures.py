@@ -58,6 +58,10 @@ class Run:
     store: Store | None = None
     problem: str = ""
     """Why it could not be run, where that is so."""
+    remedy: str = "a machine that can run it"
+    """What would help then."""
+    may_pass: bool = False
+    """Whether the same run may find that problem gone a little later."""
     too_large: Mapping[str, str] = field(default_factory=dict)
     """Labels of methods that do not fit into this machine's memory: what would."""
 
@@ -210,7 +214,7 @@ def with_fewer_steps(found: Finding, fewer: Finding) -> Finding:
 
 
 def _not_run(claim: Claim, run: Run, why: str) -> Finding:
-    decides = "a machine that can run it" if run.problem else f"pacbench reproduce --claim {claim.id}"
+    decides = run.remedy if run.problem else f"pacbench reproduce --claim {claim.id}"
     return Finding(None, run.plan.scenario.rounds, run.problem or why, decides, more_rounds_help=not run.problem)
 
 

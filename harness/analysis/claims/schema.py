@@ -130,15 +130,20 @@ class Cell(NamedTuple):
 
     def is_about(self, case: Case, device: float) -> bool:
         """Whether a case has this link, these workers and this model, with such a share of the profile's device."""
-        asked = (self.rate_bps, self.workers, self.model, round(100 * device))
-        _, percent = profiles.split(case.train.profile or "")
-        return asked == (case.link.rate_bps, case.cluster.workers, case.train.model, percent)
+        return known_by(case) == (self.rate_bps, self.workers, self.model, round(100 * device))
+
+
+def known_by(case: Case) -> tuple[int | None, int, str, int]:
+    """By what claims know a case: its link's rate, workers, model, and how many percent of the profile's device."""
+    _, percent = profiles.split(case.train.profile or "")
+    return case.link.rate_bps, case.cluster.workers, case.train.model, percent
 
 
 class Claim(Section):
     """What a source says of one method against another."""
 
-    id: str = Field(pattern=r"^[a-z0-9][a-z0-9./ %=-]*$")
+    id: str = Field(pattern=r"^[a-z0-9][a-z0-9. %=-]*(/.*)?$")
+    """What it is called in the file; after a slash, what was chosen from lists, such as any method's label."""
     source: str = Field(min_length=1)
     """Authors, title, where it was published."""
     place: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]

@@ -48,7 +48,7 @@ def verb(
     from harness.analysis.claims import schema
     from harness.cluster import registry
     from harness.report import claims_page
-    from harness.run.stored import newest_runs, stored_runs
+    from harness.run.stored import differences, runs_beside, stored_runs
 
     if plan and as_json:
         raise UsageError.at("command line", "--json", "with --plan", "verdicts as JSON, which a plan has none of")
@@ -59,7 +59,8 @@ def verb(
     with words_aside(as_json):
         if judge:
             collected = provenance.collect(command())
-            (chosen, runs), beside, failed = stored_runs(chosen, judge), newest_runs(known, judge), 0
+            (chosen, runs), beside, failed = stored_runs(chosen, judge), runs_beside(known, judge), 0
+            collected |= {"differs": differing} if (differing := differences(chosen, runs)) else {}
         else:
             beside, (kind, why) = {}, registry.choose(on)
             runs = _planned(chosen, kind, quick)
@@ -164,6 +165,7 @@ def _carry_out(run: Run, part: Plan, kind: str, why: str) -> tuple[Run, int]:
     from harness.cli.progress import ProgressBar
     from harness.cluster import registry
     from harness.run import session
+    from harness.run.reproducing import not_run
 
     store, cluster = run.store or session.new_store(run.plan), registry.make(kind)
     try:
@@ -173,7 +175,7 @@ def _carry_out(run: Run, part: Plan, kind: str, why: str) -> tuple[Run, int]:
         raise
     except (MeasurementError, UsageError) as error:
         say(str(error))
-        return replace(run, store=store, problem=str(error)), len(part.pending(store.attempts()))
+        return not_run(replace(run, store=store), error), len(part.pending(store.attempts()))
 
 
 def _conclude(
@@ -197,6 +199,8 @@ def _conclude(
     origin = {**collected, "runs": {store.folder.name: provenance.run_by(store.provenance()) for store in stores}}
     page = claims_page.write(judged, out, origin, _draw(judged, runs, out))
     _print(judged)
+    for sentence in claims_page.differing(origin):
+        say(sentence)
     say(f"verdicts, reasons, origins: {page}")
     return judged, origin
 

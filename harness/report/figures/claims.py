@@ -186,9 +186,14 @@ def _of_family(own: Sequence[Judgement]) -> Iterator[Line]:
 
 def _of_model(model: str, own: Sequence[Judgement]) -> Iterator[Line]:
     rows: dict[str, dict[str, dict[int, Judgement]]] = {}
+    baselines: dict[int, set[str]] = {}
+    for judgement in own:
+        baselines.setdefault(_column(judgement), set()).add(judgement.claim.baseline)
     for judgement in own:
         counted = " of a gradient" if judgement.claim.counted == "gradient" else ""
-        label = f"{model}, {', '.join(judgement.claim.method)}{counted}"
+        # Two baselines that share a column have rows of their own.
+        over = f" over {judgement.claim.baseline}" if len(baselines[_column(judgement)]) > 1 else ""
+        label = f"{model}, {', '.join(judgement.claim.method)}{counted}{over}"
         rows.setdefault(label, {}).setdefault(_link(judgement), {})[_column(judgement)] = judgement
     for label, of_links in rows.items():
         for number, (link, found) in enumerate(of_links.items()):
