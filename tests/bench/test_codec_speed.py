@@ -7,13 +7,13 @@ import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from time import perf_counter
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 import baselines
 from baselines._sparse import exact_top, sampled_top, share
@@ -109,7 +109,7 @@ def copies_of_a_step(name: str, kind: str) -> float:
     torch.manual_seed(0)
     model = nn.Linear(SIDE, SIDE, bias=False)
     state = method.State(**parameters)
-    state.bind(SimpleNamespace(module=model, process_group=dist.group.WORLD), torch.optim.SGD(model.parameters(), 0.1))
+    state.bind(DistributedDataParallel(model), torch.optim.SGD(model.parameters(), 0.1))
     fresh = torch.randn(SIDE * SIDE)
     bucket = Bucket(model.weight, fresh.clone())
 
