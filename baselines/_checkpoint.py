@@ -97,15 +97,30 @@ class Checkpointed:
         DDP's buckets may be others. The number of workers may be another one only where a rank has no residuals of its
         own, because those of a rank that is gone would be lost.
 
+        Parameters that may change in training get the values that they had when it was saved, whatever the state was
+        made with. Where they are to be others from now on, assign them after this.
+
         Raises:
             ValueError: it is of another method, version or model, other parameters, another rank or number of workers.
         """
         refuse_foreign(saved, self.name, self.parameters, self.adjustable)
+        adjusted = self._adjusted(saved["parameters"])
         if lacking := [name for name in self.remembers if name not in saved["remembered"]]:
             raise ValueError(f"the checkpoint is damaged: nothing is remembered as {lacking[0]}")
         self._loaded = saved
         if self.is_bound:
             self.take_what_was_loaded()
+        for name, value in adjusted.items():
+            setattr(self, name, value)
+
+    def _adjusted(self, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """Of the parameters that were saved, those that may change in training."""
+        adjusted = {name: value for name, value in saved.items() if name in self.adjustable}
+        try:
+            made = type(self)(**{**self.parameters, **adjusted})
+        except ValueError as error:
+            raise ValueError(f"the checkpoint is damaged: {error}") from error
+        return {name: getattr(made, name) for name in adjusted}
 
     def take_what_was_loaded(self) -> None:
         """Put what was loaded in its place; the state is bound."""

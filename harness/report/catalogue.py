@@ -99,7 +99,8 @@ in the first step after a resumption. What is refused is refused in one line; so
 * **waits for a GPU**: how often its hook makes the host wait for the device in a bucket, where what is sent has lengths
   that depend on the gradients' values. Every method waits once more at the end of a step, to tell what is not finite.
   So does PacTrain where it prunes, and where its `adaptive` chooses anew.
-* **may change in training**: parameters that may be assigned after the start.
+* **may change in training**: parameters that may be assigned after the start. A checkpoint holds the values that they
+  had, and a resumed training goes on with these; what is to be otherwise is assigned after `load_state_dict`.
 """
 
 

@@ -179,6 +179,7 @@ OTHERS: dict[str, Any] = {"v": {}, "m": {}, "decay": 0.9}
         ({"rank": "left out"}, "rank is NoneType, not int"),
         ({"remembered": "left out"}, "remembered is NoneType, not Mapping"),
         ({"parameters": None}, "parameters is NoneType, not Mapping"),
+        ({"parameters": {"ratio": 7}}, "dgc.ratio: 7: Input should be less than or equal to 1"),
         ({"model": [1]}, "model is list, not Mapping"),
         ({"step": "1"}, "step is str, not int"),
         ({"remembered": {}}, "nothing is remembered as u"),
