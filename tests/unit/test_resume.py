@@ -20,6 +20,7 @@ from trainings import (
     SETTINGS,
     Facts,
     Scaled,
+    agree,
     brisk,
     complaint_of,
     equal,
@@ -193,6 +194,49 @@ def test_a_damaged_checkpoint_is_one_line_and_changes_no_optimizer(on_ranks, cha
     for answer in chain(*on_ranks(2, refusals, changes, "dgc")):
         assert answer.startswith("the checkpoint is damaged: ")
         assert complaint in answer
+        assert "\n" not in answer
+
+
+DICED = ("qsgd", "terngrad", "thc", "randomk", "pactrain")
+OF_A_GPU = torch.zeros(16, dtype=torch.uint8)
+"""Of the size and type of what a generator on one gives."""
+
+
+def resume_what_a_gpu_saved(name: str) -> Facts:
+    """Dice are those of a new training; all else is what was saved."""
+    one = Training(brisk(name), settings=SETTINGS)
+    for step in range(4):
+        one.step(gradients(step, dist.get_rank()))
+    there = one.handle.state.state_dict()
+    kept = {key: OF_A_GPU if "dice" in key else value for key, value in there["remembered"].items()}
+    other = Training(brisk(name), settings=SETTINGS)
+    fresh = other.handle.state.state_dict()["remembered"]
+    other.step(gradients(0, dist.get_rank()))
+    other.model.load_state_dict(one.model.state_dict())
+    other.optimizer.load_state_dict(one.optimizer.state_dict())
+    other.handle.state.load_state_dict({**there, "remembered": kept})
+    now = other.handle.state.state_dict()["remembered"]
+    facts = {key: equal(now[key], fresh[key] if "dice" in key else there["remembered"][key]) for key in now}
+    other.step(gradients(4, dist.get_rank()))
+    return {**facts, "ranks agree": agree(flat(other.weights))}
+
+
+@pytest.mark.parametrize("name", DICED)
+def test_what_was_saved_on_a_gpu_is_resumed_on_a_cpu(on_ranks, name):
+    assert not_so(on_ranks(2, resume_what_a_gpu_saved, name)) == []
+
+
+def load_other_dice(name: str, dice: Any) -> str:
+    state = Training(brisk(name), settings=SETTINGS).handle.state
+    there = state.state_dict()
+    return complaint_of(lambda: state.load_state_dict({**there, "remembered": {**there["remembered"], "dice": dice}}))
+
+
+@pytest.mark.parametrize("dice", [OF_A_GPU[:7], OF_A_GPU.float(), 7], ids=["too short", "no bytes", "no tensor"])
+@pytest.mark.parametrize("name", ["qsgd", "randomk"])
+def test_dice_that_no_device_has_saved_are_damaged(on_ranks, name, dice):
+    for answer in on_ranks(2, load_other_dice, name, dice):
+        assert answer.startswith("the checkpoint is damaged: dice cannot be taken: ")
         assert "\n" not in answer
 
 
