@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Sequence
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -63,6 +64,32 @@ def test_a_resumed_training_goes_on_to_the_last_bit(on_ranks, name, parameters):
 @pytest.mark.parametrize("name", ["topk", "thc"])
 def test_it_does_so_whenever_ddp_regroups_its_buckets(on_ranks, name, options):
     assert not_so(on_ranks(2, resume_everywhere, name, {}, 3, options)) == []
+
+
+class Branching(Given):
+    """A model of branches, which each rank goes through in an order of its own."""
+
+    def forward(self, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+        terms = list(zip(self.weights, gradients, strict=True))
+        in_order = terms if dist.get_rank() == 0 else terms[::-1]
+        return sum((weight * gradient).sum() for weight, gradient in in_order)
+
+
+def resume_branches(name: str) -> Facts:
+    one = Training(brisk(name), model=Branching(*SHAPES), settings=SETTINGS)
+    for step in range(3):
+        one.step(gradients(step, dist.get_rank()))
+    other = resumed(saved(one), brisk(name), model=Branching(*SHAPES))
+    facts: Facts = {}
+    for step in range(3, 6):
+        results = [each.step(gradients(step, dist.get_rank())) for each in (one, other)]
+        facts[f"result of {step}"] = torch.equal(*results)
+    return {**facts, "checkpoint": equal(loaded(saved(other)), loaded(saved(one)))}
+
+
+@pytest.mark.parametrize("name", ["topk", "thc", "oktopk"])
+def test_ranks_whose_gradients_get_ready_in_other_orders_go_on_together(on_ranks, name):
+    assert not_so(on_ranks(3, resume_branches, name)) == []
 
 
 def resume_what_was_loaded_first(name: str, parameters: dict[str, Any], load_first: bool) -> Facts:
