@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from baselines._memory import BucketMemory
-from baselines._quantise import Dice
+from baselines._quantise import Dice, go_on_from
 
 VERSION = 3
 
@@ -94,18 +94,34 @@ class Checkpointed:
         """Go on from what ``state_dict`` gave on this rank. Load it before ``register``, or model and optimizer after.
 
         When DDP is made it sends rank 0's weights to all: where ranks train alone, load each one's model after that.
-        DDP's buckets may be others. The number of workers may be another one only where a rank has no residuals of its
-        own, because those of a rank that is gone would be lost.
+        DDP's buckets may be others. On another kind of device, GPU or CPU, random numbers begin anew. The number of
+        workers may be another one only where a rank has no residuals of its own, because those of a rank that is gone
+        would be lost.
+
+        Parameters that may change in training get the values that they had when it was saved, whatever the state was
+        made with. Where they are to be others from now on, assign them after this.
 
         Raises:
             ValueError: it is of another method, version or model, other parameters, another rank or number of workers.
         """
         refuse_foreign(saved, self.name, self.parameters, self.adjustable)
+        adjusted = self._adjusted(saved["parameters"])
         if lacking := [name for name in self.remembers if name not in saved["remembered"]]:
             raise ValueError(f"the checkpoint is damaged: nothing is remembered as {lacking[0]}")
         self._loaded = saved
         if self.is_bound:
             self.take_what_was_loaded()
+        for name, value in adjusted.items():
+            setattr(self, name, value)
+
+    def _adjusted(self, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """Of the parameters that were saved, those that may change in training."""
+        adjusted = {name: value for name, value in saved.items() if name in self.adjustable}
+        try:
+            made = type(self)(**{**self.parameters, **adjusted})
+        except ValueError as error:
+            raise ValueError(f"the checkpoint is damaged: {error}") from error
+        return {name: getattr(made, name) for name in adjusted}
 
     def take_what_was_loaded(self) -> None:
         """Put what was loaded in its place; the state is bound."""
@@ -185,7 +201,7 @@ def saved_of(thing: Any, names: Mapping[torch.Tensor, str]) -> Any:
 def loaded_into(thing: Any, saved: Any, names: Mapping[torch.Tensor, str]) -> Any:
     """The thing with what was saved of it; a number is replaced by it."""
     if isinstance(thing, torch.Generator):
-        thing.set_state(saved.cpu())
+        go_on_from(thing, saved)
     elif hasattr(thing, "load_state_dict"):
         thing.load_state_dict(saved, names)
     else:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from baselines._calls import AllReduce, Call, sent_bytes
 from baselines._lane import LaneState
-from baselines._memory import Drafts, shaped
+from baselines._memory import Drafts, as_matrix
 from baselines._state import Shapes, numel
 
 Shape = torch.Size | tuple[int, ...]
@@ -71,8 +71,7 @@ def split(state: LowRankState, flat: torch.Tensor, weights: list[torch.Tensor]) 
     matrices, dense = [], []
     for weight, part in zip(weights, flat.split([weight.numel() for weight in weights]), strict=True):
         if state.rank_of(weight.shape):
-            is_matrix = weight.dim() == 2  # and may lie column by column, as one that was transposed
-            matrices.append(Low(weight, shaped(part, weight) if is_matrix else part.view(weight.shape[0], -1)))
+            matrices.append(Low(weight, as_matrix(part, weight)))
         else:
             dense.append(part)
     return matrices, dense

@@ -7,6 +7,7 @@ the optimizer commits the drafts of all buckets, and a backward pass that begins
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence, Set
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -203,6 +204,16 @@ def _moved(value: Any, device: torch.device) -> Any:
 def shaped(part: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """A view of ``part`` (n,), in the order of memory, that is shaped like its parameter, also a channels-last one."""
     return part.as_strided(weight.shape, weight.stride()) if is_dense(weight) else part.view(weight.shape)
+
+
+def as_matrix(part: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """A view (rows, columns) of ``part`` (n,), in the order of memory, of a parameter of two dimensions or more.
+
+    Its first dimension gives the rows. A matrix may lie column by column, as one that was transposed.
+    """
+    if weight.dim() == 2:
+        return shaped(part, weight)
+    return part.view(weight.shape[0], math.prod(weight.shape[1:]))
 
 
 def in_memory_order(value: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -21,6 +21,9 @@ DICE_BITS, OFFSETS = 16, 128
 SMALLEST_BYTE = 0x0101010101010101
 """A word whose eight bytes are 1."""
 
+GENERATOR_BYTES = {len(torch.Generator().get_state()), 16}
+"""The size of what a generator's ``get_state`` gives: a CPU's, and a GPU's."""
+
 
 class Dice:
     """Uniform random numbers in [0, 1), for rounding: ``floor(x + u)`` is x on average.
@@ -37,8 +40,8 @@ class Dice:
         return self._generator.get_state()
 
     def load_state_dict(self, saved: torch.Tensor, names: Mapping[torch.Tensor, str]) -> None:
-        """Go on from there."""
-        self._generator.set_state(saved.cpu())
+        """Go on from there; see ``go_on_from``."""
+        go_on_from(self._generator, saved)
 
     def like(self, tensor: torch.Tensor) -> torch.Tensor:
         """Numbers of the shape, dtype and device of (n,)."""
@@ -48,6 +51,20 @@ class Dice:
         bits = words.random_(-(2**63), None, generator=self._generator).view(torch.int16)[:n]
         offset = torch.randint(OFFSETS, (), generator=self._generator, device=device) / OFFSETS
         return bits.to(tensor.dtype).add_(2 ** (DICE_BITS - 1) + offset).mul_(2.0**-DICE_BITS)
+
+
+def go_on_from(generator: torch.Generator, saved: torch.Tensor) -> None:
+    """Set the generator to what ``get_state`` gave. If that was on a GPU and this is a CPU, or the reverse, begin anew.
+
+    Raises:
+        RuntimeError: no generator gave that.
+    """
+    saved = saved.cpu()
+    other_sizes = GENERATOR_BYTES - {len(generator.get_state())}
+    if saved.dtype == torch.uint8 and saved.numel() in other_sizes:
+        generator.manual_seed(generator.initial_seed())
+    else:
+        generator.set_state(saved)
 
 
 def own_scales(values: torch.Tensor, counts: list[int]) -> torch.Tensor:

@@ -77,10 +77,19 @@ class Regrouping:
         return torch.futures.collect_all(futures).then(partial(_put_back, whole, parts, groups))
 
     def _groups(self, members: list[torch.Tensor]) -> list[list[torch.Tensor]]:
-        order = list(dict.fromkeys([*(weight for weight in self._ready if weight in set(members)), *members]))
+        order = self._order(members)
         places = list(range(len(order)))
         groups, _ = _compute_bucket_assignment_by_size(order, bucket_caps(self._ddp), [False] * len(order), places)
         return [[order[place] for place in group] for group in groups]
+
+    def _order(self, members: list[torch.Tensor]) -> list[torch.Tensor]:
+        """By which DDP will group them: that in which rank 0 got them ready, as another rank may take another way."""
+        place_of = {member: place for place, member in enumerate(members)}
+        ready = [place_of[weight] for weight in self._ready if weight in place_of]
+        places = torch.tensor(list(dict.fromkeys([*ready, *place_of.values()])), device=members[0].device)
+        group = self._ddp.process_group
+        dist.broadcast(places, dist.get_global_rank(group, 0), group=group)
+        return [members[place] for place in places.tolist()]
 
 
 def will_regroup(ddp: DistributedDataParallel, bucket: dist.GradBucket) -> bool:

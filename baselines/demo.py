@@ -31,7 +31,7 @@ from pydantic import Field
 from torch.futures import Future
 
 from baselines._calls import AllGather, Call
-from baselines._memory import BucketMemory
+from baselines._memory import BucketMemory, as_matrix
 from baselines._momentum import MomentumState
 from baselines._parameters import Count, Decay, parameters
 from baselines._state import Shapes, all_gather_bytes
@@ -115,12 +115,12 @@ class Tiles:
         return (self.rows // self.tall) * (self.columns // self.wide)
 
     def cut(self, values: torch.Tensor) -> torch.Tensor:
-        """The tiles (count, tall, wide) of ``values`` (rows * columns,)."""
+        """The tiles (count, tall, wide) of ``values`` (rows, columns)."""
         in_rows = values.view(self.rows // self.tall, self.tall, self.columns // self.wide, self.wide)
         return in_rows.transpose(1, 2).reshape(self.count, self.tall, self.wide)
 
     def joined(self, tiles: torch.Tensor) -> torch.Tensor:
-        """The inverse of ``cut``."""
+        """The inverse of ``cut``, row by row (rows * columns,)."""
         in_rows = tiles.view(self.rows // self.tall, self.columns // self.wide, self.tall, self.wide)
         return in_rows.transpose(1, 2).reshape(-1)
 
@@ -155,12 +155,13 @@ def cosines(size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor
 def demo_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
     """Replace the bucket by the sign of the mean of what all ranks sent of their momenta."""
     gradient: torch.Tensor = bucket.buffer()
-    tilings = [state.tiles_of(weight.shape) for weight in bucket.parameters()]
+    weights = bucket.parameters()
+    tilings = [state.tiles_of(weight.shape) for weight in weights]
     sent = [state.sent_of(tiles) for tiles in tilings]
     with state.stopwatch("encode"):
         memory = state.momentum.draft(bucket)
         momentum = torch.mul(memory.before, state.decay, out=memory.after).add_(gradient)
-        block = take_strongest(momentum, tilings, sent)
+        block = take_strongest(momentum, weights, tilings, sent)
         blocks = [torch.empty_like(block) for _ in range(state.world_size)]
     work = dist.all_gather(blocks, block, group=state.process_group, async_op=True)
 
@@ -168,7 +169,7 @@ def demo_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
         done.value()  # raises what the collective raised
         used_here(*blocks)
         with state.stopwatch("decode"):
-            put_means(blocks, tilings, sent, out=gradient)
+            put_means(blocks, weights, tilings, sent, out=gradient)
             # The sign of a NaN is 0 in torch, and must not hide it.
             if state.sign:
                 gradient.copy_(gradient.sign().where(gradient.isfinite(), torch.nan))
@@ -177,10 +178,12 @@ def demo_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
     return work.get_future().then(decode)
 
 
-def take_strongest(momentum: torch.Tensor, tilings: list[Tiles], sent: list[int]) -> torch.Tensor:
+def take_strongest(
+    momentum: torch.Tensor, weights: list[torch.Tensor], tilings: list[Tiles], sent: list[int]
+) -> torch.Tensor:
     """Subtract from ``momentum`` (n,) its tiles' largest coefficients; these and their places in a tile (uint8)."""
     values, places = [momentum[:0]], [torch.arange(0, device=momentum.device)]
-    parts = parts_of(momentum, tilings)
+    parts = matrices(momentum, weights)
     for members in alike(tilings):
         tiles, k = tilings[members[0]], sent[members[0]]
         coefficients = transformed(torch.cat([tilings[each].cut(parts[each]) for each in members]))
@@ -190,11 +193,13 @@ def take_strongest(momentum: torch.Tensor, tilings: list[Tiles], sent: list[int]
         alone = torch.zeros_like(coefficients).scatter_(1, strongest, values[-1].view(-1, k))
         taken = restored(alone, tiles.tall, tiles.wide).split([tilings[each].count for each in members])
         for each, of_part in zip(members, taken, strict=True):
-            parts[each].sub_(tilings[each].joined(of_part))
+            parts[each].sub_(tilings[each].joined(of_part).view(parts[each].shape))
     return torch.cat((torch.cat(values).view(torch.uint8), torch.cat(places).to(PLACE).view(torch.uint8)))
 
 
-def put_means(blocks: list[torch.Tensor], tilings: list[Tiles], sent: list[int], out: torch.Tensor) -> None:
+def put_means(
+    blocks: list[torch.Tensor], weights: list[torch.Tensor], tilings: list[Tiles], sent: list[int], out: torch.Tensor
+) -> None:
     """Fill ``out`` (n,) with what belongs to the coefficients of all ranks, each the mean over those that sent it."""
     starts = tile_starts(tilings, sent, out.device)
     sums, counts, ones = torch.zeros_like(out), torch.zeros_like(out), out.new_ones(len(starts))
@@ -203,19 +208,20 @@ def put_means(blocks: list[torch.Tensor], tilings: list[Tiles], sent: list[int],
         at = places.clone().view(PLACE) + starts
         sums.index_add_(0, at, values.view(out.dtype))
         counts.index_add_(0, at, ones)
-    means, parts, before = sums.div_(counts.clamp_(min=1)), parts_of(out, tilings), 0
+    means, parts, before = sums.div_(counts.clamp_(min=1)), matrices(out, weights), 0
     for members in alike(tilings):
         tiles, of_each = tilings[members[0]], [tilings[each].count for each in members]
         entries = sum(of_each) * tiles.tall * tiles.wide
         found = restored(means[before : before + entries], tiles.tall, tiles.wide).split(of_each)
         for each, of_part in zip(members, found, strict=True):
-            parts[each].copy_(tilings[each].joined(of_part))
+            parts[each].copy_(tilings[each].joined(of_part).view(parts[each].shape))
         before += entries
 
 
-def parts_of(values: torch.Tensor, tilings: list[Tiles]) -> tuple[torch.Tensor, ...]:
-    """Views of (n,), one for each parameter."""
-    return tuple(values.split([tiles.rows * tiles.columns for tiles in tilings]))
+def matrices(values: torch.Tensor, weights: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Views (rows, columns) of (n,), one for each parameter; one of at most one dimension is a row."""
+    parts = zip(weights, values.split([weight.numel() for weight in weights]), strict=True)
+    return [as_matrix(part, weight) if weight.dim() > 1 else part.unsqueeze(0) for weight, part in parts]
 
 
 def alike(tilings: list[Tiles]) -> list[list[int]]:

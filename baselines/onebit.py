@@ -18,7 +18,7 @@ from torch.futures import Future
 from torch.nn.functional import pad
 
 from baselines._calls import AllGather, Call
-from baselines._memory import BucketMemory
+from baselines._memory import BucketMemory, as_matrix
 from baselines._parameters import parameters
 from baselines._quantise import by_byte, not_negative, numbers, packed_bits, packed_size
 from baselines._state import MethodState, Shapes, all_gather_bytes, numel
@@ -58,10 +58,10 @@ class State(MethodState):
 def onebit_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
     """Replace the bucket by the mean of what all ranks' bits and scales say."""
     gradient: torch.Tensor = bucket.buffer()
-    shapes = [weight.shape for weight in bucket.parameters()]
+    weights = bucket.parameters()
     with state.stopwatch("encode"):
         a = state.residual.draft(bucket).plus(gradient)
-        block = take_bits(a, shapes)
+        block = take_bits(a, weights)
         blocks = [torch.empty_like(block) for _ in range(state.world_size)]
     work = dist.all_gather(blocks, block, group=state.process_group, async_op=True)
 
@@ -71,7 +71,7 @@ def onebit_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
         with state.stopwatch("decode"):
             gradient.zero_()
             for block in blocks:
-                add_bits(gradient, shapes, block, 1 / state.world_size)
+                add_bits(gradient, weights, block, 1 / state.world_size)
         return gradient
 
     return work.get_future().then(decode)
@@ -82,34 +82,33 @@ def columns(shape: Shape) -> int:
     return numel([shape[1:]]) if len(shape) > 1 else 1
 
 
-def matrices(values: torch.Tensor, shapes: list[torch.Size]) -> list[torch.Tensor]:
+def matrices(values: torch.Tensor, weights: list[torch.Tensor]) -> list[torch.Tensor]:
     """Views (rows, columns) of (n,), one for each parameter."""
-    rows = [shape[0] if len(shape) > 1 else math.prod(shape) for shape in shapes]
-    parts = values.split([math.prod(shape) for shape in shapes])
-    return [part.view(n, columns(shape)) for part, n, shape in zip(parts, rows, shapes, strict=True)]
+    parts = zip(weights, values.split([weight.numel() for weight in weights]), strict=True)
+    return [as_matrix(part, weight) if weight.dim() > 1 else part.unsqueeze(1) for weight, part in parts]
 
 
-def take_bits(values: torch.Tensor, shapes: list[torch.Size]) -> torch.Tensor:
+def take_bits(values: torch.Tensor, weights: list[torch.Tensor]) -> torch.Tensor:
     """The bits of ``values`` (n,), part by part, and all columns' scales (uint8); what they say is subtracted."""
     bits, scales = [], []
-    for matrix in matrices(values, shapes):
+    for matrix in matrices(values, weights):
         flags = not_negative(matrix)
         number, total, magnitude = flags.to(matrix.dtype).sum(0), matrix.sum(0), matrix.abs().sum(0)
         high = magnitude.add(total).div_(2).div_(number.clamp(min=1))
         low = total.sub_(magnitude).div_(2).div_((len(matrix) - number).clamp_(min=1))
         matrix.sub_(torch.where(flags, high, low))
-        bits.append(packed_bits(pad(flags.view(-1), (0, -flags.numel() % 8))))
+        bits.append(packed_bits(pad(flags.reshape(-1), (0, -flags.numel() % 8))))
         scales += [high, low]
     return torch.cat((*bits, torch.cat(scales).view(torch.uint8)))
 
 
-def add_bits(values: torch.Tensor, shapes: list[torch.Size], block: torch.Tensor, factor: float) -> None:
+def add_bits(values: torch.Tensor, weights: list[torch.Tensor], block: torch.Tensor, factor: float) -> None:
     """Add to ``values`` (n,) what ``take_bits`` gave, times a factor."""
-    sizes = [packed_size(math.prod(shape)) for shape in shapes]
+    sizes = [packed_size(weight.numel()) for weight in weights]
     *bits, scale_bytes = block.split([*sizes, len(block) - sum(sizes)])
     every_scale = scale_bytes.clone().view(values.dtype).mul_(factor)
-    scales = every_scale.split([columns(shape) for shape in shapes for _ in range(2)])
+    scales = every_scale.split([columns(weight.shape) for weight in weights for _ in range(2)])
     flags_of = by_byte(numbers((0, 1), values.device, torch.bool), bits=1)
-    for matrix, packed, high, low in zip(matrices(values, shapes), bits, scales[::2], scales[1::2], strict=True):
+    for matrix, packed, high, low in zip(matrices(values, weights), bits, scales[::2], scales[1::2], strict=True):
         flags = flags_of.index_select(0, packed.int()).view(-1)[: matrix.numel()].view(matrix.shape)
         matrix.add_(torch.where(flags, high, low))

@@ -88,9 +88,10 @@ SUPPORT = """\
 Every method trains in fp32, fp64, bf16 and fp16; under a `torch.amp.GradScaler`, where a step that overflows on one
 rank is skipped by all and leaves no trace in what a method remembers; with `no_sync()`, clipping, groups of parameters,
 frozen and unused parameters, a static graph and `torch.compile`; for parameters of any shape and any number of workers;
-and it saves and resumes to the last bit (`state.state_dict()`), but for the times that PacTrain's `adaptive` has
-measured, and but for models with weights of two types or sparse embeddings, whose gradients DDP puts into other buckets
-in the first step after a resumption. What is refused is refused in one line; so are FSDP and bare modules.
+and it saves and resumes (`state.state_dict()`), to the last bit on the same kind of device, but for the times that
+PacTrain's `adaptive` has measured, and but for models with weights of two types or sparse embeddings, whose gradients
+DDP puts into other buckets in the first step after a resumption. What was saved on a GPU is resumed on a CPU, and the
+reverse, with random numbers that begin anew. What is refused is refused in one line; so are FSDP and bare modules.
 
 * **micro-batches synchronised one by one**, without `no_sync()`: right, or refused because the method would compress
   again what is synchronised already.
@@ -101,7 +102,8 @@ in the first step after a resumption. What is refused is refused in one line; so
 * **waits for a GPU**: how often its hook makes the host wait for the device in a bucket, where what is sent has lengths
   that depend on the gradients' values. Every method waits once more at the end of a step, to tell what is not finite.
   So does PacTrain where it prunes, and where its `adaptive` chooses anew.
-* **may change in training**: parameters that may be assigned after the start.
+* **may change in training**: parameters that may be assigned after the start. A checkpoint holds the values that they
+  had, and a resumed training goes on with these; what is to be otherwise is assigned after `load_state_dict`.
 """
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from time import perf_counter
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 import baselines
 from baselines._sparse import exact_top, sampled_top, share
@@ -21,6 +20,8 @@ from baselines.topk import SAMPLE_RATIO
 
 SIDE = 5000
 REPETITIONS = 5
+UNTIMED = 2
+"""Steps at first: they list survivors, make memory, and compute what is kept for many steps."""
 
 PARAMETERS: dict[tuple[str, str], dict[str, Any]] = {
     ("pactrain", "fp32"): {"density": 0.2, "warmup_steps": 0},
@@ -28,17 +29,51 @@ PARAMETERS: dict[tuple[str, str], dict[str, Any]] = {
     ("topk", "sampled"): {"ratio": 0.01},
     ("topk", "exact"): {"ratio": 0.01, "selection": "exact"},
     ("dgc", ""): {"ratio": 0.01, "warmup_steps": 0},
+    ("pactrain", "local"): {"density": 0.2, "warmup_steps": 0, "variant": "local", "local_period": 1},
+    ("local_sgd", ""): {"period": 1},
+    ("diloco", "fp32"): {"period": 1},
+    ("diloco", "int8"): {"period": 1, "values": "int8"},
+    ("streaming_diloco", ""): {"period": 1, "delay": 0},
     ("sparseloco", ""): {"period": 1},
+    ("zeroone_adam", ""): {"period": 1, "warmup_steps": 0},
 }
+"""Of the steady state; ranks that train alone meet in every step."""
 OTHERS = [(name, "") for name in baselines.names() if name not in {"dense", *(name for name, _ in PARAMETERS)}]
 
 MOST_COPIES = {
     ("pactrain", "fp32"): 3.0,
     ("pactrain", "ternary"): 7.0,
+    ("pactrain", "local"): 55.0,
     ("topk", "sampled"): 12.0,
-    ("qsgd", ""): 40.0,
+    ("topk", "exact"): 210.0,
+    ("dgc", ""): 20.0,
+    ("local_sgd", ""): 16.0,
+    ("diloco", "fp32"): 40.0,
+    ("diloco", "int8"): 150.0,
+    ("streaming_diloco", ""): 200.0,
+    ("sparseloco", ""): 100.0,
+    ("zeroone_adam", ""): 500.0,
+    ("bf16", ""): 8.0,
+    ("demo", ""): 360.0,
+    ("dion", ""): 720.0,
     ("efsignsgd", ""): 6.0,
+    ("fp16", ""): 8.0,
+    ("int8", ""): 60.0,
+    ("loco", ""): 110.0,
+    ("oktopk", ""): 45.0,
+    ("omnireduce", ""): 230.0,
+    ("onebit", ""): 110.0,
+    ("onebit_adam", ""): 450.0,
+    ("parameter_server", ""): 20.0,
+    ("powersgd", ""): 14.0,
+    ("qsgd", ""): 40.0,
+    ("randomk", ""): 6.0,
+    ("spardl", ""): 25.0,
+    ("terngrad", ""): 45.0,
+    ("thc", ""): 650.0,
+    ("zen", ""): 4.0,
 }
+"""Most are twice what a run beside other work showed. A method that is not listed may take as long as the slowest."""
 TOPK_OVER_SAMPLED = 6.0
 """How many times as long torch.topk of the magnitudes must take as the sampled selection."""
 
@@ -75,7 +110,7 @@ def test_codec(benchmark, alone, name, kind) -> None:  # type: ignore[no-untyped
     copies = benchmark.pedantic(copies_of_a_step, (name, kind), rounds=1)
     benchmark.extra_info["copies"] = round(copies, 2)
     print(f"{name} {kind}: {copies:.1f} copies")
-    assert copies <= MOST_COPIES.get((name, kind), math.inf)
+    assert copies <= MOST_COPIES.get((name, kind), max(MOST_COPIES.values()))
 
 
 def test_a_sampled_selection_against_torch_topk(benchmark, alone) -> None:  # type: ignore[no-untyped-def]
@@ -109,13 +144,15 @@ def copies_of_a_step(name: str, kind: str) -> float:
     torch.manual_seed(0)
     model = nn.Linear(SIDE, SIDE, bias=False)
     state = method.State(**parameters)
-    state.bind(SimpleNamespace(module=model, process_group=dist.group.WORLD), torch.optim.SGD(model.parameters(), 0.1))
+    state.bind(DistributedDataParallel(model), torch.optim.SGD(model.parameters(), 0.1))
     fresh = torch.randn(SIDE * SIDE)
     bucket = Bucket(model.weight, fresh.clone())
 
     def step() -> float:
         bucket.gradient.copy_(fresh)
         method.hook(state, bucket).wait()
+        model.weight.sub_(bucket.gradient.view_as(model.weight), alpha=0.1)  # ranks that train alone send what changed
+        state.commit(set())
         state.end_step()
         lap = state.stopwatch.lap()
         return lap.encode_s + lap.decode_s
@@ -125,6 +162,8 @@ def copies_of_a_step(name: str, kind: str) -> float:
         bucket.gradient.copy_(fresh)
         return perf_counter() - start
 
-    step()  # lists survivors, makes memory
+    for _ in range(UNTIMED):
+        step()
     pairs = [(step(), copy()) for _ in range(REPETITIONS)]
+    state.leave()
     return statistics.median(codec for codec, _ in pairs) / statistics.median(copy for _, copy in pairs)

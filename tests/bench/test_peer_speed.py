@@ -1,9 +1,9 @@
 """Methods that torch has too, against torch's own hook: two ranks on the loopback, 11.5 million floats.
 
 Both are trained in the same two processes, a step of the one and a step of the other in turn, so that what else the
-machine does meets both alike. What is shown is how many times as long ours takes, of the middle pair. A step is a
-backward pass whose gradients are given, and the optimizer's; where ranks meet once in several steps, it is the mean of
-as many.
+machine does meets both alike. What is shown is how many times as long ours takes, of the middle pair, and bounded is
+what it surely takes. A step is a backward pass whose gradients are given, and the optimizer's; where ranks meet once in
+several steps, it is the mean of as many.
 """
 
 from __future__ import annotations
@@ -44,6 +44,10 @@ BUCKET_MB = 50
 """One bucket for all: of two, torch's PowerSGD has both threads of Gloo wait for collectives that none is left for."""
 
 WARM_UP, PAIRS = 3, 15
+SURELY = 3
+"""Of so many pairs so many may be better by chance: one time in 57 the true median lies below the next one."""
+MOST = 1.05
+"""How many times as long ours may take: for other builds and processors. ``SURELY`` takes care of noise."""
 PERIOD = 4
 """Steps from one meeting of ranks that train alone to the next."""
 
@@ -58,6 +62,7 @@ class Peer:
     parameters: dict[str, Any] = field(default_factory=dict)
     steps: int = 1
     """Steps that are timed together."""
+    most: float = MOST
 
 
 def by_hook(hook: Callable[..., Future[torch.Tensor]], ddp: DistributedDataParallel) -> Callable[[], None]:
@@ -96,7 +101,8 @@ PEERS = {
     "bf16": Peer("bf16", partial(by_hook, default_hooks.bf16_compress_hook)),
     "powersgd-1": Peer("powersgd", partial(by_power_sgd, 1), {"rank": 1, "warmup_steps": 2}),
     "powersgd-4": Peer("powersgd", partial(by_power_sgd, 4), {"rank": 4, "warmup_steps": 2}),
-    "local_sgd": Peer("local_sgd", by_averages, {"period": PERIOD}, steps=PERIOD),
+    # Ours copies averages into parameters, which torch's replaces, and looks for gradients that are not finite.
+    "local_sgd": Peer("local_sgd", by_averages, {"period": PERIOD}, steps=PERIOD, most=1.2),
     "int8": Peer("int8", by_codes),
     "qsgd-8": Peer("qsgd", by_codes, {"bits": 8}),
 }
@@ -166,10 +172,15 @@ def test_a_step_against_torch_s(benchmark, tmp_path: Path, name: str) -> None:  
     with on_the_loopback():
         benchmark.pedantic(run, ((name, tmp_path),), rounds=1)
     pairs = torch.load(tmp_path / "pairs")
-    ratio = statistics.median(ours / theirs for ours, theirs in pairs)
+    ratios = sorted(ours / theirs for ours, theirs in pairs)
+    ratio, surely = statistics.median(ratios), ratios[SURELY]
     ours_s, theirs_s = (statistics.median(each) for each in zip(*pairs, strict=True))
     benchmark.extra_info |= {"ours_over_torch_s": round(ratio, 3), "ours_s": ours_s, "torch_s": theirs_s}
-    print(f"{name}: {ratio:.2f} times torch's ({1e3 * ours_s:.1f} ms a step against {1e3 * theirs_s:.1f})")
+    print(
+        f"{name}: {ratio:.2f} times torch's, at least {surely:.2f} "
+        f"({1e3 * ours_s:.1f} ms a step against {1e3 * theirs_s:.1f})"
+    )
+    assert surely <= PEERS[name].most
 
 
 @contextmanager

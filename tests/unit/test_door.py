@@ -207,14 +207,14 @@ ADJUSTABLE = [(name, parameter) for name in METHODS for parameter in baselines.g
 
 
 def assigned_in_training(name: str, parameter: str) -> Facts:
-    """Against a training that was resumed with the new value, and one that kept the old one."""
+    """Against a training that was resumed and given the new value then, and one that keeps the old one."""
     one = Training(brisk(name), settings=SETTINGS)
     for step in range(4):
         one.step(gradients(step, dist.get_rank()))
     checkpoint = saved(one)
     setattr(one.handle.state, parameter, LATER[parameter])
-    by_hand = resumed(checkpoint, brisk(name, **{parameter: LATER[parameter]}))
-    as_before = resumed(checkpoint, brisk(name))
+    by_hand = resumed(checkpoint, brisk(name), assigned={parameter: LATER[parameter]})
+    as_before = resumed(checkpoint, brisk(name, **{parameter: LATER[parameter]}))  # the checkpoint's value counts
     same, different = True, False
     for step in range(4, 10):
         for each in (one, by_hand, as_before):
@@ -227,6 +227,27 @@ def assigned_in_training(name: str, parameter: str) -> Facts:
 @pytest.mark.parametrize(("name", "parameter"), ADJUSTABLE)
 def test_what_may_change_in_training_acts_from_the_next_step_on(on_ranks, name, parameter):
     assert not_so(on_ranks(2, assigned_in_training, name, parameter)) == []
+
+
+def resumed_after_an_assignment(name: str, parameter: str, load_first: bool) -> Facts:
+    """By a state that is made as the first one was, before the assignment."""
+    one = Training(brisk(name), settings=SETTINGS)
+    for step in range(6):
+        if step == 3:
+            setattr(one.handle.state, parameter, LATER[parameter])
+        one.step(gradients(step, dist.get_rank()))
+    other = resumed(saved(one), brisk(name), load_first)
+    facts = {"the value": getattr(other.handle.state, parameter) == LATER[parameter]}
+    for step in range(6, 12):
+        results = [each.step(gradients(step, dist.get_rank())) for each in (one, other)]
+        facts[f"result of {step}"] = torch.equal(*results)
+    return {**facts, "weights": torch.equal(flat(one.weights), flat(other.weights))}
+
+
+@pytest.mark.parametrize("load_first", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize(("name", "parameter"), ADJUSTABLE)
+def test_what_was_assigned_is_so_after_a_resume(on_ranks, name, parameter, load_first):
+    assert not_so(on_ranks(2, resumed_after_an_assignment, name, parameter, load_first)) == []
 
 
 @pytest.mark.parametrize(

@@ -328,20 +328,46 @@ def test_full_rank_is_dense(on_ranks, p):
             torch.testing.assert_close(ours, dense)
 
 
+def with_a_transposed_matrix(*shapes: tuple[int, ...]) -> Given:
+    """A model whose first matrix lies column by column."""
+    model = Given(*shapes, dtype=torch.float64)
+    model.weights[0] = nn.Parameter(model.weights[0].detach().t().contiguous().t())
+    return model
+
+
 def train_transposed(name: str) -> torch.Tensor:
     """A step's gradient of a matrix that lies column by column, and of one that does not; of rank 1 both."""
     columns = [
         torch.linspace(*ends, 40, **DOUBLE).outer(torch.linspace(*ends, 60, **DOUBLE)) for ends in ((1, 2), (-1, 3))
     ]
-    model = Given((40, 60), (40, 60), dtype=torch.float64)
-    model.weights[0] = torch.nn.Parameter(model.weights[0].detach().t().contiguous().t())
-    training = Training(baselines.get(name).State(rank=1, min_compression_rate=1.0), model=model, dtype=torch.float64)
+    state = baselines.get(name).State(rank=1, min_compression_rate=1.0)
+    training = Training(state, model=with_a_transposed_matrix((40, 60), (40, 60)), dtype=torch.float64)
     return torch.stack([training.step(columns).view(2, 40, 60), torch.stack(columns)])
 
 
 def test_a_matrix_that_lies_transposed_in_memory_is_approximated_as_itself(on_ranks):
     for result, true in on_ranks(2, train_transposed, "powersgd"):
         torch.testing.assert_close(result, true)
+
+
+def train_rows_and_columns(name: str, parameters: dict[str, Any]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Results of a training of which a matrix lies column by column, and of one of which none does."""
+    shapes = (40, 60), (7, 3, 2, 2), (5,)
+    one, other = (
+        Training(baselines.get(name).State(**parameters), model=model)
+        for model in (with_a_transposed_matrix(*shapes), Given(*shapes, dtype=torch.float64))
+    )
+    steps = (gradients(step, dist.get_rank(), shapes, **DOUBLE) for step in range(3))
+    return [(one.step(given), other.step(given)) for given in steps]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("onebit", {}), ("demo", {"sign": False, "chunk": 16}), ("dion", {})], ids=str
+)
+def test_where_a_matrix_lies_in_memory_makes_no_difference(on_ranks, name, parameters):
+    for steps in on_ranks(2, train_rows_and_columns, name, parameters):
+        for of_columns, of_rows in steps:
+            torch.testing.assert_close(of_columns, of_rows)
 
 
 # Codes that add

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Sequence
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -20,6 +21,7 @@ from trainings import (
     SETTINGS,
     Facts,
     Scaled,
+    agree,
     brisk,
     complaint_of,
     equal,
@@ -62,6 +64,32 @@ def test_a_resumed_training_goes_on_to_the_last_bit(on_ranks, name, parameters):
 @pytest.mark.parametrize("name", ["topk", "thc"])
 def test_it_does_so_whenever_ddp_regroups_its_buckets(on_ranks, name, options):
     assert not_so(on_ranks(2, resume_everywhere, name, {}, 3, options)) == []
+
+
+class Branching(Given):
+    """A model of branches, which each rank goes through in an order of its own."""
+
+    def forward(self, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+        terms = list(zip(self.weights, gradients, strict=True))
+        in_order = terms if dist.get_rank() == 0 else terms[::-1]
+        return sum((weight * gradient).sum() for weight, gradient in in_order)
+
+
+def resume_branches(name: str) -> Facts:
+    one = Training(brisk(name), model=Branching(*SHAPES), settings=SETTINGS)
+    for step in range(3):
+        one.step(gradients(step, dist.get_rank()))
+    other = resumed(saved(one), brisk(name), model=Branching(*SHAPES))
+    facts: Facts = {}
+    for step in range(3, 6):
+        results = [each.step(gradients(step, dist.get_rank())) for each in (one, other)]
+        facts[f"result of {step}"] = torch.equal(*results)
+    return {**facts, "checkpoint": equal(loaded(saved(other)), loaded(saved(one)))}
+
+
+@pytest.mark.parametrize("name", ["topk", "thc", "oktopk"])
+def test_ranks_whose_gradients_get_ready_in_other_orders_go_on_together(on_ranks, name):
+    assert not_so(on_ranks(3, resume_branches, name)) == []
 
 
 def resume_what_was_loaded_first(name: str, parameters: dict[str, Any], load_first: bool) -> Facts:
@@ -179,6 +207,7 @@ OTHERS: dict[str, Any] = {"v": {}, "m": {}, "decay": 0.9}
         ({"rank": "left out"}, "rank is NoneType, not int"),
         ({"remembered": "left out"}, "remembered is NoneType, not Mapping"),
         ({"parameters": None}, "parameters is NoneType, not Mapping"),
+        ({"parameters": {"ratio": 7}}, "dgc.ratio: 7: Input should be less than or equal to 1"),
         ({"model": [1]}, "model is list, not Mapping"),
         ({"step": "1"}, "step is str, not int"),
         ({"remembered": {}}, "nothing is remembered as u"),
@@ -192,6 +221,49 @@ def test_a_damaged_checkpoint_is_one_line_and_changes_no_optimizer(on_ranks, cha
     for answer in chain(*on_ranks(2, refusals, changes, "dgc")):
         assert answer.startswith("the checkpoint is damaged: ")
         assert complaint in answer
+        assert "\n" not in answer
+
+
+DICED = ("qsgd", "terngrad", "thc", "randomk", "pactrain")
+OF_A_GPU = torch.zeros(16, dtype=torch.uint8)
+"""Of the size and type of what a generator on one gives."""
+
+
+def resume_what_a_gpu_saved(name: str) -> Facts:
+    """Dice are those of a new training; all else is what was saved."""
+    one = Training(brisk(name), settings=SETTINGS)
+    for step in range(4):
+        one.step(gradients(step, dist.get_rank()))
+    there = one.handle.state.state_dict()
+    kept = {key: OF_A_GPU if "dice" in key else value for key, value in there["remembered"].items()}
+    other = Training(brisk(name), settings=SETTINGS)
+    fresh = other.handle.state.state_dict()["remembered"]
+    other.step(gradients(0, dist.get_rank()))
+    other.model.load_state_dict(one.model.state_dict())
+    other.optimizer.load_state_dict(one.optimizer.state_dict())
+    other.handle.state.load_state_dict({**there, "remembered": kept})
+    now = other.handle.state.state_dict()["remembered"]
+    facts = {key: equal(now[key], fresh[key] if "dice" in key else there["remembered"][key]) for key in now}
+    other.step(gradients(4, dist.get_rank()))
+    return {**facts, "ranks agree": agree(flat(other.weights))}
+
+
+@pytest.mark.parametrize("name", DICED)
+def test_what_was_saved_on_a_gpu_is_resumed_on_a_cpu(on_ranks, name):
+    assert not_so(on_ranks(2, resume_what_a_gpu_saved, name)) == []
+
+
+def load_other_dice(name: str, dice: Any) -> str:
+    state = Training(brisk(name), settings=SETTINGS).handle.state
+    there = state.state_dict()
+    return complaint_of(lambda: state.load_state_dict({**there, "remembered": {**there["remembered"], "dice": dice}}))
+
+
+@pytest.mark.parametrize("dice", [OF_A_GPU[:7], OF_A_GPU.float(), 7], ids=["too short", "no bytes", "no tensor"])
+@pytest.mark.parametrize("name", ["qsgd", "randomk"])
+def test_dice_that_no_device_has_saved_are_damaged(on_ranks, name, dice):
+    for answer in on_ranks(2, load_other_dice, name, dice):
+        assert answer.startswith("the checkpoint is damaged: dice cannot be taken: ")
         assert "\n" not in answer
 
 

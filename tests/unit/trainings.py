@@ -142,18 +142,31 @@ def loaded(checkpoint: bytes) -> list[dict[str, Any]]:
     return torch.load(io.BytesIO(checkpoint), weights_only=True)
 
 
-def resumed(checkpoint: bytes, state: baselines.MethodState, load_first: bool = True, **options: Any) -> Training:
+def resumed(
+    checkpoint: bytes,
+    state: baselines.MethodState,
+    load_first: bool = True,
+    assigned: dict[str, Any] | None = None,
+    **options: Any,
+) -> Training:
     """A new training that goes on from a checkpoint.
 
     Args:
         load_first: whether the method's part is loaded before ``register``.
+        assigned: parameters that are given other values then.
     """
     of_model, of_optimizer, of_method = loaded(checkpoint)
-    if load_first:
+
+    def load() -> None:
         state.load_state_dict(of_method)
+        for parameter, value in (assigned or {}).items():
+            setattr(state, parameter, value)
+
+    if load_first:
+        load()
     training = Training(state, settings=SETTINGS, **options)
     training.model.load_state_dict(of_model)
     training.optimizer.load_state_dict(of_optimizer)
     if not load_first:
-        state.load_state_dict(of_method)
+        load()
     return training
