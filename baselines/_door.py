@@ -72,6 +72,7 @@ class Handle:
         self._in_order = state.trained
         state.loss_scale.listen(ddp.module.parameters(), optimizer, state.agree)
         self._removable = [
+            optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
             # Not as a decorator, which would import the compiler with this module: seconds, where no worker is made.
             ddp.register_forward_pre_hook(torch.compiler.disable(self._before_forward)),
@@ -168,6 +169,9 @@ class Handle:
         self._is_open = True
         self.state.rounds += 1
         self._rounds_to_cut = max(0, self._rounds_to_cut - 1)
+
+    def _before_step(self, *_: object) -> None:
+        self.state.begin_step()
 
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         if (found := getattr(optimizer, "found_inf", None)) is not None and found.item():

@@ -243,6 +243,11 @@ class MethodState(Checkpointed):
         return [weight for weight in self.names if weight.requires_grad and weight not in self.ignored]
 
     @property
+    def moving(self) -> list[torch.Tensor]:
+        """The parameters that a step of the optimizer moves: ``trained``, and frozen ones whose gradients are left."""
+        return [weight for weight in self.names if is_moving(weight) and weight not in self.ignored]
+
+    @property
     def device(self) -> torch.device:
         """The model's."""
         device: torch.device = next(self.model.parameters()).device
@@ -284,6 +289,9 @@ class MethodState(Checkpointed):
 
     def agree(self, found: torch.Tensor) -> None:
         """Make a scaler's finding, 0 if all gradients are finite, the same on all ranks; reduced gradients are so."""
+
+    def begin_step(self) -> None:
+        """Called on every rank before each step that the optimizer makes, and before its closure, if it has one."""
 
     def end_step(self) -> None:
         """Called on every rank after each step that the optimizer made."""
@@ -373,6 +381,11 @@ def _is_of(module: str, thing: Any) -> bool:
 def wide_sum(gradient: torch.Tensor) -> torch.Tensor:
     """The sum of all entries, a scalar in at least fp32: in fp16 it would overflow where no entry does."""
     return gradient.sum(dtype=torch.promote_types(gradient.dtype, torch.float32))
+
+
+def is_moving(weight: torch.Tensor) -> bool:
+    """Whether an optimizer that holds the weight moves it."""
+    return weight.requires_grad or weight.grad is not None
 
 
 def are_finite(gradients: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -208,7 +208,7 @@ def test_what_holds_no_residuals_is_not_refused_for_them(name, parameters):
 
 BESIDE = (
     *(beside.accumulated, beside.clipped, beside.clipped_under_a_scaler, beside.frozen, beside.frozen_later),
-    *(beside.ignored, beside.beside_a_scaled_model),
+    *(beside.frozen_between_meetings, beside.unfrozen_later, beside.ignored, beside.beside_a_scaled_model),
     *(beside.by_a_closure, beside.in_groups, beside.unused, beside.unused_for_once),
     beside.unused_in_the_first_bucket,
     *(beside.in_a_static_graph, beside.of_sparse_rows, beside.of_sparse_rows_after_a_skipped_step),
