@@ -202,6 +202,7 @@ class Handle:
         """
         self._is_due = True
         of_one_bucket = rounds_of_one_bucket(self._ddp)
+        self.state.loss_scale.factor = None  # until a loss that is scaled is led back
         if self.state.was_resumed:
             self.state.was_resumed = False
             self._rounds_to_cut = of_one_bucket

@@ -95,7 +95,7 @@ class LocalState(MethodState):
 
 def flag_bytes(state: MethodState, world_size: int) -> float:
     """What a worker sends of the flag in each step; 0 where no scaler was used."""
-    return 0.0 if state.loss_scale.factor is None else ring_all_reduce_bytes(FLAG_BYTES, world_size)
+    return ring_all_reduce_bytes(FLAG_BYTES, world_size) if state.loss_scale.was_heard else 0.0
 
 
 def agree_on_skipping(state: MethodState, found: torch.Tensor) -> None:
