@@ -189,9 +189,10 @@ class Handle:
             return set()
         alone = {weight for weight in self.state.names if weight.grad is None}
         if not (ddp.static_graph or ddp.gradient_as_bucket_view):  # gradients that are there already may be so still
-            used: list[int] = ddp.reducer._get_local_used_map().tolist()  # by as many ranks, from the backward pass on
+            used: torch.Tensor = ddp.reducer._get_local_used_map()  # by as many ranks, from the backward pass on
             if len(used) == len(self._in_order):
-                alone |= {weight for weight, ranks in zip(self._in_order, used, strict=True) if not ranks}
+                is_alone = self.state.read(used.eq(0))
+                alone |= {weight for weight, unused in zip(self._in_order, is_alone, strict=True) if unused}
         return alone
 
     def _before_forward(self, *_: object) -> None:
@@ -201,8 +202,8 @@ class Handle:
         skipped or is still to come.
         """
         self._is_due = True
-        of_one_bucket = rounds_of_one_bucket(self._ddp)
         self.state.loss_scale.factor = None  # until a loss that is scaled is led back
+        of_one_bucket = rounds_of_one_bucket(self._ddp)
         if self.state.was_resumed:
             self.state.was_resumed = False
             self._rounds_to_cut = of_one_bucket

@@ -317,16 +317,21 @@ class MethodState(Checkpointed):
         return found
 
     def _name_suspects(self) -> None:
-        if not self._suspects:
-            return
+        if self._suspects:
+            self.read(self._suspects[0][1][:0])
+
+    def read(self, flags: torch.Tensor) -> list[bool]:
+        """What flags (n,), bool, on the model's device are. A GPU is waited for once a step: suspects are named too."""
         members = [id(weight) for of_bucket, _ in self._suspects for weight in of_bucket]
-        finite = torch.cat([of_bucket for _, of_bucket in self._suspects]).tolist()  # a GPU is waited for once a step
+        known: list[bool] = torch.cat([flags, *(of_bucket for _, of_bucket in self._suspects)]).tolist()
         self._suspects.clear()
+        asked, finite = known[: len(flags)], known[len(flags) :]
         if not all(finite):
             places = {id(weight): place for place, weight in enumerate(self.model.parameters())}
             for member, is_finite in zip(members, finite, strict=True):
                 if not is_finite:
                     self.note("non_finite_gradient", places[member])
+        return asked
 
     def note(self, kind: str, value: float) -> None:
         """Tell whoever watches the training of something that happened in this step, such as a decision."""
@@ -378,14 +383,14 @@ def _is_of(module: str, thing: Any) -> bool:
     return type(thing).__module__ == module or type(thing).__module__.startswith(f"{__package__}.")
 
 
-def wide_sum(gradient: torch.Tensor) -> torch.Tensor:
-    """The sum of all entries, a scalar in at least fp32: in fp16 it would overflow where no entry does."""
-    return gradient.sum(dtype=torch.promote_types(gradient.dtype, torch.float32))
-
-
 def is_moving(weight: torch.Tensor) -> bool:
     """Whether an optimizer that holds the weight moves it."""
     return weight.requires_grad or weight.grad is not None
+
+
+def wide_sum(gradient: torch.Tensor) -> torch.Tensor:
+    """The sum of all entries, a scalar in at least fp32: in fp16 it would overflow where no entry does."""
+    return gradient.sum(dtype=torch.promote_types(gradient.dtype, torch.float32))
 
 
 def are_finite(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
