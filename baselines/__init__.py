@@ -159,9 +159,9 @@ def register(
     ``loss`` gives the loss, a scalar, of ``ddp.module`` on this rank's batch of the moment: for what gradients alone do
     not tell (GraSP's Hessian).
 
-    The scale of a ``torch.amp.GradScaler`` is found out by itself, from the first loss that leads back to the model. A
-    step that it skips, on all ranks as soon as one rank's gradient overflows, leaves what the method remembers as it
-    was.
+    The scale of a ``torch.amp.GradScaler`` is found out by itself, of each loss that leads back to the model, and some
+    may be scaled and others not. A step that it skips, on all ranks as soon as one rank's gradient overflows, leaves
+    what the method remembers as it was.
 
     Returns:
         A handle with ``remove()`` and ``flush()``; as a context it does both at its end.

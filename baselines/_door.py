@@ -72,6 +72,7 @@ class Handle:
         self._in_order = state.trained
         state.loss_scale.listen(ddp.module.parameters(), optimizer, state.agree)
         self._removable = [
+            optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
             # Not as a decorator, which would import the compiler with this module: seconds, where no worker is made.
             ddp.register_forward_pre_hook(torch.compiler.disable(self._before_forward)),
@@ -169,6 +170,9 @@ class Handle:
         self.state.rounds += 1
         self._rounds_to_cut = max(0, self._rounds_to_cut - 1)
 
+    def _before_step(self, *_: object) -> None:
+        self.state.begin_step()
+
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         if (found := getattr(optimizer, "found_inf", None)) is not None and found.item():
             return  # a fused optimizer, which a scaler lets skip the step by itself
@@ -185,9 +189,10 @@ class Handle:
             return set()
         alone = {weight for weight in self.state.names if weight.grad is None}
         if not (ddp.static_graph or ddp.gradient_as_bucket_view):  # gradients that are there already may be so still
-            used: list[int] = ddp.reducer._get_local_used_map().tolist()  # by as many ranks, from the backward pass on
+            used: torch.Tensor = ddp.reducer._get_local_used_map()  # by as many ranks, from the backward pass on
             if len(used) == len(self._in_order):
-                alone |= {weight for weight, ranks in zip(self._in_order, used, strict=True) if not ranks}
+                is_alone = self.state.read(used.eq(0))
+                alone |= {weight for weight, unused in zip(self._in_order, is_alone, strict=True) if unused}
         return alone
 
     def _before_forward(self, *_: object) -> None:
@@ -197,6 +202,7 @@ class Handle:
         skipped or is still to come.
         """
         self._is_due = True
+        self.state.loss_scale.factor = None  # until a loss that is scaled is led back
         of_one_bucket = rounds_of_one_bucket(self._ddp)
         if self.state.was_resumed:
             self.state.was_resumed = False

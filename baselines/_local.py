@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -11,6 +11,22 @@ from torch.nn.parallel import DistributedDataParallel
 from baselines._state import MethodState, ring_all_reduce_bytes
 
 FLAG_BYTES = 4
+
+
+class Apart(set[torch.Tensor]):
+    """The weights that ranks may hold differently: each rank has moved them by itself since they last met.
+
+    A weight may be frozen between two meetings. It is averaged once more then, and stays where it is.
+    """
+
+    def state_dict(self, names: Mapping[torch.Tensor, str]) -> list[str]:
+        """Their names."""
+        return [name for weight, name in names.items() if weight in self]
+
+    def load_state_dict(self, saved: Sequence[str], names: Mapping[torch.Tensor, str]) -> None:
+        """Go on from what ``state_dict`` gave."""
+        self.clear()
+        self.update(weight for weight, name in names.items() if name in saved)
 
 
 class LocalState(MethodState):
@@ -57,7 +73,11 @@ class LocalState(MethodState):
 
     def end_step(self) -> None:
         super().end_step()
+        self.have_moved(self.moving)
         self.meet()
+
+    def have_moved(self, weights: list[torch.Tensor]) -> None:
+        """Each rank has moved these weights by itself."""
 
     def meet(self) -> None:
         """Meet the other ranks if it is time; after each step."""
@@ -75,7 +95,7 @@ class LocalState(MethodState):
 
 def flag_bytes(state: MethodState, world_size: int) -> float:
     """What a worker sends of the flag in each step; 0 where no scaler was used."""
-    return 0.0 if state.loss_scale.factor is None else ring_all_reduce_bytes(FLAG_BYTES, world_size)
+    return ring_all_reduce_bytes(FLAG_BYTES, world_size) if state.loss_scale.was_heard else 0.0
 
 
 def agree_on_skipping(state: MethodState, found: torch.Tensor) -> None:

@@ -1,8 +1,9 @@
 """By what a ``torch.amp.GradScaler`` has multiplied the loss, and so every gradient.
 
 Methods remember parts of gradients, whose unit must not change when the scale does. Hooks are handed scaled gradients
-and nobody tells them the scale, so it is overheard: a scaler's ``scale`` tells it to all whose weights the loss leads
-back to. A loss that is multiplied by hand is not noticed. Where ranks keep their gradients to themselves, they agree in
+and nobody tells them the scale, so it is overheard: what a scaler's ``scale`` returns, and leads back to a model's
+weights, tells it when a backward pass comes by. It holds until the next forward pass, after which a loss may not be
+scaled. A loss that is multiplied by hand is not noticed. Where ranks keep their gradients to themselves, they agree in
 the same way on whether a step is skipped, as FSDP's own scaler does.
 """
 
@@ -18,11 +19,13 @@ from torch.amp import GradScaler
 
 
 class LossScale:
-    """What a model's losses are multiplied by, from the first of them on that a scaler's ``scale`` is called with."""
+    """What the loss of a model's last backward pass was multiplied by, if it was by a scaler's ``scale``."""
 
     def __init__(self) -> None:
         self.factor: torch.Tensor | None = None
-        """A scalar, which the scaler changes in place; None while no scaler was used."""
+        """A scalar, which the scaler changes in place; None if the loss was not scaled."""
+        self.was_heard = False
+        """Whether a loss was ever scaled."""
         self._optimizer: torch.optim.Optimizer | None = None
         self._weights: frozenset[torch.Tensor] = frozenset()
         self._agree: Callable[[torch.Tensor], None] = _keep
@@ -41,7 +44,6 @@ class LossScale:
                 change it.
         """
         self._weights, self._optimizer, self._agree = frozenset(weights), optimizer, agree
-        self._scalers: WeakSet[GradScaler] = WeakSet()  # those that have multiplied a loss of the model
         if not _listeners:
             GradScaler.scale = _scale_and_tell  # type: ignore[method-assign,assignment]
             GradScaler._unscale_grads_ = _look_and_agree  # type: ignore[method-assign,assignment]
@@ -54,11 +56,14 @@ class LossScale:
         if not _listeners:
             GradScaler.scale, GradScaler._unscale_grads_ = _scale, _look  # type: ignore[method-assign,assignment]
 
-    def heard(self, scaler: GradScaler, losses: Any) -> None:
-        """A scaler has multiplied losses, maybe another model's."""
-        if scaler in self._scalers or leads_back(losses, self._weights):
-            self._scalers.add(scaler)
-            self.factor = scaler._scale
+    def heard(self, scaler: GradScaler, loss: torch.Tensor) -> None:
+        """A scaler has multiplied a loss, maybe another model's."""
+        if leads_back(loss, self._weights):
+            self.was_heard = True
+            loss.register_hook(lambda _: self._holds(scaler))  # called before the gradients of any weight are there
+
+    def _holds(self, scaler: GradScaler) -> None:
+        self.factor = scaler._scale
 
     def found(self, optimizer: torch.optim.Optimizer, flags: Iterable[torch.Tensor]) -> None:
         """A scaler has looked for overflows."""
@@ -74,17 +79,12 @@ def unwrapped(optimizer: Any) -> Any:
     return optimizer
 
 
-def leads_back(losses: Any, weights: frozenset[torch.Tensor]) -> bool:
-    """Whether a backward pass from a tensor, or a list of them, would come to one of the weights.
+def leads_back(loss: torch.Tensor, weights: frozenset[torch.Tensor]) -> bool:
+    """Whether a backward pass from a loss would come to one of the weights.
 
-    So it may be, for all that can be known, where a checkpoint hides what it computes again, and of what else a scaler
-    takes: a generator, which can be looked at once only.
+    So it may be, for all that can be known, where a checkpoint hides what it computes again.
     """
-    if not isinstance(losses, (torch.Tensor, list, tuple)):
-        return True
-    if not isinstance(losses, torch.Tensor):
-        return any(leads_back(loss, weights) for loss in losses)
-    pending, seen = [losses.grad_fn], set()
+    pending, seen = [loss.grad_fn], set()
     while pending:
         node = pending.pop()
         if node is None or node in seen:
@@ -108,10 +108,17 @@ _look: Any = GradScaler._unscale_grads_
 @functools.wraps(_scale)
 def _scale_and_tell(scaler: GradScaler, outputs: Any) -> Any:
     scaled = _scale(scaler, outputs)
-    if scaler.is_enabled():
+    return _told(scaler, scaled) if scaler.is_enabled() else scaled
+
+
+def _told(scaler: GradScaler, scaled: Any) -> Any:
+    """The scaled losses, each as soon as all listeners know of it: a generator may be drawn from once only."""
+    if isinstance(scaled, torch.Tensor):
         for listener in _listeners:
             listener.heard(scaler, scaled)
-    return scaled
+        return scaled
+    told = (_told(scaler, each) for each in scaled)
+    return type(scaled)(told) if isinstance(scaled, (list, tuple)) else told
 
 
 @functools.wraps(_look)

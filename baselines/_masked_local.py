@@ -57,8 +57,15 @@ class MaskedLocalState(LaneState):
         if self.outer is not None:
             agree_on_skipping(self, found)
 
+    def begin_step(self) -> None:
+        super().begin_step()
+        if self.outer is not None:
+            self.outer.take_in(self.moving)
+
     def end_step(self) -> None:
         super().end_step()
+        if self.outer is not None:
+            self.outer.have_moved(self.moving)
         if self.step % self.agrees_every == 0:
             self.flush()
 

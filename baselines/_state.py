@@ -243,6 +243,11 @@ class MethodState(Checkpointed):
         return [weight for weight in self.names if weight.requires_grad and weight not in self.ignored]
 
     @property
+    def moving(self) -> list[torch.Tensor]:
+        """The parameters that a step of the optimizer moves: ``trained``, and frozen ones whose gradients are left."""
+        return [weight for weight in self.names if is_moving(weight) and weight not in self.ignored]
+
+    @property
     def device(self) -> torch.device:
         """The model's."""
         device: torch.device = next(self.model.parameters()).device
@@ -285,6 +290,9 @@ class MethodState(Checkpointed):
     def agree(self, found: torch.Tensor) -> None:
         """Make a scaler's finding, 0 if all gradients are finite, the same on all ranks; reduced gradients are so."""
 
+    def begin_step(self) -> None:
+        """Called on every rank before each step that the optimizer makes, and before its closure, if it has one."""
+
     def end_step(self) -> None:
         """Called on every rank after each step that the optimizer made."""
         self._name_suspects()
@@ -309,16 +317,21 @@ class MethodState(Checkpointed):
         return found
 
     def _name_suspects(self) -> None:
-        if not self._suspects:
-            return
+        if self._suspects:
+            self.read(self._suspects[0][1][:0])
+
+    def read(self, flags: torch.Tensor) -> list[bool]:
+        """What flags (n,), bool, on the model's device are. A GPU is waited for once a step: suspects are named too."""
         members = [id(weight) for of_bucket, _ in self._suspects for weight in of_bucket]
-        finite = torch.cat([of_bucket for _, of_bucket in self._suspects]).tolist()  # a GPU is waited for once a step
+        known: list[bool] = torch.cat([flags, *(of_bucket for _, of_bucket in self._suspects)]).tolist()
         self._suspects.clear()
+        asked, finite = known[: len(flags)], known[len(flags) :]
         if not all(finite):
             places = {id(weight): place for place, weight in enumerate(self.model.parameters())}
             for member, is_finite in zip(members, finite, strict=True):
                 if not is_finite:
                     self.note("non_finite_gradient", places[member])
+        return asked
 
     def note(self, kind: str, value: float) -> None:
         """Tell whoever watches the training of something that happened in this step, such as a decision."""
@@ -368,6 +381,11 @@ def tensors_within(thing: Any, seen: set[int] | None = None, module: str = __nam
 def _is_of(module: str, thing: Any) -> bool:
     """Whether a thing's class is of that module or of this package."""
     return type(thing).__module__ == module or type(thing).__module__.startswith(f"{__package__}.")
+
+
+def is_moving(weight: torch.Tensor) -> bool:
+    """Whether an optimizer that holds the weight moves it."""
+    return weight.requires_grad or weight.grad is not None
 
 
 def wide_sum(gradient: torch.Tensor) -> torch.Tensor:

@@ -21,8 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from baselines._calls import AllReduce, Call, sent_bytes
 from baselines._lane import settled
-from baselines._local import LocalState, all_reduce_mean, average_in_place
-from baselines._outer import Outer
+from baselines._local import all_reduce_mean, average_in_place
+from baselines._outer import Outer, OuterState
 from baselines._parameters import Count, Decay, Positive, parameters
 from baselines._ring import int8_ring_calls, int8_ring_mean
 from baselines._state import Shapes, numel
@@ -42,7 +42,7 @@ PAPER_SAYS = (
 
 
 @parameters
-class State(LocalState):
+class State(OuterState):
     """What DiLoCo keeps on one rank.
 
     Args:

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch.futures import Future
 
 from baselines._lane import settled
-from baselines._local import LocalState, average_in_place
+from baselines._local import Apart, LocalState, average_in_place
 from baselines._parameters import Count, Steps, parameters
 from baselines._state import MethodState, Shapes, numel, ring_all_reduce_bytes
 from baselines.dense import dense_hook
@@ -42,9 +42,14 @@ class State(LocalState):
 
     warmup_parameters = ("warmup_steps",)
     adjustable = ("period",)
+    remembers = ("met_at", "apart")
 
     period: Count = 8
     warmup_steps: Steps = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.apart = Apart()
 
     @property
     def steady_from_step(self) -> int:
@@ -68,8 +73,12 @@ class State(LocalState):
         else:
             super().end_step()
 
+    def have_moved(self, weights: list[torch.Tensor]) -> None:
+        self.apart.update(weights)
+
     def exchange(self) -> None:
-        average_in_place(self, self.trained)
+        average_in_place(self, [weight for weight in self.names if weight in self.apart])
+        self.apart.clear()
 
 
 def local_sgd_hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:

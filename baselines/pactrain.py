@@ -42,6 +42,9 @@ Four variants name sets of these parameters, which others given beside them over
   applies it; then, where it is due, the model is pruned. With ``density = 1`` it is DiLoCo, and it costs as much
   accuracy as that: 4.7 points where that costs 4.5 (``results/README.md``).
 
+Micro-batches that are synchronised one by one are refused with ternary codes, ``adaptive``, and sums that are not
+divided: what is synchronised already would be compressed, or summed, again.
+
 The density of weights is not that of all parameters; formulas count what is never pruned.
 """
 
@@ -277,7 +280,7 @@ class State(MaskedLocalState):
 
     @property
     def accumulates(self) -> bool:
-        return self.average and not self.error_feedback
+        return self.average and self.values == "fp32" and not self.adaptive
 
     def check(
         self,

@@ -33,9 +33,8 @@ from torch.nn.parallel import DistributedDataParallel
 from baselines._bins import binned
 from baselines._calls import AllGather, Call
 from baselines._lane import settled
-from baselines._local import LocalState
 from baselines._memory import WeightMemory
-from baselines._outer import Outer
+from baselines._outer import Outer, OuterState
 from baselines._parameters import Count, Positive, Share, parameters
 from baselines._quantise import packed_fields, unpacked_fields
 from baselines._sparse import share
@@ -62,7 +61,7 @@ AS_THEY_ARE = 32
 
 
 @parameters
-class State(LocalState):
+class State(OuterState):
     """What SparseLoCo keeps on one rank.
 
     Args:

@@ -41,7 +41,7 @@ from baselines._local import LocalState
 from baselines._outer import Outer, wide_dtype
 from baselines._parameters import Count, Decay, Positive, Steps, parameters
 from baselines._quantise import by_byte, norms, numbers, packed_fields
-from baselines._state import MethodState, Shapes, numel
+from baselines._state import MethodState, Shapes, is_moving, numel
 
 LABEL = "Streaming DiLoCo"
 COLOR = "#225555"
@@ -130,6 +130,16 @@ class State(LocalState):
         for part in self.parts:
             part.wait()
 
+    def begin_step(self) -> None:
+        super().begin_step()
+        for weight in self.moving:
+            if not any(weight in part.outer for part in self.parts):
+                min(self.parts, key=lambda part: part.outer.entries).outer.take_in([weight])
+
+    def have_moved(self, weights: list[torch.Tensor]) -> None:
+        for part in self.parts:
+            part.outer.have_moved(weights)
+
     def meet(self) -> None:
         for number, part in enumerate(self.parts):
             if part.is_due(self.step):
@@ -187,6 +197,8 @@ class Part:
                 return
             self.sent_at = state.step
             self._due, self._travelling = due, list(changes)
+            # What goes on alone keeps a share of its own when the mean arrives; a frozen weight is to be the same then.
+            self.outer.apart.difference_update([weight for weight in changes if not is_moving(weight)])
             own = torch.cat([change.reshape(-1) for change in changes.values()])
             if state.values == "fp32":
                 self._arriving = [own.div_(state.world_size)]

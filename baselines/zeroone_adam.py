@@ -19,7 +19,8 @@ of each parameter since the last common ones::
 The training's optimizer is to be plain SGD, as for ``onebit_adam``, and what is said there of ``eps`` and of a short
 warm-up holds here too. As in DeepSpeed, weight decay is part of what u gathers.
 
-Clipping scales updates, and so the momentum that a meeting makes of them.
+Clipping scales updates, and so the momentum that a meeting makes of them. A weight that is unfrozen after the warm-up
+has no variance, and is refused.
 
 Where it differs: DeepSpeed's default is 100,000 steps until the variance is frozen, more than the trainings here have;
 here it is 20, and it is to be given. The paper lets the workers' steps alone grow in number as the rate falls, up to
@@ -41,10 +42,9 @@ from torch.nn.parallel import DistributedDataParallel
 from baselines._adam import AdamState, dense_step, signs_calls, signs_mean
 from baselines._calls import Call, sent_bytes
 from baselines._lane import settled
-from baselines._local import LocalState
 from baselines._memory import BucketMemory, Draft, Drafts, WeightMemory
 from baselines._names import refuse_sparse_embeddings
-from baselines._outer import Outer, wide_dtype
+from baselines._outer import Outer, OuterState, wide_dtype
 from baselines._parameters import Count, Decay, Positive, Steps, parameters
 from baselines._state import Shapes, numel, ring_all_reduce_bytes
 
@@ -60,7 +60,7 @@ PAPER_SAYS = "none on GLUE and ImageNet: what 1-bit Adam comes to"
 
 
 @parameters
-class State(LocalState, AdamState):
+class State(OuterState, AdamState):
     """What 0/1 Adam keeps on one rank.
 
     Args:
@@ -139,6 +139,15 @@ class State(LocalState, AdamState):
         """Since the ranks held the same parameters."""
         self.rates: list[float] = [0.0 for _ in self.optimizer.param_groups]
         """The sum of the learning rates of these steps, of each group."""
+
+    def begin_step(self) -> None:
+        if self.step < self.steady_from_step:
+            return
+        if late := [self.names[weight] for weight in self.trained if weight not in self.outer]:
+            raise RuntimeError(
+                f"zeroone_adam has no variance of {late[0]}, which was frozen at the end of the warm-up: unfreeze it "
+                f"within the first {self.steady_from_step} steps (warmup_steps)"
+            )
 
     def end_step(self) -> None:
         if self.step >= self.steady_from_step:

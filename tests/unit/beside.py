@@ -157,6 +157,51 @@ def frozen_later(make: Method) -> Facts:
     return {"stays": torch.equal(weight[weight != 0], before[weight != 0]), "ranks": agree(flat(training.weights))}
 
 
+def frozen_between_meetings(make: Method) -> Facts:
+    """What each rank has made of a weight by itself is averaged once more."""
+    ddp_options = {"find_unused_parameters": True}
+    one, flushed = (Training(make(), settings=SETTINGS, **ddp_options) for _ in range(2))
+    for step in range(5):
+        for each in (one, flushed):
+            each.step(gradients(step, dist.get_rank()))
+    for each in (one, flushed):
+        each.weights[4].requires_grad_(False).grad = None
+    flushed.handle.flush()
+    other = resumed(saved(one), make(), **ddp_options)
+    other.weights[4].requires_grad_(False)
+    for step in range(5, 9):
+        for each in (one, other):
+            each.step(gradients(step, dist.get_rank()))
+    facts = {"after a flush": agree(flat(flushed.weights)), "after a meeting": agree(flat([one.weights[4]]))}
+    if not one.handle.state.parameters.get("adaptive"):  # resumed, it explores anew
+        facts["resumed"] = torch.equal(flat(one.weights), flat(other.weights))
+    return facts
+
+
+def unfrozen_later(make: Method) -> Facts:
+    """A weight was frozen when the method came, but not when DDP was made."""
+
+    def freezing(weights: list[nn.Parameter], **settings: Any) -> torch.optim.Optimizer:
+        weights[4].requires_grad_(False)
+        return torch.optim.SGD(weights, **settings)
+
+    ddp_options = {"find_unused_parameters": True}
+    one = Training(make(), optimizer=freezing, settings=SETTINGS, **ddp_options)
+    one.step(gradients(0, dist.get_rank()))
+    before = one.weights[4].requires_grad_(True).detach().clone()
+    for step in range(1, 4):
+        one.step(gradients(step, dist.get_rank()))
+    other = resumed(saved(one), make(), **ddp_options)
+    for step in range(4, 7):
+        for each in (one, other):
+            each.step(gradients(step, dist.get_rank()))
+    facts = {"moves": not torch.equal(one.weights[4], before)}
+    if not one.handle.state.parameters.get("adaptive"):
+        facts["resumed"] = torch.equal(flat(one.weights), flat(other.weights))
+    one.handle.flush()
+    return {**facts, "ranks": agree(flat(one.weights))}
+
+
 def in_groups(make: Method) -> Facts:
     def alike(weights: list[nn.Parameter]) -> list[dict[str, Any]]:
         return [{"params": weights[:2]}, {"params": weights[2:]}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,11 +12,16 @@ from unittest.mock import patch
 
 import torch
 
-WAITING = (
-    *("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__"),
-    *("nonzero", "masked_select", "unique", "bincount", "repeat_interleave"),
+OF_TENSORS = ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__")
+OF_BOTH = (
+    *("nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "bincount", "repeat_interleave"),
+    *("equal", "allclose", "is_nonzero"),
 )
-"""Methods of tensors for which the host waits: for a value, or for the size of what comes out."""
+"""Methods of tensors, and functions of torch as well, for which the host waits: for a value, or for the size of what
+comes out."""
+
+_counting = threading.local()
+"""Whether a thread is within one of them, which may call another."""
 
 
 @contextmanager
@@ -24,10 +30,19 @@ def posing_as_a_gpu() -> Iterator[Counter[str]]:
     waits: Counter[str] = Counter()
     with ExitStack() as stack:
         stack.enter_context(patch.object(torch.Tensor, "is_cuda", property(lambda tensor: True)))
-        for name in WAITING:
-            stack.enter_context(patch.object(torch.Tensor, name, counted(getattr(torch.Tensor, name), name, waits)))
-        stack.enter_context(patch.object(torch.Tensor, "__getitem__", counted_masks(torch.Tensor.__getitem__, waits)))
-        stack.enter_context(patch.object(torch, "tensor", counted(torch.tensor, "copied there", waits)))
+
+        def watch(owner: Any, name: str, called: str, waiting: Callable[..., bool] = lambda *_, **__: True) -> None:
+            stack.enter_context(patch.object(owner, name, counted(getattr(owner, name), called, waits, waiting)))
+
+        for name in (*OF_TENSORS, *OF_BOTH):
+            watch(torch.Tensor, name, name)
+        for name in OF_BOTH:
+            watch(torch, name, name)
+        watch(torch, "tensor", "copied there")
+        watch(torch, "where", "nonzero", lambda *given, **named: len(given) + len(named) == 1)
+        watch(torch.Tensor, "to", "cpu", lambda _, *given, **named: names_a_cpu(*given, *named.values()))
+        watch(torch.Tensor, "__getitem__", "a mask", lambda _, key: has_mask(key))
+        watch(torch.Tensor, "__setitem__", "a mask", lambda _, key, value: has_mask(key) and has_many(value))
         yield waits
 
 
@@ -51,18 +66,36 @@ def watched_gpu() -> Iterator[Counter[str]]:
             torch.cuda.set_sync_debug_mode(before)
 
 
-def counted(original: Callable[..., Any], name: str, waits: Counter[str]) -> Callable[..., Any]:
+def counted(
+    original: Callable[..., Any], name: str, waits: Counter[str], waiting: Callable[..., bool]
+) -> Callable[..., Any]:
+    """The original, counted by name where it waits for what it is given; what it calls itself is not."""
+
     def count(*arguments: Any, **named: Any) -> Any:
-        waits[name] += 1
-        return original(*arguments, **named)
+        if getattr(_counting, "within", False):
+            return original(*arguments, **named)
+        _counting.within = True
+        try:
+            if waiting(*arguments, **named):
+                waits[name] += 1
+            return original(*arguments, **named)
+        finally:
+            _counting.within = False
 
     return count
 
 
-def counted_masks(original: Callable[..., Any], waits: Counter[str]) -> Callable[..., Any]:
-    def get(tensor: torch.Tensor, key: Any) -> Any:
-        if isinstance(key, torch.Tensor) and key.dtype is torch.bool:
-            waits["a mask"] += 1
-        return original(tensor, key)
+def names_a_cpu(*given: Any) -> bool:
+    """Whether one is the name of a CPU. A ``torch.device`` may be that of a tensor which poses as a GPU's."""
+    return any(isinstance(each, str) and each.startswith("cpu") for each in given)
 
-    return get
+
+def has_mask(key: Any) -> bool:
+    """Whether a key selects by flags, of which it is to be known how many are true."""
+    each = key if isinstance(key, tuple) else (key,)
+    return any(isinstance(part, torch.Tensor) and part.dtype in (torch.bool, torch.uint8) for part in each)
+
+
+def has_many(value: Any) -> bool:
+    """Whether what is to be put where flags are true is more than a number, with which they are filled at once."""
+    return isinstance(value, torch.Tensor) and value.numel() != 1

@@ -5,8 +5,10 @@ Without a GPU the tensors of a CPU pose as one's; where there is one, torch itse
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -71,11 +73,14 @@ SELECTING_BY_SAMPLE = [("spardl", {"ratio": 0.2}), ("zen", {"ratio": 0.05})]
 class Trained:
     """A model of given gradients on a device, in buckets, and a method."""
 
-    def __init__(self, name: str, params: dict[str, Any], device: str, backend: str = "gloo") -> None:
+    def __init__(
+        self, name: str, params: dict[str, Any], device: str, backend: str = "gloo", **ddp_options: Any
+    ) -> None:
         self.device = device
         self.model = Given(*SHAPES).to(device)
         group = dist.new_group(backend=backend)
-        self.ddp = DistributedDataParallel(self.model, process_group=group, bucket_cap_mb=SMALL_BUCKETS_MB)
+        options = {"process_group": group, "bucket_cap_mb": SMALL_BUCKETS_MB, **ddp_options}
+        self.ddp = DistributedDataParallel(self.model, **options)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
         self.state = baselines.get(name).State(**params)
         self.buckets = 0
@@ -100,9 +105,11 @@ class Trained:
         self.optimizer.step()
 
 
-def waits(name: str, params: dict[str, Any], device: str) -> tuple[dict[str, int], dict[str, int], int]:
+def waits(
+    name: str, params: dict[str, Any], device: str, ddp_options: dict[str, Any]
+) -> tuple[dict[str, int], dict[str, int], int]:
     """Of a steady step: what waited in the backward pass, and at the end of the step; and how many buckets it had."""
-    trained = Trained(name, params, device)
+    trained = Trained(name, params, device, **ddp_options)
     watched = watched_gpu if device == "cuda" else posing_as_a_gpu
     for step in range(3):
         with watched():
@@ -116,11 +123,14 @@ def waits(name: str, params: dict[str, Any], device: str) -> tuple[dict[str, int
     return dict(in_hooks), dict(at_the_end), trained.buckets
 
 
+@pytest.mark.parametrize("options", [{}, {"find_unused_parameters": True}], ids=lambda options: "".join(options))
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("name", "params"), TRIED)
-def test_a_hook_waits_no_oftener_than_it_declares(on_ranks, name: str, params: dict[str, Any], device: str) -> None:
+def test_a_hook_waits_no_oftener_than_it_declares(
+    on_ranks, name: str, params: dict[str, Any], device: str, options: dict[str, Any]
+) -> None:
     declared = baselines.get(name).State.host_synchronisations_a_bucket
-    for in_hooks, at_the_end, buckets in on_ranks(2, waits, name, params, device):
+    for in_hooks, at_the_end, buckets in on_ranks(2, waits, name, params, device, options):
         assert buckets > 2
         assert sum(in_hooks.values()) <= declared * buckets, in_hooks
         assert sum(at_the_end.values()) == 1, "non-finite gradients are noticed once a step"
@@ -131,8 +141,44 @@ def test_a_hook_waits_no_oftener_than_it_declares(on_ranks, name: str, params: d
 def test_what_is_declared_is_needed(on_ranks, name: str, params: dict[str, Any], device: str) -> None:
     declared = baselines.get(name).State.host_synchronisations_a_bucket
     assert declared > 0
-    for in_hooks, _, buckets in on_ranks(2, waits, name, params, device):
+    for in_hooks, _, buckets in on_ranks(2, waits, name, params, device, {}):
         assert sum(in_hooks.values()) == declared * buckets
+
+
+A, FLAGS = torch.arange(4.0), torch.tensor([True, False, True, True])
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        *(lambda: bool(FLAGS[0]), lambda: int(A[1]), lambda: A.tolist(), lambda: A[0].item(), lambda: np.asarray(A)),
+        *(lambda: A.cpu(), lambda: A.to("cpu"), lambda: A.to(device="cpu"), lambda: torch.tensor([1.0])),
+        *(lambda: FLAGS.nonzero(), lambda: torch.nonzero(FLAGS), lambda: torch.where(FLAGS), lambda: FLAGS.argwhere()),
+        *(lambda: A[FLAGS], lambda: A.view(2, 2)[FLAGS.view(2, 2)[0], :], lambda: A.masked_select(FLAGS)),
+        *(lambda: A.clone().__setitem__(FLAGS, A[1:]), lambda: torch.unique(A), lambda: A.unique()),
+        *(lambda: torch.equal(A, A), lambda: A.equal(A), lambda: torch.allclose(A, A)),
+        lambda: torch.repeat_interleave(A, FLAGS.long()),
+    ],
+)
+def test_who_would_wait_for_a_gpu_is_counted_once(work: Callable[[], object]) -> None:
+    with posing_as_a_gpu() as counted:
+        work()
+    assert sum(counted.values()) == 1, counted
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        *(lambda: A.to(FLAGS.device), lambda: A.to(torch.float64), lambda: torch.where(FLAGS, A, 0)),
+        *(lambda: A[1:], lambda: A[torch.arange(2)], lambda: A.clone().__setitem__(FLAGS, 0.0)),
+        *(lambda: A.clone().masked_fill_(FLAGS, 0), lambda: torch.nonzero_static(FLAGS, size=3)),
+        lambda: FLAGS.count_nonzero(),
+    ],
+)
+def test_who_would_not_is_not(work: Callable[[], object]) -> None:
+    with posing_as_a_gpu() as counted:
+        work()
+    assert not sum(counted.values()), counted
 
 
 def test_only_what_sends_lengths_that_depend_on_the_data_declares_any() -> None:

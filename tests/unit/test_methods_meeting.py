@@ -10,7 +10,7 @@ import torch.distributed as dist
 from ranks import Given, Training, flat, gradients
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from trainings import EVERY_VARIANT, SETTINGS, Facts, agree, brisk, not_so
+from trainings import EVERY_VARIANT, SETTINGS, Facts, agree, brisk, complaint_of, not_so
 
 import baselines
 from baselines._pruning import hessian_gradient
@@ -84,6 +84,54 @@ def met_in_two_dtypes(name: str) -> Facts:
 @pytest.mark.parametrize("name", LOCAL)
 def test_ranks_of_a_model_in_two_dtypes_meet(on_ranks, name):
     assert not_so(on_ranks(2, met_in_two_dtypes, name)) == []
+
+
+PLAIN = {"outer_lr": 1.0, "outer_momentum": 0.0}
+SELDOM = [
+    ("local_sgd", {"period": 500}),
+    ("diloco", {"period": 500, **PLAIN}),
+    ("sparseloco", {"period": 500, "ratio": 1.0, "bits": 32}),
+    ("streaming_diloco", {"period": 500, "values": "fp32", **PLAIN}),
+    ("pactrain", {"variant": "local", "density": 1.0, **PLAIN}),
+]
+
+
+def frozen_before_they_meet(name: str, parameters: dict[str, object]) -> Facts:
+    state = baselines.get(name).State(**parameters)
+    training = Training(state, settings={"lr": 0.05}, find_unused_parameters=True)
+    for step in range(3):
+        training.step(gradients(step, dist.get_rank()))
+    weight = training.weights[4].requires_grad_(False)
+    weight.grad, mean = None, weight.clone()
+    dist.all_reduce(mean)
+    mean /= dist.get_world_size()
+    facts: Facts = {}
+    for step in range(3, 5):
+        training.step(gradients(step, dist.get_rank()))
+        training.handle.flush()
+        facts[f"{step}: it is the mean"] = torch.allclose(weight, mean, rtol=0, atol=1e-5)
+        facts[f"{step}: ranks"] = agree(flat(training.weights))
+    return facts
+
+
+@pytest.mark.parametrize(("name", "parameters"), SELDOM, ids=str)
+def test_a_weight_that_is_frozen_before_they_meet_is_averaged_once_more(on_ranks, name, parameters):
+    assert not_so(on_ranks(3, frozen_before_they_meet, name, parameters)) == []
+
+
+def unfrozen_without_a_variance() -> str:
+    training = Training(brisk("zeroone_adam"), settings={"lr": 0.05}, find_unused_parameters=True)
+    training.weights[4].requires_grad_(False)
+    for step in range(3):
+        training.step(gradients(step, dist.get_rank()))
+    training.weights[4].requires_grad_(True)
+    return complaint_of(lambda: training.step(gradients(3, dist.get_rank())))
+
+
+def test_adam_s_variance_is_not_made_up_of_a_weight_that_was_frozen(on_ranks):
+    for answer in on_ranks(2, unfrozen_without_a_variance):
+        assert answer.startswith("zeroone_adam has no variance of weights.4, which was frozen at the end of")
+        assert "\n" not in answer
 
 
 class Normed(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -115,6 +116,87 @@ def test_the_loss_scale_does_not_matter_nor_its_fall_by_64(on_ranks, name, param
     assert all(torch.equal(one, other) for one, other in zip(plain, falling, strict=True))
 
 
+def scaled_for_a_while(name: str, parameters: dict[str, Any], goes_on: str) -> Facts:
+    """With a loss scaler, without one, and with one again; the first of two micro-batches each is not synchronised.
+
+    Args:
+        goes_on: how losses that are not scaled come: ``by itself``, or from a scaler that is ``disabled``.
+    """
+    run, by_hand = (Scaled(brisk(name, **parameters), scale=65536.0) for _ in range(2))
+    scaler, disabled = run.scaler, torch.amp.GradScaler("cpu", enabled=False)
+    facts: Facts = {}
+    for step in range(9):
+        is_scaled = step // 3 != 1
+        if is_scaled or goes_on == "disabled":
+            run.scaler = scaler if is_scaled else disabled
+            run.step(step, first_batch=True)
+        else:
+            train_unscaled(run.training, step)
+        train_unscaled(by_hand.training, step)
+        facts[f"{step}: remembered"] = equal(remembered(run.state), remembered(by_hand.state))
+        facts[f"{step}: weights"] = torch.equal(flat(run.training.weights), flat(by_hand.training.weights))
+    return facts
+
+
+def train_unscaled(training: Training, step: int) -> None:
+    """What ``Scaled.step`` does with a first batch, without a scaler."""
+    training.layouts.append([])
+    training.optimizer.zero_grad()
+    with training.ddp.no_sync():
+        training.ddp(gradients(100 + step, dist.get_rank())).backward()
+    training.ddp(gradients(step, dist.get_rank())).backward()
+    training.optimizer.step()
+
+
+@EVERY_VALUE
+@pytest.mark.parametrize("goes_on", ["by itself", "disabled"])
+def test_a_loss_is_taken_as_scaled_only_if_it_is(on_ranks, goes_on, name, parameters):
+    if name == "fp16":
+        return  # its range is what scaling is for
+    assert not_so(on_ranks(2, scaled_for_a_while, name, parameters, goes_on)) == []
+
+
+def scaled_in_odd_ways() -> Facts:
+    """Each against the loss that is not scaled, by the result of top-k, whose residuals tell of all steps before."""
+    ways: dict[str, Callable[[Training, torch.amp.GradScaler, torch.Tensor], None]] = {
+        "in a list": lambda _, scaler, loss: scaler.scale([loss])[0].backward(),
+        "from a generator": lambda _, scaler, loss: next(iter(scaler.scale(each for each in [loss]))).backward(),
+        "divided afterwards": lambda _, scaler, loss: (scaler.scale(loss * 4) / 4).backward(),
+        "in two parts": lambda _, scaler, loss: (scaler.scale(loss / 2) + scaler.scale(loss / 2)).backward(),
+        "long before": look_at_something_else_first,
+    }
+    facts: Facts = {}
+    for way, backward in ways.items():
+        one, by_hand = (Training(brisk("topk"), settings=LR) for _ in range(2))
+        scaler = torch.amp.GradScaler("cpu", init_scale=65536.0)
+        for step in range(6):
+            given = gradients(step, dist.get_rank())
+            one.layouts.append([])
+            one.optimizer.zero_grad()
+            loss = one.ddp(given)
+            if step % 2:
+                backward(one, scaler, loss)
+                scaler.unscale_(one.optimizer)
+                scaler.update()
+            else:
+                loss.backward()
+            one.optimizer.step()  # not the scaler's
+            by_hand.step(given)
+        facts[way] = torch.equal(flat(one.weights), flat(by_hand.weights))
+    return facts
+
+
+def look_at_something_else_first(training: Training, scaler: torch.amp.GradScaler, loss: torch.Tensor) -> None:
+    scaled = scaler.scale(loss)
+    with torch.no_grad():
+        training.ddp(gradients(50, 0))
+    scaled.backward()
+
+
+def test_it_does_not_matter_how_a_scaled_loss_is_led_back(on_ranks):
+    assert not_so(on_ranks(2, scaled_in_odd_ways)) == []
+
+
 def train_in(name: str, parameters: dict[str, Any], dtype: torch.dtype) -> Facts:
     training = Training(brisk(name, **parameters), dtype=dtype, settings={"lr": 0.01})
     for step in range(4):
@@ -208,7 +290,7 @@ def test_what_holds_no_residuals_is_not_refused_for_them(name, parameters):
 
 BESIDE = (
     *(beside.accumulated, beside.clipped, beside.clipped_under_a_scaler, beside.frozen, beside.frozen_later),
-    *(beside.ignored, beside.beside_a_scaled_model),
+    *(beside.frozen_between_meetings, beside.unfrozen_later, beside.ignored, beside.beside_a_scaled_model),
     *(beside.by_a_closure, beside.in_groups, beside.unused, beside.unused_for_once),
     beside.unused_in_the_first_bucket,
     *(beside.in_a_static_graph, beside.of_sparse_rows, beside.of_sparse_rows_after_a_skipped_step),
@@ -299,7 +381,5 @@ def test_a_scaler_is_a_model_s_if_its_loss_leads_back_to_it():
     hidden = checkpoint(own, given, use_reentrant=True).sum()
     assert leads_back(own(given).sum(), weights)
     assert leads_back(hidden, weights)  # as far as can be known
-    assert leads_back([other(given).sum(), own(given).sum()], weights)
-    assert leads_back(iter([other(given).sum()]), weights)
     assert not leads_back(other(given).sum(), weights)
     assert not leads_back(own(given).sum().detach(), weights)

@@ -36,9 +36,10 @@ VALUES = [*VARIANTS, ("pactrain", {"values": "ternary"})]
 EVERY_VALUE = pytest.mark.parametrize(("name", "parameters"), VALUES, ids=lambda value: str(value).strip("{}"))
 WITHOUT_RESIDUALS = [(name, {"error_feedback": False}) for name in ("topk", "randomk", "thc", "powersgd")]
 WITHOUT_RESIDUALS += [(name, {"ratio": 1.0}) for name in ("zen", "omnireduce")]
+TERNARY = [("pactrain", {"values": "ternary"}), ("pactrain", {"adaptive": True})]
 EVERY_MEMORY = pytest.mark.parametrize(
     ("name", "parameters"),
-    [*((name, {}) for name in METHODS), *WITHOUT_RESIDUALS],
+    [*((name, {}) for name in METHODS), *WITHOUT_RESIDUALS, *TERNARY],
     ids=lambda value: str(value).strip("{}"),
 )
 NOTHING = object()
