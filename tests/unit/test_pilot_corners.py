@@ -271,6 +271,14 @@ def test_what_is_reused_was_run_with_the_same_environment_and_cluster(tmp_path: 
         return Bench(request(tmp_path, on=on, environment=environment), print)._folder("job", Attachment())
 
     assert folder(LR="0.1") == folder(LR="0.1", TERM="xterm", SSH_TTY="/dev/pts/1")
+    for name in (
+        *("GNOME_TERMINAL_SCREEN", "GNOME_TERMINAL_SERVICE", "KONSOLE_DBUS_SESSION", "ITERM_SESSION_ID", "KITTY_PID"),
+        *("WT_SESSION", "WSL_INTEROP", "INVOCATION_ID", "PBS_JOBID", "SLURM_JOB_ID", "SUDO_COMMAND", "XDG_SESSION_ID"),
+    ):
+        assert folder(LR="0.1") == folder(**{"LR": "0.1", name: "/x/uuid --budget 2min"}), name
+    arrays = ("PBS_ARRAY_INDEX", "SLURM_ARRAY_TASK_ID")
+    for name in ("HISTORY_STEPS", "WT_DECAY", "XDG_DATA_HOME", "PROMPT_LENGTH", *arrays):
+        assert folder(LR="0.1") != folder(**{"LR": "0.1", name: "3"}), name
     assert len({folder(LR="0.1"), folder(LR="0.01"), folder("docker", LR="0.1")}) == 3
     assert len({folder(LR=os.fsdecode(value)) for value in (b"0.1\xff", b"0.1\xfe")}) == 2, "any bytes"
 

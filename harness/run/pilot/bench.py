@@ -48,10 +48,28 @@ from harness.scenario.schema import MethodSpec
 from harness.units import format_time
 
 OF_SESSIONS = re.compile(
-    "_$|SHLVL|(OLD)?PWD$|LINES$|COLUMNS$|PS[0-9]$|HIST|LS_COLORS|TERM|COLORTERM|(NO_|FORCE_)COLOR|DISPLAY|WINDOWID|WAYLAND"
-    "|VTE_|TMUX|STY$|VSCODE|SSH_|XDG_|DBUS_|SLURM_|PYTEST_"
+    r"""
+    # The shell: where it is, what it shows and remembers.
+    (_|(OLD)?PWD|SHELL|(CONDA_)?SHLVL|LINES|COLUMNS|PS\d|PROMPT_(COMMAND|DIRTRIM)|CONDA_PROMPT_MODIFIER
+      |VIRTUAL_ENV_PROMPT|HIST(CHARS|CONTROL|FILE|FILESIZE|IGNORE|SIZE|TIMEFORMAT)|LS_?COLORS|(NO_|FORCE_)COLOR
+      |CLICOLOR(_FORCE)?|MAIL|TMPDIR)$
+    # The terminal, and what runs in it: multiplexers, editors, notebooks.
+    |TERM|LC_TERMINAL|COLORTERM$|COLORFGBG$|VTE_|GNOME_|KONSOLE_|ITERM|KITTY_|ALACRITTY_|WEZTERM_|GHOSTTY_|TILIX_|GUAKE_
+    |WT_(SESSION|PROFILE_ID)$|WSL|TMUX|STY$|BYOBU_|ZELLIJ|VSCODE|(GIT_ASKPASS|BROWSER)$|INSIDE_EMACS$|NVIM|JPY_|PYCHARM_
+    # The desktop. Where it has users keep their files is theirs.
+    |DISPLAY$|WINDOW(ID|PATH)$|WAYLAND|(X|ICE)AUTHORITY$|SESSION_MANAGER$|DESKTOP_|KDE_|GTK_|GDK_|QT_(IM|QPA|ACCESS)
+    |GIO_LAUNCHED_|SWAYSOCK$|I3SOCK$|HYPRLAND_|DBUS_|XDG_(?!\w+_HOME$)
+    # The login, and who has become another.
+    |SSH_|GPG_(TTY|AGENT_INFO)$|SUDO_|DOAS_USER$|PKEXEC_UID$
+    # The service, or the job. By which task of an array it is, scripts choose what to train.
+    |(INVOCATION_ID|JOURNAL_STREAM|SYSTEMD_EXEC_PID|MANAGERPID|NOTIFY_SOCKET)$|(LISTEN|WATCHDOG|MEMORY_PRESSURE)_[A-Z]+$
+    |(SLURM|PBS|LSB|SGE)_(?!\w*(TASK_ID|INDEX|ARRAYID)$)|PYTEST_
+    """,
+    re.VERBOSE,
 )
-"""Variables of the environment that differ from one terminal to the next, and that no training should depend on."""
+"""Variables that a session gives to all that is started in it: they differ from one to the next, and no training
+depends on them. Programs begin such names with their own, which stands here, so that what newer ones add is passed over
+as well. A name that users may have made is not here: to run something twice takes time, to mix things up is wrong."""
 
 MOST_LONGER = 5.0
 """Times the steps of the 32-bit all-reduce that a method with shorter ones makes at most."""
