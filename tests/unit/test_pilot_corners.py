@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,20 +14,37 @@ from typing import Any
 import pytest
 from executed import execution
 from in_process import call_pacbench
-from piloted import BF16, DENSE, LOCAL, TOLERANCE, TOPK, falling, job, network, pilot, request, training, trainings
+from piloted import (
+    BF16,
+    DENSE,
+    LOCAL,
+    METHODS,
+    TOLERANCE,
+    TOPK,
+    falling,
+    job,
+    network,
+    pilot,
+    request,
+    training,
+    trainings,
+)
 
 from harness.analysis.pilot import drift, learning
 from harness.analysis.pilot.forecast import Forecast
 from harness.analysis.pilot.verdict import verdict
+from harness.analysis.pilot.worth import worth
 from harness.attach.sources import hash_of, own_sources
 from harness.cli.app import make_app
-from harness.errors import MeasurementError, UsageError
+from harness.cli.options import topology, with_link
+from harness.errors import EXIT_REGRESSION, MeasurementError, UsageError
 from harness.files import LOCK, locked
 from harness.network.topology import Topology
 from harness.record.execution import Execution
 from harness.record.observed import ObservedStep
 from harness.record.observed import Training as Observed
 from harness.record.pilot import FILE, Job, Outcome, Training, load
+from harness.report import pilot as report
 from harness.report.pilot import reproduce
 from harness.run.attached import FINDINGS
 from harness.run.pilot import bench as benches
@@ -34,6 +52,7 @@ from harness.run.pilot.bench import Bench
 from harness.run.pilot.found import Found
 from harness.run.pilot.trained import _lead_s, cut, training_of
 from harness.run.piloting import _without_dense, recheck
+from harness.scenario.link_file import read_link
 from harness.scenario.load import value_of
 from harness.scenario.schema import MethodSpec
 
@@ -366,6 +385,20 @@ def test_a_link_file_of_another_schema_is_refused(tmp_path: Path) -> None:
     (tmp_path / "link.toml").write_text('schema = 99\n[link]\nrate = "10mbit"\n')
     done = call_pacbench(("pilot", "--plan", "--link", "link.toml", "--", "true"), tmp_path)
     assert (done.returncode, done.stderr) == (2, "pacbench: link.toml: schema: unknown key; allowed: link, fabric\n")
+
+
+def test_a_trace_is_the_one_beside_the_file_that_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current folder has the trace of an earlier measurement, by the same name."""
+    from harness.cli.verbs.pilot import _network
+
+    (tmp_path / "new").mkdir()
+    for folder, rate_bps in ((tmp_path, 100_000_000), (tmp_path / "new", 50_000_000)):
+        (folder / "link.csv").write_text(f"t_s,rate_bps\n0,{rate_bps}\n")
+    (tmp_path / "new" / "link.toml").write_text('[link]\ntrace = "link.csv"\n')
+    monkeypatch.chdir(tmp_path)
+    for link in (_network(Path("new/link.toml"), 4).link, read_link(Path("new/link.toml"))):
+        assert link.trace
+        assert [row.rate_bps for row in link.trace.rows] == [50_000_000]
 
 
 def test_in_a_folder_that_is_gone_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

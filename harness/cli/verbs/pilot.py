@@ -219,10 +219,10 @@ def _network(file: Path, workers: int) -> Topology:
     """The network of a file's ``[link]`` table, and ``[fabric]``, if it has one."""
     from harness.network.topology import Topology
     from harness.scenario import limits
-    from harness.scenario.load import read_toml
+    from harness.scenario.link_file import read_tables
     from harness.scenario.section import checked_section
 
-    tables = read_toml(file)
+    tables = read_tables(file)
     if not isinstance(tables.get("link"), dict):
         raise UsageError.at(file, "link", tables.get("link"), "a table [link], as in scenarios")
     if others := tables.keys() - {"link", "fabric"}:
