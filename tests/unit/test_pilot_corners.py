@@ -547,3 +547,98 @@ def test_a_training_that_no_budget_holds_is_not_said_to_go_on(tmp_path: Path) ->
     error = str(_without_dense(bench, asked, job()))
     assert "No room in the budget had dense (seed 0)." in error
     assert error.endswith("What helps: only a greater --budget: one training takes longer")
+
+
+# What a recheck says where it cannot be ended
+
+
+def rechecking(monkeypatch: pytest.MonkeyPatch, trained: dict[str, Training | Exception], looked: Job) -> None:
+    """The job is looked at, and methods train, as it says."""
+
+    def train(self: Bench, method: MethodSpec, seed: int, job: Job, steps: int | None = None) -> Training:
+        found = trained[method.label]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(Bench, "job", lambda self, attempt=0: looked)
+    monkeypatch.setattr(Bench, "train", train)
+
+
+KILLED = MeasurementError("the script fails on this network: failed, killed by signal 9")
+TOO_FAST = UsageError("command line: this machine cannot carry 4 links of 100 Gbit/s")
+
+
+def as_in_the_pilot(label: str, **changes: Any) -> Training:
+    return next(each for each in pilot().trainings if each.label == label).model_copy(update=changes)
+
+
+def smaller() -> Job:
+    """Another model."""
+    own = job()
+    profile = own.profile.model_copy(update={"gradients": own.profile.gradients[:1]})
+    return own.model_copy(update={"profile": profile})
+
+
+@pytest.mark.parametrize(
+    ("trained", "looked", "rate", "drifted"),
+    [
+        ({TOPK.label: KILLED}, smaller(), "100mbit", ["model and batch"]),
+        ({TOPK.label: TOO_FAST}, job(), "100gbit", ["rate of the links", "break-even rate"]),
+        (
+            {TOPK.label: as_in_the_pilot(TOPK.label, sent_bytes=2e6), "bf16": KILLED},
+            job(),
+            "100mbit",
+            ["bytes of a step"],
+        ),
+    ],
+    ids=["a model that has no room", "links that cannot be emulated", "a method, and then a failure"],
+)
+def test_drift_that_was_found_stays_found_where_a_later_part_fails(
+    trained: dict[str, Training | Exception],
+    looked: Job,
+    rate: str,
+    drifted: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rechecking(monkeypatch, trained, looked)
+    (error,) = (each for each in trained.values() if isinstance(each, Exception))
+    pilot(folder=str(tmp_path)).save(tmp_path)
+    (tmp_path / "now.toml").write_text(f'[link]\nrate = "{rate}"\n')
+    done = call_pacbench(("pilot", "--recheck", FILE, "--link", "now.toml", "--json"), tmp_path)
+    assert done.returncode == EXIT_REGRESSION, done.stderr
+    told = json.loads(done.stdout)
+    assert [check["what"] for check in told["checks"] if check["answer"] == "drifted"] == drifted
+    assert str(error) in [check["found"] for check in told["checks"] if check["answer"] == "cannot tell"]
+
+
+def test_where_nothing_has_drifted_a_part_that_fails_leaves_it_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rechecking(monkeypatch, {TOPK.label: KILLED}, job())
+    assert drift.answer(recheck(pilot(), request(tmp_path / "killed"), quiet)) == "cannot tell"
+    rechecking(monkeypatch, {TOPK.label: TOO_FAST}, job())
+    with pytest.raises(UsageError, match="cannot carry"):
+        recheck(pilot(), request(tmp_path / "refused"), quiet)
+
+
+def test_a_recheck_compares_with_the_all_reduce_that_the_verdict_was_held_against(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dense is the sooner one: what is no sooner than that any more has drifted, however slow bf16 is."""
+    paces_s = {"dense": 1.0, "bf16": 1.25, TOPK.label: 0.9}
+
+    def own(seed: int) -> list[Training]:
+        losses = falling(40, 1 + 0.01 * seed, 30)
+        return [training(each, seed, paces_s[each.label], losses) for each in (DENSE, BF16, TOPK)]
+
+    before = pilot([each for seed in range(3) for each in own(seed)])
+    assert (before.verdict.label, before.verdict.sentence.split()[-1]) == (TOPK.label, "dense.")
+    for pace_s, answer in ((0.9, "holds"), (1.08, "drifted")):
+        paces_s[TOPK.label] = pace_s
+        rechecking(monkeypatch, {each.label: each for each in own(0)}, job())
+        checks = recheck(before, request(tmp_path / answer), quiet)
+        assert [check.answer for check in checks if check.what == "advantage"] == [answer]
+
+

@@ -29,7 +29,7 @@ from harness.cli.options import (
     time_above_zero,
     topology,
 )
-from harness.errors import EXIT_INCONCLUSIVE, EXIT_REGRESSION, MeasurementError, UsageError
+from harness.errors import EXIT_INCONCLUSIVE, EXIT_REGRESSION, UsageError
 from harness.plain import UTF_8, is_utf_8
 
 if TYPE_CHECKING:
@@ -297,10 +297,7 @@ def _recheck(file: Path, words: Sequence[str] | None, link: Path | None, as_json
     _check_ranks(network, before.per_node)
     asked = again(before, network, dict(os.environ), file.parent / f"recheck-{time.strftime('%Y%m%d-%H%M%S')}")
     with words_aside(as_json):
-        try:
-            checks = piloting.recheck(before, replace(asked, command_line=tuple(command())), say)
-        except MeasurementError as error:
-            checks = [drift.Check("all of it", "cannot tell", str(error))]
+        checks = piloting.recheck(before, replace(asked, command_line=tuple(command())), say)
         print_table(
             f"{file}: {before.verdict.sentence}",
             ["what", "answer", "found"],
