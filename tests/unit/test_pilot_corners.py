@@ -180,6 +180,19 @@ def test_the_command_to_reproduce_has_the_links_and_parameters_of_the_pilot() ->
     assert Topology.model_validate({"workers": 4, "link": told}) == links
 
 
+def test_the_command_to_reproduce_names_a_file_of_links_that_change_for_an_hour(tmp_path: Path) -> None:
+    """Linux takes no argument of 128 KiB (execve(2), MAX_ARG_STRLEN)."""
+    rows = [{"t_s": 0.5 * row, "rate_bps": 50_000_000 + row, "delay_s": 0.005} for row in range(7_000)]
+    links = changed(delay="5ms", trace={"rows": rows})
+    found = pilot(network=links)
+    report.write(found, worth(found, 1000, None, None), tmp_path)
+    words = shlex.split(reproduce(found, tmp_path)[1])
+    assert max(len(word.encode()) for word in words) < 131_072
+    file = Path(words[words.index("--link") + 1])
+    assert read_link(file) == links.link
+    assert topology(4, "100mbit", with_link(file, [])) == links
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
