@@ -14,6 +14,7 @@ from harness.files import locked, make_folder
 from harness.record.pilot import Job, Pilot, Training
 from harness.run.pilot.bench import Bench
 from harness.run.pilot.found import Found
+from harness.run.pilot.planned import to_be_tested
 from harness.run.pilot.request import Request, Tell
 from harness.run.pilot.smallest import smallest_setting
 
@@ -39,10 +40,7 @@ def _pilot(request: Request, tell: Tell) -> Pilot:
     job = bench.job()
     found = Found(request, job)
     ranked = forecast.predictions(found.forecast)
-    in_reach = {method.label for method in bench.in_reach(request.methods)}
-    promising = [each for each in ranked if each.label in in_reach]
-    labels = forecast.to_be_tested(promising, (request.plain, request.sixteen), request.tested)
-    bench.train_in_turns(found, [request.method(label) for label in labels])
+    bench.train_in_turns(found, to_be_tested(bench, request, ranked))
     dense = [training for training in found.trainings if training.label == request.plain]
     if not dense:
         raise _without_dense(bench, request, job)

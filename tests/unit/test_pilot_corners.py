@@ -50,6 +50,7 @@ from harness.run.attached import FINDINGS
 from harness.run.pilot import bench as benches
 from harness.run.pilot.bench import Bench
 from harness.run.pilot.found import Found
+from harness.run.pilot.planned import planned
 from harness.run.pilot.trained import _lead_s, cut, training_of
 from harness.run.piloting import _without_dense, recheck
 from harness.scenario.link_file import read_link
@@ -655,3 +656,51 @@ def test_a_recheck_compares_with_the_all_reduce_that_the_verdict_was_held_agains
         assert [check.answer for check in checks if check.what == "advantage"] == [answer]
 
 
+# How long it will take
+
+
+def test_a_plan_says_how_long_on_the_network_that_is_asked_for(tmp_path: Path) -> None:
+    """The pilot was on another one."""
+    pilot(network=network("500mbit")).save(tmp_path)
+    slow, fast = (planned(request(tmp_path, network=network(rate))) for rate in ("5mbit", "500mbit"))
+    for look, tests, search in (slow, fast):
+        assert look.about_s
+        assert tests.about_s
+        assert search.about_s
+    assert slow[0] == fast[0], "the job is looked at without a network"
+    assert (slow[1].about_s or 0) > 5 * (fast[1].about_s or 0)
+    alone = request(tmp_path, methods=(DENSE, BF16), seeds=1, network=network("5mbit"))
+    known, bench = alone.forecast(job()), Bench(alone, quiet)
+    wanted_s = sum(8.0 + bench._steps(each, job()) * known.pace_s(each) for each in (DENSE, BF16))
+    assert planned(alone)[1].about_s == pytest.approx(wanted_s)
+    assert planned(request(tmp_path, command=("python", "other.py")))[1].about_s is None
+    told = [
+        call_pacbench(("pilot", "--plan", "--on", "netns", "--rate", rate, "-o", ".", "--", *pilot().command), tmp_path)
+        for rate in ("5mbit", "500mbit")
+    ]
+    for each in told:
+        assert " in all: predicted for this network" in each.stdout, each.stderr
+    assert told[0].stdout != told[1].stdout
+
+
+def test_a_plan_says_how_long_as_soon_as_the_job_has_been_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = request(tmp_path)
+    assert [stage.about_s for stage in planned(asked)] == [None] * 3
+    monkeypatch.setattr(benches, "_done", lambda folder: execution() if folder.name.startswith("job-") else None)
+    monkeypatch.setattr(benches.attach, "read", lambda folder: [])
+    monkeypatch.setattr(benches, "job_of", lambda *_: job())
+    assert all(stage.about_s for stage in planned(asked))
+    assert list(tmp_path.iterdir()) == [], "nothing was started"
+
+
+def test_a_plan_tells_steps_that_a_pilot_may_make(tmp_path: Path) -> None:
+    """Shorter ones are made up to five times as often."""
+    done = call_pacbench(("pilot", "--plan", "--on", "netns", "--", "true"), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(" 60 to 300 ") == 2
+    pilot().save(tmp_path)
+    bench = Bench(request(tmp_path), quiet)
+    made = [bench._steps(each, job()) for each in METHODS]
+    assert planned(request(tmp_path))[1].steps == (min(made), max(made))

@@ -244,36 +244,28 @@ def _check_ranks(network: Topology, per_node: int) -> None:
 
 
 def _show_plan(asked: Request) -> None:
-    from harness.files import is_file
-    from harness.record.pilot import FILE, load
-    from harness.run.pilot.request import stages
+    from harness.report.text import NOTHING
+    from harness.run.pilot.planned import planned
     from harness.units import format_time
 
-    known = load(asked.out / FILE) if is_file(asked.out / FILE) else None
-    known = known if known and known.command == asked.command else None
-    rows = [
-        [name, str(count), str(workers), str(steps), _about(known, count, steps)]
-        for name, count, workers, steps in stages(asked)
-    ]
+    stages = planned(asked)
+    rows = []
+    for stage in stages:
+        steps = " to ".join(map(str, sorted(set(stage.steps))))
+        about = NOTHING if stage.about_s is None else format_time(stage.about_s)
+        rows.append([stage.name, str(stage.commands), str(stage.ranks), steps, about])
     print_table("what a pilot runs, at most", ["stage", "commands", "ranks", "steps of each", "about"], rows)
     labels = ", ".join(each.label for each in asked.methods)
     say(f"looked at: {labels}; put to the test: {asked.plain}, {asked.sixteen}, and the {asked.tested} most promising")
     if asked.unsuited:
         say(asked.unsuited)
-    if known is None:
+    if stages[0].about_s is None:
         say("how long it takes is known once the job has been looked at: a start of the script, and its steps there")
+    else:
+        total_s = sum(stage.about_s or 0.0 for stage in stages)
+        say(f"about {format_time(total_s)} in all: predicted for this network, from the job as it was looked at")
     if asked.budget_s is not None:
         say(f"budget: {format_time(asked.budget_s)}; what has no room in it is left out, and told")
-
-
-def _about(known: Pilot | None, count: int, steps: int) -> str:
-    from harness.report.text import NOTHING
-    from harness.units import format_time
-
-    if known is None:
-        return NOTHING
-    pace_s = max(each.pace_s for each in known.outcomes)
-    return format_time(count * (known.job.overhead_s + steps * pace_s))
 
 
 def _recheck(file: Path, words: Sequence[str] | None, link: Path | None, as_json: bool) -> None:
