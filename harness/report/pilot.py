@@ -22,10 +22,11 @@ from harness.report.figures.drawing import style
 from harness.report.figures.pilot import pilot as draw
 from harness.report.rendering import render_html
 from harness.report.text import NOTHING
+from harness.scenario.link_file import link_text
 from harness.scenario.writing import entries
 from harness.units import format_rate
 
-PAGE, TABLES, SNIPPET = "pilot.html", "recommended.toml", "snippet.py"
+PAGE, TABLES, SNIPPET, LINK = "pilot.html", "recommended.toml", "snippet.py", "pilot-link.toml"
 
 Rows = list[dict[str, str]]
 
@@ -34,6 +35,9 @@ def write(found: Pilot, worth: Worth, folder: Path) -> Path:
     """Write the page, its figures, the snippet and the tables; returns the page."""
     write_whole(folder / TABLES, tables(found))
     write_whole(folder / SNIPPET, snippet(found))
+    if found.network.link.trace:
+        table = found.network.link.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        write_whole(folder / LINK, link_text(table, [f"The links of {FILE}."]))
     with style():
         drawings = render.write(draw(found), folder / "plots")
     content: dict[str, object] = {
@@ -57,7 +61,7 @@ def write(found: Pilot, worth: Worth, folder: Path) -> Path:
         "learnt_elsewhere": learnt_elsewhere(found),
         "snippet": snippet(found),
         "tables": tables(found),
-        "reproduce": reproduce(found),
+        "reproduce": reproduce(found, folder),
         **explorer(found),
         "made_by": made_by([found.provenance]),
         "provenance": text.flat(found.provenance),
@@ -251,11 +255,19 @@ def learnt_elsewhere(found: Pilot) -> str:
     return f"Of {whose} only the pace was measured here: losses are another network's, the first bit for bit."
 
 
-def reproduce(found: Pilot) -> list[str]:
-    """Commands: the pilot's own, the script with what is recommended, and the recheck."""
+def reproduce(found: Pilot, folder: Path = Path()) -> list[str]:
+    """Commands: the pilot's own, the script with what is recommended, and the recheck.
+
+    Args:
+        folder: the pilot's, which has a file of links that change: Linux takes no argument of 128 KiB.
+    """
     method, network = found.verdict.method, found.network.model_dump(mode="json", by_alias=True, exclude_unset=True)
     links = {name: network[name] for name in ("link", "fabric") if network.get(name)}
-    where = ["--workers", str(found.network.workers), *_options("--set", links)]
+    where = ["--workers", str(found.network.workers)]
+    if found.network.link.trace:
+        del links["link"]
+        where += ["--link", str(folder / LINK)]
+    where += _options("--set", links)
     if found.per_node > 1:
         where += ["--per-node", str(found.per_node)]
     put_in = ["--method", method.name, *_options("--param", method.params)]
@@ -264,7 +276,7 @@ def reproduce(found: Pilot) -> list[str]:
     return [
         shlex.join(found.provenance["command"]),
         shlex.join(["pacbench", "exec", *where, *put_in, "--", *found.command]),
-        f"pacbench pilot --recheck {FILE}",
+        shlex.join(["pacbench", "pilot", "--recheck", str(folder / FILE)]),
     ]
 
 

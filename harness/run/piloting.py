@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from harness import provenance
 from harness.analysis.pilot import drift, forecast
 from harness.analysis.pilot.drift import Check
 from harness.analysis.pilot.learning import told_of_repeats
 from harness.analysis.pilot.verdict import phases, verdict
-from harness.errors import MeasurementError
+from harness.errors import MeasurementError, UsageError
 from harness.files import locked, make_folder
-from harness.record.pilot import Job, Pilot
+from harness.record.pilot import Job, Pilot, Training
 from harness.run.pilot.bench import Bench
 from harness.run.pilot.found import Found
+from harness.run.pilot.planned import to_be_tested
 from harness.run.pilot.request import Request, Tell
 from harness.run.pilot.smallest import smallest_setting
 
@@ -37,10 +40,7 @@ def _pilot(request: Request, tell: Tell) -> Pilot:
     job = bench.job()
     found = Found(request, job)
     ranked = forecast.predictions(found.forecast)
-    in_reach = {method.label for method in bench.in_reach(request.methods)}
-    promising = [each for each in ranked if each.label in in_reach]
-    labels = forecast.to_be_tested(promising, (request.plain, request.sixteen), request.tested)
-    bench.train_in_turns(found, [request.method(label) for label in labels])
+    bench.train_in_turns(found, to_be_tested(bench, request, ranked))
     dense = [training for training in found.trainings if training.label == request.plain]
     if not dense:
         raise _without_dense(bench, request, job)
@@ -89,13 +89,13 @@ def _without_dense(bench: Bench, request: Request, job: Job) -> MeasurementError
 
 
 def recheck(before: Pilot, request: Request, tell: Tell) -> list[Check]:
-    """The same short measurements again, and what each says of the pilot.
+    """The same short measurements again, and what each says of the pilot; where one fails, what the others said.
 
     Args:
         request: as the pilot's was; its network is what the links are now.
 
     Raises:
-        UsageError, MeasurementError: see ``pilot``.
+        UsageError: see ``pilot``; nothing has drifted by then.
     """
     make_folder(request.out)
     with locked(request.out):
@@ -104,24 +104,47 @@ def recheck(before: Pilot, request: Request, tell: Tell) -> list[Check]:
 
 def _recheck(before: Pilot, request: Request, tell: Tell) -> list[Check]:
     bench = Bench(request, tell)
+    checks: list[Check] = []
+    again: list[Training] = []
+    try:
+        if request.network != before.network:
+            checks += drift.of_network(before.network, request.network)
+            checks += drift.of_break_even(before, request.network)
+        job, told = _looked_at_again(before.job, bench)
+        checks += told
+        for training in _trained_again(before, job, bench):
+            again.append(training)  # one by one: those that ended before another failed stay
+        if not again:
+            answer: drift.Answer = "cannot tell" if bench.links_changed else "drifted"
+            checks.append(Check("training", answer, " ".join(bench.left_out)))
+    except (UsageError, MeasurementError) as error:
+        if isinstance(error, UsageError) and drift.answer(checks) != "drifted":
+            raise
+        checks.append(Check("the rest" if checks else "all of it", "cannot tell", str(error)))
+    return checks + (drift.of_verdict(before, again) if again else [])
+
+
+def _looked_at_again(before: Job, bench: Bench) -> tuple[Job, list[Check]]:
+    """The job as it is now, and what has become of it. Of another model one look tells enough."""
     attempts: list[Job] = []
     checks: list[Check] = []
     for attempt in range(ATTEMPTS):
         attempts.append(bench.job(attempt))
-        checks = drift.of_job(before.job, attempts)
-        if all(check.answer == "holds" for check in checks):
+        model, computation = checks = drift.of_job(before, attempts)
+        if model.answer == "drifted" or computation.answer == "holds":
             break
-    if request.network != before.network:
-        checks += drift.of_network(before.network, request.network)
-        checks += drift.of_break_even(before, request.network)
+    return attempts[-1], checks
+
+
+def _trained_again(before: Pilot, job: Job, bench: Bench) -> Iterator[Training]:
+    """Trainings with the recommended method, and with what it was held against, as they end; none without the first."""
     both = before.verdict.method, drift.compared_with(before).method
     wanted = {each.label: each for each in both}
     seed = min(each.seed for each in before.trainings if each.label == before.verdict.label)
     made = {each.label: each.steps for each in before.trainings if each.seed == seed}
-    again = [bench.train(method, seed, attempts[-1], made.get(method.label)) for method in wanted.values()]
-    if again[0] is None:
-        return [
-            *checks,
-            Check("training", "cannot tell" if bench.links_changed else "drifted", " ".join(bench.left_out)),
-        ]
-    return checks + drift.of_verdict(before, [each for each in again if each is not None])
+    for method in wanted.values():
+        training = bench.train(method, seed, job, made.get(method.label))
+        if training is not None:
+            yield training
+        elif method.label == before.verdict.label:
+            return

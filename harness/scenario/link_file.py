@@ -22,13 +22,29 @@ class LinkFile(Section):
     link: Link
 
 
+def read_tables(path: Path) -> dict[str, Any]:
+    """The tables of a file that has a link. Its trace is the one beside it, if there is one: the current folder may
+    hold another of that name.
+
+    Raises:
+        UsageError: it cannot be read, or is not TOML.
+    """
+    tables = read_toml(path)
+    link = tables.get("link")
+    if isinstance(link, dict) and isinstance(link.get("trace"), str):
+        beside = path.parent / link["trace"]
+        if is_file(beside):
+            return {**tables, "link": {**link, "trace": str(beside.absolute())}}
+    return tables
+
+
 def read_link(path: Path) -> Link:
-    """The link of a file. Its trace, if it has one, is looked for in the current folder and in the file's own.
+    """The link of a file.
 
     Raises:
         UsageError: it is no such file; one line says what is wrong, and where.
     """
-    link = checked_section(LinkFile, read_toml(path), str(path)).link
+    link = checked_section(LinkFile, read_tables(path), str(path)).link
     if complaint := limits.complaint(link, Fabric.model_validate({}), workers=0):
         raise UsageError(f"{path}: {complaint}")
     return link
@@ -41,11 +57,7 @@ def as_setting(path: Path) -> str:
         UsageError: see ``read_link``.
     """
     read_link(path)
-    table = read_toml(path)["link"]
-    beside = path.parent / str(table.get("trace"))
-    if "trace" in table and is_file(beside):
-        table = {**table, "trace": str(beside.absolute())}
-    return f"link={inline(table)}"
+    return f"link={inline(read_tables(path)['link'])}"
 
 
 def link_text(table: Mapping[str, Any], comments: Iterable[str] = ()) -> str:

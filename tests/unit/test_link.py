@@ -106,6 +106,14 @@ def test_who_knows_the_token_may_have_datagrams_sent_back_and_counted_and_flows_
             assert peer.count(way, 50, 100, 1000.0, 0.5).counts == counts(0, 0, sent=50)
 
 
+def test_a_server_answers_from_the_address_that_it_was_asked_at(server: Server) -> None:
+    """By its route a reply to this host would leave from 127.0.0.1."""
+    with Peer("127.0.0.2", server.port, server.token) as peer:
+        assert len(peer.round_trips(2, 0.01, 10.0)) == 2
+        for way in ("up", "down"):
+            assert peer.count(way, 50, 100, 1000.0, 0.5).counts == counts(0, 0, sent=50)
+
+
 def test_another_token_is_refused_in_one_line_and_the_right_one_is_served_after_it(
     server: Server, told: list[str], pacbench: Pacbench
 ) -> None:
@@ -252,6 +260,17 @@ def test_a_port_that_is_taken_is_refused(server: Server, pacbench: Pacbench) -> 
     done = pacbench("link", "--serve", "--port", str(server.port))
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert f"--port: found {server.port}; allowed: one that is free" in done.stderr
+
+
+def test_a_port_whose_datagrams_are_another_programs_is_refused_before_anybody_comes(pacbench: Pacbench) -> None:
+    with socket.socket(type=socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError):
+            Server(port)
+        done = pacbench("link", "--serve", "--port", str(port))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert f"--port: found {port}; allowed: one that is free, and that you may listen on (UDP: " in done.stderr
 
 
 def free_port() -> int:

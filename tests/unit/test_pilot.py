@@ -341,6 +341,65 @@ def test_links_that_are_half_as_fast_have_drifted() -> None:
     assert answers == ["holds", "holds", "drifted", "drifted"]
 
 
+def uneven(rate: str) -> Topology:
+    """Down it is as fast as that, up always slower."""
+    return Topology.model_validate({"workers": 4, "link": {"rate": rate, "up": {"rate": "20mbit"}}})
+
+
+def racks(trunk: str, link: str = "100mbit", workers: int = 4) -> Topology:
+    fabric = {"groups": "a b", "trunk": {"rate": trunk}}
+    return Topology.model_validate({"workers": workers, "link": {"rate": link}, "fabric": fabric})
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "answer", "found"),
+    [
+        (uneven("100mbit"), uneven("50mbit"), "drifted", "w0 down: 0.50 times the pilot's"),
+        (uneven("100mbit"), uneven("90mbit"), "holds", "w0 down: 0.90 times the pilot's"),
+        (racks("300mbit"), racks("150mbit"), "drifted", "a up: 0.50 times the pilot's"),
+        (racks("unshaped"), racks("150mbit"), "drifted", "a up: unshaped in the pilot"),
+        (racks("150mbit"), racks("unshaped"), "drifted", "a up: unshaped"),
+        (racks("80mbit"), network("80mbit"), "holds", "1.00 times the pilot's"),
+        (racks("80mbit"), network("40mbit"), "drifted", "0.50 times the pilot's"),
+        (network("unshaped"), network("unshaped"), "holds", "unshaped"),
+    ],
+    ids=[
+        *("a faster direction halved", "hardly changed", "a trunk halved", "a trunk shaped", "no longer shaped"),
+        *("joined in another way", "and slower", "unshaped"),
+    ],
+)
+def test_each_direction_of_links_and_trunks_is_compared_by_itself(
+    before: Topology, now: Topology, answer: str, found: str
+) -> None:
+    check = drift.of_network(before, now)[0]
+    assert (check.answer, check.found) == (answer, found)
+
+
+def test_the_side_of_the_break_even_rate_is_told_by_all_of_the_network() -> None:
+    """What goes from all to all passes a trunk many times over, a ring once: the slowest direction stays the links'."""
+    qsgd = MethodSpec(name="qsgd", label="qsgd", lr=None)
+    own = [
+        training(method, seed, pace_s, falling(40, 1 + 0.01 * seed, 30))
+        for seed in range(3)
+        for method, pace_s in ((DENSE, 0.5), (BF16, 0.27), (qsgd, 0.05))
+    ]
+    plain = job(codec_s=0.0)
+    codec = plain.profile.codecs[0].model_copy(update={"method": "qsgd", "encode_s": 0.01})
+    looked = {
+        "profile": plain.profile.model_copy(update={"codecs": (*plain.profile.codecs, codec)}),
+        "fits": (*plain.fits, plain.fits[0].model_copy(update={"method": qsgd})),
+    }
+    found = pilot(own, job=plain.model_copy(update=looked), network=racks("400mbit", "20mbit", workers=16))
+    assert found.verdict.label == "qsgd"
+    assert found.verdict.break_even_bps
+    for trunk, answer in (("300mbit", "holds"), ("20mbit", "drifted")):
+        now = racks(trunk, "20mbit", workers=16)
+        assert now.slowest_bps == found.network.slowest_bps
+        (check,) = drift.of_break_even(found, now)
+        assert check.answer == answer, trunk
+        assert f"qsgd is {'sooner' if answer == 'holds' else 'no sooner'} than bf16 (predicted)" in check.found
+
+
 def changing(*rates_bps: int) -> Topology:
     """Links that change from second to second, as a measurement followed them."""
     rows = [{"t_s": float(second), "rate_bps": rate_bps} for second, rate_bps in enumerate(rates_bps)]
@@ -406,6 +465,18 @@ def test_a_method_that_is_broken_has_drifted() -> None:
     assert told(losses=(*falling(39, 1.0, 30), math.nan)) == "drifted"
     assert told(pace_s=0.3) == "drifted", "it is no sooner than what it replaces"
     assert told(sent_bytes=None, formula_bytes=None) == "cannot tell"
+
+
+def test_without_a_tolerance_the_last_bits_of_a_loss_are_no_drift() -> None:
+    found = pilot(tolerance=0.0)
+    own = next(each for each in found.trainings if each.label == TOPK.label)
+
+    def told(higher: float) -> drift.Answer:
+        losses = tuple((loss or 0.0) * (1 + higher) for loss in own.losses)
+        checks = drift.of_verdict(found, [own.model_copy(update={"losses": losses})])
+        return next(check.answer for check in checks if check.what == "loss at the end")
+
+    assert [told(0.0), told(1e-7), told(1e-4)] == ["holds", "holds", "drifted"]
 
 
 def test_a_pilots_file_is_read_as_it_was_written(tmp_path: Path) -> None:

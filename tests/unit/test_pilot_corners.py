@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,27 +14,46 @@ from typing import Any
 import pytest
 from executed import execution
 from in_process import call_pacbench
-from piloted import BF16, DENSE, LOCAL, TOLERANCE, TOPK, falling, job, network, pilot, request, training, trainings
+from piloted import (
+    BF16,
+    DENSE,
+    LOCAL,
+    METHODS,
+    TOLERANCE,
+    TOPK,
+    falling,
+    job,
+    network,
+    pilot,
+    request,
+    training,
+    trainings,
+)
 
 from harness.analysis.pilot import drift, learning
 from harness.analysis.pilot.forecast import Forecast
 from harness.analysis.pilot.verdict import verdict
+from harness.analysis.pilot.worth import worth
 from harness.attach.sources import hash_of, own_sources
 from harness.cli.app import make_app
-from harness.errors import MeasurementError, UsageError
+from harness.cli.options import topology, with_link
+from harness.errors import EXIT_REGRESSION, MeasurementError, UsageError
 from harness.files import LOCK, locked
 from harness.network.topology import Topology
 from harness.record.execution import Execution
 from harness.record.observed import ObservedStep
 from harness.record.observed import Training as Observed
 from harness.record.pilot import FILE, Job, Outcome, Training, load
+from harness.report import pilot as report
 from harness.report.pilot import reproduce
 from harness.run.attached import FINDINGS
 from harness.run.pilot import bench as benches
 from harness.run.pilot.bench import Bench
 from harness.run.pilot.found import Found
+from harness.run.pilot.planned import planned
 from harness.run.pilot.trained import _lead_s, cut, training_of
 from harness.run.piloting import _without_dense, recheck
+from harness.scenario.link_file import read_link
 from harness.scenario.load import value_of
 from harness.scenario.schema import MethodSpec
 
@@ -161,6 +181,19 @@ def test_the_command_to_reproduce_has_the_links_and_parameters_of_the_pilot() ->
     assert Topology.model_validate({"workers": 4, "link": told}) == links
 
 
+def test_the_command_to_reproduce_names_a_file_of_links_that_change_for_an_hour(tmp_path: Path) -> None:
+    """Linux takes no argument of 128 KiB (execve(2), MAX_ARG_STRLEN)."""
+    rows = [{"t_s": 0.5 * row, "rate_bps": 50_000_000 + row, "delay_s": 0.005} for row in range(7_000)]
+    links = changed(delay="5ms", trace={"rows": rows})
+    found = pilot(network=links)
+    report.write(found, worth(found, 1000, None, None), tmp_path)
+    words = shlex.split(reproduce(found, tmp_path)[1])
+    assert max(len(word.encode()) for word in words) < 131_072
+    file = Path(words[words.index("--link") + 1])
+    assert read_link(file) == links.link
+    assert topology(4, "100mbit", with_link(file, [])) == links
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -271,6 +304,14 @@ def test_what_is_reused_was_run_with_the_same_environment_and_cluster(tmp_path: 
         return Bench(request(tmp_path, on=on, environment=environment), print)._folder("job", Attachment())
 
     assert folder(LR="0.1") == folder(LR="0.1", TERM="xterm", SSH_TTY="/dev/pts/1")
+    for name in (
+        *("GNOME_TERMINAL_SCREEN", "GNOME_TERMINAL_SERVICE", "KONSOLE_DBUS_SESSION", "ITERM_SESSION_ID", "KITTY_PID"),
+        *("WT_SESSION", "WSL_INTEROP", "INVOCATION_ID", "PBS_JOBID", "SLURM_JOB_ID", "SUDO_COMMAND", "XDG_SESSION_ID"),
+    ):
+        assert folder(LR="0.1") == folder(**{"LR": "0.1", name: "/x/uuid --budget 2min"}), name
+    arrays = ("PBS_ARRAY_INDEX", "SLURM_ARRAY_TASK_ID")
+    for name in ("HISTORY_STEPS", "WT_DECAY", "XDG_DATA_HOME", "PROMPT_LENGTH", *arrays):
+        assert folder(LR="0.1") != folder(**{"LR": "0.1", name: "3"}), name
     assert len({folder(LR="0.1"), folder(LR="0.01"), folder("docker", LR="0.1")}) == 3
     assert len({folder(LR=os.fsdecode(value)) for value in (b"0.1\xff", b"0.1\xfe")}) == 2, "any bytes"
 
@@ -358,6 +399,20 @@ def test_a_link_file_of_another_schema_is_refused(tmp_path: Path) -> None:
     (tmp_path / "link.toml").write_text('schema = 99\n[link]\nrate = "10mbit"\n')
     done = call_pacbench(("pilot", "--plan", "--link", "link.toml", "--", "true"), tmp_path)
     assert (done.returncode, done.stderr) == (2, "pacbench: link.toml: schema: unknown key; allowed: link, fabric\n")
+
+
+def test_a_trace_is_the_one_beside_the_file_that_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current folder has the trace of an earlier measurement, by the same name."""
+    from harness.cli.verbs.pilot import _network
+
+    (tmp_path / "new").mkdir()
+    for folder, rate_bps in ((tmp_path, 100_000_000), (tmp_path / "new", 50_000_000)):
+        (folder / "link.csv").write_text(f"t_s,rate_bps\n0,{rate_bps}\n")
+    (tmp_path / "new" / "link.toml").write_text('[link]\ntrace = "link.csv"\n')
+    monkeypatch.chdir(tmp_path)
+    for link in (_network(Path("new/link.toml"), 4).link, read_link(Path("new/link.toml"))):
+        assert link.trace
+        assert [row.rate_bps for row in link.trace.rows] == [50_000_000]
 
 
 def test_in_a_folder_that_is_gone_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -506,3 +561,146 @@ def test_a_training_that_no_budget_holds_is_not_said_to_go_on(tmp_path: Path) ->
     error = str(_without_dense(bench, asked, job()))
     assert "No room in the budget had dense (seed 0)." in error
     assert error.endswith("What helps: only a greater --budget: one training takes longer")
+
+
+# What a recheck says where it cannot be ended
+
+
+def rechecking(monkeypatch: pytest.MonkeyPatch, trained: dict[str, Training | Exception], looked: Job) -> None:
+    """The job is looked at, and methods train, as it says."""
+
+    def train(self: Bench, method: MethodSpec, seed: int, job: Job, steps: int | None = None) -> Training:
+        found = trained[method.label]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(Bench, "job", lambda self, attempt=0: looked)
+    monkeypatch.setattr(Bench, "train", train)
+
+
+KILLED = MeasurementError("the script fails on this network: failed, killed by signal 9")
+TOO_FAST = UsageError("command line: this machine cannot carry 4 links of 100 Gbit/s")
+
+
+def as_in_the_pilot(label: str, **changes: Any) -> Training:
+    return next(each for each in pilot().trainings if each.label == label).model_copy(update=changes)
+
+
+def smaller() -> Job:
+    """Another model."""
+    own = job()
+    profile = own.profile.model_copy(update={"gradients": own.profile.gradients[:1]})
+    return own.model_copy(update={"profile": profile})
+
+
+@pytest.mark.parametrize(
+    ("trained", "looked", "rate", "drifted"),
+    [
+        ({TOPK.label: KILLED}, smaller(), "100mbit", ["model and batch"]),
+        ({TOPK.label: TOO_FAST}, job(), "100gbit", ["rate of the links", "break-even rate"]),
+        (
+            {TOPK.label: as_in_the_pilot(TOPK.label, sent_bytes=2e6), "bf16": KILLED},
+            job(),
+            "100mbit",
+            ["bytes of a step"],
+        ),
+    ],
+    ids=["a model that has no room", "links that cannot be emulated", "a method, and then a failure"],
+)
+def test_drift_that_was_found_stays_found_where_a_later_part_fails(
+    trained: dict[str, Training | Exception],
+    looked: Job,
+    rate: str,
+    drifted: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rechecking(monkeypatch, trained, looked)
+    (error,) = (each for each in trained.values() if isinstance(each, Exception))
+    pilot(folder=str(tmp_path)).save(tmp_path)
+    (tmp_path / "now.toml").write_text(f'[link]\nrate = "{rate}"\n')
+    done = call_pacbench(("pilot", "--recheck", FILE, "--link", "now.toml", "--json"), tmp_path)
+    assert done.returncode == EXIT_REGRESSION, done.stderr
+    told = json.loads(done.stdout)
+    assert [check["what"] for check in told["checks"] if check["answer"] == "drifted"] == drifted
+    assert str(error) in [check["found"] for check in told["checks"] if check["answer"] == "cannot tell"]
+
+
+def test_where_nothing_has_drifted_a_part_that_fails_leaves_it_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rechecking(monkeypatch, {TOPK.label: KILLED}, job())
+    assert drift.answer(recheck(pilot(), request(tmp_path / "killed"), quiet)) == "cannot tell"
+    rechecking(monkeypatch, {TOPK.label: TOO_FAST}, job())
+    with pytest.raises(UsageError, match="cannot carry"):
+        recheck(pilot(), request(tmp_path / "refused"), quiet)
+
+
+def test_a_recheck_compares_with_the_all_reduce_that_the_verdict_was_held_against(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dense is the sooner one: what is no sooner than that any more has drifted, however slow bf16 is."""
+    paces_s = {"dense": 1.0, "bf16": 1.25, TOPK.label: 0.9}
+
+    def own(seed: int) -> list[Training]:
+        losses = falling(40, 1 + 0.01 * seed, 30)
+        return [training(each, seed, paces_s[each.label], losses) for each in (DENSE, BF16, TOPK)]
+
+    before = pilot([each for seed in range(3) for each in own(seed)])
+    assert (before.verdict.label, before.verdict.sentence.split()[-1]) == (TOPK.label, "dense.")
+    for pace_s, answer in ((0.9, "holds"), (1.08, "drifted")):
+        paces_s[TOPK.label] = pace_s
+        rechecking(monkeypatch, {each.label: each for each in own(0)}, job())
+        checks = recheck(before, request(tmp_path / answer), quiet)
+        assert [check.answer for check in checks if check.what == "advantage"] == [answer]
+
+
+# How long it will take
+
+
+def test_a_plan_says_how_long_on_the_network_that_is_asked_for(tmp_path: Path) -> None:
+    """The pilot was on another one."""
+    pilot(network=network("500mbit")).save(tmp_path)
+    slow, fast = (planned(request(tmp_path, network=network(rate))) for rate in ("5mbit", "500mbit"))
+    for look, tests, search in (slow, fast):
+        assert look.about_s
+        assert tests.about_s
+        assert search.about_s
+    assert slow[0] == fast[0], "the job is looked at without a network"
+    assert (slow[1].about_s or 0) > 5 * (fast[1].about_s or 0)
+    alone = request(tmp_path, methods=(DENSE, BF16), seeds=1, network=network("5mbit"))
+    known, bench = alone.forecast(job()), Bench(alone, quiet)
+    wanted_s = sum(8.0 + bench._steps(each, job()) * known.pace_s(each) for each in (DENSE, BF16))
+    assert planned(alone)[1].about_s == pytest.approx(wanted_s)
+    assert planned(request(tmp_path, command=("python", "other.py")))[1].about_s is None
+    told = [
+        call_pacbench(("pilot", "--plan", "--on", "netns", "--rate", rate, "-o", ".", "--", *pilot().command), tmp_path)
+        for rate in ("5mbit", "500mbit")
+    ]
+    for each in told:
+        assert " in all: predicted for this network" in each.stdout, each.stderr
+    assert told[0].stdout != told[1].stdout
+
+
+def test_a_plan_says_how_long_as_soon_as_the_job_has_been_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = request(tmp_path)
+    assert [stage.about_s for stage in planned(asked)] == [None] * 3
+    monkeypatch.setattr(benches, "_done", lambda folder: execution() if folder.name.startswith("job-") else None)
+    monkeypatch.setattr(benches.attach, "read", lambda folder: [])
+    monkeypatch.setattr(benches, "job_of", lambda *_: job())
+    assert all(stage.about_s for stage in planned(asked))
+    assert list(tmp_path.iterdir()) == [], "nothing was started"
+
+
+def test_a_plan_tells_steps_that_a_pilot_may_make(tmp_path: Path) -> None:
+    """Shorter ones are made up to five times as often."""
+    done = call_pacbench(("pilot", "--plan", "--on", "netns", "--", "true"), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(" 60 to 300 ") == 2
+    pilot().save(tmp_path)
+    bench = Bench(request(tmp_path), quiet)
+    made = [bench._steps(each, job()) for each in METHODS]
+    assert planned(request(tmp_path))[1].steps == (min(made), max(made))

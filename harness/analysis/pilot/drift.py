@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Literal
 
+from harness.analysis.pilot.forecast import Forecast
 from harness.analysis.pilot.learning import end_loss
-from harness.analysis.pilot.verdict import WORTH_IT, rival
+from harness.analysis.pilot.verdict import WORTH_IT, as_soon_at_break_even, sooner_all_reduce
 from harness.network.topology import Topology
 from harness.record.pilot import Job, Outcome, Pilot, Training
 from harness.units import format_rate, format_time
@@ -37,6 +38,10 @@ LEAST_LOSS_CHANGE = 0.001
 
 MOST_BYTES_OFF = 0.05
 """Share by which a step may send other than in the pilot."""
+
+LOSS_ROUNDING = 1e-6
+"""Share by which a loss is not worse, however small the tolerance: sums in another order differ in the last of the 24
+bits that 32-bit numbers have (6e-8), and a training adds some of that up."""
 
 NOISY = 1.3
 """How far attempts may be from one another, the longest over the shortest, before nothing can be told of them."""
@@ -83,31 +88,53 @@ def of_network(before: Topology, now: Topology) -> list[Check]:
 def of_break_even(pilot: Pilot, now: Topology) -> list[Check]:
     """Whether links that were measured anew are on the verdict's side of the rate at which both are as soon.
 
-    They may have crossed it, and be almost as fast as they were. Where a method was sooner, but by too little to be
+    They may have crossed it, and be almost as fast as they were. The step model says on which side they are: where
+    directions or trunks differ, the rate of the slowest does not. Where a method was sooner, but by too little to be
     worth it, faster links are the verdict's side. Nothing is known where the verdict names no rate.
     """
-    rate_bps = pilot.verdict.break_even_bps
-    if rate_bps is None:
+    rate_bps, both = pilot.verdict.break_even_bps, as_soon_at_break_even(pilot)
+    if rate_bps is None or both is None:
         return []
-    was_below, is_below = (_rate_bps(each) < rate_bps for each in (pilot.network, now))
-    found = f"links are {'below' if is_below else 'at or above'} {format_rate(rate_bps)}"
-    holds = is_below in (was_below, pilot.verdict.compress)
+    method, plain = both
+    factor = (method.steps_factor or 1.0) / (plain.steps_factor or 1.0)
+    was_sooner, is_sooner = (
+        Forecast(pilot.job, each, pilot.per_node, pilot.beyond_s).is_sooner(method.method, plain.method, factor)
+        for each in (pilot.network, now)
+    )
+    found = (
+        f"{method.label} is {'sooner' if is_sooner else 'no sooner'} than {plain.label} (predicted); where all links "
+        f"are alike, it is below {format_rate(rate_bps)}"
+    )
+    holds = is_sooner in (was_sooner, pilot.verdict.compress)
     return [Check("break-even rate", "holds" if holds else "drifted", found)]
 
 
-def _rate_bps(network: Topology) -> float:
-    """Of links that change it is the mean over time: how fast they were in a moment is chance."""
-    return math.inf if (rate_bps := network.at_mean.slowest_bps) is None else rate_bps
+def _rates_bps(network: Topology) -> dict[str, float]:
+    """By direction. Of links that change it is the mean over time: how fast they were in a moment is chance."""
+    return {f"{each.link} {each.direction}": each.pipe.rate_bps or math.inf for each in network.at_mean.queues()}
 
 
 def _rate(before: Topology, now: Topology) -> Check:
-    rates = _rate_bps(before), _rate_bps(now)
-    if math.inf in rates:
-        same = rates[0] == rates[1]
-        return Check("rate of the links", "holds" if same else "drifted", "unshaped")
-    ratio = rates[1] / rates[0]
-    within = 1 / MOST_RATE_CHANGE <= ratio <= MOST_RATE_CHANGE
-    return Check("rate of the links", "holds" if within else "drifted", f"{ratio:.2f} times the pilot's")
+    """Each direction by itself: steps may wait for others than the slowest. The one that has changed most is told.
+
+    Where links are joined in another way, the slowest of each network are compared.
+    """
+    was_bps, is_bps = _rates_bps(before), _rates_bps(now)
+    if was_bps.keys() != is_bps.keys():
+        was_bps, is_bps = ({"the slowest": min(each.values())} for each in (was_bps, is_bps))
+    ratios = {way: 1.0 if was_bps[way] == is_bps[way] else is_bps[way] / was_bps[way] for way in was_bps}
+    worst = max(ratios, key=lambda way: _change(ratios[way]))
+    where = "" if len(set(ratios.values())) == 1 else f"{worst}: "
+    found = f"{where}{ratios[worst]:.2f} times the pilot's"
+    if math.inf in (was_bps[worst], is_bps[worst]):
+        found = f"{where}unshaped" if ratios[worst] >= 1 else f"{where}unshaped in the pilot"
+    within = _change(ratios[worst]) <= MOST_RATE_CHANGE
+    return Check("rate of the links", "holds" if within else "drifted", found)
+
+
+def _change(ratio: float) -> float:
+    """How many times more or less it is."""
+    return max(ratio, 1 / ratio) if ratio else math.inf
 
 
 def _round_trip(before: Topology, now: Topology) -> Check:
@@ -168,7 +195,8 @@ def _loss(pilot: Pilot, own: Training, before: Sequence[Training]) -> Check:
     if not own.has_learnt:
         return Check("loss at the end", "drifted", "it diverged")
     worse = (end_loss(own.losses) - was) / abs(was) if was else 0.0
-    return Check("loss at the end", "holds" if worse <= pilot.tolerance else "drifted", f"{100 * worse:+.1f} %")
+    within = worse <= max(pilot.tolerance, LOSS_ROUNDING)
+    return Check("loss at the end", "holds" if within else "drifted", f"{100 * worse:+.1f} %")
 
 
 def _advantage(pilot: Pilot, own: Sequence[Training], others: Sequence[Training]) -> Check:
@@ -190,8 +218,8 @@ def _advantage(pilot: Pilot, own: Sequence[Training], others: Sequence[Training]
 
 
 def compared_with(pilot: Pilot) -> Outcome:
-    """The all-reduce that the recommended method is trained beside again."""
-    return rival(pilot.outcomes, pilot.plain_label, pilot.sixteen_label)
+    """The all-reduce that the recommended method was held against, and is trained beside again."""
+    return sooner_all_reduce(pilot.outcomes, pilot.plain_label, pilot.sixteen_label)
 
 
 def answer(checks: Sequence[Check]) -> Answer:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from harness.analysis.estimates import Estimate
 from harness.analysis.pilot.forecast import Forecast
 from harness.methods import declared
-from harness.record.pilot import Outcome, Phase, Sureness, Verdict
+from harness.record.pilot import Outcome, Phase, Pilot, Sureness, Verdict
 from harness.units import format_rate, format_size, format_time
 
 WORTH_IT = 1.05
@@ -25,12 +25,26 @@ def verdict(outcomes: Sequence[Outcome], plain: str, sixteen: str, tolerance: fl
 
     A method may need more steps, which are shorter: what it lacks at equal steps is told, and decides nothing.
     """
-    base = _base(outcomes, plain, sixteen)
-    others = [each for each in outcomes if each.label not in (plain, sixteen) and each.time_to_loss_s is not None]
-    best = min(others, key=how_soon) if others else None
+    base = sooner_all_reduce(outcomes, plain, sixteen)
+    best = _soonest_other(outcomes, (plain, sixteen))
     if best is not None and best.sooner is not None and best.sooner.value >= WORTH_IT:
         return _compress(best, base, outcomes, (plain, sixteen), tolerance, forecast)
     return _leave_it(base, best, outcomes, (plain, sixteen), tolerance, forecast)
+
+
+def as_soon_at_break_even(found: Pilot) -> tuple[Outcome, Outcome] | None:
+    """The method, and the all-reduce, that are as soon at the rate that a verdict names; None where it names none."""
+    decided, plain = found.verdict, (found.plain_label, found.sixteen_label)
+    own, best = found.outcome(decided.label), _soonest_other(found.outcomes, plain)
+    if decided.break_even_bps is None or own is None or best is None:
+        return None
+    return (own, rival(found.outcomes, *plain)) if decided.compress else (best, own)
+
+
+def _soonest_other(outcomes: Sequence[Outcome], plain: tuple[str, str]) -> Outcome | None:
+    """Of what compresses, and came to dense's loss."""
+    others = [each for each in outcomes if each.label not in plain and each.time_to_loss_s is not None]
+    return min(others, key=how_soon, default=None)
 
 
 def rival(outcomes: Sequence[Outcome], plain: str, sixteen: str) -> Outcome:
@@ -40,8 +54,8 @@ def rival(outcomes: Sequence[Outcome], plain: str, sixteen: str) -> Outcome:
     return known[plain] if own is None or own.steps_factor is None else own
 
 
-def _base(outcomes: Sequence[Outcome], plain: str, sixteen: str) -> Outcome:
-    """The sooner all-reduce; one that missed dense's loss with some seed is compared by the others."""
+def sooner_all_reduce(outcomes: Sequence[Outcome], plain: str, sixteen: str) -> Outcome:
+    """What methods must beat on these links; one that missed dense's loss with some seed is compared by the others."""
     known = {each.label: each for each in outcomes}
     dense, own = known[plain], known.get(sixteen)
     if own is None:

@@ -29,7 +29,7 @@ from harness.cli.options import (
     time_above_zero,
     topology,
 )
-from harness.errors import EXIT_INCONCLUSIVE, EXIT_REGRESSION, MeasurementError, UsageError
+from harness.errors import EXIT_INCONCLUSIVE, EXIT_REGRESSION, UsageError
 from harness.plain import UTF_8, is_utf_8
 
 if TYPE_CHECKING:
@@ -219,10 +219,10 @@ def _network(file: Path, workers: int) -> Topology:
     """The network of a file's ``[link]`` table, and ``[fabric]``, if it has one."""
     from harness.network.topology import Topology
     from harness.scenario import limits
-    from harness.scenario.load import read_toml
+    from harness.scenario.link_file import read_tables
     from harness.scenario.section import checked_section
 
-    tables = read_toml(file)
+    tables = read_tables(file)
     if not isinstance(tables.get("link"), dict):
         raise UsageError.at(file, "link", tables.get("link"), "a table [link], as in scenarios")
     if others := tables.keys() - {"link", "fabric"}:
@@ -244,36 +244,28 @@ def _check_ranks(network: Topology, per_node: int) -> None:
 
 
 def _show_plan(asked: Request) -> None:
-    from harness.files import is_file
-    from harness.record.pilot import FILE, load
-    from harness.run.pilot.request import stages
+    from harness.report.text import NOTHING
+    from harness.run.pilot.planned import planned
     from harness.units import format_time
 
-    known = load(asked.out / FILE) if is_file(asked.out / FILE) else None
-    known = known if known and known.command == asked.command else None
-    rows = [
-        [name, str(count), str(workers), str(steps), _about(known, count, steps)]
-        for name, count, workers, steps in stages(asked)
-    ]
+    stages = planned(asked)
+    rows = []
+    for stage in stages:
+        steps = " to ".join(map(str, sorted(set(stage.steps))))
+        about = NOTHING if stage.about_s is None else format_time(stage.about_s)
+        rows.append([stage.name, str(stage.commands), str(stage.ranks), steps, about])
     print_table("what a pilot runs, at most", ["stage", "commands", "ranks", "steps of each", "about"], rows)
     labels = ", ".join(each.label for each in asked.methods)
     say(f"looked at: {labels}; put to the test: {asked.plain}, {asked.sixteen}, and the {asked.tested} most promising")
     if asked.unsuited:
         say(asked.unsuited)
-    if known is None:
+    if stages[0].about_s is None:
         say("how long it takes is known once the job has been looked at: a start of the script, and its steps there")
+    else:
+        total_s = sum(stage.about_s or 0.0 for stage in stages)
+        say(f"about {format_time(total_s)} in all: predicted for this network, from the job as it was looked at")
     if asked.budget_s is not None:
         say(f"budget: {format_time(asked.budget_s)}; what has no room in it is left out, and told")
-
-
-def _about(known: Pilot | None, count: int, steps: int) -> str:
-    from harness.report.text import NOTHING
-    from harness.units import format_time
-
-    if known is None:
-        return NOTHING
-    pace_s = max(each.pace_s for each in known.outcomes)
-    return format_time(count * (known.job.overhead_s + steps * pace_s))
 
 
 def _recheck(file: Path, words: Sequence[str] | None, link: Path | None, as_json: bool) -> None:
@@ -297,10 +289,7 @@ def _recheck(file: Path, words: Sequence[str] | None, link: Path | None, as_json
     _check_ranks(network, before.per_node)
     asked = again(before, network, dict(os.environ), file.parent / f"recheck-{time.strftime('%Y%m%d-%H%M%S')}")
     with words_aside(as_json):
-        try:
-            checks = piloting.recheck(before, replace(asked, command_line=tuple(command())), say)
-        except MeasurementError as error:
-            checks = [drift.Check("all of it", "cannot tell", str(error))]
+        checks = piloting.recheck(before, replace(asked, command_line=tuple(command())), say)
         print_table(
             f"{file}: {before.verdict.sentence}",
             ["what", "answer", "found"],

@@ -117,11 +117,19 @@ def _encoded(told: str) -> bytes:
     return told.encode(errors="surrogatepass")
 
 
-def datagram_socket(family: int, port: int = 0) -> socket.socket:
-    """A stamped socket on a port of all addresses; of IPv6, also for IPv4 where the kernel can do that."""
+def datagram_socket(family: int, address: tuple[Any, ...] = ("", 0)) -> socket.socket:
+    """A stamped socket at an address of this host, or on a port of all: of IPv6 for IPv4, too, where the kernel can.
+
+    Raises:
+        OSError: somebody has that port, or nobody may have it.
+    """
     datagrams = stamped(socket.socket(family, socket.SOCK_DGRAM))
     if family == socket.AF_INET6:
         with suppress(OSError):
             datagrams.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-    datagrams.bind(("", port))
+    try:
+        datagrams.bind(address)
+    except OSError:
+        datagrams.close()
+        raise
     return datagrams

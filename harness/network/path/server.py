@@ -62,10 +62,15 @@ class Server:
     def __init__(self, port: int) -> None:
         has_both = socket.has_dualstack_ipv6()
         self._family = socket.AF_INET6 if has_both else socket.AF_INET
+        protocol = "TCP"
         try:
             self._listening = socket.create_server(("", port), family=self._family, dualstack_ipv6=has_both)
+            protocol = "UDP"
+            datagram_socket(self._family, ("", self._listening.getsockname()[1])).close()
         except OSError as error:
-            allowed = f"one that is free, and that you may listen on ({error.strerror})"
+            if protocol == "UDP":
+                self._listening.close()
+            allowed = f"one that is free, and that you may listen on ({protocol}: {error.strerror})"
             raise UsageError.at("command line", "--port", port, allowed) from None
         self.port: int = self._listening.getsockname()[1]
         self.token = new_token()
@@ -163,8 +168,12 @@ class Server:
             self._told.put(_Told(f"{host}: ended early: {why}", has_ended=True, has_failed=True))
 
     def _serve(self, connection: socket.socket, address: tuple[Any, ...]) -> None:
-        """Serve a client who knows the token to its end."""
-        with datagram_socket(self._family, self.port) as datagrams, _hanging_up_after(MOST_SESSION_S, connection):
+        """Serve a client who knows the token to its end.
+
+        He takes datagrams from the address that he has connected to, and from no other one that a route may choose.
+        """
+        own = connection.getsockname()
+        with datagram_socket(self._family, own) as datagrams, _hanging_up_after(MOST_SESSION_S, connection):
             say(connection, {"welcome": True})
             connection.settimeout(STALL_S)
             _Session(connection, datagrams, address).serve()

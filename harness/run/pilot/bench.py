@@ -48,10 +48,31 @@ from harness.scenario.schema import MethodSpec
 from harness.units import format_time
 
 OF_SESSIONS = re.compile(
-    "_$|SHLVL|(OLD)?PWD$|LINES$|COLUMNS$|PS[0-9]$|HIST|LS_COLORS|TERM|COLORTERM|(NO_|FORCE_)COLOR|DISPLAY|WINDOWID|WAYLAND"
-    "|VTE_|TMUX|STY$|VSCODE|SSH_|XDG_|DBUS_|SLURM_|PYTEST_"
+    r"""
+    # The shell: where it is, what it shows and remembers.
+    (_|(OLD)?PWD|SHELL|(CONDA_)?SHLVL|LINES|COLUMNS|PS\d|PROMPT_(COMMAND|DIRTRIM)|CONDA_PROMPT_MODIFIER
+      |VIRTUAL_ENV_PROMPT|HIST(CHARS|CONTROL|FILE|FILESIZE|IGNORE|SIZE|TIMEFORMAT)|LS_?COLORS|(NO_|FORCE_)COLOR
+      |CLICOLOR(_FORCE)?|MAIL|TMPDIR)$
+    # The terminal, and what runs in it: multiplexers, editors, notebooks.
+    |TERM|LC_TERMINAL|COLORTERM$|COLORFGBG$|VTE_|GNOME_|KONSOLE_|ITERM|KITTY_|ALACRITTY_|WEZTERM_|GHOSTTY_|TILIX_|GUAKE_
+    |WT_(SESSION|PROFILE_ID)$|WSL|TMUX|STY$|BYOBU_|ZELLIJ|VSCODE|(GIT_ASKPASS|BROWSER)$|INSIDE_EMACS$|NVIM|JPY_|PYCHARM_
+    # The desktop. Where it has users keep their files is theirs.
+    |DISPLAY$|WINDOW(ID|PATH)$|WAYLAND|(X|ICE)AUTHORITY$|SESSION_MANAGER$|DESKTOP_|KDE_|GTK_|GDK_|QT_(IM|QPA|ACCESS)
+    |GIO_LAUNCHED_|SWAYSOCK$|I3SOCK$|HYPRLAND_|DBUS_|XDG_(?!\w+_HOME$)
+    # The login, and who has become another.
+    |SSH_|GPG_(TTY|AGENT_INFO)$|SUDO_|DOAS_USER$|PKEXEC_UID$
+    # The service, or the job. By which task of an array it is, scripts choose what to train.
+    |(INVOCATION_ID|JOURNAL_STREAM|SYSTEMD_EXEC_PID|MANAGERPID|NOTIFY_SOCKET)$|(LISTEN|WATCHDOG|MEMORY_PRESSURE)_[A-Z]+$
+    |(SLURM|PBS|LSB|SGE)_(?!\w*(TASK_ID|INDEX|ARRAYID)$)|PYTEST_
+    """,
+    re.VERBOSE,
 )
-"""Variables of the environment that differ from one terminal to the next, and that no training should depend on."""
+"""Variables that a session gives to all that is started in it: they differ from one to the next, and no training
+depends on them. Programs begin such names with their own, which stands here, so that what newer ones add is passed over
+as well. A name that users may have made is not here: to run something twice takes time, to mix things up is wrong."""
+
+ALONE = Topology.model_validate({"workers": ATTACHED_WORKERS, "link": {"rate": UNSHAPED}})
+"""On what the job is looked at."""
 
 MOST_LONGER = 5.0
 """Times the steps of the 32-bit all-reduce that a method with shorter ones makes at most."""
@@ -105,12 +126,9 @@ class Bench:
             MeasurementError: the script cannot be attached to, fails, or takes longer than the budget.
         """
         request = self._request
-        look = tuple((method.name, method.params) for method in request.methods)
-        attachment = Attachment(seed=attempt, steps=LOOK_STEPS, look=look)
-        unshaped = Topology.model_validate({"workers": ATTACHED_WORKERS, "link": {"rate": UNSHAPED}})
+        folder, attachment = self._look(attempt)
         self._tell(f"looking at the job: {LOOK_STEPS} steps on {ATTACHED_WORKERS} workers, unshaped")
-        folder = self._folder("job", attachment, unshaped)
-        found = _done(folder) or self._run(folder, attachment, unshaped)
+        found = _done(folder) or self._run(folder, attachment, ALONE)
         if found.ending == "timed out":
             raise MeasurementError(
                 f"the budget of {format_time(request.budget_s or 0.0)} ended while the script was looked at: "
@@ -120,17 +138,40 @@ class Bench:
             raise MeasurementError(f"the script cannot be looked at: {why}")
         return job_of(attach.read(folder / FINDINGS), request.methods, found.wall_time_s)
 
+    def known_job(self) -> Job | None:
+        """The job as it was looked at before; None: it was not, or it has changed. Starts nothing."""
+        folder, _ = self._look(0)
+        found = _done(folder)
+        try:
+            return job_of(attach.read(folder / FINDINGS), self._request.methods, found.wall_time_s) if found else None
+        except MeasurementError:  # its script ended before the look was over
+            return None
+
+    def _look(self, attempt: int) -> tuple[Path, Attachment]:
+        look = tuple((method.name, method.params) for method in self._request.methods)
+        attachment = Attachment(seed=attempt, steps=LOOK_STEPS, look=look)
+        return self._folder("job", attachment, ALONE), attachment
+
+    def expected(self, method: MethodSpec, job: Job, beyond_s: float = 0.0) -> tuple[int, float]:
+        """How many steps a training would make, and about how many seconds it would take.
+
+        Args:
+            beyond_s: see ``Forecast``.
+        """
+        steps = self._steps(method, job)
+        return steps, job.overhead_s + steps * self._request.forecast(job, beyond_s).pace_s(method)
+
     def in_reach(self, methods: Sequence[MethodSpec]) -> list[MethodSpec]:
         """Those whose ranks meet twice in the steps that they may make; the others are told as left out."""
         found = []
         for method in methods:
             period = state_of(method).agrees_every
-            if first_common(period) <= self._most_steps:
+            if first_common(period) <= self.most_steps:
                 found.append(method)
             else:
                 self._failed.append(
                     f"{method.label}: its ranks meet every {period} steps, and must meet twice; it makes "
-                    f"{self._most_steps} at most, {MOST_LONGER:g} times --steps."
+                    f"{self.most_steps} at most, {MOST_LONGER:g} times --steps."
                 )
         return found
 
@@ -237,10 +278,11 @@ class Bench:
         known, rival = asked.forecast(job), asked.plain if method.label == asked.sixteen else asked.sixteen
         longer = known.pace_s(asked.method(rival)) / known.pace_s(method)
         steps = round(asked.steps * min(MOST_LONGER, max(1.0, longer)))
-        return max(first_common(period), min(whole_periods(steps, period), self._most_steps // period * period))
+        return max(first_common(period), min(whole_periods(steps, period), self.most_steps // period * period))
 
     @property
-    def _most_steps(self) -> int:
+    def most_steps(self) -> int:
+        """Of any training but that of the 32-bit all-reduce."""
         return int(MOST_LONGER * self._request.steps)
 
     def is_in_budget(self, method: MethodSpec, job: Job) -> bool:

@@ -1,4 +1,4 @@
-"""What a pilot is asked for, and what will be run for it."""
+"""What a pilot is asked for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.analysis.pilot.forecast import Forecast
-from harness.attach.orders import LOOK_STEPS
 from harness.network.topology import Topology
 from harness.record.pilot import Job, Pilot
 from harness.scenario.schema import MethodSpec
@@ -58,16 +57,6 @@ class Request:
     def forecast(self, job: Job, beyond_s: float = 0.0) -> Forecast:
         """Predictions for a job on the network that is asked for; see ``Forecast``."""
         return Forecast(job, self.network, self.per_node, beyond_s)
-
-
-def stages(request: Request) -> list[tuple[str, int, int, int]]:
-    """What will be run: a stage's name, its commands, and of each the ranks and steps; the search at most."""
-    ranks, count = request.per_node * request.network.workers, request.tested + len({request.plain, request.sixteen})
-    return [
-        ("look at the job and its gradients", 1, ATTACHED_WORKERS, LOOK_STEPS),
-        ("put to the test, and learn", count * request.seeds, ranks, request.steps),
-        ("search for the smallest setting", MOST_PROBES * request.seeds, ranks, request.steps),
-    ]
 
 
 def again(before: Pilot, network: Topology, environment: Mapping[str, str], out: Path) -> Request:
