@@ -105,7 +105,7 @@ def described(root: Path) -> Described:
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         done = programs.run(command, capture_output=True, text=True, errors="replace", timeout=10)
-    except (programs.MissingProgramError, OSError, subprocess.SubprocessError) as error:
+    except (programs.NotStartedError, OSError, subprocess.SubprocessError) as error:
         problem = str(error)
     else:
         if done.returncode == 0 and (found := done.stdout.strip()):
@@ -216,5 +216,5 @@ def _output(*command: str) -> str:
     """What a command prints, or nothing where it is missing or fails."""
     try:
         return str(programs.run([*command], capture_output=True, text=True, timeout=10, check=True).stdout.strip())
-    except (programs.MissingProgramError, OSError, subprocess.SubprocessError):
+    except (programs.NotStartedError, OSError, subprocess.SubprocessError):
         return ""
