@@ -188,7 +188,48 @@ def test_any_file_may_be_missing(whole: Path, tmp_path: Path, which: float, comm
     run = damaged(whole, tmp_path / "case")
     files = files_of(run)
     files[int(which * (len(files) - 1))].unlink()
-    said(tmp_path / "case", command)
+    done = call_pacbench(command, tmp_path / "case")
+    assert done.stderr == "" or done.stderr.startswith("pacbench: "), done
+    assert done.stderr.count("\n") <= 1
+
+
+@pytest.mark.parametrize("name", ["scenario.json", "store.json", "provenance.json"])
+def test_a_file_that_is_missing_is_told_though_the_rest_is_read(whole: Path, tmp_path: Path, name: str) -> None:
+    for command in COMMANDS:
+        run = damaged(whole, tmp_path)
+        (run / name).unlink()
+        done = call_pacbench(command, tmp_path)
+        assert name in done.stderr, (command, done)
+        assert done.stderr.startswith("pacbench: ")
+        assert done.stderr.count("\n") == 1
+        assert (done.returncode == 2) == (name == "scenario.json")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES, errno.EMFILE])
+@pytest.mark.parametrize(
+    "part",
+    ["trials.parquet", "events.parquet", "verified.parquet", "provenance.json", "store.json", "scenario.json"],
+)
+def test_what_cannot_be_read_now_is_not_called_damaged(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, number: int
+) -> None:
+    """Whoever is told to move it away does away with whole trials."""
+    damaged(whole, tmp_path)
+    read = Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if part in (path.name, path.parent.name):
+            raise OSError(number, os.strerror(number), str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    done = call_pacbench(("report", "run"), tmp_path)
+    assert done.returncode == 2, done
+    assert done.stderr.startswith(f"pacbench: run/{part}")
+    assert f": cannot be read: {os.strerror(number)}\n" in done.stderr
+    assert "move" not in done.stderr
+    assert "damaged" not in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_value_that_was_changed_is_told_whichever_it_is(whole: Path, tmp_path: Path) -> None:
