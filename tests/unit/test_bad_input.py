@@ -123,6 +123,13 @@ BEYOND = [
         "link.trace={rows=[{t_s=0.0,rate_bps=1000000}],period_s=1e-9}",
         "link.trace: period_s: found 1e-09; allowed: at least 0.01 for each of its rows, 1",
     ),
+    *(
+        (
+            f"link.trace={{rows=[{{t_s=0.0,rate_bps=1000000}}],period_s={period_s}}}",
+            f"link.trace: period_s: found {float(period_s):g}; allowed: up to 86400, a day",
+        )
+        for period_s in ("inf", "1e10")
+    ),
     ("cluster.memory=1B", "cluster.memory: found '1B'; allowed: greater than or equal to 50000000"),
     ("cluster.cpuset=5-2", "cluster.cpuset: found '5-2'; allowed: CPUs from 0"),
     ("cluster.cpuset=99999", "cluster.cpuset: found 99999"),
