@@ -84,6 +84,16 @@ def namespace(kind: str) -> int:
     return place.stat().st_ino if place.exists() else 0
 
 
+def started_s(pid: int) -> float | None:
+    """When a process began, by a clock that nobody can set (proc_pid_stat(5)); None where it has ended."""
+    try:
+        told = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    state, *numbers = told.rpartition(")")[2].split()  # before it stands the program's name, which may hold anything
+    return None if state in "ZX" else int(numbers[18]) / os.sysconf("SC_CLK_TCK")
+
+
 class Described(NamedTuple):
     """What is known of the commit."""
 
