@@ -48,6 +48,10 @@ class InUseError(UsageError):
     """Another command is using a folder: the same one may use it later."""
 
 
+class UnreadableError(UsageError):
+    """A file or folder cannot be read now: its disk or server does not answer, or this user may not."""
+
+
 class UnwritableError(UsageError):
     """There can be no such file: a folder is missing, or nothing may be written there."""
 
@@ -289,6 +293,21 @@ def read_given(path: Path) -> bytes:
     return path.read_bytes().removeprefix(codecs.BOM_UTF8)
 
 
+def read_stored(path: Path) -> bytes:
+    """What is in a file of ours.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError: it is missing, or a folder lies there.
+        UnreadableError: it cannot be read now. That says nothing of what is in it.
+    """
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError):
+        raise
+    except OSError as error:
+        raise UnreadableError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
 def is_file(path: Path) -> bool:
     """Whether there is such a file. What can be no path at all, being too long, say, or cannot be looked at, is none.
 
@@ -306,14 +325,14 @@ def names_in(folder: Path) -> list[str]:
     """The names of all that lies in a folder, in their order; none where there is no such folder.
 
     Raises:
-        UsageError: it cannot be read. ``Path.glob`` finds nothing there.
+        UnreadableError: it cannot be read. ``Path.glob`` finds nothing there.
     """
     try:
         return sorted(os.listdir(folder))
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise UsageError(f"{folder}: cannot be read: {error.strerror}") from None
+        raise UnreadableError(f"{folder}: cannot be read: {error.strerror}") from None
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -331,7 +350,8 @@ def keep_elsewhere(prefix: str, files: Mapping[str, bytes | str]) -> Path | None
     Returns:
         The folder; None where nothing has room.
     """
-    for place in dict.fromkeys(("/var/tmp", os.environ.get("TMPDIR", "/tmp"), str(Path.home()), "/dev/shm")):
+    home = os.path.expanduser("~")  # which stays what it is where nobody knows a home
+    for place in dict.fromkeys(("/var/tmp", os.environ.get("TMPDIR", "/tmp"), home, "/dev/shm")):
         try:
             folder = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
         except OSError:

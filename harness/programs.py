@@ -7,12 +7,14 @@ run because of an empty entry in a list of folders, which nobody means, and whic
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +59,19 @@ OBJECTS_BETWEEN_COLLECTIONS = 100_000
 fifth of that time."""
 
 
-class MissingProgramError(MeasurementError):
+NO_MORE = {
+    errno.EAGAIN: "this machine, or a limit (ulimit -u), allows no more processes",
+    errno.EMFILE: "this process may open no more files (ulimit -n)",
+    errno.ENFILE: "this machine may open no more files",
+}
+"""What the system has run out of where a process cannot be started: the same command may work later."""
+
+
+class NotStartedError(MeasurementError):
+    """A program could not be started. Whatever was asked of it is not to blame."""
+
+
+class MissingProgramError(NotStartedError):
     """A program is not installed."""
 
     @classmethod
@@ -109,28 +123,78 @@ def require(*programs: str) -> None:
             raise MissingProgramError.of(program)
 
 
+@contextmanager
+def starting(program: str) -> Iterator[None]:
+    """Within it a program is started, or a process that is called so.
+
+    Raises:
+        MissingProgramError: there is no such program.
+        NotStartedError: there can be no more processes, or open files.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise MissingProgramError.of(program) from None
+    except OSError as error:
+        if error.errno not in NO_MORE:
+            raise
+        raise NotStartedError(f"{program} cannot be started: {NO_MORE[error.errno]}") from None
+
+
 def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[Any]:
     """``subprocess.run`` in ``environment()``.
 
     Raises:
-        MissingProgramError: there is no such program.
+        NotStartedError: there is no such program, or it cannot be started.
     """
-    try:
+    with starting(command[0]):
         return subprocess.run(command, env=environment(), **options)
-    except FileNotFoundError:
-        raise MissingProgramError.of(command[0]) from None
 
 
 def start(command: list[str], more: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[Any]:
     """``subprocess.Popen`` in ``environment()`` with more variables.
 
     Raises:
-        MissingProgramError: there is no such program.
+        NotStartedError: there is no such program, or it cannot be started.
     """
-    try:
+    with starting(command[0]):
         return subprocess.Popen(command, env={**environment(), **(more or {})}, **options)
-    except FileNotFoundError:
-        raise MissingProgramError.of(command[0]) from None
+
+
+@contextmanager
+def signals_held_back() -> Iterator[None]:
+    """What is forked meanwhile hears none of those that end it, before it has called ``leave_signals_to_parent``."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def leave_signals_to_parent() -> None:
+    """Of a process that works for another: a terminal gives Ctrl-C to both, and the other one decides what comes of it.
+
+    Ended by SIGTERM, it ends at once and says nothing.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGHUP, signal.SIGTERM})
+
+
+@contextmanager
+def ending_children_if_it_fails() -> Iterator[None]:
+    """Processes of multiprocessing that were made within it: where not all could be, nobody gives the others work."""
+    import multiprocessing  # which most commands have no use for
+
+    before = {*multiprocessing.active_children()}
+    try:
+        yield
+    except BaseException:
+        for process in {*multiprocessing.active_children()} - before:
+            process.kill()
+            process.join()
+        raise
 
 
 def find_for_user(command: str, environment: Mapping[str, str]) -> str | None:

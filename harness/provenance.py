@@ -84,6 +84,16 @@ def namespace(kind: str) -> int:
     return place.stat().st_ino if place.exists() else 0
 
 
+def started_s(pid: int) -> float | None:
+    """When a process began, by a clock that nobody can set (proc_pid_stat(5)); None where it has ended."""
+    try:
+        told = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    state, *numbers = told.rpartition(")")[2].split()  # before it stands the program's name, which may hold anything
+    return None if state in "ZX" else int(numbers[18]) / os.sysconf("SC_CLK_TCK")
+
+
 class Described(NamedTuple):
     """What is known of the commit."""
 
@@ -105,7 +115,7 @@ def described(root: Path) -> Described:
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         done = programs.run(command, capture_output=True, text=True, errors="replace", timeout=10)
-    except (programs.MissingProgramError, OSError, subprocess.SubprocessError) as error:
+    except (programs.NotStartedError, OSError, subprocess.SubprocessError) as error:
         problem = str(error)
     else:
         if done.returncode == 0 and (found := done.stdout.strip()):
@@ -216,5 +226,5 @@ def _output(*command: str) -> str:
     """What a command prints, or nothing where it is missing or fails."""
     try:
         return str(programs.run([*command], capture_output=True, text=True, timeout=10, check=True).stdout.strip())
-    except (programs.MissingProgramError, OSError, subprocess.SubprocessError):
+    except (programs.NotStartedError, OSError, subprocess.SubprocessError):
         return ""

@@ -77,7 +77,7 @@ def format_size(size_bytes: float) -> str:
 
 def format_time(time_s: float) -> str:
     """``0.0123`` -> ``"12.3 ms"``; from two minutes on ``"2 min 5 s"``."""
-    if time_s >= 120:
+    if 120 <= time_s < math.inf:
         minutes, seconds = divmod(round(time_s), 60)
         hours, minutes = divmod(minutes, 60)
         return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from harness.analysis.cases import CaseResult
-from harness.analysis.estimates import Estimate, mean
+from harness.analysis.estimates import Estimate, mean, quotient
 from harness.analysis.methods import MethodResult
 from harness.analysis.pairs import paired_ratios
 from harness.analysis.reference import Measured, require_comparable
@@ -167,9 +167,9 @@ def _result(case: CaseResult, label: str) -> MethodResult | None:
 
 
 def _column(trials: pd.DataFrame, label: str, column: str) -> np.ndarray[Any, Any]:
-    """A column of the method's finished trials, where it is known."""
-    done = trials[(trials["label"] == label) & (trials["status"] == DONE)]
-    return done[column].dropna().to_numpy(dtype=float)
+    """A column of the method's finished trials, where it is known and above 0."""
+    figures = trials[column][(trials["label"] == label) & (trials["status"] == DONE)].to_numpy(dtype=float)
+    return figures[figures > 0]
 
 
 def _accuracy_change(old: pd.DataFrame, new: pd.DataFrame, label: str) -> Estimate | None:
@@ -185,7 +185,7 @@ def _accuracy_change(old: pd.DataFrame, new: pd.DataFrame, label: str) -> Estima
 def _bytes_ratio(before: MethodResult | None, after: MethodResult | None) -> float | None:
     if before is None or after is None:
         return None
-    ratio = after.mean("wire_bytes_per_step") / before.mean("wire_bytes_per_step")
+    ratio = quotient(after.mean("wire_bytes_per_step"), before.mean("wire_bytes_per_step"))
     return ratio if math.isfinite(ratio) else None
 
 

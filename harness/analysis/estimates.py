@@ -6,7 +6,6 @@ Intervals were chosen by simulation, which is kept as a test.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,8 +15,8 @@ from scipy.special import stdtrit  # the quantile of Student's t, without the sl
 
 CONFIDENCE = 0.95
 
-MOST_LOG = math.log(sys.float_info.max)
-"""Ends of intervals of logarithms that lie beyond are as good as infinite."""
+LARGEST_LOG = 700.0
+"""Logarithms whose numbers a float can still hold, and their reciprocals."""
 
 
 class Estimate(NamedTuple):
@@ -30,8 +29,8 @@ class Estimate(NamedTuple):
 
     def exp(self) -> Estimate:
         """The geometric mean and its interval, where this is the mean of logarithms."""
-        low, high = (None if end is None else math.exp(min(end, MOST_LOG)) for end in (self.low, self.high))
-        return Estimate(math.exp(self.value), low, high, self.n)
+        low, high = (None if end is None else _exp(end) for end in (self.low, self.high))
+        return Estimate(_exp(self.value), low, high, self.n)
 
     def surely_exceeds_one(self, candidates: int = 1) -> bool:
         """Whether a geometric mean is above 1 beyond doubt, even if it was chosen as the best of so many.
@@ -51,6 +50,15 @@ class Spread(NamedTuple):
     mean: float
     low: float
     high: float
+
+
+def _exp(log: float) -> float:
+    return math.exp(max(-LARGEST_LOG, min(log, LARGEST_LOG)))
+
+
+def quotient(one: float, other: float) -> float:
+    """One over the other; NaN over 0."""
+    return float(one) / float(other) if other else math.nan
 
 
 def geometric_mean(values: Sequence[float] | np.ndarray[Any, Any]) -> Estimate:

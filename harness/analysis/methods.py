@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from harness.analysis.byte_model import StepModel, step_models
-from harness.analysis.estimates import Estimate, Spread, geometric_mean, spread
+from harness.analysis.estimates import Estimate, Spread, geometric_mean, quotient, spread
 from harness.analysis.gains import Gain, gain
 from harness.analysis.quality import Quality, confidence_of_a_look, quality
 from harness.analysis.targets import TimeToTarget
@@ -72,12 +72,22 @@ class MethodResult:
     @property
     def bytes_over_formula(self) -> float:
         """Payload that the kernel counted over what the method's formula says."""
-        return self.mean("wire_bytes_per_step") / self.mean("formula_bytes_per_step")
+        return quotient(self.mean("wire_bytes_per_step"), self.mean("formula_bytes_per_step"))
 
     @property
     def step_over_predicted(self) -> float:
         """The measured step over the predicted one; NaN where none was predicted."""
-        return self.mean("step_time_median_s") / self.mean("predicted_step_s")
+        return quotient(self.mean("step_time_median_s"), self.mean("predicted_step_s"))
+
+    @property
+    def step_over_least(self) -> float:
+        """The measured step over ``at_least_s``."""
+        return quotient(self.mean("step_time_median_s"), self.at_least_s)
+
+    @property
+    def step_over_serial(self) -> float:
+        """The measured step over ``serial_s``."""
+        return quotient(self.mean("step_time_median_s"), self.serial_s)
 
     @property
     def at_least_s(self) -> float:
@@ -115,7 +125,7 @@ def method_result(
     done, learnt = own[own["status"] == DONE], own["status"].isin(LEARNT)
     known = done["samples_per_s"].dropna()
     of_baseline = (frame["label"] == baseline) & (frame["status"] == DONE)
-    saving = frame["wire_bytes_per_step"][of_baseline].mean() / done["wire_bytes_per_step"].mean()
+    saving = quotient(frame["wire_bytes_per_step"][of_baseline].mean(), done["wire_bytes_per_step"].mean())
     target = target_of(frame.iloc[0])
     metric: Metric = target.metric if target else "accuracy"
     over = {each: gain(frame, label, each, times) for each in scenario.baselines}
@@ -134,5 +144,5 @@ def method_result(
         final_accuracy=spread(own["final_accuracy"][learnt]),
         quality=quality(alike, label, baseline, metric, scenario.tolerance, confidence),
         time_to_target=times[label],
-        saving=float(saving) if np.isfinite(saving) else None,
+        saving=saving if np.isfinite(saving) else None,
     )

@@ -15,7 +15,7 @@ from harness.cli.console import accept_any_text
 from harness.errors import EXIT_INTERRUPTED, MeasurementError, PacbenchError, UsageError
 from harness.files import NO_ROOM, NoRoomError
 from harness.plain import visible
-from harness.programs import OBJECTS_BETWEEN_COLLECTIONS
+from harness.programs import NO_MORE, OBJECTS_BETWEEN_COLLECTIONS
 
 MOST_TOLD = 4000
 """Signs of an error that are told. Much longer are only those that repeat a name or an argument without end."""
@@ -56,6 +56,9 @@ def _told(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         _close(sys.stdout)
         return f"{error.filename or 'what is printed'}: cannot be written: {error.strerror}", NoRoomError.exit_code
+    if isinstance(error, OSError) and error.errno in NO_MORE:
+        what = error.filename or "a file or process"
+        return f"{what}: cannot be had now: {error.strerror}; what had finished is kept", MeasurementError.exit_code
     if _lacks_memory(error):
         return "there is no memory left for it; what had finished is kept", MeasurementError.exit_code
     return None

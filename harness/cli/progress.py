@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from harness import provenance
 from harness.cli.console import say, tell
+from harness.cli.reporting import tell_of_lost_files
 from harness.cluster.protocol import Cluster
 from harness.plain import visible
 from harness.plan.estimate import time_s, total_as_text
@@ -54,6 +55,7 @@ class ProgressBar(Watcher):
             again = f"; {unfinished} that did not finish run again" if unfinished > 0 else ""
             say(f"resuming {outlook.folder}: {outlook.done} of {len(outlook.plan.trials)} trials are done{again}")
         tell_of_unknown_commit()
+        tell_of_lost_files(outlook.folder)
         about = total_as_text(outlook.pending, self._machine)
         name, count = outlook.plan.scenario.name, len(outlook.pending)
         say(f"{name}: {count} trials, {about}, {self._where}, into {outlook.folder}")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.cli.console import print_table, say
+from harness.cli.console import print_table, say, tell
 
 if TYPE_CHECKING:
     from harness.record.store import Store
@@ -19,6 +20,15 @@ def write_report(store: Store) -> None:
     written = page.show(found, store.folder)
     show_summary(found.summary)
     say(f"report: {written}")
+
+
+def tell_of_lost_files(*runs: Path) -> None:
+    """Say what is missing in the folders of runs, where all the rest could be read. Other files lack nothing."""
+    from harness.record.store import Store
+
+    for folder in dict.fromkeys(runs):
+        for line in Store(folder).lost() if Store.is_run(folder) else ():
+            tell(line)
 
 
 def show_summary(summary: Summary) -> None:

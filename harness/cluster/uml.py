@@ -7,9 +7,11 @@ figures are compared among themselves, never with those of another kind of clust
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -20,10 +22,13 @@ from harness import programs
 from harness.cluster.connection import AgentConnection
 from harness.cluster.netns import ONE_THREAD, UNIVERSE_MODULE, NetnsCluster, universe_command
 from harness.cluster.protocol import Check
-from harness.errors import MeasurementError
+from harness.errors import MeasurementError, UsageError
+from harness.files import LOCK, NoRoomError, is_file, locked, names_in
 from harness.plan.machine import Machine
 
 KERNEL = "linux.uml"
+PREFIX = "pacbench-uml-"
+"""Of the name of a kernel's folder, which the harness that made it keeps locked."""
 INSTALL = "apt-get install user-mode-linux busybox-static"
 GUEST = Path(__file__).with_name("guest.py")
 WHOLE_REGISTERS = Path(__file__).with_name("whole_registers.c")
@@ -62,8 +67,9 @@ class UmlCluster(NetnsCluster):
     probe_timeout_s = 240.0
 
     def __enter__(self) -> Self:
-        self._folder = tempfile.TemporaryDirectory(prefix="pacbench-uml-")
-        folder = Path(self._folder.name)
+        self._held = ExitStack()
+        folder = Path(self._held.enter_context(tempfile.TemporaryDirectory(prefix=PREFIX)))
+        self._held.enter_context(locked(folder))
         settings = {
             "environment": _environment(folder),
             "folder": str(Path.cwd()),
@@ -79,7 +85,18 @@ class UmlCluster(NetnsCluster):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         super().__exit__(kind, error, trace)
-        self._folder.cleanup()
+        self._held.close()
+
+
+def left() -> Iterator[Path]:
+    """Folders of kernels whose harness was killed, among those of this user's. Each is locked while one looks at it."""
+    place = Path(tempfile.gettempdir())
+    for folder in (place / name for name in names_in(place) if name.startswith(PREFIX)):
+        # Without a lock it is an older version's, or was made just now.
+        if is_file(folder / LOCK) and folder.lstat().st_uid == os.getuid():
+            with suppress(UsageError, NoRoomError), locked(folder) as lacks:
+                if lacks is None:
+                    yield folder
 
 
 def command(folder: Path) -> list[str]:

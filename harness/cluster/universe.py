@@ -25,7 +25,7 @@ from harness.network.player import PLAYER
 from harness.network.qdisc import check_read_back
 from harness.network.topology import Topology
 from harness.network.wires import Command
-from harness.programs import MissingProgramError
+from harness.programs import NotStartedError
 from harness.scenario.links import PROPERTIES, Pipe
 from harness.units import format_time
 
@@ -100,7 +100,7 @@ def _try_queue(pipe: Pipe, topology: Topology) -> None:
     asked = pipe.slowed(1 / topology.dilation, 1 / topology.shrink)  # by the user, who is told of it
     try:
         run_lines("tc", TRIAL, [f"qdisc replace dev try0 root {topology.qdisc(pipe)}"])
-    except MissingProgramError:
+    except NotStartedError:
         raise  # it is no fault of what was asked
     except MeasurementError as error:
         field, found = next(_asked_of(asked))

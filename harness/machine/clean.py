@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
+from harness.cluster import uml
 from harness.cluster.docker import engine
 from harness.cluster.hosts import shaper
 from harness.cluster.netns import UNIVERSE_MODULE
@@ -28,15 +30,21 @@ INIT = 1
 
 
 def clean_up(results: Path) -> list[str]:
-    """Remove what is left of a harness that is gone: universes, containers, half-written files, shaped interfaces.
+    """Remove what is left of a harness that is gone: universes, containers, files, shaped interfaces.
 
-    Only processes of this user, objects of the engine, queues of interfaces and files under ``results`` that carry
-    pacbench's own marks are touched.
+    Only processes and temporary folders of this user, objects of the engine, queues of interfaces and files under
+    ``results`` that carry pacbench's own marks are touched.
 
     Returns:
         One line for each thing that was removed.
     """
-    return [*_end_orphans(), *_remove_containers(), *_put_interfaces_back(), *_delete_half_written(results)]
+    return [
+        *_end_orphans(),
+        *_remove_containers(),
+        *_put_interfaces_back(),
+        *_delete_folders_of_kernels(),
+        *_delete_half_written(results),
+    ]
 
 
 def _end_orphans() -> list[str]:
@@ -86,6 +94,14 @@ def _put_interfaces_back() -> list[str]:
             with suppress(OSError), shaper.hold(name):  # who holds it is still there, and puts it back
                 shaper.put_back(name)
                 removed.append(f"put interface {name} back")
+    return removed
+
+
+def _delete_folders_of_kernels() -> list[str]:
+    removed = []
+    for folder in uml.left():
+        shutil.rmtree(folder, ignore_errors=True)
+        removed.append(f"deleted {folder}")
     return removed
 
 

@@ -25,8 +25,8 @@ from uuid import uuid4
 from pydantic import TypeAdapter
 
 from harness.errors import MeasurementError, UsageError
-from harness.files import link, make_folder, names_in, write_whole, writing
-from harness.provenance import boot, code_digest, machine, namespace
+from harness.files import link, make_folder, names_in, read_stored, write_whole, writing
+from harness.provenance import boot, code_digest, machine, namespace, started_s
 
 LEASE_S, RENEWED_AFTER_S = 120.0, 15.0
 """How old a claim may be, and after how long its holder touches it."""
@@ -68,7 +68,7 @@ class Holder:
             boot=f"{boot()}/{namespace('time')}" if boot() else "",
             pids=namespace("pid"),
             pid=os.getpid(),
-            started_s=_started_s(os.getpid()) or 0.0,
+            started_s=started_s(os.getpid()) or 0.0,
             code=code_digest(),
         )
 
@@ -76,17 +76,7 @@ class Holder:
         """Whether the process that asks can see that this one has ended."""
         if not self.boot or (self.boot, self.pids) != (seen_by.boot, seen_by.pids):
             return False
-        return _started_s(self.pid) != self.started_s
-
-
-def _started_s(pid: int) -> float | None:
-    """When a process began, by a clock that nobody can set (proc_pid_stat(5)); None where it has ended."""
-    try:
-        told = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except OSError:
-        return None
-    state, *numbers = told.rpartition(")")[2].split()  # before it stands the program's name, which may hold anything
-    return None if state in "ZX" else int(numbers[18]) / os.sysconf("SC_CLK_TCK")
+        return started_s(self.pid) != self.started_s
 
 
 HOLDER = TypeAdapter(Holder)
@@ -238,7 +228,7 @@ def _read(part: str, number: int, path: Path, now_s: float) -> Claim:
     UsageError: it is damaged.
     """
     try:
-        holder = HOLDER.validate_json(path.read_bytes())
+        holder = HOLDER.validate_json(read_stored(path))
         age_s = now_s - path.stat().st_mtime
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: damaged ({type(error).__name__}); move it away") from None

@@ -22,6 +22,10 @@ FILE = "pilot.json"
 
 Sureness = Literal["sure", "likely", "unsure"]
 
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Pace = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+"""Seconds of a step. A file of JSON may say 1e999, which no time is."""
+
 
 class Fit(Section):
     """What a method makes of the job's own gradients; see ``attach.findings.Looked``."""
@@ -48,7 +52,7 @@ class Job(Section):
     """At which DDP closes a bucket."""
     first_bucket_bytes: int | None = None
     """At which it closes the first one; None: as the others."""
-    compute_s: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(min_length=1)
+    compute_s: tuple[Pace, ...] = Field(min_length=1)
     """What each timed step computed: forward and backward passes and the optimizer."""
     non_zero: float
     """Share of a gradient's entries that are not zero."""
@@ -56,7 +60,7 @@ class Job(Section):
     """The least share of the entries that holds 90 % of the squared norm."""
     holding_99: float
     fits: tuple[Fit, ...]
-    overhead_s: float
+    overhead_s: Finite
     """What a command takes beside its steps: starting Python, and looking."""
 
     def fit(self, label: str) -> Fit:
@@ -83,9 +87,9 @@ class Training(Section):
     method: MethodSpec
     seed: int
     steps: int
-    pace_s: float
+    pace_s: Pace
     """From the end of a step to the end of the next, the mean of the steady steps."""
-    lead_s: float = 0.0
+    lead_s: Finite = 0.0
     """What the method's warm-up took longer than as many steady steps."""
     exposed_s: float | None
     """Communication, and decoding, that hid behind nothing, in a step. None: it comes at the step's end, where nobody
@@ -139,8 +143,8 @@ class Outcome(Section):
     method: MethodSpec
     seeds: int
     """With which dense has learnt, too; those that learnt the same count as one."""
-    pace_s: float
-    predicted_pace_s: float
+    pace_s: Pace
+    predicted_pace_s: Pace
     exposed_share: float | None
     """Of a step; None: see ``Training.exposed_s``."""
     end_loss: float | None

@@ -29,7 +29,14 @@ new column is no such change."""
 
 T = TypeVar("T")
 
-Int32 = Annotated[int, pa.int32()]
+Int32 = Annotated[int, pa.int32(), Field(ge=-(2**31), lt=2**31)]
+Int64 = Annotated[int, pa.int64(), Field(ge=-(2**63), lt=2**63)]
+
+Finite = Annotated[float, pa.float64(), Field(allow_inf_nan=False)]
+"""What may be negative: differences, and what something was taken off. A plain ``float`` may be anything."""
+NotNegative = Annotated[float, pa.float64(), Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, pa.float64(), Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, pa.float64(), Field(ge=0, le=1, allow_inf_nan=False)]
 
 ARROW_TYPES: dict[type, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64()}
 
@@ -70,13 +77,13 @@ class TrialRow:
     """Profile whose times a real training kept; null: it took the time of this machine."""
     replay_source: str | None = None
     """Whether the profile that was replayed or kept was measured or modelled."""
-    dilation: float | None = None
+    dilation: Positive | None = None
     """How many times slower everything ran than is told here, as the case asks; null: the run found it."""
-    trial_dilation: float | None = None
+    trial_dilation: Positive | None = None
     """How many times slower it really ran, in the steady state."""
     shrink: Int32 | None = None
     """How many times smaller than they are told a replay's tensors, buckets and links' rates were; null: it trained."""
-    added_s_per_step: float | None = None
+    added_s_per_step: Finite | None = None
     """What this machine adds to a step, found by running slower, and taken off all times; null: not looked for."""
     workers: Int32
     """World size."""
@@ -84,17 +91,17 @@ class TrialRow:
     """Samples per worker and step."""
     training: str | None = None
     """What else was asked of the training, in words: optimizer, schedule, accumulation, autocast; null: plain SGD."""
-    lr: float | None = None
+    lr: NotNegative | None = None
     """Learning rate, which a schedule may lower."""
-    rate_bps: float | None
+    rate_bps: Positive | None
     """Rate of the links that was asked for; null: unshaped."""
-    delay_s: float
+    delay_s: NotNegative
     """Delay of a link in one direction that was asked for."""
-    loss: float
+    loss: Fraction
     """Share of packets that links were asked to lose."""
     network: str = ""
     """What else was asked of links and topology, in words."""
-    seed: int
+    seed: Int64
     """Seed of weights and sample order."""
     round: Int32
     """Round of the run, from 0. Ratios are paired within a round."""
@@ -114,51 +121,51 @@ class TrialRow:
     """Steps after the declared warm-up, or a resumption, that had not settled. They are left out of all times."""
     steady_steps: Int32 | None = None
     """Steps that were timed."""
-    samples_per_s: float | None = None
+    samples_per_s: Positive | None = None
     """Training throughput of all workers in the steady state; null: too few steps or too short a time."""
-    step_time_median_s: float | None = None
+    step_time_median_s: Positive | None = None
     """Median time of a steady step on rank 0."""
-    compute_s_per_step: float | None = None
+    compute_s_per_step: Finite | None = None
     """Mean time of computation in a steady step, over ranks."""
-    codec_s_per_step: float | None = None
+    codec_s_per_step: Finite | None = None
     """Mean time of encoding and decoding together."""
-    encode_s_per_step: float | None = None
+    encode_s_per_step: Finite | None = None
     """Mean time of encoding."""
-    decode_s_per_step: float | None = None
+    decode_s_per_step: Finite | None = None
     """Mean time of decoding."""
-    comm_s_per_step: float | None = None
+    comm_s_per_step: Finite | None = None
     """Mean time of communication that nothing hides."""
-    overrun_s_per_step: float | None = None
+    overrun_s_per_step: Finite | None = None
     """What this machine's slowness adds to a replayed step at most."""
-    processor_s_per_step: float | None = None
+    processor_s_per_step: Finite | None = None
     """Part of a step that takes as long as this machine's processor does."""
     far_out_steps: Int32 | None = None
     """Steps that took far longer than their like; null: the links are uneven themselves."""
-    disturbed_share: float | None = None
+    disturbed_share: NotNegative | None = None
     """Share of the training time that those steps took beyond the usual."""
-    stolen_s: float | None = None
+    stolen_s: Finite | None = None
     """Time in the trial that other machines on the same host took from this one's CPUs, all together."""
-    throttled_s: float | None = None
+    throttled_s: Finite | None = None
     """Time in the trial that the harness's cgroup and its parents were throttled, over all CPUs."""
-    usable_cpus: float | None = None
+    usable_cpus: Positive | None = None
     """CPUs that the harness might use, by affinity and by quotas of cgroups."""
-    yardstick_s: float | None = None
+    yardstick_s: Positive | None = None
     """Processor time of a fixed piece of work, mean of the trial's beginning and end."""
-    wire_bytes_per_step: float | None = None
+    wire_bytes_per_step: Finite | None = None
     """Payload that a worker sent in a steady step, read from the kernel."""
-    header_bytes_per_step: float | None = None
+    header_bytes_per_step: Finite | None = None
     """Packet headers that a worker sent in a steady step."""
-    formula_bytes_per_step: float | None = None
+    formula_bytes_per_step: NotNegative | None = None
     """Payload in a steady step by the method's formula."""
-    lower_bound_s_per_step: float | None = None
+    lower_bound_s_per_step: Positive | None = None
     """Least time that those bytes need on the links; null: unshaped."""
-    predicted_step_s: float | None = None
+    predicted_step_s: Positive | None = None
     """What a steady step was expected to take; null: there is no profile."""
-    before_steady_s: float | None = None
+    before_steady_s: NotNegative | None = None
     """Training time before the first timed step."""
-    steady_s: float | None = None
+    steady_s: NotNegative | None = None
     """Training time of all timed steps."""
-    final_accuracy: float | None = None
+    final_accuracy: Fraction | None = None
     """Share of the test set that the last evaluation found right."""
     final_loss: float | None = None
     """Mean cross entropy on the test set in the last evaluation, in nats."""
@@ -166,39 +173,39 @@ class TrialRow:
     """Perplexity in the last evaluation; null: no language."""
     target: str | None = None
     """Target of the scenario, such as ``accuracy 0.95``; null: none."""
-    steps_to_target: float | None = None
+    steps_to_target: NotNegative | None = None
     """Steps until the target was first reached, by a line between two evaluations; null: not reached."""
-    time_to_target_s: float | None = None
+    time_to_target_s: NotNegative | None = None
     """Training time until then, evaluations excluded; null: not reached."""
-    train_time_s: float | None = None
+    train_time_s: NotNegative | None = None
     """Training time of all steps, evaluations excluded."""
-    evaluation_time_s: float | None = None
+    evaluation_time_s: NotNegative | None = None
     """Time of all evaluations, and of checkpoints."""
-    wall_time_s: float | None = None
+    wall_time_s: NotNegative | None = None
     """Time of the whole trial as the harness saw it, verification included."""
-    peak_memory_bytes: float | None = None
+    peak_memory_bytes: NotNegative | None = None
     """Most memory that any worker ever had resident, shared pages included."""
-    own_memory_bytes: float | None = None
+    own_memory_bytes: NotNegative | None = None
     """Most memory of any worker at the end, shared pages divided among those that share them."""
-    held_memory_bytes: float | None = None
+    held_memory_bytes: NotNegative | None = None
     """Most memory that the method held between steps on any worker: residuals, masks."""
-    measured_rate_bps: float | None = None
+    measured_rate_bps: NotNegative | None = None
     """Rate of the slowest direction of any link, measured before the trial."""
-    measured_rtt_s: float | None = None
+    measured_rtt_s: NotNegative | None = None
     """Median round trip between neighbours, measured before the trial."""
     links: str | None = None
     """Every link and direction, asked and measured, as JSON."""
     verified_before: str | None = None
     """All that was measured of the network before the trial, as JSON."""
-    retransmits: float | None = None
+    retransmits: NotNegative | None = None
     """TCP segments that all workers sent again."""
-    transport_rtt_s: float | None = None
+    transport_rtt_s: NotNegative | None = None
     """TCP's smoothed round trip at the end, queues included; median over workers."""
-    cwnd_packets: float | None = None
+    cwnd_packets: NotNegative | None = None
     """TCP's congestion window at the end; median over workers."""
-    queue_drops: float | None = None
+    queue_drops: NotNegative | None = None
     """Packets that all links dropped: for want of room, or because they were asked to."""
-    queue_backlog_bytes: float | None = None
+    queue_backlog_bytes: NotNegative | None = None
     """Most that was seen to wait in any link's queue."""
     fullest_queue: str | None = None
     """Link and direction of that queue."""
@@ -218,11 +225,11 @@ class TrialRow:
     """Digest of the workers' image; null: they ran in the harness's own environment."""
     cpuset: str | None = None
     """CPUs of each worker; null: any."""
-    memory_limit_bytes: float | None = None
+    memory_limit_bytes: Positive | None = None
     """Memory limit of each worker; null: none."""
     device: str | None = None
     """Where workers computed: cpu or cuda."""
-    peak_gpu_memory_bytes: float | None = None
+    peak_gpu_memory_bytes: NotNegative | None = None
     """Most memory that tensors had on a worker's GPU; null: on a CPU."""
     log_tail: str | None = None
     """Last lines that workers printed."""

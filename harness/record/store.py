@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ from harness.errors import MeasurementError, UsageError
 from harness.files import (
     LOCK,
     NoRoomError,
+    UnreadableError,
     UnwritableError,
     as_name,
     is_file,
@@ -44,6 +46,7 @@ from harness.files import (
     locked,
     make_folder,
     names_in,
+    read_stored,
     write_new,
     write_whole,
 )
@@ -55,6 +58,7 @@ from harness.record.tables import (
     Rows,
     digest,
     events_file,
+    has_digest,
     json_digest,
     read_events,
     row_file,
@@ -72,6 +76,12 @@ DIGEST = "digest"
 """Key of an entry of provenance: by it one knows whether the rest is what was written."""
 
 TRIALS, EVENTS = "trials.parquet", "events.parquet"
+
+PROVENANCE = re.compile(r"provenance(-.*)?\.json")
+"""Names of files that tell what started a run, by whom it was started."""
+
+OWN_NAME = re.compile(r"(?P<scenario>.+)-\d{8}-\d{6}")
+"""The name of a run's folder that was not chosen by a user, see ``new_folder``."""
 
 LOST = "no other disk has room for this trial, which is lost; what was stored before is whole"
 
@@ -108,6 +118,7 @@ class Store:
             NoRoomError: the disk is full.
         """
         store = cls(folder)
+        store.check_has_its_scenario()
         try:
             for part in (store._trials, store._events, store._verified):
                 make_folder(part)
@@ -147,6 +158,30 @@ class Store:
         return is_file(cls(folder)._scenario)
 
     @property
+    def has_lost_its_scenario(self) -> bool:
+        """Whether trials lie in the folder, and nothing says what they are of."""
+        return not is_file(self._scenario) and is_folder(self._trials) and bool(row_files(self._trials))
+
+    def check_has_its_scenario(self) -> None:
+        """Refuse to begin a run in a folder where its trials would be mixed with others.
+
+        Raises:
+            UsageError: trials of a scenario that is lost are there, or the folder cannot be read.
+        """
+        if self.has_lost_its_scenario:
+            allowed = "an empty folder, or a run; it holds trials, and scenario.json is missing"
+            raise UsageError.at("command line", "--out", str(self.folder), allowed)
+
+    def lost(self) -> list[str]:
+        """A line for each file that is missing without which all the rest can be read."""
+        rows, lines = row_files(self._trials), []
+        if rows and not self._provenance_files():
+            lines.append(f"{self._provenance}: missing: nothing says which code and machine the trials are of")
+        if not is_file(self._version) and has_digest(rows):  # runs from before there was one have no digests either
+            lines.append(f"{self._version}: missing: nothing says whether scenario.json is what the run began with")
+        return lines
+
+    @property
     def _trials(self) -> Path:
         return self.folder / TRIALS
 
@@ -183,7 +218,7 @@ class Store:
     def _said_of_the_store(self) -> dict[str, Any]:
         """What stands beside the scenario; nothing in runs from before there was a version."""
         try:
-            found = json.loads(self._version.read_bytes())
+            found = json.loads(read_stored(self._version))
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, RecursionError) as error:
@@ -232,10 +267,10 @@ class Store:
 
         Raises:
             DamagedRunError: its file is.
-            UsageError: it was written by another version of pacbench.
+            UsageError: it was written by another version of pacbench, or cannot be read now.
         """
         try:
-            content = self._scenario.read_bytes()
+            content = read_stored(self._scenario)
         except OSError as error:
             raise UsageError(f"{self._scenario}: cannot be read: {error.strerror}") from None
         if self._said_of_the_store().get("scenario", digest(content)) != digest(content):
@@ -367,14 +402,17 @@ class Store:
 
     def provenance(self) -> list[dict[str, Any]]:
         """What started and resumed this run, oldest first."""
-        files = [self._provenance, *sorted(self.folder.glob("provenance-*.json"))]
-        entries = [entry for file in files for entry in _provenance_of(file)]
+        entries = [entry for file in self._provenance_files() for entry in _provenance_of(file)]
         return sorted(entries, key=lambda entry: str(entry.get("started", "")))
+
+    def _provenance_files(self) -> list[Path]:
+        names = (name for name in names_in(self.folder) if PROVENANCE.fullmatch(name))
+        return [self.folder / name for name in names]
 
 
 def _provenance_of(path: Path) -> list[dict[str, Any]]:
     try:
-        entries: list[dict[str, Any]] = json.loads(path.read_bytes())
+        entries: list[dict[str, Any]] = json.loads(read_stored(path))
         provenance.check(entries)
         for each in entries:
             expected = each.pop(DIGEST, None)
@@ -407,21 +445,33 @@ def runs_named(results: Path, name: str) -> Iterator[tuple[Store, Scenario]]:
     Those that another version of pacbench wrote are passed over where this one cannot read them.
 
     Raises:
-        DamagedRunError: one is.
-        UsageError: the folder cannot be read.
+        DamagedRunError: one is, or has lost its scenario.
+        UnreadableError: a folder or file cannot be read now.
     """
     for found_name in reversed(names_in(results)):
-        if not found_name.startswith(f"{name}-"):
+        if not found_name.startswith(f"{name}-") or not is_folder(results / found_name):
             continue
         try:
-            store = Store.open(results / found_name)
+            store = Store(results / found_name)
+            if store.has_lost_its_scenario:
+                raise DamagedRunError(f"{store.folder}: it holds trials, and scenario.json is missing")
+            store = Store.open(store.folder)
             found = store.scenario()
-        except DamagedRunError as error:
-            raise DamagedRunError(f"{error}; move it away to go on") from None
+        except (DamagedRunError, UnreadableError) as error:
+            if _is_of_another(found_name, name):
+                continue
+            remedy = "; move it away to go on" if isinstance(error, DamagedRunError) else ""
+            raise type(error)(f"{error}{remedy}") from None
         except UsageError:
             continue
         if found.name == name:
             yield store, found
+
+
+def _is_of_another(folder_name: str, name: str) -> bool:
+    """Whether a folder has the name of a run of another scenario, whose own name begins like this one."""
+    own = OWN_NAME.fullmatch(folder_name)
+    return own is not None and own["scenario"] != name
 
 
 def new_folder(results: Path, scenario: Scenario) -> Path:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from harness.errors import UsageError, in_one_line
-from harness.files import names_in
+from harness.files import names_in, read_stored
 from harness.record.row import EVENT_SCHEMA, Event, TrialRow, VerificationRow, check_form
 
 ROW_DIGEST, EVENTS_DIGEST = b"pacbench_row", b"pacbench_events"
@@ -83,7 +83,7 @@ class Rows:
         """All rows, or one trial's.
 
         Raises:
-            UsageError: some are damaged; the first is named, and how many there are.
+            UsageError: some are damaged; the first is named, and how many there are. Or one cannot be read now.
         """
         if trial_id is not None:
             return _as_frame(self._table_of(row_files(self._folder, trial_id)))
@@ -135,6 +135,19 @@ def row_files(folder: Path, trial_id: str | None = None) -> list[Path]:
     return [folder / name for name in names]
 
 
+def has_digest(rows: Sequence[Path]) -> bool:
+    """Whether the first of a run's rows, which code of one version has written, says whether it is what was written."""
+    try:
+        return bool(rows) and ROW_DIGEST in (_schema_of(rows[0]).metadata or {})
+    except DamagedError:
+        return False
+
+
+def _schema_of(file: Path) -> pa.Schema:
+    content = _bytes_of(file)
+    return _guarded(lambda: pq.read_schema(pa.BufferReader(content)))
+
+
 def read_row(
     file: Path, kind: type[TrialRow] | type[VerificationRow], schema: pa.Schema, older: Iterable[str] = ()
 ) -> pa.Table:
@@ -145,6 +158,7 @@ def read_row(
 
     Raises:
         DamagedError: it is not what was written.
+        UnreadableError: it cannot be read now.
     """
     table = _parsed(_bytes_of(file))
     if table.num_rows != 1:
@@ -165,10 +179,10 @@ def read_events(file: Path, row: Path) -> pa.Table:
 
     Raises:
         DamagedError: they are not what was written.
+        UnreadableError: a file cannot be read now.
     """
-    content, own = _bytes_of(file), _bytes_of(row)
-    schema = _guarded(lambda: pq.read_schema(pa.BufferReader(own)))
-    expected = (schema.metadata or {}).get(EVENTS_DIGEST)
+    content = _bytes_of(file)
+    expected = (_schema_of(row).metadata or {}).get(EVENTS_DIGEST)
     if expected is not None and expected.decode(errors="replace") != digest(content):
         raise DamagedError("its content is not what was written")
     return events_in(content, row.stem.rpartition("-")[0])
@@ -240,11 +254,11 @@ def _row_digest(table: pa.Table) -> str:
 
 def _bytes_of(file: Path) -> bytes:
     try:
-        return file.read_bytes()
+        return read_stored(file)
     except FileNotFoundError:
         raise DamagedError("it is missing") from None
-    except OSError as error:
-        raise DamagedError(error.strerror or str(error)) from None
+    except IsADirectoryError:
+        raise DamagedError("it is a folder") from None
 
 
 def _parsed(content: bytes) -> pa.Table:

@@ -265,7 +265,7 @@ def _notes_on_seeds(case: CaseResult) -> list[str]:
 
 def _deviation_between_rounds(of_methods: Sequence[pd.DataFrame], name: str) -> float | None:
     """The relative standard deviation of a column within a method, over all methods; None where none has two rounds."""
-    logs = [np.log(done[name].dropna().astype(float)) for done in of_methods]
+    logs = [np.log(done[name][done[name] > 0].astype(float)) for done in of_methods]
     variances = [float(each.var()) for each in logs if len(each) > 1]
     return math.sqrt(float(np.mean(variances))) if variances else None
 

@@ -22,7 +22,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from harness.cluster.protocol import Cluster
 from harness.errors import MeasurementError, UsageError
-from harness.files import NoRoomError, UnwritableError, write_whole
+from harness.files import NoRoomError, UnwritableError, read_stored, write_whole
 from harness.plan import estimate
 from harness.plan.dilation import AIM, CALM, LADDER, LITTLE, Dilation, look, probed_at, rung, tolerated
 from harness.plan.expected import state_of, wire_bytes
@@ -244,7 +244,7 @@ def _read(file: Path) -> tuple[dict[str, Found], dict[str, str]]:
         UsageError: the file is damaged.
     """
     try:
-        kept = json.loads(file.read_bytes())
+        kept = json.loads(read_stored(file))
         labels = {key: str(values.pop("label")) for key, values in kept.items()}
         found = TypeAdapter(dict[str, Found]).validate_python(kept)
     except FileNotFoundError:

@@ -14,7 +14,7 @@ import psutil
 
 from harness.analysis.stopping import undecided_accuracies
 from harness.cluster.protocol import Cluster, ClusterBrokenError
-from harness.errors import MeasurementError, PacbenchError, UsageError
+from harness.errors import MeasurementError, PacbenchError, UsageError, in_one_line
 from harness.files import as_name
 from harness.network.topology import Topology
 from harness.plan.code import files_of
@@ -378,6 +378,9 @@ class _Runner:
             outcome.fail("failed", str(error))
             if isinstance(error, (ClusterBrokenError, UsageError)):
                 raise
+        except Exception as error:
+            outcome.fail("failed", in_one_line(error))
+            raise
         finally:
             keeper.close()
             outcome.interference = before.until_now()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import statistics
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,12 @@ from harness.analysis.trials import CASE_COLUMNS
 from harness.plan.code import PluginCode
 from harness.plan.dilation import whole_periods
 from harness.plan.expected import state_of
-from harness.plan.status import ACCURACY, UNSETTLED_STEPS
+from harness.plan.status import ACCURACY, DONE, UNSETTLED_STEPS
 from harness.plan.trial import Trial
 from harness.plugins import short
 from harness.provenance import code_digest, commit, machine
 from harness.record.far_out import FIRST_S, far_out
-from harness.record.row import TrialRow
+from harness.record.row import TrialRow, check_value
 from harness.record.steady import is_long_enough, settling_steps
 from harness.record.store import WORKLOAD_COLUMNS
 from harness.run.outcome import Outcome
@@ -27,7 +27,11 @@ from harness.scenario.target import EVENT_KINDS, FINAL_COLUMNS, Evaluation, cros
 
 
 def row_of(trial: Trial, attempt: int, outcome: Outcome, wall_time_s: float) -> TrialRow:
-    """The row of an attempt; what is not known stays null."""
+    """The row of an attempt; what is not known stays null.
+
+    So does a figure that its column cannot hold, such as a throughput of 0: a trial whose workers' reports lead to one
+    has failed.
+    """
     known: dict[str, Any] = {
         "formula_bytes_per_step": trial.expected.wire_bytes_per_step,
         "lower_bound_s_per_step": trial.expected.lower_bound_s_per_step or None,
@@ -48,15 +52,29 @@ def row_of(trial: Trial, attempt: int, outcome: Outcome, wall_time_s: float) -> 
         known |= vars(outcome.interference)
     if len(outcome.results) == trial.case.cluster.workers:
         known |= _measured(trial, outcome)
+    impossible = _impossible(known)
+    if impossible and outcome.status == DONE:
+        outcome.fail("failed", f"what its workers reported cannot be: {next(iter(impossible.values()))}")
     return TrialRow(
         **_asked(trial),
-        **known,
+        **{column: value for column, value in known.items() if column not in impossible},
         attempt=attempt,
         status=outcome.status,
         reason=outcome.reason,
         wall_time_s=wall_time_s,
         log_tail="\n".join(outcome.log) or None,
     )
+
+
+def _impossible(known: Mapping[str, Any]) -> dict[str, str]:
+    """The columns that cannot hold these values, and why."""
+    found = {}
+    for column, value in known.items():
+        try:
+            check_value(column, value)
+        except ValueError as error:
+            found[column] = str(error)
+    return found
 
 
 def workload_of(trial: Trial) -> tuple[Any, ...]:

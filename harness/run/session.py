@@ -198,6 +198,7 @@ def check_start(plan: Plan, cluster: Cluster, folder: Path | None = None) -> Seq
         execute.check_same_code(plan, store, attempts)
         pending = plan.pending(attempts)
     elif folder is not None:
+        Store(folder).check_has_its_scenario()
         try:
             check_folder(folder)
         except UnwritableError as error:

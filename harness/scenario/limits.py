@@ -38,6 +38,8 @@ def _complaints(link: Link, fabric: Fabric, workers: int) -> Iterator[str]:
     if link.trace and link.trace.period_s and link.trace.period_s < LEAST_ROW_S * len(link.trace.rows):
         allowed = f"at least {LEAST_ROW_S:g} for each of its rows, {len(link.trace.rows)}"
         yield f"link.trace: period_s: found {link.trace.period_s:g}; allowed: {allowed}"
+    if link.trace and link.trace.period_s and link.trace.period_s > MOST_TRACE_S:
+        yield f"link.trace: period_s: found {link.trace.period_s:g}; allowed: up to {MOST_TRACE_S:g}, a day"
     for number, at in enumerate(link.trace.rows if link.trace else (), start=1):
         for field, why in _beyond_in_trace(at):
             yield f"link.trace: row {number}: {field}: {why}"

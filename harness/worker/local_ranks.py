@@ -35,15 +35,19 @@ def in_processes(job: Callable[..., T], workers: int, *arguments: Any) -> list[T
         meeting = str(Path(folder) / "store")
         # The server of forks is started by `python -c`, which looks for everything in the current folder first. Its
         # forks go back to where this process is.
-        with _working_in(Path(folder)), _without_other_variables():
+        # They hear Ctrl-C on a terminal, too: it is for this process to end them then.
+        with _working_in(Path(folder)), _without_other_variables(), programs.signals_held_back():
             forkserver.ensure_running()
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            jobs = [pool.submit(_on_rank, rank, workers, meeting, job, arguments) for rank in range(workers)]
-            try:
+        try:
+            with (
+                ProcessPoolExecutor(workers, context, programs.leave_signals_to_parent) as pool,
+                programs.ending_children_if_it_fails(),
+            ):
+                jobs = [pool.submit(_on_rank, rank, workers, meeting, job, arguments) for rank in range(workers)]
                 return [each.result() for each in jobs]
-            except Exception as error:
-                reason = in_one_line(error)
-                raise MeasurementError(f"the profile cannot be made: {reason}") from None
+        except Exception as error:
+            reason = in_one_line(error)
+            raise MeasurementError(f"the profile cannot be made: {reason}") from None
 
 
 def in_new_processes(job: Callable[..., list[T]], workers: int, repeats: int, *arguments: Any) -> list[list[T]]:

@@ -229,8 +229,8 @@ def _read_image(path: str, side: int) -> np.ndarray:
         with Image.open(path) as image:
             fitted = ImageOps.fit(image.convert("RGB"), (side, side), Image.Resampling.BILINEAR)
             return np.asarray(fitted).transpose(2, 0, 1)
-    except OSError as error:
-        raise UsageError(f"{path}: not a readable image: {error}") from None
+    except Exception as error:  # reading what is no image, or a far too large one, may raise anything
+        raise UsageError(f"{path}: not a readable image: {in_one_line(error)}") from None
 
 
 @dataset("image-folder-32", input_shape=(3, 32, 32), classes=0, look=_look_at_images(32))
@@ -255,7 +255,7 @@ def places(folder: Path | None) -> list[Path]:
 
 def cache() -> Path:
     """Where downloads are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pacbench"
+    return Path(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))) / "pacbench"
 
 
 def _download_fashion_mnist() -> Path:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 from drawing import drawn
 from host import host_network, universes, wait_until
-from ordeal import Undisturbed
+from ordeal import STRUCK, Undisturbed
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -38,6 +38,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = faults.keys() - {[*faults][place] for place in chosen}
     config.hook.pytest_deselected(items=[item for item in items if item in left_out])
     items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many faults struck, of those that are to strike a run under way."""
+    if tried := STRUCK.total():
+        later = tried - STRUCK[0] - STRUCK[1]
+        told = f"{tried - STRUCK[0]} of {tried} faults struck while their run was under way"
+        terminalreporter.write_line(f"torture: {told}, {later} of them not at the first try")
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ import shutil
 import signal
 import subprocess
 import time
+from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +37,26 @@ STRUCK_WITHIN_S = 2.0
 """How long after the chosen trial has ended something happens: the next trial takes about so long."""
 
 END_TIMEOUT_S = 480
+
+MOST_TRIES = 3
+"""How often a fault is tried whose victim has ended by itself each time."""
+
+STRUCK: Counter[int] = Counter()
+"""How many faults struck while their run was under way, by the try at which they did; 0: at none."""
+
+
+def try_to_strike(attempt: Callable[[], bool]) -> None:
+    """Have a fault strike a run, and another one where it came too late: a fault that strikes nobody shows nothing.
+
+    Args:
+        attempt: starts a run and strikes; whether the run was under way then, and had whoever was meant.
+    """
+    for number in range(1, MOST_TRIES + 1):
+        if attempt():
+            STRUCK[number] += 1
+            return
+    STRUCK[0] += 1
+    pytest.fail(f"whoever was meant had ended each time, of {MOST_TRIES}")
 
 
 @dataclass
@@ -72,6 +94,12 @@ class Ordeal:
         """Begin the run."""
         self.process = self.popen(*self.prefix, *self.command())
         return self
+
+    def start_anew(self) -> Self:
+        """Begin the run, in the place of one that was begun before."""
+        if self.process:
+            shutil.rmtree(self.store, ignore_errors=True)
+        return self.start()
 
     def popen(self, *command: str) -> subprocess.Popen[str]:
         """Start any command in the folder, in a session of its own; both of its outputs together."""
@@ -148,7 +176,11 @@ class Ordeal:
         return found
 
     def inside(self, *command: str) -> None:
-        """Run a program in the universe, as an administrator would who means well."""
+        """Run a program in the universe, as an administrator would who means well.
+
+        Raises:
+            StopIteration: the run has ended.
+        """
         entering = (
             "nsenter",
             "--target",
@@ -159,7 +191,9 @@ class Ordeal:
             "--net",
         )
         done = subprocess.run([*entering, *command], capture_output=True, text=True, timeout=30)
-        assert done.returncode == 0 or self.has_ended(), done.stderr
+        if done.returncode and self.has_ended():
+            raise StopIteration
+        assert done.returncode == 0, done.stderr
 
     def wait(self) -> None:
         """Until the run has ended."""

@@ -46,7 +46,7 @@ class Preloaded:
         The harness keeps LD_PRELOAD from whatever it starts. /etc/ld.so.preload reaches all.
         """
         library = shlex.quote(str(self._library))
-        copy = "mkdir etc && mount -t tmpfs tmpfs etc && cp -a /etc/. etc"
+        copy = "mkdir -p etc && mount -t tmpfs tmpfs etc && cp -a /etc/. etc"
         return f"{copy} && echo {library} > etc/ld.so.preload && mount --move etc /etc"
 
     def order(self, orders: Orders) -> None:

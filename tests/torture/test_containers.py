@@ -129,8 +129,9 @@ def test_containers(ordeal: Ordeal, undisturbed: Undisturbed, fault: str) -> Non
         try:
             strike(ordeal)
         except DockerException:
-            if not ordeal.is_over():  # else whatever was meant has gone by itself
-                raise
+            if ordeal.is_over():  # whatever was meant has gone by itself
+                raise StopIteration from None
+            raise
 
     survive(ordeal, undisturbed, strike_or_miss, codes)
 

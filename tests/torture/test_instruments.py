@@ -6,8 +6,10 @@ import errno
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
+import ordeal
 import psutil
 import pytest
 from memory_group import MemoryGroup
@@ -25,6 +27,15 @@ def test_the_kernel_kills_whoever_needs_more_than_a_group_may_have(most_bytes: i
         process.communicate("go on\n", timeout=60)
         assert process.returncode == code
         assert group.kills() == kills
+
+
+def test_a_fault_that_finds_nobody_is_tried_again_and_then_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ordeal, "STRUCK", Counter())
+    late = iter([False, False, True])
+    ordeal.try_to_strike(lambda: next(late))
+    with pytest.raises(pytest.fail.Exception, match="whoever was meant had ended each time"):
+        ordeal.try_to_strike(lambda: False)
+    assert ordeal.STRUCK == {3: 1, 0: 1}
 
 
 LOOKS_AND_WRITES = """

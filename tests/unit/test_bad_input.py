@@ -70,6 +70,16 @@ def test_a_run_of_any_name_is_resumed(pacbench: Pacbench, tmp_path: Path, name: 
     assert list((tmp_path / "results").iterdir()) == [folder]
 
 
+def test_a_damaged_run_of_another_scenario_keeps_none_from_running(pacbench: Pacbench, tmp_path: Path) -> None:
+    for name in ("exp", "exp-2"):
+        (tmp_path / f"{name}.toml").write_text(SCENARIO)
+    assert pacbench("run", "exp-2.toml", "--on", "fake").returncode == 0
+    (damaged,) = (tmp_path / "results").iterdir()
+    (damaged / "scenario.json").write_text("{")
+    assert pacbench("run", "exp.toml", "--on", "fake").returncode == 0
+    refused(pacbench("run", "exp-2.toml", "--on", "fake"), f"{damaged.name}/scenario.json: damaged", "move it away")
+
+
 @pytest.mark.parametrize(
     "name", ["/tmp/x", "../x", "..", ".", ".hidden", "a/b", "", "x" * 201, "a\\u0000b", "a\\nb", "mine\\n"]
 )
@@ -112,6 +122,13 @@ BEYOND = [
     (
         "link.trace={rows=[{t_s=0.0,rate_bps=1000000}],period_s=1e-9}",
         "link.trace: period_s: found 1e-09; allowed: at least 0.01 for each of its rows, 1",
+    ),
+    *(
+        (
+            f"link.trace={{rows=[{{t_s=0.0,rate_bps=1000000}}],period_s={period_s}}}",
+            f"link.trace: period_s: found {float(period_s):g}; allowed: up to 86400, a day",
+        )
+        for period_s in ("inf", "1e10")
     ),
     ("cluster.memory=1B", "cluster.memory: found '1B'; allowed: greater than or equal to 50000000"),
     ("cluster.cpuset=5-2", "cluster.cpuset: found '5-2'; allowed: CPUs from 0"),

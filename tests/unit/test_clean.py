@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import psutil
 import pytest
 from in_process import call_pacbench
 
+from harness.cluster import uml
 from harness.cluster.netns import UNIVERSE_MODULE
 from harness.machine import clean
 
@@ -66,3 +68,22 @@ def test_universes_are_ended_that_nobody_speaks_to_and_none_of_another_user(monk
         orphan.kill()
     assert said == [f"ended universe {orphan.pid}"]
     assert [universe.was_killed for universe in table] == [False, True, False, False]
+
+
+def test_folders_of_kernels_are_deleted_whose_harness_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(uml, "command", lambda folder: [])
+    agent = SimpleNamespace(wait_until_done=lambda *_: None, close=lambda: None)
+    monkeypatch.setattr(uml, "AgentConnection", lambda *_: agent)
+    left, older = tmp_path / "pacbench-uml-left", tmp_path / "pacbench-uml-older"
+    for folder in (left, older):
+        folder.mkdir()
+    (left / ".lock").touch()
+    (left / "settings.json").touch()
+    with uml.UmlCluster():
+        (alive,) = {*tmp_path.iterdir()} - {left, older}
+        assert f"deleted {left}\n" in call_pacbench(("clean",), tmp_path).stdout
+        assert {*tmp_path.iterdir()} == {alive, older}, "one is in use, and of the other nobody knows"
+    assert {*tmp_path.iterdir()} == {older}

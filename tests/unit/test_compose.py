@@ -338,6 +338,20 @@ def test_what_was_made_is_left_where_its_maker_is_seen_to_be_gone_or_its_machine
     assert not is_orphan(here._replace(boot="earlier"), "run"), "another machine may have the same name"
 
 
+def test_a_process_that_has_the_makers_number_now_is_another() -> None:
+    here = engine.Maker.this()
+    with subprocess.Popen(["sleep", "600"]) as unrelated:
+        its_number = here._replace(pid=str(unrelated.pid))
+        assert here.began != engine._beginning(unrelated.pid)
+        assert is_orphan(its_number, "run")
+        assert not is_orphan(its_number._replace(began=engine._beginning(unrelated.pid)))
+        older = {engine.RUN_LABEL: "run", engine.OWNER_LABEL: " ".join(its_number[:-1])}
+        assert not engine._is_orphan(older, set()), "which tells of no beginning"
+        assert not is_orphan(its_number._replace(began="1/0.5")), "by another clock"
+        unrelated.kill()
+    assert engine._is_orphan(older, set())
+
+
 @pytest.mark.parametrize("owner", [{}, {engine.OWNER_LABEL: f"host:{NO_PROCESS}"}])
 def test_what_names_no_maker_is_nobodys_to_remove(owner: dict[str, str]) -> None:
     """The cluster by hand does not."""

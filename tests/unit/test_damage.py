@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +19,11 @@ from in_process import call_pacbench
 from synthetic import a_row, make_store
 from tries import tries
 
+from harness.analysis import reference
+from harness.analysis.trials import CASE_COLUMNS
 from harness.errors import UsageError
 from harness.provenance import ROOT
-from harness.record.row import Event, VerificationRow
+from harness.record.row import TRIAL_SCHEMA, Event, VerificationRow, check_value
 from harness.record.store import Store
 
 pytestmark = pytest.mark.usefixtures("without_figures")
@@ -183,7 +188,48 @@ def test_any_file_may_be_missing(whole: Path, tmp_path: Path, which: float, comm
     run = damaged(whole, tmp_path / "case")
     files = files_of(run)
     files[int(which * (len(files) - 1))].unlink()
-    said(tmp_path / "case", command)
+    done = call_pacbench(command, tmp_path / "case")
+    assert done.stderr == "" or done.stderr.startswith("pacbench: "), done
+    assert done.stderr.count("\n") <= 1
+
+
+@pytest.mark.parametrize("name", ["scenario.json", "store.json", "provenance.json"])
+def test_a_file_that_is_missing_is_told_though_the_rest_is_read(whole: Path, tmp_path: Path, name: str) -> None:
+    for command in COMMANDS:
+        run = damaged(whole, tmp_path)
+        (run / name).unlink()
+        done = call_pacbench(command, tmp_path)
+        assert name in done.stderr, (command, done)
+        assert done.stderr.startswith("pacbench: ")
+        assert done.stderr.count("\n") == 1
+        assert (done.returncode == 2) == (name == "scenario.json")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES, errno.EMFILE])
+@pytest.mark.parametrize(
+    "part",
+    ["trials.parquet", "events.parquet", "verified.parquet", "provenance.json", "store.json", "scenario.json"],
+)
+def test_what_cannot_be_read_now_is_not_called_damaged(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, number: int
+) -> None:
+    """Whoever is told to move it away does away with whole trials."""
+    damaged(whole, tmp_path)
+    read = Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if part in (path.name, path.parent.name):
+            raise OSError(number, os.strerror(number), str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    done = call_pacbench(("report", "run"), tmp_path)
+    assert done.returncode == 2, done
+    assert done.stderr.startswith(f"pacbench: run/{part}")
+    assert f": cannot be read: {os.strerror(number)}\n" in done.stderr
+    assert "move" not in done.stderr
+    assert "damaged" not in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_value_that_was_changed_is_told_whichever_it_is(whole: Path, tmp_path: Path) -> None:
@@ -386,3 +432,98 @@ def test_values_of_a_reference_that_are_none_are_told(whole: Path, tmp_path: Pat
         assert done.returncode == 2, (key, done.stdout)
         assert "odd.json: not a reference that this version can read (trial 1: " in done.stderr
         assert done.stderr.count("\n") == 1
+
+
+NUMBERS = {"0": 0.0, "-1": -1.0, "1e999": math.inf, "NaN": math.nan}
+"""As JSON may have them."""
+
+FLOATS = [field.name for field in TRIAL_SCHEMA if pa.types.is_floating(field.type)]
+
+
+def may_hold(column: str, value: float) -> bool:
+    """Whether a column may, as it is declared."""
+    try:
+        check_value(column, value)
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("column", "held"),
+    [
+        ("samples_per_s", set()),
+        ("delay_s", {"0"}),
+        ("loss", {"0"}),
+        ("time_to_target_s", {"0"}),
+        ("added_s_per_step", {"0", "-1"}),
+        ("final_loss", {*NUMBERS}),
+    ],
+)
+def test_what_a_column_may_hold_is_declared(column: str, held: set[str]) -> None:
+    assert {name for name, value in NUMBERS.items() if may_hold(column, value)} == held
+
+
+@pytest.mark.parametrize("column", [name for name in reference.COLUMNS if name in FLOATS])
+def test_a_number_of_a_reference_that_cannot_be_is_told(beside_a_reference: Path, tmp_path: Path, column: str) -> None:
+    content = json.loads((beside_a_reference / "made.json").read_text())
+    content.pop("digest")
+    content["trials"][0][column] = "odd number"
+    for name, value in NUMBERS.items():
+        (beside_a_reference / "odd.json").write_text(json.dumps(content).replace('"odd number"', name))
+        done = call_pacbench(("gate", "run", "--against", "odd.json"), beside_a_reference)
+        if may_hold(column, value):
+            assert (done.returncode in (0, 3, 4), done.stderr) == (True, ""), (name, done)
+        else:
+            assert done.returncode == 2, (name, done)
+            assert f"odd.json: not a reference that this version can read (trial 1: {column}: " in done.stderr
+            assert done.stderr.count("\n") == 1
+
+
+def test_of_times_of_nothing_no_ratio_is_made(beside_a_reference: Path) -> None:
+    content = json.loads((beside_a_reference / "made.json").read_text())
+    content.pop("digest")
+    for trial in content["trials"]:
+        trial.update(time_to_target_s=0.0, compute_s_per_step=0.0, wire_bytes_per_step=0.0)
+    (beside_a_reference / "odd.json").write_text(json.dumps(content))
+    for command in (("gate", "run", "--against", "odd.json"), ("compare", "run", "odd.json")):
+        done = call_pacbench(command, beside_a_reference)
+        assert (done.returncode in (0, 3, 4), done.stderr) == (True, ""), done
+
+
+def without_digest(file: Path) -> pa.Table:
+    """A row that nothing vouches for; the invented one's links have not the form of real ones."""
+    table = pq.ParquetFile(file).read().replace_schema_metadata(None)
+    return table.set_column(table.column_names.index("links"), "links", pa.nulls(1, pa.string()))
+
+
+def test_a_number_of_a_row_without_a_digest_that_cannot_be_is_told(whole: Path, tmp_path: Path) -> None:
+    run = damaged(whole, tmp_path)
+    file = min((run / "trials.parquet").iterdir())
+    before = without_digest(file)
+    for column in FLOATS:
+        for name, value in NUMBERS.items():
+            number = before.column_names.index(column)
+            pq.write_table(before.set_column(number, column, pa.array([value])), file)
+            if may_hold(column, value):
+                assert len(Store.open(run).trials()) == 4, (column, name)
+                continue
+            with pytest.raises(UsageError, match=rf"{file.name}: damaged \({column}: "):
+                Store.open(run).trials()
+            if column == "samples_per_s":
+                done = call_pacbench(("compare", "intact", "run"), tmp_path)
+                assert (done.returncode, done.stderr.count("\n")) == (2, 1), done
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0])
+def test_all_that_a_row_may_hold_is_shown(whole: Path, tmp_path: Path, value: float) -> None:
+    run = damaged(whole, tmp_path)
+    for file in (run / "trials.parquet").iterdir():
+        table = without_digest(file)
+        for column in FLOATS:
+            if may_hold(column, value) and column not in CASE_COLUMNS:
+                table = table.set_column(table.column_names.index(column), column, pa.array([value]))
+        pq.write_table(table, file)
+    for command in (("report", "run", "--paper"), ("compare", "run", "intact"), ("compare", "intact", "run")):
+        done = call_pacbench(command, tmp_path)
+        assert (done.returncode in (0, 3, 4), done.stderr) == (True, ""), done

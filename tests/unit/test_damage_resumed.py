@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,3 +94,50 @@ def assert_one_line(folder: Path, asked: tuple[str, ...]) -> bool:
     assert done.stderr.startswith("pacbench: run/"), done.stderr
     assert done.stderr.count("\n") == 1
     return False
+
+
+UNNAMED = (*SMALL[: SMALL.index("--out")], *(word for each in SETTINGS for word in ("--set", each)))
+"""The run into a folder of its own choice."""
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], says: str) -> None:
+    assert done.returncode == 2, done
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_trials_whose_scenario_is_lost_are_not_left_behind_nor_mixed_with_others(tmp_path: Path) -> None:
+    assert call_pacbench(UNNAMED, tmp_path).returncode == 0
+    (folder,) = (tmp_path / "results").iterdir()
+    (folder / "scenario.json").unlink()
+    done = call_pacbench(UNNAMED, tmp_path)
+    assert_refused(done, f"{folder.name}: it holds trials, and scenario.json is missing; move it away to go on")
+    out = f"results/{folder.name}"
+    allowed = "an empty folder, or a run; it holds trials, and scenario.json is missing"
+    assert_refused(call_pacbench((*UNNAMED, "--out", out), tmp_path), f"--out: found '{out}'; allowed: {allowed}")
+    assert [path.name for path in (tmp_path / "results").iterdir()] == [folder.name]
+    assert not (folder / "scenario.json").exists()
+
+
+def test_beside_a_run_that_cannot_be_read_now_none_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call_pacbench(UNNAMED, tmp_path).returncode == 0
+    read = Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if path.name == "scenario.json":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    assert_refused(call_pacbench(UNNAMED, tmp_path), "scenario.json: cannot be read: Input/output error\n")
+    assert len(list((tmp_path / "results").iterdir())) == 1
+
+
+def test_a_run_that_goes_on_without_a_file_of_it_says_so(tmp_path: Path) -> None:
+    assert call_pacbench((*UNNAMED, "--out", "run"), tmp_path).returncode == 0
+    min((tmp_path / "run" / "trials.parquet").glob("*.parquet")).unlink()
+    (tmp_path / "run" / "provenance.json").unlink()
+    done = call_pacbench((*UNNAMED, "--out", "run"), tmp_path)
+    assert done.returncode == 0, done
+    assert done.stderr.startswith("pacbench: run/provenance.json: missing: ")
+    assert Store.open(tmp_path / "run").trials()["status"].tolist() == ["done"] * TRIALS

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import sysconfig
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +108,32 @@ def test_a_folder_of_images_has_their_classes_and_size(tmp_path: Path) -> None:
     red = data.train_inputs[data.train_targets == 0]
     assert torch.equal(red, red[:1].expand_as(red))
     assert red[0, 0].min() > 0 > red[0, 2].max()
+
+
+def png(*kinds: bytes) -> bytes:
+    """A grey image whose pixels are in two chunks of these kinds."""
+    pixels = zlib.compress(bytes(33 * 32))
+    header = (b"IHDR", struct.pack(">IIBBBBB", 32, 32, 8, 0, 0, 0, 0))
+    chunks = [header, (kinds[0], pixels[:8]), (kinds[1], pixels[8:]), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
+    )
+
+
+def test_an_image_whose_second_chunk_is_damaged_is_one_line(tmp_path: Path) -> None:
+    file = images(tmp_path) / "train" / "cats" / "2.png"
+    file.write_bytes(png(b"IDAT", b"IDAT"))
+    assert DATASETS["image-folder-32"].load(tmp_path).train_inputs.shape == (8, 3, 32, 32)
+    file.write_bytes(png(b"IDAT", b"\xc9DAT"))
+    with pytest.raises(UsageError, match=r"train/cats/2\.png: not a readable image: broken PNG file"):
+        DATASETS["image-folder-32"].load(tmp_path)
+
+
+def test_an_image_of_far_too_many_pixels_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50 * 40 // 4)
+    with pytest.raises(UsageError, match=r"train/cats/0\.png: not a readable image: Image size .* exceeds limit"):
+        DATASETS["image-folder-32"].load(images(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["image-folder-32", "text-folder"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -234,6 +235,7 @@ def hang(trial: Trial, messages: Iterator[Message]) -> Iterator[Message]:
         (only_topk(lambda trial, messages: iter(())), "crashed", "without a result"),
         (with_result(parameters_identical=False), "failed", "different parameters"),
         (with_result(diverged=True), "diverged", "not finite"),
+        (with_result(yardstick_s=0.0), "failed", "what its workers reported cannot be: yardstick_s: found 0.0"),
         (with_result(payload_bytes=0), "failed", "only 0 of .* bytes a step crossed the shaped link"),
     ],
 )
@@ -247,6 +249,17 @@ def test_a_trial_that_fails_is_kept_with_its_reason_and_run_again_later(
     assert [label for label, _, _ in run(plan, store)] == ["topk", "topk"]
     assert (store.trials()["status"] == "done").all()
     assert sorted(store.attempts()["status"]) == sorted(["done"] * 4 + [status] * 2)
+
+
+def test_a_trial_in_which_the_harness_itself_fails_is_not_done(plan: Plan, store: Store) -> None:
+    def lacks_files(trial: Trial, messages: Iterator[Message]) -> Iterator[Message]:
+        yield next(messages)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with pytest.raises(OSError, match="Too many open files"):
+        run(plan, store, only_topk(lacks_files))
+    struck = store.trials().set_index("label").loc["topk"]
+    assert (struck["status"], struck["reason"]) == ("failed", "[Errno 24] Too many open files")
 
 
 class Patient(FakeCluster):

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import ast
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
+from host import wait_until
+from in_process import call_pacbench
 from matplotlib.figure import Figure
 from synthetic import make_store
 
+from harness import programs
+from harness.provenance import ROOT
 from harness.record.store import Store
 from harness.report import page
 from harness.report.figures import registry
@@ -86,3 +98,93 @@ def test_the_report_prints_nothing_and_knows_no_command_line() -> None:
         assert not [name for name in imported if name.startswith("harness.cli")], path
         called = [node.func for node in nodes if isinstance(node, ast.Call)]
         assert not [each for each in called if isinstance(each, ast.Name) and each.id == "print"], path
+
+
+REPORTING = """
+import os, time
+from pathlib import Path
+from harness.cli.main import main
+from harness.report.figures import render
+
+def draw(drawing, folder, for_page):
+    try:
+        with open("first", "x") as file:
+            file.write(str(os.getpid()))
+    except FileExistsError:
+        svg = drawn(drawing, folder, for_page)
+        Path(f"drawn-{drawing.name}").touch()
+        return svg
+    while not Path("go").exists():
+        time.sleep(0.01)
+    return drawn(drawing, folder, for_page)
+
+drawn, render._render = render._render, draw
+os.cpu_count = lambda: 3
+main()
+"""
+"""``pacbench`` whose first figure is not drawn before there is a file: whoever drew the others has nothing to do."""
+
+
+@contextmanager
+def while_a_figure_is_drawn(folder: Path) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
+    """A report on its way, in a session of its own as on a terminal, and the processes that draw."""
+    run = make_store(folder / "run", ["rounds=2", "train.steps=8"], methods=["topk"]).folder
+    with subprocess.Popen(
+        [sys.executable, "-c", REPORTING, "report", "run"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    ) as reporting:
+        try:
+            wait_until(lambda: 0 < len(list(folder.glob("drawn-*"))) == len(list(run.glob("plots/*.csv"))) - 1)
+            yield reporting, psutil.Process(reporting.pid).children()
+        finally:
+            (folder / "go").touch()
+
+
+def test_ctrl_c_while_figures_are_drawn_is_one_line(tmp_path: Path) -> None:
+    with while_a_figure_is_drawn(tmp_path) as (reporting, artists):
+        os.killpg(reporting.pid, signal.SIGINT)
+        (tmp_path / "go").touch()
+        _, said = reporting.communicate(timeout=300)
+    assert len(artists) == 3
+    assert reporting.returncode == 130
+    assert said == "pacbench: interrupted; what had finished is kept\n"
+    assert not any(each.is_running() for each in artists)
+
+
+def test_a_process_that_is_killed_while_it_draws_is_one_line(tmp_path: Path) -> None:
+    with while_a_figure_is_drawn(tmp_path) as (reporting, artists):
+        os.kill(int((tmp_path / "first").read_text()), signal.SIGKILL)
+        _, said = reporting.communicate(timeout=300)
+    assert reporting.returncode == 5
+    assert said.startswith("pacbench: run/plots: a process that draws figures was killed")
+    assert said.count("\n") == 1
+    assert not any(each.is_running() for each in artists)
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.EMFILE])
+def test_where_no_more_processes_can_be_had_figures_are_refused_in_one_line(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """The second one cannot: the first one does not stay."""
+    fork, forked = os.fork, []
+
+    def forking() -> int:
+        if forked:
+            raise OSError(number, os.strerror(number))
+        if pid := fork():
+            forked.append(pid)
+        return pid
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(threading, "active_count", lambda: 1)  # other tests' threads draw nothing
+    monkeypatch.setattr(os, "fork", forking)
+    done = call_pacbench(("report", str(store.folder)), tmp_path)
+    assert done.returncode == 5
+    assert done.stderr == f"pacbench: a process that draws figures cannot be started: {programs.NO_MORE[number]}\n"
+    assert not any(map(psutil.pid_exists, forked))

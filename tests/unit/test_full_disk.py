@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import resource
 import shutil
@@ -225,6 +226,18 @@ def test_what_is_kept_elsewhere_is_all_there_or_nothing(tmp_path: Path, monkeypa
     with at_most(2):
         assert keep_elsewhere("pacbench-test-", {"a/b": "one", "c": b"two"}) is None
     assert contents(tmp_path) == {}
+
+
+def test_where_nobody_has_a_home_it_is_kept_elsewhere_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(number: int) -> None:
+        raise KeyError(number)
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    kept = keep_elsewhere("pacbench-test-", {"c": b"two"})
+    assert kept is not None
+    assert contents(kept) == {"c": b"two"}
+    shutil.rmtree(kept)
 
 
 def _new(folder: Path) -> Path:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 
 import pytest
 from host import wait_until
@@ -17,7 +18,7 @@ from harness.cluster.hosts.cluster import HostsCluster
 from harness.cluster.hosts.greeting import Reception, come, turn_away, welcome
 from harness.cluster.hosts.launch import Launch, first_host
 from harness.errors import MeasurementError, UsageError
-from harness.messages import Hello, ProtocolError
+from harness.messages import Challenge, Hello, ProtocolError, Welcome, encode
 from harness.network.topology import Topology
 from harness.plan.plan import make
 from harness.scenario.links import Link
@@ -68,6 +69,25 @@ def test_an_answer_to_one_side_is_none_to_the_other() -> None:
 
 
 TOKEN = b"of this job"
+
+NO_PROOF = "né"
+"""Text that is no ASCII, of which no digest is made."""
+
+
+def test_a_stranger_who_shows_no_ascii_is_turned_away(listening: socket.socket) -> None:
+    with connected(listening) as stranger:
+        met, _ = listening.accept()
+        stranger.sendall(encode(replace(hello(), proof=NO_PROOF)))
+        with pytest.raises(ProtocolError, match="another job's token"):
+            greeting.receive(met, TOKEN)
+
+
+def test_a_rank_0_that_shows_no_ascii_is_none_of_this_job(listening: socket.socket) -> None:
+    with connected(listening) as connection:
+        met, _ = listening.accept()
+        met.sendall(encode(Challenge(nonce="any")) + encode(Welcome(proof=NO_PROOF)))
+        with met, pytest.raises(MeasurementError, match="does not know this job's token"):
+            come(connection, TOKEN, hello(), patience_s=60.0)
 
 
 def hello(rank: int = 1) -> Hello:

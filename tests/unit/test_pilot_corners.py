@@ -338,6 +338,11 @@ def computing(*compute_s: float) -> dict[str, Any]:
     return job().model_dump(mode="json", by_alias=True) | {"compute_s": compute_s}
 
 
+def paced(pace_s: float) -> list[dict[str, Any]]:
+    """What a pilot shows where a step takes so long."""
+    return [each.model_dump(mode="json", by_alias=True) | {"pace_s": pace_s} for each in pilot().outcomes]
+
+
 def told_of(label: str) -> list[dict[str, Any]]:
     """What a pilot shows of one method alone."""
     return [each.model_dump(mode="json", by_alias=True) for each in pilot().outcomes if each.label == label]
@@ -360,6 +365,8 @@ DAMAGES: dict[str, tuple[dict[str, Any], str]] = {
     "no step was timed": ({"job": computing()}, "job.compute_s: "),
     "a step that takes no time": ({"job": computing(0.0)}, "job.compute_s.0: "),
     "one that takes for ever": ({"job": computing(0.03, math.inf)}, "job.compute_s.1: "),
+    "a pace of no steps": ({"outcomes": paced(math.inf)}, "outcomes.0.pace_s: "),
+    "a pace of no time": ({"outcomes": paced(0.0)}, "outcomes.0.pace_s: "),
     "nothing of dense": ({"outcomes": told_of(TOPK.label)}, "outcomes: found none of 'dense'"),
     "nothing of the recommended one": ({"outcomes": told_of("dense")}, "outcomes: found none of 'topk, 1 %'"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from in_process import call_pacbench
 
 from harness import programs, provenance
+from harness.cluster import netns
 from harness.cluster.connection import AgentConnection
 from harness.cluster.netns import ONE_THREAD
 from harness.provenance import described
@@ -148,3 +150,29 @@ def test_a_run_says_that_its_commit_is_unknown(
     assert entry["commit"].startswith("unknown, ")
     assert "dubious ownership" in entry["commit_problem"]
     assert "unknown, " in (tmp_path / "run" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.EMFILE, errno.ENFILE])
+def test_a_program_that_the_system_has_no_room_for_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def start(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    netns.universe_command.cache_clear()
+    monkeypatch.setattr(programs, "find", lambda program: program)
+    monkeypatch.setattr(subprocess, "Popen", start)
+    done = call_pacbench(("probe", "--on", "netns"), tmp_path)
+    assert done.returncode == 5, done
+    assert done.stderr == f"pacbench: unshare cannot be started: {programs.NO_MORE[number]}\n"
+
+
+def test_a_file_that_the_system_has_no_room_for_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(path: Path) -> bytes:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+
+    monkeypatch.setattr("harness.run.planning.load", lambda *_: read(tmp_path / "x.toml"))
+    done = call_pacbench(("plan", "x.toml", "--on", "fake"), tmp_path)
+    assert done.returncode == 5, done
+    assert done.stderr.startswith(f"pacbench: {tmp_path}/x.toml: cannot be had now: Too many open files")
+    assert done.stderr.count("\n") == 1

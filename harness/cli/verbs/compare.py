@@ -10,6 +10,7 @@ import typer
 from harness.cli.console import print_table, say
 from harness.cli.json_output import print_json
 from harness.cli.options import AsJson
+from harness.cli.reporting import tell_of_lost_files
 from harness.errors import UsageError
 
 
@@ -29,6 +30,7 @@ def verb(
     from harness.report import comparison as across
 
     old, new = reference.read(before), reference.read(after)
+    tell_of_lost_files(before, after)
     if old.clusters.isdisjoint(new.clusters):
         if as_json:
             raise UsageError.at("command line", "--json", "two kinds of cluster", "runs on one kind of cluster")

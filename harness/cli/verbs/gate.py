@@ -11,6 +11,7 @@ from harness.analysis import MAX_SLOWDOWN
 from harness.cli.console import print_table, say
 from harness.cli.json_output import as_text
 from harness.cli.options import RunOrReference, share, write
+from harness.cli.reporting import tell_of_lost_files
 
 
 def verb(
@@ -32,6 +33,7 @@ def verb(
     limit = share("--max-slowdown", max_slowdown)
     run_side = reference.read(run_dir)
     found = gates.judge(run_side, reference.read(against), limit)
+    tell_of_lost_files(run_dir, against)
     for path, content in (
         (markdown, lambda: verdicts.as_markdown(found)),
         (junit, lambda: verdicts.as_junit(found)),

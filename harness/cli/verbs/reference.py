@@ -11,6 +11,7 @@ import typer
 from harness.cli.console import say
 from harness.cli.json_output import print_json, words_aside
 from harness.cli.options import AsJson, Method, On, Rounds, ScenarioName, Set, refuse_beside
+from harness.cli.reporting import tell_of_lost_files
 from harness.errors import MeasurementError, UsageError
 from harness.run import RESULTS
 
@@ -42,6 +43,8 @@ def verb(
             rounds = reference.ROUNDS if rounds is None else rounds
             store, path = _new_run(scenario, on, set_ or (), method or (), rounds, out)
         reference.write(store, path)
+        if from_run:
+            tell_of_lost_files(from_run)
         say(f"reference: {path}")
     if as_json:
         from harness.report.export import figures_json

@@ -10,7 +10,7 @@ import typer
 from harness.cli.console import say
 from harness.cli.json_output import print_json, words_aside
 from harness.cli.options import AsJson, RunDir
-from harness.cli.reporting import write_report
+from harness.cli.reporting import tell_of_lost_files, write_report
 
 
 def verb(
@@ -38,6 +38,7 @@ def verb(
             from harness.report import paper
 
             say(f"paper: {paper.write(store)}")
+    tell_of_lost_files(run_dir)
     if as_json:
         from harness.report.export import figures_json
 

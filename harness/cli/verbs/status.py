@@ -8,6 +8,7 @@ from harness.cli.console import print_table, say
 from harness.cli.json_of_runs import StatusJson
 from harness.cli.json_output import print_json
 from harness.cli.options import AsJson, RunDir
+from harness.cli.reporting import tell_of_lost_files
 
 if TYPE_CHECKING:
     from harness.run.sharing import Standing
@@ -23,6 +24,7 @@ def verb(run_dir: RunDir, as_json: AsJson = False) -> None:
         print_json(_as_json(standing))
     else:
         _tell(standing)
+    tell_of_lost_files(run_dir)
 
 
 def _as_json(standing: Standing) -> StatusJson:

@@ -18,7 +18,7 @@ from harness import programs
 from harness.cluster.protocol import Check
 from harness.errors import MeasurementError
 from harness.programs import MissingProgramError
-from harness.provenance import boot, machine, namespace
+from harness.provenance import boot, machine, namespace, started_s
 from harness.units import format_size
 
 IMAGE = "pacbench"
@@ -186,16 +186,31 @@ class Maker(NamedTuple):
     pids: str
     """The namespace in which ``pid`` says anything."""
     pid: str
+    began: str = ""
+    """When it did, see ``_beginning``: another process may get its number later. Older labels do not say."""
 
     @classmethod
     def this(cls) -> Maker:
         """This process."""
-        return cls(machine(), boot(), str(namespace("pid")), str(os.getpid()))
+        return cls(machine(), boot(), str(namespace("pid")), str(os.getpid()), _beginning(os.getpid()))
 
     @property
     def place(self) -> tuple[str, ...]:
         """Where its number is its own."""
-        return self[:-1]
+        return self[:3]
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it has ended; it is of this place."""
+        if self.began.partition("/")[0] != str(namespace("time")):  # by another clock, or nobody knows
+            return not psutil.pid_exists(int(self.pid))
+        return _beginning(int(self.pid)) != self.began
+
+
+def _beginning(pid: int) -> str:
+    """When a process began, behind the namespace whose clock says so; empty where it has ended."""
+    began_s = started_s(pid)
+    return "" if began_s is None else f"{namespace('time')}/{began_s}"
 
 
 def labels(run: str) -> dict[str, str]:
@@ -239,11 +254,11 @@ def _is_orphan(owned: Mapping[str, str], at_work: set[str]) -> bool:
         at_work: runs with a container that has not ended.
     """
     told = owned.get(OWNER_LABEL, "").split(" ")
-    if len(told) != len(Maker._fields):
+    if len(told) not in (len(Maker._fields) - 1, len(Maker._fields)):
         return False
     maker, here = Maker(*told), Maker.this()
     if maker.place == here.place:
-        return not psutil.pid_exists(int(maker.pid))
+        return maker.is_gone
     # What ran before this machine was started anew has ended with it; on another one of its name it would go on.
     return maker.machine == here.machine and maker.boot != here.boot and owned[RUN_LABEL] not in at_work
 

@@ -41,6 +41,11 @@ def proof(token: bytes, nonce: str, who: str) -> str:
     return hmac.new(token, f"{who} {nonce}".encode(), "sha256").hexdigest()
 
 
+def _is_proof(shown: str, token: bytes, nonce: str, who: str) -> bool:
+    """Whether it was shown; in constant time, whatever was."""
+    return hmac.compare_digest(shown.encode(), proof(token, nonce, who).encode())
+
+
 def nonce() -> str:
     """Something that nobody has answered before."""
     return secrets.token_hex(16)
@@ -90,7 +95,7 @@ def receive(connection: socket.socket, token: bytes) -> Hello:
     connection.settimeout(GREETING_S)
     if not isinstance(hello, Hello):
         raise ProtocolError("not a greeting")
-    if not hmac.compare_digest(hello.proof, proof(token, own, "rank")):
+    if not _is_proof(hello.proof, token, own, "rank"):
         turn_away(connection, UsageError("the token of this process is another job's (PACBENCH_TOKEN)"))
         raise ProtocolError("another job's token")
     return hello
@@ -181,7 +186,7 @@ def come(connection: socket.socket, token: bytes, hello: Hello, patience_s: floa
     said = {**vars(hello), "proof": proof(token, challenge.nonce, "rank"), "clock_s": time.time()}
     connection.sendall(encode(Hello(**said)))
     match hear(connection):
-        case Welcome(proof=shown) if hmac.compare_digest(shown, proof(token, hello.nonce, "leader")):
+        case Welcome(proof=shown) if _is_proof(shown, token, hello.nonce, "leader"):
             pass
         case Refused() as refused:
             kind = UsageError if refused.exit_code == UsageError.exit_code else MeasurementError

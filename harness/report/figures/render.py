@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,15 @@ from harness.report.figures.drawing import matplotlib, style  # first of all: aw
 # isort: split
 from matplotlib.figure import Figure
 
+from harness.errors import MeasurementError
 from harness.files import make_folder, write_whole
+from harness.programs import ending_children_if_it_fails, leave_signals_to_parent, signals_held_back, starting
 from harness.report.figures.registry import Drawing, Draws, Results
 
 MOST_PIXELS = 60_000
 """The most pixels in any direction. matplotlib can render a few more."""
+
+ARTIST = "a process that draws figures"
 
 
 def write_all(
@@ -59,16 +64,28 @@ def render_all(drawings: Sequence[Drawing], folder: Path, for_page: bool) -> lis
 
     Returns:
         Each as SVG, which takes a third of the time; where that is not for a page, nothing.
+
+    Raises:
+        MeasurementError: a process cannot be started, or was killed.
     """
     processes = min(len(drawings), os.cpu_count() or 1)
     if processes < 2 or sys.platform != "linux" or threading.active_count() > 1:
         return [_render(drawing, folder, for_page) for drawing in drawings]
-    # multiprocessing's own pool ends its processes by SIGTERM, which here is Python's to handle, and may be lost.
     shared = drawings, folder, for_page
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("fork"), _inherit, shared) as pool:
-        # The largest first: whichever comes last, the other processes wait for it.
-        order = sorted(range(len(drawings)), key=lambda number: -len(drawings[number].figure.axes))
-        svgs = dict(zip(order, pool.map(_render_inherited, order), strict=True))
+    # The largest first: whichever comes last, the other processes wait for it.
+    order = sorted(range(len(drawings)), key=lambda number: -len(drawings[number].figure.axes))
+    # multiprocessing's own pool ends its processes by SIGTERM, which here is Python's to handle, and may be lost.
+    with ending_children_if_it_fails():
+        with starting(ARTIST):
+            pool = ProcessPoolExecutor(processes, multiprocessing.get_context("fork"), _inherit, shared)
+        try:
+            with pool:
+                with starting(ARTIST), signals_held_back():
+                    rendered = pool.map(_render_inherited, order)
+                svgs = dict(zip(order, rendered, strict=True))
+        except BrokenProcessPool:
+            reason = f"{ARTIST} was killed, as the kernel does for want of memory"
+            raise MeasurementError(f"{folder}: {reason}; what had been drawn is kept") from None
     return [svgs[number] for number in range(len(drawings))]
 
 
@@ -79,6 +96,7 @@ _inherited: tuple[Sequence[Drawing], Path, bool]
 def _inherit(drawings: Sequence[Drawing], folder: Path, for_page: bool) -> None:
     global _inherited
     _inherited = drawings, folder, for_page
+    leave_signals_to_parent()
 
 
 def _render_inherited(number: int) -> str:
