@@ -224,10 +224,10 @@ def errors(folder: Path = REFERENCES) -> pd.DataFrame:
         path = folder / f"flow_model_{kind}.csv"
         if path.is_file():
             read = pd.read_csv(path).assign(kind=kind)
-            frames.append(read.assign(label=read.get("label", "a ring")))
+            frames.append(read if "label" in read else read.assign(label=read["setup"].str.split().str[0]))
     if not frames:
         return pd.DataFrame(columns=["compared", "cases", "workers", "median", "least", "most"])
-    both = pd.concat(frames).dropna(subset=["predicted_s"])
+    both = pd.concat(frames).dropna(subset=["predicted_s", "found_s"])
     both["compared"] = both["label"] + both["kind"].map({"emulation": ", emulated", "simgrid": ", by SimGrid"})
     both["off"] = both["predicted_s"] / both["found_s"] - 1
     return (

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from harness.report import prediction_map as report
 from harness.scenario.load import load
 from harness.scenario.schema import MethodSpec
 from harness.workload.profile import Profile
+
+ROOT = Path(__file__).resolve().parents[2]
 
 ENTRIES = 25_000_000
 """Of the one gradient: so many that no message's own time, and no token bucket, is to be seen beside its bytes."""
@@ -186,14 +189,14 @@ def test_the_error_table_has_what_was_compared(tmp_path: Path) -> None:
         {"label": ["topk", "topk", "dense", "dense"], "workers": [4, 16, 4, 8], "found_s": [1.0, 2.0, 1.0, 3.0]}
     ).assign(predicted_s=[0.8, 1.8, 1.1, math.nan])
     emulated.to_csv(tmp_path / "flow_model_emulation.csv")
-    pd.DataFrame({"setup": ["ring"], "workers": [64], "found_s": [2.0], "predicted_s": [2.0]}).to_csv(
-        tmp_path / "flow_model_simgrid.csv"
-    )
+    fluid = {"setup": ["ring 64", "all-to-all 64"], "workers": 64, "found_s": 2.0, "predicted_s": [2.0, 1.9]}
+    pd.DataFrame(fluid).to_csv(tmp_path / "flow_model_simgrid.csv")
     found = prediction_map.errors(tmp_path).set_index("compared")
     assert list(found.loc["topk, emulated", ["cases", "workers"]]) == [2, 16]
     assert list(found.loc["topk, emulated", ["median", "least", "most"]]) == pytest.approx([-0.15, -0.2, -0.1])
     assert found.loc["dense, emulated", "cases"] == 1, "what was not predicted is no case"
-    assert found.loc["a ring, by SimGrid", "most"] == 0
+    assert found.loc["ring, by SimGrid", "most"] == 0
+    assert found.loc["all-to-all, by SimGrid", "least"] == pytest.approx(-0.05)
     assert prediction_map.margin(found) == pytest.approx(1 / 0.8)
 
 
@@ -223,3 +226,14 @@ def test_who_is_ahead_in_most_cells_stands_first() -> None:
     assert [row["shorter in"] for row in shown] == ["100 %", "50 %", "0 %"]
     assert [row["by more than 2.00x"] for row in shown] == ["50 %", "0 %", "0 %"]
     assert list(report.by_cell(found)["label"]) == ["fast", "fast", "half", "half", "slow", "slow"]
+
+
+def test_the_table_that_is_kept_is_of_networks_as_they_are_drawn_now() -> None:
+    """A row is predicted for the network of its number: a study that draws otherwise must not take it for another's."""
+    found = runpy.run_path(str(ROOT / "tests" / "bench" / "flow_model.py"))
+    rows = pd.read_csv(ROOT / "results" / "reference" / "flow_model_emulation.csv")
+    for setup, own in rows.groupby("setup"):
+        number = int(setup.split()[0])
+        assert setup == " ".join(map(str, found["setup_of"](number)))
+        assert (own["workers"] == found["drawn"](number).workers).all()
+    assert rows["predicted_s"].notna().all()
