@@ -35,6 +35,18 @@ class AdamState(MomentumState, LaneState):
         self.owner_error: Drafts[torch.Tensor] = Drafts()
         """What the signs of a parameter's shard missed of the mean, at its owner, by the parameter's name."""
 
+    def refuse_without_variance(self, weights: Sequence[torch.Tensor]) -> None:
+        """Refuse to go on if there are such weights.
+
+        Raises:
+            RuntimeError: there are; it names the first.
+        """
+        if weights:
+            raise RuntimeError(
+                f"{self.name} has no variance of {self.names[weights[0]]}, which was frozen at the end of the warm-up: "
+                f"unfreeze it within the first {self.steady_from_step} steps (warmup_steps)"
+            )
+
     def update(self, m: torch.Tensor, v: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """Adam's, without corrections for the start, of a momentum and a variance of any shape."""
         return torch.div(m, v.sqrt().add_(self.eps), out=out)

@@ -11,7 +11,7 @@ import torch
 from baselines._memory import BucketMemory
 from baselines._quantise import Dice, go_on_from
 
-VERSION = 3
+VERSION = 4
 
 PARTS: dict[str, type] = {
     "version": int,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -11,22 +11,6 @@ from torch.nn.parallel import DistributedDataParallel
 from baselines._state import MethodState, ring_all_reduce_bytes
 
 FLAG_BYTES = 4
-
-
-class Apart(set[torch.Tensor]):
-    """The weights that ranks may hold differently: each rank has moved them by itself since they last met.
-
-    A weight may be frozen between two meetings. It is averaged once more then, and stays where it is.
-    """
-
-    def state_dict(self, names: Mapping[torch.Tensor, str]) -> list[str]:
-        """Their names."""
-        return [name for weight, name in names.items() if weight in self]
-
-    def load_state_dict(self, saved: Sequence[str], names: Mapping[torch.Tensor, str]) -> None:
-        """Go on from what ``state_dict`` gave."""
-        self.clear()
-        self.update(weight for weight, name in names.items() if name in saved)
 
 
 class LocalState(MethodState):

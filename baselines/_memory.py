@@ -159,6 +159,19 @@ class WeightMemory:
                 self.of(weight).copy_(saved[name])
 
 
+class Weights(set[torch.Tensor]):
+    """Some of the parameters, which are saved by their names."""
+
+    def state_dict(self, names: Mapping[torch.Tensor, str]) -> list[str]:
+        """Their names."""
+        return [name for weight, name in names.items() if weight in self]
+
+    def load_state_dict(self, saved: Sequence[str], names: Mapping[torch.Tensor, str]) -> None:
+        """Go on from what ``state_dict`` gave."""
+        self.clear()
+        self.update(weight for weight, name in names.items() if name in saved)
+
+
 class Drafts(Generic[V]):
     """Values by key, which are replaced and never changed in place."""
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from baselines._local import Apart, LocalState
+from baselines._local import LocalState
+from baselines._memory import Weights
 
 
 class Outer:
@@ -18,7 +19,9 @@ class Outer:
     def __init__(self, weights: list[torch.Tensor], lr: float, momentum: float) -> None:
         self._common = {weight: wide_copy(weight) for weight in weights}
         self._sgd = torch.optim.SGD(self._common.values(), lr=lr, momentum=momentum, nesterov=momentum > 0)
-        self.apart = Apart()
+        self.apart = Weights()
+        """Those that ranks may hold differently: each has moved them by itself since they last met. A weight may be
+        frozen between two meetings. It is averaged once more then, and stays where it is."""
 
     def __contains__(self, weight: torch.Tensor) -> bool:
         return weight in self._common
@@ -98,8 +101,7 @@ class Outer:
         weights = {name: weight for weight, name in names.items()}
         self._common = {weights[name]: wide_copy(weights[name]).copy_(each) for name, each in saved["common"].items()}
         self._sgd = torch.optim.SGD(self._common.values(), **self._sgd.defaults)
-        trained = [name for name in saved["common"] if weights[name].requires_grad]
-        self.apart.load_state_dict(saved.get("apart", trained), names)  # which older checkpoints do not have
+        self.apart.load_state_dict(saved["apart"], names)
         for weight, common in self._common.items():
             momentum = saved["momentum"].get(names[weight])
             self._sgd.state[common] = (

@@ -15,7 +15,8 @@ import torch.distributed as dist
 from torch.futures import Future
 
 from baselines._lane import settled
-from baselines._local import Apart, LocalState, average_in_place
+from baselines._local import LocalState, average_in_place
+from baselines._memory import Weights
 from baselines._parameters import Count, Steps, parameters
 from baselines._state import MethodState, Shapes, numel, ring_all_reduce_bytes
 from baselines.dense import dense_hook
@@ -49,7 +50,8 @@ class State(LocalState):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.apart = Apart()
+        self.apart = Weights()
+        """Those that ranks may hold differently; see ``Outer.apart``."""
 
     @property
     def steady_from_step(self) -> int:

@@ -19,7 +19,7 @@ almost zero (inputs that are always dark, few warm-up steps) an update is a whol
 the size of gradients, or the training diverges. The paper freezes v when it changes little; here, as in DeepSpeed, a
 number of steps is given. The first step is always dense, because v must be something. DeepSpeed's default is 100,000
 dense steps, more than the trainings here have, so that nothing would be compressed. The paper takes 15 to 20 % of all
-steps: give as many.
+steps: give as many. A weight that is unfrozen after the warm-up has no variance, and is refused.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from torch.futures import Future
 from baselines._adam import AdamState, dense_step, signs_calls, signs_mean
 from baselines._calls import Call, sent_bytes
 from baselines._lane import settled
-from baselines._memory import Draft
+from baselines._memory import Draft, Weights
 from baselines._parameters import Decay, Positive, Steps, parameters
 from baselines._state import Shapes, numel, ring_all_reduce_bytes
 
@@ -62,7 +62,7 @@ class State(AdamState):
 
     most_copies = 10.0
     warmup_parameters = ("warmup_steps",)
-    remembers = ("m", "v", "error", "owner_error")
+    remembers = ("m", "v", "error", "owner_error", "of_warmup")
     scale_order = 2
 
     warmup_steps: Steps = 20
@@ -73,6 +73,21 @@ class State(AdamState):
     @property
     def steady_from_step(self) -> int:
         return max(self.warmup_steps, 1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.of_warmup = Weights()
+        """Those that a step of the warm-up has moved: no other one has a variance."""
+
+    def begin_step(self) -> None:
+        super().begin_step()
+        if self.step >= self.steady_from_step:
+            self.refuse_without_variance([weight for weight in self.trained if weight not in self.of_warmup])
+
+    def end_step(self) -> None:
+        if self.step < self.steady_from_step:
+            self.of_warmup.update(self.moving)
+        super().end_step()
 
     def wire_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
         if step is not None and step < self.steady_from_step:

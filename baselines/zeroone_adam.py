@@ -141,13 +141,8 @@ class State(OuterState, AdamState):
         """The sum of the learning rates of these steps, of each group."""
 
     def begin_step(self) -> None:
-        if self.step < self.steady_from_step:
-            return
-        if late := [self.names[weight] for weight in self.trained if weight not in self.outer]:
-            raise RuntimeError(
-                f"zeroone_adam has no variance of {late[0]}, which was frozen at the end of the warm-up: unfreeze it "
-                f"within the first {self.steady_from_step} steps (warmup_steps)"
-            )
+        if self.step >= self.steady_from_step:
+            self.refuse_without_variance([weight for weight in self.trained if weight not in self.outer])
 
     def end_step(self) -> None:
         if self.step >= self.steady_from_step:
