@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from harness.cluster.emulated import as_json
+from harness.cluster.emulated import MEETING_PLACE, as_json
 from harness.cluster.netns import NetnsCluster
 from harness.cluster.protocol import SideTask
 from harness.machine.probe import ProbeReport, probe
@@ -47,7 +47,7 @@ def test_a_change_of_a_trace_is_in_force_in_time(benchmark) -> None:  # type: ig
     changes, start_file = 200, "/run/bench-trace"
     rows = [{"t_s": number / 20, "rate_bps": (50 if number % 2 else 100) * 10**6} for number in range(changes)]
     topology = Topology.model_validate({"workers": 4, "link": {"trace": {"rows": rows}}})
-    traffic = {"bytes": 2_000_000, "workers": 4, "port": 29900}
+    traffic = {"bytes": 2_000_000, "workers": 4, **MEETING_PLACE, "port": 29900}
     player = SideTask("play", "player", {"topology": as_json(topology), "start_file": start_file})
     late_s = []
 
