@@ -33,7 +33,8 @@ Int32 = Annotated[int, pa.int32(), Field(ge=-(2**31), lt=2**31)]
 Int64 = Annotated[int, pa.int64(), Field(ge=-(2**63), lt=2**63)]
 
 Finite = Annotated[float, pa.float64(), Field(allow_inf_nan=False)]
-"""What may be negative: differences, and what something was taken off. A plain ``float`` may be anything."""
+"""What may be negative: differences, and times of which what a machine added was taken off, which it is known too
+roughly for at low dilations. A plain ``float`` may be anything."""
 NotNegative = Annotated[float, pa.float64(), Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, pa.float64(), Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, pa.float64(), Field(ge=0, le=1, allow_inf_nan=False)]
@@ -161,9 +162,9 @@ class TrialRow:
     """Least time that those bytes need on the links; null: unshaped."""
     predicted_step_s: Positive | None = None
     """What a steady step was expected to take; null: there is no profile."""
-    before_steady_s: NotNegative | None = None
+    before_steady_s: Finite | None = None
     """Training time before the first timed step."""
-    steady_s: NotNegative | None = None
+    steady_s: Finite | None = None
     """Training time of all timed steps."""
     final_accuracy: Fraction | None = None
     """Share of the test set that the last evaluation found right."""
@@ -177,7 +178,7 @@ class TrialRow:
     """Steps until the target was first reached, by a line between two evaluations; null: not reached."""
     time_to_target_s: NotNegative | None = None
     """Training time until then, evaluations excluded; null: not reached."""
-    train_time_s: NotNegative | None = None
+    train_time_s: Finite | None = None
     """Training time of all steps, evaluations excluded."""
     evaluation_time_s: NotNegative | None = None
     """Time of all evaluations, and of checkpoints."""
