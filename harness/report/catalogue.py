@@ -101,7 +101,8 @@ reverse, with random numbers that begin anew. What is refused is refused in one 
 * **other number of workers on resume**: taken, or refused because each rank has residuals of its own.
 * **waits for a GPU**: how often its hook makes the host wait for the device in a bucket, where what is sent has lengths
   that depend on the gradients' values. Every method waits once more at the end of a step, to tell what is not finite.
-  So does PacTrain where it prunes, and where its `adaptive` chooses anew.
+  So does PacTrain where it prunes, and where its `adaptive` chooses anew, and every one in the first step after a
+  resumption, which learns in which order rank 0 has its gradients.
 * **may change in training**: parameters that may be assigned after the start. A checkpoint holds the values that they
   had, and a resumed training goes on with these; what is to be otherwise is assigned after `load_state_dict`.
 """
@@ -133,12 +134,17 @@ def perplexity_cost(method: Method) -> str:
     """By how much the method's final perplexity may be above that of dense."""
     if method.most_perplexity is None:
         return UNKNOWN
-    return f"at most {100 * method.most_perplexity:g} %" if method.most_perplexity else "none"
+    return f"at most {percent(method.most_perplexity)}" if method.most_perplexity else "none"
 
 
 def points(share: float) -> str:
     """A difference of accuracies: ``0.01`` -> ``"1 point"``."""
     return f"{100 * share:g} point{'' if share == 0.01 else 's'}"
+
+
+def percent(share: float) -> str:
+    """A share: ``0.95`` -> ``"95 %"``."""
+    return f"{100 * share:g} %"
 
 
 def device_cost(method: Method, profiles: Iterable[Profile]) -> str:
@@ -196,8 +202,8 @@ def accuracy(method: Method) -> str:
     if method.most_loss is not None:
         lines.append(f"Final accuracy in `scenarios/convergence.toml`: at most {points(method.most_loss)} below dense.")
     if method.most_perplexity is not None:
-        more = f"at most {100 * method.most_perplexity:g} %"
-        lines.append(f"Final perplexity in `scenarios/language.toml`: {more} above dense.")
+        most = percent(method.most_perplexity)
+        lines.append(f"Final perplexity in `scenarios/language.toml`: at most {most} above dense.")
     if method.paper_says:
         lines.append(f"Loss of accuracy in the paper: {method.paper_says}.")
     return textwrap.fill(" ".join(lines), 120, break_on_hyphens=False, break_long_words=False)

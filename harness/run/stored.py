@@ -64,13 +64,13 @@ def _without_beside(claim: Claim) -> Claim:
     return claim.model_copy(update={"in_one_piece": None})
 
 
-def runs_beside(claims: Sequence[Claim], folder: Path) -> dict[str, Run]:
-    """Of each scenario that claims need the run that answers them best, where one has all their methods.
+def runs_beside(chosen: Mapping[str, Run], claims: Sequence[Claim], folder: Path) -> dict[str, Run]:
+    """Of each other scenario that claims need the run that answers them best, where one has all their methods.
 
     They tell how much rounds usually vary: so no verdict depends on which of the claims are asked for.
     """
     found: dict[str, Run] = {}
-    for name in dict.fromkeys(name for claim in claims for name in claim.needs):
+    for name in dict.fromkeys(name for claim in claims for name in claim.needs if name not in chosen):
         fitting, _ = _ranked(folder, load(name), _asking(name, claims), name)
         if fitting:
             found[name] = Run(Plan(fitting[0].scenario(), ()), fitting[0])

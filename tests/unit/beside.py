@@ -17,8 +17,7 @@ from baselines._memory import BucketMemory, Drafts
 
 def backward(training: Training, *micro_batches: list[torch.Tensor]) -> torch.Tensor:
     """The gradients after the micro-batches of a step, of which the last is synchronised: flat."""
-    training.layouts.append([])
-    training.optimizer.zero_grad()
+    training.begin_step()
     for each in micro_batches[:-1]:
         with training.ddp.no_sync():
             training.ddp(each).backward()
@@ -65,8 +64,7 @@ def clipped_under_a_scaler(make: Method) -> Facts:
         backward(by_hand, first, last)
         nn.utils.clip_grad_norm_(by_hand.weights, max_norm=0.5)
         by_hand.optimizer.step()
-        one.layouts.append([])
-        one.optimizer.zero_grad()
+        one.begin_step()
         with one.ddp.no_sync():
             scaler.scale(one.ddp(first)).backward()
         scaler.scale(one.ddp(last)).backward()
@@ -84,11 +82,9 @@ def beside_a_scaled_model(make: Method) -> Facts:
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     for step in range(5):
         given = gradients(step, dist.get_rank())
-        one.layouts.append([])
-        one.optimizer.zero_grad()
+        one.begin_step()
         loss = one.ddp(given)
-        other.layouts.append([])
-        other.optimizer.zero_grad()
+        other.begin_step()
         scaler.scale(other.ddp(given)).backward()
         scaler.step(other.optimizer)
         scaler.update(1024.0 if step < 2 else 16.0)
@@ -314,8 +310,7 @@ def unused_in_the_first_bucket(make: Method) -> Facts:
 
 
 def synchronise(training: Training, given: list[Any], to_none: bool) -> None:
-    training.layouts.append([])
-    training.optimizer.zero_grad(set_to_none=to_none)
+    training.begin_step(to_none)
     training.ddp(given).backward()
 
 

@@ -175,10 +175,14 @@ class Training:
 
         return watched
 
+    def begin_step(self, to_none: bool = True) -> None:
+        """Forget the gradients of the last step; what follows is watched as a step of its own."""
+        self.layouts.append([])
+        self.optimizer.zero_grad(set_to_none=to_none)
+
     def step(self, gradients: Sequence[Tensor]) -> Tensor:
         """What DDP made of these gradients of this rank, flat in the order of registration."""
-        self.layouts.append([])
-        self.optimizer.zero_grad()
+        self.begin_step()
         self.ddp(gradients).backward()
         result = flat([weight.grad for weight in self.weights if weight.grad is not None]).clone()
         self.optimizer.step()

@@ -373,8 +373,7 @@ def overflow_where_pruned() -> tuple[int, bool, float]:
         given = gradients(step, dist.get_rank())
         if step == 2 and dist.get_rank() == 1:
             given[0][training.weights[0] == 0] = torch.inf
-        training.layouts.append([])
-        training.optimizer.zero_grad()
+        training.begin_step()
         scaler.scale(training.ddp(given)).backward()
         finite = bool(flat([weight.grad for weight in training.weights]).isfinite().all())
         scaler.step(training.optimizer)

@@ -140,8 +140,7 @@ def scaled_for_a_while(name: str, parameters: dict[str, Any], goes_on: str) -> F
 
 def train_unscaled(training: Training, step: int) -> None:
     """What ``Scaled.step`` does with a first batch, without a scaler."""
-    training.layouts.append([])
-    training.optimizer.zero_grad()
+    training.begin_step()
     with training.ddp.no_sync():
         training.ddp(gradients(100 + step, dist.get_rank())).backward()
     training.ddp(gradients(step, dist.get_rank())).backward()
@@ -171,8 +170,7 @@ def scaled_in_odd_ways() -> Facts:
         scaler = torch.amp.GradScaler("cpu", init_scale=65536.0)
         for step in range(6):
             given = gradients(step, dist.get_rank())
-            one.layouts.append([])
-            one.optimizer.zero_grad()
+            one.begin_step()
             loss = one.ddp(given)
             if step % 2:
                 backward(one, scaler, loss)

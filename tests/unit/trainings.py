@@ -86,8 +86,7 @@ class Scaled:
             place = step % len(given)
             greatest = training.weights[place].abs().argmax()  # not pruned: the gradient of what is does not count
             given[place].view(-1)[greatest] = math.inf
-        training.layouts.append([])
-        training.optimizer.zero_grad()
+        training.begin_step()
         if first_batch:
             with training.ddp.no_sync():
                 self.scaler.scale(training.ddp(gradients(100 + step, dist.get_rank()))).backward()

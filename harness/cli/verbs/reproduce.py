@@ -59,7 +59,8 @@ def verb(
     with words_aside(as_json):
         if judge:
             collected = provenance.collect(command())
-            (chosen, runs), beside, failed = stored_runs(chosen, judge), runs_beside(known, judge), 0
+            (chosen, runs), failed = stored_runs(chosen, judge), 0
+            beside = runs_beside(runs, known, judge)
             collected |= {"differs": differing} if (differing := differences(chosen, runs)) else {}
         else:
             beside, (kind, why) = {}, registry.choose(on)

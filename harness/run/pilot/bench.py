@@ -159,7 +159,7 @@ class Bench:
             beyond_s: see ``Forecast``.
         """
         steps = self._steps(method, job)
-        return steps, job.overhead_s + steps * self._request.forecast(job, beyond_s).pace_s(method)
+        return steps, self._expected_s(method, job, steps, beyond_s)
 
     def in_reach(self, methods: Sequence[MethodSpec]) -> list[MethodSpec]:
         """Those whose ranks meet twice in the steps that they may make; the others are told as left out."""
@@ -290,10 +290,10 @@ class Bench:
         budget_s = self._request.budget_s
         return budget_s is None or self._expected_s(method, job, self._steps(method, job)) <= budget_s
 
-    def _expected_s(self, method: MethodSpec, job: Job, steps: int) -> float:
+    def _expected_s(self, method: MethodSpec, job: Job, steps: int, beyond_s: float = 0.0) -> float:
         """What so many steps will take about: as predicted, and the rest as it was until now."""
         overhead_s = fmean(self._overheads_s) if self._overheads_s else job.overhead_s
-        return overhead_s + steps * self._request.forecast(job).pace_s(method)
+        return overhead_s + steps * self._request.forecast(job, beyond_s).pace_s(method)
 
     def _run(self, folder: Path, attachment: Attachment, unshaped: Topology | None = None) -> Execution:
         """Run a command in a folder of its own; its record.
