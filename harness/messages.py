@@ -318,8 +318,8 @@ class Trained(Message):
     """Use of this node's own queues, by interface."""
     train_time_s: float
     evaluation_time_s: float
-    yardstick_s: float
-    """Processor time of a fixed piece of work, when the trial began and ended."""
+    yardstick_s: float | None
+    """Processor time of a fixed piece of work, when the trial began and ended; None where clocks are too coarse."""
     peak_memory_bytes: int
     peak_gpu_memory_bytes: int | None = None
     own_memory_bytes: int

@@ -26,7 +26,7 @@ from harness.methods import declared
 from harness.plugins import short
 from harness.provenance import ROOT
 from harness.record.row import TRIAL_SCHEMA, check_form, check_value
-from harness.record.store import OLDER_COLUMNS, Store, require_done, with_targets
+from harness.record.store import OLDER_COLUMNS, Store, as_written_now, require_done
 from harness.record.tables import json_digest
 from harness.scenario.load import check_stored
 from harness.scenario.schema import Case, MethodSpec, Scenario
@@ -225,7 +225,7 @@ def _frame(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     known = [*COLUMNS, *OLDER_COLUMNS.names]
     for number, row in enumerate(rows, start=1):
         _check_trial(number, row)
-    frame = with_targets(pd.DataFrame(list(rows), columns=known)).reindex(columns=TRIAL_SCHEMA.names)
+    frame = as_written_now(pd.DataFrame(list(rows), columns=known)).reindex(columns=TRIAL_SCHEMA.names)
     numeric = [name for name in TRIAL_SCHEMA.names if str(TRIAL_SCHEMA.field(name).type) == "double"]
     frame[numeric] = frame[numeric].astype(float)
     return frame

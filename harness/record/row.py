@@ -150,8 +150,8 @@ class TrialRow:
     """Time in the trial that the harness's cgroup and its parents were throttled, over all CPUs."""
     usable_cpus: Positive | None = None
     """CPUs that the harness might use, by affinity and by quotas of cgroups."""
-    yardstick_s: Positive | None = None
-    """Processor time of a fixed piece of work, mean of the trial's beginning and end."""
+    yardstick_s: NotNegative | None = None
+    """Processor time of a fixed piece of work, mean of the trial's beginning and end; null: clocks are too coarse."""
     wire_bytes_per_step: Finite | None = None
     """Payload that a worker sent in a steady step, read from the kernel."""
     header_bytes_per_step: Finite | None = None

@@ -329,7 +329,7 @@ class Store:
             UsageError: a file is damaged; it is named, and nothing is lost.
         """
         verified = self._verification_rows.read(trial_id)
-        own = with_targets(self._trial_rows.read(trial_id))
+        own = as_written_now(self._trial_rows.read(trial_id))
         frame = own.merge(verified, how="left", on=["trial_id", "attempt"])
         frame["network"] = frame["network"].fillna("")  # of runs from before there was more than a plain star
         order = ["round", "trial_id", "claim", "attempt"]
@@ -425,13 +425,19 @@ def _provenance_of(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def with_targets(trials: pd.DataFrame) -> pd.DataFrame:
-    """Rows from before there were other targets, as they would be written now; a replay's meant nothing."""
+def as_written_now(trials: pd.DataFrame) -> pd.DataFrame:
+    """Rows of earlier versions as they would be written now.
+
+    There were no other targets than accuracies, and a replay's meant nothing. Where a kernel's clock was too coarse for
+    the yardstick, it was 0.
+    """
     older = trials["target"].isna() & trials["target_accuracy"].notna() & trials["replay"].isna()
     said = trials["target_accuracy"].map(lambda share: str(Target("accuracy", share)))
     targets = trials["target"].astype(object).where(~older, said)
-    current: pd.DataFrame = trials.assign(target=targets).drop(columns=OLDER_COLUMNS.names)
-    return current
+    taken_s = trials["yardstick_s"].astype(float)
+    current = trials.assign(target=targets, yardstick_s=taken_s.where(taken_s > 0))
+    kept: pd.DataFrame = current.drop(columns=OLDER_COLUMNS.names)
+    return kept
 
 
 def runs(results: Path, scenario: Scenario) -> Iterator[Store]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import statistics
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +202,7 @@ def _measured(trial: Trial, outcome: Outcome) -> dict[str, Any]:
         "overrun_s_per_step": mean_of("overrun_s") if trial.expected.profile else None,
         "processor_s_per_step": mean_of(*_phases_of_the_processor(trial)),
         **_disturbance(trial, outcome, timed_from_step, unsettled),
-        "yardstick_s": statistics.mean(result.yardstick_s for result in results),
+        "yardstick_s": _average(statistics.mean, (result.yardstick_s for result in results)),
         "wire_bytes_per_step": outcome.payload_per_step,
         "header_bytes_per_step": outcome.headers_per_step,
         "before_steady_s": sum(all_step_s[:timed_from_step]),
@@ -214,8 +214,8 @@ def _measured(trial: Trial, outcome: Outcome) -> dict[str, Any]:
         "own_memory_bytes": max(result.own_memory_bytes for result in results),
         "held_memory_bytes": max(result.held_memory_bytes for result in results),
         "retransmits": sum(result.retransmits for result in results),
-        "transport_rtt_s": _median(result.smoothed_rtt_s for result in results),
-        "cwnd_packets": _median(result.cwnd_packets for result in results),
+        "transport_rtt_s": _average(statistics.median, (result.smoothed_rtt_s for result in results)),
+        "cwnd_packets": _average(statistics.median, (result.cwnd_packets for result in results)),
         **_queues(trial, outcome),
         **_noted(outcome, first.steady_from_step),
         "parameter_hash": first.parameter_hash,
@@ -313,6 +313,7 @@ def _queues(trial: Trial, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _median(values: Iterable[float | None]) -> float | None:
+def _average(kind: Callable[[list[float]], float], values: Iterable[float | None]) -> float | None:
+    """Of those that are known."""
     known = [value for value in values if value is not None]
-    return statistics.median(known) if known else None
+    return kind(known) if known else None

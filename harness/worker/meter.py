@@ -112,11 +112,13 @@ def parse_transport(shown: str, own: Collection[str]) -> Transport:
     )
 
 
-def yardstick_s() -> float:
+def yardstick_s() -> float | None:
     """What a fixed piece of work takes of the processor, in seconds: how fast this machine computes at the moment.
 
     The median of some repetitions, in this thread's own time, so that whoever else runs counts only as far as caches,
     clock and memory are shared. It is what codecs are made of: magnitudes, a selection, rounding, a copy.
+
+    None where the kernel counts that time in ticks that are longer than the work, as User-mode Linux does.
     """
     values = torch.arange(YARDSTICK_NUMEL, dtype=torch.float32).mul_(0.7).sin_()
     seconds = []
@@ -125,7 +127,7 @@ def yardstick_s() -> float:
         values.abs().topk(YARDSTICK_NUMEL // 100)
         values.mul(127).round_().to(torch.int8).float()
         seconds.append(time.thread_time() - start)
-    return statistics.median(seconds)
+    return statistics.median(seconds) if min(seconds) else None
 
 
 def peak_memory_bytes() -> int:

@@ -145,11 +145,11 @@ class Training:
 
     def run(self) -> None:
         """Train to the last step, and send what was found, ``Trained``."""
-        yardsticks_s = [meter.yardstick_s()]
+        yardstick_s = meter.yardstick_s()
         with watched_queues() as queues:
             steps, test_loss = self._train()
             sent, transport = meter.wire_bytes(self.interface) - self.at_steady, meter.transport()
-        yardsticks_s.append(meter.yardstick_s())
+        both_s = [taken_s for taken_s in (yardstick_s, meter.yardstick_s()) if taken_s is not None]
         with self.method.common():
             smallest, largest = hash_range(self.ddp.module, self.device)
         self.recorder.flush()
@@ -165,7 +165,7 @@ class Training:
                 queues=queues.uses,
                 train_time_s=self.recorder.clock_s,
                 evaluation_time_s=self.paused_s,
-                yardstick_s=statistics.mean(yardsticks_s),
+                yardstick_s=statistics.mean(both_s) if both_s else None,
                 peak_memory_bytes=meter.peak_memory_bytes(),
                 peak_gpu_memory_bytes=meter.peak_gpu_memory_bytes(),
                 own_memory_bytes=meter.own_memory_bytes(),

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 SMALL = (
     *("quickstart", "--method", "topk", "--set", "cluster.workers=2", "--set", "link.rate=100mbit"),
-    *("--set", "train.pace=none", "--set", "train.steps=20", "--set", "train.eval_every=20"),
+    *("--set", "train.pace=none", "--set", "train.steps=40", "--set", "train.eval_every=40"),
     *("--set", "baseline_16bit=dense"),
 )
 """Two trials a round, of two seconds each."""
@@ -37,6 +37,10 @@ STRUCK_WITHIN_S = 2.0
 """How long after the chosen trial has ended something happens: the next trial takes about so long."""
 
 END_TIMEOUT_S = 480
+
+BUSY_S = 0.1
+"""Processor time by which workers are told from those who measure: five times what these take, and a third of what
+training takes where processors are fast."""
 
 MOST_TRIES = 3
 """How often a fault is tried whose victim has ended by itself each time."""
@@ -168,11 +172,11 @@ class Ordeal:
         return []
 
     def busy(self) -> list[psutil.Process]:
-        """Those who have computed for half a second."""
+        """Those who have computed for longer than anybody who measures or looks on."""
         found = []
         for each in self.forked():
             with suppress(psutil.NoSuchProcess):
-                found += [each] if each.cpu_times().user > 0.5 else []
+                found += [each] if each.cpu_times().user > BUSY_S else []
         return found
 
     def inside(self, *command: str) -> None:

@@ -235,7 +235,7 @@ def hang(trial: Trial, messages: Iterator[Message]) -> Iterator[Message]:
         (only_topk(lambda trial, messages: iter(())), "crashed", "without a result"),
         (with_result(parameters_identical=False), "failed", "different parameters"),
         (with_result(diverged=True), "diverged", "not finite"),
-        (with_result(yardstick_s=0.0), "failed", "what its workers reported cannot be: yardstick_s: found 0.0"),
+        (with_result(yardstick_s=-1.0), "failed", "what its workers reported cannot be: yardstick_s: found -1.0"),
         (with_result(payload_bytes=0), "failed", "only 0 of .* bytes a step crossed the shaped link"),
     ],
 )

@@ -34,7 +34,7 @@ from harness.network.tolerances import (
 from harness.network.topology import Topology
 from harness.scenario.links import Fabric, Link, Pipe
 from harness.scenario.properties import GilbertElliott
-from harness.worker.meter import Transport, own_sockets, parse_transport
+from harness.worker.meter import Transport, own_sockets, parse_transport, yardstick_s
 
 
 def link(rate: str = "100mbit", **fields: object) -> Link:
@@ -512,6 +512,16 @@ def test_what_tcp_says_is_read_from_connections_that_sent() -> None:
     assert parse_transport(SS, own) == Transport(retransmits=5, smoothed_rtt_s=0.0025, cwnd_packets=30)
     assert parse_transport(SS, {"112"}).retransmits == 70
     assert parse_transport("", own) == Transport(retransmits=0, smoothed_rtt_s=None, cwnd_packets=None)
+
+
+def test_the_yardstick_is_unknown_where_the_clock_counts_in_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """User-mode Linux counts a thread's time in hundredths of a second."""
+    taken_s = yardstick_s()
+    assert taken_s
+    assert taken_s > 0
+    fine = time.thread_time
+    monkeypatch.setattr(time, "thread_time", lambda: fine() // 1.0)
+    assert yardstick_s() is None
 
 
 def test_sockets_are_known_by_the_numbers_that_the_kernel_gives_them() -> None:

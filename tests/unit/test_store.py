@@ -210,6 +210,15 @@ def test_stores_written_before_are_read_and_say_unknown_where_they_do_not_know(f
         assert headline(case, scenario)
 
 
+@pytest.mark.parametrize("taken_s", [None, 0.0])
+def test_a_yardstick_that_a_coarse_clock_could_not_take_is_unknown(store: Store, taken_s: float | None) -> None:
+    """Runs of earlier versions hold 0."""
+    store.append(row("a", yardstick_s=taken_s), [])
+    assert store.trials()["yardstick_s"].isna().all()
+    store.append(row("b", yardstick_s=1e-3), [])
+    assert store.trials().set_index("trial_id")["yardstick_s"].dropna().to_dict() == {"b": 1e-3}
+
+
 def test_a_file_is_read_once_and_again_where_it_is_another(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
 
