@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.cli.main import main
+from harness.cli.main import ENDING, main
 
 
 def call_pacbench(arguments: tuple[str, ...], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -38,7 +38,7 @@ def call_pacbench(arguments: tuple[str, ...], folder: Path) -> subprocess.Comple
 def _as_before(folder: Path, arguments: list[str]) -> Iterator[None]:
     """Enter a folder with these arguments, and undo that and what ``main`` sets."""
     before, given = Path.cwd(), sys.argv
-    handler, threshold = signal.getsignal(signal.SIGTERM), gc.get_threshold()
+    handlers, threshold = {number: signal.getsignal(number) for number in ENDING}, gc.get_threshold()
     os.chdir(folder)
     sys.argv = arguments
     try:
@@ -46,7 +46,8 @@ def _as_before(folder: Path, arguments: list[str]) -> Iterator[None]:
     finally:
         os.chdir(before)
         sys.argv = given
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         gc.set_threshold(*threshold)
 
 

@@ -20,6 +20,9 @@ from harness.programs import NO_MORE, OBJECTS_BETWEEN_COLLECTIONS
 MOST_TOLD = 4000
 """Signs of an error that are told. Much longer are only those that repeat a name or an argument without end."""
 
+ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Signals by which a command is asked to end. There is no SIGHUP on Windows."""
+
 NO_MEMORY = ("failed to map segment", "cannot allocate memory", "can't allocate memory", "can't start new thread")
 """What errors say that are no ``MemoryError``: of the loader of libraries, the kernel, torch and threads."""
 
@@ -32,6 +35,7 @@ def main() -> None:
     try:
         code = make_app()(args=sys.argv[1:] or ["--help"], standalone_mode=False)
         sys.stdout.flush()
+        _hear_no_more()
         if code == EXIT_INTERRUPTED:
             raise KeyboardInterrupt  # typer made an exit code of it
         if code:
@@ -75,10 +79,18 @@ def _lacks_memory(error: BaseException) -> bool:
 
 def _end_in_good_order() -> None:
     """Whoever is asked to end, or whose terminal goes away, ends as by Ctrl-C: what has finished is kept."""
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)  # there is no SIGHUP on Windows
-        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+    for number in ENDING[1:]:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
             signal.signal(number, signal.default_int_handler)
+
+
+def _hear_no_more() -> None:
+    """Ignore the next Ctrl-C: all is done, and Python, which takes its handlers away as it ends, would be killed by it.
+
+    The exit code would be lost.
+    """
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _close(stream: TextIO) -> None:
@@ -87,6 +99,7 @@ def _close(stream: TextIO) -> None:
 
 
 def _leave(message: str, code: int) -> None:
+    _hear_no_more()
     told = visible(message)
     if len(told) > MOST_TOLD:
         told = f"{told[: MOST_TOLD // 2]} ... {told[-MOST_TOLD // 2 :]}"

@@ -26,7 +26,7 @@ from harness.record.execution import Execution, LinkTraffic
 from harness.run.command import Job, execute
 from harness.scenario.links import Link
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.job]
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 Start = Callable[..., "subprocess.Popen[str]"]

@@ -15,7 +15,7 @@ from harness.record.store import Store
 from harness.report import page
 from harness.workload.profile import read
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.job]
 
 RunScenario = Callable[..., Store]
 

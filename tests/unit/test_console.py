@@ -141,6 +141,30 @@ def test_a_stream_that_is_closed_takes_all_and_shows_nothing(closed: str, tmp_pa
     assert (tmp_path / "run" / "report.html").is_file()
 
 
+ASKED_TO_END_WHILE_IT_ENDS = """
+import os, signal, sys
+from harness.cli.main import main
+
+class Late:
+    def __del__(self, kill=os.kill, own=os.getpid(), numbers=(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)):
+        for number in numbers:
+            kill(own, number)
+        print("late", flush=True)
+
+late = Late()
+main()
+"""
+
+
+@pytest.mark.parametrize(("words", "code"), [(("list", "models"), 0), (("plan", "no-such-scenario"), 2)])
+def test_a_command_that_has_ended_keeps_its_exit_code_whatever_signal_comes(words: tuple[str, str], code: int) -> None:
+    """The second Ctrl-C may come when the interpreter has already taken its handlers away."""
+    started = [sys.executable, "-c", ASKED_TO_END_WHILE_IT_ENDS, *words]
+    done = subprocess.run(started, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.split()[-1]) == (code, "late"), done
+    assert "Traceback" not in done.stderr
+
+
 @given(st.text(st.characters(codec=None)))
 def test_what_is_visible_can_be_written_and_stays_as_it_is(text: str) -> None:
     shown = plain.visible(text)
