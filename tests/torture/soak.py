@@ -35,6 +35,7 @@ from harness.record.store import Store
 SCENARIO = """
 description = "Short replays, many of them"
 rounds = {rounds}
+baseline = "bf16"
 
 [cluster]
 workers = 2

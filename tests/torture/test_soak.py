@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import soak
+
+from harness.scenario.load import load
 
 TRIALS, LOOKS = 2000, 900
 
@@ -23,6 +26,11 @@ def seen(per_1000_trials: float, resemblance: float = 0.0, seed: int = 0, withou
             done = look * TRIALS // LOOKS
             rows.append((done, name, 1, 60e6 + per_1000_trials * done / 1000 + off, 10, 3))
     return pd.DataFrame(rows, columns=["done", "process", "pid", *soak.MOST_GROWTH])
+
+
+def test_the_scenario_is_one(tmp_path: Path) -> None:
+    (tmp_path / "soak.toml").write_text(soak.SCENARIO.format(rounds=3))
+    assert len(load(str(tmp_path / "soak.toml")).methods) == soak.METHODS
 
 
 def verdicts(looks: pd.DataFrame) -> dict[tuple[str, str], str]:
