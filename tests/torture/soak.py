@@ -46,7 +46,7 @@ rate = "1gbit"
 [train]
 model = "digits-cnn"
 replay = "digits-cnn-epyc"
-batch_size = 32
+batch_size = 16
 steps = 6
 dilation = 1
 
