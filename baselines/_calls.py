@@ -81,6 +81,16 @@ class Pull(NamedTuple):
         return (world_size - 1) / world_size * self.payload_bytes
 
 
+class Barrier(NamedTuple):
+    """``barrier``: nobody goes on before all have come."""
+
+    payload_bytes: float = 0.0
+
+    def sent_bytes(self, world_size: int) -> float:
+        """Payload that each worker sends."""
+        return self.payload_bytes
+
+
 class Shift(NamedTuple):
     """``isend`` and ``irecv``: so many bytes of each worker go to the one ``distance`` ranks on."""
 
@@ -92,7 +102,7 @@ class Shift(NamedTuple):
         return self.payload_bytes
 
 
-Call = AllReduce | AllGather | ReduceScatter | Broadcast | AllToAll | Push | Pull | Shift
+Call = AllReduce | AllGather | ReduceScatter | Broadcast | AllToAll | Push | Pull | Barrier | Shift
 
 
 def sent_bytes(calls: Iterable[Call], world_size: int) -> float:

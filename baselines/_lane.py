@@ -65,6 +65,11 @@ class Lane:
         # DDP understands an error only when a callback raised it: an exception that was set reads as a result to it.
         return result.then(lambda done: done.value())
 
+    def meet(self) -> None:
+        """Go on when all ranks have come. In the lane's thread. On a GPU nobody waits, since the host would."""
+        if self._device.type == "cpu":
+            dist.barrier(self.process_group)
+
     def close(self) -> None:
         """End the thread, and the group with it."""
         self._thread.shutdown()

@@ -5,6 +5,10 @@ all traffic of p workers meets on one link, which is what an all-reduce avoids; 
 (BytePS without extra machines, Jiang et al., OSDI 2020) each link carries what a ring would.
 
 Synchronous: servers wait for all workers. A real server keeps the weights and sends those back: as many bytes.
+
+Servers answer together. TCP does not share links evenly, so one of several has all gradients first. If it answered at
+once, its answers would take the way of what it has itself to push to the other servers, and they would send one after
+the other: on six workers of 66 Mbit/s with three servers the answers took 4.0 s instead of 2.1.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.futures import Future
 
-from baselines._calls import Call, Pull, Push
+from baselines._calls import Barrier, Call, Pull, Push
 from baselines._exchange import shard_sizes
 from baselines._lane import LaneState, settled
 from baselines._parameters import Count, parameters
@@ -46,7 +50,8 @@ class State(LaneState):
 
     def calls(self, shapes: Shapes, world_size: int) -> list[Call]:
         every_entry = 4 * numel(shapes)
-        return [Push(every_entry, self.servers), Pull(every_entry, self.servers)]
+        meeting = [Barrier()] if self.servers > 1 else []
+        return [Push(every_entry, self.servers), *meeting, Pull(every_entry, self.servers)]
 
     def busiest_bytes(self, shapes: Shapes, world_size: int, step: int | None = None) -> float:
         shard = 4 * numel(shapes) / self.servers
@@ -81,6 +86,8 @@ def push_and_pull(state: State, gradient: torch.Tensor) -> Future[torch.Tensor]:
         for other in pushed.view(p, own)[1:]:  # in the order of ranks
             total.add_(other)
         answers = total.div_(p).to(gradient.dtype).repeat(p)
+    if state.servers > 1:
+        state.lane.meet()
     dist.all_to_all_single(gradient, answers, shards, [own] * p, group=group)
     with state.stopwatch("decode"):
         return settled(gradient)

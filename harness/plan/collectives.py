@@ -4,8 +4,9 @@ Every message is asked for first: its receiver tells that it is ready, which tak
 (``Pair::recv`` and ``Pair::handleRemotePendingRecv`` in gloo/transport/tcp/pair.cc). ``all_reduce`` and ``all_gather``
 pass segments round a ring, two of which are under way at once (``ring`` in gloo/allreduce.cc, ``allgather`` in
 gloo/allgather.cc); ``all_to_all`` begins all its messages together, empty ones too (gloo/alltoallv.cc); ``broadcast``
-is a binomial tree (gloo/broadcast.cc). Two collectives may run at once: a process group has two threads for each
-interface (``ProcessGroupGloo::Options::create_default`` and ``runLoop`` in ProcessGroupGloo.cpp).
+is a binomial tree (gloo/broadcast.cc), and a ``barrier`` tells workers that are farther and farther away
+(gloo/barrier.cc). Two collectives may run at once: a process group has two threads for each interface
+(``ProcessGroupGloo::Options::create_default`` and ``runLoop`` in ProcessGroupGloo.cpp).
 
 Workers that have alike links at the same switch are one kind, so that 10,000 of them are as few numbers as four. Of
 links that change, times are those of their best moment; lost packets and jitter are not in it.
@@ -22,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from baselines._calls import AllGather, AllReduce, AllToAll, Broadcast, Call, Pull, Push, ReduceScatter, Shift
+from baselines._calls import AllGather, AllReduce, AllToAll, Barrier, Broadcast, Call, Pull, Push, ReduceScatter, Shift
 from harness.network.bounds import FRAME_HEADER_BYTES, TCP_IP_HEADER_BYTES, wire_share
 from harness.network.flows import Floats, arrivals_s
 from harness.network.pipeline import Hop, Lane, pipeline
@@ -60,6 +61,8 @@ def own_bytes(call: Call, workers: int) -> int:
     """What Gloo itself sends of a worker in a collective, about: its rings pass two segments at once."""
     if isinstance(call, (AllReduce, AllGather, ReduceScatter)):
         return (4 if isinstance(call, AllReduce) else 2) * (workers - 1) * OWN_BYTES
+    if isinstance(call, Barrier):
+        return (workers - 1).bit_length() * OWN_BYTES
     return (workers - 1) * OWN_BYTES
 
 
@@ -145,6 +148,7 @@ class Network:
             AllToAll: lambda call, idle_s: self._exchange(call.payload_bytes / self.workers, idle_s),
             Push: lambda call, idle_s: self._exchange(call.payload_bytes / call.servers, idle_s, to=call.servers),
             Pull: lambda call, idle_s: self._exchange(call.payload_bytes / call.servers, idle_s, by=call.servers),
+            Barrier: lambda call, idle_s: self._barrier(idle_s),
             Shift: self._shift,
         }
 
@@ -215,6 +219,12 @@ class Network:
     def _shift(self, call: Shift, idle_s: float) -> Timing:
         senders = np.arange(self.workers)
         return self._pairs(senders, (senders + call.distance) % self.workers, call.payload_bytes, idle_s)
+
+    def _barrier(self, idle_s: float) -> Timing:
+        """After as many messages as p has binary digits each worker has heard, by others, of all: no link is busy."""
+        distances = [1 << number for number in range((self.workers - 1).bit_length())]
+        took_s = sum(self._shift(Shift(0.0, distance), idle_s).took_s for distance in distances)
+        return Timing(took_s, 0.0, idle_s + took_s)
 
     def _broadcast(self, call: Broadcast, idle_s: float) -> Timing:
         """As many workers as have it send it on, round by round."""

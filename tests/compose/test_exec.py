@@ -17,6 +17,10 @@ pytestmark = pytest.mark.compose
 
 IMAGE = "pacbench-test-exec"
 
+OWNER = 12345
+BOUNDING = (5, 6, 7, 12)
+"""CAP_KILL, CAP_SETGID, CAP_SETUID and CAP_NET_ADMIN, by <linux/capability.h>: what starts and ends the command has."""
+
 SCRIPT = """
 import os, torch, torch.distributed as dist
 dist.init_process_group("gloo")
@@ -52,6 +56,23 @@ def test_a_command_runs_in_the_users_image_and_folder(
     done = pacbench(*options[:-1], "second", "--", sys.executable + "-that-no-image-has")
     assert done.returncode == 5
     assert "it cannot be run: No such file or directory" in done.stderr
+
+
+def test_a_command_is_its_users_and_gains_nothing(
+    pacbench: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    """The kernel says so of the command itself: its user is who owns the folder."""
+    os.chown(tmp_path, OWNER, OWNER)
+    options = ("exec", "--on", "docker", "--workers", "2", "--rate", "100mbit", "--out", "record")
+    done = pacbench(*options, "--", "cat", "/proc/self/status")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for worker in ("w0", "w1"):
+        lines = [line.split(" | ", 1)[1] for line in done.stdout.splitlines() if line.startswith(worker)]
+        said = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+        assert {said["Uid"], said["Gid"]} == {"\t".join([f"{OWNER}"] * 4)}
+        assert not {int(said[name], 16) for name in ("CapEff", "CapPrm", "CapInh", "CapAmb")} - {0}
+        assert int(said["CapBnd"], 16) == sum(1 << number for number in BOUNDING)
+        assert said["NoNewPrivs"] == "1"
 
 
 def test_the_folder_is_the_users_whatever_its_name(

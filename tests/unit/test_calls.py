@@ -14,7 +14,7 @@ from ranks import Training, gradients
 from test_methods import LARGE_SHAPES, SENT_BYTES, brisk
 
 import baselines
-from baselines._calls import AllGather, AllReduce, AllToAll, Call, Pull, Push, Shift
+from baselines._calls import AllGather, AllReduce, AllToAll, Barrier, Call, Pull, Push, Shift
 
 FUNCTIONS = {
     AllReduce: "all_reduce",
@@ -22,6 +22,7 @@ FUNCTIONS = {
     AllToAll: "all_to_all_single",
     Push: "all_to_all_single",
     Pull: "all_to_all_single",
+    Barrier: "barrier",
     Shift: "isend",
 }
 

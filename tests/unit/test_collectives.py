@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baselines._calls import AllGather, AllReduce, AllToAll, Broadcast, Call, Pull, Push, ReduceScatter, Shift
+from baselines._calls import AllGather, AllReduce, AllToAll, Barrier, Broadcast, Call, Pull, Push, ReduceScatter, Shift
 from harness.network.bounds import TCP_IP_HEADER_BYTES, wire_share
 from harness.network.flows import arrivals_s
 from harness.network.pipeline import Hop, Lane, pipeline
@@ -88,6 +88,14 @@ def test_a_window_that_shrank_in_a_long_silence_costs_round_trips() -> None:
     assert after_a_while > at_once + 0.5
     near = topology(4)
     assert took_s(AllToAll(40e6), near, idle_s=10.0) <= took_s(AllToAll(40e6), near, idle_s=0.1)
+
+
+@pytest.mark.parametrize(("workers", "rounds"), [(2, 1), (3, 2), (8, 3), (9, 4), (1000, 10)])
+def test_a_barrier_takes_a_round_trip_for_each_doubling_of_those_who_are_known_of(workers: int, rounds: int) -> None:
+    """Hensgen, Finkel and Manber, 1988: of p workers, log2 p rounds. A message is asked for first."""
+    star = topology(workers, delay="10ms")
+    assert took_s(Barrier(), star) == pytest.approx(rounds * 4 * 0.01, rel=0.01)
+    assert Network(star).timing(Barrier(), 5.0).rested_s > 5.0
 
 
 def test_one_server_carries_all_and_as_many_as_workers_carry_what_a_ring_does() -> None:

@@ -134,6 +134,7 @@ SENT_BYTES: dict[str, Callable[..., float]] = {
     "broadcast": lambda p, tensor, src: (p - 1) * tensor.nbytes * (src == dist.get_rank()),
     "isend": lambda p, tensor: tensor.nbytes,
     "send": lambda p, tensor: tensor.nbytes,
+    "barrier": lambda p: 0.0,
 }
 """What a rank sends in a collective, from the arguments of that name."""
 
