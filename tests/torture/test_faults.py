@@ -103,7 +103,8 @@ def stop(to: Callable[[Ordeal], psutil.Process]) -> Strike:
         victim = to(ordeal)
         victim.suspend()
         time.sleep(STOPPED_S)
-        victim.resume()
+        with suppress(psutil.NoSuchProcess):  # whom nobody waits for, such as a player, is ended with its trial
+            victim.resume()
 
     return strike
 
