@@ -216,7 +216,7 @@ LINKS = {
     "a queue is made slower": links(
         *("tc", "qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", "20mbit", "burst", "32kb", "latency", "100ms")
     ),
-    "a foreign route": links("ip", "route", "add", "blackhole", "default"),
+    "a foreign route": links("ip", "route", "replace", "blackhole", "default"),
     "a foreign route in front of a worker's": links("ip", "route", "add", "blackhole", address(0)),
     "packets become smaller": links("ip", "link", "set", "eth0", "mtu", "600"),
 }
