@@ -52,6 +52,10 @@ class UnreadableError(UsageError):
     """A file or folder cannot be read now: its disk or server does not answer, or this user may not."""
 
 
+class OutOfFilesError(MeasurementError):
+    """This process, or this machine, may open no more files: what the user gave is not at fault."""
+
+
 class UnwritableError(UsageError):
     """There can be no such file: a folder is missing, or nothing may be written there."""
 
@@ -298,14 +302,14 @@ def read_stored(path: Path) -> bytes:
 
     Raises:
         FileNotFoundError, IsADirectoryError: it is missing, or a folder lies there.
-        UnreadableError: it cannot be read now. That says nothing of what is in it.
+        OutOfFilesError, UnreadableError: it cannot be read now. That says nothing of what is in it.
     """
     try:
         return path.read_bytes()
     except (FileNotFoundError, IsADirectoryError):
         raise
     except OSError as error:
-        raise UnreadableError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise _unread(path, error) from None
 
 
 def is_file(path: Path) -> bool:
@@ -325,14 +329,19 @@ def names_in(folder: Path) -> list[str]:
     """The names of all that lies in a folder, in their order; none where there is no such folder.
 
     Raises:
-        UnreadableError: it cannot be read. ``Path.glob`` finds nothing there.
+        OutOfFilesError, UnreadableError: it cannot be read. ``Path.glob`` finds nothing there.
     """
     try:
         return sorted(os.listdir(folder))
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise UnreadableError(f"{folder}: cannot be read: {error.strerror}") from None
+        raise _unread(folder, error) from None
+
+
+def _unread(path: Path, error: OSError) -> OutOfFilesError | UnreadableError:
+    kind = OutOfFilesError if error.errno in (errno.EMFILE, errno.ENFILE) else UnreadableError
+    return kind(f"{path}: cannot be read: {error.strerror or error}")
 
 
 def files_below(folder: Path) -> list[Path]:
