@@ -315,10 +315,12 @@ def on_disk(ordeal: Ordeal, command: str) -> None:
 @contextmanager
 def holding(ordeal: Ordeal) -> Iterator[Path]:
     """The run's disk as it was mounted, whatever becomes of the mount and of the run."""
+    seen = Path(f"/proc/{ordeal.pid}/root{ordeal.store}")
+    wait_until(lambda: Store.is_run(seen))
     with subprocess.Popen(where_it_is_seen(ordeal, "cd disk && exec sleep 1000")) as holder:
         disk = Path(f"/proc/{holder.pid}/cwd")
         try:
-            wait_until(lambda: (disk / "run").is_dir())
+            wait_until(lambda: Store.is_run(disk / "run"))  # at first it is in /, where there is a /run
             yield disk
         finally:
             holder.kill()
