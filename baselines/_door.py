@@ -112,12 +112,11 @@ class Handle:
         if bucket.index() == 0 or self._is_due:  # DDP may leave out buckets that are unused on all ranks
             self._begin_round()
         state.stopwatch.bucket_ready(bucket.buffer().numel(), bucket.parameters())
-        if (regrouping := self._regrouping) is not None:
+        if (regrouping := self._regrouping) is None:
+            return self._synchronise_bucket(bucket)
+        if bucket.is_last():
             self._regrouping = None
-            regrouping.end()
-            if will_regroup(self._ddp, bucket):
-                return regrouping.apply(bucket, self._synchronise_bucket)
-        return self._synchronise_bucket(bucket)
+        return regrouping.synchronise(bucket, self._synchronise_bucket)
 
     def _synchronise_bucket(self, bucket: Any) -> Future[torch.Tensor]:
         """The same of one that may be a part of DDP's."""
@@ -207,7 +206,8 @@ class Handle:
         if self.state.was_resumed:
             self.state.was_resumed = False
             self._rounds_to_cut = of_one_bucket
-        if self._rounds_to_cut and self._regrouping is None and self.state.rounds >= of_one_bucket:
+        was_cut = self.state.rounds >= of_one_bucket
+        if self._rounds_to_cut and self._regrouping is None and was_cut and will_regroup(self._ddp):
             self._regrouping = Regrouping(self._ddp)
         if self._is_open and not self.state.accumulates:
             self._watch_what_is_left()

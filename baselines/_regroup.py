@@ -1,8 +1,9 @@
 """The buckets that DDP will have from its second backward pass on, or its third, before that.
 
-DDP begins with all gradients in one bucket and regroups them by the order in which they got ready. What a method makes
-of a gradient may depend on its bucket. A training that is resumed may be past that already. Then its first bucket is
-cut into those that later steps will have, and it goes on as if it had never been interrupted, to the last bit.
+DDP begins with all gradients of a dtype in one bucket and regroups them by the order in which they got ready. What a
+method makes of a gradient may depend on its bucket, and dice on the order of buckets. A training that is resumed may be
+past that already. Then its first buckets are held back until all are there, and cut into those that later steps will
+have. So it goes on as if it had never been interrupted, to the last bit.
 """
 
 from __future__ import annotations
@@ -46,40 +47,66 @@ class Bucket:
 
 
 class Regrouping:
-    """Watches one backward pass for the order in which gradients get ready."""
+    """Watches one backward pass for the order in which gradients get ready, and synchronises its buckets regrouped."""
 
     def __init__(self, ddp: DistributedDataParallel) -> None:
         self._ddp = ddp
         self._ready: dict[torch.Tensor, None] = {}
         weights = [weight for weight in ddp.module.parameters() if weight.requires_grad]
         self._watches = [weight.register_post_accumulate_grad_hook(self._note) for weight in weights]
+        self._sparse: list[torch.Tensor] = []
+        """Weights whose gradients are sparse: each has a bucket to itself, before and after."""
+        self._held: list[dist.GradBucket] = []
+        device = weights[0].device
+        self._done: Future[Any] = Future(devices=[device] if device.type == "cuda" else None)
 
     def _note(self, weight: torch.Tensor) -> None:
         self._ready[weight] = None
 
-    def end(self) -> None:
-        """Watch no more."""
+    def synchronise(
+        self, bucket: dist.GradBucket, at_once: Callable[[Any], Future[torch.Tensor]]
+    ) -> Future[torch.Tensor]:
+        """What becomes of a bucket of DDP. All that are not sparse are held back until the last one has come.
+
+        Args:
+            at_once: synchronises a bucket as it is.
+        """
+        if bucket.buffer().is_sparse:
+            self._sparse += bucket.parameters()
+            done = at_once(bucket)
+        else:
+            self._held.append(bucket)
+            done = self._done.then(partial(_given, bucket.buffer()))
+        if bucket.is_last():
+            self._end(at_once)
+        return done
+
+    def _end(self, at_once: Callable[[Any], Future[torch.Tensor]]) -> None:
         for watch in self._watches:
             watch.remove()
+        parts = {member: part for bucket in self._held for member, part in zip(*_split(bucket), strict=True)}
+        buckets = self._regrouped(parts) if self._are_first_ones() else self._held
+        synchronised = torch.futures.collect_all([at_once(bucket) for bucket in buckets])
+        synchronised.add_done_callback(partial(_put_back, self._done, parts, buckets))
 
-    def apply(
-        self, bucket: dist.GradBucket, synchronise: Callable[[Any], Future[torch.Tensor]]
-    ) -> Future[torch.Tensor]:
-        """Synchronise a bucket, which holds all gradients, as those that DDP will make of it."""
-        whole = bucket.buffer()
-        parts = dict(zip(bucket.parameters(), whole.split([m.numel() for m in bucket.parameters()]), strict=True))
-        groups = self._groups(bucket.parameters())
+    def _are_first_ones(self) -> bool:
+        """Whether DDP has not cut its buckets yet: each holds everything of its dtype."""
+        dtypes = [bucket.buffer().dtype for bucket in self._held]
+        return len({*dtypes}) == len(dtypes)
+
+    def _regrouped(self, parts: dict[torch.Tensor, torch.Tensor]) -> list[Bucket]:
+        groups = [group for group in self._groups([*parts, *self._sparse]) if group[0] in parts]
         last = len(groups) - 1
-        futures = [
-            synchronise(Bucket(torch.cat([parts[member] for member in group]), group, index, index == last))
+        return [
+            Bucket(torch.cat([parts[member] for member in group]), group, index, index == last)
             for index, group in enumerate(groups)
         ]
-        return torch.futures.collect_all(futures).then(partial(_put_back, whole, parts, groups))
 
     def _groups(self, members: list[torch.Tensor]) -> list[list[torch.Tensor]]:
         order = self._order(members)
-        places = list(range(len(order)))
-        groups, _ = _compute_bucket_assignment_by_size(order, bucket_caps(self._ddp), [False] * len(order), places)
+        sparse = {*self._sparse}
+        is_sparse, places = [weight in sparse for weight in order], list(range(len(order)))
+        groups, _ = _compute_bucket_assignment_by_size(order, bucket_caps(self._ddp), is_sparse, places)
         return [[order[place] for place in group] for group in groups]
 
     def _order(self, members: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -92,10 +119,10 @@ class Regrouping:
         return [members[place] for place in places.tolist()]
 
 
-def will_regroup(ddp: DistributedDataParallel, bucket: dist.GradBucket) -> bool:
-    """Whether this is DDP's first bucket, with everything in it, which it will cut."""
-    is_whole = bucket.index() == 0 and bucket.is_last()
-    return is_whole and (ddp.static_graph or not ddp.find_unused_parameters)
+def will_regroup(ddp: DistributedDataParallel) -> bool:
+    """Whether DDP cuts its first buckets, all of which it then hands over."""
+    leaves_out = getattr(ddp, "skip_all_reduce_unused_params", False)
+    return bool(ddp.static_graph or not ddp.find_unused_parameters) and not leaves_out
 
 
 def rounds_of_one_bucket(ddp: DistributedDataParallel) -> int:
@@ -115,13 +142,28 @@ def closes_first_early(ddp: DistributedDataParallel) -> bool:
     return bool(getattr(ddp, "bucket_bytes_cap_default", False))
 
 
+def _split(bucket: Any) -> tuple[list[torch.Tensor], tuple[torch.Tensor, ...]]:
+    members = bucket.parameters()
+    return members, bucket.buffer().split([member.numel() for member in members])
+
+
+def _given(buffer: torch.Tensor, done: Future[Any]) -> torch.Tensor:
+    done.value()
+    return buffer
+
+
 def _put_back(
-    whole: torch.Tensor,
+    done: Future[Any],
     parts: dict[torch.Tensor, torch.Tensor],
-    groups: list[list[torch.Tensor]],
-    done: Future[list[Future[torch.Tensor]]],
-) -> torch.Tensor:
-    for group, future in zip(groups, done.value(), strict=True):
-        for member, mean in zip(group, future.value().split([m.numel() for m in group]), strict=True):
-            parts[member].copy_(mean)
-    return whole
+    buckets: list[Any],
+    synchronised: Future[list[Future[torch.Tensor]]],
+) -> None:
+    try:
+        for bucket, future in zip(buckets, synchronised.value(), strict=True):
+            members = bucket.parameters()
+            for member, mean in zip(members, future.wait().split([m.numel() for m in members]), strict=True):
+                parts[member].copy_(mean)
+    except Exception as error:
+        done.set_exception(error)
+    else:
+        done.set_result(None)

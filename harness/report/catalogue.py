@@ -89,9 +89,8 @@ Every method trains in fp32, fp64, bf16 and fp16; under a `torch.amp.GradScaler`
 rank is skipped by all and leaves no trace in what a method remembers; with `no_sync()`, clipping, groups of parameters,
 frozen and unused parameters, a static graph and `torch.compile`; for parameters of any shape and any number of workers;
 and it saves and resumes (`state.state_dict()`), to the last bit on the same kind of device, but for the times that
-PacTrain's `adaptive` has measured, and but for models with weights of two types or sparse embeddings, whose gradients
-DDP puts into other buckets in the first step after a resumption. What was saved on a GPU is resumed on a CPU, and the
-reverse, with random numbers that begin anew. What is refused is refused in one line; so are FSDP and bare modules.
+PacTrain's `adaptive` has measured. What was saved on a GPU is resumed on a CPU, and the reverse, with random numbers
+that begin anew. What is refused is refused in one line; so are FSDP and bare modules.
 
 * **micro-batches synchronised one by one**, without `no_sync()`: right, or refused because the method would compress
   again what is synchronised already.

@@ -17,6 +17,7 @@ from trainings import (
     EVERY_MEMORY,
     EVERY_VARIANT,
     IN_ONE_ENTRY,
+    LR,
     METHODS,
     SETTINGS,
     Facts,
@@ -64,6 +65,59 @@ def test_a_resumed_training_goes_on_to_the_last_bit(on_ranks, name, parameters):
 @pytest.mark.parametrize("name", ["topk", "thc"])
 def test_it_does_so_whenever_ddp_regroups_its_buckets(on_ranks, name, options):
     assert not_so(on_ranks(2, resume_everywhere, name, {}, 3, options)) == []
+
+
+class OfTwoTypes(Given):
+    """A model whose weights are fp32 and fp64 by turns: DDP begins with a bucket of each."""
+
+    def __init__(self) -> None:
+        super().__init__(*SHAPES)
+        for weight in [*self.weights][1::2]:
+            weight.data = weight.data.double()
+
+
+class WithWords(Given):
+    """A model with an embedding whose gradient is sparse: DDP gives it a bucket to itself."""
+
+    def __init__(self) -> None:
+        super().__init__(*SHAPES)
+        self.words = torch.nn.Embedding(10, 3, sparse=True)
+        torch.nn.init.ones_(self.words.weight)
+
+    def forward(self, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+        return super().forward(gradients) + self.words(torch.tensor([dist.get_rank(), 3])).sum()
+
+
+def resume_among_buckets(name: str, model: type[Given]) -> Facts:
+    """After each of the first steps another training is resumed, which should go on as the first one does."""
+    one = Training(brisk(name), model=model(), settings=LR)
+    checkpoints, later = [], []
+    for step in range(STEPS):
+        checkpoints.append(saved(one))
+        later.append(stepped(one, step))
+    facts: Facts = {}
+    for stop in range(1, STEPS - 1):
+        other = resumed(checkpoints[stop], brisk(name), load_first=stop % 2 == 0, settings=LR, model=model())
+        for step in range(stop, STEPS):
+            facts[f"{stop}: {step}"] = equal(stepped(other, step), later[step])
+    return facts
+
+
+def stepped(training: Training, step: int) -> list[torch.Tensor]:
+    """The weights after a step."""
+    training.begin_step()
+    training.ddp(gradients(step, dist.get_rank())).backward()
+    training.optimizer.step()
+    return [weight.detach().clone() for weight in training.weights]
+
+
+AMONG_BUCKETS = [(name, OfTwoTypes) for name in METHODS]
+AMONG_BUCKETS += [(name, WithWords) for name in METHODS if baselines.get(name).State.takes_sparse_embeddings]
+
+
+@pytest.mark.parametrize(("name", "model"), AMONG_BUCKETS, ids=lambda value: getattr(value, "__name__", value))
+def test_it_does_so_whatever_buckets_ddp_begins_with(on_ranks, name, model):
+    assert not_so(on_ranks(2, resume_among_buckets, name, model)) == []
 
 
 class Branching(Given):

@@ -164,7 +164,7 @@ def resumed(
 
     if load_first:
         load()
-    training = Training(state, settings=SETTINGS, **options)
+    training = Training(state, **{"settings": SETTINGS, **options})
     training.model.load_state_dict(of_model)
     training.optimizer.load_state_dict(of_optimizer)
     if not load_first:
