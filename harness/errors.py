@@ -57,6 +57,3 @@ EXIT_REGRESSION = 3
 
 EXIT_INCONCLUSIVE = 4
 """Neither can be said: too few rounds, or too much noise."""
-
-EXIT_INTERRUPTED = 130
-"""A command ended by Ctrl-C (128 + SIGINT, as shells report it)."""

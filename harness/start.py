@@ -11,9 +11,16 @@ import sys
 
 TYPE_CHECKING = False  # as in typing, which is not to be imported yet
 if TYPE_CHECKING:
+    import signal
+    from collections.abc import Callable
     from importlib.machinery import ModuleSpec
 
 OWN = ("baselines", "harness", "scenarios")
+
+INTERRUPTED = "interrupted; what had finished is kept"
+
+EXIT_INTERRUPTED = 130
+"""A command ended by Ctrl-C (128 + SIGINT, as shells report it)."""
 
 
 class OwnPackages:
@@ -60,6 +67,39 @@ def forget_current_folder() -> None:
     if "" in entries and here not in named and here in sys.path:
         sys.path.remove(here)  # PYTHONPATH=$PYTHONPATH:/x makes an empty entry, which is the current folder
     lead_to_own_packages()
+
+
+def end_when_asked() -> None:
+    """Whoever is asked to end before the command line is read does so at once, in one line: nothing was begun.
+
+    Python would raise Ctrl-C as an error in whatever is being imported.
+    """
+    import os
+
+    def end(*_: object) -> None:
+        try:
+            if sys.__stderr__ is not None:
+                os.write(sys.__stderr__.fileno(), f"pacbench: {INTERRUPTED}\n".encode())
+        finally:
+            os._exit(EXIT_INTERRUPTED)
+
+    hear(end)
+
+
+def hear(handler: "Callable[..., object]") -> None:
+    """Have a handler called when this process is asked to end, but by signals that whoever started it has it ignore."""
+    import signal
+
+    for number in ending_signals():
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, handler)
+
+
+def ending_signals() -> "tuple[signal.Signals, ...]":
+    """By which a command is asked to end. There is no SIGHUP on Windows."""
+    import signal
+
+    return tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 def lead_to_own_packages() -> None:

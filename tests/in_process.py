@@ -12,7 +12,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.cli.main import ENDING, main
+from harness.cli.main import main
+from harness.start import ending_signals
 
 
 def call_pacbench(arguments: tuple[str, ...], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -38,7 +39,7 @@ def call_pacbench(arguments: tuple[str, ...], folder: Path) -> subprocess.Comple
 def _as_before(folder: Path, arguments: list[str]) -> Iterator[None]:
     """Enter a folder with these arguments, and undo that and what ``main`` sets."""
     before, given = Path.cwd(), sys.argv
-    handlers, threshold = {number: signal.getsignal(number) for number in ENDING}, gc.get_threshold()
+    handlers, threshold = {number: signal.getsignal(number) for number in ending_signals()}, gc.get_threshold()
     os.chdir(folder)
     sys.argv = arguments
     try:

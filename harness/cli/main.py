@@ -12,16 +12,14 @@ import typer
 
 from harness.cli.app import make_app
 from harness.cli.console import accept_any_text
-from harness.errors import EXIT_INTERRUPTED, MeasurementError, PacbenchError, UsageError
+from harness.errors import MeasurementError, PacbenchError, UsageError
 from harness.files import NO_ROOM, NoRoomError
 from harness.plain import visible
 from harness.programs import NO_MORE, OBJECTS_BETWEEN_COLLECTIONS
+from harness.start import EXIT_INTERRUPTED, INTERRUPTED, ending_signals, hear
 
 MOST_TOLD = 4000
 """Signs of an error that are told. Much longer are only those that repeat a name or an argument without end."""
-
-ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-"""Signals by which a command is asked to end. There is no SIGHUP on Windows."""
 
 NO_MEMORY = ("failed to map segment", "cannot allocate memory", "can't allocate memory", "can't start new thread")
 """What errors say that are no ``MemoryError``: of the loader of libraries, the kernel, torch and threads."""
@@ -31,8 +29,8 @@ def main() -> None:
     """Run the verb that the command line names."""
     accept_any_text()
     gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
-    _end_in_good_order()
     try:
+        hear(signal.default_int_handler)  # whoever is asked to end in any way does so in good order
         code = make_app()(args=sys.argv[1:] or ["--help"], standalone_mode=False)
         sys.stdout.flush()
         _hear_no_more()
@@ -41,7 +39,7 @@ def main() -> None:
         if code:
             sys.exit(code)  # a verdict
     except (KeyboardInterrupt, typer.Abort):
-        _leave("interrupted; what had finished is kept", EXIT_INTERRUPTED)
+        _leave(INTERRUPTED, EXIT_INTERRUPTED)
     except BrokenPipeError:
         _close(sys.stdout)  # the reader has gone: nothing to tell it
     except Exception as error:
@@ -77,19 +75,12 @@ def _lacks_memory(error: BaseException) -> bool:
     )
 
 
-def _end_in_good_order() -> None:
-    """Whoever is asked to end, or whose terminal goes away, ends as by Ctrl-C: what has finished is kept."""
-    for number in ENDING[1:]:
-        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
-            signal.signal(number, signal.default_int_handler)
-
-
 def _hear_no_more() -> None:
     """Ignore the next Ctrl-C: all is done, and Python, which takes its handlers away as it ends, would be killed by it.
 
     The exit code would be lost.
     """
-    for number in ENDING:
+    for number in ending_signals():
         signal.signal(number, signal.SIG_IGN)
 
 

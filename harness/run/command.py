@@ -15,7 +15,7 @@ from typing import Any
 
 from harness import provenance
 from harness.cluster.protocol import EXECUTE, ClusterBrokenError, CommandCluster
-from harness.errors import EXIT_INTERRUPTED, MeasurementError
+from harness.errors import MeasurementError
 from harness.messages import CommandEnded, Exit, Failed, Message, Output, RankEnded, Traffic
 from harness.network.readings import Readings
 from harness.network.topology import Topology
@@ -23,6 +23,7 @@ from harness.plain import visible
 from harness.programs import how_it_ended
 from harness.record.execution import Ending, Execution, WorkerUse
 from harness.run.counting import Counting
+from harness.start import EXIT_INTERRUPTED
 from harness.units import format_time
 
 EXIT_TIMED_OUT = 124

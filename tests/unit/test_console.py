@@ -165,6 +165,29 @@ def test_a_command_that_has_ended_keeps_its_exit_code_whatever_signal_comes(word
     assert "Traceback" not in done.stderr
 
 
+ASKED_TO_END_WHILE_IT_STARTS = """
+import os, runpy, signal, sys
+
+class Early:
+    def find_spec(self, name, path=None, target=None):
+        if name == "harness.cli.app":
+            os.kill(os.getpid(), signal.Signals[sys.argv.pop(1)])
+
+sys.meta_path.insert(0, Early())
+runpy.run_module("harness", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_command_that_still_imports_is_interrupted_in_one_line(number: str) -> None:
+    started = [sys.executable, "-c", ASKED_TO_END_WHILE_IT_STARTS, number, "list", "models"]
+    done = subprocess.run(started, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (130, ""), done
+    assert done.stderr == "pacbench: interrupted; what had finished is kept\n"
+    ignoring = subprocess.run(["nohup", *started], capture_output=True, text=True, timeout=60)
+    assert ignoring.returncode == (0 if number == "SIGHUP" else 130), ignoring
+
+
 @given(st.text(st.characters(codec=None)))
 def test_what_is_visible_can_be_written_and_stays_as_it_is(text: str) -> None:
     shown = plain.visible(text)
