@@ -40,6 +40,7 @@ def _as_before(folder: Path, arguments: list[str]) -> Iterator[None]:
     """Enter a folder with these arguments, and undo that and what ``main`` sets."""
     before, given = Path.cwd(), sys.argv
     handlers, threshold = {number: signal.getsignal(number) for number in ending_signals()}, gc.get_threshold()
+    hook = sys.unraisablehook
     os.chdir(folder)
     sys.argv = arguments
     try:
@@ -50,6 +51,7 @@ def _as_before(folder: Path, arguments: list[str]) -> Iterator[None]:
         for number, handler in handlers.items():
             signal.signal(number, handler)
         gc.set_threshold(*threshold)
+        sys.unraisablehook = hook
 
 
 def _text(stream: io.TextIOWrapper) -> str:

@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import sys
+import threading
 from typing import TextIO
 
 import typer
@@ -21,16 +22,27 @@ from harness.start import EXIT_INTERRUPTED, INTERRUPTED, ending_signals, hear
 MOST_TOLD = 4000
 """Signs of an error that are told. Much longer are only those that repeat a name or an argument without end."""
 
+STRUCK_AGAIN_AFTER_S = 0.01
+
 NO_MEMORY = ("failed to map segment", "cannot allocate memory", "can't allocate memory", "can't start new thread")
 """What errors say that are no ``MemoryError``: of the loader of libraries, the kernel, torch and threads."""
+
+
+class Interruption(KeyboardInterrupt):
+    """Ctrl-C, or a request to end.
+
+    Python ends a process by SIGINT, whatever its exit code is, when the last ``exec`` of text, by which dataclasses are
+    made, was left by ``KeyboardInterrupt`` itself. A subclass is none to it.
+    """
 
 
 def main() -> None:
     """Run the verb that the command line names."""
     accept_any_text()
     gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
+    sys.unraisablehook = _interrupt_again
     try:
-        hear(signal.default_int_handler)  # whoever is asked to end in any way does so in good order
+        hear(_interrupt)  # whoever is asked to end in any way does so in good order
         code = make_app()(args=sys.argv[1:] or ["--help"], standalone_mode=False)
         sys.stdout.flush()
         _hear_no_more()
@@ -73,6 +85,18 @@ def _lacks_memory(error: BaseException) -> bool:
         or any(sign in str(error).lower() for sign in NO_MEMORY)
         or any(_lacks_memory(earlier) for earlier in (error.__cause__, error.__context__) if earlier is not None)
     )
+
+
+def _interrupt(*_: object) -> None:
+    raise Interruption
+
+
+def _interrupt_again(ignored: sys.UnraisableHookArgs) -> None:
+    """Have an interruption that struck where Python lets no error out, in a destructor say, strike a moment later."""
+    if isinstance(ignored.exc_value, Interruption):
+        threading.Timer(STRUCK_AGAIN_AFTER_S, os.kill, (os.getpid(), signal.SIGINT)).start()
+    else:
+        sys.__unraisablehook__(ignored)
 
 
 def _hear_no_more() -> None:

@@ -125,8 +125,9 @@ class Ordeal:
         return self.process.pid
 
     def wait_for_a_moment(self) -> None:
-        """Until a trial was chosen and has ended, and for some time after that."""
+        """Until a trial that is chosen by chance has ended, or the run has begun, and for some time after that."""
         ended = self.chance.randrange(self.trials)
+        wait_until(lambda: self.has_ended() or self._hears())
         wait_until(lambda: self.has_ended() or len(self.done()) >= ended)
         time.sleep(self.chance.uniform(0.0, STRUCK_WITHIN_S))
 
@@ -134,6 +135,12 @@ class Ordeal:
         """Whether the run has, by itself."""
         assert self.process
         return self.process.poll() is not None
+
+    def _hears(self) -> bool:
+        """Whether the harness is asked before it is ended. Until then a signal strikes Python, which still starts."""
+        caught = re.search(r"^SigCgt:\s*(\w+)$", Path(f"/proc/{self.pid}/status").read_text(), re.MULTILINE)
+        assert caught
+        return bool(int(caught[1], 16) & 1 << signal.SIGTERM - 1)
 
     def is_over(self) -> bool:
         """Whether nothing is left to run of it."""
