@@ -121,7 +121,7 @@ class ComposeCluster(EmulatedCluster):
             try:
                 engine.remove(self._client, self._run)  # also what a command that was cut short began
             except engine.EngineError as complaint:
-                print(f"pacbench: containers may be left: {complaint}; then: pacbench clean", file=sys.stderr)
+                print(f"left, perhaps: containers: {complaint}; removed by: pacbench clean", file=sys.stderr)
 
     def image_digest(self) -> str:
         """See ``Cluster.image_digest``."""
