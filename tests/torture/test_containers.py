@@ -26,6 +26,9 @@ pytestmark = [pytest.mark.torture, pytest.mark.compose, pytest.mark.timeout(900)
 
 Strike = Callable[[Ordeal], object]
 
+ROOM_LEFT_BYTES = 64 << 20
+"""Room for what trains while the limit is set."""
+
 
 @pytest.fixture(scope="module")
 def client() -> DockerClient:
@@ -103,6 +106,15 @@ def slower(ordeal: Ordeal) -> None:
     container(ordeal, "-w1").exec_run(shape.split(), privileged=True)
 
 
+def run_out_of_memory(ordeal: Ordeal) -> None:
+    """What is in use stays, as a limit below that may be refused; somebody who needs more than is left comes."""
+    short = container(ordeal, "-w1")
+    in_use = short.stats(stream=False)["memory_stats"]["usage"]
+    limit = in_use + ROOM_LEFT_BYTES
+    short.update(mem_limit=limit, memswap_limit=limit)
+    short.exec_run(["python3", "-c", f"b'x' * {4 * ROOM_LEFT_BYTES}"])
+
+
 FAULTS: dict[str, tuple[Strike, set[int]]] = {
     "a worker's container is killed": (lambda ordeal: container(ordeal, "-w1").kill(), {FAILED}),
     "the switch's container is killed": (lambda ordeal: container(ordeal, "-switch").kill(), {FAILED}),
@@ -114,7 +126,7 @@ FAULTS: dict[str, tuple[Strike, set[int]]] = {
     "a network is removed": (remove_a_network, {FAILED}),
     "the engine is stopped and started again": (restart_the_engine, {FAILED}),
     "a queue is made slower": (slower, {FAILED}),
-    "memory runs out": (lambda ordeal: container(ordeal, "-w1").update(mem_limit="64m", memswap_limit="64m"), {FAILED}),
+    "memory runs out": (run_out_of_memory, {FAILED}),
     "Ctrl-C": (send(signal.SIGINT, to=harness), {INTERRUPTED}),
     "Ctrl-C twice": (send(signal.SIGINT, signal.SIGINT, to=harness), {INTERRUPTED}),
     "the terminal goes away": (send(signal.SIGHUP, to=harness), {INTERRUPTED}),
