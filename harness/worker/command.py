@@ -130,24 +130,27 @@ class _Node:
                 for place in self._places:
                     self._start(place, stack)
             except OSError as error:
-                reason = f"{self._order.command[0]}: it cannot be run: {error.strerror}"
-                self._send(Failed(reason=reason))
-                self._kill_at_s = time.monotonic()
+                self._give_up(f"{self._order.command[0]}: it cannot be run: {error.strerror}")
+            except subprocess.SubprocessError:
+                self._give_up(f"{self._order.folder}: the command cannot be run there: its folder cannot be entered")
             self._attend(own)
         self._send(self._watch.look())
         self._send(CommandEnded(cpu_s=self._cpu_s, peak_memory_bytes=self._peak_memory_bytes))
+
+    def _give_up(self, reason: str) -> None:
+        self._send(Failed(reason=reason))
+        self._kill_at_s = time.monotonic()
 
     def _start(self, place: Place, stack: ExitStack) -> None:
         environment = self._order.variables(place)
         process = programs.start_for_user(
             filled(self._order.command, environment),
             environment,
-            cwd=self._order.folder,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
-            preexec_fn=processes.end_with_parent,  # safe: this process has one thread
+            preexec_fn=partial(_enter, self._order.folder),  # safe: this process has one thread
             **(_owner(self._order.folder) if self._order.as_owner else {}),
         )
         self._running[process.pid] = place.rank
@@ -226,6 +229,12 @@ class _Node:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(group, signal.SIGKILL)
         processes.kill(started)
+
+
+def _enter(folder: str) -> None:
+    """In the child, which is the folder's owner by now: a container's root may not enter what others may not."""
+    processes.end_with_parent()
+    os.chdir(folder)
 
 
 def _owner(folder: str) -> dict[str, Any]:
