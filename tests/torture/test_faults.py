@@ -401,8 +401,8 @@ SURROUNDINGS: dict[str, dict[str, tuple[tuple[str, ...], dict[str, str], set[int
     },
     "clock": {"clocks that were set": (CLOCKS, {}, {ENDED_WELL})},
     "folder": {
-        "no temporary folder": ((), {"TMPDIR": "/nowhere"}, {ENDED_WELL}),
-        "no home": ((), {"HOME": "/nowhere"}, {ENDED_WELL}),
+        "no temporary folder": ((), {"TMPDIR": "/proc/nowhere"}, {ENDED_WELL}),
+        "no home": ((), {"HOME": "/proc/nowhere"}, {ENDED_WELL}),
     },
 }
 
