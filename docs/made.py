@@ -19,6 +19,7 @@ from harness.record.execution import FILE
 from harness.report.columns import columns
 from harness.report.markdown import table
 from harness.run.command import EXIT_BY_SIGNAL, EXIT_TIMED_OUT
+from harness.start import EXIT_INTERRUPTED
 
 EXITS = {
     0: "done; a gate has passed",
@@ -26,7 +27,7 @@ EXITS = {
     errors.EXIT_REGRESSION: "a regression: something is slower than it may be",
     errors.EXIT_INCONCLUSIVE: "a gate that cannot decide: too few rounds, or too much noise",
     errors.MeasurementError.exit_code: "something could not be measured, or cannot be trusted",
-    errors.EXIT_INTERRUPTED: "interrupted; what had finished is kept",
+    EXIT_INTERRUPTED: "interrupted; what had finished is kept",
 }
 
 OF_A_COMMAND = {
@@ -34,7 +35,7 @@ OF_A_COMMAND = {
     "its own": "the command's own, of the rank that failed first",
     f"{EXIT_BY_SIGNAL} + n": f"that rank was ended by signal n; {EXIT_BY_SIGNAL + signal.SIGKILL}: by SIGKILL",
     EXIT_TIMED_OUT: "it took longer than `--timeout`, and was ended",
-    errors.EXIT_INTERRUPTED: "interrupted",
+    EXIT_INTERRUPTED: "interrupted",
 }
 
 OF_EXEC = f"""`pacbench exec` passes on what became of the command. A 2 or a 5 may be pacbench's, too: wrong input, or
