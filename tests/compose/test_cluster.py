@@ -65,6 +65,16 @@ def test_a_congestion_control_that_the_kernel_lacks_is_refused_with_those_it_has
     assert cluster.use(star(2, "50mbit")).complaints() == []
 
 
+def test_containers_are_made_anew_where_one_cannot_be_started_again(
+    cluster: ComposeCluster, client: DockerClient
+) -> None:
+    cluster.use(star(2, "50mbit"))
+    cluster._fleet.close()
+    (switch,) = (container for container in client.containers.list() if container.name.endswith("-switch"))
+    switch.pause()
+    assert cluster.use(star(2, "50mbit")).complaints() == []
+
+
 def test_an_interface_has_nothing_of_an_earlier_topology(cluster: ComposeCluster, client: DockerClient) -> None:
     for rate, segments in (("20mbit", 6), ("500mbit", 65535), ("20mbit", 6)):
         cluster._build(star(2, rate), NO_LIMITS)

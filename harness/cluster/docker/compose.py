@@ -205,12 +205,15 @@ class ComposeCluster(EmulatedCluster):
     def _bring_up(self, topology: Topology, resources: Resources, choices: int = MOST_CHOICES) -> list[str]:
         """Have the containers of a topology running, each with its agent, torch and data; what is there stays.
 
+        Where some of them cannot be started again, such as one that somebody paused, all are made anew.
+
         Args:
             choices: how often subnets may be chosen yet.
 
         Returns:
             The nodes that were started.
         """
+        before = self._deployment
         if not self._deployment or not self._deployment.covers(topology, resources, self._mounts):
             self._take_down()
             # Whoever took our first ones would also take the next ones at the same time as we.
@@ -219,16 +222,17 @@ class ComposeCluster(EmulatedCluster):
             subnets = dict(zip(names, free_subnets(len(names), [*engine.subnets(self._client)], first), strict=True))
             mounts, gpus = dict(self._mounts), engine.gpu_count()
             self._deployment = Deployment(topology, resources, mounts, subnets, gpus, self._folders)
+        anew = self._deployment is not before
         missing = [node for node in self._deployment.topology.nodes if not self._fleet.serves(node)]
         if missing:
             self._current = None  # its links ended with the containers
             try:
                 self._compose("up", "-d", "--no-build")
-            except engine.AddressesTakenError:
+            except engine.EngineError as error:
                 self._take_down()
-                if choices == 1:
+                if anew and not (isinstance(error, engine.AddressesTakenError) and choices > 1):
                     raise
-                return self._bring_up(topology, resources, choices - 1)
+                return self._bring_up(topology, resources, choices - anew)
             for node in missing:
                 self._fleet.add(node, self._agent(node))
             check = CheckCode(digest=code_digest())
