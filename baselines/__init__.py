@@ -8,6 +8,7 @@ A method is a module of this package that defines
 * ``SENDS``, ``ALL_REDUCE``, ``SOURCE``, for the overview of METHODS.md: what a worker sends, whether an all-reduce sums
   it, and the paper or code that it follows,
 * ``MOST_LOSS``, if it is known: the final accuracy that it may lose to dense in ``scenarios/convergence.toml``,
+* ``MOST_LOSS_AT_PLATEAU``, if it is known: the same in ``scenarios/plateau.toml``, where trainings improve no more,
 * ``MOST_PERPLEXITY``, if it is known: by what share final perplexity may be above that of dense in
   ``scenarios/language.toml``,
 * ``PAPER_SAYS``, if it is known: what the paper, or its authors, say of that loss, and in which setting.
@@ -71,8 +72,8 @@ class Method:
 
     ``summary`` is the first line of the file's docstring, ``details`` the rest of it; ``color`` and ``marker`` are
     matplotlib's; ``all_reduce`` tells whether an all-reduce sums what workers send, None where the file does not say;
-    ``most_loss`` is a share of all test samples, ``most_perplexity`` a share of dense's perplexity, each None where it
-    was not measured; ``paper_says`` is empty where nothing was found.
+    ``most_loss`` and ``most_loss_at_plateau`` are shares of all test samples, ``most_perplexity`` a share of dense's
+    perplexity, each None where it was not measured; ``paper_says`` is empty where nothing was found.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Method:
     summary: str
     details: str
     most_loss: float | None
+    most_loss_at_plateau: float | None
     most_perplexity: float | None
     paper_says: str
     State: type[MethodState]
@@ -137,6 +139,7 @@ def describe(module: ModuleType, name: str) -> Method:
         summary=summary,
         details=details.strip(),
         most_loss=getattr(module, "MOST_LOSS", None),
+        most_loss_at_plateau=getattr(module, "MOST_LOSS_AT_PLATEAU", None),
         most_perplexity=getattr(module, "MOST_PERPLEXITY", None),
         paper_says=getattr(module, "PAPER_SAYS", ""),
         State=module.State,

@@ -42,9 +42,10 @@ OVERVIEW = """\
   [convergence](results/reference/convergence/report.md) has all codecs in ms a step, paced by the profile
   `fashion-cnn-xeon`.
 * **Accuracy cost** is what final accuracy may lose against dense in `scenarios/convergence.toml`, a short training on
-  images, with the parameters that stand there; **perplexity cost** is by how much final perplexity may be above that of
+  images, with the parameters that stand there; **at the plateau** is the same in `scenarios/plateau.toml`, a small
+  training that goes on until nothing improves; **perplexity cost** is by how much final perplexity may be above that of
   dense in `scenarios/language.toml`, a short training of a language model. A test holds the means of the
-  [stored runs](results/README.md#what-each-method-costs-in-accuracy) to both.
+  [stored runs](results/README.md#what-each-method-costs-in-accuracy) to all three.
 """
 
 EXAMPLE_SHAPES = ((1000, 1000),)
@@ -63,7 +64,7 @@ def overview(methods: Iterable[Method]) -> str:
     profiles = shipped_profiles()
     head = ["method", "what a worker sends", "all-reduce"]
     head += [f"MB, {world_size} workers" for world_size in OVERVIEW_WORLD_SIZES]
-    head += ["device cost", "accuracy cost", "perplexity cost", "source"]
+    head += ["device cost", "accuracy cost", "at the plateau", "perplexity cost", "source"]
     rows = [_overview_row(method, profiles) for method in methods]
     return OVERVIEW + "\n" + table(head, rows, right_from=3, right_to=5) + "\n"
 
@@ -76,7 +77,8 @@ def _overview_row(method: Method, profiles: Iterable[Profile]) -> list[str]:
         UNKNOWN if method.all_reduce is None else "yes" if method.all_reduce else "no",
         *(f"{state.wire_bytes(EXAMPLE_SHAPES, world_size) / 1e6:.3g}" for world_size in OVERVIEW_WORLD_SIZES),
         device_cost(method, profiles),
-        accuracy_cost(method),
+        accuracy_cost(method.most_loss),
+        accuracy_cost(method.most_loss_at_plateau),
         perplexity_cost(method),
         method.source or UNKNOWN,
     ]
@@ -122,11 +124,11 @@ def _support_row(state: MethodState) -> list[str]:
     return [f"[{state.name}](#{state.name})", *("yes" if each else "refused" for each in taken), waits, changing]
 
 
-def accuracy_cost(method: Method) -> str:
-    """What the method may lose of the final accuracy."""
-    if method.most_loss is None:
+def accuracy_cost(most_loss: float | None) -> str:
+    """What a method may lose of the final accuracy."""
+    if most_loss is None:
         return UNKNOWN
-    return f"at most {points(method.most_loss)}" if method.most_loss else "none"
+    return f"at most {points(most_loss)}" if most_loss else "none"
 
 
 def perplexity_cost(method: Method) -> str:
@@ -200,6 +202,9 @@ def accuracy(method: Method) -> str:
     lines = []
     if method.most_loss is not None:
         lines.append(f"Final accuracy in `scenarios/convergence.toml`: at most {points(method.most_loss)} below dense.")
+    if method.most_loss_at_plateau is not None:
+        most = points(method.most_loss_at_plateau)
+        lines.append(f"In `scenarios/plateau.toml`, at the end of its training: at most {most} below dense.")
     if method.most_perplexity is not None:
         most = percent(method.most_perplexity)
         lines.append(f"Final perplexity in `scenarios/language.toml`: at most {most} above dense.")

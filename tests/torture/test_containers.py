@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -68,7 +69,8 @@ def pause(node: str) -> Strike:
         paused = container(ordeal, node)
         paused.pause()
         time.sleep(STOPPED_S)
-        paused.unpause()
+        with suppress(DockerException):  # it was found to be of no use meanwhile, and was made anew
+            paused.unpause()
 
     return strike
 
