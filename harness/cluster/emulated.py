@@ -123,10 +123,10 @@ class EmulatedCluster(ABC):
         """See ``Cluster.verify``."""
         if self._current is None:  # a later trial could not have its network, and this one was taken away for it
             raise MeasurementError("the links cannot be measured again: they are gone")
-        topology = self._current[0]
-        readings = measured_again(lambda: self._measured(topology))
-        if readings.complaints():
-            self._current = None  # it must not be used again
+        current, self._current = self._current, None  # only what still is what was asked may be used again
+        readings = measured_again(lambda: self._measured(current[0]))
+        if not readings.complaints():
+            self._current = current
         return readings
 
     def count(self) -> list[Traffic]:

@@ -424,8 +424,8 @@ class Scenario(Section):
     tuned: str | None = None
     """By which command, and at which cost for each method, learning rates were found; None: they were not tuned."""
     accuracy_seeds: int = Field(0, ge=0, le=64)
-    """Where the rounds, three of them at least, leave it unknown whether a method keeps accuracy, more seeds are trained
-    for that alone, on unshaped links, so many in all. 0: the rounds must do."""
+    """Where the rounds (three at least) leave it unknown whether a method keeps accuracy, more seeds are trained for
+    that alone, on unshaped links, so many in all. 0: the rounds must do."""
     cases: tuple[Case, ...]
     methods: tuple[MethodSpec, ...]
 

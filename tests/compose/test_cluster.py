@@ -21,7 +21,7 @@ from docker.client import DockerClient
 from harness.cluster.docker import engine
 from harness.cluster.docker.compose import ComposeCluster
 from harness.cluster.docker.project import ONLY_BY_THE_LINK, Deployment, project
-from harness.errors import UsageError
+from harness.errors import MeasurementError, UsageError
 from harness.network.topology import Topology
 from harness.scenario.links import Link
 from harness.scenario.schema import NO_LIMITS, Resources
@@ -72,6 +72,21 @@ def test_containers_are_made_anew_where_one_cannot_be_started_again(
     cluster._fleet.close()
     (switch,) = (container for container in client.containers.list() if container.name.endswith("-switch"))
     switch.pause()
+    assert cluster.use(star(2, "50mbit")).complaints() == []
+
+
+def test_a_container_that_has_lost_its_network_is_not_used_again(
+    cluster: ComposeCluster, client: DockerClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.use(star(2, "50mbit"))
+    (cut,) = (container for container in client.containers.list() if container.name.endswith("-w1"))
+    for network in cut.attrs["NetworkSettings"]["Networks"]:
+        client.networks.get(network).disconnect(cut)
+    monkeypatch.setattr(cluster, "probe_timeout_s", 5.0)
+    with pytest.raises(MeasurementError):
+        cluster.verify()
+    with pytest.raises(MeasurementError):
+        cluster.use(star(2, "50mbit"))
     assert cluster.use(star(2, "50mbit")).complaints() == []
 
 

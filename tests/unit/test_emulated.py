@@ -11,7 +11,7 @@ from harness.cluster import emulated, universe
 from harness.cluster.emulated import MOST_ANSWERS, EmulatedCluster, as_json
 from harness.cluster.universe import Universe
 from harness.errors import MeasurementError, UsageError
-from harness.messages import CeilingMeasured, Check, LinksMeasured, Message
+from harness.messages import CeilingMeasured, Check, Failed, LinksMeasured, Message
 from harness.network.measure import counting_s, measuring_s
 from harness.network.readings import LinkReading, Readings
 from harness.network.topology import Topology
@@ -27,12 +27,15 @@ class Machine(EmulatedCluster):
     def __init__(self, *ceilings_bps: float) -> None:
         super().__init__()
         self.answers = list(ceilings_bps)
+        self.fails = False
 
     def _build(self, topology: Topology, resources: Resources) -> None:
         self.built = topology
 
     def _task(self, task: str, nodes: list[str], spec: Mapping[str, Any], timeout_s: float) -> Iterator[Message]:
         self.timeout_s = timeout_s
+        if self.fails:
+            yield Failed(node="w1", reason="it has no eth0")
         if task == "probe_links":
             yield LinksMeasured(readings=readings(self.answers.pop(0)).model_dump_json())
             return
@@ -163,3 +166,14 @@ def test_links_that_never_are_what_was_asked_are_refused_and_not_used_again() ->
     assert machine.verify().complaints() == ["measured 900000000"]
     with pytest.raises(MeasurementError, match="they are gone"):
         machine.verify()
+
+
+def test_links_that_cannot_be_measured_are_not_used_again() -> None:
+    machine = Machine(GBIT, GBIT)
+    machine.use(star("1gbit"))
+    machine.fails = True
+    with pytest.raises(MeasurementError, match="the links cannot be measured: w1: it has no eth0"):
+        machine.verify()
+    machine.fails = False
+    machine.use(star("1gbit"))
+    assert machine.answers == [], "they were measured anew"

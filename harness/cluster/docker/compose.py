@@ -37,7 +37,7 @@ from harness.cluster.docker.project import (
 from harness.cluster.emulated import MEETING_PLACE, EmulatedCluster, as_json, preload_request, watchers
 from harness.cluster.fleet import Fleet
 from harness.cluster.protocol import EXECUTE
-from harness.errors import UsageError
+from harness.errors import MeasurementError, UsageError
 from harness.files import is_folder
 from harness.messages import Build, CheckCode, Message, Preload
 from harness.network.addresses import SWITCH
@@ -188,10 +188,18 @@ class ComposeCluster(EmulatedCluster):
         return self._fleet.task(task, topology.worker_nodes, own, timeout_s, watchers(task, topology, spec))
 
     def use(self, topology: Topology, resources: Resources = NO_LIMITS) -> Readings:
-        """See ``Cluster.use``; containers that were lost are started again, and all links measured anew."""
+        """See ``Cluster.use``; containers that were lost are started again, and all links measured anew.
+
+        Where links cannot be had, the next trial gets other containers: these may have lost their networks.
+        """
         if self._current and not all(map(self._fleet.serves, topology.nodes)):
             self._current = None
-        return super().use(topology, resources)
+        try:
+            return super().use(topology, resources)
+        except MeasurementError:
+            with contextlib.suppress(MeasurementError):
+                self._take_down()
+            raise
 
     def _build(self, topology: Topology, resources: Resources) -> None:
         self._current = None
