@@ -22,6 +22,7 @@ SENDS = "every entry, as bf16"
 ALL_REDUCE = True
 SOURCE = "torch's `bf16_compress_hook`"
 MOST_LOSS = 0.01
+MOST_LOSS_AT_PLATEAU = 0.01
 MOST_PERPLEXITY = 0.01
 
 

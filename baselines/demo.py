@@ -44,6 +44,7 @@ SENDS = "the largest cosine coefficients of each tile of the momentum, with thei
 ALL_REDUCE = False
 SOURCE = "Peng et al., 2024 (arXiv 2411.19870)"
 MOST_LOSS = 0.01
+MOST_LOSS_AT_PLATEAU = 0.01
 MOST_PERPLEXITY = 0.06
 PAPER_SAYS = (
     "comparable to AdamW or better: OLMo-1B after 100 billion tokens, HellaSwag 0.47 against 0.43 (k = 16; as notes "

@@ -19,6 +19,7 @@ SENDS = "every entry, as fp32"
 ALL_REDUCE = True
 SOURCE = "torch's `allreduce_hook`"
 MOST_LOSS = 0.0
+MOST_LOSS_AT_PLATEAU = 0.0
 MOST_PERPLEXITY = 0.0
 
 

@@ -34,6 +34,7 @@ SENDS = "the change of every parameter, once in `period` steps"
 ALL_REDUCE = True
 SOURCE = "Douillard et al., 2023 (arXiv 2311.08105)"
 MOST_LOSS = 0.06
+MOST_LOSS_AT_PLATEAU = 0.01
 MOST_PERPLEXITY = 0.37
 PAPER_SAYS = (
     "none: C4, 150 million parameters, 8 workers, 500 steps between meetings, begun from a trained model: perplexity "

@@ -45,6 +45,7 @@ SENDS = "two thin matrices for the momentum of each weight"
 ALL_REDUCE = True
 SOURCE = "Ahn et al., 2025 (arXiv 2504.05295)"
 MOST_LOSS = 0.01
+MOST_LOSS_AT_PLATEAU = 0.01
 MOST_PERPLEXITY = 0.01
 PAPER_SAYS = "as good as Muon and better than AdamW, from 160 million to 3 billion parameters; it compares with no SGD"
 

@@ -21,6 +21,7 @@ SENDS = "every entry, as fp16"
 ALL_REDUCE = True
 SOURCE = "torch's `fp16_compress_hook`"
 MOST_LOSS = 0.01
+MOST_LOSS_AT_PLATEAU = 0.01
 
 
 @parameters

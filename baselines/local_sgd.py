@@ -28,6 +28,7 @@ SENDS = "every parameter, once in `period` steps"
 ALL_REDUCE = True
 SOURCE = "Stich, ICLR 2019 (arXiv 1805.09767)"
 MOST_LOSS = 0.03
+MOST_LOSS_AT_PLATEAU = 0.01
 MOST_PERPLEXITY = 0.08
 PAPER_SAYS = "theory alone: on convex problems the rate of SGD with large batches"
 

@@ -40,6 +40,7 @@ SENDS = "a code of a few bits for every entry to its owner, with a scale for 128
 ALL_REDUCE = False
 SOURCE = "Xie et al., 2024 (arXiv 2407.04480)"
 MOST_LOSS = 0.01
+MOST_LOSS_AT_PLATEAU = 0.01
 MOST_PERPLEXITY = 0.01
 PAPER_SAYS = "no degradation with LLaMAs and mixtures of experts, Adam and 4 bits"
 

@@ -46,6 +46,7 @@ SENDS = "blocks that are not zero to their owners, and the summed blocks back"
 ALL_REDUCE = False
 SOURCE = "Fei et al., SIGCOMM 2021"
 MOST_LOSS = 0.02
+MOST_LOSS_AT_PLATEAU = 0.01
 
 BLOCK = 256
 

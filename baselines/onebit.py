@@ -31,6 +31,7 @@ SENDS = "the sign of every entry, and two scales for each column"
 ALL_REDUCE = False
 SOURCE = "Seide et al., Interspeech 2014"
 MOST_LOSS = 0.08
+MOST_LOSS_AT_PLATEAU = 0.01
 PAPER_SAYS = "none or nearly none with 46 million parameters (Switchboard), a small one with 160 million on 20 servers"
 
 Shape = torch.Size | tuple[int, ...]

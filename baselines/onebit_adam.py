@@ -42,6 +42,7 @@ SENDS = "the sign of every entry of the momentum to its owner, and the sign of t
 ALL_REDUCE = False
 SOURCE = "Tang et al., ICML 2021 (arXiv 2102.02888)"
 MOST_LOSS = 0.01
+MOST_LOSS_AT_PLATEAU = 0.01
 MOST_PERPLEXITY = 0.01
 PAPER_SAYS = (
     "none: BERT-Large on GLUE 0.5 points below to 1.7 above Adam, after 15 % of dense steps (DeepSpeed's account, "

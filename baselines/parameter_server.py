@@ -30,6 +30,7 @@ SENDS = "every entry to its server, as fp32, and the mean back"
 ALL_REDUCE = False
 SOURCE = "Li et al., OSDI 2014"
 MOST_LOSS = 0.01
+MOST_LOSS_AT_PLATEAU = 0.01
 
 
 @parameters

@@ -34,6 +34,7 @@ SENDS = "two thin matrices for each weight's gradient"
 ALL_REDUCE = True
 SOURCE = "Vogels et al., NeurIPS 2019 (arXiv 1905.13727)"
 MOST_LOSS = 0.02
+MOST_LOSS_AT_PLATEAU = 0.01
 MOST_PERPLEXITY = 0.08
 PAPER_SAYS = (
     "none: ResNet-18 on CIFAR-10 with rank 2, 94.4 % as SGD; an LSTM on WikiText-2 with rank 4, SGD's perplexity (as "

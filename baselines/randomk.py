@@ -32,6 +32,7 @@ SENDS = "the same random entries on every worker, without indices"
 ALL_REDUCE = True
 SOURCE = "Stich et al., NeurIPS 2018 (arXiv 1809.07599)"
 MOST_LOSS = 0.5
+MOST_LOSS_AT_PLATEAU = 0.03
 PAPER_SAYS = "theory, and logistic regression: with a memory the rate of SGD"
 
 

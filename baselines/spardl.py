@@ -44,6 +44,7 @@ SENDS = "the largest entries of each block, chosen anew in each round, with thei
 ALL_REDUCE = False
 SOURCE = "Zhao et al., ICDE 2024 (arXiv 2304.00737)"
 MOST_LOSS = 0.04
+MOST_LOSS_AT_PLATEAU = 0.01
 
 SAMPLE_RATIO = 0.01
 

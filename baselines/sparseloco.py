@@ -47,6 +47,7 @@ SENDS = "the largest changes of each chunk, as codes of 2 bits with their places
 ALL_REDUCE = False
 SOURCE = "Sarfi et al., 2025 (arXiv 2508.15706)"
 MOST_LOSS = 0.06
+MOST_LOSS_AT_PLATEAU = 0.01
 MOST_PERPLEXITY = 0.4
 PAPER_SAYS = (
     "better than DiLoCo with 1 to 3 % and 2 bits (512 million parameters); such methods may be slightly below AdamW "

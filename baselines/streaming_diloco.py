@@ -50,6 +50,7 @@ SENDS = "the change of a part of the parameters as codes of 4 bits, each part on
 ALL_REDUCE = False
 SOURCE = "Douillard et al., 2025 (arXiv 2501.18512)"
 MOST_LOSS = 0.04
+MOST_LOSS_AT_PLATEAU = 0.01
 MOST_PERPLEXITY = 0.09
 PAPER_SAYS = (
     "none: 1 billion parameters, 25 to 250 billion tokens, loss 2.66, 2.51 and 2.45 against 2.67, 2.52 and 2.45 "

@@ -47,6 +47,7 @@ SENDS = "a 4-bit code for every entry to its owner, and the sum of the codes bac
 ALL_REDUCE = False
 SOURCE = "Li et al., NSDI 2024 (arXiv 2302.08545)"
 MOST_LOSS = 0.01
+MOST_LOSS_AT_PLATEAU = 0.01
 
 GRANULARITY = 30
 """The grid's highest point; its points are the whole numbers from 0."""

@@ -30,6 +30,7 @@ SENDS = "the largest entries, with their indices"
 ALL_REDUCE = False
 SOURCE = "Stich et al., NeurIPS 2018 (arXiv 1809.07599)"
 MOST_LOSS = 0.03
+MOST_LOSS_AT_PLATEAU = 0.01
 MOST_PERPLEXITY = 0.3
 PAPER_SAYS = "theory, and logistic regression: with a memory the rate of SGD"
 

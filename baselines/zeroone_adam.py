@@ -55,6 +55,7 @@ SENDS = "the sign of what moved every parameter to its owner, and the sign of th
 ALL_REDUCE = False
 SOURCE = "Lu et al., ICLR 2023 (arXiv 2202.06009)"
 MOST_LOSS = 0.01
+MOST_LOSS_AT_PLATEAU = 0.01
 MOST_PERPLEXITY = 0.05
 PAPER_SAYS = "none on GLUE and ImageNet: what 1-bit Adam comes to"
 

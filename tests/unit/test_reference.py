@@ -41,6 +41,11 @@ def trials_of() -> Callable[[str], pd.DataFrame]:
     return cache(lambda run: store(run).trials())
 
 
+def plateau_of(method: str) -> str:
+    """The same at the end of a training on digits. PacTrain's was made again at a rate that does not diverge."""
+    return "plateau-pactrain" if method == "pactrain" else "plateau"
+
+
 def gained(trials: pd.DataFrame, method: str) -> pd.Series:
     """Mean final accuracy over dense, by label.
 
@@ -66,6 +71,24 @@ def test_no_method_loses_more_accuracy_than_its_file_says(trials_of, name: str) 
     assert (-gain <= most_loss).all(), gain.to_dict()
 
 
+@pytest.mark.parametrize("name", baselines.names())
+def test_no_method_loses_more_at_the_plateau_than_its_file_says(trials_of, name: str) -> None:
+    trials = trials_of(plateau_of(name)).query("method == @name")
+    assert (trials["status"] == "done").all()
+    assert (trials.groupby("label")["seed"].nunique() >= SEEDS).all()
+    gain, most_loss = gained(trials_of(plateau_of(name)), name), baselines.get(name).most_loss_at_plateau
+    assert most_loss is not None
+    assert len(gain)
+    assert (-gain <= most_loss).all(), gain.to_dict()
+
+
+def test_dense_improves_no_more_at_the_plateau(trials_of) -> None:
+    trials = trials_of("plateau").query("method == 'dense'")
+    accuracy = store("plateau").events().query("kind == 'accuracy'").merge(trials[["trial_id", "steps"]])
+    late = accuracy[accuracy["step"] >= accuracy["steps"] / 2]
+    assert late.groupby("step")["value"].mean().pipe(lambda mean: mean.max() - mean.min()) <= 0.005
+
+
 @pytest.mark.parametrize("name", sorted({"dense"} | {spec.name for spec in load("language").methods}))
 def test_no_method_s_perplexity_is_higher_than_its_file_says(trials_of, name: str) -> None:
     trials = trials_of("language-zeroone_adam" if name == "zeroone_adam" else "language")
@@ -80,14 +103,18 @@ def test_no_method_s_perplexity_is_higher_than_its_file_says(trials_of, name: st
 
 
 @pytest.mark.parametrize("name", [name for name in baselines.names() if name != "dense"])
-def test_the_results_page_says_of_accuracy_what_was_measured(trials_of, name: str) -> None:
+@pytest.mark.parametrize(
+    ("section", "run"),
+    [("## What each method costs in accuracy", run_of), ("## And once nothing improves?", plateau_of)],
+)
+def test_the_results_page_says_of_accuracy_what_was_measured(
+    trials_of, section: str, run: Callable[[str], str], name: str
+) -> None:
     """Its rows have a difference, with an interval in brackets, for each of a method's settings."""
     page = (RESULTS / "README.md").read_text(encoding="utf-8")
-    (row,) = re.findall(
-        rf"^\| {name}[,; ].*", page.split("## What each method costs in accuracy")[1].split("\n## ")[0], re.M
-    )
+    (row,) = re.findall(rf"^\| {name}[,; ].*", page.split(f"\n{section}\n")[1].split("\n## ")[0], re.M)
     said = [float(each) for each in re.findall(r"([+-]\d+\.\d) \[", row)]
-    measured = 100 * gained(trials_of(run_of(name)), name)
+    measured = 100 * gained(trials_of(run(name)), name)
     assert sorted(said) == pytest.approx(sorted(measured), abs=0.051)
 
 
