@@ -166,4 +166,4 @@ def _put_back(
     except Exception as error:
         done.set_exception(error)
     else:
-        done.set_result(None)
+        done.set_result([*parts.values()])  # on a GPU those who come after wait for what is in a result

@@ -8,7 +8,8 @@ Synchronous: servers wait for all workers. A real server keeps the weights and s
 
 Servers answer together. TCP does not share links evenly, so one of several has all gradients first. If it answered at
 once, its answers would take the way of what it has itself to push to the other servers, and they would send one after
-the other: on six workers of 66 Mbit/s with three servers the answers took 4.0 s instead of 2.1.
+the other: on six workers of 66 Mbit/s with three servers the answers took 4.0 s instead of 2.1. On a GPU they do not
+answer together, since the host would have to wait.
 """
 
 from __future__ import annotations

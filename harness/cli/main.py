@@ -59,6 +59,8 @@ def main() -> None:
         if told is None:
             raise
         _leave(*told)
+    finally:
+        _hear_no_more()
 
 
 def _told(error: Exception) -> tuple[str, int] | None:
@@ -87,14 +89,17 @@ def _lacks_memory(error: BaseException) -> bool:
     )
 
 
-def _interrupt(*_: object) -> None:
-    raise Interruption
+def _interrupt(number: int, _: object) -> None:
+    raise Interruption(number)
 
 
 def _interrupt_again(ignored: sys.UnraisableHookArgs) -> None:
-    """Have an interruption that struck where Python lets no error out, in a destructor say, strike a moment later."""
+    """Have an interruption that struck where Python lets no error out, in a destructor say, strike a moment later.
+
+    By the same signal: another one may be ignored.
+    """
     if isinstance(ignored.exc_value, Interruption):
-        threading.Timer(STRUCK_AGAIN_AFTER_S, os.kill, (os.getpid(), signal.SIGINT)).start()
+        threading.Timer(STRUCK_AGAIN_AFTER_S, os.kill, (os.getpid(), ignored.exc_value.args[0])).start()
     else:
         sys.__unraisablehook__(ignored)
 

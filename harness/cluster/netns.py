@@ -159,8 +159,9 @@ class NetnsCluster(EmulatedCluster):
     def _restore_links(self) -> None:
         """Have the links again as they were built."""
         if self._links_were_changed:
+            current, self._current = self._current, None  # what cannot be had again must not be used again
             self._agent.request(Reset(), self.build_timeout_s)
-            self._links_were_changed = False
+            self._current, self._links_were_changed = current, False
 
     def image_digest(self) -> str:
         """No image: what runs is what lies here."""

@@ -221,7 +221,7 @@ class Network:
         return self._pairs(senders, (senders + call.distance) % self.workers, call.payload_bytes, idle_s)
 
     def _barrier(self, idle_s: float) -> Timing:
-        """After as many messages as p has binary digits each worker has heard, by others, of all: no link is busy."""
+        """After as many messages as p - 1 has binary digits each has heard, by others, of all: no link is busy."""
         distances = [1 << number for number in range((self.workers - 1).bit_length())]
         took_s = sum(self._shift(Shift(0.0, distance), idle_s).took_s for distance in distances)
         return Timing(took_s, 0.0, idle_s + took_s)

@@ -452,7 +452,7 @@ def runs_named(results: Path, name: str) -> Iterator[tuple[Store, Scenario]]:
 
     Raises:
         DamagedRunError: one is, or has lost its scenario.
-        UnreadableError: a folder or file cannot be read now.
+        UnreadableError, OutOfFilesError: a folder or file cannot be read now.
     """
     for found_name in reversed(names_in(results)):
         if not found_name.startswith(f"{name}-") or not is_folder(results / found_name):

@@ -158,7 +158,7 @@ def read_row(
 
     Raises:
         DamagedError: it is not what was written.
-        UnreadableError: it cannot be read now.
+        UnreadableError, OutOfFilesError: it cannot be read now.
     """
     table = _parsed(_bytes_of(file))
     if table.num_rows != 1:
@@ -179,7 +179,7 @@ def read_events(file: Path, row: Path) -> pa.Table:
 
     Raises:
         DamagedError: they are not what was written.
-        UnreadableError: a file cannot be read now.
+        UnreadableError, OutOfFilesError: a file cannot be read now.
     """
     content = _bytes_of(file)
     expected = (_schema_of(row).metadata or {}).get(EVENTS_DIGEST)

@@ -166,6 +166,15 @@ def test_a_command_that_has_ended_keeps_its_exit_code_whatever_signal_comes(word
     assert "Traceback" not in done.stderr
 
 
+def test_a_command_whose_reader_has_gone_ends_by_no_signal_either() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    started = [sys.executable, "-c", ASKED_TO_END_WHILE_IT_ENDS.replace('print("late", flush=True)', "pass")]
+    with open(writing, "w") as unread:
+        done = subprocess.run([*started, "list", "models"], stdout=unread, stderr=subprocess.PIPE, timeout=60)
+    assert (done.returncode >= 0, done.stderr) == (True, b""), done
+
+
 ASKED_TO_END_WHILE_IT_IMPORTS = """
 import os, signal, sys, time
 
@@ -199,6 +208,10 @@ def test_a_command_that_still_imports_is_interrupted_in_one_line(number: str, st
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (130, ""), done
     assert done.stderr == "pacbench: interrupted; what had finished is kept\n"
+    if (number, strike) == ("SIGTERM", "in a destructor"):
+        in_background = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command]
+        beside = subprocess.run(in_background, env=environment, capture_output=True, text=True, timeout=60)
+        assert beside.returncode == 130, beside
     if (number, strike) == ("SIGHUP", "for a verb"):
         ignoring = subprocess.run(["nohup", *command], env=environment, capture_output=True, text=True, timeout=60)
         assert ignoring.returncode == 0, ignoring

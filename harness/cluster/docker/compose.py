@@ -45,6 +45,7 @@ from harness.network.readings import Readings
 from harness.network.topology import Topology
 from harness.provenance import code_digest
 from harness.scenario.schema import NO_LIMITS, Resources, Train
+from harness.start import ending_signals
 from harness.workload.data import DATASETS, cache, places
 
 LIST_LIBRARIES = (
@@ -57,9 +58,6 @@ CONFINED = ("--network=none", "--read-only", "--cap-drop=ALL", "--security-opt=n
 
 INHERITED = ["HOME", "HOSTNAME"]
 """Variables that the engine gives to a container, beside those of its image."""
-
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""By what a run is asked to end."""
 
 MOST_CHOICES = 5
 """How often subnets are chosen, where another harness takes the same ones before us."""
@@ -190,15 +188,17 @@ class ComposeCluster(EmulatedCluster):
     def use(self, topology: Topology, resources: Resources = NO_LIMITS) -> Readings:
         """See ``Cluster.use``; containers that were lost are started again, and all links measured anew.
 
-        Where links cannot be had, the next trial gets other containers: these may have lost their networks.
+        Where links cannot be had, the next trial gets other containers: these may have lost their networks. Those that
+        are to be kept stay, to be looked at.
         """
         if self._current and not all(map(self._fleet.serves, topology.nodes)):
             self._current = None
         try:
             return super().use(topology, resources)
         except MeasurementError:
-            with contextlib.suppress(MeasurementError):
-                self._take_down()
+            if not self._keep:
+                with contextlib.suppress(MeasurementError):
+                    self._take_down()
             raise
 
     def _build(self, topology: Topology, resources: Resources) -> None:
@@ -238,9 +238,11 @@ class ComposeCluster(EmulatedCluster):
                 self._compose("up", "-d", "--no-build")
             except engine.EngineError as error:
                 self._take_down()
-                if anew and not (isinstance(error, engine.AddressesTakenError) and choices > 1):
-                    raise
-                return self._bring_up(topology, resources, choices - anew)
+                if not anew:
+                    return self._bring_up(topology, resources, choices)
+                if isinstance(error, engine.AddressesTakenError) and choices > 1:
+                    return self._bring_up(topology, resources, choices - 1)
+                raise
             for node in missing:
                 self._fleet.add(node, self._agent(node))
             check = CheckCode(digest=code_digest())
@@ -279,7 +281,7 @@ def _inside(place: Path, data_dir: str | None) -> str:
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
     """Let nothing interrupt the removal of what was made, neither whoever does so nor the terminal that goes away."""
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in ENDING}
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in ending_signals()}
     try:
         yield
     finally:
