@@ -45,7 +45,6 @@ def main() -> None:
         hear(_interrupt)  # whoever is asked to end in any way does so in good order
         code = make_app()(args=sys.argv[1:] or ["--help"], standalone_mode=False)
         sys.stdout.flush()
-        _hear_no_more()
         if code == EXIT_INTERRUPTED:
             raise KeyboardInterrupt  # typer made an exit code of it
         if code:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import get_args
 
 import baselines
@@ -77,9 +77,9 @@ def _overview_row(method: Method, profiles: Iterable[Profile]) -> list[str]:
         UNKNOWN if method.all_reduce is None else "yes" if method.all_reduce else "no",
         *(f"{state.wire_bytes(EXAMPLE_SHAPES, world_size) / 1e6:.3g}" for world_size in OVERVIEW_WORLD_SIZES),
         device_cost(method, profiles),
-        accuracy_cost(method.most_loss),
-        accuracy_cost(method.most_loss_at_plateau),
-        perplexity_cost(method),
+        cost(method.most_loss, points),
+        cost(method.most_loss_at_plateau, points),
+        cost(method.most_perplexity, percent),
         method.source or UNKNOWN,
     ]
 
@@ -124,18 +124,11 @@ def _support_row(state: MethodState) -> list[str]:
     return [f"[{state.name}](#{state.name})", *("yes" if each else "refused" for each in taken), waits, changing]
 
 
-def accuracy_cost(most_loss: float | None) -> str:
-    """What a method may lose of the final accuracy."""
-    if most_loss is None:
+def cost(most: float | None, shown: Callable[[float], str]) -> str:
+    """By how much a method's model may be worse than that of dense in the end."""
+    if most is None:
         return UNKNOWN
-    return f"at most {points(most_loss)}" if most_loss else "none"
-
-
-def perplexity_cost(method: Method) -> str:
-    """By how much the method's final perplexity may be above that of dense."""
-    if method.most_perplexity is None:
-        return UNKNOWN
-    return f"at most {percent(method.most_perplexity)}" if method.most_perplexity else "none"
+    return f"at most {shown(most)}" if most else "none"
 
 
 def points(share: float) -> str:
