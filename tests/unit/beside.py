@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -174,15 +175,21 @@ def frozen_between_meetings(make: Method) -> Facts:
     return facts
 
 
-def unfrozen_later(make: Method) -> Facts:
-    """A weight was frozen when the method came, but not when DDP was made."""
+def freezes(*places: int) -> Callable[..., torch.optim.Optimizer]:
+    """Makes an optimizer, and freezes weights by that: after DDP is made, before the method comes."""
 
     def freezing(weights: list[nn.Parameter], **settings: Any) -> torch.optim.Optimizer:
-        weights[4].requires_grad_(False)
+        for place in places:
+            weights[place].requires_grad_(False)
         return torch.optim.SGD(weights, **settings)
 
+    return freezing
+
+
+def unfrozen_later(make: Method) -> Facts:
+    """A weight was frozen when the method came, but not when DDP was made."""
     ddp_options = {"find_unused_parameters": True}
-    one = Training(make(), optimizer=freezing, settings=SETTINGS, **ddp_options)
+    one = Training(make(), optimizer=freezes(4), settings=SETTINGS, **ddp_options)
     one.step(gradients(0, dist.get_rank()))
     before = one.weights[4].requires_grad_(True).detach().clone()
     for step in range(1, 4):
@@ -265,11 +272,12 @@ class Sometimes(Given):
 LEFT_OUT = (2, 3)
 
 
-def unused_for_once(make: Method) -> Facts:
+def unused_for_once(make: Method, *frozen: int) -> Facts:
     """What waits of a weight, to be added to its next gradient, is still there after a step that has none of it."""
     facts: Facts = {}
+    options = {"optimizer": freezes(*frozen), "settings": LR, "find_unused_parameters": True}
     for to_none in (True, False):
-        one = Training(make(), model=Sometimes(*SHAPES), settings=LR, find_unused_parameters=True)
+        one = Training(make(), model=Sometimes(*SHAPES), **options)
         for step in range(4):
             one.step(gradients(step, dist.get_rank()))
         before, given = waiting(one), list[Any](gradients(4, dist.get_rank()))
@@ -288,6 +296,10 @@ def unused_for_once(make: Method) -> Facts:
         one.handle.flush()
         facts[f"set to none {to_none}: ranks"] = agree(flat(one.weights))
     return facts
+
+
+def unused_for_once_beside_a_frozen_one(make: Method) -> Facts:
+    return unused_for_once(make, 0)
 
 
 def unused_in_the_first_bucket(make: Method) -> Facts:
