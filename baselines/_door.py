@@ -69,8 +69,8 @@ class Handle:
         except ValueError:
             state.leave()
             raise
-        self._in_order = _counted(ddp, state)
-        """The parameters whose gradients DDP synchronises, as its reducer counts them."""
+        self._in_order = _counted(ddp, state) if ddp.find_unused_parameters else []
+        """The parameters whose gradients DDP synchronises, as its reducer counts which of them are used."""
         state.loss_scale.listen(ddp.module.parameters(), optimizer, state.agree)
         self._removable = [
             optimizer.register_step_pre_hook(self._before_step),
