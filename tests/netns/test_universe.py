@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 
@@ -138,6 +139,12 @@ def probe_json(pacbench, *arguments, prefix=()):  # type: ignore[no-untyped-def]
     done = pacbench("probe", "--json", *arguments, prefix=prefix)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def test_a_universe_ends_with_its_harness_whatever_python_would_wait_for() -> None:
+    waits = "import atexit, time; atexit.register(time.sleep, 3600); from harness.cluster import universe; universe.main()"
+    command = [*universe_command(), sys.executable, "-c", waits]
+    assert subprocess.run(command, stdin=subprocess.DEVNULL, timeout=60).returncode == 0
 
 
 def test_probe_needs_no_privileges(pacbench) -> None:  # type: ignore[no-untyped-def]
