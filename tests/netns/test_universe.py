@@ -141,10 +141,17 @@ def probe_json(pacbench, *arguments, prefix=()):  # type: ignore[no-untyped-def]
     return json.loads(done.stdout)
 
 
+WAITS_AT_ITS_END = """
+import atexit, time
+from harness.cluster import universe
+atexit.register(time.sleep, 3600)
+universe.main()
+"""
+
+
 def test_a_universe_ends_with_its_harness_whatever_python_would_wait_for() -> None:
-    waits = "import atexit, time; atexit.register(time.sleep, 3600); from harness.cluster import universe; universe.main()"
-    command = [*universe_command(), sys.executable, "-c", waits]
-    assert subprocess.run(command, stdin=subprocess.DEVNULL, timeout=60).returncode == 0
+    command = [*universe_command(), sys.executable, "-c", WAITS_AT_ITS_END]
+    assert subprocess.run(command, input=b"", timeout=60).returncode == 0
 
 
 def test_probe_needs_no_privileges(pacbench) -> None:  # type: ignore[no-untyped-def]
