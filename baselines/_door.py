@@ -69,8 +69,8 @@ class Handle:
         except ValueError:
             state.leave()
             raise
-        self._in_order = _counted(ddp, state) if ddp.find_unused_parameters else []
-        """The parameters whose gradients DDP synchronises, as its reducer counts which of them are used."""
+        self._synchronised = {*state.trained}
+        """The parameters whose gradients DDP synchronises; those that were frozen since it was made, once it has."""
         state.loss_scale.listen(ddp.module.parameters(), optimizer, state.agree)
         self._removable = [
             optimizer.register_step_pre_hook(self._before_step),
@@ -112,7 +112,10 @@ class Handle:
         state = self.state
         if bucket.index() == 0 or self._is_due:  # DDP may leave out buckets that are unused on all ranks
             self._begin_round()
-        state.stopwatch.bucket_ready(bucket.buffer().numel(), bucket.parameters())
+        members = bucket.parameters()
+        if self._ddp.find_unused_parameters:
+            self._synchronised.update(members)
+        state.stopwatch.bucket_ready(bucket.buffer().numel(), members)
         if (regrouping := self._regrouping) is None:
             return self._synchronise_bucket(bucket)
         if bucket.is_last():
@@ -190,8 +193,10 @@ class Handle:
         alone = {weight for weight in self.state.names if weight.grad is None}
         if not (ddp.static_graph or ddp.gradient_as_bucket_view):  # gradients that are there already may be so still
             used: torch.Tensor = ddp.reducer._get_local_used_map()  # by as many ranks, from the backward pass on
-            is_alone = self.state.read(used.eq(0))
-            alone |= {weight for weight, unused in zip(self._in_order, is_alone, strict=True) if unused}
+            in_order = [weight for weight in self.state.names if weight in self._synchronised]
+            if len(used) == len(in_order):
+                is_alone = self.state.read(used.eq(0))
+                alone |= {weight for weight, unused in zip(in_order, is_alone, strict=True) if unused}
         return alone
 
     def _before_forward(self, *_: object) -> None:
@@ -246,14 +251,6 @@ class Handle:
             self._something_is_left = is_left or bool(self._something_is_left)
 
         return look
-
-
-def _counted(ddp: DistributedDataParallel, state: MethodState) -> list[torch.Tensor]:
-    """What DDP's reducer synchronises, as it counts it: those that were not frozen when DDP was made."""
-    if len(ddp.reducer._get_local_used_map()) == len(state.trained):
-        return state.trained
-    counted = {weight for bucket in ddp.reducer._get_zeros_like_grad_buckets() for weight in bucket.parameters()}
-    return [weight for weight in state.names if weight in counted]
 
 
 def _take_place(ddp: DistributedDataParallel) -> Place:

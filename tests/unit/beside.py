@@ -436,6 +436,22 @@ def of_sparse_rows(make: Method) -> Facts:
     }
 
 
+def of_sparse_rows_beside_a_frozen_weight(make: Method) -> Facts:
+    """It is frozen when the method comes, but was not when DDP was made, which looks for what is not used."""
+    state, ddp = make(), DistributedDataParallel(Words(), find_unused_parameters=True)
+    if not state.takes_sparse_embeddings:
+        return {}
+    frozen = ddp.module.layer.bias.requires_grad_(False)
+    optimizer, before = torch.optim.SGD(ddp.parameters(), **LR), frozen.clone()
+    baselines.register(ddp, state, optimizer=optimizer)
+    for _ in range(3):
+        ddp(torch.tensor([1, 5, 6 + dist.get_rank()])).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+    state.flush()
+    return {"stays": torch.equal(frozen, before), "ranks": agree(flat(list(ddp.module.parameters())))}
+
+
 def of_sparse_rows_after_a_skipped_step(make: Method) -> Facts:
     """Its gradients are set to zero, not to none."""
     state, ddp = make(), DistributedDataParallel(Words())

@@ -291,7 +291,7 @@ BESIDE = (
     *(beside.frozen_between_meetings, beside.unfrozen_later, beside.ignored, beside.beside_a_scaled_model),
     *(beside.by_a_closure, beside.in_groups, beside.unused, beside.unused_for_once),
     beside.unused_for_once_beside_a_frozen_one,
-    beside.unused_in_the_first_bucket,
+    *(beside.unused_in_the_first_bucket, beside.of_sparse_rows_beside_a_frozen_weight),
     *(beside.in_a_static_graph, beside.of_sparse_rows, beside.of_sparse_rows_after_a_skipped_step),
 )
 
